@@ -1,0 +1,49 @@
+# Every target sets itself up in .venv; PYTHON picks the interpreter that makes it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast lint format types bench clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	touch $@
+
+$(VENV)/dev.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@ $(VENV)/demo.stamp
+
+demo: $(VENV)/demo.stamp ## export a pretrained network, explain photographs, write figures to .demo/
+	$(BIN)/python examples/demo.py .demo
+
+test: $(VENV)/dev.stamp ## all tests
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/dev.stamp ## the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/dev.stamp ## ruff, format and rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(VENV)/dev.stamp ## let ruff rewrite the files
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# mypy does not follow setuptools' editable finder; a link gives it the package by its name.
+types: $(VENV)/dev.stamp ## mypy, strict
+	mkdir -p $(VENV)/typed && ln -sfn "$(CURDIR)" $(VENV)/typed/whycam
+	MYPYPATH=$(VENV)/typed $(BIN)/mypy
+
+bench: $(VENV)/dev.stamp ## times against plain classification and peers, on this machine
+	$(BIN)/python benchmarks/overhead.py
+
+clean: ## remove the virtual environment and everything made
+	rm -rf $(VENV) .demo build *.egg-info

@@ -1,0 +1,12 @@
+"""whycam: deployed CNN classifiers that explain themselves.
+
+What a product imports; needs neither torch nor the package that trained the model.
+"""
+
+from .runtime.errors import WhyCamError
+from .runtime.explainer import Explainer, load
+from .runtime.explanation import Explanation
+from .runtime.tft import Tft
+from .version import __version__
+
+__all__ = ["Explainer", "Explanation", "Tft", "WhyCamError", "__version__", "load"]

@@ -1,0 +1,282 @@
+"""Export: a PyTorch classifier becomes one ONNX file that explains itself."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+
+from ..runtime.cam import METHODS, Method, Score
+from ..runtime.engine import open_engine
+from ..runtime.errors import ExportError, MissingExtraError, RequestError
+from ..runtime.files import replacing
+from ..runtime.manifest import METADATA_KEY, Manifest
+from ..runtime.onnxfile import digest
+from ..runtime.tft import Tft
+from .ablation import Head, take_apart
+from .graph import ExplainingGraph, ablation_score, gradient_score
+from .layer import Layer, Split, capture, check_is_head, find_layer, list_layers, split
+from .source import Overrides, Source, resolve
+from .verify import Float64, Verification, references, verify
+
+DEFAULT_OPSET = 18
+_LIMIT = 2**31 - 2**20  # protobuf's bound on one message, less room for the metadata
+
+Step = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Export:
+    """What an export made.
+
+    Attributes:
+        path: the file.
+        manifest: what it says of itself.
+        verification: how it compares with PyTorch.
+        size: of the file, in bytes.
+        seconds: the whole export took.
+        notes: what had to be assumed, for the user to check.
+    """
+
+    path: Path
+    manifest: Manifest
+    verification: Verification
+    size: int
+    seconds: float
+    notes: tuple[str, ...]
+
+
+def to_onnx(
+    model: str | torch.nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    weights: str = "default",
+    labels: str | Sequence[str] | None = None,
+    num_classes: int | None = None,
+    overrides: Overrides | None = None,
+    target_layer: str | None = None,
+    methods: Sequence[str] | None = None,
+    score: Score | None = None,
+    tft: Tft | None = None,
+    opset: int = DEFAULT_OPSET,
+    step: Step | None = None,
+) -> Export:
+    """Export a classifier as an explaining graph, checked against PyTorch in float64.
+
+    Args:
+        model: ``torchvision/NAME``, ``timm/NAME``, ``package.module:factory``,
+            ``file.py:factory``, or a module. It takes [N, 3, H, W] and returns logits [N, C].
+        path: the ONNX file to write.
+        weights: ``default``, ``none``, or a .pth or .safetensors file.
+        labels: ``imagenet``, a file with one name a line or a JSON list, or the names.
+        num_classes: for torchvision and timm models with another number of classes than usual.
+        overrides: preprocessing that differs from the model's own.
+        target_layer: a module's path; by default the layer is found from the graph.
+        methods: what the file must support; by default everything but ``ablation``, which
+            adds an output and its work to every call, and ``cam`` where the head allows it.
+        score: what gradients and Ablation-CAM are taken of. By default as each was published:
+            gradients of the logit, Ablation-CAM of the probability.
+        tft: the reading of TFT that the file recommends.
+        opset: of the ONNX file.
+        step: told the name of each step as it begins.
+
+    Returns:
+        What was made.
+
+    Raises:
+        ExportError: the model cannot be loaded or exported.
+        TargetLayerError: there is no usable target layer.
+        VerificationError: the file does not compute what PyTorch does; none is left behind.
+        OutputError: the file cannot be written.
+    """
+    begin = time.perf_counter()
+    step = step or (lambda _: None)
+    target = Path(path)
+    _check_packages()
+    with replacing(target) as temporary:  # first of all: an unwritable place should cost no wait
+        step("loading the model")
+        source = resolve(model, weights, labels, num_classes, overrides)
+        step("finding the target layer")
+        captured = capture(source.model, source.preprocess.size)
+        layer = find_layer(captured, target_layer)
+        parts = split(captured, layer)
+        if target_layer is None:
+            check_is_head(parts)
+        head = take_apart(parts.head)
+        chosen = _methods(methods, head, score)
+        _check_labels(source.labels, parts)
+        step("tracing the gradient")
+        with _reduced_noise():
+            graph = ExplainingGraph(parts, head, chosen, score).eval()
+            step("writing ONNX")
+            _write(graph, source.preprocess.size, opset, temporary)
+        step("computing the reference in float64")
+        exact = Float64(source.model, graph)
+        with torch.no_grad():
+            expected = references(exact, source.preprocess.size)
+        manifest = _manifest(source, parts, head, chosen, score, tft, opset)
+        manifest = msgspec.structs.replace(manifest, references=expected, digest=digest(temporary))
+        _append_metadata(temporary, manifest)
+        step("checking against PyTorch")
+        engine = open_engine(temporary, manifest, "onnxruntime", None)
+        verification = verify(engine, graph, exact, source.preprocess.size)
+        size = temporary.stat().st_size
+    return Export(target, manifest, verification, size, time.perf_counter() - begin, source.notes)
+
+
+def layers(
+    model: str | torch.nn.Module,
+    *,
+    weights: str = "none",
+    num_classes: int | None = None,
+    overrides: Overrides | None = None,
+) -> tuple[list[Layer], Layer | None]:
+    """Where a model can be cut, from image to logits, and the layer that export would choose."""
+    source = resolve(model, weights, None, num_classes, overrides)
+    captured = capture(source.model, source.preprocess.size)
+    try:
+        chosen = find_layer(captured)
+    except ExportError:
+        chosen = None
+    return list_layers(captured), chosen
+
+
+def _check_packages() -> None:
+    try:
+        import onnx
+        import onnxscript
+    except ImportError as error:
+        raise MissingExtraError(error.name or "onnxscript", "export", "export") from error
+    del onnx, onnxscript
+
+
+def _methods(wanted: Sequence[str] | None, head: Head, score: Score | None) -> tuple[Method, ...]:
+    has_cam = head.is_pooled_linear and gradient_score(score) == "logit"
+    available = [m for m in METHODS if m != "cam" or has_cam]
+    if wanted is None:
+        return tuple(m for m in available if m != "ablation")
+    unknown = [m for m in wanted if m not in METHODS]
+    if unknown or not wanted:
+        raise RequestError(
+            f"there is no method {', '.join(map(repr, unknown))}; choose from: {', '.join(METHODS)}"
+        )
+    if "cam" in wanted and not has_cam:
+        raise ExportError(
+            "'cam' needs a head of global average pooling and one linear layer, and the logit as "
+            "score; this model's head or score is another. Use 'gradcam'"
+        )
+    return tuple(m for m in METHODS if m in wanted)
+
+
+def _check_labels(labels: Sequence[str], parts: Split) -> None:
+    if labels and len(labels) != parts.num_classes:
+        raise ExportError(
+            f"there are {len(labels)} labels, but the model has {parts.num_classes} classes"
+        )
+
+
+@contextlib.contextmanager
+def _reduced_noise() -> Iterator[None]:
+    """Exporters talk about their own internals; what matters is checked after them."""
+    noisy = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    before = [logger.level for logger in noisy]
+    for logger in noisy:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(noisy, before, strict=True):
+            logger.setLevel(level)
+
+
+def _write(graph: ExplainingGraph, size: tuple[int, int], opset: int, path: Path) -> None:
+    batch, classes = torch.export.Dim("batch"), torch.export.Dim("classes")
+    # Example sizes differ from each other and from 1, lest the exporter take one for another.
+    image, target = torch.zeros(2, 3, *size), torch.zeros(2, 3, dtype=torch.int64)
+    try:
+        program = torch.onnx.export(
+            graph,
+            (image, target),
+            dynamo=True,
+            dynamic_shapes=({0: batch}, {0: batch, 1: classes}),
+            input_names=["image", "target"],
+            output_names=graph.output_names,
+            opset_version=opset,
+            verbose=False,
+        )
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ExportError(f"the ONNX exporter cannot translate this model: {lines[0]}") from error
+    assert program is not None
+    written = program.model.opset_imports.get("")
+    if written != opset:
+        raise ExportError(
+            f"the exporter can only write this model for opset {written}, not {opset}"
+        )
+    # Notes of the exporter, such as paths on this machine, are nobody's business.
+    program.model.metadata_props.clear()
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+    for value in [*program.model.graph.inputs, *program.model.graph.outputs]:
+        value.metadata_props.clear()
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in graph.trunk.parameters())
+    if weights > _LIMIT:
+        raise ExportError(
+            f"the model has {weights / 2**30:.1f} GiB of weights; an ONNX file holds 2 GiB"
+        )
+    program.save(str(path))
+
+
+def _manifest(
+    source: Source,
+    parts: Split,
+    head: Head,
+    methods: tuple[Method, ...],
+    score: Score | None,
+    tft: Tft | None,
+    opset: int,
+) -> Manifest:
+    from importlib.metadata import version
+
+    from ..version import __version__
+
+    return Manifest(
+        model=source.name,
+        weights=source.weights,
+        target_layer=parts.layer.name,
+        activations=parts.layer.shape,
+        pooled_linear=head.is_pooled_linear,
+        num_classes=parts.num_classes,
+        labels=source.labels,
+        preprocess=source.preprocess,
+        methods=methods,
+        gradient_score=gradient_score(score),
+        ablation_score=ablation_score(score),
+        tft=tft or Tft(),
+        opset=opset,
+        image_bytes=parts.live_bytes,
+        tools={
+            "whycam": __version__,
+            **{name: version(name) for name in ("torch", "onnx", "onnxscript")},
+        },
+    )
+
+
+def _append_metadata(path: Path, manifest: Manifest) -> None:
+    """Add the manifest to a written file: protobuf messages merge when concatenated."""
+    import onnx
+
+    entry = onnx.StringStringEntryProto(key=METADATA_KEY, value=manifest.to_json())
+    with path.open("ab") as file:
+        file.write(onnx.ModelProto(metadata_props=[entry]).SerializeToString())

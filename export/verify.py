@@ -1,0 +1,235 @@
+"""Hold an exported file against PyTorch in float64: names, then shapes, then values."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..runtime import cam, selftest
+from ..runtime.cam import Score
+from ..runtime.engine import Engine
+from ..runtime.errors import VerificationError
+from ..runtime.manifest import Reference
+from .graph import ExplainingGraph, ablation_score, gradient_score
+
+# A wrong graph is off by orders of magnitude more; float32 networks stay well below.
+TOLERANCE = {"probabilities": 1e-4, "activations": 1e-3, "gradients": 1e-4, "ablation": 1e-3}
+_CHANNELS_CHECKED = 4
+_DRAWS = 6
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Largest differences found, engine against float64 PyTorch, over all inputs tried.
+
+    Attributes:
+        probabilities: absolute.
+        activations, gradients, ablation: relative to the largest value of the reference.
+        inputs: how many batches were compared.
+    """
+
+    probabilities: float
+    activations: float
+    gradients: float
+    ablation: float | None
+    inputs: int
+
+
+class Float64:
+    """The model in float64, and autograd through its head: the reference."""
+
+    def __init__(self, model: torch.nn.Module, graph: ExplainingGraph) -> None:
+        self.model = copy.deepcopy(model).double()
+        self.trunk = copy.deepcopy(graph.split.trunk).double()
+        self.head = copy.deepcopy(graph.split.head).double()
+        self.score = graph.score
+
+    def score_of(self, logits: torch.Tensor, targets: torch.Tensor, score: Score) -> torch.Tensor:
+        """The logit or probability of each row's target, [M]."""
+        values = logits if score == "logit" else torch.softmax(logits, dim=-1)
+        return values.gather(1, targets[:, None])[:, 0]
+
+    def gradient(self, activations: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """d score / d A by plain autograd; activations [M, K, h, w], targets [M]."""
+        a = activations.detach().requires_grad_(True)
+        with torch.enable_grad():
+            score = self.score_of(self.head(a), targets, gradient_score(self.score))
+            (gradient,) = torch.autograd.grad(score.sum(), a)
+        return gradient
+
+    def ablation(
+        self, activations: torch.Tensor, targets: torch.Tensor, channel: int
+    ) -> torch.Tensor:
+        """(y - y_k) / y for one channel, by running the head without it."""
+        without = activations.clone()
+        without[:, channel] = 0
+        score = ablation_score(self.score)
+        y = self.score_of(self.head(activations), targets, score)
+        return (y - self.score_of(self.head(without), targets, score)) / y
+
+
+def references(exact: Float64, size: tuple[int, int]) -> tuple[Reference, ...]:
+    """What the float64 model answers for the built-in test patterns."""
+    found = []
+    for index in range(selftest.PATTERNS):
+        image = torch.from_numpy(selftest.pattern(index, size))[None].double()
+        probabilities = torch.softmax(exact.model(image), dim=-1)
+        target = probabilities.argmax(dim=-1)
+        activations = exact.trunk(image)
+        raw = cam.raw_map("gradcam", activations, exact.gradient(activations, target)[:, None])
+        found.append(
+            Reference(
+                pattern=index,
+                target=int(target),
+                probability=float(probabilities[0, target]),
+                raw_map=tuple(float(f"{value:.7g}") for value in raw.flatten()),
+            )
+        )
+    return tuple(found)
+
+
+def verify(
+    engine: Engine, graph: ExplainingGraph, exact: Float64, size: tuple[int, int]
+) -> Verification:
+    """Compare on two inputs of two batch sizes, with one and two classes an image.
+
+    Raises:
+        VerificationError: an output is missing, has another shape, or differs too much.
+    """
+    rng = np.random.default_rng(0)
+    worst: dict[str, float] = {}
+    compared = 0
+    for batch, classes in ((1, 1), (3, 2)):
+        for _ in range(_DRAWS):
+            image = _photograph_like(rng, batch, size)
+            target = rng.integers(0, graph.split.num_classes, (batch, classes))
+            target[:, 0] = -1
+            found = engine.run({"image": image, "target": target}, graph.output_names)
+            _check_shapes(found, graph, batch, classes)
+            if not _at_a_kink(exact, found, rng):
+                break
+        for name, error in _differences(exact, image, target, found, rng).items():
+            worst[name] = max(worst.get(name, 0.0), error)
+            if not error <= TOLERANCE[name]:
+                raise VerificationError(
+                    f"the exported graph is wrong: {name} differ from PyTorch in float64 by "
+                    f"{error:.1e}, more than {TOLERANCE[name]:.0e} (batch {batch}, {classes} "
+                    "classes). No file was written"
+                )
+        compared += 1
+    return Verification(
+        worst["probabilities"],
+        worst["activations"],
+        worst["gradients"],
+        worst.get("ablation"),
+        compared,
+    )
+
+
+def _photograph_like(
+    rng: np.random.Generator, batch: int, size: tuple[int, int]
+) -> NDArray[np.float32]:
+    """Coarse random fields with fine noise on top: float32 [batch, 3, H, W]."""
+    coarse = np.asarray(cam.resize(rng.standard_normal((batch, 3, 8, 8)), size))
+    fine = 0.3 * rng.standard_normal((batch, 3, *size))
+    return (1.2 * coarse + fine).astype(np.float32)
+
+
+def _check_shapes(
+    found: dict[str, NDArray[np.generic]], graph: ExplainingGraph, batch: int, classes: int
+) -> None:
+    channels = graph.split.layer.shape
+    expected = {
+        "probabilities": (batch, graph.split.num_classes),
+        "targets": (batch, classes),
+        "activations": (batch, *channels),
+        "gradients": (batch, classes, *channels),
+        "ablation_weights": (batch, classes, channels[0]),
+    }
+    for name in graph.output_names:
+        if found[name].shape != expected[name]:
+            raise VerificationError(
+                f"the exported graph is wrong: output '{name}' has the shape {found[name].shape}, "
+                f"not {expected[name]}. No file was written"
+            )
+
+
+def _repeated(found: dict[str, NDArray[np.generic]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The file's own activations in float64, once per explained class, and the classes."""
+    activations = torch.from_numpy(np.asarray(found["activations"])).double()
+    targets = torch.from_numpy(np.asarray(found["targets"]))
+    return activations.repeat_interleave(targets.shape[1], dim=0), targets.flatten()
+
+
+def _at_a_kink(
+    exact: Float64, found: dict[str, NDArray[np.generic]], rng: np.random.Generator
+) -> bool:
+    """Whether the true gradient itself jumps here when A changes by float32 rounding.
+
+    At such a point (two activations of a max-pool tie, a ReLU sits at zero) no float32 engine
+    has a defined answer, so another input is drawn.
+    """
+    activations, targets = _repeated(found)
+    noise = torch.from_numpy(rng.standard_normal(activations.shape))
+    gradient = exact.gradient(activations, targets)
+    moved = exact.gradient(activations * (1 + 1e-6 * noise), targets)
+    return _relative(moved, gradient) > TOLERANCE["gradients"] / 2
+
+
+def _differences(
+    exact: Float64,
+    image: NDArray[np.float32],
+    target: NDArray[np.int64],
+    found: dict[str, NDArray[np.generic]],
+    rng: np.random.Generator,
+) -> dict[str, float]:
+    with torch.no_grad():
+        x = torch.from_numpy(image).double()
+        logits = exact.model(x)
+        probabilities = torch.softmax(logits, dim=-1)
+        activations = exact.trunk(x)
+    # Gradients are compared at the file's own activations: what the trunk rounds is judged by
+    # the activations, and must not be counted again through the kinks of the head.
+    own, targets = _repeated(found)
+    errors = {
+        "probabilities": _absolute(found["probabilities"], probabilities),
+        "activations": _relative(_tensor(found["activations"]), activations),
+        "gradients": _relative(
+            _tensor(found["gradients"]).flatten(0, 1), exact.gradient(own, targets)
+        ),
+    }
+    top = probabilities.max(dim=-1).values
+    chosen = probabilities.gather(1, torch.from_numpy(np.asarray(found["targets"]))[:, :1])[:, 0]
+    if float((top - chosen).max()) > TOLERANCE["probabilities"] or not np.array_equal(
+        found["targets"][:, 1:], target[:, 1:]
+    ):
+        raise VerificationError(
+            "the exported graph is wrong: it explains other classes than asked for. No file was "
+            "written"
+        )
+    if "ablation_weights" in found:
+        weights = _tensor(found["ablation_weights"]).flatten(0, 1)
+        channels = rng.choice(weights.shape[1], min(_CHANNELS_CHECKED, weights.shape[1]), False)
+        with torch.no_grad():
+            expected = torch.stack([exact.ablation(own, targets, k) for k in channels], dim=1)
+        scale = max(float(weights.abs().max()), float(expected.abs().max()), 1e-6)
+        errors["ablation"] = float((weights[:, channels] - expected).abs().max()) / scale
+    return errors
+
+
+def _tensor(values: NDArray[np.generic]) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(values)).double()
+
+
+def _absolute(values: NDArray[np.generic], expected: torch.Tensor) -> float:
+    return float((_tensor(values) - expected).abs().max())
+
+
+def _relative(values: torch.Tensor, expected: torch.Tensor) -> float:
+    scale = float(expected.abs().max())
+    difference = float((values - expected).abs().max())
+    return difference / scale if scale > 0 else difference

@@ -1,0 +1,1 @@
+"""Run an explaining graph: needs neither torch nor anything above this package."""

@@ -1,0 +1,172 @@
+"""Class activation maps: activations and gradients in, maps in [0, 1] out.
+
+Written against the Python array API standard, so the same lines serve NumPy arrays at run time
+and torch tensors when a graph is traced. Symbols follow the paper (section 2.4): activations
+A [N, K, h, w], gradients G = d score_c / d A [N, k, K, h, w] for k explained classes an image,
+weights alpha [N, k, K], raw maps [N, k, h, w].
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast, get_args
+
+import array_api_compat
+import numpy as np
+
+Array = Any
+Method = Literal[
+    "cam", "gradcam", "gradcam++", "layercam", "ablation", "scorecam", "hirescam", "xgradcam"
+]
+METHODS: tuple[Method, ...] = get_args(Method)
+Score = Literal["logit", "prob"]
+
+# Below this part of a map's magnitude, differences are float32 rounding: the map is constant.
+_CONSTANT = 1e-6
+_EPS = 1e-7
+
+
+def raw_map(
+    method: Method, activations: Array, gradients: Array, weights: Array | None = None
+) -> Array:
+    """Weighted sum of the activations, phi(sum_k alpha_k A_k) (paper equation 3).
+
+    Args:
+        method: one of ``METHODS``.
+        activations: A, float [N, K, h, w].
+        gradients: G, float [N, k, K, h, w]; unused by ``ablation`` and ``scorecam``.
+        weights: alpha, float [N, k, K], for the methods that do not take it from the gradients.
+
+    Returns:
+        float [N, k, h, w], not normalised; no negative values, but for ``cam``.
+    """
+    if method == "layercam":  # Jiang et al. 2021: weights per element
+        return _relu(_relu(gradients) * activations[:, None, ...]).sum(-3)
+    if method == "hirescam":  # Draelos and Carin 2020: gradients element-wise, not averaged
+        return _relu((gradients * activations[:, None, ...]).sum(-3))
+    alpha = weights if weights is not None else channel_weights(method, activations, gradients)
+    n, channels, height, width = activations.shape
+    summed = alpha @ activations.reshape((n, channels, height * width))
+    raw = summed.reshape((n, alpha.shape[1], height, width))
+    return raw if method == "cam" else _relu(raw)
+
+
+def channel_weights(method: Method, activations: Array, gradients: Array) -> Array:
+    """The weights alpha_k that a method takes from the gradients.
+
+    - ``cam`` (Zhou et al. 2016): alpha_k = W[c, k]. Behind global average pooling and a linear
+      layer G = W[c, k] / (h w) everywhere, so its sum is W[c, k].
+    - ``gradcam`` (Selvaraju et al. 2017): alpha_k = mean_ij G.
+    - ``gradcam++`` (Chattopadhay et al. 2018): alpha_k = sum_ij a ReLU(G) with
+      a = G^2 / (2 G^2 + (sum_ij A_k) G^3 + 1e-6), and a = 0 where G = 0.
+    - ``xgradcam`` (Fu et al. 2020): alpha_k = sum_ij (A_k / sum_ij A_k) G.
+
+    Returns:
+        float [N, k, K].
+    """
+    xp = array_api_compat.array_namespace(activations, gradients)
+    if method == "gradcam":
+        return xp.mean(gradients, axis=(-2, -1))
+    if method == "cam":
+        return xp.sum(gradients, axis=(-2, -1))
+    total = xp.sum(activations, axis=(-2, -1))[:, None, :, None, None]
+    if method == "xgradcam":
+        share = activations[:, None, ...] / (total + _EPS)
+        return xp.sum(share * gradients, axis=(-2, -1))
+    if method == "gradcam++":
+        square = gradients * gradients
+        denominator = 2.0 * square + total * square * gradients + 1e-6
+        zero = gradients == 0.0
+        a = xp.where(zero, 0.0 * square, square / xp.where(zero, 1.0 + square, denominator))
+        return xp.sum(a * _relu(gradients), axis=(-2, -1))
+    raise ValueError(f"{method} does not take its weights from the gradients")
+
+
+def ablation_weights(logits: Array, drops: Array, selected: Array, score: Score) -> Array:
+    """Ablation-CAM (Desai and Ramaswamy 2020): alpha_k = (y - y_k) / y.
+
+    y is the explained class's score and y_k the same with channel k of A set to zero. For
+    probabilities, with odds o_j = exp(z_j - z_c) and logits that fall by d_j, this is
+    g / (1 + sum_j o_j + g), g = sum_j o_j (exp(d_c - d_j) - 1) over j != c: a form that keeps its
+    digits where y is all but 1.
+
+    Args:
+        logits: z, float [N, C].
+        drops: d, what each logit loses without channel k, float [N, K, C].
+        selected: one-hot of the explained classes, float [N, k, C].
+        score: ``prob`` (the paper) or ``logit``.
+
+    Returns:
+        float [N, k, K]; 0 where y is 0.
+    """
+    xp = array_api_compat.array_namespace(logits, drops)
+    y = xp.sum(logits[:, None, :] * selected, axis=-1, keepdims=True)
+    own_drop = selected @ xp.matrix_transpose(drops)
+    if score == "logit":
+        zero = y == 0.0
+        return xp.where(zero, 0.0 * own_drop, own_drop / xp.where(zero, 1.0 + y, y))
+    # exp(40) squared is finite in float32; a class that far behind has probability 1e-18.
+    odds = xp.exp(xp.clip(logits[:, None, :] - y, max=40.0)) * (1.0 - selected)
+    growth = xp.exp(xp.clip(own_drop[..., None] - drops[:, None, :, :], max=40.0)) - 1.0
+    gain = xp.sum(odds[:, :, None, :] * growth, axis=-1)
+    return gain / (1.0 + xp.sum(odds, axis=-1, keepdims=True) + gain)
+
+
+def finish(raw: Array, size: tuple[int, int]) -> Array:
+    """Raw maps [..., h, w] to maps in [0, 1] [..., H, W]: resize, then min-max.
+
+    A constant map comes out all zero; so does one whose differences are no more than float32
+    rounding of its magnitude. Non-finite values count as zero: NaN never comes out.
+    """
+    xp = array_api_compat.array_namespace(raw)
+    raw = xp.where(xp.isfinite(raw), raw, 0.0 * xp.ones_like(raw))
+    # Unit magnitude first: what a map shows must not depend on the scale of the gradients.
+    low = xp.min(raw, axis=(-2, -1), keepdims=True)
+    spread = xp.max(raw, axis=(-2, -1), keepdims=True) - low
+    magnitude = xp.max(xp.abs(raw), axis=(-2, -1), keepdims=True)
+    constant = spread <= _CONSTANT * magnitude
+    unit = xp.where(constant, 0.0 * raw, (raw - low) / xp.where(constant, 1.0 + spread, spread))
+    maps = resize(unit, size)
+    low = xp.min(maps, axis=(-2, -1), keepdims=True)
+    high = xp.max(maps, axis=(-2, -1), keepdims=True)
+    return xp.clip((maps - low) / (high - low + _EPS), 0.0, 1.0)
+
+
+def resize(maps: Array, size: tuple[int, int]) -> Array:
+    """Bilinear, half-pixel centres, no antialias: maps [..., h, w] to [..., H, W].
+
+    The same numbers as OpenCV's ``INTER_LINEAR`` and torch's ``bilinear`` without
+    ``align_corners``; two matrix products, which any engine runs.
+    """
+    xp = array_api_compat.array_namespace(maps)
+    height, width = maps.shape[-2:]
+    rows = interpolation_matrix(int(height), _centres(int(height), size[0]))
+    columns = interpolation_matrix(int(width), _centres(int(width), size[1]))
+    device = array_api_compat.device(maps)
+    left = xp.asarray(rows, dtype=maps.dtype, device=device)
+    right = xp.asarray(columns.T, dtype=maps.dtype, device=device)
+    return left @ maps @ right
+
+
+def _centres(size: int, wanted: int) -> np.ndarray:
+    return cast(np.ndarray, (np.arange(wanted) + 0.5) * (size / wanted) - 0.5)
+
+
+def interpolation_matrix(size: int, positions: np.ndarray) -> np.ndarray:
+    """Linear interpolation at ``positions`` (pixel centres at 0 .. size-1), edges held.
+
+    Returns:
+        float64 [len(positions), size]; each row sums to 1.
+    """
+    clipped = np.clip(positions, 0.0, size - 1.0)
+    below = np.minimum(np.floor(clipped).astype(np.int64), max(size - 2, 0))
+    fraction = clipped - below
+    matrix = np.zeros((len(positions), size))
+    rows = np.arange(len(positions))
+    matrix[rows, below] = 1.0 - fraction
+    matrix[rows, np.minimum(below + 1, size - 1)] += fraction
+    return matrix
+
+
+def _relu(x: Array) -> Array:
+    xp = array_api_compat.array_namespace(x)
+    return xp.clip(x, min=0.0)

@@ -1,0 +1,45 @@
+"""The one exception family: every message says what was wrong, with which value, and what to do."""
+
+from __future__ import annotations
+
+
+class WhyCamError(Exception):
+    """Base of every error whycam raises on purpose (the command line exits with code 2)."""
+
+
+class ImageError(WhyCamError):
+    """A picture cannot be read or has an unusable type, shape or size."""
+
+
+class ModelFileError(WhyCamError):
+    """A model file is missing, damaged, foreign, or does not match its manifest."""
+
+
+class EngineError(WhyCamError):
+    """An inference engine is unknown, cannot be loaded, or failed while running."""
+
+
+class RequestError(WhyCamError):
+    """A class, method, threshold setting or other argument of a call is not usable."""
+
+
+class ExportError(WhyCamError):
+    """A model cannot be loaded or turned into an explaining graph."""
+
+
+class TargetLayerError(ExportError):
+    """No layer, or not the named one, can serve as target layer; lists those that can."""
+
+
+class VerificationError(WhyCamError):
+    """A graph's answers differ from the reference by more than the stated tolerance."""
+
+
+class MissingExtraError(WhyCamError):
+    """An optional dependency is absent; the message holds the exact ``pip install``."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package '{package}', which is not installed. "
+            f'Install it with: pip install "whycam[{extra}]"'
+        )

@@ -1,0 +1,176 @@
+"""What explaining a picture returns."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import overlay
+from .cam import Method
+from .errors import MissingExtraError, RequestError
+from .files import write_whole
+from .images import Picture
+from .preprocess import Placement, to_picture
+from .tft import Tft
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PICTURE_TYPES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Why one class was given to one picture.
+
+    Attributes:
+        index: the class explained.
+        label: its name, or its number where the model file holds no names.
+        probability: of the class, in [0, 1].
+        method: how the map was made.
+        map: float32 [H, W] in [0, 1] over the network's input, or [h, w] over the picture's own
+            pixels with ``geometry="picture"``; thresholded if thresholding was asked for.
+        original_map: the same before thresholding.
+        mask: float32, as ``map``: what multiplies the image under the threshold; None without
+            thresholding.
+        threshold: tau*, or the method's naive threshold; None without thresholding.
+        cut: the map value below which the threshold mutes.
+        rpi: float32 [T], relative probability increase at each of ``tft.taus``; None without TFT.
+        improved: whether some threshold raised the probability; None without TFT.
+        masked_probability: of the class for the image under ``mask``; None without TFT.
+        tft: the reading of TFT; None without TFT.
+        picture: uint8 [h, w, 3], RGB.
+        placement: where the network's input lies in the picture.
+        geometry: ``input`` or ``picture``: what ``map`` lies over.
+    """
+
+    index: int
+    label: str
+    probability: float
+    method: Method
+    map: NDArray[np.float32]
+    original_map: NDArray[np.float32]
+    picture: Picture = field(repr=False)
+    placement: Placement
+    mask: NDArray[np.float32] | None = None
+    threshold: float | None = None
+    cut: float = 0.0
+    rpi: NDArray[np.float32] | None = None
+    improved: bool | None = None
+    masked_probability: float | None = None
+    tft: Tft | None = None
+    geometry: str = "input"
+
+    def on_picture(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Carry ``map``, ``original_map`` or ``mask`` to the picture's own pixels, [h, w]."""
+        if self.geometry == "picture":
+            return values
+        return to_picture(values, self.placement)
+
+    def over_picture(self) -> Explanation:
+        """The same with ``geometry="picture"``: maps and mask over the picture's own pixels."""
+        return replace(
+            self,
+            map=self.on_picture(self.map),
+            original_map=self.on_picture(self.original_map),
+            mask=None if self.mask is None else self.on_picture(self.mask),
+            geometry="picture",
+        )
+
+    @cached_property
+    def _region(self) -> NDArray[np.bool_]:
+        """Where the thresholded map is not zero, at the picture's own pixels."""
+        original = self.on_picture(self.original_map)
+        return np.asarray((original >= self.cut) & (original > 0))
+
+    def overlay(self, opacity: float = 0.6, original: bool = False) -> Picture:
+        """The map over the picture, with an outline of what the threshold left.
+
+        Args:
+            opacity: of the colour where the map is 1, in [0, 1].
+            original: show the map without thresholding.
+
+        Returns:
+            uint8 [h, w, 3], RGB, the picture's own size.
+        """
+        if not 0 <= opacity <= 1:
+            raise RequestError(f"opacity must lie in [0, 1], not {opacity}")
+        values = self.on_picture(self.original_map)
+        if original or self.threshold is None:
+            return overlay.blend(self.picture, values, opacity)
+        # Thresholded here, at full resolution, so that the edge is as sharp as the picture.
+        shown = np.where(self._region, values, np.float32(0))
+        return overlay.outline(overlay.blend(self.picture, shown, opacity), self._region)
+
+    def figure(self) -> Figure:
+        """Picture, map, thresholded map and rpi curve side by side, as in the paper's figure 3.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        try:
+            from .figure import draw
+        except ImportError as error:
+            raise MissingExtraError("matplotlib", "plot", "drawing figures") from error
+        return draw(self)
+
+    def save(self, path: str | os.PathLike[str], figure: bool = False) -> Path:
+        """Write the overlay, or the figure, as a picture file; whole or not at all.
+
+        Args:
+            path: its ending says the type.
+            figure: write ``figure()`` instead of ``overlay()``.
+
+        Raises:
+            RequestError: an ending that is no picture type, or a place that cannot be written.
+        """
+        target = Path(path)
+        if target.suffix.lower() not in PICTURE_TYPES:
+            raise RequestError(f"cannot tell the picture type of {target}: end it with .png")
+        data = self._figure_bytes(target.suffix) if figure else self._overlay_bytes(target.suffix)
+        return write_whole(target, data)
+
+    def _overlay_bytes(self, suffix: str) -> bytes:
+        import cv2
+
+        text = f"{self.label} {self.probability:.3f}  {self.method}"
+        if self.threshold is not None:
+            text += f"  tau {self.threshold:.2g}"
+        drawn = overlay.caption(self.overlay(), text)
+        done, data = cv2.imencode(suffix, drawn[..., ::-1])
+        if not done:
+            raise RequestError(f"OpenCV cannot write a picture of {drawn.shape} as {suffix}")
+        return data.tobytes()
+
+    def _figure_bytes(self, suffix: str) -> bytes:
+        buffer = io.BytesIO()
+        self.figure().savefig(buffer, format=suffix.lstrip(".").lower(), dpi=120)
+        return buffer.getvalue()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers, without maps and picture, ready for JSON."""
+        numbers = {
+            "index": self.index,
+            "label": self.label,
+            "probability": self.probability,
+            "method": self.method,
+            "threshold": self.threshold,
+            "cut": self.cut,
+        }
+        if self.rpi is not None and self.tft is not None:
+            numbers |= {
+                "improved": self.improved,
+                "masked_probability": self.masked_probability,
+                "mask": self.tft.mask,
+                "thresholds": self.tft.thresholds,
+                "taus": list(self.tft.taus),
+                "rpi": [float(value) for value in self.rpi],
+            }
+        return numbers

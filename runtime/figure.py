@@ -1,0 +1,55 @@
+"""The paper's figure 3 for one explanation: picture, map, TFT map, rpi curve. Needs matplotlib."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from .explanation import Explanation
+
+
+def draw(explanation: Explanation) -> Figure:
+    """Draw the panels that the explanation has: two without thresholding, four with TFT."""
+    panels = 2 if explanation.threshold is None else 3 if explanation.rpi is None else 4
+    height, width = explanation.picture.shape[:2]
+    tall = min(max(3.2 * height / width, 1.8), 6.0)
+    figure = Figure(figsize=(3.4 * panels, tall + 0.5), layout="constrained")
+    axes = figure.subplots(1, panels)
+    pictures = [
+        (explanation.picture, f"{explanation.label}  p = {explanation.probability:.3f}"),
+        (explanation.overlay(original=True), explanation.method),
+    ]
+    if explanation.threshold is not None:
+        name = "naive" if explanation.tft is None else "TFT"
+        pictures.append((explanation.overlay(), f"{name}  $\\tau$ = {explanation.threshold:.2g}"))
+    for axis, (picture, title) in zip(axes, pictures, strict=False):
+        axis.imshow(picture)
+        axis.set_title(title, fontsize=10)
+        axis.set_axis_off()
+    if explanation.rpi is not None and explanation.tft is not None:
+        _curve(axes[-1], explanation)
+    return figure
+
+
+def _curve(axis: object, explanation: Explanation) -> None:
+    from matplotlib.axes import Axes
+
+    assert isinstance(axis, Axes)
+    assert explanation.tft is not None
+    assert explanation.rpi is not None
+    axis.plot(explanation.tft.taus, explanation.rpi, marker="o", color="#31688e")
+    if explanation.improved and explanation.threshold is not None:
+        axis.axvline(explanation.threshold, color="#c03a2b", linestyle=":", label=r"$\tau^*$")
+        axis.legend(frameon=False)
+        title = f"p under mask = {explanation.masked_probability:.3f}"
+    else:
+        title = "no threshold improves"
+    axis.set_title(title, fontsize=10)
+    unit = " (share muted)" if explanation.tft.thresholds == "rank" else ""
+    axis.set_xlabel(rf"threshold $\tau${unit}")
+    axis.set_ylabel("relative probability increase")
+    axis.set_xlim(-0.05, 1.0)
+    axis.set_ylim(bottom=0)
+    axis.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,57 @@
+"""Write a file whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .errors import WhyCamError
+
+
+class OutputError(WhyCamError):
+    """A file cannot be written: no such folder, no permission, disk full."""
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A temporary name beside ``target`` that takes its place when the block succeeds.
+
+    On any error, Ctrl-C included, nothing is left behind and an older file stays as it was.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            raise OutputError(f"cannot write {target}: it is a folder")
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        os.close(handle)
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes files private
+        temporary.replace(target)
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def write_whole(target: Path, data: bytes) -> Path:
+    """Write ``data`` to ``target``, making its folder; returns ``target``.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    with replacing(target) as temporary:
+        temporary.write_bytes(data)
+    return target

@@ -1,0 +1,144 @@
+"""What an explaining graph says about itself: the JSON under the ONNX metadata key ``whycam``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from .cam import Method, Score
+from .errors import ModelFileError
+from .tft import Tft
+
+VERSION = 1
+METADATA_KEY = "whycam"
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+
+class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """From an RGB picture of any size to the network's input, as the model was trained.
+
+    Attributes:
+        size: (H, W) of the network input.
+        resize: what the picture is resized to before the crop. One number: its shorter side;
+            two: (height, width) whatever the picture's proportions; none: not at all.
+        interpolation: of the resize, with antialias, as Pillow does it.
+        crop: ``center`` is the only one there is; a picture smaller than the crop gets a black
+            border.
+        color: the channel order the network wants.
+        mean, std: per channel, for values in [0, 1].
+    """
+
+    size: tuple[int, int]
+    resize: tuple[int, ...]
+    interpolation: Interpolation = "bilinear"
+    antialias: bool = True
+    crop: Literal["center"] = "center"
+    color: Literal["RGB"] = "RGB"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        if len(self.resize) > 2 or min((*self.size, *self.resize), default=0) < 1:
+            raise ValueError(f"unusable sizes: input {self.size}, resize {self.resize}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, not {self.std}")
+
+
+class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What PyTorch answered in float64 for one built-in test pattern, kept to check engines by.
+
+    Attributes:
+        pattern: which pattern of ``selftest.pattern``.
+        target: the class explained, the most probable one.
+        probability: its probability.
+        raw_map: its Grad-CAM before resizing, row by row, h * w numbers.
+    """
+
+    pattern: int
+    target: int
+    probability: float
+    raw_map: tuple[float, ...]
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything the runtime must know about a graph.
+
+    Attributes:
+        version: of this layout.
+        model: where the network came from, as given to ``whycam export``.
+        weights: ``default``, ``none`` or the weight file's name.
+        target_layer: the layer that is explained.
+        activations: (K, h, w) at that layer.
+        pooled_linear: whether the head is global average pooling and one linear layer.
+        num_classes: C.
+        labels: C class names, or empty.
+        preprocess: how a picture becomes the input.
+        outputs: groups of outputs the graph has: ``raw``.
+        methods: the methods it supports.
+        gradient_score, ablation_score: what gradients and Ablation-CAM are taken of.
+        tft: the reading that TFT uses unless told otherwise.
+        precision: of weights and arithmetic.
+        opset: ONNX operator set.
+        image_bytes: activations alive at once for one image, in bytes; bounds batches.
+        tools: versions of what made the file.
+        references: see ``Reference``.
+        digest: ``sha256:`` of the file without its metadata.
+    """
+
+    version: int = VERSION
+    model: str
+    weights: str
+    target_layer: str
+    activations: tuple[int, int, int]
+    pooled_linear: bool
+    num_classes: int
+    labels: tuple[str, ...]
+    preprocess: Preprocess
+    outputs: tuple[Literal["raw"], ...] = ("raw",)
+    methods: tuple[Method, ...]
+    gradient_score: Score
+    ablation_score: Score
+    tft: Tft = Tft()
+    precision: Literal["fp32"] = "fp32"
+    opset: int
+    image_bytes: int
+    tools: dict[str, str]
+    references: tuple[Reference, ...] = ()
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        if self.labels and len(self.labels) != self.num_classes:
+            raise ValueError(f"{len(self.labels)} labels for {self.num_classes} classes")
+
+    def label(self, index: int) -> str:
+        """The name of a class, or its number where the file holds no names."""
+        return self.labels[index] if self.labels else str(index)
+
+    def to_json(self) -> str:
+        """The text that ``parse`` reads back."""
+        return msgspec.json.encode(self).decode()
+
+
+class _Versioned(msgspec.Struct):
+    version: int
+
+
+def parse(text: str | bytes, source: str) -> Manifest:
+    """Read a manifest.
+
+    Raises:
+        ModelFileError: not JSON, of another version, or with fields missing or wrong; names
+            ``source``.
+    """
+    try:
+        version = msgspec.json.decode(text, type=_Versioned).version
+        if version != VERSION:
+            raise ModelFileError(
+                f"{source}: its manifest has version {version}, this whycam reads {VERSION}. "
+                "Export the model again, or install the whycam that made it"
+            )
+        return msgspec.json.decode(text, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ModelFileError(f"{source}: its manifest is damaged: {error}") from error

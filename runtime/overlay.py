@@ -1,0 +1,65 @@
+"""Draw a map over a picture."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .images import Picture
+
+
+def blend(picture: Picture, values: NDArray[np.float32], opacity: float = 0.6) -> Picture:
+    """Lay a map over a picture, in the perceptually uniform colours of ``inferno``.
+
+    Where the map is 0 the picture stays untouched; the colour grows opaque with the map, so
+    that what matters is seen through what does not.
+
+    Args:
+        picture: uint8 [h, w, 3], RGB.
+        values: float32 [h, w] in [0, 1].
+        opacity: of the colour where the map is 1, in [0, 1].
+
+    Returns:
+        uint8 [h, w, 3], RGB.
+    """
+    import cv2
+
+    levels = np.rint(values * 255).astype(np.uint8)
+    colours = cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)[..., ::-1]
+    # Rises quickly from 0: even a weak attribution tints the picture visibly.
+    weight = (opacity * np.sqrt(values))[..., None].astype(np.float32)
+    mixed = picture + weight * (colours.astype(np.float32) - picture)
+    return np.asarray(np.rint(mixed), dtype=np.uint8)
+
+
+def outline(picture: Picture, mask: NDArray[np.bool_]) -> Picture:
+    """Trace the edge of a region: white on black, readable on any picture."""
+    import cv2
+
+    drawn = np.ascontiguousarray(picture)
+    contours, _ = cv2.findContours(
+        mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
+    )
+    thickness = max(1, round(min(picture.shape[:2]) / 300))
+    cv2.drawContours(drawn, contours, -1, (0, 0, 0), 3 * thickness)
+    cv2.drawContours(drawn, contours, -1, (255, 255, 255), thickness)
+    return drawn
+
+
+def caption(picture: Picture, text: str) -> Picture:
+    """Add a strip with a line of text above a picture, shrunk to fit its width."""
+    import cv2
+
+    font, width = cv2.FONT_HERSHEY_SIMPLEX, picture.shape[1]
+    scale = max(0.35, min(width, 1200) / 900)
+    ascii_text = text.encode("ascii", "replace").decode()
+    (length, height), base = cv2.getTextSize(ascii_text, font, scale, 1)
+    if length > width - 8:
+        scale *= max(0.05, (width - 8) / length)
+        (length, height), base = cv2.getTextSize(ascii_text, font, scale, 1)
+    strip = np.full((height + base + 8, width, 3), 24, np.uint8)
+    thickness = max(1, round(scale))
+    cv2.putText(
+        strip, ascii_text, (4, height + 4), font, scale, (255, 255, 255), thickness, cv2.LINE_AA
+    )
+    return np.concatenate([strip, picture])

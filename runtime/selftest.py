@@ -1,0 +1,73 @@
+"""Check an engine's answers against those PyTorch gave at export, with no torch at hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import cam
+from .engine import Engine
+from .manifest import Manifest, Reference
+
+PATTERNS = 2
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How close an engine came to one reference.
+
+    Attributes:
+        pattern: which test pattern.
+        same_class: whether the reference's class is within rounding of the most probable.
+        probability: absolute difference of its probability.
+        map: largest absolute difference of the normalised Grad-CAM maps.
+    """
+
+    pattern: int
+    same_class: bool
+    probability: float
+    map: float
+
+
+def pattern(index: int, size: tuple[int, int]) -> NDArray[np.float32]:
+    """A test image, the same on every machine: float32 [3, H, W], like a normalised photograph.
+
+    Smooth waves with edges, different in each channel and for each index.
+    """
+    height, width = size
+    y, x = np.meshgrid(np.arange(height) / height, np.arange(width) / width, indexing="ij")
+    channels = []
+    for channel in range(3):
+        turn = 1.3 * index + 0.7 * channel
+        waves = np.sin(6.3 * (x * (2 + index) + y) + turn) + np.cos(9.1 * (y - x * x) - turn)
+        blob = (x - 0.3 - 0.3 * index) ** 2 + (y - 0.45) ** 2 < 0.04 * (1 + channel)
+        channels.append(0.7 * waves + 1.5 * blob - 0.4)
+    return np.stack(channels).astype(np.float32)
+
+
+def compare(engine: Engine, manifest: Manifest) -> list[Agreement]:
+    """Run the test patterns and compare with the manifest's references."""
+    return [_compare(engine, manifest, reference) for reference in manifest.references]
+
+
+def _compare(engine: Engine, manifest: Manifest, reference: Reference) -> Agreement:
+    feeds: dict[str, NDArray[Any]] = {
+        "image": pattern(reference.pattern, manifest.preprocess.size)[None],
+        "target": np.array([[reference.target]], np.int64),
+    }
+    found = engine.run(feeds, ["probabilities", "activations", "gradients"])
+    raw = cam.raw_map("gradcam", found["activations"], found["gradients"])
+    expected = np.asarray(reference.raw_map, np.float32).reshape(1, 1, *manifest.activations[1:])
+    difference = cam.finish(raw, manifest.preprocess.size) - cam.finish(
+        expected, manifest.preprocess.size
+    )
+    row = found["probabilities"][0]
+    return Agreement(
+        pattern=reference.pattern,
+        same_class=bool(row[reference.target] >= row.max() - 1e-5),
+        probability=float(abs(row[reference.target] - reference.probability)),
+        map=float(np.abs(difference).max()),
+    )
