@@ -160,7 +160,7 @@ def logit_drops(head: Head, activations: torch.Tensor, logits: torch.Tensor) -> 
     present = head.channelwise(activations)
     if head.weight is None:
         return logits[:, None] - _on_copies(head, present, channels)
-    by_channel = head.weight.reshape(head.weight.shape[0], channels, -1)  # [D, K, m]
+    by_channel: torch.Tensor = head.weight.reshape(head.weight.shape[0], channels, -1)  # [D, K, m]
     present = present.reshape(n, channels, -1)
     drop = _contributions(present, by_channel)
     contributions = drop
@@ -171,7 +171,7 @@ def logit_drops(head: Head, activations: torch.Tensor, logits: torch.Tensor) -> 
     hidden = contributions.sum(dim=1, keepdim=True)
     if head.bias is not None:
         hidden = hidden + head.bias
-    without = head.rest((hidden - drop).reshape(-1, head.weight.shape[0]))
+    without: torch.Tensor = head.rest((hidden - drop).reshape(-1, head.weight.shape[0]))
     return logits[:, None] - without.reshape(n, channels, -1)
 
 

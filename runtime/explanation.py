@@ -106,8 +106,11 @@ class Explanation:
         if original or self.threshold is None:
             return overlay.blend(self.picture, values, opacity)
         # Thresholded here, at full resolution, so that the edge is as sharp as the picture.
-        shown = np.where(self._region, values, np.float32(0))
-        return overlay.outline(overlay.blend(self.picture, shown, opacity), self._region)
+        blended = overlay.blend(
+            self.picture, np.where(self._region, values, np.float32(0)), opacity
+        )
+        # Nothing is muted at threshold 0: an outline would only trace where the map is not 0.
+        return overlay.outline(blended, self._region) if self.cut > 0 else blended
 
     def figure(self) -> Figure:
         """Picture, map, thresholded map and rpi curve side by side, as in the paper's figure 3.
@@ -129,13 +132,24 @@ class Explanation:
             figure: write ``figure()`` instead of ``overlay()``.
 
         Raises:
-            RequestError: an ending that is no picture type, or a place that cannot be written.
+            RequestError: an ending that is no picture type.
+            OutputError: a place that cannot be written.
         """
         target = Path(path)
         if target.suffix.lower() not in PICTURE_TYPES:
             raise RequestError(f"cannot tell the picture type of {target}: end it with .png")
         data = self._figure_bytes(target.suffix) if figure else self._overlay_bytes(target.suffix)
         return write_whole(target, data)
+
+    def save_map(self, path: str | os.PathLike[str]) -> Path:
+        """Write the map over the picture's own pixels, float32 [h, w], as a NumPy ``.npy`` file.
+
+        Raises:
+            OutputError: a place that cannot be written.
+        """
+        buffer = io.BytesIO()
+        np.save(buffer, self.on_picture(self.map))
+        return write_whole(Path(path), buffer.getvalue())
 
     def _overlay_bytes(self, suffix: str) -> bytes:
         import cv2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,9 @@ from .engine import Engine
 from .manifest import Manifest, Reference
 
 PATTERNS = 2
+# For float32 engines, which differ in the order of their sums.
+TOLERANCE = 1e-3
+MAP_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,22 @@ class Agreement:
     probability: float
     map: float
 
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, ready for JSON."""
+        return asdict(self)
+
+    @property
+    def problem(self) -> str | None:
+        """What differs by more than it may, or None."""
+        if self.same_class and self.probability <= TOLERANCE and self.map <= MAP_TOLERANCE:
+            return None
+        return (
+            f"this engine does not reproduce PyTorch on test pattern {self.pattern}: "
+            f"{'same' if self.same_class else 'another'} class, probability off by "
+            f"{self.probability:.1e} (at most {TOLERANCE:.0e}), map by {self.map:.1e} (at most "
+            f"{MAP_TOLERANCE:.0e})"
+        )
+
 
 def pattern(index: int, size: tuple[int, int]) -> NDArray[np.float32]:
     """A test image, the same on every machine: float32 [3, H, W], like a normalised photograph.
@@ -48,7 +67,7 @@ def pattern(index: int, size: tuple[int, int]) -> NDArray[np.float32]:
     return np.stack(channels).astype(np.float32)
 
 
-def compare(engine: Engine, manifest: Manifest) -> list[Agreement]:
+def check(engine: Engine, manifest: Manifest) -> list[Agreement]:
     """Run the test patterns and compare with the manifest's references."""
     return [_compare(engine, manifest, reference) for reference in manifest.references]
 

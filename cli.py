@@ -1,0 +1,576 @@
+"""The command line: one thin command per verb.
+
+Exit codes: 0 done, 2 the request cannot be met (one red line says why), 1 our fault.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from .runtime.cam import METHODS
+from .runtime.errors import RequestError, WhyCamError
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .export import Export, Layer
+    from .runtime.explanation import Explanation
+    from .runtime.manifest import Manifest
+    from .runtime.selftest import Agreement
+
+app = typer.Typer(
+    name="whycam",
+    help="Make deployed CNN classifiers explain themselves.",
+    epilog="Any command takes --debug, which shows the traceback of an error.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
+Engine = Annotated[str, typer.Option(help="What runs the graph: auto or onnxruntime.")]
+Threads = Annotated[int | None, typer.Option(help="Threads for one run [default: every core].")]
+Weights = Annotated[
+    str,
+    typer.Option(
+        help="default (pretrained; a factory's own), none (random), or a .pth or .safetensors file."
+    ),
+]
+PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    """Make deployed CNN classifiers explain themselves."""
+    if version:
+        out.print(f"whycam {__version__}")
+        raise typer.Exit
+
+
+@app.command(
+    epilog="Example: whycam export torchvision/resnet50 -o resnet50.onnx --methods gradcam,ablation"
+)
+def export(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="torchvision/NAME, timm/NAME, package.module:factory or file.py:factory."
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The ONNX file to write.")
+    ] = None,
+    weights: Weights = "default",
+    labels: Annotated[
+        str | None,
+        typer.Option(help="imagenet, or a file: one name a line or a JSON list."),
+    ] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(help="Classes, where the weights have another number than usual.")
+    ] = None,
+    image_size: Annotated[
+        str | None, typer.Option(help="Side of the network input, or HxW [default: the model's].")
+    ] = None,
+    resize: Annotated[
+        int | None, typer.Option(help="Shorter side before the centre crop [default: the model's].")
+    ] = None,
+    interpolation: Annotated[
+        str | None,
+        typer.Option(help="nearest, bilinear, bicubic or lanczos [default: the model's]."),
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Three numbers for [0, 1] pixels, as 0.485,0.456,0.406.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="Three numbers, as 0.229,0.224,0.225.")] = None,
+    target_layer: Annotated[
+        str | None,
+        typer.Option(help="The layer to explain [default: found from the graph]."),
+    ] = None,
+    list_layers: Annotated[
+        bool, typer.Option("--list-layers", help="Show where the model can be cut, and stop.")
+    ] = False,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help=f"What the file must support, of: {', '.join(METHODS)}. "
+            "[default: all but ablation, which makes every call do more]"
+        ),
+    ] = None,
+    score: Annotated[
+        str | None,
+        typer.Option(
+            help="logit or prob: what gradients and Ablation-CAM are taken of "
+            "[default: as published, logit and prob]."
+        ),
+    ] = None,
+    opset: Annotated[int, typer.Option(help="ONNX operator set.")] = 18,
+    as_json: Json = False,
+) -> None:
+    """Turn a PyTorch CNN into one ONNX file that classifies and explains, and check it."""
+    from .export import Overrides, layers, to_onnx
+
+    overrides = Overrides(
+        image_size=_size(image_size),
+        resize=resize,
+        interpolation=_one_of(  # type: ignore[arg-type]
+            "--interpolation", interpolation, ("nearest", "bilinear", "bicubic", "lanczos")
+        ),
+        mean=_triple("--mean", mean),
+        std=_triple("--std", std),
+    )
+    if list_layers:
+        with _progress("reading the graph", None, as_json):
+            # Weights do not matter for this: do not download any.
+            found, chosen = layers(
+                model,
+                weights="none" if weights == "default" else weights,
+                num_classes=num_classes,
+                overrides=overrides,
+            )
+        _show_layers(found, chosen, as_json)
+        return
+    if output is None:
+        raise RequestError("say where to write the file: -o FILE.onnx")
+    with _progress("starting", _EXPORT_STEPS, as_json) as advance:
+        made = to_onnx(
+            model,
+            output,
+            weights=weights,
+            labels=labels,
+            num_classes=num_classes,
+            overrides=overrides,
+            target_layer=target_layer,
+            methods=methods.replace(" ", "").split(",") if methods else None,
+            score=_one_of("--score", score, ("logit", "prob")),  # type: ignore[arg-type]
+            opset=opset,
+            step=lambda name: advance(name, 1),
+        )
+    _show_export(made, as_json)
+
+
+_EXPORT_STEPS = 6
+
+
+@app.command(epilog="Example: whycam explain resnet50.onnx cat.jpg dog.jpg -o maps/ --tft --figure")
+def explain(
+    model: Annotated[Path, typer.Argument(help="A file made by whycam export.")],
+    pictures: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for the overlays.")
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help=f"One or more of: {', '.join(METHODS)}; with commas.")
+    ] = "gradcam",
+    target: Annotated[
+        str | None,
+        typer.Option(help="Class to explain: index, label, or rank -1 to -5 [default: -1]."),
+    ] = None,
+    tft: Annotated[
+        bool, typer.Option("--tft", help="Find the best threshold of each map.")
+    ] = False,
+    mask: Annotated[str | None, typer.Option(help="TFT: binary or soft [default: file's].")] = None,
+    thresholds: Annotated[
+        str | None, typer.Option(help="TFT: value or rank [default: the file's].")
+    ] = None,
+    naive: Annotated[
+        bool, typer.Option("--naive", help="Mute the share that the method's users mute by habit.")
+    ] = False,
+    figure: Annotated[
+        bool, typer.Option("--figure", help="Write picture, map, TFT map and rpi curve as well.")
+    ] = False,
+    save_maps: Annotated[
+        bool, typer.Option("--save-maps", help="Write maps as .npy, at the picture's size.")
+    ] = False,
+    engine: Engine = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a network sees in pictures, and where it looked."""
+    from .runtime.explainer import load
+
+    if output is None and (figure or save_maps):
+        raise RequestError("--figure and --save-maps need a folder to write to: -o DIR")
+    explainer = load(model, engine, threads)
+    wanted = _thresholding(explainer.manifest, tft, naive, mask, thresholds)
+    chosen = method.replace(" ", "").split(",")
+    files = _pictures(pictures)
+    rows: list[dict[str, Any]] = []
+    failed: list[str] = []
+    with _progress("explaining", len(files) * len(chosen), as_json) as advance:
+        for file, name in files:
+            for each in chosen:
+                try:
+                    found = explainer.explain(file, _target(target), each, wanted)  # type: ignore[arg-type]
+                except WhyCamError as error:
+                    if len(files) == 1 or isinstance(error, RequestError):
+                        raise
+                    failed.append(str(error))
+                    rows.append({"file": str(file), "error": str(error)})
+                    advance(name, len(chosen))
+                    break
+                row: dict[str, Any] = {"file": str(file), **found.to_dict()}
+                if output is not None:
+                    row["written"] = _write(found, output, f"{name}.{each}", figure, save_maps)
+                rows.append(row)
+                advance(name, 1)
+    if as_json:
+        out.print_json(json.dumps({"model": str(model), "explanations": rows}))
+    else:
+        out.print(_explain_table(rows, bool(tft)))
+        for line in failed:
+            err.print(f"[red]error:[/red] {_escape(line)}", soft_wrap=True)
+        if output is not None:
+            out.print(f"written to {output}/", soft_wrap=True)
+    if failed:
+        raise typer.Exit(2)
+
+
+@app.command(epilog="Example: whycam info resnet50.onnx")
+def info(
+    model: Annotated[Path, typer.Argument(help="A file made by whycam export.")],
+    as_json: Json = False,
+) -> None:
+    """Show what a model file says about itself."""
+    from .runtime.onnxfile import read_manifest
+
+    manifest = read_manifest(model)
+    if as_json:
+        out.print_json(manifest.to_json())
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _facts(model, manifest):
+        table.add_row(f"[bold]{name}[/bold]", _escape(value))
+    out.print(table)
+
+
+@app.command(epilog="Example: whycam verify resnet50.onnx --threads 2")
+def verify(
+    model: Annotated[Path, typer.Argument(help="A file made by whycam export.")],
+    engine: Engine = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Check a file, and the engine here, against what PyTorch answered in float64 at export."""
+    from .runtime.explainer import load
+    from .runtime.onnxfile import digest
+    from .runtime.selftest import check
+
+    with _progress("loading", 3, as_json) as advance:
+        explainer = load(model, engine, threads)
+        advance("digest", 1)
+        problems = []
+        if digest(model) != explainer.manifest.digest:
+            problems.append(
+                f"{model} is not as whycam wrote it: its digest differs. Export it again"
+            )
+        advance("test patterns", 1)
+        agreements = check(explainer.engine, explainer.manifest)
+        problems += [agreement.problem for agreement in agreements if agreement.problem]
+    if as_json:
+        document = {
+            "model": str(model),
+            "engine": explainer.engine.description,
+            "ok": not problems,
+            "problems": problems,
+            "agreements": [agreement.to_dict() for agreement in agreements],
+        }
+        out.print_json(json.dumps(document))
+    else:
+        out.print(explainer.engine.description)
+        out.print(_agreement_table(agreements))
+    for problem in problems:
+        err.print(f"[red]error:[/red] {_escape(problem)}", soft_wrap=True)
+    if problems:
+        raise typer.Exit(2)
+    if not as_json:
+        out.print("[green]ok[/green]: this engine answers as PyTorch did")
+
+
+def _agreement_table(agreements: Sequence[Agreement]) -> Table:
+    table = Table("pattern", "same class", "probability differs", "Grad-CAM map differs")
+    for agreement in agreements:
+        table.add_row(
+            str(agreement.pattern),
+            "yes" if agreement.same_class else "[red]no[/red]",
+            f"{agreement.probability:.1e}",
+            f"{agreement.map:.1e}",
+        )
+    return table
+
+
+def _show_layers(found: Sequence[Layer], chosen: Layer | None, as_json: bool) -> None:
+    if as_json:
+        rows = [
+            {"name": layer.name, "op": layer.op, "shape": layer.shape, "chosen": layer == chosen}
+            for layer in found
+        ]
+        out.print_json(json.dumps(rows))
+        return
+    table = Table("", "layer", "operation", "channels x height x width")
+    for layer in found:
+        mark = "[green]->[/green]" if layer == chosen else ""
+        table.add_row(mark, _escape(layer.name), layer.op, " x ".join(map(str, layer.shape)))
+    out.print(table)
+    out.print(
+        f"-> is found by itself: {chosen.name}" if chosen else "none would be chosen by itself"
+    )
+
+
+def _show_export(made: Export, as_json: bool) -> None:
+    manifest, errors = made.manifest, made.verification
+    if as_json:
+        document = {
+            "path": str(made.path),
+            "bytes": made.size,
+            "seconds": round(made.seconds, 2),
+            "notes": made.notes,
+            "errors": {
+                "probabilities": errors.probabilities,
+                "activations": errors.activations,
+                "gradients": errors.gradients,
+                "ablation": errors.ablation,
+            },
+            "manifest": json.loads(manifest.to_json()),
+        }
+        out.print_json(json.dumps(document))
+        return
+    shape = " x ".join(map(str, manifest.activations))
+    out.print(
+        f"[green]saved[/green] {made.path} ({made.size / 1e6:.1f} MB, {made.seconds:.0f} s)\n"
+        f"target layer   {_escape(manifest.target_layer)} ({shape})\n"
+        f"methods        {', '.join(manifest.methods)}\n"
+        f"preprocessing  {_escape(_preprocess_line(manifest))}\n"
+        f"against PyTorch in float64: probabilities {errors.probabilities:.1e}, activations "
+        f"{errors.activations:.1e}, gradients {errors.gradients:.1e} relative"
+        + (f", ablation {errors.ablation:.1e} relative" if errors.ablation is not None else ""),
+        soft_wrap=True,
+    )
+    for note in made.notes:
+        out.print(f"[yellow]note:[/yellow] {_escape(note)}", soft_wrap=True)
+    out.print(f"next: whycam explain {made.path} PICTURE -o maps --tft", soft_wrap=True)
+
+
+def _facts(path: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
+    yield "model", f"{manifest.model}, weights {manifest.weights}"
+    named = "with names" if manifest.labels else "without names"
+    yield "classes", f"{manifest.num_classes}, {named}"
+    shape = " x ".join(map(str, manifest.activations))
+    yield "target layer", f"{manifest.target_layer} ({shape})"
+    head = "global average pooling and one linear layer" if manifest.pooled_linear else "other"
+    yield "head", head
+    yield "methods", ", ".join(manifest.methods)
+    yield (
+        "scores",
+        f"gradients of the {manifest.gradient_score}, ablation of the {manifest.ablation_score}",
+    )
+    yield "preprocessing", _preprocess_line(manifest)
+    yield "TFT", f"mask {manifest.tft.mask}, thresholds {manifest.tft.thresholds}"
+    yield "precision", f"{manifest.precision}, opset {manifest.opset}"
+    yield "file", f"{path.stat().st_size / 1e6:.1f} MB, {manifest.digest}"
+    yield "made with", ", ".join(f"{tool} {number}" for tool, number in manifest.tools.items())
+
+
+def _preprocess_line(manifest: Manifest) -> str:
+    spec = manifest.preprocess
+    resize = "x".join(map(str, spec.resize)) or "none"
+    return (
+        f"resize {resize} {spec.interpolation}, crop {spec.size[0]}x{spec.size[1]}, "
+        f"mean {list(spec.mean)}, std {list(spec.std)}, {spec.color}"
+    )
+
+
+def _explain_table(rows: Sequence[dict[str, Any]], tft: bool) -> Table:
+    table = Table("picture", "method", "class", "probability")
+    if tft:
+        for column in ("tau*", "rpi", "p masked"):
+            table.add_column(column, justify="right")
+    for row in rows:
+        if "error" in row:
+            table.add_row(_escape(Path(row["file"]).name), "", "[red]unreadable[/red]")
+            continue
+        cells = [
+            _escape(Path(row["file"]).name),
+            row["method"],
+            _escape(f"{row['label']} ({row['index']})"),
+            f"{row['probability']:.4f}",
+        ]
+        if tft:
+            none = [f"{row['threshold']:.1f}", "-", f"{row['probability']:.4f}"]
+            some = [
+                f"{row['threshold']:.1f}",
+                f"{max(row['rpi']):.3f}",
+                f"{row['masked_probability']:.4f}",
+            ]
+            cells += some if row["improved"] else none
+        table.add_row(*cells)
+    return table
+
+
+def _write(found: Explanation, folder: Path, name: str, figure: bool, save_maps: bool) -> list[str]:
+    written = [found.save(folder / f"{name}.png")]
+    if figure:
+        written.append(found.save(folder / f"{name}.figure.png", figure=True))
+    if save_maps:
+        written.append(found.save_map(folder / f"{name}.npy"))
+    return [str(path) for path in written]
+
+
+def _pictures(given: Sequence[Path]) -> list[tuple[Path, str]]:
+    """Each picture with a name for its outputs, unique even where stems repeat."""
+    files: list[Path] = []
+    for path in given:
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_ENDINGS)
+            if not inside:
+                raise RequestError(f"no pictures in the folder {path}")
+            files.extend(inside)
+        else:
+            files.append(path)
+    seen: dict[str, int] = {}
+    named = []
+    for file in files:
+        seen[file.stem] = seen.get(file.stem, 0) + 1
+        count = seen[file.stem]
+        named.append((file, file.stem if count == 1 else f"{file.stem}-{count}"))
+    return named
+
+
+def _thresholding(
+    manifest: Manifest, use_tft: bool, naive: bool, mask: str | None, thresholds: str | None
+) -> Any:
+    from .runtime.tft import Tft
+
+    if naive and use_tft:
+        raise RequestError("--naive and --tft exclude each other")
+    if (mask or thresholds) and not use_tft:
+        raise RequestError("--mask and --thresholds are settings of --tft: add it")
+    if naive:
+        return "naive"
+    if not use_tft:
+        return None
+    own = manifest.tft
+    return Tft(
+        mask=_one_of("--mask", mask, ("binary", "soft")) or own.mask,  # type: ignore[arg-type]
+        thresholds=_one_of("--thresholds", thresholds, ("value", "rank")) or own.thresholds,  # type: ignore[arg-type]
+        taus=own.taus,
+    )
+
+
+def _target(text: str | None) -> int | str | None:
+    if text is None:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    try:
+        sides = [int(side) for side in text.lower().split("x")]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise RequestError(f"--image-size must be a number or HxW, as 224 or 240x320, not '{text}'")
+    return sides[0], sides[-1]
+
+
+def _triple(option: str, text: str | None) -> tuple[float, float, float] | None:
+    if text is None:
+        return None
+    try:
+        red, green, blue = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise RequestError(f"{option} must be three numbers with commas, not '{text}'") from error
+    return red, green, blue
+
+
+def _one_of(option: str, value: str | None, allowed: Sequence[str]) -> str | None:
+    if value is not None and value not in allowed:
+        raise RequestError(f"{option} must be {' or '.join(allowed)}, not '{value}'")
+    return value
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+@contextmanager
+def _progress(title: str, total: int | None, quiet: bool) -> Iterator[Any]:
+    """A progress bar on standard error; yields advance(title, steps)."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        console=err,
+        transient=True,
+        disable=quiet or not err.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(title, total=total)
+        begun = False
+
+        def advance(name: str, steps: int) -> None:
+            nonlocal begun
+            bar.update(task, description=_escape(name), advance=steps if begun else 0)
+            begun = True
+
+        yield advance
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The entry point: runs a command and exits."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    sys.exit(_run([argument for argument in given if argument != "--debug"], debug))
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    try:
+        code = app(arguments, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        err.print("interrupted; nothing half-written is left")
+        return 130
+    except WhyCamError as error:
+        return _report(error, str(error), 2, arguments, debug)
+    except Exception as error:
+        # Usage errors, by what they do: typer has its own copy of click in some versions.
+        if hasattr(error, "show") and hasattr(error, "exit_code"):
+            error.show()
+            return int(error.exit_code)
+        text = f"{type(error).__name__}: {error} (a fault of whycam; --debug shows where)"
+        return _report(error, text, 1, arguments, debug)
+
+
+def _report(error: Exception, text: str, code: int, arguments: list[str], debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    if "--json" in arguments:
+        print(json.dumps({"error": text}))
+    err.print(f"[red]error:[/red] {_escape(text)}", soft_wrap=True)
+    return code
+
+
+if __name__ == "__main__":
+    main()

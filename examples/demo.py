@@ -1,0 +1,77 @@
+"""From a pretrained network to explained photographs: what `make demo` runs.
+
+Exports EfficientNet-Lite0, explains the photographs that come with scikit-image with the four
+methods of the paper, finds each map's best threshold (TFT), and writes pictures to look at.
+"""
+
+import sys
+from pathlib import Path
+
+import skimage.data
+import whycam
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from whycam.export import to_onnx
+
+METHODS = ("gradcam", "gradcam++", "ablation", "layercam")
+PHOTOGRAPHS = ("chelsea.png", "coffee.png", "rocket.jpg", "astronaut.png")
+
+
+def main(folder: Path) -> None:
+    console = Console(highlight=False)
+    model = folder / "lite0.onnx"
+    console.print("exporting EfficientNet-Lite0 ...")
+    made = to_onnx(
+        f"{Path(__file__).with_name('efficientnet_lite0.py')}:model",
+        model,
+        labels="imagenet",
+        methods=METHODS,
+        step=lambda name: console.print(f"  {name}"),
+    )
+    console.print(
+        f"{made.size / 1e6:.0f} MB in {made.seconds:.0f} s; gradients within "
+        f"{made.verification.gradients:.0e} of PyTorch in float64\n"
+    )
+
+    explainer = whycam.load(model)
+    photographs = [Path(skimage.data.__file__).parent / name for name in PHOTOGRAPHS]
+    # The reading of TFT that its authors' code has; Tft() is that of the paper's equations.
+    reading = whycam.Tft(mask="soft", thresholds="rank")
+    found = {
+        method: explainer.explain(photographs, method=method, tft=reading) for method in METHODS
+    }
+
+    table = Table("photograph", "class", "p", "method", "tau*", "p under the mask")
+    for i, photograph in enumerate(photographs):
+        for method in METHODS:
+            e = found[method][i]
+            tau = f"{e.threshold:.1f}" if e.improved else "none helps"
+            after = f"{e.masked_probability:.3f}" if e.improved else "-"
+            table.add_row(photograph.name, e.label, f"{e.probability:.3f}", method, tau, after)
+            e.save(folder / f"{photograph.stem}.{method}.png", figure=True)
+        table.add_section()
+    console.print(table)
+    sheet = folder / "overview.png"
+    overview(found).savefig(sheet, dpi=110)
+    console.print(f"\nLook at {sheet} and the other pictures in {folder}/", soft_wrap=True)
+
+
+def overview(found: dict[str, list[whycam.Explanation]]) -> Figure:
+    """One row a photograph, one column a method, each map cut at its own best threshold."""
+    rows = len(next(iter(found.values())))
+    figure = Figure(figsize=(3 * (len(found) + 1), 2.6 * rows), layout="constrained")
+    axes = figure.subplots(rows, len(found) + 1)
+    for i in range(rows):
+        first = next(iter(found.values()))[i]
+        panels = [(first.picture, f"{first.label} {first.probability:.2f}")]
+        panels += [(e[i].overlay(), method) for method, e in found.items()]
+        for axis, (picture, title) in zip(axes[i], panels, strict=True):
+            axis.imshow(picture)
+            axis.set_title(title, fontsize=9)
+            axis.set_axis_off()
+    return figure
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else ".demo"))
