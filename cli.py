@@ -215,7 +215,15 @@ def explain(
         for file, name in files:
             for each in chosen:
                 try:
-                    found = explainer.explain(file, _target(target), each, wanted)  # type: ignore[arg-type]
+                    found = explainer.explain(
+                        file,
+                        _target(target),
+                        each,  # type: ignore[arg-type]
+                        wanted,
+                        progress=lambda done, total, name=name: advance(  # type: ignore[misc]
+                            f"{name}: {done} of {total} passes", 0
+                        ),
+                    )
                 except WhyCamError as error:
                     if len(files) == 1 or isinstance(error, RequestError):
                         raise

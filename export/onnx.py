@@ -119,7 +119,7 @@ def to_onnx(
             step("writing ONNX")
             _write(graph, source.preprocess.size, opset, temporary)
         step("computing the reference in float64")
-        exact = Float64(source.model, graph)
+        exact = Float64(source.model, graph, source.preprocess.size)
         with torch.no_grad():
             expected = references(exact, source.preprocess.size)
         manifest = _manifest(source, parts, head, chosen, score, tft, opset)
