@@ -546,6 +546,9 @@ def _progress(title: str, total: int | None, quiet: bool) -> Iterator[Any]:
         yield advance
 
 
+_INTERRUPTED = 130  # what shells expect after SIGINT
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The entry point: runs a command and exits."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -556,10 +559,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _run(arguments: list[str], debug: bool) -> int:
     try:
         code = app(arguments, standalone_mode=False)
+        if code == _INTERRUPTED:  # newer versions of typer turn Ctrl-C into this themselves
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         err.print("interrupted; nothing half-written is left")
-        return 130
+        return _INTERRUPTED
     except WhyCamError as error:
         return _report(error, str(error), 2, arguments, debug)
     except Exception as error:

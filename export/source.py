@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib
 import importlib.util
@@ -89,7 +90,7 @@ def resolve(
     """
     overrides = overrides or Overrides()
     if isinstance(model, torch.nn.Module):
-        source = _from_module(model, type(model).__name__)
+        source = _from_module(_own_copy(model), type(_bare(model)).__name__)
     elif model.startswith("torchvision/"):
         source = _torchvision(model, weights, num_classes)
     elif model.startswith("timm/"):
@@ -188,6 +189,22 @@ def _timm_preprocess(config: dict[str, Any], spec: str) -> Preprocess:
         mean=_triple(config["mean"]),
         std=_triple(config["std"]),
     )
+
+
+def _bare(model: torch.nn.Module) -> torch.nn.Module:
+    """The network inside the wrappers of torch.compile and data-parallel training."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(model, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, torch.nn.Module):
+            return model
+        model = inner
+
+
+def _own_copy(model: torch.nn.Module) -> torch.nn.Module:
+    """A float32 copy on the CPU: the caller's model, maybe in training, stays as it is."""
+    return copy.deepcopy(_bare(model)).cpu().float()
 
 
 def _from_module(model: torch.nn.Module, name: str) -> Source:

@@ -1,0 +1,215 @@
+"""The command line: exit codes, one red line, JSON, and what is written."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from whycam.cli import main
+
+VERBS = ("export", "explain", "info", "verify")
+
+
+class Result:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    def json(self):
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def whycam(capsys):
+    def run(*arguments: object) -> Result:
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Result(stop.value.code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself_with_an_example(whycam, verb):
+    result = whycam(verb, "--help")
+    assert result.code == 0
+    assert f"Example: whycam {verb}" in " ".join(result.out.split())
+    assert "--json" in result.out
+
+
+@pytest.mark.parametrize("arguments", [["explain"], ["info", "--nonsense"], ["no-such-verb"]])
+def test_wrong_usage_exits_with_two(whycam, arguments):
+    assert whycam(*arguments).code == 2
+
+
+def test_version_is_printed(whycam):
+    from importlib.metadata import version
+
+    assert whycam("--version").out.strip() == f"whycam {version('whycam')}"
+
+
+def test_explain_writes_overlay_figure_and_map(whycam, lite0_onnx, photographs, tmp_path):
+    result = whycam(
+        "explain", lite0_onnx, photographs[0], "-o", tmp_path, "--tft", "--figure", "--save-maps"
+    )
+    assert result.code == 0, result.err
+    stem = photographs[0].stem
+    names = {f"{stem}.gradcam.png", f"{stem}.gradcam.figure.png", f"{stem}.gradcam.npy"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    values = np.load(tmp_path / f"{stem}.gradcam.npy")
+    assert values.shape == (300, 451)  # the photograph's own size
+    assert 0 < values.max() <= 1
+
+
+def test_explain_json_has_one_row_a_picture_and_method(whycam, lite0_onnx, photographs):
+    found = whycam(
+        "explain", lite0_onnx, *photographs[:2], "--method", "gradcam,layercam", "--tft",
+        "--mask", "soft", "--thresholds", "rank", "--json",
+    ).json()  # fmt: skip
+    rows = found["explanations"]
+    assert [(Path(row["file"]).name, row["method"]) for row in rows] == [
+        (path.name, method) for path in photographs[:2] for method in ("gradcam", "layercam")
+    ]
+    assert rows[0]["label"] == "tiger cat"
+    assert (rows[0]["mask"], rows[0]["thresholds"]) == ("soft", "rank")
+    assert len(rows[0]["rpi"]) == len(rows[0]["taus"]) == 10
+
+
+def test_a_class_is_chosen_by_label(whycam, lite0_onnx, photographs):
+    command = ["explain", lite0_onnx, photographs[0], "--target", "Egyptian cat", "--json"]
+    assert whycam(*command).json()["explanations"][0]["index"] == 285
+
+
+def test_pictures_of_the_same_name_do_not_overwrite_each_other(
+    whycam, lite0_onnx, photographs, tmp_path
+):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(photographs[0], tmp_path / folder)
+    result = whycam("explain", lite0_onnx, tmp_path / "a", tmp_path / "b", "-o", tmp_path / "out")
+    assert result.code == 0, result.err
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_a_broken_picture_among_good_ones_is_named_and_the_rest_explained(
+    whycam, lite0_onnx, photographs, tmp_path
+):
+    (tmp_path / "broken.jpg").write_bytes(b"")
+    result = whycam(
+        "explain", lite0_onnx, tmp_path / "broken.jpg", photographs[0], "-o", tmp_path / "out"
+    )
+    assert result.code == 2
+    assert "broken.jpg" in result.err
+    assert len(list((tmp_path / "out").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--target", "tiger ct"], "tiger cat"),
+        (["--target", "1000"], "999"),
+        (["--method", "gradcamm"], "gradcam++"),
+        (["--engine", "warp"], "onnxruntime"),
+        (["--threads", "0"], "threads"),
+        (["--mask", "soft"], "--tft"),
+        (["--tft", "--naive"], "exclude"),
+        (["--tft", "--mask", "hard"], "binary"),
+        (["--figure"], "-o"),
+    ],
+)
+def test_wrong_requests_are_one_red_line_and_exit_code_two(
+    whycam, lite0_onnx, photographs, arguments, complaint
+):
+    result = whycam("explain", lite0_onnx, photographs[0], *arguments)
+    assert result.code == 2
+    assert result.err.startswith("error: ")
+    assert complaint in result.err
+    assert "Traceback" not in result.err
+
+
+def test_an_error_is_json_too_when_asked_for(whycam, tmp_path):
+    result = whycam("info", tmp_path / "missing.onnx", "--json")
+    assert result.code == 2
+    assert "missing.onnx" in result.json()["error"]
+
+
+def test_debug_shows_the_traceback(whycam, tmp_path):
+    assert "Traceback" in whycam("info", tmp_path / "missing.onnx", "--debug").err
+
+
+def test_a_fault_of_ours_exits_with_one(whycam, monkeypatch, tmp_path):
+    def broken(path):
+        raise RuntimeError("a wire came loose")
+
+    monkeypatch.setattr("whycam.runtime.onnxfile.read_manifest", broken)
+    result = whycam("info", tmp_path)
+    assert result.code == 1
+    assert "a wire came loose" in result.err
+
+
+def test_info_shows_layer_methods_and_preprocessing(whycam, lite0_onnx):
+    text = whycam("info", lite0_onnx).out
+    for part in ("bn2.act", "1280 x 7 x 7", "gradcam++", "bicubic", "0.5"):
+        assert part in text
+    assert whycam("info", lite0_onnx, "--json").json()["preprocess"]["size"] == [224, 224]
+
+
+def test_verify_accepts_a_good_file(whycam, lite0_onnx):
+    found = whycam("verify", lite0_onnx, "--json").json()
+    assert found["ok"]
+    assert len(found["agreements"]) == 2
+
+
+def test_verify_refuses_a_file_whose_weights_changed(whycam, lite0_onnx, tmp_path):
+    data = bytearray(lite0_onnx.read_bytes())
+    data[len(data) // 2] ^= 0x40  # somewhere in the weights
+    changed = tmp_path / "changed.onnx"
+    changed.write_bytes(data)
+    result = whycam("verify", changed)
+    assert result.code == 2
+    assert "digest" in result.err
+
+
+def test_export_needs_a_place_to_write(whycam):
+    result = whycam("export", "torchvision/resnet18")
+    assert result.code == 2
+    assert "-o" in result.err
+
+
+def test_list_layers_marks_the_one_that_would_be_chosen(whycam):
+    rows = whycam("export", "torchvision/squeezenet1_1", "--list-layers", "--json").json()
+    assert [row["name"] for row in rows if row["chosen"]] == ["features.12"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--image-size", "0"], ["--image-size", "axb"], ["--mean", "1,2"], ["--score", "loss"]],
+)
+def test_unusable_export_options_are_refused(whycam, tmp_path, arguments):
+    target = tmp_path / "x.onnx"
+    command = ["export", "torchvision/resnet18", "--weights", "none", "-o", target]
+    assert whycam(*command, *arguments).code == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_interrupting_an_export_leaves_nothing_behind(tmp_path):
+    command = [sys.executable, "-m", "whycam.cli", "export", "torchvision/resnet18"]
+    process = subprocess.Popen(
+        [*command, "--weights", "none", "-o", str(tmp_path / "x.onnx")], stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert list(tmp_path.iterdir()), "the export never began"
+    os.kill(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"interrupted" in said
+    assert not list(tmp_path.iterdir())
