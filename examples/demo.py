@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import skimage.data
-import whycam
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+
+import whycam
 from whycam.export import to_onnx
 
 METHODS = ("gradcam", "gradcam++", "ablation", "layercam")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 import whycam
 from whycam.runtime.cam import METHODS
 from whycam.runtime.manifest import Manifest, Preprocess

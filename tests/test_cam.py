@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+
 from whycam.runtime import cam
 
 FROM_GRADIENTS = ("cam", "gradcam", "gradcam++", "layercam", "hirescam", "xgradcam")

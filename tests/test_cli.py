@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from whycam.cli import main
 
 VERBS = ("export", "explain", "info", "verify")

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
 from whycam.runtime.errors import ImageError
 from whycam.runtime.images import read_picture
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+
 from whycam.runtime.errors import ModelFileError
 from whycam.runtime.manifest import Manifest, parse
 from whycam.runtime.onnxfile import digest, read_manifest

@@ -13,8 +13,9 @@ import onnx
 import pytest
 import torch
 import torchvision
-import whycam
 from numpy.typing import NDArray
+
+import whycam
 from whycam.export import to_onnx
 from whycam.export.layer import capture, find_layer, split
 from whycam.runtime.cam import METHODS

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
+
 from whycam.runtime.manifest import Preprocess
 from whycam.runtime.preprocess import Placement, crop_resized, normalise, place, to_picture
 

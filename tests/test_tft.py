@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+
 from whycam.runtime.errors import RequestError, WhyCamError
 from whycam.runtime.sweep import Choice, Request, sweep
 from whycam.runtime.tft import Tft
