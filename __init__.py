@@ -7,6 +7,7 @@ from .runtime.errors import WhyCamError
 from .runtime.explainer import Explainer, load
 from .runtime.explanation import Explanation
 from .runtime.tft import Tft
-from .version import __version__
+
+__version__ = "0.1.0"
 
 __all__ = ["Explainer", "Explanation", "Tft", "WhyCamError", "__version__", "load"]

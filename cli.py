@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from . import __version__
 from .runtime.cam import METHODS
 from .runtime.errors import RequestError, WhyCamError
-from .version import __version__
 
 if TYPE_CHECKING:
     from .export import Export, Layer

@@ -249,7 +249,7 @@ def _manifest(
 ) -> Manifest:
     from importlib.metadata import version
 
-    from ..version import __version__
+    from .. import __version__
 
     return Manifest(
         model=source.name,
