@@ -363,10 +363,7 @@ def _override(own: Preprocess, wanted: Overrides) -> Preprocess:
     if wanted.image_size is not None:
         size = _sides(wanted.image_size)
         changes["size"] = size
-        changes["resize"] = tuple(
-            round(new * before / side)
-            for before, side, new in zip(own.resize, own.size, size, strict=False)
-        )
+        changes["resize"] = _scaled(own, size)
     if wanted.resize is not None:
         changes["resize"] = (wanted.resize,)
     for name in ("interpolation", "mean", "std"):
@@ -379,6 +376,17 @@ def _override(own: Preprocess, wanted: Overrides) -> Preprocess:
         )
     except (ValueError, msgspec.ValidationError) as error:
         raise ExportError(f"unusable preprocessing: {error}") from error
+
+
+def _scaled(own: Preprocess, size: tuple[int, int]) -> tuple[int, ...]:
+    """The model's own resize, in its proportion to another input size."""
+    if len(own.resize) == 1:
+        # The shorter side: it must cover the longer side of an oblong input.
+        return (round(own.resize[0] * max(size) / max(own.size)),)
+    return tuple(
+        round(before * new / side)
+        for before, side, new in zip(own.resize, own.size, size, strict=False)
+    )
 
 
 def _labels(labels: str | Sequence[str]) -> tuple[str, ...]:
