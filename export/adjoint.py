@@ -190,17 +190,39 @@ def average_pool(
     return _separable(x, rows, columns) * scale
 
 
+def layer_norm(
+    x: torch.Tensor,
+    normalized_shape: Any,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+    _cudnn_enable: bool = True,
+) -> torch.Tensor:
+    """``torch.nn.functional.layer_norm`` in plain arithmetic.
+
+    The operator itself would keep mean and deviation for its gradient, as further outputs of
+    ONNX's LayerNormalization that TensorRT rejects.
+    """
+    axes = list(range(-len(normalized_shape), 0))
+    centred = x - x.mean(axes, keepdim=True)
+    y = centred * torch.rsqrt((centred * centred).mean(axes, keepdim=True) + eps)
+    if weight is not None:
+        y = y * weight
+    return y if bias is None else y + bias
+
+
 _REPLACEMENTS: dict[Any, Callable[..., torch.Tensor]] = {
     # Strides may differ from those recorded (attention is traced in its plain form).
     aten.view.default: aten.reshape.default,
     aten.max_pool2d.default: max_pool,
     aten.adaptive_avg_pool2d.default: adaptive_average_pool,
     aten.avg_pool2d.default: average_pool,
+    aten.layer_norm.default: layer_norm,
 }
 
 
 def differentiable(head: fx.GraphModule) -> fx.GraphModule:
-    """The head with pooling replaced by forms whose gradients every engine can run."""
+    """The head with pooling and layer norms in forms whose gradients every engine can run."""
     graph = fx.Graph()
     graph.output(graph.graph_copy(head.graph, {}))
     for node in graph.nodes:
