@@ -1,0 +1,241 @@
+"""What an explanation costs beside plain classification and beside other tools.
+
+    python benchmarks/overhead.py --models resnet50,lite0 --rounds 30
+
+Every contender runs once a round, in turn, so that a machine that changes speed changes it for
+all; medians and their ratios are what to quote. Random weights (Lite0 has real ones): time does
+not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+import torchvision
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import whycam
+from whycam.export import to_onnx
+from whycam.export.layer import capture, find_layer, split
+from whycam.runtime import cam
+
+ROOT = Path(__file__).parent.parent
+MODELS = ("resnet50", "vgg16", "mobilenet_v3_large", "lite0")
+Contenders = dict[str, Callable[[], Any]]
+console = Console(stderr=True)
+
+
+def network(name: str) -> torch.nn.Module:
+    if name == "lite0":
+        sys.path.insert(0, str(ROOT / "examples"))
+        from efficientnet_lite0 import model
+
+        return model().eval()
+    torch.manual_seed(0)
+    return torchvision.models.get_model(name, weights=None).eval()
+
+
+def plain_onnx(model: torch.nn.Module, path: Path) -> Path:
+    """The classifier alone, as anyone would export it: probabilities out."""
+    classifier = torch.nn.Sequential(model, torch.nn.Softmax(dim=-1)).eval()
+    torch.onnx.export(
+        classifier,
+        (torch.zeros(2, 3, 224, 224),),
+        path,
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        verbose=False,
+        external_data=False,
+    )
+    return path
+
+
+def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def ours(path: Path, image: np.ndarray, method: str, threads: int) -> Contenders:
+    """The engine call alone, and the whole way from the normalised image to a finished map."""
+    engine = whycam.load(path, threads=threads).engine
+    feeds = {"image": image, "target": np.full((1, 1), -1, np.int64)}
+    needed = "ablation_weights" if method == "ablation" else "gradients"
+    outputs = ["probabilities", "targets", "activations", needed]
+
+    def explain() -> np.ndarray:
+        found = engine.run(feeds, outputs)
+        raw = cam.raw_map(
+            method, found["activations"], found.get("gradients"), found.get("ablation_weights")
+        )
+        return cam.finish(raw, (224, 224))
+
+    return {
+        f"whycam {method}, engine": lambda: engine.run(feeds, outputs),
+        f"whycam {method}": explain,
+    }
+
+
+def peers(model: torch.nn.Module, image: np.ndarray) -> Contenders:
+    """Grad-CAM by the other tools, at the layer that whycam chooses; those that are installed."""
+    captured = capture(model, (224, 224))
+    chosen = split(captured, find_layer(captured))
+    x = torch.from_numpy(image)
+    found: Contenders = {"torch eager, classification": lambda: _no_grad(model, x)}
+    layer = dict(model.named_modules()).get(chosen.layer.name)
+    if layer is None:
+        console.print(f"no module is called {chosen.layer.name}: peers are left out")
+        return found
+    try:
+        from pytorch_grad_cam import GradCAM
+
+        theirs = GradCAM(model=model, target_layers=[layer])
+        found["pytorch-grad-cam gradcam"] = lambda: theirs(input_tensor=x, targets=None)
+    except ImportError:
+        console.print("pytorch-grad-cam is not installed: left out")
+    try:
+        from torchcam.methods import GradCAM as TorchGradCAM
+
+        extractor = TorchGradCAM(model, target_layer=layer)
+
+        def torchcam_map() -> Any:
+            scores = model(x.clone().requires_grad_(True))
+            return extractor(scores.argmax(dim=-1).tolist(), scores)
+
+        found["torchcam gradcam"] = torchcam_map
+    except ImportError:
+        console.print("torchcam is not installed: left out")
+    return found
+
+
+def _no_grad(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(x)
+
+
+def interleaved(contenders: Contenders, rounds: int, warm_up: int = 5) -> dict[str, list[float]]:
+    """Seconds of each contender in each round."""
+    for run in contenders.values():
+        for _ in range(warm_up):
+            run()
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in track(range(rounds), description="rounds", console=console, transient=True):
+        for name, run in contenders.items():
+            begin = time.perf_counter()
+            run()
+            samples[name].append(time.perf_counter() - begin)
+    return samples
+
+
+def measure(name: str, rounds: int, threads: int, folder: Path) -> dict[str, list[float]]:
+    """Export one network both ways and time everything on one image, in turn.
+
+    In two parts, each with plain classification of its own to compare with: what runs in ONNX
+    Runtime, and what runs in torch. Two thread pools that spin in turn would disturb each other.
+    """
+    model = network(name)
+    image = np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)
+    base = session(plain_onnx(model, folder / f"{name}.plain.onnx"), threads)
+    given = {base.get_inputs()[0].name: image}
+    plain: Contenders = {"plain classification": lambda: base.run(None, given)}
+    engines = dict(plain)
+    for method in ("gradcam", "ablation"):
+        path = folder / f"{name}.{method}.onnx"
+        to_onnx(model, path, methods=[method])
+        engines |= ours(path, image, method, threads)
+    return interleaved(engines, rounds) | {
+        f"{contender} (beside torch)" if contender in engines else contender: samples
+        for contender, samples in interleaved(
+            {
+                **plain,
+                "whycam gradcam": engines["whycam gradcam"],
+                **peers(model, image),
+            },
+            rounds,
+        ).items()
+    }
+
+
+def report(results: dict[str, dict[str, list[float]]]) -> Table:
+    table = Table("network", "what", "median ms", "p10 to p90", "/ plain", "/ whycam gradcam")
+    for name, samples in results.items():
+        for what, times in samples.items():
+            suffix = " (beside torch)" if what.endswith("(beside torch)") else ""
+            in_torch = suffix or not what.startswith(("plain", "whycam"))
+            suffix = " (beside torch)" if in_torch else ""
+            middle = statistics.median(times)
+            tenths = statistics.quantiles(times, n=10)
+            plain = statistics.median(samples[f"plain classification{suffix}"])
+            explain = statistics.median(samples[f"whycam gradcam{suffix}"])
+            table.add_row(
+                name,
+                what,
+                f"{middle * 1e3:.2f}",
+                f"{tenths[0] * 1e3:.2f} to {tenths[-1] * 1e3:.2f}",
+                f"{middle / plain:.3f}",
+                f"{middle / explain:.2f}",
+            )
+        table.add_section()
+    return table
+
+
+def environment(threads: int) -> dict[str, Any]:
+    processor = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next((x.split(":")[1].strip() for x in lines if "model name" in x), processor)
+    packages = ("whycam", "onnxruntime", "torch", "torchvision", "grad-cam", "torchcam")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = version(package)
+        except ModuleNotFoundError:
+            continue
+    return {
+        "processor": processor,
+        "threads": threads,
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "versions": versions,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", default="resnet50,lite0", help=f"of {', '.join(MODELS)}")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", action="store_true", help="raw samples in seconds")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.models.split(","):
+            console.print(f"exporting and timing {name} ...")
+            results[name] = measure(name, options.rounds, options.threads, Path(folder))
+    about = environment(options.threads)
+    if options.json:
+        print(json.dumps({**about, "seconds": results}))
+        return
+    out = Console(highlight=False)
+    out.print(report(results))
+    out.print(about)
+
+
+if __name__ == "__main__":
+    main()
