@@ -18,7 +18,8 @@ import json, resource, sys, time
 begin = time.perf_counter()
 """
 _REPORT = """
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+unit = 2**20 if sys.platform == "darwin" else 2**10
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 marks |= {"total s": time.perf_counter() - begin, "peak MiB": peak, "torch": "torch" in sys.modules}
 print(json.dumps(marks))
 """

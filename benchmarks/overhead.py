@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ from whycam.runtime import cam
 
 ROOT = Path(__file__).parent.parent
 MODELS = ("resnet50", "vgg16", "mobilenet_v3_large", "lite0")
+PLAIN = "plain classification"
+EXPLAIN = "whycam gradcam"
 Contenders = dict[str, Callable[[], Any]]
 console = Console(stderr=True)
 
@@ -143,55 +145,41 @@ def interleaved(contenders: Contenders, rounds: int, warm_up: int = 5) -> dict[s
     return samples
 
 
-def measure(name: str, rounds: int, threads: int, folder: Path) -> dict[str, list[float]]:
+def measure(name: str, rounds: int, threads: int, folder: Path) -> list[dict[str, list[float]]]:
     """Export one network both ways and time everything on one image, in turn.
 
-    In two parts, each with plain classification of its own to compare with: what runs in ONNX
-    Runtime, and what runs in torch. Two thread pools that spin in turn would disturb each other.
+    In two parts, each with a plain classification of its own to compare with: what runs in ONNX
+    Runtime, and what runs in torch. Thread pools that spin in turn would disturb each other.
     """
     model = network(name)
     image = np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)
     base = session(plain_onnx(model, folder / f"{name}.plain.onnx"), threads)
     given = {base.get_inputs()[0].name: image}
-    plain: Contenders = {"plain classification": lambda: base.run(None, given)}
-    engines = dict(plain)
+    engines: Contenders = {PLAIN: lambda: base.run(None, given)}
     for method in ("gradcam", "ablation"):
         path = folder / f"{name}.{method}.onnx"
         to_onnx(model, path, methods=[method])
         engines |= ours(path, image, method, threads)
-    return interleaved(engines, rounds) | {
-        f"{contender} (beside torch)" if contender in engines else contender: samples
-        for contender, samples in interleaved(
-            {
-                **plain,
-                "whycam gradcam": engines["whycam gradcam"],
-                **peers(model, image),
-            },
-            rounds,
-        ).items()
-    }
+    beside_torch = {PLAIN: engines[PLAIN], EXPLAIN: engines[EXPLAIN], **peers(model, image)}
+    return [interleaved(engines, rounds), interleaved(beside_torch, rounds)]
 
 
-def report(results: dict[str, dict[str, list[float]]]) -> Table:
-    table = Table("network", "what", "median ms", "p10 to p90", "/ plain", "/ whycam gradcam")
-    for name, samples in results.items():
-        for what, times in samples.items():
-            suffix = " (beside torch)" if what.endswith("(beside torch)") else ""
-            in_torch = suffix or not what.startswith(("plain", "whycam"))
-            suffix = " (beside torch)" if in_torch else ""
-            middle = statistics.median(times)
-            tenths = statistics.quantiles(times, n=10)
-            plain = statistics.median(samples[f"plain classification{suffix}"])
-            explain = statistics.median(samples[f"whycam gradcam{suffix}"])
-            table.add_row(
-                name,
-                what,
-                f"{middle * 1e3:.2f}",
-                f"{tenths[0] * 1e3:.2f} to {tenths[-1] * 1e3:.2f}",
-                f"{middle / plain:.3f}",
-                f"{middle / explain:.2f}",
-            )
-        table.add_section()
+def report(results: dict[str, list[dict[str, list[float]]]]) -> Table:
+    table = Table("network", "what", "median ms", "p10 to p90", "/ plain", f"/ {EXPLAIN}")
+    for name, parts in results.items():
+        for samples in parts:
+            medians = {what: statistics.median(times) for what, times in samples.items()}
+            for what, times in samples.items():
+                tenths = statistics.quantiles(times, n=10)
+                table.add_row(
+                    name,
+                    what,
+                    f"{medians[what] * 1e3:.2f}",
+                    f"{tenths[0] * 1e3:.2f} to {tenths[-1] * 1e3:.2f}",
+                    f"{medians[what] / medians[PLAIN]:.3f}",
+                    f"{medians[what] / medians[EXPLAIN]:.2f}",
+                )
+            table.add_section()
     return table
 
 
@@ -200,13 +188,10 @@ def environment(threads: int) -> dict[str, Any]:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor = next((x.split(":")[1].strip() for x in lines if "model name" in x), processor)
-    packages = ("whycam", "onnxruntime", "torch", "torchvision", "grad-cam", "torchcam")
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = version(package)
-        except ModuleNotFoundError:
-            continue
+    wanted = {"whycam", "onnxruntime", "torch", "torchvision", "grad-cam", "torchcam"}
+    versions = {
+        package.name: package.version for package in distributions() if package.name in wanted
+    }
     return {
         "processor": processor,
         "threads": threads,
