@@ -85,9 +85,9 @@ def ablation_weights(logits: Array, drops: Array, selected: Array, score: Score)
     """Ablation-CAM (Desai and Ramaswamy 2020): alpha_k = (y - y_k) / y.
 
     y is the explained class's score and y_k the same with channel k of A set to zero. For
-    probabilities, with odds o_j = exp(z_j - z_c) and logits that fall by d_j, this is
-    g / (1 + sum_j o_j + g), g = sum_j o_j (exp(d_c - d_j) - 1) over j != c: a form that keeps its
-    digits where y is all but 1.
+    probabilities, with odds o_j = exp(z_j - z_c) and r_j = exp(d_c - d_j), d_j what a logit loses,
+    this is sum_j o_j (r_j - 1) / (1 + sum_j o_j r_j) over j != c: a form that keeps its digits
+    where y is all but 1.
 
     Args:
         logits: z, float [N, C].
@@ -106,9 +106,9 @@ def ablation_weights(logits: Array, drops: Array, selected: Array, score: Score)
         return xp.where(zero, 0.0 * own_drop, own_drop / xp.where(zero, 1.0 + y, y))
     # exp(40) squared is finite in float32; a class that far behind has probability 1e-18.
     odds = xp.exp(xp.clip(logits[:, None, :] - y, max=40.0)) * (1.0 - selected)
-    growth = xp.exp(xp.clip(own_drop[..., None] - drops[:, None, :, :], max=40.0)) - 1.0
-    gain = xp.sum(odds[:, :, None, :] * growth, axis=-1)
-    return gain / (1.0 + xp.sum(odds, axis=-1, keepdims=True) + gain)
+    ratio = xp.exp(xp.clip(own_drop[..., None] - drops[:, None, :, :], max=40.0))
+    gain = ((ratio - 1.0) @ odds[..., None])[..., 0]
+    return gain / (1.0 + (ratio @ odds[..., None])[..., 0])
 
 
 def finish(raw: Array, size: tuple[int, int]) -> Array:
@@ -120,10 +120,11 @@ def finish(raw: Array, size: tuple[int, int]) -> Array:
     xp = array_api_compat.array_namespace(raw)
     raw = xp.where(xp.isfinite(raw), raw, 0.0 * xp.ones_like(raw))
     # Unit magnitude first: what a map shows must not depend on the scale of the gradients.
+    magnitude = xp.max(xp.abs(raw), axis=(-2, -1), keepdims=True)
+    raw = raw / xp.where(magnitude > 0.0, magnitude, 1.0 + magnitude)
     low = xp.min(raw, axis=(-2, -1), keepdims=True)
     spread = xp.max(raw, axis=(-2, -1), keepdims=True) - low
-    magnitude = xp.max(xp.abs(raw), axis=(-2, -1), keepdims=True)
-    constant = spread <= _CONSTANT * magnitude
+    constant = spread <= _CONSTANT
     unit = xp.where(constant, 0.0 * raw, (raw - low) / xp.where(constant, 1.0 + spread, spread))
     maps = resize(unit, size)
     low = xp.min(maps, axis=(-2, -1), keepdims=True)

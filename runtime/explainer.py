@@ -106,7 +106,12 @@ class Explainer:
         return results if many else results[0]
 
     def classify(self, images: Any) -> NDArray[np.float32]:
-        """Class probabilities of one picture or many, float32 [N, C]."""
+        """Class probabilities of one picture or many, float32 [N, C].
+
+        Raises:
+            ImageError: a picture cannot be read.
+            EngineError: the engine failed, or the network returned NaN.
+        """
         pictures, _ = _listed(images)
         rows = [
             self._probabilities(self._prepare([read_picture(p) for p in pictures[part]])[0])
@@ -157,7 +162,7 @@ class Explainer:
     def _probabilities(self, images: Floats) -> Floats:
         target = np.full((len(images), 1), -1, np.int64)
         found = self.engine.run({"image": images, "target": target}, ["probabilities"])
-        return np.asarray(found["probabilities"], dtype=np.float32)
+        return _finite(found["probabilities"])
 
     def _explain_batch(
         self,
@@ -203,18 +208,14 @@ class Explainer:
         elif method != "scorecam":
             outputs.append("gradients")
         found = self.engine.run({"image": images, "target": target}, outputs)
-        if not np.isfinite(found["probabilities"]).all():
-            raise EngineError(
-                "the network returned NaN or infinite probabilities: its weights are broken, or "
-                "the precision is too low for it"
-            )
+        probabilities = _finite(found["probabilities"])
         activations, targets = found["activations"], found["targets"]
         weights = found.get("ablation_weights")
         if method == "scorecam":
             weights = self._score_weights(images, activations, targets, progress)
         raw = cam.raw_map(method, activations, found.get("gradients"), weights)
         maps = np.asarray(cam.finish(raw, self.manifest.preprocess.size), dtype=np.float32)
-        return maps, found["probabilities"], targets
+        return maps, probabilities, targets
 
     def _score_weights(
         self,
@@ -289,6 +290,15 @@ class Explainer:
         return explanation.over_picture() if geometry == "picture" else explanation
 
 
+def _finite(probabilities: NDArray[Any]) -> Floats:
+    if not np.isfinite(probabilities).all():
+        raise EngineError(
+            "the network returned NaN or infinite probabilities: its weights are broken, or the "
+            "precision is too low for it"
+        )
+    return np.asarray(probabilities, dtype=np.float32)
+
+
 def _listed(images: Any) -> tuple[list[Any], bool]:
     """The pictures one by one, and whether the caller passed many."""
     many = isinstance(images, list | tuple) or (isinstance(images, np.ndarray) and images.ndim == 4)
@@ -306,7 +316,7 @@ def _naive(request: Request, share: float) -> Choice:
         improved=False,
         map=values,
         mask=tft.mask_of(values, "binary"),
-        masked_probability=float("nan"),
+        masked_probability=None,
     )
 
 

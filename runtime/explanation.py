@@ -44,7 +44,8 @@ class Explanation:
         cut: the map value below which the threshold mutes.
         rpi: float32 [T], relative probability increase at each of ``tft.taus``; None without TFT.
         improved: whether some threshold raised the probability; None without TFT.
-        masked_probability: of the class for the image under ``mask``; None without TFT.
+        masked_probability: of the class for the image under ``mask``; None without TFT, or where
+            no threshold improves and 0 was not tried.
         tft: the reading of TFT; None without TFT.
         picture: uint8 [h, w, 3], RGB.
         placement: where the network's input lies in the picture.
@@ -138,8 +139,7 @@ class Explanation:
         target = Path(path)
         if target.suffix.lower() not in PICTURE_TYPES:
             raise RequestError(f"cannot tell the picture type of {target}: end it with .png")
-        data = self._figure_bytes(target.suffix) if figure else self._overlay_bytes(target.suffix)
-        return write_whole(target, data)
+        return write_whole(target, _encoded(self._drawn(figure), target.suffix))
 
     def save_map(self, path: str | os.PathLike[str]) -> Path:
         """Write the map over the picture's own pixels, float32 [h, w], as a NumPy ``.npy`` file.
@@ -151,22 +151,15 @@ class Explanation:
         np.save(buffer, self.on_picture(self.map))
         return write_whole(Path(path), buffer.getvalue())
 
-    def _overlay_bytes(self, suffix: str) -> bytes:
-        import cv2
+    def _drawn(self, figure: bool) -> Picture:
+        if figure:
+            from .figure import rasterised
 
+            return rasterised(self.figure())
         text = f"{self.label} {self.probability:.3f}  {self.method}"
         if self.threshold is not None:
             text += f"  tau {self.threshold:.2g}"
-        drawn = overlay.caption(self.overlay(), text)
-        done, data = cv2.imencode(suffix, drawn[..., ::-1])
-        if not done:
-            raise RequestError(f"OpenCV cannot write a picture of {drawn.shape} as {suffix}")
-        return data.tobytes()
-
-    def _figure_bytes(self, suffix: str) -> bytes:
-        buffer = io.BytesIO()
-        self.figure().savefig(buffer, format=suffix.lstrip(".").lower(), dpi=120)
-        return buffer.getvalue()
+        return overlay.caption(self.overlay(), text)
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers, without maps and picture, ready for JSON."""
@@ -188,3 +181,12 @@ class Explanation:
                 "rpi": [float(value) for value in self.rpi],
             }
         return numbers
+
+
+def _encoded(picture: Picture, suffix: str) -> bytes:
+    import cv2
+
+    done, data = cv2.imencode(suffix, picture[..., ::-1])
+    if not done:
+        raise RequestError(f"OpenCV cannot write a picture of {picture.shape} as {suffix}")
+    return bytes(data)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from .images import Picture
 
 if TYPE_CHECKING:
     from .explanation import Explanation
@@ -31,6 +35,14 @@ def draw(explanation: Explanation) -> Figure:
     if explanation.rpi is not None and explanation.tft is not None:
         _curve(axes[-1], explanation)
     return figure
+
+
+def rasterised(figure: Figure) -> Picture:
+    """A figure as pixels, uint8 [h, w, 3], RGB."""
+    figure.set_dpi(120)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    return np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
 
 
 def _curve(axis: object, explanation: Explanation) -> None:

@@ -52,15 +52,17 @@ def read_picture(source: PictureSource) -> Picture:
 def _read_file(path: Path) -> Picture:
     from PIL import Image, UnidentifiedImageError
 
-    if path.is_dir():
-        raise ImageError(f"{path} is a folder, not a picture")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 return _from_pillow(image, str(path))
+    except ImageError:
+        raise
     except FileNotFoundError as error:
         raise ImageError(f"there is no file {path}") from error
+    except IsADirectoryError as error:
+        raise ImageError(f"{path} is a folder, not a picture") from error
     except UnidentifiedImageError as error:
         what = "is empty" if path.stat().st_size == 0 else "is no picture that Pillow can read"
         raise ImageError(f"{path} {what}") from error
@@ -69,7 +71,7 @@ def _read_file(path: Path) -> Picture:
             f"{path} is too large ({error}); scale it down, or decode it yourself and pass the "
             "array"
         ) from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except Exception as error:  # Pillow's decoders raise whatever their format makes them
         raise ImageError(f"{path} cannot be decoded: {error}") from error
 
 
@@ -89,7 +91,9 @@ def _from_pillow(image: Image, name: str) -> Picture:
         if image.mode.startswith("I;16") or image.mode in ("I", "F"):
             return _from_deep_grey(np.asarray(image), name)
         return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except ImageError:
+        raise
+    except Exception as error:  # see _read_file
         raise ImageError(f"{name} cannot be decoded: {error}") from error
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from .cam import Method, Score
-from .errors import ModelFileError
+from .errors import ModelFileError, RequestError
 from .tft import Tft
 
 VERSION = 1
@@ -109,6 +109,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     digest: str = ""
 
     def __post_init__(self) -> None:
+        if self.num_classes < 1 or min(self.activations) < 1 or self.image_bytes < 0:
+            raise ValueError("classes, activations and image_bytes must be positive")
         if self.labels and len(self.labels) != self.num_classes:
             raise ValueError(f"{len(self.labels)} labels for {self.num_classes} classes")
 
@@ -140,5 +142,5 @@ def parse(text: str | bytes, source: str) -> Manifest:
                 "Export the model again, or install the whycam that made it"
             )
         return msgspec.json.decode(text, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, RequestError) as error:
         raise ModelFileError(f"{source}: its manifest is damaged: {error}") from error

@@ -60,13 +60,13 @@ def digest(path: str | os.PathLike[str]) -> str:
 
 
 def _open(name: str) -> BinaryIO:
-    path = Path(name)
-    if path.is_dir():
-        raise ModelFileError(f"{name} is a folder, not an ONNX file")
     try:
-        return path.open("rb")
-    except OSError as error:
-        raise ModelFileError(f"cannot read model file {name}: {error.strerror}") from error
+        return Path(name).open("rb")
+    except IsADirectoryError as error:
+        raise ModelFileError(f"{name} is a folder, not an ONNX file") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+        why = getattr(error, "strerror", None) or error
+        raise ModelFileError(f"cannot read model file {name!r}: {why}") from error
 
 
 def _fields(file: BinaryIO, name: str) -> Iterator[tuple[int, int, int]]:

@@ -44,7 +44,8 @@ class Choice:
         improved: whether any threshold raised the probability.
         map: the map, zero below the cut.
         mask: float32 [H, W], what multiplies the image at tau*.
-        masked_probability: of the class, for the image under that mask.
+        masked_probability: of the class, for the image under that mask; None if no threshold
+            improves and 0 was not among those tried.
     """
 
     threshold: float
@@ -53,7 +54,7 @@ class Choice:
     improved: bool
     map: Floats
     mask: Floats
-    masked_probability: float
+    masked_probability: float | None
 
 
 def sweep(
@@ -116,6 +117,7 @@ def _choice(request: Request, cuts: Floats, masked: Floats, settings: Tft) -> Ch
         best = 0
     cut = cuts[best] if improved else np.float32(0)
     values = tft.threshold_map(request.map, cut)
+    tried = improved or settings.taus[0] == 0
     return Choice(
         threshold=float(settings.taus[best]) if improved else 0.0,
         cut=float(cut),
@@ -123,5 +125,5 @@ def _choice(request: Request, cuts: Floats, masked: Floats, settings: Tft) -> Ch
         improved=improved,
         map=values,
         mask=tft.mask_of(values, settings.mask),
-        masked_probability=float(masked[best]),
+        masked_probability=float(masked[best]) if tried else None,
     )

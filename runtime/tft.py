@@ -7,6 +7,7 @@ thresholds="rank"``).
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Literal
 
 import array_api_compat
@@ -49,11 +50,19 @@ class Tft(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise RequestError(f"mask must be 'binary' or 'soft', not {self.mask!r}")
         if self.thresholds not in ("value", "rank"):
             raise RequestError(f"thresholds must be 'value' or 'rank', not {self.thresholds!r}")
-        increasing = all(a < b for a, b in zip(self.taus, self.taus[1:], strict=False))
-        if not self.taus or not increasing or self.taus[0] < 0 or self.taus[-1] >= 1:
+        if not _are_thresholds(self.taus):
             raise RequestError(
-                f"taus must be increasing numbers from 0 to below 1, not {self.taus!r}"
+                f"taus must be a tuple of increasing numbers from 0 to below 1, not {self.taus!r}"
             )
+
+
+def _are_thresholds(taus: Any) -> bool:
+    if not isinstance(taus, tuple) or not taus:
+        return False
+    if not all(isinstance(tau, int | float) for tau in taus):
+        return False
+    increasing = all(a < b for a, b in pairwise(taus))
+    return increasing and taus[0] >= 0 and taus[-1] < 1  # which NaN is not
 
 
 def cut_values(maps: Array, taus: tuple[float, ...], thresholds: Thresholds) -> Array:

@@ -162,7 +162,7 @@ def test_folder_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["missing.png", "no/such/folder.png", "nul\0.png", "x" * 5000],
+    ["missing.png", "no/such/folder.png", "nul\0.png", "x" * 300],
     ids=["missing", "folder", "nul", "long"],
 )
 def test_missing_file_is_refused(tmp_path, name):

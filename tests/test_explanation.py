@@ -1,0 +1,137 @@
+"""What an explanation can do: draw, save, plot, become JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import whycam
+from whycam import WhyCamError
+from whycam.runtime.errors import RequestError
+
+
+@pytest.fixture(scope="module")
+def explained(lite0, chelsea) -> dict[str, whycam.Explanation]:
+    return {
+        "plain": lite0.explain(chelsea),
+        "naive": lite0.explain(chelsea, tft="naive"),
+        "tft": lite0.explain(chelsea, tft=True),
+        "picture": lite0.explain(chelsea, tft=True, geometry="picture"),
+    }
+
+
+KINDS = ("plain", "naive", "tft", "picture")
+
+
+def test_explanation_is_frozen(explained):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        explained["plain"].index = 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_overlay_has_the_size_of_the_picture(explained, kind):
+    drawn = explained[kind].overlay()
+    assert drawn.shape == (300, 451, 3)
+    assert drawn.dtype == np.uint8
+    assert (drawn != explained[kind].picture).any()
+
+
+def test_overlay_leaves_the_picture_alone_where_the_map_is_zero(explained):
+    found = explained["plain"]
+    outside = found.on_picture(found.map) == 0
+    assert outside.any()
+    np.testing.assert_array_equal(found.overlay()[outside], found.picture[outside])
+    np.testing.assert_array_equal(found.overlay(opacity=0), found.picture)
+
+
+def test_original_overlay_ignores_the_threshold(explained):
+    shown = explained["tft"].overlay(original=True)
+    np.testing.assert_array_equal(shown, explained["plain"].overlay())
+
+
+@pytest.mark.parametrize("opacity", [-0.1, 1.1, float("nan")])
+def test_unusable_opacity_is_refused(explained, opacity):
+    with pytest.raises(RequestError, match="opacity"):
+        explained["plain"].overlay(opacity)
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".JPG", ".webp"])
+@pytest.mark.parametrize("kind", ["plain", "tft"])
+def test_overlay_is_saved(explained, tmp_path, kind, ending):
+    path = explained[kind].save(tmp_path / "new" / f"overlay{ending}")
+    width, height = Image.open(path).size
+    assert width == 451
+    assert 300 < height < 360  # a caption above
+    saved = np.asarray(Image.open(path).convert("RGB"))[-300:].astype(int)
+    # Right way round: OpenCV writes BGR.
+    assert np.abs(saved - explained[kind].overlay()).mean() < 8
+
+
+def test_saved_file_replaces_an_older_one_and_nothing_else_is_left(explained, tmp_path):
+    target = tmp_path / "why.png"
+    target.write_text("older")
+    assert explained["plain"].save(str(target)) == target
+    assert Image.open(target).width == 451
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("name", ["why", "why.txt", "why.gif", ".png"])
+def test_unknown_picture_type_is_refused(explained, tmp_path, name):
+    with pytest.raises(RequestError, match="cannot tell the picture type"):
+        explained["plain"].save(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_saving_below_a_file_or_over_a_folder_is_refused(explained, tmp_path):
+    (tmp_path / "file").write_text("here first")
+    (tmp_path / "folder.png").mkdir()
+    for place in ("file/why.png", "folder.png"):
+        with pytest.raises(WhyCamError, match="cannot write"):
+            explained["plain"].save(tmp_path / place)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder.png"]
+
+
+def test_full_disk_leaves_the_older_file_whole(explained, tmp_path, monkeypatch):
+    target = tmp_path / "why.png"
+    target.write_text("older")
+
+    def half(path: Path, data: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(data[: len(data) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(WhyCamError, match="No space left"):
+        explained["plain"].save(target)
+    assert target.read_text() == "older"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(("kind", "panels"), zip(KINDS, (2, 3, 4, 4), strict=True))
+def test_figure_shows_what_there_is(explained, kind, panels):
+    figure = explained[kind].figure()
+    assert len(figure.axes) == panels
+    assert "tiger cat" in figure.axes[0].get_title()
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".webp", ".tiff", ".bmp"])
+def test_figure_is_saved(explained, tmp_path, ending):
+    path = explained["tft"].save(tmp_path / f"figure{ending}", figure=True)
+    assert Image.open(path).width > 600
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_numbers_are_ready_for_json(explained, kind):
+    found = explained[kind]
+    numbers = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert numbers["label"] == "tiger cat"
+    assert numbers["threshold"] == found.threshold
+    assert ("rpi" in numbers) is (found.tft is not None)
+    if found.tft is not None:
+        assert numbers["rpi"] == pytest.approx(found.rpi.tolist())
+        assert numbers["taus"] == list(found.tft.taus)
