@@ -21,8 +21,9 @@ def draw(explanation: Explanation) -> Figure:
     tall = min(max(3.2 * height / width, 1.8), 6.0)
     figure = Figure(figsize=(3.4 * panels, tall + 0.5), layout="constrained")
     axes = figure.subplots(1, panels)
+    label = explanation.label.replace("$", r"\$")  # no formula
     pictures = [
-        (explanation.picture, f"{explanation.label}  p = {explanation.probability:.3f}"),
+        (explanation.picture, f"{label}  p = {explanation.probability:.3f}"),
         (explanation.overlay(original=True), explanation.method),
     ]
     if explanation.threshold is not None:

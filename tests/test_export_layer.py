@@ -102,14 +102,13 @@ def test_one_by_one_convolutions_after_the_pooling_are_no_target() -> None:
 
 
 def test_convolution_that_is_the_classifier_is_no_target() -> None:
-    convolution = {"name": "", "classes": 7}
     model = seeded(
         lambda: nn.Sequential(
             nn.Conv2d(3, 8, 3),
             nn.ReLU(),
             nn.Conv2d(8, 12, 3),
             nn.ReLU(),
-            nn.Conv2d(12, convolution["classes"], 3),
+            nn.Conv2d(12, 7, 3),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
         )
