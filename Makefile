@@ -25,11 +25,12 @@ $(VENV)/dev.stamp: pyproject.toml | $(BIN)/python
 demo: $(VENV)/demo.stamp ## export a pretrained network, explain photographs, write figures to .demo/
 	$(BIN)/python examples/demo.py .demo
 
+# Two processes: each holds torch and, at times, a large network.
 test: $(VENV)/dev.stamp ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: $(VENV)/dev.stamp ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: $(VENV)/dev.stamp ## ruff, format and rules
 	$(BIN)/ruff format --check .

@@ -130,6 +130,8 @@ def _keeps_channels_apart(node: fx.Node, source: fx.Node, channels: int) -> bool
         u.target is aten.sym_size.int or u is node for u in source.users
     ):
         return False
+    if node.target is operator.getitem:  # the result of a normalisation
+        return True
     others = [n for n in node.all_input_nodes if n is not source]
     if node.target in _RESHAPES:
         before, after = shape_of(source), shape_of(node)
@@ -140,7 +142,7 @@ def _keeps_channels_apart(node: fx.Node, source: fx.Node, channels: int) -> bool
     if node.target is aten.mean.dim:
         axes = {axis % 4 for axis in node.args[1]}  # type: ignore[union-attr,operator]
         return axes <= {2, 3}
-    if node.target is operator.getitem or node.target in _CHANNELWISE:
+    if node.target in _CHANNELWISE:
         return True
     return is_elementwise(node) and all(n.op == "get_attr" for n in others)
 

@@ -26,6 +26,7 @@ from torch.fx.experimental.symbolic_shapes import (
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..runtime.cam import Score
+from ..runtime.errors import ExportError
 
 aten = torch.ops.aten
 
@@ -65,6 +66,10 @@ class _MaxPool(torch.autograd.Function):
         ceil_mode: bool,
     ) -> torch.Tensor:
         y = F.max_pool2d(x, kernel, stride, padding, ceil_mode=ceil_mode)
+        if ceil_mode:
+            # ONNX counts windows otherwise than torch there: cover them exactly, and need no rule.
+            size = y.shape[-2], y.shape[-1]
+            y = F.max_pool2d(_covered(x, size, kernel, stride, padding), kernel, stride)
         ctx.save_for_backward(x, y)
         ctx.geometry = kernel, stride, padding
         return y
@@ -75,13 +80,8 @@ class _MaxPool(torch.autograd.Function):
         kernel, stride, padding = ctx.geometry
         (gradient,) = gradients
         size, out = x.shape[-2:], y.shape[-2:]
-        # The padded input covers every window exactly: its sides are (out - 1) * stride + kernel.
-        full = [(o - 1) * s + k for o, s, k in zip(out, stride, kernel, strict=True)]
-        after = [f - p - n for f, p, n in zip(full, padding, size, strict=True)]
-        padded = F.pad(
-            x, (padding[1], after[1], padding[0], after[0]), value=torch.finfo(x.dtype).min
-        )
-        padded = padded[..., : full[0], : full[1]]
+        padded = _covered(x, (out[0], out[1]), kernel, stride, padding)
+        full = list(padded.shape[-2:])
         total = None
         taken = None
         for top in range(kernel[0]):
@@ -102,6 +102,20 @@ class _MaxPool(torch.autograd.Function):
         inside = total[..., padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
         missing = [n - have for n, have in zip(size, inside.shape[-2:], strict=True)]
         return F.pad(inside, (0, missing[1], 0, missing[0])), None, None, None, None
+
+
+def _covered(
+    x: torch.Tensor,
+    out: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+) -> torch.Tensor:
+    """x padded with the lowest number, or cut, to what ``out`` windows cover exactly."""
+    full = [(o - 1) * s + k for o, s, k in zip(out, stride, kernel, strict=True)]
+    after = [f - p - n for f, p, n in zip(full, padding, x.shape[-2:], strict=True)]
+    edges = (padding[1], after[1], padding[0], after[0])
+    return F.pad(x, edges, value=torch.finfo(x.dtype).min)[..., : full[0], : full[1]]
 
 
 def _scatter_strided(
@@ -136,7 +150,10 @@ def max_pool(
 ) -> torch.Tensor:
     """``torch.nn.functional.max_pool2d`` with an exportable gradient; no dilation."""
     if _pair(dilation) != (1, 1):
-        raise NotImplementedError("max-pooling with dilation after the target layer")
+        raise ExportError(
+            "max-pooling with dilation after the target layer has no form that engines take; name "
+            "a later layer with --target-layer"
+        )
     window = _pair(kernel)
     return _MaxPool.apply(x, window, _pair(stride, window), _pair(padding), ceil_mode)  # type: ignore[no-any-return]
 
@@ -147,7 +164,14 @@ def _pool_matrix(pool: Callable[[torch.Tensor], torch.Tensor], size: int) -> tor
 
 
 def _separable(x: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    return rows.to(x) @ x @ columns.T.to(x)
+    """rows @ x @ columns^T for each channel."""
+    return _along_last(_along_last(x, columns).transpose(-1, -2), rows).transpose(-1, -2)
+
+
+def _along_last(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    # Flat, for a product of more axes would expand the constant to the batch, which is symbolic.
+    flat = x.reshape(-1, x.shape[-1]) @ matrix.T.to(x)
+    return flat.reshape(*x.shape[:-1], matrix.shape[0])
 
 
 def adaptive_average_pool(x: torch.Tensor, output_size: Any) -> torch.Tensor:

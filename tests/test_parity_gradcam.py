@@ -239,7 +239,7 @@ def test_ablation_weights_equal_a_float64_loop_over_the_channels(
     activations = torch.from_numpy(found["activations"]).double()
     expected = ablated_one_by_one(head, activations, int(found["targets"][0, 0]), "logit").numpy()
     difference = np.abs(found["ablation_weights"][0, 0] - expected).max()
-    assert difference <= 1e-5 * np.abs(expected).max()
+    assert difference <= TOLERANCE * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("rank", [-1, -2])
@@ -255,7 +255,7 @@ def test_ablation_weights_of_the_probability_equal_a_float64_loop_over_the_chann
         target = int(found["targets"][0, 0])
         expected = ablated_one_by_one(head, activations, target, "prob").numpy()
         difference = np.abs(found["ablation_weights"][0, 0] - expected).max()
-        assert difference <= 1e-4 * np.abs(expected).max()
+        assert difference <= TOLERANCE * np.abs(expected).max()
 
 
 def convolutions_but_the_classifier(file: Path) -> int:
