@@ -3,7 +3,7 @@
     python benchmarks/overhead.py --models resnet50,lite0 --rounds 30
 
 Every contender runs once a round, in turn, so that a machine that changes speed changes it for
-all; medians and their ratios are what to quote. Random weights (Lite0 has real ones): time does
+all, each after a pause and one run that is not counted; medians and their ratios are what to quote. Random weights (Lite0 has real ones): time does
 not depend on them.
 """
 
@@ -71,6 +71,7 @@ def plain_onnx(model: torch.nn.Module, path: Path) -> Path:
 def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # as whycam has it
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
@@ -139,6 +140,10 @@ def interleaved(contenders: Contenders, rounds: int, warm_up: int = 5) -> dict[s
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in track(range(rounds), description="rounds", console=console, transient=True):
         for name, run in contenders.items():
+            # The threads of the contender before may still spin, and the caches be its own: let
+            # both settle, so that each is timed as in a loop of its own.
+            time.sleep(0.02)
+            run()
             begin = time.perf_counter()
             run()
             samples[name].append(time.perf_counter() - begin)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import fx
 from torch._decomp import core_aten_decompositions, get_decompositions
 from torch._dispatch.python import enable_python_dispatcher
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import (
     DimDynamic,
@@ -160,7 +160,8 @@ def max_pool(
 
 def _pool_matrix(pool: Callable[[torch.Tensor], torch.Tensor], size: int) -> torch.Tensor:
     """The matrix [out, in] of a linear pooling along one axis, read off the identity."""
-    return pool(torch.eye(size)[:, None, :, None])[:, 0, :, 0].T
+    with unset_fake_temporarily():  # numbers, not a recording of how they came about
+        return pool(torch.eye(size)[:, None, :, None])[:, 0, :, 0].T
 
 
 def _separable(x: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -336,7 +337,7 @@ def trace_gradient(
     target = torch.zeros(activations.shape[0], dtype=torch.int64, device=activations.device)
     fake = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     inputs = [_with_dynamic_batch(fake, tensor) for tensor in (activations, target)]
-    with torch.enable_grad(), enable_python_dispatcher(), sdpa_kernel(SDPBackend.MATH):
+    with torch.enable_grad(), enable_python_dispatcher(), sdpa_kernel(SDPBackend.MATH), fake:
         traced = make_fx(
             logits_and_gradient,
             decomposition_table=_decompositions(),

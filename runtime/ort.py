@@ -24,6 +24,9 @@ class OnnxRuntimeEngine:
             raise MissingExtraError("onnxruntime", "cpu", "the engine 'onnxruntime'") from error
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors reach the caller as exceptions
+        # Idle threads would go on spinning after a run and take a core from whatever follows it,
+        # the map's own arithmetic to begin with.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if threads is not None:
             options.intra_op_num_threads = threads
         try:

@@ -317,7 +317,7 @@ def test_max_pool_and_its_gradient_equal_those_of_torch(
 
 
 def test_max_pool_with_dilation_is_refused_rather_than_wrong() -> None:
-    with pytest.raises(NotImplementedError, match="dilation"):
+    with pytest.raises(whycam.WhyCamError, match="dilation"):
         max_pool(torch.zeros(1, 1, 8, 8), 2, 2, 0, dilation=2)
 
 
