@@ -3,8 +3,8 @@
     python benchmarks/overhead.py --models resnet50,lite0 --rounds 30
 
 Every contender runs once a round, in turn, so that a machine that changes speed changes it for
-all, each after a pause and one run that is not counted; medians and their ratios are what to quote. Random weights (Lite0 has real ones): time does
-not depend on them.
+all, each after a pause and one run that is not counted; medians and their ratios are what to
+quote. Random weights (Lite0 has real ones): time does not depend on them.
 """
 
 from __future__ import annotations
