@@ -40,7 +40,7 @@ def raw_map(
         float [N, k, h, w], not normalised; no negative values, but for ``cam``.
     """
     if method == "layercam":  # Jiang et al. 2021: weights per element
-        return _relu(_relu(gradients) * activations[:, None, ...]).sum(-3)
+        return _relu((_relu(gradients) * activations[:, None, ...]).sum(-3))
     if method == "hirescam":  # Draelos and Carin 2020: gradients element-wise, not averaged
         return _relu((gradients * activations[:, None, ...]).sum(-3))
     alpha = weights if weights is not None else channel_weights(method, activations, gradients)

@@ -42,6 +42,13 @@ def test_gradcam_plus_plus_weighs_a_zero_gradient_with_zero():
     np.testing.assert_array_equal(weights, np.zeros((1, 1, 2)))
 
 
+def test_layercam_sums_over_channels_before_it_drops_what_is_negative():
+    # Activations can be negative (Hardswish, SiLU, GELU): channels cancel before the ReLU.
+    activations = np.array([[[[3.0]], [[-2.0]], [[-4.0]]]])
+    gradients = np.array([[[[[1.0]], [[1.0]], [[-1.0]]]]])
+    np.testing.assert_array_equal(cam.raw_map("layercam", activations, gradients), [[[[1.0]]]])
+
+
 def test_layercam_by_hand():
     # Negative gradients are cut before the product.
     np.testing.assert_allclose(cam.raw_map("layercam", A, G), [[[[1, 0], [0, 8]]]])
