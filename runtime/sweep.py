@@ -80,8 +80,8 @@ def sweep(
         for (index, step), row in zip(chunk, classify(images), strict=True):
             masked[index][step] = row[requests[index].target]
     return [
-        _choice(request, cut, values[first], settings)
-        for request, cut, values, first in zip(requests, cuts, masked, first_of, strict=True)
+        _choice(request, values[first], settings)
+        for request, values, first in zip(requests, masked, first_of, strict=True)
     ]
 
 
@@ -108,22 +108,33 @@ def _first_equal(values: Floats, cuts: Floats) -> NDArray[np.intp]:
     return np.asarray(first[inverse], dtype=np.intp)
 
 
-def _choice(request: Request, cuts: Floats, masked: Floats, settings: Tft) -> Choice:
-    probability = np.float32(request.probability)
-    rpi = tft.relative_probability_increase(masked, np.asarray(probability))
-    best = int(tft.choose(rpi))
-    improved = bool(rpi[best] > 0)
-    if not improved:
-        best = 0
-    cut = cuts[best] if improved else np.float32(0)
-    values = tft.threshold_map(request.map, cut)
+def _choice(request: Request, masked: Floats, settings: Tft) -> Choice:
+    probability = np.asarray(request.probability, np.float32)
+    rpi = tft.relative_probability_increase(masked, probability)
+    return choice_of(request.map, rpi, masked, settings)
+
+
+def choice_of(values: Floats, rpi: Floats, masked: Floats, settings: Tft) -> Choice:
+    """The choice that a sweep's numbers amount to.
+
+    Args:
+        values: the map, float32 [H, W].
+        rpi, masked: relative probability increase and probability at each threshold, float32 [T].
+        settings: the sweep's.
+    """
+    improved = bool(tft.improves(rpi))
+    index = int(tft.choose(rpi)) if improved else 0
+    cut = np.float32(0)
+    if improved:
+        cut = tft.cut_values(values, settings.taus[index : index + 1], settings.thresholds)[0]
+    thresholded = tft.threshold_map(values, cut)
     tried = improved or settings.taus[0] == 0
     return Choice(
-        threshold=float(settings.taus[best]) if improved else 0.0,
+        threshold=float(settings.taus[index]) if improved else 0.0,
         cut=float(cut),
         rpi=rpi,
         improved=improved,
-        map=values,
-        mask=tft.mask_of(values, settings.mask),
-        masked_probability=float(masked[best]) if tried else None,
+        map=thresholded,
+        mask=tft.mask_of(thresholded, settings.mask),
+        masked_probability=float(masked[index]) if tried else None,
     )

@@ -7,6 +7,7 @@ thresholds="rank"``).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -17,6 +18,8 @@ from .cam import Method
 from .errors import RequestError
 
 Array = Any
+# (values [..., P], positions) to the values at these positions in increasing order, [..., T].
+OrderStatistics = Callable[[Array, Sequence[int]], Array]
 Mask = Literal["binary", "soft"]
 Thresholds = Literal["value", "rank"]
 
@@ -65,16 +68,29 @@ def _are_thresholds(taus: Any) -> bool:
     return increasing and taus[0] >= 0 and taus[-1] < 1  # which NaN is not
 
 
-def cut_values(maps: Array, taus: tuple[float, ...], thresholds: Thresholds) -> Array:
+def by_sorting(values: Array, positions: Sequence[int]) -> Array:
+    """The values at some positions in increasing order: values [..., P] to [..., T]."""
+    xp = array_api_compat.array_namespace(values)
+    ordered = xp.sort(values, axis=-1)
+    return xp.stack([ordered[..., position] for position in positions], axis=-1)
+
+
+def cut_values(
+    maps: Array,
+    taus: tuple[float, ...],
+    thresholds: Thresholds,
+    order_statistics: OrderStatistics = by_sorting,
+) -> Array:
     """The map value at which each threshold cuts.
 
     Args:
         maps: float [..., H, W] in [0, 1].
-        taus: T thresholds.
+        taus: T thresholds, increasing.
         thresholds: see ``Tft``.
+        order_statistics: how to find values by position; not every engine can sort.
 
     Returns:
-        float [..., T].
+        float [..., T], not decreasing.
     """
     xp = array_api_compat.array_namespace(maps)
     lead = maps.shape[:-2]
@@ -83,9 +99,9 @@ def cut_values(maps: Array, taus: tuple[float, ...], thresholds: Thresholds) -> 
         values = xp.asarray(taus, dtype=maps.dtype, device=device)
         return xp.broadcast_to(values, (*lead, len(taus)))
     count = maps.shape[-2] * maps.shape[-1]
-    ordered = xp.sort(xp.reshape(maps, (*lead, count)), axis=-1)
     # The small addend undoes products such as 0.29 * 100 = 28.999999999999996.
-    return xp.stack([ordered[..., int(count * tau + 1e-6)] for tau in taus], axis=-1)
+    positions = [int(count * tau + 1e-6) for tau in taus]
+    return order_statistics(xp.reshape(maps, (*lead, count)), positions)
 
 
 def threshold_map(maps: Array, cut: Array) -> Array:
@@ -109,7 +125,45 @@ def relative_probability_increase(masked: Array, probability: Array) -> Array:
     return xp.clip(masked - probability[..., None], min=0.0) / y
 
 
+# Relative to the masked probability: what two runs of one engine over one image may differ by, for
+# their batches differ. Two thresholds closer than that are equally good.
+_ROUNDING = 1e-5
+
+
 def choose(rpi: Array) -> Array:
-    """Index of the first largest rpi along the last axis (equation: tau* = argmax RPI)."""
+    """Index of the first largest rpi along the last axis: tau* = argmax RPI (paper section 4.1).
+
+    Differences of float32 rounding do not count, so that every engine and every batch size
+    chooses the same. rpi float [..., T] to int64 [...].
+    """
     xp = array_api_compat.array_namespace(rpi)
-    return xp.argmax(rpi, axis=-1)
+    largest = xp.max(rpi, axis=-1, keepdims=True)
+    good = rpi >= largest - _ROUNDING * (1.0 + largest)
+    index = xp.arange(rpi.shape[-1], device=array_api_compat.device(rpi))
+    return xp.min(xp.where(good, index, rpi.shape[-1]), axis=-1)
+
+
+def improves(rpi: Array) -> Array:
+    """Whether some threshold raised the probability by more than rounding: [..., T] to bool."""
+    xp = array_api_compat.array_namespace(rpi)
+    return xp.max(rpi, axis=-1) > _ROUNDING
+
+
+def best(rpi: Array, cuts: Array, taus: tuple[float, ...]) -> tuple[Array, Array]:
+    """tau* and its cut, each [...]; 0 where no threshold improves.
+
+    Args:
+        rpi: float [..., T].
+        cuts: from ``cut_values``, float [..., T].
+        taus: T thresholds.
+    """
+    xp = array_api_compat.array_namespace(rpi)
+    device = array_api_compat.device(rpi)
+    steps = xp.arange(len(taus), device=device)
+    chosen = (choose(rpi)[..., None] == steps) & improves(rpi)[..., None]
+    values = xp.asarray(taus, dtype=rpi.dtype, device=device)
+    zero = 0.0 * rpi
+    return (
+        xp.sum(xp.where(chosen, values, zero), axis=-1),
+        xp.sum(xp.where(chosen, cuts, zero), axis=-1),
+    )
