@@ -6,21 +6,44 @@ from collections.abc import Sequence
 
 import torch
 
-from ..runtime.cam import Method, Score, ablation_weights
+from ..runtime.cam import Method, Score, ablation_weights, finish, raw_map
+from ..runtime.tft import (
+    Tft,
+    best,
+    cut_values,
+    mask_of,
+    relative_probability_increase,
+    threshold_map,
+)
 from .ablation import Head, logit_drops
 from .adjoint import trace_gradient
 from .layer import Split
+from .resample import Resample
 
 
 class ExplainingGraph(torch.nn.Module):
-    """(image [N, 3, H, W], target [N, k]) to the outputs of the graph contract.
+    """(image, target int64 [N, k]) to the outputs of the graph contract.
 
-    The trunk runs once an image. The head runs on one copy of A per explained class, so that
-    the recorded gradient needs no batching rules of its own; for one class there is no copy.
+    The image is float32 [N, 3, H, W], normalised, or uint8 [N, h, w, 3] with ``resample``. The
+    trunk runs once an image, and once more for all masked images together if there is a
+    ``tft``. The head runs on one copy of A per explained class, so that the recorded gradient
+    needs no batching rules of its own; for one class there is no copy.
+
+    Attributes:
+        method: whose finished map is an output; None for none.
+        tft: how maps are thresholded in the graph; None if they are not.
     """
 
     def __init__(
-        self, split: Split, head: Head, methods: Sequence[Method], score: Score | None
+        self,
+        split: Split,
+        head: Head,
+        methods: Sequence[Method],
+        score: Score | None,
+        size: tuple[int, int],
+        method: Method | None = None,
+        tft: Tft | None = None,
+        resample: Resample | None = None,
     ) -> None:
         super().__init__()
         self.split = split
@@ -31,15 +54,32 @@ class ExplainingGraph(torch.nn.Module):
         )
         self.head = head if "ablation" in methods else None
         self.score = score
+        self.size = size
+        self.method = method
+        self.tft = tft
+        self.resample = resample
 
     @property
     def output_names(self) -> list[str]:
-        """The outputs' names, in the order in which ``forward`` returns them."""
+        """The outputs' names, in the order in which ``forward`` returns them.
+
+        All that verification asks for; a file may declare fewer.
+        """
         names = ["probabilities", "targets", "activations", "gradients"]
-        return [*names, "ablation_weights"] if self.head is not None else names
+        if self.head is not None:
+            names.append("ablation_weights")
+        if self.method is not None:
+            names.append("maps" if self.tft is None else "original_maps")
+        if self.tft is not None:
+            names += ["maps", "thresholds", "rpi", "masked_probabilities"]
+        if self.resample is not None:
+            names.append("network_input")
+        return names
 
     def forward(self, image: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Compute the outputs that ``output_names`` names."""
+        if self.resample is not None:
+            image = self.resample(image)
         activations = self.trunk(image)
         n, k = target.shape
         shape = self.split.layer.shape
@@ -47,18 +87,70 @@ class ExplainingGraph(torch.nn.Module):
         logits, targets, gradients = self.gradient(repeated, target.reshape(-1))
         logits = logits.reshape(n, k, -1)[:, 0]
         targets = targets.reshape(n, k)
-        outputs = [
-            torch.softmax(logits, dim=-1),
-            targets,
-            activations,
-            gradients.reshape(n, k, *shape),
-        ]
+        gradients = gradients.reshape(n, k, *shape)
+        probabilities = torch.softmax(logits, dim=-1)
+        outputs = [probabilities, targets, activations, gradients]
+        weights = None
         if self.head is not None:
             classes = torch.arange(self.split.num_classes, device=logits.device)
             selected = (classes == targets[..., None]).to(logits.dtype)
             drops = logit_drops(self.head, activations, logits)
-            outputs.append(ablation_weights(logits, drops, selected, ablation_score(self.score)))
+            weights = ablation_weights(logits, drops, selected, ablation_score(self.score))
+            outputs.append(weights)
+        if self.method is not None:
+            own_weights = weights if self.method == "ablation" else None
+            maps = finish(raw_map(self.method, activations, gradients, own_weights), self.size)
+            outputs.append(maps)
+            if self.tft is not None:
+                outputs += self._sweep(image, maps, probabilities, targets, self.tft)
+        if self.resample is not None:
+            outputs.append(image)
         return tuple(outputs)
+
+    def _sweep(
+        self,
+        image: torch.Tensor,
+        maps: torch.Tensor,
+        probabilities: torch.Tensor,
+        targets: torch.Tensor,
+        tft: Tft,
+    ) -> list[torch.Tensor]:
+        """Algorithm 1 of the paper: thresholded maps, tau*, rpi, and p_c of all masked images."""
+        n, k = targets.shape
+        steps = len(tft.taus)
+        cuts = cut_values(maps, tft.taus, tft.thresholds, by_bisection)
+        masks = mask_of(threshold_map(maps[:, :, None], cuts), tft.mask)
+        masked = masks[:, :, :, None] * image[:, None, None]  # [N, k, T, 3, H, W]
+        logits = self.split.head(self.trunk(masked.reshape(-1, 3, *self.size)))
+        every = torch.softmax(logits, dim=-1).reshape(n, k, steps, -1)
+        classes = targets[:, :, None, None].expand(n, k, steps, 1)
+        found = torch.gather(every, 3, classes)[..., 0]
+        own = torch.gather(probabilities, 1, targets)
+        rpi = relative_probability_increase(found, own)
+        threshold, cut = best(rpi, cuts, tft.taus)
+        return [threshold_map(maps, cut), threshold, rpi, found]
+
+
+def by_bisection(values: torch.Tensor, positions: Sequence[int]) -> torch.Tensor:
+    """As ``runtime.tft.by_sorting`` for values in [0, 1], without sorting.
+
+    TensorRT sorts at most 3840 numbers. Here counting does it: halve the interval in which the
+    wanted value lies until neighbouring numbers are all that is left, then take the smallest
+    value in it.
+    """
+    wanted = torch.tensor(list(positions), dtype=values.dtype)
+    low = torch.zeros_like(values[..., :1]) + 0.0 * wanted
+    high = low + 2.0
+    for _ in range(_HALVINGS):
+        middle = 0.5 * (low + high)
+        below = (values[..., None, :] < middle[..., None]).to(values.dtype).sum(-1)
+        enough = below <= wanted
+        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
+    within = torch.where(values[..., None, :] >= low[..., None], values[..., None, :], 2.0)
+    return within.amin(-1)
+
+
+_HALVINGS = 28  # 2 / 2^28 is less than what float32 tells apart above 1/16
 
 
 def gradient_score(score: Score | None) -> Score:

@@ -10,20 +10,23 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 import torch
 
 from ..runtime.cam import METHODS, Method, Score
 from ..runtime.engine import open_engine
-from ..runtime.errors import ExportError, MissingExtraError, RequestError
+from ..runtime.errors import ExportError, MissingExtraError, RequestError, VerificationError
 from ..runtime.files import replacing
-from ..runtime.manifest import METADATA_KEY, Manifest
-from ..runtime.onnxfile import digest
+from ..runtime.manifest import METADATA_KEY, OUTPUTS, Manifest, Outputs
+from ..runtime.onnxfile import digest, read_manifest
+from ..runtime.selftest import check
 from ..runtime.tft import Tft
 from .ablation import Head, take_apart
 from .graph import ExplainingGraph, ablation_score, gradient_score
 from .layer import Layer, Split, capture, check_is_head, find_layer, list_layers, split
+from .resample import Resample
 from .source import Overrides, Source, resolve
 from .verify import Float64, Verification, references, verify
 
@@ -65,7 +68,11 @@ def to_onnx(
     target_layer: str | None = None,
     methods: Sequence[str] | None = None,
     score: Score | None = None,
+    outputs: Sequence[str] = ("raw",),
+    map_method: str | None = None,
     tft: Tft | None = None,
+    embed_preprocess: bool = False,
+    picture_size: tuple[int, int] | None = None,
     opset: int = DEFAULT_OPSET,
     step: Step | None = None,
 ) -> Export:
@@ -84,7 +91,15 @@ def to_onnx(
             adds an output and its work to every call, and ``cam`` where the head allows it.
         score: what gradients and Ablation-CAM are taken of. By default as each was published:
             gradients of the logit, Ablation-CAM of the probability.
-        tft: the reading of TFT that the file recommends.
+        outputs: what the graph returns besides probabilities: ``raw`` (activations and
+            gradients, from which the runtime makes any map), ``map`` (the finished map of one
+            method), ``tft`` (that map thresholded by a sweep inside the graph); or several.
+        map_method: whose map ``map`` and ``tft`` are; by default the first of ``methods``, or
+            Grad-CAM.
+        tft: the reading of TFT that the file recommends; that of the sweep inside the graph.
+        embed_preprocess: let the graph take uint8 pictures [N, h, w, 3] and resize, crop and
+            normalise them itself.
+        picture_size: (h, w) of these pictures; None: any, with a little more work in each call.
         opset: of the ONNX file.
         step: told the name of each step as it begins.
 
@@ -100,6 +115,9 @@ def to_onnx(
     begin = time.perf_counter()
     step = step or (lambda _: None)
     target = Path(path)
+    groups = _groups(outputs)
+    if picture_size is not None and not embed_preprocess:
+        raise RequestError("picture_size is for graphs with embed_preprocess")
     _check_packages()
     with replacing(target) as temporary:  # first of all: an unwritable place should cost no wait
         step("loading the model")
@@ -111,23 +129,44 @@ def to_onnx(
         if target_layer is None:
             check_is_head(parts)
         head = take_apart(parts.head)
-        chosen = _methods(methods, head, score)
+        own = _map_method(map_method, methods, groups)
+        chosen = _methods(methods, own, groups, head, score)
         _check_labels(source.labels, parts)
+        manifest = msgspec.structs.replace(
+            _manifest(source, parts, head, chosen, score, tft, opset),
+            outputs=groups,
+            map_method=own,
+            embedded_preprocess=embed_preprocess,
+            picture_size=picture_size,
+        )
         step("tracing the gradient")
         with _reduced_noise():
-            graph = ExplainingGraph(parts, head, chosen, score).eval()
+            graph = ExplainingGraph(
+                parts,
+                head,
+                chosen,
+                score,
+                source.preprocess.size,
+                own,
+                manifest.tft if "tft" in groups else None,
+                Resample(source.preprocess) if embed_preprocess else None,
+            ).eval()
             step("writing ONNX")
-            _write(graph, source.preprocess.size, opset, temporary)
+            program = _translate(graph, manifest, opset)
+        program.save(str(temporary))
         step("computing the reference in float64")
         exact = Float64(source.model, graph, source.preprocess.size)
         with torch.no_grad():
-            expected = references(exact, source.preprocess.size)
-        manifest = _manifest(source, parts, head, chosen, score, tft, opset)
+            expected = references(exact, manifest, head)
+        step("checking against PyTorch")
+        verification = verify(
+            open_engine(temporary, manifest, "onnxruntime", None), graph, exact, manifest
+        )
+        _declare_only(program, manifest.output_names)
+        program.save(str(temporary))
         manifest = msgspec.structs.replace(manifest, references=expected, digest=digest(temporary))
         _append_metadata(temporary, manifest)
-        step("checking against PyTorch")
-        engine = open_engine(temporary, manifest, "onnxruntime", None)
-        verification = verify(engine, graph, exact, source.preprocess.size)
+        _check_file(temporary)
         size = temporary.stat().st_size
     return Export(target, manifest, verification, size, time.perf_counter() - begin, source.notes)
 
@@ -158,22 +197,68 @@ def _check_packages() -> None:
     del onnx, onnxscript
 
 
-def _methods(wanted: Sequence[str] | None, head: Head, score: Score | None) -> tuple[Method, ...]:
-    has_cam = head.is_pooled_linear and gradient_score(score) == "logit"
-    available = [m for m in METHODS if m != "cam" or has_cam]
-    if wanted is None:
-        return tuple(m for m in available if m != "ablation")
-    unknown = [m for m in wanted if m not in METHODS]
+def _groups(wanted: Sequence[str]) -> tuple[Outputs, ...]:
+    unknown = [name for name in wanted if name not in OUTPUTS]
     if unknown or not wanted:
+        raise RequestError(
+            f"there are no outputs {', '.join(map(repr, unknown)) or 'wanted'}; choose from: "
+            f"{', '.join(OUTPUTS)}"
+        )
+    return tuple(name for name in OUTPUTS if name in wanted)
+
+
+def _map_method(
+    wanted: str | None, methods: Sequence[str] | None, groups: Sequence[Outputs]
+) -> Method | None:
+    """Whose map the graph finishes."""
+    if tuple(groups) == ("raw",):
+        if wanted is not None:
+            raise RequestError(f"map_method '{wanted}' needs the outputs map or tft")
+        return None
+    chosen = wanted or (methods[0] if methods else "gradcam")
+    if chosen not in METHODS:
+        raise RequestError(f"there is no method '{chosen}'; choose from: {', '.join(METHODS)}")
+    if chosen == "scorecam":
+        raise RequestError(
+            "Score-CAM takes one forward pass for each channel, which no graph should hold; name "
+            "another method for the outputs map and tft"
+        )
+    return cast(Method, chosen)
+
+
+def _methods(
+    wanted: Sequence[str] | None,
+    own: Method | None,
+    groups: Sequence[Outputs],
+    head: Head,
+    score: Score | None,
+) -> tuple[Method, ...]:
+    """What the file supports: without raw outputs, the one method whose map it finishes."""
+    has_cam = head.is_pooled_linear and gradient_score(score) == "logit"
+    unknown = [m for m in wanted or () if m not in METHODS]
+    if unknown or (wanted is not None and not wanted):
         raise RequestError(
             f"there is no method {', '.join(map(repr, unknown))}; choose from: {', '.join(METHODS)}"
         )
-    if "cam" in wanted and not has_cam:
+    if "raw" not in groups:
+        surplus = [m for m in wanted or () if m != own]
+        if surplus:
+            raise RequestError(
+                f"a file without raw outputs holds one method, {own}; for {', '.join(surplus)} as "
+                "well add the output raw"
+            )
+        supported: set[str | None] = {own}
+    elif wanted is None:
+        supported = {m for m in METHODS if m not in ("ablation", "cam")} | {own}
+        supported |= {"cam"} if has_cam else set()
+    else:
+        supported = {*wanted, own}
+    if "cam" in supported and not has_cam:
         raise ExportError(
             "'cam' needs a head of global average pooling and one linear layer, and the logit as "
             "score; this model's head or score is another. Use 'gradcam'"
         )
-    return tuple(m for m in METHODS if m in wanted)
+    return tuple(m for m in METHODS if m in supported)
 
 
 def _check_labels(labels: Sequence[str], parts: Split) -> None:
@@ -199,16 +284,30 @@ def _reduced_noise() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _write(graph: ExplainingGraph, size: tuple[int, int], opset: int, path: Path) -> None:
+def _translate(graph: ExplainingGraph, manifest: Manifest, opset: int) -> torch.onnx.ONNXProgram:
+    """The graph as ONNX, with every output it has."""
     batch, classes = torch.export.Dim("batch"), torch.export.Dim("classes")
+    sides: dict[int, Any] = {0: batch}
+    if manifest.embedded_preprocess:
+        shape = manifest.picture_size or _EXAMPLE_PICTURE
+        if manifest.picture_size is None:
+            sides |= {1: torch.export.Dim("height"), 2: torch.export.Dim("width")}
+        image = torch.zeros(2, *shape, 3, dtype=torch.uint8)
+    else:
+        image = torch.zeros(2, 3, *manifest.preprocess.size)
     # Example sizes differ from each other and from 1, lest the exporter take one for another.
-    image, target = torch.zeros(2, 3, *size), torch.zeros(2, 3, dtype=torch.int64)
+    target = torch.zeros(2, 3, dtype=torch.int64)
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in graph.trunk.parameters())
+    if weights > _LIMIT:
+        raise ExportError(
+            f"the model has {weights / 2**30:.1f} GiB of weights; an ONNX file holds 2 GiB"
+        )
     try:
         program = torch.onnx.export(
             graph,
             (image, target),
             dynamo=True,
-            dynamic_shapes=({0: batch}, {0: batch, 1: classes}),
+            dynamic_shapes=(sides, {0: batch, 1: classes}),
             input_names=["image", "target"],
             output_names=graph.output_names,
             opset_version=opset,
@@ -230,12 +329,26 @@ def _write(graph: ExplainingGraph, size: tuple[int, int], opset: int, path: Path
         node.doc_string = None
     for value in [*program.model.graph.inputs, *program.model.graph.outputs]:
         value.metadata_props.clear()
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in graph.trunk.parameters())
-    if weights > _LIMIT:
-        raise ExportError(
-            f"the model has {weights / 2**30:.1f} GiB of weights; an ONNX file holds 2 GiB"
-        )
-    program.save(str(path))
+    return program
+
+
+_EXAMPLE_PICTURE = (301, 402)
+
+
+def _declare_only(program: torch.onnx.ONNXProgram, names: Sequence[str]) -> None:
+    """Take back outputs that only verification asked for. No operation is there for them alone."""
+    outputs = program.model.graph.outputs
+    for value in [value for value in outputs if value.name not in names]:
+        outputs.remove(value)
+
+
+def _check_file(path: Path) -> None:
+    """Read the finished file as a user's runtime will, and try it."""
+    manifest = read_manifest(path)
+    engine = open_engine(path, manifest, "onnxruntime", None)
+    for agreement in check(engine, manifest):
+        if agreement.problem:
+            raise VerificationError(f"{agreement.problem}. No file was written")
 
 
 def _manifest(

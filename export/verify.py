@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +16,28 @@ from ..runtime import cam, selftest
 from ..runtime.cam import Score
 from ..runtime.engine import Engine
 from ..runtime.errors import VerificationError
-from ..runtime.manifest import Reference
+from ..runtime.manifest import Manifest, Preprocess, Reference
+from ..runtime.preprocess import crop_resized, normalise
+from ..runtime.sweep import Request, choice_of, sweep
+from .ablation import Head, logit_drops
 from .graph import ExplainingGraph, ablation_score, gradient_score
 
 # A wrong graph is off by orders of magnitude more; float32 networks stay well below.
-TOLERANCE = {"probabilities": 1e-4, "activations": 1e-3, "gradients": 1e-4, "ablation": 1e-3}
+TOLERANCE = {
+    "probabilities": 1e-4,
+    "activations": 1e-3,
+    "gradients": 1e-4,
+    "ablation": 1e-3,
+    "pixels": 1.01,
+    "maps": 1e-4,
+    "tft": 1e-4,
+}
+_SAID = {
+    "pixels": "its preprocessing differs from Pillow's",
+    "maps": "finished maps differ from the runtime's",
+    "tft": "its sweep differs from the runtime's",
+}
+_SWEEP_BATCH = 16
 _CHANNELS_CHECKED = 4
 # Float32 leaves an error of about 1e-7 in an Ablation-CAM weight however small the weight is;
 # untrained networks, whose classes are all alike, have no larger ones.
@@ -35,6 +53,9 @@ class Verification:
     Attributes:
         probabilities: absolute.
         activations, gradients, ablation: relative to the largest value of the reference.
+        pixels: of preprocessing inside the graph against Pillow, absolute, of 255.
+        maps: of the graph's finished maps, absolute, against the runtime's arithmetic.
+        tft: of the masked probabilities in the graph's sweep, absolute, against the runtime's.
         inputs: how many batches were compared.
     """
 
@@ -42,6 +63,9 @@ class Verification:
     activations: float
     gradients: float
     ablation: float | None
+    pixels: float | None
+    maps: float | None
+    tft: float | None
     inputs: int
 
 
@@ -116,15 +140,25 @@ def _wider(argument: Any) -> Any:
     return torch.float64 if argument is torch.float32 else argument
 
 
-def references(exact: Float64, size: tuple[int, int]) -> tuple[Reference, ...]:
+def references(exact: Float64, manifest: Manifest, head: Head) -> tuple[Reference, ...]:
     """What the float64 model answers for the built-in test patterns."""
     found = []
+    method = selftest.method_of(manifest)
     for index in range(selftest.PATTERNS):
-        image = torch.from_numpy(selftest.pattern(index, size))[None].double()
-        probabilities = torch.softmax(exact.logits(image), dim=-1)
+        image = torch.from_numpy(selftest.view(manifest, index)).double()
+        logits = exact.logits(image)
+        probabilities = torch.softmax(logits, dim=-1)
         target = probabilities.argmax(dim=-1)
         activations = exact.trunk(image)
-        raw = cam.raw_map("gradcam", activations, exact.gradient(activations, target)[:, None])
+        gradient = weights = None
+        if method == "ablation":  # of float32 precision; ``verify`` holds samples against float64
+            drops = logit_drops(head, activations.float(), logits.float())
+            selected = torch.nn.functional.one_hot(target[:, None], logits.shape[1]).float()
+            score = ablation_score(exact.score)
+            weights = cam.ablation_weights(logits.float(), drops, selected, score).double()
+        else:
+            gradient = exact.gradient(activations, target)[:, None]
+        raw = cam.raw_map(method, activations, gradient, weights)
         found.append(
             Reference(
                 pattern=index,
@@ -137,9 +171,15 @@ def references(exact: Float64, size: tuple[int, int]) -> tuple[Reference, ...]:
 
 
 def verify(
-    engine: Engine, graph: ExplainingGraph, exact: Float64, size: tuple[int, int]
+    engine: Engine, graph: ExplainingGraph, exact: Float64, manifest: Manifest
 ) -> Verification:
     """Compare on two inputs of two batch sizes, with one and two classes an image.
+
+    Args:
+        engine: runs the file, which has all of the graph's outputs.
+        graph: what was exported.
+        exact: its reference.
+        manifest: of the file.
 
     Raises:
         VerificationError: an output is missing, has another shape, or differs too much.
@@ -149,20 +189,29 @@ def verify(
     compared = 0
     for batch, classes in ((1, 1), (3, 2)):
         for _ in range(_DRAWS):
-            image = _photograph_like(rng, batch, size)
+            image = _photograph_like(rng, batch, manifest)
             target = rng.integers(0, graph.split.num_classes, (batch, classes))
             target[:, 0] = -1
             found = engine.run({"image": image, "target": target}, graph.output_names)
             _check_shapes(found, graph, batch, classes)
             if not _at_a_kink(exact, found, rng):
                 break
-        for name, error in _differences(exact, image, target, found, rng).items():
+        view = found.get("network_input", image)
+        errors = _differences(exact, view, target, found, rng)
+        if graph.resample is not None:
+            errors["pixels"] = _pixel_difference(image, view, manifest.preprocess)
+        if graph.method is not None:
+            errors["maps"] = _map_difference(graph, found)
+        if graph.tft is not None:
+            errors["tft"] = _sweep_difference(graph, view, found)
+        for name, error in errors.items():
             worst[name] = max(worst.get(name, 0.0), error)
             if not error <= TOLERANCE[name]:
+                said = _SAID.get(name, f"{name} differ from PyTorch in float64")
                 raise VerificationError(
-                    f"the exported graph is wrong: {name} differ from PyTorch in float64 by "
-                    f"{error:.1e}, more than {TOLERANCE[name]:.0e} (batch {batch}, {classes} "
-                    "classes). No file was written"
+                    f"the exported graph is wrong: {said} by {error:.1e}, more "
+                    f"than {TOLERANCE[name]:.0e} (batch {batch}, {classes} classes). No file was "
+                    "written"
                 )
         compared += 1
     return Verification(
@@ -170,17 +219,75 @@ def verify(
         worst["activations"],
         worst["gradients"],
         worst.get("ablation"),
+        worst.get("pixels"),
+        worst.get("maps"),
+        worst.get("tft"),
         compared,
     )
 
 
-def _photograph_like(
-    rng: np.random.Generator, batch: int, size: tuple[int, int]
-) -> NDArray[np.float32]:
-    """Coarse random fields with fine noise on top: float32 [batch, 3, H, W]."""
+def _map_difference(graph: ExplainingGraph, found: dict[str, NDArray[Any]]) -> float:
+    """The file's own maps against the runtime's arithmetic on the file's raw outputs."""
+    assert graph.method is not None
+    raw = cam.raw_map(
+        graph.method,
+        found["activations"],
+        found["gradients"],
+        found.get("ablation_weights") if graph.method == "ablation" else None,
+    )
+    maps = found["maps" if graph.tft is None else "original_maps"]
+    return float(np.abs(maps - cam.finish(raw, graph.size)).max())
+
+
+def _sweep_difference(
+    graph: ExplainingGraph, view: NDArray[np.float32], found: dict[str, NDArray[Any]]
+) -> float:
+    """The file's sweep against the runtime's with PyTorch behind it, on the file's own maps.
+
+    The largest difference of the class's probability; infinite where thresholds, or the maps cut
+    at them, do not follow from the file's own numbers.
+    """
+    assert graph.tft is not None
+    classes = found["targets"]
+
+    def classify(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.no_grad():
+            logits = graph.split.head(graph.trunk(torch.from_numpy(images)))
+        return torch.softmax(logits, dim=-1).numpy()
+
+    worst = 0.0
+    for i, j in np.ndindex(*classes.shape):
+        probability = float(found["probabilities"][i, classes[i, j]])
+        request = Request(view[i], found["original_maps"][i, j], int(classes[i, j]), probability)
+        (choice,) = sweep(classify, [request], graph.tft, _SWEEP_BATCH)
+        swept = found["rpi"][i, j]
+        worst = max(worst, float(np.abs(swept - choice.rpi).max()) * probability)
+        own = choice_of(request.map, swept, found["masked_probabilities"][i, j], graph.tft)
+        same = np.float32(own.threshold) == found["thresholds"][i, j]
+        if not same or not np.array_equal(own.map, found["maps"][i, j]):
+            return math.inf
+    return worst
+
+
+def _photograph_like(rng: np.random.Generator, batch: int, manifest: Manifest) -> NDArray[Any]:
+    """Coarse random fields with fine noise on top, as the graph takes its images."""
+    size = selftest.feed(manifest, 0).shape[1:3]
+    if not manifest.embedded_preprocess:
+        size = manifest.preprocess.size
     coarse = np.asarray(cam.resize(rng.standard_normal((batch, 3, 8, 8)), size))
-    fine = 0.3 * rng.standard_normal((batch, 3, *size))
-    return (1.2 * coarse + fine).astype(np.float32)
+    image = (1.2 * coarse + 0.3 * rng.standard_normal((batch, 3, *size))).astype(np.float32)
+    if not manifest.embedded_preprocess:
+        return image
+    return np.clip(np.moveaxis(128 + 50 * image, 1, -1), 0, 255).astype(np.uint8)
+
+
+def _pixel_difference(
+    pictures: NDArray[np.uint8], view: NDArray[np.float32], spec: Preprocess
+) -> float:
+    """The file's view of pictures against Pillow's, in steps of 1 of 255."""
+    expected = normalise(np.stack([crop_resized(picture, spec)[0] for picture in pictures]), spec)
+    step = np.asarray(spec.std, np.float32)[:, None, None] * 255
+    return float((np.abs(view - expected) * step).max())
 
 
 def _check_shapes(
@@ -193,7 +300,14 @@ def _check_shapes(
         "activations": (batch, *channels),
         "gradients": (batch, classes, *channels),
         "ablation_weights": (batch, classes, channels[0]),
+        "network_input": (batch, 3, *graph.size),
+        "maps": (batch, classes, *graph.size),
+        "original_maps": (batch, classes, *graph.size),
+        "thresholds": (batch, classes),
     }
+    if graph.tft is not None:
+        steps = len(graph.tft.taus)
+        expected |= dict.fromkeys(("rpi", "masked_probabilities"), (batch, classes, steps))
     for name in graph.output_names:
         if found[name].shape != expected[name]:
             raise VerificationError(

@@ -32,8 +32,9 @@ class Engine(Protocol):
         """Run the graph once.
 
         Args:
-            feeds: ``image`` float32 [N, 3, H, W] and ``target`` int64 [N, k].
-            outputs: the outputs wanted, by name.
+            feeds: ``image``, float32 [N, 3, H, W] or uint8 [N, h, w, 3] as the manifest has it,
+                and ``target`` int64 [N, k].
+            outputs: the outputs wanted, by name. Engines skip the work for others if they can.
 
         Raises:
             EngineError: the engine refused the inputs or failed.

@@ -11,24 +11,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import cam, tft
-from .cam import METHODS, Method
+from .cam import Method
 from .engine import Engine, open_engine
 from .errors import EngineError, RequestError
 from .explanation import Explanation
 from .images import Picture, read_picture
 from .manifest import Manifest
 from .onnxfile import read_manifest
-from .preprocess import Placement, crop_resized, normalise
-from .sweep import Choice, Floats, Request, masked_image, sweep
+from .preprocess import Placement, crop_resized, normalise, place
+from .route import Route, Thresholding, route
+from .sweep import Choice, Floats, Request, choice_of, masked_image, sweep
 from .targets import per_picture
 from .tft import Tft
 
-Thresholding = Tft | Literal["naive"] | bool | None
 # Called with (done, total) forward passes of a long computation.
 Progress = Callable[[int, int], None]
 
 # Engines hold more than the activations alive at once: inputs, outputs, scratch space.
 _ENGINE_OVERHEAD = 2
+# Preprocessing inside the graph holds a picture as float32 up to three times.
+_PICTURE_BYTES = 12
+
+Images = NDArray[Any]  # what the graph is fed: float32 [N, 3, H, W] or uint8 [N, h, w, 3]
 
 
 class Explainer:
@@ -48,7 +52,8 @@ class Explainer:
         self.engine = engine
         self.manifest = manifest
         per_image = max(1, manifest.image_bytes * _ENGINE_OVERHEAD)
-        self.batch = max(1, memory_mb * 2**20 // per_image)
+        self._memory = memory_mb * 2**20
+        self.batch = max(1, self._memory // per_image)
 
     def __repr__(self) -> str:
         return f"Explainer({self.manifest.model!r}, {self.engine.description})"
@@ -57,7 +62,7 @@ class Explainer:
         self,
         images: Any,
         targets: Any = None,
-        method: Method = "gradcam",
+        method: Method | None = None,
         tft: Thresholding = None,
         geometry: Literal["input", "picture"] = "input",
         progress: Progress | None = None,
@@ -70,7 +75,8 @@ class Explainer:
             targets: the class to explain: its index, its label, or a rank from -1 (the most
                 probable, the default) to -5. For several classes of one picture a list of these;
                 for many pictures one target for all, or a list with one entry a picture.
-            method: one of ``manifest.methods``.
+            method: one of ``manifest.methods``; by default what the graph itself finishes, or
+                Grad-CAM.
             tft: how to threshold: ``None``, ``"naive"`` (the method's customary share, paper
                 table 1), ``True`` (TFT in the model's default reading) or a ``Tft``.
             geometry: whether maps lie over the network's input, or over the picture's own pixels.
@@ -85,24 +91,15 @@ class Explainer:
             RequestError: a class, method or setting that does not exist.
             EngineError: the engine failed, or the network returned NaN.
         """
-        self._check_method(method)
-        settings = self._thresholding(tft, method)
+        way = route(self.manifest, method, tft)
         if geometry not in ("input", "picture"):
             raise RequestError(f"geometry must be 'input' or 'picture', not {geometry!r}")
-        pictures, many = _listed(images)
-        wanted = per_picture(targets, len(pictures), many, self.manifest)
+        sources, many = _listed(images)
+        wanted = per_picture(targets, len(sources), many, self.manifest)
         results: list[Any] = []
-        for start in range(0, len(pictures), self.batch):
-            part = slice(start, start + self.batch)
-            found = self._explain_batch(
-                [read_picture(source) for source in pictures[part]],
-                wanted[part],
-                method,
-                settings,
-                geometry,
-                progress,
-            )
-            results.extend(found)
+        for pictures in self._batches(sources):
+            part = wanted[len(results) : len(results) + len(pictures)]
+            results.extend(self._explain_batch(pictures, part, way, geometry, progress))
         return results if many else results[0]
 
     def classify(self, images: Any) -> NDArray[np.float32]:
@@ -112,54 +109,49 @@ class Explainer:
             ImageError: a picture cannot be read.
             EngineError: the engine failed, or the network returned NaN.
         """
-        pictures, _ = _listed(images)
+        sources, _ = _listed(images)
         rows = [
-            self._probabilities(self._prepare([read_picture(p) for p in pictures[part]])[0])
-            for part in _slices(len(pictures), self.batch)
+            self._probabilities(self._prepare(pictures)[0]) for pictures in self._batches(sources)
         ]
         return (
             np.concatenate(rows) if rows else np.zeros((0, self.manifest.num_classes), np.float32)
         )
 
-    def _check_method(self, method: str) -> None:
-        if method not in METHODS:
-            raise RequestError(f"there is no method '{method}'; choose from: {', '.join(METHODS)}")
-        if method in self.manifest.methods:
-            return
-        if method == "cam":
-            raise RequestError(
-                "'cam' needs a head of global average pooling and one linear layer and gradients "
-                f"of the logit; {self.manifest.model} was exported without these. Use 'gradcam', "
-                "which equals it there and works for every head"
-            )
-        raise RequestError(
-            f"this file was exported without '{method}' (it has: "
-            f"{', '.join(self.manifest.methods)}). Export again with --methods {method}"
-        )
+    def _batches(self, sources: Sequence[Any]) -> Iterator[list[Picture]]:
+        """Pictures that go through the network together; each is read when its turn comes."""
+        batch: list[Picture] = []
+        for source in sources:
+            picture = read_picture(source)
+            limit = self.batch
+            if self.manifest.embedded_preprocess:
+                if batch and batch[0].shape != picture.shape:
+                    yield batch
+                    batch = []
+                limit = min(limit, self._memory // (_PICTURE_BYTES * picture.size))
+            batch.append(picture)
+            if len(batch) >= limit:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
 
-    def _thresholding(self, wanted: Thresholding, method: Method) -> Tft | Literal["naive"] | None:
-        if wanted is None or wanted is False:
-            return None
-        if wanted is True:
-            return self.manifest.tft
-        if wanted == "naive":
-            if method not in tft.NAIVE:
-                raise RequestError(
-                    f"no customary threshold is known for '{method}' (paper table 1 has "
-                    f"{', '.join(tft.NAIVE)}); use TFT, which finds one"
-                )
-            return "naive"
-        if isinstance(wanted, Tft):
-            return wanted
-        raise RequestError(f"tft must be None, True, 'naive' or a Tft, not {wanted!r}")
+    def _prepare(self, pictures: Sequence[Picture]) -> tuple[Images, list[Placement]]:
+        """What the graph is fed, and where its view lies in each picture."""
+        spec = self.manifest.preprocess
+        if self.manifest.embedded_preprocess:
+            wanted = self.manifest.picture_size
+            for picture in pictures:
+                if wanted is not None and picture.shape[:2] != wanted:
+                    raise RequestError(
+                        f"this file was exported for pictures of {wanted[0]} x {wanted[1]} pixels "
+                        f"(height x width), not {picture.shape[0]} x {picture.shape[1]}"
+                    )
+            places = [place((p.shape[0], p.shape[1]), spec)[0] for p in pictures]
+            return np.stack(pictures), places
+        views, placements = zip(*(crop_resized(picture, spec) for picture in pictures), strict=True)
+        return normalise(np.stack(views), spec), list(placements)
 
-    def _prepare(self, pictures: Sequence[Picture]) -> tuple[Floats, list[Placement]]:
-        views, placements = zip(
-            *(crop_resized(picture, self.manifest.preprocess) for picture in pictures), strict=True
-        )
-        return normalise(np.stack(views), self.manifest.preprocess), list(placements)
-
-    def _probabilities(self, images: Floats) -> Floats:
+    def _probabilities(self, images: Images) -> Floats:
         target = np.full((len(images), 1), -1, np.int64)
         found = self.engine.run({"image": images, "target": target}, ["probabilities"])
         return _finite(found["probabilities"])
@@ -168,8 +160,7 @@ class Explainer:
         self,
         pictures: list[Picture],
         wanted: list[int | list[int]],
-        method: Method,
-        settings: Tft | Literal["naive"] | None,
+        way: Route,
         geometry: Literal["input", "picture"],
         progress: Progress | None,
     ) -> Iterator[Any]:
@@ -178,48 +169,58 @@ class Explainer:
         widest = max(map(len, entries))
         # Pictures with fewer classes repeat their first; those columns are not read.
         target = np.array([row + row[:1] * (widest - len(row)) for row in entries], np.int64)
-        maps, probabilities, targets = self._maps(images, target, method, progress)
+        found = self._run(images, target, way, progress)
         cells = [(i, j) for i, row in enumerate(entries) for j in range(len(row))]
         requests = [
             Request(
-                images[i], maps[i, j], int(targets[i, j]), float(probabilities[i, targets[i, j]])
+                images[i],
+                found["maps"][i, j],
+                int(found["targets"][i, j]),
+                float(found["probabilities"][i, found["targets"][i, j]]),
             )
             for i, j in cells
         ]
-        choices = self._threshold(requests, settings, method)
+        choices = self._choices(requests, cells, found, way)
         explained = [
-            self._explanation(
-                pictures[i], placements[i], request, choice, method, settings, geometry
-            )
+            self._explanation(pictures[i], placements[i], request, choice, way, geometry)
             for (i, _), request, choice in zip(cells, requests, choices, strict=True)
         ]
         of_cell = dict(zip(cells, explained, strict=True))
         for i, entry in enumerate(wanted):
-            found = [of_cell[i, j] for j in range(len(entries[i]))]
-            yield found if isinstance(entry, list) else found[0]
+            in_order = [of_cell[i, j] for j in range(len(entries[i]))]
+            yield in_order if isinstance(entry, list) else in_order[0]
 
-    def _maps(
-        self, images: Floats, target: NDArray[np.int64], method: Method, progress: Progress | None
-    ) -> tuple[Floats, Floats, NDArray[np.int64]]:
-        """Maps [N, k, H, W] in [0, 1], probabilities [N, C], classes [N, k]."""
-        outputs = ["probabilities", "targets", "activations"]
-        if method == "ablation":
-            outputs.append("ablation_weights")
-        elif method != "scorecam":
-            outputs.append("gradients")
-        found = self.engine.run({"image": images, "target": target}, outputs)
-        probabilities = _finite(found["probabilities"])
-        activations, targets = found["activations"], found["targets"]
+    def _run(
+        self, images: Images, target: NDArray[np.int64], way: Route, progress: Progress | None
+    ) -> dict[str, NDArray[Any]]:
+        """The graph's outputs and ``maps`` [N, k, H, W] in [0, 1], not thresholded."""
+        n, k = target.shape
+        # A sweep inside the graph takes one forward pass for each threshold of each class.
+        steps = len(self.manifest.tft.taus)
+        width = max(1, min(k, self.batch // steps)) if way.swept else k
+        height = max(1, self.batch // (steps * width)) if way.swept else n
+        columns = [
+            [
+                self.engine.run({"image": images[row], "target": target[row, part]}, way.outputs)
+                for row in _slices(n, height)
+            ]
+            for part in _slices(k, width)
+        ]
+        found = _joined(columns)
+        found["probabilities"] = _finite(found["probabilities"])
+        if way.maps is not None:
+            found["maps"] = _whole(found[way.maps])
+            return found
         weights = found.get("ablation_weights")
-        if method == "scorecam":
-            weights = self._score_weights(images, activations, targets, progress)
-        raw = cam.raw_map(method, activations, found.get("gradients"), weights)
-        maps = np.asarray(cam.finish(raw, self.manifest.preprocess.size), dtype=np.float32)
-        return maps, probabilities, targets
+        if way.method == "scorecam":
+            weights = self._score_weights(images, found["activations"], found["targets"], progress)
+        raw = cam.raw_map(way.method, found["activations"], found.get("gradients"), weights)
+        found["maps"] = np.asarray(cam.finish(raw, self.manifest.preprocess.size), np.float32)
+        return found
 
     def _score_weights(
         self,
-        images: Floats,
+        images: Images,
         activations: Floats,
         targets: NDArray[np.int64],
         progress: Progress | None,
@@ -243,17 +244,24 @@ class Explainer:
                     progress(done, n * channels)
         return weights
 
-    def _threshold(
+    def _choices(
         self,
         requests: list[Request],
-        settings: Tft | Literal["naive"] | None,
-        method: Method,
+        cells: list[tuple[int, int]],
+        found: dict[str, NDArray[Any]],
+        way: Route,
     ) -> Sequence[Choice | None]:
+        settings = way.settings
         if settings is None:
             return [None] * len(requests)
         if settings == "naive":
-            return [_naive(request, tft.NAIVE[method]) for request in requests]
-        return sweep(self._probabilities, requests, settings, self.batch)
+            return [_naive(request, tft.NAIVE[way.method]) for request in requests]
+        if not way.swept:
+            return sweep(self._probabilities, requests, settings, self.batch)
+        return [
+            choice_of(r.map, found["rpi"][cell], found["masked_probabilities"][cell], settings)
+            for r, cell in zip(requests, cells, strict=True)
+        ]
 
     def _explanation(
         self,
@@ -261,15 +269,14 @@ class Explainer:
         placement: Placement,
         request: Request,
         choice: Choice | None,
-        method: Method,
-        settings: Tft | Literal["naive"] | None,
+        way: Route,
         geometry: Literal["input", "picture"],
     ) -> Explanation:
         explanation = Explanation(
             index=request.target,
             label=self.manifest.label(request.target),
             probability=request.probability,
-            method=method,
+            method=way.method,
             map=request.map if choice is None else choice.map,
             original_map=request.map,
             picture=picture,
@@ -279,15 +286,35 @@ class Explainer:
             explanation = replace(
                 explanation, mask=choice.mask, threshold=choice.threshold, cut=choice.cut
             )
-        if choice is not None and isinstance(settings, Tft):
+        if choice is not None and isinstance(way.settings, Tft):
             explanation = replace(
                 explanation,
                 rpi=choice.rpi,
                 improved=choice.improved,
                 masked_probability=choice.masked_probability,
-                tft=settings,
+                tft=way.settings,
             )
         return explanation.over_picture() if geometry == "picture" else explanation
+
+
+def _joined(columns: list[list[dict[str, NDArray[Any]]]]) -> dict[str, NDArray[Any]]:
+    """Outputs of several runs as of one: pictures along the first axis, classes along the second.
+
+    Probabilities are the same whatever classes are explained.
+    """
+    if len(columns) == 1 and len(columns[0]) == 1:
+        return columns[0][0]
+    found = {}
+    for name in columns[0][0]:
+        parts = [np.concatenate([run[name] for run in column]) for column in columns]
+        found[name] = parts[0] if name == "probabilities" else np.concatenate(parts, axis=1)
+    return found
+
+
+def _whole(maps: NDArray[Any]) -> Floats:
+    if not np.isfinite(maps).all():
+        raise EngineError("the graph returned a map with NaN or infinite values")
+    return np.asarray(maps, dtype=np.float32)
 
 
 def _finite(probabilities: NDArray[Any]) -> Floats:

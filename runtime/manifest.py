@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -14,6 +14,8 @@ VERSION = 1
 METADATA_KEY = "whycam"
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Outputs = Literal["raw", "map", "tft"]
+OUTPUTS: tuple[Outputs, ...] = get_args(Outputs)
 
 
 class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,7 +55,8 @@ class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         pattern: which pattern of ``selftest.pattern``.
         target: the class explained, the most probable one.
         probability: its probability.
-        raw_map: its Grad-CAM before resizing, row by row, h * w numbers.
+        raw_map: its map before resizing, row by row, h * w numbers; by the method that the graph
+            finishes itself, else Grad-CAM.
     """
 
     pattern: int
@@ -75,10 +78,15 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         num_classes: C.
         labels: C class names, or empty.
         preprocess: how a picture becomes the input.
-        outputs: groups of outputs the graph has: ``raw``.
+        outputs: groups of outputs the graph has. ``raw``: activations, gradients; ``map``:
+            finished maps; ``tft``: maps thresholded in the graph.
         methods: the methods it supports.
+        map_method: the method of the graph's own maps; None without ``map`` and ``tft``.
+        embedded_preprocess: whether the graph takes pictures, uint8 [N, h, w, 3], and does
+            ``preprocess`` itself; else it takes float32 [N, 3, H, W], normalised.
+        picture_size: (h, w) of the pictures it takes; None: any.
         gradient_score, ablation_score: what gradients and Ablation-CAM are taken of.
-        tft: the reading that TFT uses unless told otherwise.
+        tft: the reading that TFT uses unless told otherwise; in the graph, always.
         precision: of weights and arithmetic.
         opset: ONNX operator set.
         image_bytes: activations alive at once for one image, in bytes; bounds batches.
@@ -96,8 +104,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     num_classes: int
     labels: tuple[str, ...]
     preprocess: Preprocess
-    outputs: tuple[Literal["raw"], ...] = ("raw",)
+    outputs: tuple[Outputs, ...] = ("raw",)
     methods: tuple[Method, ...]
+    map_method: Method | None = None
+    embedded_preprocess: bool = False
+    picture_size: tuple[int, int] | None = None
     gradient_score: Score
     ablation_score: Score
     tft: Tft = Tft()
@@ -113,6 +124,31 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise ValueError("classes, activations and image_bytes must be positive")
         if self.labels and len(self.labels) != self.num_classes:
             raise ValueError(f"{len(self.labels)} labels for {self.num_classes} classes")
+
+        if not self.outputs or (self.map_method is None) != (self.outputs == ("raw",)):
+            raise ValueError(f"map_method {self.map_method} does not go with {self.outputs}")
+        if self.map_method is not None and self.map_method not in self.methods:
+            raise ValueError(f"map_method {self.map_method} is none of {self.methods}")
+
+    @property
+    def image_shape(self) -> tuple[int | None, ...]:
+        """Of the input ``image`` without the batch; None where it is free."""
+        if not self.embedded_preprocess:
+            return (3, *self.preprocess.size)
+        return (*(self.picture_size or (None, None)), 3)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The outputs that the graph has."""
+        names = ["probabilities", "targets"]
+        if "raw" in self.outputs:
+            names += ["activations", "gradients"]
+            names += ["ablation_weights"] * ("ablation" in self.methods)
+        if "tft" in self.outputs:
+            names += ["original_maps", "maps", "thresholds", "rpi", "masked_probabilities"]
+        elif "map" in self.outputs:
+            names.append("maps")
+        return tuple(names)
 
     def label(self, index: int) -> str:
         """The name of a class, or its number where the file holds no names."""

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from .errors import ModelFileError
 from .manifest import METADATA_KEY, Manifest, parse
 
-_GRAPH, _OPSETS, _METADATA = 7, 8, 14  # field numbers of ModelProto
+_IR_VERSION, _GRAPH, _OPSETS, _METADATA = 1, 7, 8, 14  # field numbers of ModelProto
+_GRAPH_OUTPUT, _VALUE_NAME = 12, 1  # of GraphProto; of ValueInfoProto
 _LENGTH_DELIMITED = 2
 _BLOCK = 1 << 20
 
@@ -59,6 +60,46 @@ def digest(path: str | os.PathLike[str]) -> str:
     return f"sha256:{hasher.hexdigest()}"
 
 
+def without_outputs(path: str | os.PathLike[str], names: Collection[str]) -> bytes:
+    """An ONNX file's graph with some of its outputs no longer declared, as a file's bytes.
+
+    An engine drops the operations that only those needed. Metadata is left out.
+
+    Raises:
+        ModelFileError: the file is missing, no ONNX, or truncated.
+    """
+    name = os.fspath(path)
+    parts = []
+    with _open(name) as file:
+        for field, start, end in list(_fields(file, name)):
+            file.seek(start)
+            payload = file.read(end - start)
+            if field == _GRAPH:
+                parts.append(_message(field, _undeclared(payload, names, name)))
+            elif field == _OPSETS:
+                parts.append(_message(field, payload))
+            elif field == _IR_VERSION:
+                parts.append(bytes([_IR_VERSION << 3]) + payload)
+    return b"".join(parts)
+
+
+def _undeclared(graph: bytes, names: Collection[str], file_name: str) -> bytes:
+    broken = _broken(file_name, len(graph))
+    view = memoryview(graph)
+    kept = []
+    for field, first, start, end in _messages(view, broken):
+        if field != _GRAPH_OUTPUT or _name_of(view[start:end], broken) not in names:
+            kept.append(view[first:end])
+    return b"".join(kept)
+
+
+def _broken(name: str, size: int) -> ModelFileError:
+    return ModelFileError(
+        f"{name} is not a readable ONNX file ({size} bytes): it is damaged, truncated or of "
+        "another format. Export it again"
+    )
+
+
 def _open(name: str) -> BinaryIO:
     try:
         return Path(name).open("rb")
@@ -72,10 +113,7 @@ def _open(name: str) -> BinaryIO:
 def _fields(file: BinaryIO, name: str) -> Iterator[tuple[int, int, int]]:
     """(number, start, end) of the payload of each top-level field."""
     size = os.fstat(file.fileno()).st_size
-    broken = ModelFileError(
-        f"{name} is not a readable ONNX file ({size} bytes): it is damaged, truncated or of "
-        "another format. Export it again"
-    )
+    broken = _broken(name, size)
     if size == 0:
         raise broken
     seen = set()
@@ -102,7 +140,7 @@ def _fields(file: BinaryIO, name: str) -> Iterator[tuple[int, int, int]]:
         raise broken
 
 
-def _varint(data: bytes, at: int, broken: ModelFileError) -> tuple[int, int]:
+def _varint(data: bytes | memoryview, at: int, broken: ModelFileError) -> tuple[int, int]:
     value = 0
     for index, byte in enumerate(data[at : at + 10]):
         value |= (byte & 0x7F) << (7 * index)
@@ -111,16 +149,51 @@ def _varint(data: bytes, at: int, broken: ModelFileError) -> tuple[int, int]:
     raise broken
 
 
+def _messages(
+    data: bytes | memoryview, broken: ModelFileError
+) -> Iterator[tuple[int, int, int, int]]:
+    """(number, first byte, start of payload, end) of each field of a message in memory."""
+    at = 0
+    while at < len(data):
+        first = at
+        tag, at = _varint(data, at, broken)
+        if tag & 7 == _LENGTH_DELIMITED:
+            length, at = _varint(data, at, broken)
+        elif tag & 7 == 0:
+            length = _varint(data, at, broken)[1] - at
+        else:
+            raise broken  # the messages read here have no other wire types
+        if at + length > len(data):
+            raise broken
+        yield tag >> 3, first, at, at + length
+        at += length
+
+
 def _entry(data: bytes, name: str) -> tuple[str, bytes]:
     """Key and value of one StringStringEntryProto."""
     broken = ModelFileError(f"{name}: its metadata is damaged. Export it again")
     parts = {1: b"", 2: b""}
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at, broken)
-        length, at = _varint(data, at, broken)
-        if tag & 7 != _LENGTH_DELIMITED or at + length > len(data):
-            raise broken
-        parts[tag >> 3] = data[at : at + length]
-        at += length
+    for field, _, start, end in _messages(data, broken):
+        parts[field] = data[start:end]
     return parts[1].decode(errors="replace"), parts[2]
+
+
+def _name_of(value_info: memoryview, broken: ModelFileError) -> str:
+    """The name that a ValueInfoProto declares."""
+    for field, _, start, end in _messages(value_info, broken):
+        if field == _VALUE_NAME:
+            return bytes(value_info[start:end]).decode(errors="replace")
+    raise broken
+
+
+def _message(field: int, payload: bytes) -> bytes:
+    """A length-delimited field on the wire."""
+    return _as_varint(field << 3 | _LENGTH_DELIMITED) + _as_varint(len(payload)) + payload
+
+
+def _as_varint(value: int) -> bytes:
+    data = bytearray()
+    while value >= 0x80:
+        data.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*data, value])

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from . import cam
 from .engine import Engine
 from .manifest import Manifest, Reference
+from .preprocess import crop_resized, normalise
 
 PATTERNS = 2
 # For float32 engines, which differ in the order of their sums.
@@ -26,7 +27,7 @@ class Agreement:
         pattern: which test pattern.
         same_class: whether the reference's class is within rounding of the most probable.
         probability: absolute difference of its probability.
-        map: largest absolute difference of the normalised Grad-CAM maps.
+        map: largest absolute difference of the finished maps.
     """
 
     pattern: int
@@ -67,26 +68,54 @@ def pattern(index: int, size: tuple[int, int]) -> NDArray[np.float32]:
     return np.stack(channels).astype(np.float32)
 
 
+def feed(manifest: Manifest, index: int) -> NDArray[Any]:
+    """A test pattern as the graph takes it: float32 [1, 3, H, W] or uint8 [1, h, w, 3]."""
+    height, width = manifest.preprocess.size
+    if not manifest.embedded_preprocess:
+        return pattern(index, (height, width))[None]
+    # Larger than the input, and of another shape, so that resize and crop have work to do.
+    size = manifest.picture_size or (height * 5 // 4 + 1, width * 3 // 2 + 1)
+    pixels = np.clip(128 + 50 * pattern(index, size), 0, 255)
+    return np.ascontiguousarray(np.moveaxis(pixels, 0, -1).astype(np.uint8))[None]
+
+
+def view(manifest: Manifest, index: int) -> NDArray[np.float32]:
+    """What the network sees of a test pattern: float32 [1, 3, H, W]."""
+    fed = feed(manifest, index)
+    if not manifest.embedded_preprocess:
+        return fed
+    return normalise(crop_resized(fed[0], manifest.preprocess)[0], manifest.preprocess)[None]
+
+
+def method_of(manifest: Manifest) -> cam.Method:
+    """Whose map the references hold."""
+    return manifest.map_method or "gradcam"
+
+
 def check(engine: Engine, manifest: Manifest) -> list[Agreement]:
     """Run the test patterns and compare with the manifest's references."""
     return [_compare(engine, manifest, reference) for reference in manifest.references]
 
 
 def _compare(engine: Engine, manifest: Manifest, reference: Reference) -> Agreement:
-    feeds: dict[str, NDArray[Any]] = {
-        "image": pattern(reference.pattern, manifest.preprocess.size)[None],
+    feeds = {
+        "image": feed(manifest, reference.pattern),
         "target": np.array([[reference.target]], np.int64),
     }
-    found = engine.run(feeds, ["probabilities", "activations", "gradients"])
-    raw = cam.raw_map("gradcam", found["activations"], found["gradients"])
+    size = manifest.preprocess.size
+    if manifest.map_method is not None:
+        name = "original_maps" if "tft" in manifest.outputs else "maps"
+        found = engine.run(feeds, ["probabilities", name])
+        maps = found[name]
+    else:
+        found = engine.run(feeds, ["probabilities", "activations", "gradients"])
+        raw = cam.raw_map("gradcam", found["activations"], found["gradients"])
+        maps = cam.finish(raw, size)
     expected = np.asarray(reference.raw_map, np.float32).reshape(1, 1, *manifest.activations[1:])
-    difference = cam.finish(raw, manifest.preprocess.size) - cam.finish(
-        expected, manifest.preprocess.size
-    )
     row = found["probabilities"][0]
     return Agreement(
         pattern=reference.pattern,
         same_class=bool(row[reference.target] >= row.max() - 1e-5),
         probability=float(abs(row[reference.target] - reference.probability)),
-        map=float(np.abs(difference).max()),
+        map=float(np.abs(maps - cam.finish(expected, size)).max()),
     )

@@ -1,0 +1,137 @@
+"""Preprocessing inside the graph: a picture of any size becomes the network's input.
+
+ONNX's own Resize with antialias is not portable (one engine ignores the attribute, another rejects
+it). Resampling is linear and separable, so it is two matrix products whose weights the graph
+computes from the picture's size; its rounding is Pillow's, which training pipelines use: along
+rows first, to whole numbers in 0 .. 255, then along columns. (From version 13 on Pillow turns that
+order round where a picture shrinks far more in height than in width; where a bicubic filter
+overshoots, the clipping in between then falls elsewhere.)
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..runtime.errors import ExportError
+from ..runtime.manifest import Interpolation, Preprocess
+
+
+class Resample(torch.nn.Module):
+    """uint8 [N, h, w, 3] RGB to the normalised float32 [N, 3, H, W], as ``runtime.preprocess``.
+
+    Sizes stay tensors throughout, so that nothing is decided while the graph is recorded.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, spec: Preprocess) -> None:
+        super().__init__()
+        if spec.interpolation not in _FILTERS:
+            raise ExportError(
+                f"preprocessing inside the graph cannot be '{spec.interpolation}': which source "
+                f"pixel is nearest is a matter of rounding; choose from: {', '.join(_FILTERS)}"
+            )
+        self.spec = spec
+        for name in ("mean", "std"):
+            value = torch.tensor(getattr(spec, name), dtype=torch.float32)[:, None, None]
+            self.register_buffer(name, value, persistent=False)
+
+    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+        """Resize, crop, normalise."""
+        spec = self.spec
+        full = [torch.scalar_tensor(side, dtype=torch.int64) for side in picture.shape[1:3]]
+        rows, columns = (
+            weights(torch.arange(n), whole, new, wanted, spec.interpolation)
+            for n, whole, new, wanted in zip(
+                picture.shape[1:3], full, resized(full, spec), spec.size, strict=True
+            )
+        )
+        x = picture.to(torch.float32).permute(0, 3, 1, 2)
+        x = _whole(rows @ _whole(x @ columns.T))
+        return (x / 255.0 - self.mean) / self.std
+
+
+def _whole(values: torch.Tensor) -> torch.Tensor:
+    """Rounded half up and held in 0 .. 255, as a uint8 picture between two passes is."""
+    return torch.clamp(torch.floor(values + 0.5), 0.0, 255.0)
+
+
+def resized(full: list[torch.Tensor], spec: Preprocess) -> list[torch.Tensor]:
+    """The size before the crop, as ``runtime.preprocess.place`` finds it; int64 scalars."""
+    if not spec.resize:
+        return full
+    if len(spec.resize) == 2:
+        return [torch.scalar_tensor(side, dtype=torch.int64) for side in spec.resize]
+    (short,) = spec.resize
+    height, width = full
+    shorter = torch.minimum(height, width)
+    return [_over(short * side, shorter) for side in (height, width)]
+
+
+def _over(a: torch.Tensor, b: torch.Tensor | int) -> torch.Tensor:
+    return torch.div(a, b, rounding_mode="floor")
+
+
+def _start(new: torch.Tensor, wanted: int) -> torch.Tensor:
+    """Where a centred window begins; halves are rounded to even, as Python's ``round`` does."""
+    excess = new - wanted
+    half = _over(excess, 2)
+    even = 2 * _over(excess + 1, 4)
+    inside = torch.where(excess - 2 * half == 0, half, even)
+    return torch.where(excess >= 0, inside, -_over(-excess, 2))
+
+
+def weights(
+    source: torch.Tensor,
+    full: torch.Tensor,
+    new: torch.Tensor,
+    wanted: int,
+    interpolation: Interpolation,
+) -> torch.Tensor:
+    """Resampling along one axis, as a matrix: how much each source pixel adds to each one wanted.
+
+    Args:
+        source: the source pixels' indices, int64 [n].
+        full: how many pixels the picture has along this axis, int64 scalar.
+        new: how many it is resized to, int64 scalar.
+        wanted: how many of these, from the centre, are kept.
+        interpolation: the filter.
+
+    Returns:
+        float32 [wanted, n]; rows sum to 1, or to 0 outside the picture.
+    """
+    place = torch.arange(wanted) + _start(new, wanted)
+    # Pixel centres, in units of 1 / (2 new) source pixels: whole numbers, so no rounding yet.
+    centre = (2 * place + 1)[:, None] * full
+    distance = centre - (2 * source + 1) * new
+    # Shrinking widens the filter: that is the antialias.
+    unit = 2 * torch.maximum(full, new)
+    found = _FILTERS[interpolation](distance.abs().to(torch.float32) / unit.to(torch.float32))
+    total = found.sum(-1, keepdim=True)
+    found = found / torch.where(total == 0, 1.0 + total, total)
+    inside = (place >= 0) & (place < new)
+    return torch.where(inside[:, None], found, 0.0 * found)
+
+
+def _triangle(u: torch.Tensor) -> torch.Tensor:
+    return torch.clamp(1.0 - u, min=0.0)
+
+
+def _cubic(u: torch.Tensor) -> torch.Tensor:
+    """Keys' cubic convolution with a = -1/2, u >= 0."""
+    near = (1.5 * u - 2.5) * u * u + 1.0
+    far = ((-0.5 * u + 2.5) * u - 4.0) * u + 2.0
+    return torch.where(u < 1.0, near, torch.where(u < 2.0, far, 0.0 * u))
+
+
+def _lanczos(u: torch.Tensor) -> torch.Tensor:
+    """sinc(u) sinc(u / 3) within three pixels, u >= 0."""
+    t = torch.pi * u
+    zero = t == 0.0
+    inside = 3.0 * torch.sin(t) * torch.sin(t / 3.0) / torch.where(zero, 1.0 + t, t * t)
+    inside = torch.where(zero, 1.0 + 0.0 * t, inside)
+    return torch.where(u < 3.0, inside, 0.0 * u)
+
+
+_FILTERS = {"bilinear": _triangle, "bicubic": _cubic, "lanczos": _lanczos}

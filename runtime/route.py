@@ -1,0 +1,126 @@
+"""What to ask of a graph: its own maps and thresholds where it has them, else the raw outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from . import tft
+from .cam import METHODS, Method
+from .errors import RequestError
+from .manifest import Manifest
+from .tft import Tft
+
+Thresholding = Tft | Literal["naive"] | bool | None
+Settings = Tft | Literal["naive"] | None
+
+
+@dataclass(frozen=True)
+class Route:
+    """How an explanation is computed.
+
+    Attributes:
+        method: how the map is made.
+        settings: how it is thresholded.
+        outputs: what the graph is asked for.
+        maps: the output that holds the finished map; None: the map is computed from raw outputs.
+        swept: whether the graph chooses the threshold.
+    """
+
+    method: Method
+    settings: Settings
+    outputs: tuple[str, ...]
+    maps: str | None
+    swept: bool
+
+
+def route(manifest: Manifest, method: Method | None, wanted: Thresholding) -> Route:
+    """Find the way to an explanation.
+
+    Args:
+        manifest: knows what the graph has.
+        method: None for the graph's own, or Grad-CAM.
+        wanted: how to threshold.
+
+    Raises:
+        RequestError: the file cannot do that; the message says how to export one that can.
+    """
+    chosen = method if method is not None else manifest.map_method or "gradcam"
+    _check_method(chosen, manifest)
+    settings = _settings(wanted, chosen, manifest)
+    own = chosen == manifest.map_method
+    if not own and "raw" not in manifest.outputs:
+        raise RequestError(
+            f"this file holds finished maps of '{manifest.map_method}' alone, so '{chosen}' cannot "
+            "be computed from it. Export again with --outputs raw"
+        )
+    swept = own and "tft" in manifest.outputs and settings == manifest.tft
+    if manifest.embedded_preprocess and (isinstance(settings, Tft) or chosen == "scorecam"):
+        _check_embedded(swept, chosen, manifest)
+    outputs = ["probabilities", "targets"]
+    maps = None
+    if own:
+        maps = "original_maps" if "tft" in manifest.outputs else "maps"
+        outputs.append(maps)
+        if swept:
+            outputs += ["rpi", "masked_probabilities"]
+    else:
+        outputs.append("activations")
+        if chosen == "ablation":
+            outputs.append("ablation_weights")
+        elif chosen != "scorecam":
+            outputs.append("gradients")
+    return Route(chosen, settings, tuple(outputs), maps, swept)
+
+
+def _check_method(method: str, manifest: Manifest) -> None:
+    if method not in METHODS:
+        raise RequestError(f"there is no method '{method}'; choose from: {', '.join(METHODS)}")
+    if method in manifest.methods:
+        return
+    if method == "cam":
+        raise RequestError(
+            "'cam' needs a head of global average pooling and one linear layer and gradients "
+            f"of the logit; {manifest.model} was exported without these. Use 'gradcam', "
+            "which equals it there and works for every head"
+        )
+    raise RequestError(
+        f"this file was exported without '{method}' (it has: "
+        f"{', '.join(manifest.methods)}). Export again with --methods {method}"
+    )
+
+
+def _settings(wanted: Thresholding, method: Method, manifest: Manifest) -> Settings:
+    if wanted is None or wanted is False:
+        return None
+    if wanted is True:
+        return manifest.tft
+    if wanted == "naive":
+        if method not in tft.NAIVE:
+            raise RequestError(
+                f"no customary threshold is known for '{method}' (paper table 1 has "
+                f"{', '.join(tft.NAIVE)}); use TFT, which finds one"
+            )
+        return "naive"
+    if isinstance(wanted, Tft):
+        return wanted
+    raise RequestError(f"tft must be None, True, 'naive' or a Tft, not {wanted!r}")
+
+
+def _check_embedded(swept: bool, method: Method, manifest: Manifest) -> None:
+    """A graph that takes pictures cannot be shown masked, normalised images."""
+    if swept:
+        return
+    if method == "scorecam":
+        why, how = "Score-CAM shows the network masked images", "without --embed-preprocess"
+    elif "tft" not in manifest.outputs:
+        why, how = "TFT shows the network masked images", "with --outputs tft"
+    else:
+        why = (
+            "this graph's own TFT is "
+            f"{manifest.map_method}, mask {manifest.tft.mask}, thresholds {manifest.tft.thresholds}"
+        )
+        how = "with the settings you want"
+    raise RequestError(
+        f"{why}, and a graph with --embed-preprocess takes whole pictures only. Export again {how}"
+    )
