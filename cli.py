@@ -8,25 +8,21 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from . import __version__
 from .runtime.cam import METHODS
+from .runtime.console import err, out, print_error, print_json, progress
 from .runtime.errors import RequestError, WhyCamError
 
 if TYPE_CHECKING:
-    from .export import Export, Layer
     from .runtime.explanation import Explanation
     from .runtime.manifest import Manifest
-    from .runtime.selftest import Agreement
+    from .runtime.tft import Tft
 
 app = typer.Typer(
     name="whycam",
@@ -37,9 +33,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
-
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
 Engine = Annotated[str, typer.Option(help="What runs the graph: auto or onnxruntime.")]
 Threads = Annotated[int | None, typer.Option(help="Threads for one run [default: every core].")]
@@ -118,14 +111,50 @@ def export(
             "[default: as published, logit and prob]."
         ),
     ] = None,
+    outputs: Annotated[
+        str,
+        typer.Option(
+            help="What the graph returns besides probabilities, one or more of: raw (activations "
+            "and gradients, for any method), map (one method's finished map), tft (that map, cut "
+            "at the threshold that a sweep inside the graph finds)."
+        ),
+    ] = "raw",
+    map_method: Annotated[
+        str | None,
+        typer.Option(help="Whose map the outputs map and tft are [default: first method]."),
+    ] = None,
+    mask: Annotated[
+        str | None, typer.Option(help="The file's TFT: binary or soft [default: binary].")
+    ] = None,
+    thresholds: Annotated[
+        str | None, typer.Option(help="The file's TFT: value or rank [default: value].")
+    ] = None,
+    embed_preprocess: Annotated[
+        bool,
+        typer.Option(
+            "--embed-preprocess",
+            help="Feed the graph uint8 pictures; it resizes, crops and normalises them itself.",
+        ),
+    ] = False,
+    picture_size: Annotated[
+        str | None,
+        typer.Option(help="With --embed-preprocess: HxW of every picture [default: any size]."),
+    ] = None,
+    triton: Annotated[
+        Path | None,
+        typer.Option(help="Write a Triton model repository here, with or without -o."),
+    ] = None,
     opset: Annotated[int, typer.Option(help="ONNX operator set.")] = 18,
     as_json: Json = False,
 ) -> None:
     """Turn a PyTorch CNN into one ONNX file that classifies and explains, and check it."""
     from .export import Overrides, layers, to_onnx
+    from .export.report import export_document, export_lines, layers_document, layers_table
+    from .export.triton import model_path, repository_name, write_repository
+    from .runtime.tft import Tft
 
     overrides = Overrides(
-        image_size=_size(image_size),
+        image_size=_size("--image-size", image_size),
         resize=resize,
         interpolation=_one_of(  # type: ignore[arg-type]
             "--interpolation", interpolation, ("nearest", "bilinear", "bicubic", "lanczos")
@@ -134,7 +163,7 @@ def export(
         std=_triple("--std", std),
     )
     if list_layers:
-        with _progress("reading the graph", None, as_json):
+        with progress("reading the graph", None, as_json):
             # Weights do not matter for this: do not download any.
             found, chosen = layers(
                 model,
@@ -142,28 +171,49 @@ def export(
                 num_classes=num_classes,
                 overrides=overrides,
             )
-        _show_layers(found, chosen, as_json)
+        if as_json:
+            print_json(layers_document(found, chosen))
+            return
+        out.print(layers_table(found, chosen))
+        out.print(
+            f"-> is found by itself: {chosen.name}" if chosen else "none would be chosen by itself"
+        )
         return
-    if output is None:
+    if output is None and triton is None:
         raise RequestError("say where to write the file: -o FILE.onnx")
-    with _progress("starting", _EXPORT_STEPS, as_json) as advance:
+    target = output or model_path(triton or "", repository_name(model))
+    with progress("starting", _EXPORT_STEPS, as_json) as advance:
         made = to_onnx(
             model,
-            output,
+            target,
             weights=weights,
             labels=labels,
             num_classes=num_classes,
             overrides=overrides,
             target_layer=target_layer,
-            methods=methods.replace(" ", "").split(",") if methods else None,
+            methods=_names(methods) if methods is not None else None,
             score=_one_of("--score", score, ("logit", "prob")),  # type: ignore[arg-type]
+            outputs=_names(outputs),
+            map_method=map_method,
+            tft=_reading(mask, thresholds, Tft()),
+            embed_preprocess=embed_preprocess,
+            picture_size=_size("--picture-size", picture_size),
             opset=opset,
             step=lambda name: advance(name, 1),
         )
-    _show_export(made, as_json)
+    home = None if triton is None else write_repository(target, triton, repository_name(model))
+    if as_json:
+        print_json({**export_document(made), "triton": None if home is None else str(home)})
+        return
+    out.print(export_lines(made), soft_wrap=True)
+    if home is not None:
+        out.print(f"next: tritonserver --model-repository {home.parent.absolute()}", soft_wrap=True)
+    else:
+        tft = " --tft" if not embed_preprocess or "tft" in made.manifest.outputs else ""
+        out.print(f"next: whycam explain {target} PICTURE -o maps{tft}", soft_wrap=True)
 
 
-_EXPORT_STEPS = 6
+_EXPORT_STEPS = 7
 
 
 @app.command(epilog="Example: whycam explain resnet50.onnx cat.jpg dog.jpg -o maps/ --tft --figure")
@@ -174,8 +224,12 @@ def explain(
         Path | None, typer.Option("-o", "--output", help="Folder for the overlays.")
     ] = None,
     method: Annotated[
-        str, typer.Option(help=f"One or more of: {', '.join(METHODS)}; with commas.")
-    ] = "gradcam",
+        str | None,
+        typer.Option(
+            help=f"One or more of: {', '.join(METHODS)}; with commas "
+            "[default: what the graph finishes itself, or gradcam]."
+        ),
+    ] = None,
     target: Annotated[
         str | None,
         typer.Option(help="Class to explain: index, label, or rank -1 to -5 [default: -1]."),
@@ -202,16 +256,17 @@ def explain(
 ) -> None:
     """Say what a network sees in pictures, and where it looked."""
     from .runtime.explainer import load
+    from .runtime.report import explanations_table
 
     if output is None and (figure or save_maps):
         raise RequestError("--figure and --save-maps need a folder to write to: -o DIR")
     explainer = load(model, engine, threads)
     wanted = _thresholding(explainer.manifest, tft, naive, mask, thresholds)
-    chosen = method.replace(" ", "").split(",")
+    chosen = _names(method) if method is not None else [explainer.manifest.map_method or "gradcam"]
     files = _pictures(pictures)
     rows: list[dict[str, Any]] = []
     failed: list[str] = []
-    with _progress("explaining", len(files) * len(chosen), as_json) as advance:
+    with progress("explaining", len(files) * len(chosen), as_json) as advance:
         for file, name in files:
             for each in chosen:
                 try:
@@ -237,11 +292,11 @@ def explain(
                 rows.append(row)
                 advance(name, 1)
     if as_json:
-        out.print_json(json.dumps({"model": str(model), "explanations": rows}))
+        print_json({"model": str(model), "explanations": rows})
     else:
-        out.print(_explain_table(rows, bool(tft)))
+        out.print(explanations_table(rows, tft))
         for line in failed:
-            err.print(f"[red]error:[/red] {_escape(line)}", soft_wrap=True)
+            print_error(line)
         if output is not None:
             out.print(f"written to {output}/", soft_wrap=True)
     if failed:
@@ -251,21 +306,24 @@ def explain(
 @app.command(epilog="Example: whycam info resnet50.onnx")
 def info(
     model: Annotated[Path, typer.Argument(help="A file made by whycam export.")],
+    labels: Annotated[
+        bool, typer.Option("--labels", help="Print the class names alone, one a line.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show what a model file says about itself."""
     from .runtime.onnxfile import read_manifest
+    from .runtime.report import manifest_table
 
     manifest = read_manifest(model)
-    if as_json:
-        out.print_json(manifest.to_json())
-        return
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in _facts(model, manifest):
-        table.add_row(f"[bold]{name}[/bold]", _escape(value))
-    out.print(table)
+    if labels:
+        if not manifest.labels:
+            raise RequestError(f"{model} holds no class names: it was exported without --labels")
+        print("\n".join(manifest.labels))
+    elif as_json:
+        print_json(manifest.to_json())
+    else:
+        out.print(manifest_table(model, manifest))
 
 
 @app.command(epilog="Example: whycam verify resnet50.onnx --threads 2")
@@ -278,9 +336,10 @@ def verify(
     """Check a file, and the engine here, against what PyTorch answered in float64 at export."""
     from .runtime.explainer import load
     from .runtime.onnxfile import digest
-    from .runtime.selftest import check
+    from .runtime.report import agreements_table
+    from .runtime.selftest import check, method_of
 
-    with _progress("loading", 3, as_json) as advance:
+    with progress("loading", 3, as_json) as advance:
         explainer = load(model, engine, threads)
         advance("digest", 1)
         problems = []
@@ -299,136 +358,16 @@ def verify(
             "problems": problems,
             "agreements": [agreement.to_dict() for agreement in agreements],
         }
-        out.print_json(json.dumps(document))
+        print_json(document)
     else:
         out.print(explainer.engine.description)
-        out.print(_agreement_table(agreements))
+        out.print(agreements_table(agreements, method_of(explainer.manifest)))
     for problem in problems:
-        err.print(f"[red]error:[/red] {_escape(problem)}", soft_wrap=True)
+        print_error(problem)
     if problems:
         raise typer.Exit(2)
     if not as_json:
         out.print("[green]ok[/green]: this engine answers as PyTorch did")
-
-
-def _agreement_table(agreements: Sequence[Agreement]) -> Table:
-    table = Table("pattern", "same class", "probability differs", "Grad-CAM map differs")
-    for agreement in agreements:
-        table.add_row(
-            str(agreement.pattern),
-            "yes" if agreement.same_class else "[red]no[/red]",
-            f"{agreement.probability:.1e}",
-            f"{agreement.map:.1e}",
-        )
-    return table
-
-
-def _show_layers(found: Sequence[Layer], chosen: Layer | None, as_json: bool) -> None:
-    if as_json:
-        rows = [
-            {"name": layer.name, "op": layer.op, "shape": layer.shape, "chosen": layer == chosen}
-            for layer in found
-        ]
-        out.print_json(json.dumps(rows))
-        return
-    table = Table("", "layer", "operation", "channels x height x width")
-    for layer in found:
-        mark = "[green]->[/green]" if layer == chosen else ""
-        table.add_row(mark, _escape(layer.name), layer.op, " x ".join(map(str, layer.shape)))
-    out.print(table)
-    out.print(
-        f"-> is found by itself: {chosen.name}" if chosen else "none would be chosen by itself"
-    )
-
-
-def _show_export(made: Export, as_json: bool) -> None:
-    manifest, errors = made.manifest, made.verification
-    if as_json:
-        document = {
-            "path": str(made.path),
-            "bytes": made.size,
-            "seconds": round(made.seconds, 2),
-            "notes": made.notes,
-            "errors": {
-                "probabilities": errors.probabilities,
-                "activations": errors.activations,
-                "gradients": errors.gradients,
-                "ablation": errors.ablation,
-            },
-            "manifest": json.loads(manifest.to_json()),
-        }
-        out.print_json(json.dumps(document))
-        return
-    shape = " x ".join(map(str, manifest.activations))
-    out.print(
-        f"[green]saved[/green] {made.path} ({made.size / 1e6:.1f} MB, {made.seconds:.0f} s)\n"
-        f"target layer   {_escape(manifest.target_layer)} ({shape})\n"
-        f"methods        {', '.join(manifest.methods)}\n"
-        f"preprocessing  {_escape(_preprocess_line(manifest))}\n"
-        f"against PyTorch in float64: probabilities {errors.probabilities:.1e}, activations "
-        f"{errors.activations:.1e}, gradients {errors.gradients:.1e} relative"
-        + (f", ablation {errors.ablation:.1e} relative" if errors.ablation is not None else ""),
-        soft_wrap=True,
-    )
-    for note in made.notes:
-        out.print(f"[yellow]note:[/yellow] {_escape(note)}", soft_wrap=True)
-    out.print(f"next: whycam explain {made.path} PICTURE -o maps --tft", soft_wrap=True)
-
-
-def _facts(path: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
-    yield "model", f"{manifest.model}, weights {manifest.weights}"
-    named = "with names" if manifest.labels else "without names"
-    yield "classes", f"{manifest.num_classes}, {named}"
-    shape = " x ".join(map(str, manifest.activations))
-    yield "target layer", f"{manifest.target_layer} ({shape})"
-    head = "global average pooling and one linear layer" if manifest.pooled_linear else "other"
-    yield "head", head
-    yield "methods", ", ".join(manifest.methods)
-    yield (
-        "scores",
-        f"gradients of the {manifest.gradient_score}, ablation of the {manifest.ablation_score}",
-    )
-    yield "preprocessing", _preprocess_line(manifest)
-    yield "TFT", f"mask {manifest.tft.mask}, thresholds {manifest.tft.thresholds}"
-    yield "precision", f"{manifest.precision}, opset {manifest.opset}"
-    yield "file", f"{path.stat().st_size / 1e6:.1f} MB, {manifest.digest}"
-    yield "made with", ", ".join(f"{tool} {number}" for tool, number in manifest.tools.items())
-
-
-def _preprocess_line(manifest: Manifest) -> str:
-    spec = manifest.preprocess
-    resize = "x".join(map(str, spec.resize)) or "none"
-    return (
-        f"resize {resize} {spec.interpolation}, crop {spec.size[0]}x{spec.size[1]}, "
-        f"mean {list(spec.mean)}, std {list(spec.std)}, {spec.color}"
-    )
-
-
-def _explain_table(rows: Sequence[dict[str, Any]], tft: bool) -> Table:
-    table = Table("picture", "method", "class", "probability")
-    if tft:
-        for column in ("tau*", "rpi", "p masked"):
-            table.add_column(column, justify="right")
-    for row in rows:
-        if "error" in row:
-            table.add_row(_escape(Path(row["file"]).name), "", "[red]unreadable[/red]")
-            continue
-        cells = [
-            _escape(Path(row["file"]).name),
-            row["method"],
-            _escape(f"{row['label']} ({row['index']})"),
-            f"{row['probability']:.4f}",
-        ]
-        if tft:
-            none = [f"{row['threshold']:.1f}", "-", f"{row['probability']:.4f}"]
-            some = [
-                f"{row['threshold']:.1f}",
-                f"{max(row['rpi']):.3f}",
-                f"{row['masked_probability']:.4f}",
-            ]
-            cells += some if row["improved"] else none
-        table.add_row(*cells)
-    return table
 
 
 def _write(found: Explanation, folder: Path, name: str, figure: bool, save_maps: bool) -> list[str]:
@@ -462,9 +401,7 @@ def _pictures(given: Sequence[Path]) -> list[tuple[Path, str]]:
 
 def _thresholding(
     manifest: Manifest, use_tft: bool, naive: bool, mask: str | None, thresholds: str | None
-) -> Any:
-    from .runtime.tft import Tft
-
+) -> Tft | Literal["naive"] | None:
     if naive and use_tft:
         raise RequestError("--naive and --tft exclude each other")
     if (mask or thresholds) and not use_tft:
@@ -473,12 +410,23 @@ def _thresholding(
         return "naive"
     if not use_tft:
         return None
-    own = manifest.tft
+    return _reading(mask, thresholds, manifest.tft)
+
+
+def _reading(mask: str | None, thresholds: str | None, own: Tft) -> Tft:
+    """A reading of TFT from two options; what is not given is as in ``own``."""
+    from .runtime.tft import Tft
+
     return Tft(
         mask=_one_of("--mask", mask, ("binary", "soft")) or own.mask,  # type: ignore[arg-type]
         thresholds=_one_of("--thresholds", thresholds, ("value", "rank")) or own.thresholds,  # type: ignore[arg-type]
         taus=own.taus,
     )
+
+
+def _names(text: str) -> list[str]:
+    """Names with commas between them."""
+    return text.replace(" ", "").split(",")
 
 
 def _target(text: str | None) -> int | str | None:
@@ -490,7 +438,7 @@ def _target(text: str | None) -> int | str | None:
         return text
 
 
-def _size(text: str | None) -> tuple[int, int] | None:
+def _size(option: str, text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     try:
@@ -498,7 +446,7 @@ def _size(text: str | None) -> tuple[int, int] | None:
     except ValueError:
         sides = []
     if len(sides) not in (1, 2) or min(sides) < 1:
-        raise RequestError(f"--image-size must be a number or HxW, as 224 or 240x320, not '{text}'")
+        raise RequestError(f"{option} must be a number or HxW, as 224 or 240x320, not '{text}'")
     return sides[0], sides[-1]
 
 
@@ -516,34 +464,6 @@ def _one_of(option: str, value: str | None, allowed: Sequence[str]) -> str | Non
     if value is not None and value not in allowed:
         raise RequestError(f"{option} must be {' or '.join(allowed)}, not '{value}'")
     return value
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", "\\[")
-
-
-@contextmanager
-def _progress(title: str, total: int | None, quiet: bool) -> Iterator[Any]:
-    """A progress bar on standard error; yields advance(title, steps)."""
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        console=err,
-        transient=True,
-        disable=quiet or not err.is_terminal,
-    )
-    with bar:
-        task = bar.add_task(title, total=total)
-        begun = False
-
-        def advance(name: str, steps: int) -> None:
-            nonlocal begun
-            bar.update(task, description=_escape(name), advance=steps if begun else 0)
-            begun = True
-
-        yield advance
 
 
 _INTERRUPTED = 130  # what shells expect after SIGINT
@@ -581,7 +501,7 @@ def _report(error: Exception, text: str, code: int, arguments: list[str], debug:
         traceback.print_exception(error)
     if "--json" in arguments:
         print(json.dumps({"error": text}))
-    err.print(f"[red]error:[/red] {_escape(text)}", soft_wrap=True)
+    print_error(text)
     return code
 
 

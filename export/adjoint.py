@@ -343,9 +343,36 @@ def trace_gradient(
             decomposition_table=_decompositions(),
             _allow_non_fake_inputs=True,
         )(*inputs)
+    _restore_linear(traced.graph)
     traced.graph.eliminate_dead_code()
     traced.recompile()
     return traced
+
+
+def _restore_linear(graph: fx.Graph) -> None:
+    """Linear layers as such again, where the tracer wrote products with transposed weights.
+
+    The exporter would store the transposed matrix, beside the plain one that another pass through
+    the same head uses.
+    """
+    for node in list(graph.nodes):
+        if _is_transpose(node) and _is_transpose(node.args[0]):
+            node.replace_all_uses_with(node.args[0].args[0])
+    for node in list(graph.nodes):
+        if node.kwargs or not node.args or not _is_transpose(node.args[-1]):
+            continue
+        if node.target is aten.addmm.default:
+            bias, x, transposed = node.args
+        elif node.target is aten.mm.default:
+            (x, transposed), bias = node.args, None
+        else:
+            continue
+        node.target = aten.linear.default
+        node.args = (x, transposed.args[0], bias)
+
+
+def _is_transpose(node: Any) -> bool:
+    return isinstance(node, fx.Node) and node.target is aten.t.default
 
 
 def _with_dynamic_batch(fake: FakeTensorMode, tensor: torch.Tensor) -> torch.Tensor:

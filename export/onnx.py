@@ -162,7 +162,7 @@ def to_onnx(
         verification = verify(
             open_engine(temporary, manifest, "onnxruntime", None), graph, exact, manifest
         )
-        _declare_only(program, manifest.output_names)
+        _declare_only(program, tuple(manifest.output_shapes))
         program.save(str(temporary))
         manifest = msgspec.structs.replace(manifest, references=expected, digest=digest(temporary))
         _append_metadata(temporary, manifest)
@@ -322,6 +322,7 @@ def _translate(graph: ExplainingGraph, manifest: Manifest, opset: int) -> torch.
         raise ExportError(
             f"the exporter can only write this model for opset {written}, not {opset}"
         )
+    _one_copy_of_each_weight(program)
     # Notes of the exporter, such as paths on this machine, are nobody's business.
     program.model.metadata_props.clear()
     for node in program.model.graph.all_nodes():
@@ -333,6 +334,13 @@ def _translate(graph: ExplainingGraph, manifest: Manifest, opset: int) -> torch.
 
 
 _EXAMPLE_PICTURE = (301, 402)
+
+
+def _one_copy_of_each_weight(program: torch.onnx.ONNXProgram) -> None:
+    """Recording the head and its gradient apart gives their weights two names."""
+    from onnx_ir.passes.common import DeduplicateInitializersPass
+
+    DeduplicateInitializersPass(size_limit=_LIMIT)(program.model)
 
 
 def _declare_only(program: torch.onnx.ONNXProgram, names: Sequence[str]) -> None:

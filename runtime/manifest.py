@@ -124,7 +124,6 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise ValueError("classes, activations and image_bytes must be positive")
         if self.labels and len(self.labels) != self.num_classes:
             raise ValueError(f"{len(self.labels)} labels for {self.num_classes} classes")
-
         if not self.outputs or (self.map_method is None) != (self.outputs == ("raw",)):
             raise ValueError(f"map_method {self.map_method} does not go with {self.outputs}")
         if self.map_method is not None and self.map_method not in self.methods:
@@ -138,17 +137,26 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return (*(self.picture_size or (None, None)), 3)
 
     @property
-    def output_names(self) -> tuple[str, ...]:
-        """The outputs that the graph has."""
-        names = ["probabilities", "targets"]
+    def output_shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """The graph's outputs in order, each with its shape without the batch; None is k."""
+        size = self.preprocess.size
+        shapes: dict[str, tuple[int | None, ...]] = {
+            "probabilities": (self.num_classes,),
+            "targets": (None,),
+        }
         if "raw" in self.outputs:
-            names += ["activations", "gradients"]
-            names += ["ablation_weights"] * ("ablation" in self.methods)
+            shapes["activations"] = self.activations
+            shapes["gradients"] = (None, *self.activations)
+            if "ablation" in self.methods:
+                shapes["ablation_weights"] = (None, self.activations[0])
         if "tft" in self.outputs:
-            names += ["original_maps", "maps", "thresholds", "rpi", "masked_probabilities"]
+            steps = len(self.tft.taus)
+            shapes |= {"original_maps": (None, *size), "maps": (None, *size)}
+            shapes |= {"thresholds": (None,), "rpi": (None, steps)}
+            shapes["masked_probabilities"] = (None, steps)
         elif "map" in self.outputs:
-            names.append("maps")
-        return tuple(names)
+            shapes["maps"] = (None, *size)
+        return shapes
 
     def label(self, index: int) -> str:
         """The name of a class, or its number where the file holds no names."""

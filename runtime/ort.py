@@ -76,7 +76,7 @@ class OnnxRuntimeEngine:
                 f"{self._path} does not match its manifest: it should take 'image' {kind} "
                 f"[N, {promised}] and 'target' int64 [N, k], but takes {inputs}"
             )
-        missing = set(manifest.output_names) - {node.name for node in session.get_outputs()}
+        missing = set(manifest.output_shapes) - {node.name for node in session.get_outputs()}
         if missing:
             raise ModelFileError(
                 f"{self._path} does not match its manifest: no output {sorted(missing)}"

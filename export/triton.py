@@ -1,0 +1,109 @@
+"""A Triton model repository around an explaining graph: config.pbtxt, labels.txt, 1/model.onnx."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..runtime.errors import RequestError
+from ..runtime.files import replacing, write_whole
+from ..runtime.manifest import Manifest
+from ..runtime.onnxfile import read_manifest
+
+# A sweep is itself a batch of one image a threshold and class; other requests are worth joining.
+_MAX_BATCH = 8
+_LABELS = "labels.txt"
+
+
+def repository_name(model: str) -> str:
+    """A Triton model name from how a model was named.
+
+    ``torchvision/resnet50`` gives ``resnet50``, ``nets/mine.py:small`` gives ``mine_small``.
+    """
+    place, _, factory = model.partition(":")
+    last = place.split("/")[-1].removesuffix(".py")
+    name = f"{last}_{factory}" if factory else last
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip("._-") or "model"
+
+
+def model_path(folder: str | os.PathLike[str], name: str) -> Path:
+    """Where Triton looks for the graph."""
+    return Path(folder) / name / "1" / "model.onnx"
+
+
+def write_repository(
+    path: str | os.PathLike[str], folder: str | os.PathLike[str], name: str | None = None
+) -> Path:
+    """Put an explaining graph into a Triton model repository.
+
+    Clients send ``image`` and ``target`` and read the outputs of the graph contract; Triton joins
+    requests of equal shapes into batches. ``labels.txt`` serves Triton's classification extension
+    on ``probabilities``.
+
+    Args:
+        path: a file made by whycam export; may be already in its place.
+        folder: the repository; made if missing.
+        name: the model's name in Triton; by default the model's own.
+
+    Returns:
+        The model's folder.
+
+    Raises:
+        ModelFileError: the file was not made by whycam.
+        RequestError: the name is none that Triton takes.
+        OutputError: the folder cannot be written.
+    """
+    manifest = read_manifest(path)
+    name = name or repository_name(manifest.model)
+    if repository_name(name) != name:
+        raise RequestError(
+            f"'{name}' cannot be a model's name in Triton: use letters, digits, '_', '-' and '.'"
+        )
+    graph = model_path(folder, name)
+    if not (graph.exists() and graph.samefile(path)):
+        with replacing(graph) as temporary:
+            shutil.copyfile(path, temporary)
+    home = graph.parent.parent
+    if manifest.labels:
+        write_whole(home / _LABELS, "".join(f"{label}\n" for label in manifest.labels).encode())
+    write_whole(home / "config.pbtxt", config(manifest, name).encode())
+    return home
+
+
+def config(manifest: Manifest, name: str) -> str:
+    """The text of config.pbtxt."""
+    picture = "TYPE_UINT8" if manifest.embedded_preprocess else "TYPE_FP32"
+    inputs = [
+        _tensor("image", picture, manifest.image_shape),
+        _tensor("target", "TYPE_INT64", (None,)),
+    ]
+    outputs = [
+        _tensor(
+            output,
+            "TYPE_INT64" if output == "targets" else "TYPE_FP32",
+            shape,
+            _LABELS if output == "probabilities" and manifest.labels else None,
+        )
+        for output, shape in manifest.output_shapes.items()
+    ]
+    batch = 1 if "tft" in manifest.outputs else _MAX_BATCH
+    return (
+        f'name: "{name}"\n'
+        'backend: "onnxruntime"\n'
+        f"max_batch_size: {batch}\n"
+        f"input [\n{_joined(inputs)}]\n"
+        f"output [\n{_joined(outputs)}]\n" + ("dynamic_batching {}\n" if batch > 1 else "")
+    )
+
+
+def _joined(tensors: Sequence[str]) -> str:
+    return ",\n".join(tensors) + "\n"
+
+
+def _tensor(name: str, kind: str, shape: Sequence[int | None], labels: str | None = None) -> str:
+    sides = ", ".join("-1" if side is None else str(side) for side in shape)
+    names = f', label_filename: "{labels}"' if labels else ""
+    return f'  {{ name: "{name}", data_type: {kind}, dims: [ {sides} ]{names} }}'

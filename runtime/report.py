@@ -1,0 +1,122 @@
+"""Manifests, explanations and agreements as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from .console import escape
+from .manifest import Manifest
+from .selftest import Agreement
+
+
+def manifest_table(path: Path, manifest: Manifest) -> Table:
+    """What a model file says about itself."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _facts(path, manifest):
+        table.add_row(f"[bold]{name}[/bold]", escape(value))
+    return table
+
+
+def _facts(path: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
+    yield "model", f"{manifest.model}, weights {manifest.weights}"
+    named = "with names" if manifest.labels else "without names"
+    yield "classes", f"{manifest.num_classes}, {named}"
+    shape = " x ".join(map(str, manifest.activations))
+    yield "target layer", f"{manifest.target_layer} ({shape})"
+    head = "global average pooling and one linear layer" if manifest.pooled_linear else "other"
+    yield "head", head
+    yield "input", input_line(manifest)
+    yield "outputs", outputs_line(manifest)
+    yield "methods", ", ".join(manifest.methods)
+    yield (
+        "scores",
+        f"gradients of the {manifest.gradient_score}, ablation of the {manifest.ablation_score}",
+    )
+    yield "preprocessing", preprocess_line(manifest)
+    yield (
+        "TFT",
+        f"{tft_line(manifest)}, thresholds {', '.join(f'{t:g}' for t in manifest.tft.taus)}",
+    )
+    yield "precision", f"{manifest.precision}, opset {manifest.opset}"
+    yield "file", f"{path.stat().st_size / 1e6:.1f} MB, {manifest.digest}"
+    yield "made with", ", ".join(f"{tool} {number}" for tool, number in manifest.tools.items())
+
+
+def input_line(manifest: Manifest) -> str:
+    """What the graph is fed."""
+    shape = ["N", *("any" if side is None else str(side) for side in manifest.image_shape)]
+    if manifest.embedded_preprocess:
+        return f"pictures, uint8 [{', '.join(shape)}] RGB; the graph preprocesses them itself"
+    return f"float32 [{', '.join(shape)}], preprocessed"
+
+
+def outputs_line(manifest: Manifest) -> str:
+    """What the graph returns."""
+    said = {
+        "raw": "raw (activations, gradients)",
+        "map": f"map ({manifest.map_method})",
+        "tft": f"tft ({manifest.map_method}, {tft_line(manifest)})",
+    }
+    return ", ".join(said[name] for name in manifest.outputs)
+
+
+def tft_line(manifest: Manifest) -> str:
+    """The file's reading of TFT."""
+    return f"mask {manifest.tft.mask}, thresholds by {manifest.tft.thresholds}"
+
+
+def preprocess_line(manifest: Manifest) -> str:
+    """From picture to network input."""
+    spec = manifest.preprocess
+    resize = "x".join(map(str, spec.resize)) or "none"
+    return (
+        f"resize {resize} {spec.interpolation}, crop {spec.size[0]}x{spec.size[1]}, "
+        f"mean {list(spec.mean)}, std {list(spec.std)}, {spec.color}"
+    )
+
+
+def explanations_table(rows: Sequence[dict[str, Any]], tft: bool) -> Table:
+    """One line an explanation; ``rows`` as ``Explanation.to_dict`` gives them, with ``file``."""
+    table = Table("picture", "method", "class", "probability")
+    if tft:
+        for column in ("tau*", "rpi", "p masked"):
+            table.add_column(column, justify="right")
+    for row in rows:
+        if "error" in row:
+            table.add_row(escape(Path(row["file"]).name), "", "[red]unreadable[/red]")
+            continue
+        cells = [
+            escape(Path(row["file"]).name),
+            row["method"],
+            escape(f"{row['label']} ({row['index']})"),
+            f"{row['probability']:.4f}",
+        ]
+        if tft:
+            none = [f"{row['threshold']:.1f}", "-", f"{row['probability']:.4f}"]
+            some = [
+                f"{row['threshold']:.1f}",
+                f"{max(row['rpi']):.3f}",
+                f"{row['masked_probability']:.4f}",
+            ]
+            cells += some if row["improved"] else none
+        table.add_row(*cells)
+    return table
+
+
+def agreements_table(agreements: Sequence[Agreement], method: str) -> Table:
+    """An engine's answers against PyTorch's, one line a test pattern."""
+    table = Table("pattern", "same class", "probability differs", f"{method} map differs")
+    for agreement in agreements:
+        table.add_row(
+            str(agreement.pattern),
+            "yes" if agreement.same_class else "[red]no[/red]",
+            f"{agreement.probability:.1e}",
+            f"{agreement.map:.1e}",
+        )
+    return table
