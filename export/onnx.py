@@ -99,7 +99,7 @@ def to_onnx(
         tft: the reading of TFT that the file recommends; that of the sweep inside the graph.
         embed_preprocess: let the graph take uint8 pictures [N, h, w, 3] and resize, crop and
             normalise them itself.
-        picture_size: (h, w) of these pictures; None: any, with a little more work in each call.
+        picture_size: (h, w) of these pictures, for which less work remains in each call; None: any.
         opset: of the ONNX file.
         step: told the name of each step as it begins.
 
@@ -116,8 +116,7 @@ def to_onnx(
     step = step or (lambda _: None)
     target = Path(path)
     groups = _groups(outputs)
-    if picture_size is not None and not embed_preprocess:
-        raise RequestError("picture_size is for graphs with embed_preprocess")
+    _check_picture_size(picture_size, embed_preprocess)
     _check_packages()
     with replacing(target) as temporary:  # first of all: an unwritable place should cost no wait
         step("loading the model")
@@ -149,7 +148,7 @@ def to_onnx(
                 source.preprocess.size,
                 own,
                 manifest.tft if "tft" in groups else None,
-                Resample(source.preprocess) if embed_preprocess else None,
+                Resample(source.preprocess, picture_size) if embed_preprocess else None,
             ).eval()
             step("writing ONNX")
             program = _translate(graph, manifest, opset)
@@ -205,6 +204,18 @@ def _groups(wanted: Sequence[str]) -> tuple[Outputs, ...]:
             f"{', '.join(OUTPUTS)}"
         )
     return tuple(name for name in OUTPUTS if name in wanted)
+
+
+def _check_picture_size(size: tuple[int, int] | None, embedded: bool) -> None:
+    if size is not None and not embedded:
+        raise RequestError("picture_size is for graphs with embed_preprocess")
+    if size is not None and not (min(size) >= 1 and max(size) <= _LARGEST_SIDE):
+        raise RequestError(
+            f"picture_size must be (height, width) from 1 to {_LARGEST_SIDE} pixels, not {size}"
+        )
+
+
+_LARGEST_SIDE = 2**15
 
 
 def _map_method(

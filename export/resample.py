@@ -19,13 +19,17 @@ from ..runtime.manifest import Interpolation, Preprocess
 class Resample(torch.nn.Module):
     """uint8 [N, h, w, 3] RGB to the normalised float32 [N, 3, H, W], as ``runtime.preprocess``.
 
-    Sizes stay tensors throughout, so that nothing is decided while the graph is recorded.
+    For pictures of one known size the weights are constants, and pixels that the crop leaves out
+    are left out at once. Otherwise sizes stay tensors throughout, so that nothing is decided
+    while the graph is recorded.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
 
-    def __init__(self, spec: Preprocess) -> None:
+    def __init__(self, spec: Preprocess, picture_size: tuple[int, int] | None = None) -> None:
         super().__init__()
         if spec.interpolation not in _FILTERS:
             raise ExportError(
@@ -36,20 +40,41 @@ class Resample(torch.nn.Module):
         for name in ("mean", "std"):
             value = torch.tensor(getattr(spec, name), dtype=torch.float32)[:, None, None]
             self.register_buffer(name, value, persistent=False)
+        self.window: tuple[slice, slice] | None = None
+        if picture_size is not None:
+            rows, columns = (_trimmed(matrix) for matrix in self._weights(*picture_size))
+            self.window = rows[0], columns[0]
+            self.register_buffer("rows", rows[1], persistent=False)
+            self.register_buffer("columns", columns[1], persistent=False)
 
     def forward(self, picture: torch.Tensor) -> torch.Tensor:
         """Resize, crop, normalise."""
-        spec = self.spec
-        full = [torch.scalar_tensor(side, dtype=torch.int64) for side in picture.shape[1:3]]
-        rows, columns = (
-            weights(torch.arange(n), whole, new, wanted, spec.interpolation)
-            for n, whole, new, wanted in zip(
-                picture.shape[1:3], full, resized(full, spec), spec.size, strict=True
-            )
-        )
-        x = picture.to(torch.float32).permute(0, 3, 1, 2)
+        if self.window is None:
+            rows, columns = self._weights(*picture.shape[1:3])
+        else:
+            rows, columns = self.rows, self.columns
+            picture = picture[:, self.window[0], self.window[1]]
+        x = picture.permute(0, 3, 1, 2).to(torch.float32)
         x = _whole(rows @ _whole(x @ columns.T))
         return (x / 255.0 - self.mean) / self.std
+
+    def _weights(self, height: int, width: int) -> list[torch.Tensor]:
+        """The matrices along rows' and columns' axes, [H, h] and [W, w]."""
+        spec = self.spec
+        full = [torch.scalar_tensor(side, dtype=torch.int64) for side in (height, width)]
+        return [
+            weights(torch.arange(n), whole, new, wanted, spec.interpolation)
+            for n, whole, new, wanted in zip(
+                (height, width), full, resized(full, spec), spec.size, strict=True
+            )
+        ]
+
+
+def _trimmed(matrix: torch.Tensor) -> tuple[slice, torch.Tensor]:
+    """The source pixels that count at all, and the matrix for these."""
+    used = matrix.any(dim=0).nonzero()[:, 0]
+    part = slice(int(used[0]), int(used[-1]) + 1)
+    return part, matrix[:, part].contiguous()
 
 
 def _whole(values: torch.Tensor) -> torch.Tensor:

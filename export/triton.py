@@ -68,7 +68,7 @@ def write_repository(
             shutil.copyfile(path, temporary)
     home = graph.parent.parent
     if manifest.labels:
-        write_whole(home / _LABELS, "".join(f"{label}\n" for label in manifest.labels).encode())
+        write_whole(home / _LABELS, _lines(manifest.labels).encode())
     write_whole(home / "config.pbtxt", config(manifest, name).encode())
     return home
 
@@ -97,6 +97,10 @@ def config(manifest: Manifest, name: str) -> str:
         f"input [\n{_joined(inputs)}]\n"
         f"output [\n{_joined(outputs)}]\n" + ("dynamic_batching {}\n" if batch > 1 else "")
     )
+
+
+def _lines(labels: Sequence[str]) -> str:
+    return "".join(f"{' '.join(label.splitlines())}\n" for label in labels)
 
 
 def _joined(tensors: Sequence[str]) -> str:

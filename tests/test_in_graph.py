@@ -1,0 +1,280 @@
+"""Graphs that finish maps, sweep thresholds and preprocess answer as the runtime does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+import torch
+from agreement import assert_same, without_own_maps
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import CLASSES, SMALL, curved, linear
+
+import whycam
+from whycam.export import to_onnx
+from whycam.export.graph import by_bisection
+from whycam.runtime import cam
+from whycam.runtime.errors import EngineError, ModelFileError, RequestError, VerificationError
+from whycam.runtime.onnxfile import read_manifest
+from whycam.runtime.tft import Tft, by_sorting
+
+OWN = [m for m in cam.METHODS if m != "scorecam"]
+BINARY, SOFT = Tft("binary", "value"), Tft("soft", "rank")
+
+
+def pictures(count: int, size: tuple[int, int] = (41, 47)) -> list[np.ndarray]:
+    rng = np.random.default_rng(7)
+    coarse = rng.integers(0, 256, (count, 5, 6, 3))
+    return [np.ascontiguousarray(np.kron(c, np.ones((9, 9, 1)))[: size[0], : size[1]])
+            .astype(np.uint8) for c in coarse]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Exports a small network, once for each set of options."""
+    folder = tmp_path_factory.mktemp("graphs")
+    done: dict[str, Path] = {}
+
+    def export(head: Callable[[], Any] = curved, **options: Any) -> Path:
+        key = f"{head.__name__}{sorted(options.items())}"
+        if key not in done:
+            done[key] = folder / f"{len(done)}.onnx"
+            to_onnx(head(), done[key], overrides=SMALL, **options)
+        return done[key]
+
+    return export
+
+
+@pytest.mark.parametrize("method", OWN)
+def test_finished_map_of_each_method_is_the_runtimes(made, method):
+    head = linear if method == "cam" else curved
+    path = made(head, outputs=("raw", "map"), map_method=method, methods=[method, "gradcam"])
+    explainer = whycam.load(path, threads=1)
+    assert explainer.manifest.output_shapes["maps"] == (None, 32, 32)
+    for each, computed in zip(
+        explainer.explain(pictures(3), [[-1, 2, -2]] * 3),
+        without_own_maps(explainer).explain(pictures(3), [[-1, 2, -2]] * 3, method),
+        strict=True,
+    ):
+        for a, b in zip(each, computed, strict=True):
+            assert a.method == b.method == method
+            assert a.index == b.index
+            np.testing.assert_allclose(a.map, b.map, atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [BINARY, SOFT, Tft("binary", "rank", (0.0, 0.5, 0.85))])
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("k", [1, 3])
+def test_sweep_in_the_graph_chooses_as_the_runtimes_sweep(made, settings, n, k):
+    path = made(outputs=("raw", "tft"), tft=settings)
+    explainer = whycam.load(path, threads=1)
+    targets = [[-1, 3, -2][:k]] * n
+    for start in range(0, 6, n):
+        shown = pictures(6)[start : start + n]
+        own = explainer.explain(shown, targets, tft=True)
+        computed = without_own_maps(explainer).explain(shown, targets, tft=True)
+        assert_same(own, computed)
+
+
+def test_raw_graph_and_finishing_graph_of_one_network_agree(made):
+    raw, own = (whycam.load(made(outputs=outputs), threads=1) for outputs in [("raw",), ("tft",)])
+    targets = [[-1, -2]] * 4
+    assert_same(
+        own.explain(pictures(4), targets, tft=True), raw.explain(pictures(4), targets, tft=True)
+    )
+
+
+def test_sweep_larger_than_memory_is_run_in_parts(made):
+    path = made(outputs=("tft",), tft=SOFT)
+    targets = [[-1, 2, -2]] * 3
+    whole = whycam.load(path, threads=1)
+    small = whycam.load(path, threads=1)
+    small.batch = 13  # one class of one picture at a time
+    assert_same(
+        small.explain(pictures(3), targets, tft=True), whole.explain(pictures(3), targets, tft=True)
+    )
+
+
+def test_other_settings_and_methods_fall_back_to_the_runtime(made):
+    both = whycam.load(made(outputs=("raw", "tft")), threads=1)
+    raw = whycam.load(made(outputs=("raw",)), threads=1)
+    shown = pictures(1)[0]
+    for method, wanted in [("gradcam", SOFT), ("layercam", True), ("scorecam", None)]:
+        a, b = (each.explain(shown, [-1], method, wanted) for each in (both, raw))
+        np.testing.assert_allclose(a[0].map, b[0].map, atol=1e-4)
+        assert a[0].threshold == b[0].threshold
+    naive = both.explain(shown, tft="naive")
+    assert naive.threshold == 0.85
+
+
+def test_plain_map_from_a_sweeping_graph_is_not_thresholded(made):
+    explainer = whycam.load(made(outputs=("tft",), tft=SOFT), threads=1)
+    shown = pictures(1)[0]
+    plain, swept = explainer.explain(shown), explainer.explain(shown, tft=True)
+    np.testing.assert_allclose(plain.map, swept.original_map, atol=1e-6)
+    assert plain.threshold is None
+    assert swept.rpi.shape == (10,)
+
+
+@pytest.mark.parametrize(
+    ("options", "request_", "told"),
+    [
+        ({"outputs": ("map",)}, {"method": "layercam"}, "outputs raw"),
+        ({"outputs": ("map",)}, {"method": "scorecam"}, "gradcam"),
+        ({"outputs": ("tft",), "embed_preprocess": True}, {"tft": SOFT}, "embed-preprocess"),
+        ({"outputs": ("map",), "embed_preprocess": True}, {"tft": True}, "outputs tft"),
+    ],
+)
+def test_what_a_file_cannot_do_is_refused_with_the_option_that_can(made, options, request_, told):
+    explainer = whycam.load(made(**options), threads=1)
+    with pytest.raises(RequestError, match=told):
+        explainer.explain(pictures(1)[0], **request_)
+
+
+@pytest.mark.parametrize("outputs", [("raw",), ("map",), ("tft",)])
+def test_graph_that_takes_pictures_answers_as_the_one_that_takes_tensors(made, outputs):
+    taking = whycam.load(made(outputs=outputs, embed_preprocess=True), threads=1)
+    given = whycam.load(made(outputs=outputs), threads=1)
+    assert taking.manifest.image_shape == (None, None, 3)
+    mixed = [*pictures(2), *pictures(1, (33, 45)), *pictures(1), np.zeros((1, 1, 3), np.uint8)]
+    tft = outputs == ("tft",)
+    for a, b in zip(taking.explain(mixed, tft=tft), given.explain(mixed, tft=tft), strict=True):
+        assert a.index == b.index
+        assert a.placement == b.placement
+        assert abs(a.probability - b.probability) < 5e-3  # a pixel may differ by 1 of 255
+        if b.original_map.any():
+            assert np.corrcoef(a.original_map.ravel(), b.original_map.ravel())[0, 1] > 0.98
+    np.testing.assert_allclose(taking.classify(mixed), given.classify(mixed), atol=5e-3)
+
+
+def test_graph_for_one_picture_size_takes_no_other(made):
+    path = made(outputs=("map",), embed_preprocess=True, picture_size=(41, 47))
+    explainer = whycam.load(path, threads=1)
+    assert explainer.manifest.image_shape == (41, 47, 3)
+    assert explainer.explain(pictures(1)[0]).map.shape == (32, 32)
+    with pytest.raises(RequestError, match=r"41 x 47 pixels .* not 33 x 45"):
+        explainer.explain(pictures(1, (33, 45))[0])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"outputs": ()},
+        {"outputs": ("maps",)},
+        {"map_method": "gradcam"},
+        {"outputs": ("map",), "map_method": "smoothgrad"},
+        {"outputs": ("map",), "map_method": "scorecam"},
+        {"outputs": ("map",), "methods": ["gradcam", "layercam"]},
+        {"picture_size": (10, 10)},
+        {"embed_preprocess": True, "picture_size": (0, 10)},
+        {"embed_preprocess": True, "picture_size": (10, 10**6)},
+    ],
+)
+def test_unusable_options_are_refused_before_any_work(options, tmp_path):
+    with pytest.raises(RequestError):
+        to_onnx(curved(), tmp_path / "x.onnx", overrides=SMALL, **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "feeds",
+    [
+        {"image": np.zeros((1, 3, 32, 32), np.float64), "target": np.zeros((1, 1), np.int64)},
+        {"image": np.zeros((3, 32, 32), np.float32), "target": np.zeros((1, 1), np.int64)},
+        {"image": np.zeros((1, 3, 31, 32), np.float32), "target": np.zeros((1, 1), np.int64)},
+        {"image": np.zeros((1, 3, 32, 32), np.float32), "target": np.zeros((1, 1), np.int32)},
+        {"image": np.zeros((1, 3, 32, 32), np.float32), "target": np.zeros(1, np.int64)},
+        {"image": np.zeros((2, 3, 32, 32), np.float32), "target": np.zeros((3, 1), np.int64)},
+        {"image": np.zeros((1, 3, 32, 32), np.float32)},
+    ],
+)
+@pytest.mark.parametrize("outputs", [("raw",), ("map",), ("tft",)])
+def test_wrong_inputs_end_in_an_engine_error(made, feeds, outputs):
+    explainer = whycam.load(made(outputs=outputs), threads=1)
+    with pytest.raises(EngineError):
+        explainer.engine.run(feeds, list(explainer.manifest.output_shapes))
+
+
+@pytest.mark.parametrize("target", [CLASSES, -6, 2**40, 1.5, "no such class"])
+@pytest.mark.parametrize("outputs", [("map",), ("tft",)])
+def test_class_that_does_not_exist_is_refused_and_not_mapped(made, target, outputs):
+    explainer = whycam.load(made(outputs=outputs), threads=1)
+    with pytest.raises(RequestError):
+        explainer.explain(pictures(1)[0], target, tft=outputs == ("tft",))
+
+
+def test_graph_whose_maps_are_not_numbers_is_an_error(made):
+    explainer = whycam.load(made(outputs=("map",)), threads=1)
+    plain = explainer.engine.run
+
+    def broken(feeds: Any, outputs: Any) -> Any:
+        found = plain(feeds, outputs)
+        return {n: v * np.nan if n == "maps" else v for n, v in found.items()}
+
+    explainer.engine.run = broken
+    with pytest.raises(EngineError, match="NaN"):
+        explainer.explain(pictures(1)[0])
+
+
+def test_manifest_that_promises_other_outputs_than_the_file_has_is_refused(made, tmp_path):
+    path = tmp_path / "lying.onnx"
+    model = onnx.load(made(outputs=("map",)))
+    manifest = msgspec.structs.replace(read_manifest(made(outputs=("map",))), outputs=("tft",))
+    onnx.helper.set_model_props(model, {"whycam": manifest.to_json()})
+    onnx.save(model, path)
+    with pytest.raises(ModelFileError):
+        whycam.load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "told"),
+    [
+        ("finish", lambda f: lambda raw, size: f(raw, size) * 0.99, "finished maps"),
+        ("best", lambda f: lambda rpi, cuts, taus: f(1 - rpi, cuts, taus), "sweep"),
+        ("mask_of", lambda f: lambda maps, mask: 1 - f(maps, mask), "sweep"),
+    ],
+)
+def test_graph_with_another_arithmetic_than_the_runtimes_is_not_written(
+    tmp_path, monkeypatch, name, spoil, told
+):
+    from whycam.export import graph
+
+    monkeypatch.setattr(graph, name, spoil(getattr(graph, name)))
+    with pytest.raises(VerificationError, match=told):
+        to_onnx(curved(), tmp_path / "x.onnx", overrides=SMALL, outputs=("tft",))
+    assert not list(tmp_path.iterdir())
+
+
+def test_graph_that_sees_pictures_otherwise_than_pillow_is_not_written(tmp_path, monkeypatch):
+    from whycam.export import resample
+
+    monkeypatch.setattr(resample, "_start", lambda new, wanted: (new - wanted) // 2 + 2)
+    with pytest.raises(VerificationError, match="preprocessing"):
+        to_onnx(curved(), tmp_path / "x.onnx", overrides=SMALL, embed_preprocess=True)
+    assert not list(tmp_path.iterdir())
+
+
+@given(
+    st.integers(1, 40).flatmap(
+        lambda n: st.tuples(
+            st.lists(
+                st.one_of(st.floats(0, 1, width=32), st.sampled_from([0.0, 0.5, 1.0])),
+                min_size=n, max_size=n,
+            ),
+            st.lists(st.integers(0, n - 1), min_size=1, max_size=5),
+        )
+    )
+)  # fmt: skip
+@settings(deadline=None)
+def test_bisection_finds_what_sorting_finds(case):
+    values, positions = case
+    array = np.array(values, np.float32)
+    found = by_bisection(torch.from_numpy(array), positions).numpy()
+    # Below 1/16 neighbouring float32 numbers lie closer than the last halving.
+    np.testing.assert_allclose(found, by_sorting(array, positions), rtol=0, atol=2**-27)
