@@ -17,7 +17,10 @@ from .errors import ModelFileError
 from .manifest import METADATA_KEY, Manifest, parse
 
 _IR_VERSION, _GRAPH, _OPSETS, _METADATA = 1, 7, 8, 14  # field numbers of ModelProto
-_GRAPH_OUTPUT, _VALUE_NAME = 12, 1  # of GraphProto; of ValueInfoProto
+_NODE, _GRAPH_OUTPUT = 1, 12  # of GraphProto
+_NODE_INPUT, _NODE_OUTPUT, _NODE_OPERATOR = 1, 2, 4  # of NodeProto
+_VALUE_NAME = 1  # of ValueInfoProto
+_WITH_SUBGRAPHS = {b"If", b"Loop", b"Scan", b"SequenceMap"}
 _LENGTH_DELIMITED = 2
 _BLOCK = 1 << 20
 
@@ -61,9 +64,10 @@ def digest(path: str | os.PathLike[str]) -> str:
 
 
 def without_outputs(path: str | os.PathLike[str], names: Collection[str]) -> bytes:
-    """An ONNX file's graph with some of its outputs no longer declared, as a file's bytes.
+    """An ONNX file without some of its outputs and the operations that only those needed.
 
-    An engine drops the operations that only those needed. Metadata is left out.
+    Engines such as ONNX Runtime execute every operation of a file, wanted or not. Metadata is
+    left out.
 
     Raises:
         ModelFileError: the file is missing, no ONNX, or truncated.
@@ -75,7 +79,7 @@ def without_outputs(path: str | os.PathLike[str], names: Collection[str]) -> byt
             file.seek(start)
             payload = file.read(end - start)
             if field == _GRAPH:
-                parts.append(_message(field, _undeclared(payload, names, name)))
+                parts.append(_message(field, _pruned(payload, names, name)))
             elif field == _OPSETS:
                 parts.append(_message(field, payload))
             elif field == _IR_VERSION:
@@ -83,14 +87,37 @@ def without_outputs(path: str | os.PathLike[str], names: Collection[str]) -> byt
     return b"".join(parts)
 
 
-def _undeclared(graph: bytes, names: Collection[str], file_name: str) -> bytes:
+def _pruned(graph: bytes, names: Collection[str], file_name: str) -> bytes:
     broken = _broken(file_name, len(graph))
     view = memoryview(graph)
-    kept = []
-    for field, first, start, end in _messages(view, broken):
-        if field != _GRAPH_OUTPUT or _name_of(view[start:end], broken) not in names:
-            kept.append(view[first:end])
-    return b"".join(kept)
+    fields = list(_messages(view, broken))
+    declared = {
+        first: _texts(view[start:end], _VALUE_NAME, broken)[0]
+        for field, first, start, end in fields
+        if field == _GRAPH_OUTPUT
+    }
+    dropped = {first for first, value in declared.items() if value.decode() in names}
+    needed = {value for first, value in declared.items() if first not in dropped}
+    # Operations stand in an order in which they can run: the last one first.
+    for field, first, start, end in reversed(fields):
+        if field != _NODE:
+            continue
+        node = view[start:end]
+        if not set(_texts(node, _NODE_OPERATOR, broken)).isdisjoint(_WITH_SUBGRAPHS):
+            # What a subgraph reads from outside is not written here: keep everything.
+            dropped = {f for f in dropped if f in declared}
+            break
+        if needed.isdisjoint(_texts(node, _NODE_OUTPUT, broken)):
+            dropped.add(first)
+        else:
+            needed.update(_texts(node, _NODE_INPUT, broken))
+    return b"".join(view[first:end] for _, first, _, end in fields if first not in dropped)
+
+
+def _texts(message: memoryview, field: int, broken: ModelFileError) -> list[bytes]:
+    """The values of a repeated string; an absent one is one empty string."""
+    found = [bytes(message[a:b]) for f, _, a, b in _messages(message, broken) if f == field]
+    return found or [b""]
 
 
 def _broken(name: str, size: int) -> ModelFileError:
@@ -176,14 +203,6 @@ def _entry(data: bytes, name: str) -> tuple[str, bytes]:
     for field, _, start, end in _messages(data, broken):
         parts[field] = data[start:end]
     return parts[1].decode(errors="replace"), parts[2]
-
-
-def _name_of(value_info: memoryview, broken: ModelFileError) -> str:
-    """The name that a ValueInfoProto declares."""
-    for field, _, start, end in _messages(value_info, broken):
-        if field == _VALUE_NAME:
-            return bytes(value_info[start:end]).decode(errors="replace")
-    raise broken
 
 
 def _message(field: int, payload: bytes) -> bytes:

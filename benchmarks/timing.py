@@ -1,0 +1,116 @@
+"""What the benchmarks share: networks, plain classifiers, and timing in turn."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+import torchvision
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+ROOT = Path(__file__).parent.parent
+MODELS = ("resnet50", "vgg16", "mobilenet_v3_large", "lite0")
+PLAIN = "plain classification"
+Contenders = dict[str, Callable[[], Any]]
+console = Console(stderr=True)
+
+
+def network(name: str) -> torch.nn.Module:
+    """Random weights, but Lite0 has real ones: time does not depend on them."""
+    if name == "lite0":
+        sys.path.insert(0, str(ROOT / "examples"))
+        from efficientnet_lite0 import model
+
+        return model().eval()
+    torch.manual_seed(0)
+    return torchvision.models.get_model(name, weights=None).eval()
+
+
+def plain_onnx(model: torch.nn.Module, path: Path) -> Path:
+    """The classifier alone, as anyone would export it: probabilities out."""
+    classifier = torch.nn.Sequential(model, torch.nn.Softmax(dim=-1)).eval()
+    torch.onnx.export(
+        classifier,
+        (torch.zeros(2, 3, 224, 224),),
+        path,
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        verbose=False,
+        external_data=False,
+    )
+    return path
+
+
+def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+    """ONNX Runtime on the CPU, set as whycam sets it."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def interleaved(contenders: Contenders, rounds: int, warm_up: int = 5) -> dict[str, list[float]]:
+    """Seconds of each contender in each round."""
+    for run in contenders.values():
+        for _ in range(warm_up):
+            run()
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in track(range(rounds), description="rounds", console=console, transient=True):
+        for name, run in contenders.items():
+            # The threads of the contender before may still spin, and the caches be its own: let
+            # both settle, so that each is timed as in a loop of its own.
+            time.sleep(0.02)
+            run()
+            begin = time.perf_counter()
+            run()
+            samples[name].append(time.perf_counter() - begin)
+    return samples
+
+
+def report(results: dict[str, list[dict[str, list[float]]]], beside: str) -> Table:
+    """Medians, and their ratios to plain classification and to ``beside``."""
+    table = Table("network", "what", "median ms", "p10 to p90", "/ plain", f"/ {beside}")
+    for name, parts in results.items():
+        for samples in parts:
+            medians = {what: statistics.median(times) for what, times in samples.items()}
+            for what, times in samples.items():
+                tenths = statistics.quantiles(times, n=10)
+                table.add_row(
+                    name,
+                    what,
+                    f"{medians[what] * 1e3:.2f}",
+                    f"{tenths[0] * 1e3:.2f} to {tenths[-1] * 1e3:.2f}",
+                    f"{medians[what] / medians[PLAIN]:.3f}",
+                    f"{medians[what] / medians[beside]:.2f}" if beside in medians else "",
+                )
+            table.add_section()
+    return table
+
+
+def environment(threads: int) -> dict[str, Any]:
+    """Where and with what a benchmark ran."""
+    processor = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next((x.split(":")[1].strip() for x in lines if "model name" in x), processor)
+    wanted = {"whycam", "onnxruntime", "torch", "torchvision", "grad-cam", "torchcam", "openvino"}
+    versions = {
+        package.name: package.version for package in distributions() if package.name in wanted
+    }
+    return {
+        "processor": processor,
+        "threads": threads,
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "versions": versions,
+    }
