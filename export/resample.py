@@ -49,12 +49,13 @@ class Resample(torch.nn.Module):
 
     def forward(self, picture: torch.Tensor) -> torch.Tensor:
         """Resize, crop, normalise."""
+        x = picture.to(torch.float32)  # first of all: TensorRT does nothing else with uint8
         if self.window is None:
             rows, columns = self._weights(*picture.shape[1:3])
         else:
             rows, columns = self.rows, self.columns
-            picture = picture[:, self.window[0], self.window[1]]
-        x = picture.permute(0, 3, 1, 2).to(torch.float32)
+            x = x[:, self.window[0], self.window[1]]
+        x = x.permute(0, 3, 1, 2)
         x = _whole(rows @ _whole(x @ columns.T))
         return (x / 255.0 - self.mean) / self.std
 

@@ -28,5 +28,6 @@ def assert_same(own: Sequence[Any], computed: Sequence[Any]) -> None:
             assert np.abs(a.original_map - b.original_map).max() <= 1e-4
             assert a.threshold == b.threshold
             assert a.improved == b.improved
-            np.testing.assert_allclose(a.rpi, b.rpi, rtol=1e-3, atol=1e-4)
+            # A pixel whose value is that of the cut may fall on either side of it.
+            np.testing.assert_allclose(a.rpi, b.rpi, rtol=1e-2, atol=1e-4)
             assert overlap(a.map, b.map) > 0.99
