@@ -98,7 +98,7 @@ def resolve(
     elif ":" in model:
         if num_classes is not None:
             raise ExportError("num_classes is for torchvision/ and timm/ models; a factory knows")
-        source = _from_module(_call_factory(model), model)
+        source = _from_module(_call_factory(model), model.replace("\\", "/").split("/")[-1])
     else:
         raise ExportError(
             f"cannot tell where to find the model '{model}': write torchvision/NAME, timm/NAME, "
