@@ -70,7 +70,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     Attributes:
         version: of this layout.
-        model: where the network came from, as given to ``whycam export``; a file without its folder.
+        model: where the network came from, as given to ``whycam export``; files without folders.
         weights: ``default``, ``none`` or the weight file's name.
         target_layer: the layer that is explained.
         activations: (K, h, w) at that layer.
