@@ -120,7 +120,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     results = {}
-    out = Console(highlight=False)
+    out = Console(highlight=False, width=max(120, console.width))
     with tempfile.TemporaryDirectory() as folder:
         for name in options.models.split(","):
             console.print(f"exporting and running {name} ...")

@@ -35,6 +35,7 @@ import whycam
 from whycam.export import to_onnx
 from whycam.export.layer import capture, find_layer, split
 from whycam.runtime import cam
+from whycam.runtime.threads import one_blas_thread
 
 EXPLAIN = "whycam gradcam"
 
@@ -48,10 +49,11 @@ def ours(path: Path, image: np.ndarray, method: str, threads: int) -> Contenders
 
     def explain() -> np.ndarray:
         found = engine.run(feeds, outputs)
-        raw = cam.raw_map(
-            method, found["activations"], found.get("gradients"), found.get("ablation_weights")
-        )
-        return cam.finish(raw, (224, 224))
+        with one_blas_thread():  # as the runtime does
+            raw = cam.raw_map(
+                method, found["activations"], found.get("gradients"), found.get("ablation_weights")
+            )
+            return cam.finish(raw, (224, 224))
 
     return {
         f"whycam {method}, engine": lambda: engine.run(feeds, outputs),
@@ -132,7 +134,7 @@ def main() -> None:
     if options.json:
         print(json.dumps({**about, "seconds": results}))
         return
-    out = Console(highlight=False)
+    out = Console(highlight=False, width=max(120, console.width))
     out.print(report(results, EXPLAIN))
     out.print(about)
 

@@ -23,6 +23,7 @@ from .route import Route, Thresholding, route
 from .sweep import Choice, Floats, Request, choice_of, masked_image, sweep
 from .targets import per_picture
 from .tft import Tft
+from .threads import one_blas_thread
 
 # Called with (done, total) forward passes of a long computation.
 Progress = Callable[[int, int], None]
@@ -214,8 +215,9 @@ class Explainer:
         weights = found.get("ablation_weights")
         if way.method == "scorecam":
             weights = self._score_weights(images, found["activations"], found["targets"], progress)
-        raw = cam.raw_map(way.method, found["activations"], found.get("gradients"), weights)
-        found["maps"] = np.asarray(cam.finish(raw, self.manifest.preprocess.size), np.float32)
+        with one_blas_thread():
+            raw = cam.raw_map(way.method, found["activations"], found.get("gradients"), weights)
+            found["maps"] = np.asarray(cam.finish(raw, self.manifest.preprocess.size), np.float32)
         return found
 
     def _score_weights(
@@ -235,7 +237,8 @@ class Explainer:
         done = 0
         for i in range(n):
             for part in _slices(channels, self.batch):
-                masks = cam.finish(activations[i, part], self.manifest.preprocess.size)
+                with one_blas_thread():
+                    masks = cam.finish(activations[i, part], self.manifest.preprocess.size)
                 rows = self._probabilities(masked_image(images[i], masks[:, None]))
                 shown = masks.any(axis=(-2, -1))
                 weights[i, :, part] = np.where(shown, rows[:, targets[i]].T, 0)

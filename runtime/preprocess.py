@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from .cam import interpolation_matrix
 from .images import Picture
 from .manifest import Preprocess
+from .threads import one_blas_thread
 
 # Very long pictures: past this many times the input's pixels, only the window itself is
 # resized. Pillow holds a window's edges in single precision, which can move a pixel's value by
@@ -132,4 +133,5 @@ def to_picture(values: NDArray[np.float32], placement: Placement) -> NDArray[np.
         matrix[(centres < low) | (centres > high)] = 0.0
         matrices.append(matrix.astype(np.float32))
     rows, columns = matrices
-    return np.asarray(rows @ values @ columns.T, dtype=np.float32)
+    with one_blas_thread():
+        return np.asarray(rows @ values @ columns.T, dtype=np.float32)
