@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from . import __version__
+from .runtime import options
 from .runtime.cam import METHODS
 from .runtime.console import err, out, print_error, print_json, progress
 from .runtime.errors import RequestError, WhyCamError
+from .runtime.options import Engine, Json, Threads, Weights
+from .train.commands import app as train_app
 
 if TYPE_CHECKING:
     from .runtime.explanation import Explanation
@@ -33,16 +36,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
-Engine = Annotated[str, typer.Option(help="What runs the graph: auto or onnxruntime.")]
-Threads = Annotated[int | None, typer.Option(help="Threads for one run [default: every core].")]
-Weights = Annotated[
-    str,
-    typer.Option(
-        help="default (pretrained; a factory's own), none (random), or a .pth or .safetensors file."
-    ),
-]
-PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+
+
+app.add_typer(train_app)
 
 
 @app.callback(invoke_without_command=True)
@@ -154,13 +150,13 @@ def export(
     from .runtime.tft import Tft
 
     overrides = Overrides(
-        image_size=_size("--image-size", image_size),
+        image_size=options.size("--image-size", image_size),
         resize=resize,
-        interpolation=_one_of(  # type: ignore[arg-type]
+        interpolation=options.one_of(  # type: ignore[arg-type]
             "--interpolation", interpolation, ("nearest", "bilinear", "bicubic", "lanczos")
         ),
-        mean=_triple("--mean", mean),
-        std=_triple("--std", std),
+        mean=options.triple("--mean", mean),
+        std=options.triple("--std", std),
     )
     if list_layers:
         with progress("reading the graph", None, as_json):
@@ -191,13 +187,13 @@ def export(
             num_classes=num_classes,
             overrides=overrides,
             target_layer=target_layer,
-            methods=_names(methods) if methods is not None else None,
-            score=_one_of("--score", score, ("logit", "prob")),  # type: ignore[arg-type]
-            outputs=_names(outputs),
+            methods=options.names(methods) if methods is not None else None,
+            score=options.one_of("--score", score, ("logit", "prob")),  # type: ignore[arg-type]
+            outputs=options.names(outputs),
             map_method=map_method,
-            tft=_reading(mask, thresholds, Tft()),
+            tft=options.reading(mask, thresholds, Tft()),
             embed_preprocess=embed_preprocess,
-            picture_size=_size("--picture-size", picture_size),
+            picture_size=options.size("--picture-size", picture_size),
             opset=opset,
             step=lambda name: advance(name, 1),
         )
@@ -262,8 +258,12 @@ def explain(
         raise RequestError("--figure and --save-maps need a folder to write to: -o DIR")
     explainer = load(model, engine, threads)
     wanted = _thresholding(explainer.manifest, tft, naive, mask, thresholds)
-    chosen = _names(method) if method is not None else [explainer.manifest.map_method or "gradcam"]
-    files = _pictures(pictures)
+    chosen = (
+        options.names(method)
+        if method is not None
+        else [explainer.manifest.map_method or "gradcam"]
+    )
+    files = options.pictures(pictures)
     rows: list[dict[str, Any]] = []
     failed: list[str] = []
     with progress("explaining", len(files) * len(chosen), as_json) as advance:
@@ -272,7 +272,7 @@ def explain(
                 try:
                     found = explainer.explain(
                         file,
-                        _target(target),
+                        options.target(target),
                         each,  # type: ignore[arg-type]
                         wanted,
                         progress=lambda done, total, name=name: advance(  # type: ignore[misc]
@@ -301,6 +301,95 @@ def explain(
             out.print(f"written to {output}/", soft_wrap=True)
     if failed:
         raise typer.Exit(2)
+
+
+@app.command(
+    epilog="Example: whycam evaluate resnet50.onnx photos/ -o report/ --methods gradcam,layercam"
+)
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A file made by whycam export, with raw outputs.")],
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder with a subfolder for each class, a CSV file of picture and label, or a "
+            "folder with JPEGImages and Annotations as Pascal VOC has them."
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Folder for report and plots; an evaluation that was stopped goes on there.",
+        ),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="With commas [default: the paper's four, as far as the file has them]."),
+    ] = None,
+    variants: Annotated[
+        str, typer.Option(help="Of each map: original, naive, tft.")
+    ] = "original,naive,tft",
+    mask: Annotated[str, typer.Option(help="How a map masks the image: soft or binary.")] = "soft",
+    thresholds: Annotated[
+        str, typer.Option(help="What TFT's thresholds count: rank or value.")
+    ] = "rank",
+    explained: Annotated[
+        str, typer.Option(help="The class to explain: predicted or label.")
+    ] = "predicted",
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="CSV: the data's label, the network's class (index or name)."),
+    ] = None,
+    curves: Annotated[
+        int,
+        typer.Option(help="Steps of insertion and deletion, as 20 [default: 0, not measured]."),
+    ] = 0,
+    engine: Engine = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Measure how well maps explain: average increase and drop, rpi, pointing game and more."""
+    from .calibrate import evaluate as run_evaluation
+    from .calibrate import open_dataset
+    from .calibrate.report import results_table, summary_lines, write_report
+    from .runtime.explainer import load
+    from .runtime.tft import Tft
+
+    if curves < 0:
+        raise RequestError(f"--curves must be 0 or more, not {curves}")
+    found_data = open_dataset(data)
+    explainer = load(model, engine, threads)
+    options.one_of("--explained", explained, ("predicted", "label"))
+    with progress("evaluating", len(found_data.samples), as_json) as advance:
+        advance("evaluating", 0)
+        found = run_evaluation(
+            explainer,
+            found_data,
+            methods=options.names(methods) if methods else None,  # type: ignore[arg-type]
+            variants=options.names(variants),  # type: ignore[arg-type]
+            tft=options.reading(mask, thresholds, Tft()),
+            explained=explained,  # type: ignore[arg-type]
+            curve_steps=curves,
+            names=classes,
+            folder=output,
+            tick=advance,
+        )
+    written = [] if output is None else write_report(found, output)
+    if as_json:
+        print_json({**_builtins(found), "written": [str(path) for path in written]})
+        return
+    out.print(results_table(found))
+    out.print(summary_lines(found), soft_wrap=True)
+    if output is not None:
+        out.print(f"written to {output}/: {', '.join(p.name for p in written)}", soft_wrap=True)
+
+
+def _builtins(document: Any) -> dict[str, Any]:
+    import msgspec
+
+    found: dict[str, Any] = msgspec.to_builtins(document)
+    return found
 
 
 @app.command(epilog="Example: whycam info resnet50.onnx")
@@ -379,26 +468,6 @@ def _write(found: Explanation, folder: Path, name: str, figure: bool, save_maps:
     return [str(path) for path in written]
 
 
-def _pictures(given: Sequence[Path]) -> list[tuple[Path, str]]:
-    """Each picture with a name for its outputs, unique even where stems repeat."""
-    files: list[Path] = []
-    for path in given:
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_ENDINGS)
-            if not inside:
-                raise RequestError(f"no pictures in the folder {path}")
-            files.extend(inside)
-        else:
-            files.append(path)
-    seen: dict[str, int] = {}
-    named = []
-    for file in files:
-        seen[file.stem] = seen.get(file.stem, 0) + 1
-        count = seen[file.stem]
-        named.append((file, file.stem if count == 1 else f"{file.stem}-{count}"))
-    return named
-
-
 def _thresholding(
     manifest: Manifest, use_tft: bool, naive: bool, mask: str | None, thresholds: str | None
 ) -> Tft | Literal["naive"] | None:
@@ -410,60 +479,7 @@ def _thresholding(
         return "naive"
     if not use_tft:
         return None
-    return _reading(mask, thresholds, manifest.tft)
-
-
-def _reading(mask: str | None, thresholds: str | None, own: Tft) -> Tft:
-    """A reading of TFT from two options; what is not given is as in ``own``."""
-    from .runtime.tft import Tft
-
-    return Tft(
-        mask=_one_of("--mask", mask, ("binary", "soft")) or own.mask,  # type: ignore[arg-type]
-        thresholds=_one_of("--thresholds", thresholds, ("value", "rank")) or own.thresholds,  # type: ignore[arg-type]
-        taus=own.taus,
-    )
-
-
-def _names(text: str) -> list[str]:
-    """Names with commas between them."""
-    return text.replace(" ", "").split(",")
-
-
-def _target(text: str | None) -> int | str | None:
-    if text is None:
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        return text
-
-
-def _size(option: str, text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    try:
-        sides = [int(side) for side in text.lower().split("x")]
-    except ValueError:
-        sides = []
-    if len(sides) not in (1, 2) or min(sides) < 1:
-        raise RequestError(f"{option} must be a number or HxW, as 224 or 240x320, not '{text}'")
-    return sides[0], sides[-1]
-
-
-def _triple(option: str, text: str | None) -> tuple[float, float, float] | None:
-    if text is None:
-        return None
-    try:
-        red, green, blue = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise RequestError(f"{option} must be three numbers with commas, not '{text}'") from error
-    return red, green, blue
-
-
-def _one_of(option: str, value: str | None, allowed: Sequence[str]) -> str | None:
-    if value is not None and value not in allowed:
-        raise RequestError(f"{option} must be {' or '.join(allowed)}, not '{value}'")
-    return value
+    return options.reading(mask, thresholds, manifest.tft)
 
 
 _INTERRUPTED = 130  # what shells expect after SIGINT

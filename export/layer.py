@@ -159,7 +159,7 @@ def tensor_path(graph: fx.Graph) -> tuple[list[fx.Node], fx.Node, fx.Node]:
     return [node for node in graph.nodes if node in after and node in before], image, logits
 
 
-def _cuts(path: Sequence[fx.Node]) -> list[fx.Node]:
+def cuts_of(path: Sequence[fx.Node]) -> list[fx.Node]:
     """Nodes that no edge of the path jumps over."""
     position = {node: index for index, node in enumerate(path)}
     cuts, reach = [], 0
@@ -200,7 +200,7 @@ def _layer(node: fx.Node) -> Layer:
 def list_layers(graph_module: fx.GraphModule) -> list[Layer]:
     """Every place where the network can be cut with spatial activations, from image to logits."""
     path, image, _ = tensor_path(graph_module.graph)
-    return [_layer(node) for node in _cuts(path) if node is not image and _is_spatial(node)]
+    return [_layer(node) for node in cuts_of(path) if node is not image and _is_spatial(node)]
 
 
 def _has_weights(nodes: Sequence[fx.Node]) -> bool:
@@ -281,7 +281,7 @@ def find_layer(graph_module: fx.GraphModule, name: str | None = None) -> Layer:
         TargetLayerError: there is none, or the named one does not exist or cannot be cut at.
     """
     path, _, _ = tensor_path(graph_module.graph)
-    cuts = _cuts(path)
+    cuts = cuts_of(path)
     target = _named_target(name, path, cuts) if name else _find_target(path, cuts)
     if target is None:
         raise TargetLayerError(

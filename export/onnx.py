@@ -58,7 +58,7 @@ class Export:
 
 
 def to_onnx(
-    model: str | torch.nn.Module,
+    model: str | torch.nn.Module | Source,
     path: str | os.PathLike[str],
     *,
     weights: str = "default",
@@ -80,7 +80,8 @@ def to_onnx(
 
     Args:
         model: ``torchvision/NAME``, ``timm/NAME``, ``package.module:factory``,
-            ``file.py:factory``, or a module. It takes [N, 3, H, W] and returns logits [N, C].
+            ``file.py:factory``, a folder made by ``whycam train``, a module, or what ``resolve``
+            made of one of these. It takes [N, 3, H, W] and returns logits [N, C].
         path: the ONNX file to write.
         weights: ``default``, ``none``, or a .pth or .safetensors file.
         labels: ``imagenet``, a file with one name a line or a JSON list, or the names.
@@ -120,7 +121,11 @@ def to_onnx(
     _check_packages()
     with replacing(target) as temporary:  # first of all: an unwritable place should cost no wait
         step("loading the model")
-        source = resolve(model, weights, labels, num_classes, overrides)
+        source = (
+            model
+            if isinstance(model, Source)
+            else resolve(model, weights, labels, num_classes, overrides)
+        )
         step("finding the target layer")
         captured = capture(source.model, source.preprocess.size)
         layer = find_layer(captured, target_layer)

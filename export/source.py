@@ -20,6 +20,8 @@ import torch
 
 from ..runtime.errors import ExportError, MissingExtraError
 from ..runtime.manifest import Interpolation, Preprocess
+from .classifier import replace_classifier
+from .saved import WEIGHTS, is_saved, read_saved
 
 IMAGENET = Preprocess(size=(224, 224), resize=(256,), interpolation="bilinear")
 
@@ -76,12 +78,11 @@ def resolve(
 
     Args:
         model: ``torchvision/NAME``, ``timm/NAME``, ``package.module:factory``,
-            ``file.py:factory``, or a module as it is.
+            ``file.py:factory``, a folder made by ``whycam train``, or a module as it is.
         weights: ``default`` (the pretrained ones; of a factory or a module: what it comes
             with), ``none`` (random, the same each time), or a .pth or .safetensors file.
         labels: ``imagenet``, a file with one name a line or a JSON list, or the names.
-        num_classes: for a torchvision or timm model whose weights have another number of
-            classes than usual.
+        num_classes: where the weights have another number of classes than the model by itself.
         overrides: preprocessing that differs from the model's own.
 
     Raises:
@@ -89,20 +90,22 @@ def resolve(
         MissingExtraError: torchvision or timm is needed and not installed.
     """
     overrides = overrides or Overrides()
-    if isinstance(model, torch.nn.Module):
+    if isinstance(model, str) and is_saved(model):
+        source = _saved(model, weights)
+    elif isinstance(model, torch.nn.Module):
         source = _from_module(_own_copy(model), type(_bare(model)).__name__)
     elif model.startswith("torchvision/"):
         source = _torchvision(model, weights, num_classes)
     elif model.startswith("timm/"):
         source = _timm(model, weights, num_classes)
     elif ":" in model:
-        if num_classes is not None:
-            raise ExportError("num_classes is for torchvision/ and timm/ models; a factory knows")
         source = _from_module(_call_factory(model), model.replace("\\", "/").split("/")[-1])
+        if num_classes is not None:
+            replace_classifier(source.model.eval(), num_classes, source.preprocess.size)
     else:
         raise ExportError(
             f"cannot tell where to find the model '{model}': write torchvision/NAME, timm/NAME, "
-            "package.module:factory or file.py:factory"
+            "package.module:factory, file.py:factory, or a folder made by whycam train"
         )
     if weights not in ("default", "none"):
         _load_weights(source.model, Path(weights))
@@ -114,6 +117,23 @@ def resolve(
         preprocess=_override(source.preprocess, overrides),
         labels=_labels(labels) if labels is not None else source.labels,
         notes=() if overrides.mean and overrides.std else source.notes,
+    )
+
+
+def _saved(folder: str, weights: str) -> Source:
+    """A model that ``whycam train`` wrote: the architecture, then the weights beside it."""
+    saved = read_saved(folder)
+    source = resolve(saved.model, "none")
+    if saved.num_classes is not None:
+        replace_classifier(source.model, saved.num_classes, saved.preprocess.size)
+    if weights == "default":
+        _load_weights(source.model, Path(folder) / WEIGHTS)
+    return replace(
+        source,
+        weights=WEIGHTS if weights == "default" else weights,
+        preprocess=saved.preprocess,
+        labels=saved.labels,
+        notes=(),
     )
 
 

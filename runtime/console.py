@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
-
-# Called with (what is being done, steps done since).
-Advance = Callable[[str, int], None]
 
 
 def escape(text: str) -> str:
@@ -32,9 +36,26 @@ def print_error(text: str) -> None:
     err.print(f"[red]error:[/red] {escape(text)}", soft_wrap=True)
 
 
+class Advance:
+    """Moves a progress bar: ``advance(what is being done, steps done since)``."""
+
+    def __init__(self, bar: Progress, task: TaskID) -> None:
+        self._bar, self._task, self._begun = bar, task, False
+
+    def __call__(self, name: str, steps: int) -> None:
+        """Go on; the first call only says what begins."""
+        self._bar.update(self._task, description=escape(name), advance=steps if self._begun else 0)
+        self._begun = True
+
+    def total(self, steps: int) -> None:
+        """Say how many steps there will be; from here on every call counts."""
+        self._bar.update(self._task, total=steps)
+        self._begun = True
+
+
 @contextmanager
 def progress(title: str, total: int | None, quiet: bool) -> Iterator[Advance]:
-    """A progress bar on standard error, where that is a terminal; yields advance(title, steps)."""
+    """A progress bar on standard error, where that is a terminal."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -45,12 +66,4 @@ def progress(title: str, total: int | None, quiet: bool) -> Iterator[Advance]:
         disable=quiet or not err.is_terminal,
     )
     with bar:
-        task = bar.add_task(title, total=total)
-        begun = False
-
-        def advance(name: str, steps: int) -> None:
-            nonlocal begun
-            bar.update(task, description=escape(name), advance=steps if begun else 0)
-            begun = True
-
-        yield advance
+        yield Advance(bar, bar.add_task(title, total=total))

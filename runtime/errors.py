@@ -15,6 +15,10 @@ class ModelFileError(WhyCamError):
     """A model file is missing, damaged, foreign, or does not match its manifest."""
 
 
+class DataError(WhyCamError):
+    """A data set is missing, empty, or not written as one of the known kinds."""
+
+
 class EngineError(WhyCamError):
     """An inference engine is unknown, cannot be loaded, or failed while running."""
 
@@ -29,6 +33,10 @@ class ExportError(WhyCamError):
 
 class TargetLayerError(ExportError):
     """No layer, or not the named one, can serve as target layer; lists those that can."""
+
+
+class TrainingError(WhyCamError):
+    """Training cannot begin, go on, or be resumed."""
 
 
 class VerificationError(WhyCamError):

@@ -111,9 +111,7 @@ class Explainer:
             EngineError: the engine failed, or the network returned NaN.
         """
         sources, _ = _listed(images)
-        rows = [
-            self._probabilities(self._prepare(pictures)[0]) for pictures in self._batches(sources)
-        ]
+        rows = [self.probabilities(self.inputs(pictures)[0]) for pictures in self._batches(sources)]
         return (
             np.concatenate(rows) if rows else np.zeros((0, self.manifest.num_classes), np.float32)
         )
@@ -136,8 +134,16 @@ class Explainer:
         if batch:
             yield batch
 
-    def _prepare(self, pictures: Sequence[Picture]) -> tuple[Images, list[Placement]]:
-        """What the graph is fed, and where its view lies in each picture."""
+    def inputs(self, pictures: Sequence[Picture]) -> tuple[Images, list[Placement]]:
+        """What the graph is fed for pictures, and where its view lies in each.
+
+        Args:
+            pictures: from ``read_picture``, uint8 [h, w, 3]; of one size where the graph takes
+                pictures itself.
+
+        Raises:
+            RequestError: a picture of another size than the file was exported for.
+        """
         spec = self.manifest.preprocess
         if self.manifest.embedded_preprocess:
             wanted = self.manifest.picture_size
@@ -152,7 +158,8 @@ class Explainer:
         views, placements = zip(*(crop_resized(picture, spec) for picture in pictures), strict=True)
         return normalise(np.stack(views), spec), list(placements)
 
-    def _probabilities(self, images: Images) -> Floats:
+    def probabilities(self, images: Images) -> Floats:
+        """Class probabilities of prepared inputs (see ``inputs``), float32 [N, C], in one run."""
         target = np.full((len(images), 1), -1, np.int64)
         found = self.engine.run({"image": images, "target": target}, ["probabilities"])
         return _finite(found["probabilities"])
@@ -165,12 +172,13 @@ class Explainer:
         geometry: Literal["input", "picture"],
         progress: Progress | None,
     ) -> Iterator[Any]:
-        images, placements = self._prepare(pictures)
+        images, placements = self.inputs(pictures)
         entries = [entry if isinstance(entry, list) else [entry] for entry in wanted]
         widest = max(map(len, entries))
         # Pictures with fewer classes repeat their first; those columns are not read.
         target = np.array([row + row[:1] * (widest - len(row)) for row in entries], np.int64)
-        found = self._run(images, target, way, progress)
+        found = self._outputs(images, target, way.outputs, way.swept)
+        found["maps"] = self._maps(images, found, way, progress)
         cells = [(i, j) for i, row in enumerate(entries) for j in range(len(row))]
         requests = [
             Request(
@@ -191,34 +199,66 @@ class Explainer:
             in_order = [of_cell[i, j] for j in range(len(entries[i]))]
             yield in_order if isinstance(entry, list) else in_order[0]
 
-    def _run(
-        self, images: Images, target: NDArray[np.int64], way: Route, progress: Progress | None
+    def maps(
+        self, images: Images, target: NDArray[np.int64], methods: Sequence[Method]
+    ) -> tuple[Floats, NDArray[np.int64], dict[Method, Floats]]:
+        """Maps of several methods from one run of the network, for prepared inputs.
+
+        Args:
+            images: from ``inputs``, [N, ...].
+            target: classes or ranks, [N, k].
+            methods: of ``manifest.methods``.
+
+        Returns:
+            Probabilities float32 [N, C], the classes explained int64 [N, k], and for each method
+            its maps, float32 [N, k, H, W] in [0, 1].
+
+        Raises:
+            RequestError: a method that the file does not support.
+            EngineError: the engine failed, or the network returned NaN.
+        """
+        ways = [route(self.manifest, method, None) for method in methods]
+        outputs = dict.fromkeys(name for way in ways for name in way.outputs)
+        found = self._outputs(images, target, tuple(outputs), swept=False)
+        maps = {way.method: self._maps(images, found, way, None) for way in ways}
+        return found["probabilities"], found["targets"], maps
+
+    def _outputs(
+        self, images: Images, target: NDArray[np.int64], outputs: Sequence[str], swept: bool
     ) -> dict[str, NDArray[Any]]:
-        """The graph's outputs and ``maps`` [N, k, H, W] in [0, 1], not thresholded."""
+        """What the graph returns, in as many runs as memory asks for."""
         n, k = target.shape
         # A sweep inside the graph takes one forward pass for each threshold of each class.
         steps = len(self.manifest.tft.taus)
-        width = max(1, min(k, self.batch // steps)) if way.swept else k
-        height = max(1, self.batch // (steps * width)) if way.swept else n
+        width = max(1, min(k, self.batch // steps)) if swept else k
+        height = max(1, self.batch // (steps * width)) if swept else n
         columns = [
             [
-                self.engine.run({"image": images[row], "target": target[row, part]}, way.outputs)
+                self.engine.run({"image": images[row], "target": target[row, part]}, outputs)
                 for row in _slices(n, height)
             ]
             for part in _slices(k, width)
         ]
         found = _joined(columns)
         found["probabilities"] = _finite(found["probabilities"])
+        return found
+
+    def _maps(
+        self,
+        images: Images,
+        found: dict[str, NDArray[Any]],
+        way: Route,
+        progress: Progress | None,
+    ) -> Floats:
+        """Maps [N, k, H, W] in [0, 1], not thresholded."""
         if way.maps is not None:
-            found["maps"] = _whole(found[way.maps])
-            return found
-        weights = found.get("ablation_weights")
+            return _whole(found[way.maps])
+        weights = found.get("ablation_weights") if way.method == "ablation" else None
         if way.method == "scorecam":
             weights = self._score_weights(images, found["activations"], found["targets"], progress)
         with one_blas_thread():
             raw = cam.raw_map(way.method, found["activations"], found.get("gradients"), weights)
-            found["maps"] = np.asarray(cam.finish(raw, self.manifest.preprocess.size), np.float32)
-        return found
+            return np.asarray(cam.finish(raw, self.manifest.preprocess.size), np.float32)
 
     def _score_weights(
         self,
@@ -239,7 +279,7 @@ class Explainer:
             for part in _slices(channels, self.batch):
                 with one_blas_thread():
                     masks = cam.finish(activations[i, part], self.manifest.preprocess.size)
-                rows = self._probabilities(masked_image(images[i], masks[:, None]))
+                rows = self.probabilities(masked_image(images[i], masks[:, None]))
                 shown = masks.any(axis=(-2, -1))
                 weights[i, :, part] = np.where(shown, rows[:, targets[i]].T, 0)
                 done += len(rows)
@@ -260,7 +300,7 @@ class Explainer:
         if settings == "naive":
             return [_naive(request, tft.NAIVE[way.method]) for request in requests]
         if not way.swept:
-            return sweep(self._probabilities, requests, settings, self.batch)
+            return sweep(self.probabilities, requests, settings, self.batch)
         return [
             choice_of(r.map, found["rpi"][cell], found["masked_probabilities"][cell], settings)
             for r, cell in zip(requests, cells, strict=True)

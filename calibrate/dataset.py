@@ -1,0 +1,223 @@
+"""Photographs with labels or boxes: an image folder, a CSV file, or a Pascal VOC folder."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+from ..runtime.errors import DataError
+
+PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+
+
+@dataclass(frozen=True)
+class Box:
+    """Where an object is.
+
+    Attributes:
+        name: of its class.
+        left, top, right, bottom: in pixels of the picture, 0-based, right and bottom exclusive.
+    """
+
+    name: str
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One photograph.
+
+    Attributes:
+        path: the picture file.
+        name: unique in its data set.
+        label: the class as the data set writes it; None where it says nothing, or where
+            objects of several classes are in the picture.
+        annotation: a VOC file with boxes, which ``boxes_of`` reads.
+    """
+
+    path: Path
+    name: str
+    label: str | None = None
+    annotation: Path | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a path holds.
+
+    Attributes:
+        path: as given.
+        kind: ``folder``, ``csv`` or ``voc``.
+        samples: in a fixed order.
+    """
+
+    path: Path
+    kind: str
+    samples: tuple[Sample, ...]
+
+    def labels(self) -> tuple[str, ...]:
+        """The labels that occur, sorted."""
+        return tuple(sorted({sample.label for sample in self.samples if sample.label is not None}))
+
+
+def open_dataset(path: str | Path) -> Dataset:
+    """List the photographs of a data set. None is read yet.
+
+    Args:
+        path: a folder whose subfolders are classes (or a flat one, without labels); a CSV file
+            with the columns file and label, a header or none, paths relative to it; or a folder
+            with JPEGImages and Annotations as Pascal VOC has them.
+
+    Raises:
+        DataError: nothing there, or it cannot be read.
+    """
+    place = Path(path)
+    if place.is_file():
+        kind, samples = "csv", _from_csv(place)
+    elif (place / "JPEGImages").is_dir() and (place / "Annotations").is_dir():
+        kind, samples = "voc", _from_voc(place)
+    elif place.is_dir():
+        kind, samples = "folder", _from_folder(place)
+    else:
+        raise DataError(f"there is no folder or file {place}")
+    if not samples:
+        raise DataError(f"no pictures in {place}")
+    return Dataset(place, kind, tuple(samples))
+
+
+def _from_folder(place: Path) -> list[Sample]:
+    files = sorted(p for p in place.rglob("*") if p.suffix.lower() in PICTURE_ENDINGS)
+    samples = []
+    for file in files:
+        relative = file.relative_to(place)
+        label = relative.parts[0] if len(relative.parts) > 1 else None
+        samples.append(Sample(file, relative.as_posix(), label))
+    return samples
+
+
+def _from_csv(place: Path) -> list[Sample]:
+    try:
+        text = place.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {place}: {error}") from error
+    rows = [row for row in csv.reader(text.splitlines()) if row]
+    if rows and not _is_picture(rows[0][0]):
+        rows = rows[1:]  # a header
+    samples: dict[str, Sample] = {}
+    for number, row in enumerate(rows, 1):
+        if not _is_picture(row[0]):
+            raise DataError(f"{place}, picture {number}: '{row[0]}' is no picture file")
+        label = row[1].strip() if len(row) > 1 and row[1].strip() else None
+        samples[row[0]] = Sample(place.parent / row[0], row[0], label)
+    return list(samples.values())
+
+
+def _is_picture(name: str) -> bool:
+    return Path(name).suffix.lower() in PICTURE_ENDINGS
+
+
+def _from_voc(place: Path) -> list[Sample]:
+    samples = []
+    for file in sorted((place / "JPEGImages").iterdir()):
+        if file.suffix.lower() not in PICTURE_ENDINGS:
+            continue
+        annotation = place / "Annotations" / f"{file.stem}.xml"
+        known = annotation if annotation.is_file() else None
+        names = {box.name for box in read_boxes(known)} if known else set()
+        label = names.pop() if len(names) == 1 else None
+        samples.append(Sample(file, file.name, label, known))
+    return samples
+
+
+def read_boxes(annotation: Path) -> tuple[Box, ...]:
+    """The objects of a Pascal VOC annotation file.
+
+    Raises:
+        DataError: it cannot be read as one.
+    """
+    try:
+        objects = ElementTree.parse(annotation).getroot().iter("object")
+        return tuple(_box(item) for item in objects)
+    except (OSError, ElementTree.ParseError, ValueError) as error:
+        raise DataError(f"cannot read boxes from {annotation}: {error}") from error
+
+
+def _box(item: ElementTree.Element) -> Box:
+    name = item.findtext("name")
+    sides = [item.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
+    if name is None or None in sides:
+        raise ValueError("an object without name or bndbox")
+    left, top, right, bottom = (float(side) for side in sides if side is not None)
+    # VOC counts pixels from 1 and includes the last one.
+    return Box(name.strip(), left - 1, top - 1, right, bottom)
+
+
+class Classes:
+    """Which class of a network a data set's label means.
+
+    Args:
+        labels: the network's class names, or empty.
+        num_classes: of the network.
+        names: a CSV file with two columns, the data set's label and the network's class (its
+            index or name), for labels that are neither.
+
+    Raises:
+        DataError: the file cannot be read or names a class that does not exist.
+    """
+
+    def __init__(
+        self, labels: Sequence[str], num_classes: int, names: str | Path | None = None
+    ) -> None:
+        self._num_classes = num_classes
+        self._of_label: dict[str, int] = {}
+        for index, label in enumerate(labels):
+            self._of_label.setdefault(_plain(label), index)
+        self._of_name: dict[str, int] = {}
+        if names is not None:
+            self._of_name = {
+                label: self._read(value, Path(names)) for label, value in _pairs(Path(names))
+            }
+
+    def _read(self, value: str, place: Path) -> int:
+        found = self._own(value)
+        if found is None:
+            raise DataError(f"{place}: the network has no class '{value}'")
+        return found
+
+    def _own(self, text: str) -> int | None:
+        if _plain(text) in self._of_label:
+            return self._of_label[_plain(text)]
+        if re.fullmatch(r"\d+", text) and int(text) < self._num_classes:
+            return int(text)
+        return None
+
+    def index(self, label: str | None) -> int | None:
+        """The network's class for a data set's label; None if it has none."""
+        if label is None:
+            return None
+        return self._of_name[label] if label in self._of_name else self._own(label)
+
+    def unknown(self, labels: Iterable[str]) -> list[str]:
+        """The labels that mean no class of the network."""
+        return [label for label in labels if self.index(label) is None]
+
+
+def _plain(label: str) -> str:
+    return re.sub(r"[\s_-]+", " ", label).strip().casefold()
+
+
+def _pairs(place: Path) -> list[tuple[str, str]]:
+    try:
+        rows = list(csv.reader(place.read_text(encoding="utf-8-sig").splitlines()))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"cannot read class names from {place}: {error}") from error
+    if any(len(row) != 2 for row in rows if row):
+        raise DataError(f"{place} must have two columns: the data's label, the network's class")
+    return [(row[0].strip(), row[1].strip()) for row in rows if row]

@@ -1,0 +1,360 @@
+"""Evaluate explanations on a data set: the paper's tables 3 and 4 for any file and engine.
+
+One line of JSON is written for each photograph as it is done, so an evaluation can be stopped and
+gone on with, and memory does not grow with the data set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime import tft
+from ..runtime.cam import Method
+from ..runtime.errors import DataError, ImageError, RequestError
+from ..runtime.explainer import Explainer
+from ..runtime.files import OutputError
+from ..runtime.images import read_picture
+from ..runtime.preprocess import Placement, to_picture
+from ..runtime.sweep import Choice, Request, masked_image, sweep
+from ..runtime.tft import Tft
+from .dataset import Box, Classes, Dataset, Sample, read_boxes
+from .quality import drops, energy_inside, increases, insertion_deletion, pointing
+from .summary import Evaluation, Tally
+
+Variant = Literal["original", "naive", "tft"]
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
+Explained = Literal["predicted", "label"]
+ROWS = "pictures.jsonl"
+Tick = Callable[[str, int], None]
+Floats = NDArray[np.float32]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What is measured.
+
+    Attributes:
+        methods: whose maps.
+        variants: ``original``: the map as it is; ``naive``: cut where the method's users cut by
+            habit (paper table 1); ``tft``: cut at the best threshold.
+        tft: the reading; its ``mask`` is also how every variant's map masks the image.
+        explained: which class: the ``predicted`` one, or the data's ``label``.
+        curve_steps: of insertion and deletion; 0: not measured, for they take twice as many
+            forward passes for each map.
+    """
+
+    methods: tuple[Method, ...]
+    variants: tuple[Variant, ...] = VARIANTS
+    tft: Tft = Tft(mask="soft", thresholds="rank")
+    explained: Explained = "predicted"
+    curve_steps: int = 0
+
+
+def evaluate(
+    explainer: Explainer,
+    data: Dataset,
+    *,
+    methods: Sequence[Method] | None = None,
+    variants: Sequence[Variant] = VARIANTS,
+    tft: Tft | None = None,
+    explained: Explained = "predicted",
+    curve_steps: int = 0,
+    names: str | Path | None = None,
+    folder: Path | None = None,
+    tick: Tick | None = None,
+) -> Evaluation:
+    """Measure maps of a network on a data set.
+
+    Args:
+        explainer: of a file with raw outputs and without embedded preprocessing, in any engine.
+        data: from ``open_dataset``.
+        methods: by default those of the paper that the file supports.
+        variants: see ``Settings``.
+        tft: the reading; by default soft masks and thresholds by rank, as the paper's figures.
+        explained: ``predicted`` or ``label``.
+        curve_steps: of insertion and deletion; 0: not measured.
+        names: a CSV file that says which class a label of the data means, see ``Classes``.
+        folder: where one line a photograph is kept; an evaluation of the same file, data and
+            settings that was stopped goes on there.
+        tick: told (name, photographs done).
+
+    Returns:
+        Accuracy, and for each method and variant average increase, average drop and more.
+
+    Raises:
+        RequestError: a method or variant that the file cannot give.
+        DataError: no photograph is readable, or labels are asked for that mean no class.
+        OutputError: the folder cannot be written.
+    """
+    manifest = explainer.manifest
+    if manifest.embedded_preprocess or "raw" not in manifest.outputs:
+        raise RequestError(
+            "evaluating needs masked images and maps of several methods: export the model with "
+            "--outputs raw and without --embed-preprocess"
+        )
+    settings = Settings(
+        methods=_methods(methods, manifest.methods),
+        variants=_variants(variants),
+        tft=tft or Settings(methods=()).tft,
+        explained=explained,
+        curve_steps=curve_steps,
+    )
+    classes = Classes(manifest.labels, manifest.num_classes, names)
+    notes = _notes(classes, data, settings)
+    tally = Tally(settings)
+    with _Rows(folder, _key(explainer, data, settings, names)) as rows:
+        for row in rows.done():
+            tally.add(row)
+            if tick is not None:
+                tick(row["name"], 1)
+        for sample in data.samples:
+            if sample.name in rows.names:
+                continue
+            row = _look(explainer, sample, classes, settings)
+            rows.write(row)
+            tally.add(row)
+            if tick is not None:
+                tick(sample.name, 1)
+    if not tally.count:
+        raise DataError(f"none of the {len(data.samples)} pictures in {data.path} can be used")
+    return tally.result(manifest, explainer.engine.description, data, notes)
+
+
+PAPER: tuple[Method, ...] = ("gradcam", "gradcam++", "ablation", "layercam")
+
+
+def _methods(wanted: Sequence[Method] | None, supported: Sequence[Method]) -> tuple[Method, ...]:
+    if wanted is None:
+        return tuple(method for method in PAPER if method in supported)
+    absent = [method for method in wanted if method not in supported]
+    if absent or not wanted:
+        raise RequestError(
+            f"this file cannot make {', '.join(absent) or 'no'} maps; it has: "
+            f"{', '.join(supported)} (see whycam export --methods)"
+        )
+    if "scorecam" in wanted:
+        raise RequestError("scorecam is not evaluated: it takes one forward pass a channel")
+    return tuple(dict.fromkeys(wanted))
+
+
+def _variants(wanted: Sequence[Variant]) -> tuple[Variant, ...]:
+    unknown = [name for name in wanted if name not in VARIANTS]
+    if unknown or not wanted:
+        raise RequestError(
+            f"there is no variant {', '.join(map(repr, unknown))}; choose from: "
+            f"{', '.join(VARIANTS)}"
+        )
+    return tuple(name for name in VARIANTS if name in wanted)
+
+
+def _notes(classes: Classes, data: Dataset, settings: Settings) -> list[str]:
+    labels = data.labels()
+    unknown = classes.unknown(labels)
+    if settings.explained == "label" and len(unknown) == len(labels):
+        raise DataError(
+            "the data's labels are to be explained, but none of them is a class of the network"
+            + (f" (as '{labels[0]}')" if labels else "")
+            + "; pass a file of class names, see --classes"
+        )
+    if not unknown:
+        return []
+    shown = ", ".join(unknown[:3]) + (" ..." if len(unknown) > 3 else "")
+    return [
+        f"{len(unknown)} of {len(labels)} labels are no class of the network ({shown}): their "
+        "pictures do not count for accuracy. --classes FILE can say what they mean"
+    ]
+
+
+def _key(explainer: Explainer, data: Dataset, settings: Settings, names: str | Path | None) -> str:
+    """What rows must have in common to be of one evaluation."""
+    what = hashlib.sha256()
+    what.update(explainer.manifest.digest.encode())
+    what.update(explainer.engine.description.encode())
+    what.update(msgspec.json.encode(settings))
+    what.update(str(data.path.resolve()).encode())
+    if names is not None:
+        what.update(Path(names).read_bytes())
+    return what.hexdigest()[:16]
+
+
+class _Rows:
+    """One line of JSON a photograph; the first line says of which evaluation."""
+
+    def __init__(self, folder: Path | None, key: str) -> None:
+        self._path = None if folder is None else folder / ROWS
+        self._key = key
+        self._file: Any = None
+        self.names: set[str] = set()
+
+    def __enter__(self) -> _Rows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def done(self) -> Iterator[dict[str, Any]]:
+        """The rows of an earlier start; a last line that was cut off is dropped."""
+        if self._path is None:
+            return
+        whole = 0
+        try:
+            if self._path.is_file():
+                with self._path.open("rb") as file:
+                    first = file.readline()
+                    if first == self._head():
+                        whole = len(first)
+                        for line in file:
+                            if not line.endswith(b"\n"):
+                                break
+                            whole += len(line)
+                            row = json.loads(line)
+                            self.names.add(row["name"])
+                            yield row
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("r+b" if whole else "wb")
+            if whole:
+                self._file.truncate(whole)
+                self._file.seek(whole)
+            else:
+                self._file.write(self._head())
+        except (OSError, ValueError) as error:
+            raise OutputError(f"cannot write {self._path}: {error}") from error
+
+    def write(self, row: dict[str, Any]) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.write(json.dumps(row).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise OutputError(f"cannot write {self._path}: {error.strerror or error}") from error
+
+    def _head(self) -> bytes:
+        return json.dumps({"evaluation": self._key}).encode() + b"\n"
+
+
+def _look(
+    explainer: Explainer, sample: Sample, classes: Classes, settings: Settings
+) -> dict[str, Any]:
+    """Everything that is measured on one photograph, ready for JSON."""
+    label = classes.index(sample.label)
+    try:
+        picture = read_picture(sample.path)
+        boxes = read_boxes(sample.annotation) if sample.annotation is not None else ()
+    except (ImageError, DataError) as error:
+        return {"name": sample.name, "error": str(error)}
+    if settings.explained == "label" and label is None:
+        return {"name": sample.name, "skipped": "its label is no class of the network"}
+    images, places = explainer.inputs([picture])
+    wanted = -1 if settings.explained == "predicted" or label is None else label
+    target = np.full((1, 1), wanted, np.int64)
+    probabilities, targets, maps = explainer.maps(images, target, settings.methods)
+    index = int(targets[0, 0])
+    probability = float(probabilities[0, index])
+    requests = [Request(images[0], maps[m][0, 0], index, probability) for m in settings.methods]
+    found = _variants_of(explainer, requests, settings)
+    relevant = _relevant(boxes, classes, index)
+    row: dict[str, Any] = {
+        "name": sample.name,
+        "label": label,
+        "predicted": int(probabilities[0].argmax()),
+        "explained": index,
+        "probability": probability,
+        "methods": {},
+    }
+    for method, request, variants in zip(settings.methods, requests, found, strict=True):
+        row["methods"][method] = {
+            name: _measured(explainer, request, values, numbers, relevant, places[0], settings)
+            for name, (values, numbers) in variants.items()
+        }
+    return row
+
+
+# A variant's map, and what is known of it already.
+_Found = dict[str, tuple[Floats, dict[str, Any]]]
+
+
+def _variants_of(
+    explainer: Explainer, requests: Sequence[Request], settings: Settings
+) -> list[_Found]:
+    """Each method's map in each variant, with the class's probability under its mask."""
+    found: list[_Found] = [{} for _ in requests]
+    pending: list[tuple[_Found, Variant, Request, Floats]] = []
+    choices: Sequence[Choice | None] = [None] * len(requests)
+    if "tft" in settings.variants:
+        choices = sweep(explainer.probabilities, requests, settings.tft, explainer.batch)
+    for request, method, into, choice in zip(
+        requests, settings.methods, found, choices, strict=True
+    ):
+        if "original" in settings.variants or (choice is not None and not choice.improved):
+            pending.append((into, "original", request, request.map))
+        if "naive" in settings.variants and method in tft.NAIVE:
+            cut = tft.cut_values(request.map, (tft.NAIVE[method],), "rank")[0]
+            pending.append((into, "naive", request, tft.threshold_map(request.map, cut)))
+    for start in range(0, len(pending), explainer.batch):
+        part = pending[start : start + explainer.batch]
+        masks = [tft.mask_of(values, settings.tft.mask) for _, _, _, values in part]
+        images = np.stack([masked_image(p[2].image, m) for p, m in zip(part, masks, strict=True)])
+        for (into, variant, request, values), row in zip(
+            part, explainer.probabilities(images), strict=True
+        ):
+            into[variant] = values, {"masked": float(row[request.target])}
+    for into, choice in zip(found, choices, strict=True):
+        if choice is not None:
+            masked = choice.masked_probability if choice.improved else into["original"][1]["masked"]
+            into["tft"] = (
+                choice.map,
+                {
+                    "masked": masked,
+                    "threshold": choice.threshold,
+                    "improved": choice.improved,
+                    "rpi": [float(value) for value in choice.rpi],
+                },
+            )
+        if "original" not in settings.variants:
+            into.pop("original", None)
+    return found
+
+
+def _relevant(boxes: Sequence[Box], classes: Classes, index: int) -> list[Box]:
+    """The boxes of the class explained; all of them where the network knows none of the names."""
+    known = {box.name: classes.index(box.name) for box in boxes}
+    if any(value is not None for value in known.values()):
+        return [box for box in boxes if known[box.name] == index]
+    return list(boxes)
+
+
+def _measured(
+    explainer: Explainer,
+    request: Request,
+    values: Floats,
+    numbers: dict[str, Any],
+    boxes: Sequence[Box],
+    place: Placement,
+    settings: Settings,
+) -> dict[str, Any]:
+    masked = numbers["masked"]
+    found = {
+        **numbers,
+        "increase": bool(increases(masked, request.probability)),
+        "drop": float(drops(masked, request.probability)),
+        "coverage": float(tft.mask_of(values, settings.tft.mask).mean()),
+    }
+    if boxes:
+        edges = [(box.left, box.top, box.right, box.bottom) for box in boxes]
+        over = to_picture(values, place)
+        found |= {"pointing": pointing(over, edges), "energy": energy_inside(over, edges)}
+    if settings.curve_steps:
+        insertion, deletion = insertion_deletion(
+            explainer.probabilities, request.image, values, request.target, settings.curve_steps
+        )
+        found |= {"insertion": insertion, "deletion": deletion}
+    return found

@@ -1,0 +1,75 @@
+"""Plots of an evaluation. Needs matplotlib."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from .summary import Evaluation
+
+_COLOURS = {"original": "#9aa0a6", "naive": "#e0a458", "tft": "#31688e"}
+
+
+def quality_bars(found: Evaluation) -> Figure:
+    """Average increase and average drop, a group of bars for each method."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    methods = list(dict.fromkeys(each.method for each in found.results))
+    variants = list(dict.fromkeys(each.variant for each in found.results))
+    width = 0.8 / len(variants)
+    axes = figure.subplots(1, 2)
+    for axis, field, title in zip(
+        axes,
+        ("average_increase", "average_drop"),
+        ("average increase (higher is better)", "average drop (lower is better)"),
+        strict=True,
+    ):
+        for place, variant in enumerate(variants):
+            own = {each.method: each for each in found.results if each.variant == variant}
+            there = [i for i, method in enumerate(methods) if method in own]
+            axis.bar(
+                [i + (place - (len(variants) - 1) / 2) * width for i in there],
+                [getattr(own[methods[i]], field) for i in there],
+                width,
+                yerr=[getattr(own[methods[i]], f"{field}_standard_error") for i in there],
+                color=_COLOURS.get(variant),
+                label=variant,
+                error_kw={"linewidth": 1},
+            )
+        axis.set_xticks(range(len(methods)), methods)
+        axis.set_title(title, fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False, fontsize=9)
+    return figure
+
+
+def rpi_curves(found: Evaluation) -> Figure:
+    """Mean relative probability increase at each threshold."""
+    figure = Figure(figsize=(5, 3.4), layout="constrained")
+    axis = figure.subplots()
+    for method, values in found.rpi.items():
+        axis.plot(found.taus, values, marker="o", label=method)
+    by_rank = found.results[0].thresholds == "rank"
+    axis.set_xlabel(r"threshold $\tau$" + (" (share muted)" if by_rank else ""))
+    axis.set_ylabel("mean relative probability increase")
+    axis.set_ylim(bottom=0)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    return figure
+
+
+def threshold_histogram(found: Evaluation) -> Figure:
+    """How often each threshold was chosen."""
+    figure = Figure(figsize=(6.5, 3.4), layout="constrained")
+    axis = figure.subplots()
+    labels = [*(f"{tau:g}" for tau in found.taus), "none"]
+    width = 0.8 / max(1, len(found.chosen))
+    for place, (method, counts) in enumerate(found.chosen.items()):
+        shift = (place - (len(found.chosen) - 1) / 2) * width
+        shares = np.asarray(counts) / found.pictures
+        axis.bar(np.arange(len(labels)) + shift, shares, width, label=method)
+    axis.set_xticks(range(len(labels)), labels)
+    axis.set_xlabel(r"best threshold $\tau^*$")
+    axis.set_ylabel("share of photographs")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=9)
+    return figure

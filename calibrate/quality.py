@@ -1,0 +1,85 @@
+"""How good an attribution map is: measures from the literature, one picture at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+# Batch of images [B, 3, H, W] to probabilities [B, C].
+Classify = Callable[[Floats], Floats]
+
+
+def increases(masked: Any, probability: Any) -> Any:
+    """Average increase (Chattopadhay et al. 2018; paper section 5.2) is the mean of these: 1
+    where the class is more probable in the masked image than in the whole one."""
+    return np.asarray(masked) > np.asarray(probability)
+
+
+def drops(masked: Any, probability: Any) -> Any:
+    """Average drop (same sources) is the mean of these: max(y - y^, 0) / y, in [0, 1]."""
+    y = np.asarray(probability, np.float64)
+    return np.maximum(y - np.asarray(masked, np.float64), 0) / np.maximum(y, 1e-30)
+
+
+def pointing(values: Floats, boxes: Sequence[tuple[float, float, float, float]]) -> bool:
+    """Pointing game (Zhang et al. 2018): whether the map's maximum lies inside an object's box.
+
+    Args:
+        values: the map over the picture's pixels, [h, w].
+        boxes: (left, top, right, bottom) in pixels.
+    """
+    row, column = np.unravel_index(int(np.argmax(values)), values.shape)
+    x, y = float(column) + 0.5, float(row) + 0.5
+    return any(left <= x < right and top <= y < bottom for left, top, right, bottom in boxes)
+
+
+def energy_inside(values: Floats, boxes: Sequence[tuple[float, float, float, float]]) -> float:
+    """Energy-based pointing game (Wang et al. 2020): the share of the map inside the boxes.
+
+    0 for a map that is zero everywhere.
+    """
+    inside = np.zeros(values.shape, bool)
+    for left, top, right, bottom in boxes:
+        rows = slice(max(0, round(top)), max(0, round(bottom)))
+        inside[rows, max(0, round(left)) : max(0, round(right))] = True
+    whole = float(values.sum(dtype=np.float64))
+    return float(values[inside].sum(dtype=np.float64)) / whole if whole > 0 else 0.0
+
+
+def insertion_deletion(
+    classify: Classify, image: Floats, values: Floats, target: int, steps: int
+) -> tuple[float, float]:
+    """Areas under the insertion and deletion curves (RISE, Petsiuk et al. 2018).
+
+    Deletion sets pixels to the mean colour, the most important first; insertion restores them in
+    a blurred image (Gaussian, sigma 5 pixels, as in RISE). Both follow the class's probability.
+
+    Args:
+        classify: the network.
+        image: normalised, [3, H, W].
+        values: the map, [H, W].
+        target: the class.
+        steps: how many times pixels are changed, equally many each time.
+
+    Returns:
+        (insertion, deletion), each in [0, 1]; insertion better high, deletion low.
+    """
+    import cv2
+
+    channels = np.ascontiguousarray(image.transpose(1, 2, 0))
+    blurred = cv2.GaussianBlur(channels, (11, 11), 5).transpose(2, 0, 1)
+    order = np.argsort(-values.reshape(-1), kind="stable")
+    place = np.empty(order.size, np.int64)
+    place[order] = np.arange(order.size)
+    rank = place.reshape(values.shape)
+    shares = np.linspace(0, order.size, steps + 1)
+    changed = np.stack([rank < share for share in shares])[:, None]
+    curves = []
+    for inside, outside in ((image, blurred), (np.zeros_like(image), image)):
+        rows = classify(np.where(changed, inside, outside).astype(np.float32))
+        curves.append(float(np.trapezoid(rows[:, target], dx=1 / steps)))
+    return curves[0], curves[1]

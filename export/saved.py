@@ -1,0 +1,65 @@
+"""A trained model as a folder: its weights, and what is needed to build the network around them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+import torch
+
+from ..runtime.errors import ExportError
+from ..runtime.files import replacing, write_whole
+from ..runtime.manifest import Preprocess
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+class SavedModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What ``whycam train`` leaves beside the weights.
+
+    Attributes:
+        model: the architecture, as ``whycam export`` takes it.
+        num_classes: None: as many as the architecture has by itself.
+        labels: class names, or empty.
+        preprocess: how a picture becomes the input.
+        history: how the weights came about, one entry a training.
+    """
+
+    model: str
+    num_classes: int | None
+    labels: tuple[str, ...]
+    preprocess: Preprocess
+    history: tuple[dict[str, object], ...] = ()
+
+
+def is_saved(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a trained model."""
+    return (Path(path) / DESCRIPTION).is_file()
+
+
+def save_model(folder: Path, description: SavedModel, state: dict[str, torch.Tensor]) -> None:
+    """Write a trained model; each file whole or not at all.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    with replacing(folder / WEIGHTS) as temporary:
+        # Copies: tensors that share memory are refused.
+        save_file({k: v.detach().cpu().clone() for k, v in state.items()}, str(temporary))
+    write_whole(folder / DESCRIPTION, msgspec.json.format(msgspec.json.encode(description)))
+
+
+def read_saved(folder: str | os.PathLike[str]) -> SavedModel:
+    """The description of a trained model.
+
+    Raises:
+        ExportError: the folder does not hold one, or it is damaged.
+    """
+    path = Path(folder) / DESCRIPTION
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=SavedModel)
+    except (OSError, ValueError, msgspec.MsgspecError) as error:
+        raise ExportError(f"{folder} holds no model trained by whycam: {error}") from error

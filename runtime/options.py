@@ -1,0 +1,98 @@
+"""What several commands read from their options: names, sizes, pictures, readings of TFT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .errors import RequestError
+from .tft import Tft
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
+Engine = Annotated[str, typer.Option(help="What runs the graph: auto or onnxruntime.")]
+Threads = Annotated[int | None, typer.Option(help="Threads for one run [default: every core].")]
+Weights = Annotated[
+    str,
+    typer.Option(
+        help="default (pretrained; a factory's own), none (random), or a .pth or .safetensors file."
+    ),
+]
+PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+
+
+def pictures(given: Sequence[Path]) -> list[tuple[Path, str]]:
+    """Each picture with a name for its outputs, unique even where stems repeat."""
+    files: list[Path] = []
+    for path in given:
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_ENDINGS)
+            if not inside:
+                raise RequestError(f"no pictures in the folder {path}")
+            files.extend(inside)
+        else:
+            files.append(path)
+    seen: dict[str, int] = {}
+    named = []
+    for file in files:
+        seen[file.stem] = seen.get(file.stem, 0) + 1
+        count = seen[file.stem]
+        named.append((file, file.stem if count == 1 else f"{file.stem}-{count}"))
+    return named
+
+
+def reading(mask: str | None, thresholds: str | None, own: Tft) -> Tft:
+    """A reading of TFT from two options; what is not given is as in ``own``."""
+    return Tft(
+        mask=one_of("--mask", mask, ("binary", "soft")) or own.mask,  # type: ignore[arg-type]
+        thresholds=one_of("--thresholds", thresholds, ("value", "rank")) or own.thresholds,  # type: ignore[arg-type]
+        taus=own.taus,
+    )
+
+
+def names(text: str) -> list[str]:
+    """Names with commas between them."""
+    return text.replace(" ", "").split(",")
+
+
+def target(text: str | None) -> int | str | None:
+    """A class: index or rank, or a label."""
+    if text is None:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def size(option: str, text: str | None) -> tuple[int, int] | None:
+    """A side, or HxW."""
+    if text is None:
+        return None
+    try:
+        sides = [int(side) for side in text.lower().split("x")]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise RequestError(f"{option} must be a number or HxW, as 224 or 240x320, not '{text}'")
+    return sides[0], sides[-1]
+
+
+def triple(option: str, text: str | None) -> tuple[float, float, float] | None:
+    """Three numbers with commas between them."""
+    if text is None:
+        return None
+    try:
+        red, green, blue = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise RequestError(f"{option} must be three numbers with commas, not '{text}'") from error
+    return red, green, blue
+
+
+def one_of(option: str, value: str | None, allowed: Sequence[str]) -> str | None:
+    """A value that is one of those allowed, or none."""
+    if value is not None and value not in allowed:
+        raise RequestError(f"{option} must be {' or '.join(allowed)}, not '{value}'")
+    return value

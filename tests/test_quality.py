@@ -1,0 +1,60 @@
+"""Measures of maps against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from whycam.calibrate.quality import (
+    drops,
+    energy_inside,
+    increases,
+    insertion_deletion,
+    pointing,
+)
+
+
+def test_increase_and_drop_follow_the_paper():
+    masked, probability = np.array([0.6, 0.2, 0.5, 0.0]), np.array([0.5, 0.4, 0.5, 0.8])
+    np.testing.assert_array_equal(increases(masked, probability), [True, False, False, False])
+    np.testing.assert_allclose(drops(masked, probability), [0, 0.5, 0, 1])
+
+
+def test_drop_of_an_impossible_class_is_no_nan():
+    assert drops(0.0, 0.0) == 0
+
+
+def test_pointing_game_asks_for_the_maximum():
+    values = np.zeros((4, 6), np.float32)
+    values[2, 5] = 1
+    assert pointing(values, [(5, 2, 6, 3)])
+    assert not pointing(values, [(0, 0, 5, 4)])
+    assert pointing(values, [(0, 0, 1, 1), (4.5, 1, 9, 9)])
+
+
+def test_energy_is_the_share_inside_and_boxes_do_not_count_twice():
+    values = np.ones((4, 4), np.float32)
+    assert energy_inside(values, [(0, 0, 2, 4)]) == pytest.approx(0.5)
+    assert energy_inside(values, [(0, 0, 2, 4), (0, 0, 2, 2)]) == pytest.approx(0.5)
+    assert energy_inside(values, [(-3, -3, 9, 9)]) == pytest.approx(1)
+    assert energy_inside(0 * values, [(0, 0, 2, 4)]) == 0
+
+
+def test_insertion_and_deletion_of_a_class_that_is_one_pixel():
+    """The class's probability is what is left of one pixel's value."""
+
+    def classify(images: np.ndarray) -> np.ndarray:
+        return images[:, :1, 3, 3].astype(np.float32)
+
+    image = np.zeros((3, 8, 8), np.float32)
+    image[:, 3, 3] = 1
+    right = np.zeros((8, 8), np.float32)
+    right[3, 3] = 1
+    insertion, deletion = insertion_deletion(classify, image, right, 0, 64)
+    # Restored with the first pixel, and gone with the first.
+    blurred = insertion_deletion(classify, image, right, 0, 1)[0] * 2 - 1
+    assert insertion == pytest.approx((64 - 0.5 + 0.5 * blurred) / 64)
+    assert deletion == pytest.approx(0.5 / 64)
+    wrong = 1 - right
+    assert insertion_deletion(classify, image, wrong, 0, 64)[0] < insertion
+    assert insertion_deletion(classify, image, wrong, 0, 64)[1] == pytest.approx((64 - 0.5) / 64)

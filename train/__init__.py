@@ -1,0 +1,1 @@
+"""Training for cleaner maps. Needs torch: import ``whycam.train.aft`` or ``.classifier``."""

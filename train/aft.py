@@ -1,0 +1,348 @@
+"""Activation fine-tuning (AFT, paper section 4.2): a network whose plain maps need no clean-up."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from lightning_fabric import Fabric
+
+from ..calibrate.dataset import Classes
+from ..calibrate.evaluate import evaluate
+from ..calibrate.report import write_report
+from ..calibrate.summary import Evaluation, Result
+from ..export.onnx import to_onnx
+from ..export.saved import save_model
+from ..export.source import Overrides, Source, resolve
+from ..runtime.errors import DataError, MissingExtraError, RequestError
+from ..runtime.explainer import Explainer, load
+from ..runtime.files import write_whole
+from .cache import Cache
+from .data import Batches, Parts, parts_of
+from .loop import Plan, fit, steps_of
+from .network import Tunable
+from .objective import AftLosses, Objective
+from .prepare import Maker, layout
+from .run import Machines, claim, describe, fingerprint
+
+Tick = Callable[[str, int], None]
+Total = Callable[[int], None]
+BEFORE, AFTER, REPORT, SHEET = "before.onnx", "after.onnx", "aft.json", "sheet.png"
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What activation fine-tuning made.
+
+    Attributes:
+        folder: a model for ``whycam export``, with ``after.onnx`` exported already.
+        before, after: evaluations of the network on the photographs held out.
+        trained_on: photographs.
+        unreadable: photographs left out, and why.
+        notes: for people.
+    """
+
+    folder: Path
+    before: Evaluation
+    after: Evaluation
+    trained_on: int
+    unreadable: dict[str, str]
+    notes: tuple[str, ...]
+
+    def rows(self) -> dict[str, Result]:
+        """The columns of the paper's table 3: original, TFT, AFT."""
+        method = self.before.results[0].method
+        return {
+            "original": self.before.result(method, "original"),
+            "tft": self.before.result(method, "tft"),
+            "aft": self.after.result(method, "original"),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        rows = {name: msgspec.to_builtins(row) for name, row in self.rows().items()}
+        return {
+            "folder": str(self.folder),
+            "rows": rows,
+            "accuracy_before": self.before.accuracy,
+            "accuracy_after": self.after.accuracy,
+            "trained_on": self.trained_on,
+            "held_out": self.after.pictures,
+            "unreadable": self.unreadable,
+            "notes": list(self.notes),
+        }
+
+
+def train_aft(
+    model: str,
+    data: str | Path,
+    folder: str | Path,
+    *,
+    objective: Objective | None = None,
+    held_out: str | Path | None = None,
+    names: str | Path | None = None,
+    weights: str = "default",
+    labels: str | None = None,
+    num_classes: int | None = None,
+    overrides: Overrides | None = None,
+    target_layer: str | None = None,
+    plan: Plan | None = None,
+    machines: Machines | None = None,
+    cache: str = "auto",
+    flip: bool = False,
+    checkpoint_minutes: float = 5.0,
+    tick: Tick | None = None,
+    total: Total | None = None,
+) -> Tuned:
+    """Tune the target layer and the head so that one method's plain maps explain better.
+
+    A run that was killed goes on where it was when started again with the same arguments, and
+    ends with the same weights (on one process, with the same number of threads).
+
+    Args:
+        model: as ``whycam export`` takes it; a trained classifier.
+        data: photographs; labels, where there are any, hold the classifier's accuracy.
+        folder: of the run; on storage that all processes see.
+        objective: what is minimised.
+        held_out: photographs to judge by; else those in ``data``'s ``val``, or a tenth.
+        names: a CSV file that says which class a label of the data means, see ``Classes``.
+        weights, labels, num_classes, overrides, target_layer: as ``to_onnx`` takes them.
+        plan: of the training.
+        machines: where to train.
+        cache: ``auto`` keeps what is below the target layer on disk if it fits; ``off`` computes
+            it in every step; else a folder for it, kept afterwards.
+        flip: mirror half of the photographs in each step; nothing is cached then but masks.
+        checkpoint_minutes: between checkpoints.
+        tick: told (text, steps done).
+        total: told how many steps there will be.
+
+    Raises:
+        ExportError: the model cannot be loaded or taken apart.
+        DataError: no photographs.
+        TrainingError: the folder holds another run, or the loss is no longer a number.
+    """
+    place, plan = Path(folder), plan or Plan()
+    objective = objective or Objective()
+    parts = parts_of(data, held_out, plan.seed)
+    fabric = (machines or Machines()).launch()
+    source = resolve(model, weights, labels, num_classes, overrides)
+    settings = {
+        "training": "aft",
+        "model": model,
+        "weights": weights,
+        "target_layer": target_layer,
+        "flip": flip,
+        **msgspec.to_builtins(objective),
+        **msgspec.to_builtins(plan),
+    }
+    key = fingerprint(source, {"train": parts.train, "held out": parts.held_out}, settings)
+    if fabric.is_global_zero:
+        claim(place, key, settings)
+    tunable = Tunable(source.model, source.preprocess.size, target_layer)
+    _check_method(objective, tunable)
+    samples = parts.train.samples
+    if total is not None:
+        an_epoch, _ = steps_of(plan, len(samples), fabric.world_size)
+        total(
+            len(samples) // fabric.world_size
+            + an_epoch * plan.epochs
+            + 2 * len(parts.held_out.samples)
+        )
+
+    def exported(name: str) -> Path:
+        """The network as it is now; written by one process, read by all."""
+        if fabric.is_global_zero and not (place / name).is_file():
+            if tick is not None:
+                tick(f"exporting {name}", 0)
+            _export(source, place / name, objective, target_layer)
+        fabric.barrier()
+        return place / name
+
+    before = exported(BEFORE)
+    tunable.to(fabric.device)
+    maker = Maker(
+        tunable,
+        source.preprocess,
+        fabric.device,
+        objective.method,
+        objective.tft,
+        load(before) if objective.needs_masks else None,
+    )
+    store, notes = _store(place, key, cache, flip, len(samples), tunable, objective, fabric)
+    maker.fill(store, [s.path for s in samples], (fabric.global_rank, fabric.world_size), tick)
+    fabric.barrier()
+    errors = store.errors()
+    items = [i for i in range(len(samples)) if i not in errors]
+    if not items:
+        raise DataError(f"no photograph of {data} can be read: {next(iter(errors.values()))}")
+    classes = Classes(source.labels, tunable.num_classes, names)
+    known = [classes.index(sample.label) for sample in samples]
+    notes += _label_notes(known, [sample.label for sample in samples])
+    batches = Batches(
+        store,
+        maker,
+        [sample.path for sample in samples],
+        [-1 if index is None else index for index in known],
+        _wanted(store, objective),
+        plan.seed if flip else None,
+    )
+    torch.manual_seed(plan.seed)
+    fit(
+        AftLosses(tunable, objective),
+        batches,
+        items,
+        plan,
+        fabric,
+        place,
+        key,
+        checkpoint_minutes,
+        tick,
+    )
+    tunable.cpu()
+    entry: dict[str, object] = {**settings, "photographs": len(items)}
+    if fabric.is_global_zero:
+        description = describe(model, source, num_classes, source.labels, entry)
+        save_model(place, description, source.model.state_dict())
+    after = exported(AFTER)
+    unreadable = {samples[i].name: why for i, why in errors.items()}
+    try:
+        if not fabric.is_global_zero:  # one process judges; the others have done their part
+            raise SystemExit(0)
+        return _judged(
+            place, (before, after), parts, objective, names, unreadable, len(items), notes, tick
+        )
+    finally:
+        if fabric.is_global_zero and cache in ("auto", "off"):
+            store.remove()
+
+
+def _check_method(objective: Objective, tunable: Tunable) -> None:
+    if objective.method == "cam" and not tunable.pooled_linear:
+        raise RequestError(
+            "'cam' needs a head of global average pooling and one linear layer; tune 'gradcam'"
+        )
+
+
+def _export(source: Source, path: Path, objective: Objective, target_layer: str | None) -> None:
+    still = copy.deepcopy(source.model).requires_grad_(False)
+    to_onnx(
+        replace(source, model=still),
+        path,
+        target_layer=target_layer,
+        methods=[objective.method],
+        score=objective.score,
+        tft=objective.tft,
+    )
+
+
+def _store(
+    place: Path,
+    key: str,
+    cache: str,
+    flip: bool,
+    count: int,
+    tunable: Tunable,
+    objective: Objective,
+    fabric: Fabric,
+) -> tuple[Cache, list[str]]:
+    """Where what does not change is kept, and of it what may be."""
+    small = ["target", "probabilities", *(["mask"] if objective.needs_masks else [])]
+    large = ["features", *(["image"] if objective.needs_images else [])]
+    home = (place / "cache" if cache in ("auto", "off") else Path(cache)) / key
+    thin = Cache(home, count, layout(tunable, small))
+    if flip or cache == "off":
+        return thin, []
+    thick = Cache(home, count, layout(tunable, [*small, *large]))
+    if cache != "auto" or (home / "000000" / "features.npy").is_file():
+        thick.check_space()
+        return thick, []
+    home.mkdir(parents=True, exist_ok=True)
+    # Half of what is free: a training is not alone on its disk.
+    fits = thick.row_bytes * count < shutil.disk_usage(home).free / 2
+    # Every process must decide alike.
+    fits = bool(fabric.broadcast(fits))
+    if fits:
+        return thick, []
+    note = (
+        f"what is below the target layer would take {thick.row_bytes * count / 2**30:.1f} GiB on "
+        "disk, more than half of what is free: it is computed in every step instead"
+    )
+    return thin, [note]
+
+
+def _wanted(store: Cache, objective: Objective) -> list[str]:
+    wanted = ["target", "probabilities", *(["mask"] if objective.needs_masks else [])]
+    if "features" in store.layout:
+        wanted.append("features")
+    if objective.needs_images or "features" not in store.layout:
+        wanted.append("image")
+    return wanted
+
+
+def _label_notes(known: list[int | None], labels: list[str | None]) -> list[str]:
+    without = sum(index is None for index in known)
+    if not without:
+        return []
+    example = next(
+        (label for label, i in zip(labels, known, strict=True) if label and i is None), ""
+    )
+    hint = f" ('{example}' is no class of the network; see --classes)" if example else ""
+    return [
+        f"{without} of {len(known)} photographs have no label of the network's{hint}: there "
+        "distillation alone keeps the classifier in place"
+    ]
+
+
+def _judged(
+    place: Path,
+    files: tuple[Path, Path],
+    parts: Parts,
+    objective: Objective,
+    names: str | Path | None,
+    unreadable: Mapping[str, str],
+    trained_on: int,
+    notes: list[str],
+    tick: Tick | None,
+) -> Tuned:
+    """Evaluate before and after, and write reports and the sheet of pictures."""
+    explainers = [load(file) for file in files]
+    found = []
+    for explainer, name in zip(explainers, ("before", "after"), strict=True):
+        told = None if tick is None else lambda _, n, name=name: tick(f"judging {name}", n)
+        evaluation = evaluate(
+            explainer,
+            parts.held_out,
+            methods=[objective.method],
+            variants=("original", "tft"),
+            tft=objective.tft,
+            names=names,
+            folder=place / name,
+            tick=told,
+        )
+        write_report(evaluation, place / name)
+        found.append(evaluation)
+    tuned = Tuned(place, found[0], found[1], trained_on, dict(unreadable), tuple(notes))
+    document = msgspec.json.format(msgspec.json.encode(tuned.to_dict()))
+    write_whole(place / REPORT, document)
+    _write_sheet(place / SHEET, explainers, parts, objective)
+    return tuned
+
+
+def _write_sheet(
+    path: Path, explainers: list[Explainer], parts: Parts, objective: Objective
+) -> None:
+    try:
+        from .sheet import sheet
+    except (ImportError, MissingExtraError):  # matplotlib is not part of what training needs
+        return
+    samples = parts.held_out.samples
+    step = max(1, len(samples) // 8)
+    picture = sheet(explainers, [s.path for s in samples[::step]][:8], objective.method)
+    if picture is not None:
+        write_whole(path, picture)

@@ -1,0 +1,129 @@
+"""What training reads again and again, computed once: arrays on disk, in chunks.
+
+A chunk is a folder that appears whole (written beside, then renamed). So a run that is killed
+loses at most the chunk it was writing, several processes can each write their own, and whoever
+sees the folder can read all of them through memory maps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime.files import OutputError
+
+CHUNK = 128
+_ERRORS = "unreadable.json"
+
+
+class Cache:
+    """Arrays with one row an item.
+
+    Args:
+        folder: where chunks lie; on storage that every process sees.
+        count: items.
+        layout: for each array the shape of a row and its dtype.
+    """
+
+    def __init__(
+        self, folder: Path, count: int, layout: Mapping[str, tuple[tuple[int, ...], str]]
+    ) -> None:
+        self.folder = folder
+        self.count = count
+        self.layout = dict(layout)
+        self._open: dict[tuple[int, str], NDArray[Any]] = {}
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one item."""
+        return sum(
+            int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in self.layout.values()
+        )
+
+    def check_space(self) -> None:
+        """Refuse before the first chunk what the disk cannot hold.
+
+        Raises:
+            OutputError: with what is missing.
+        """
+        wanted = self.row_bytes * sum(len(items) for _, items in self.missing())
+        self._make(self.folder)
+        free = shutil.disk_usage(self.folder).free
+        if wanted > 0.95 * free:
+            raise OutputError(
+                f"the cache needs {wanted / 2**30:.1f} GiB in {self.folder}, where "
+                f"{free / 2**30:.1f} GiB are free: name another place with --cache DIR, or "
+                "--cache off"
+            )
+
+    def missing(self, rank: int = 0, world: int = 1) -> Iterator[tuple[int, range]]:
+        """Chunks not yet written, and the items in each; of these the share of one process."""
+        for index in range(rank, -(-self.count // CHUNK), world):
+            if not self._place(index).is_dir():
+                yield index, range(index * CHUNK, min((index + 1) * CHUNK, self.count))
+
+    def write(self, index: int, arrays: Mapping[str, NDArray[Any]], errors: dict[int, str]) -> None:
+        """Write one chunk, whole or not at all.
+
+        Args:
+            index: of the chunk.
+            arrays: as ``layout`` has them.
+            errors: items that could not be read, and why; their rows mean nothing.
+        """
+        target = self._place(index)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        self._make(temporary)
+        try:
+            for name, (shape, kind) in self.layout.items():
+                rows = np.asarray(arrays[name], dtype=kind)
+                assert rows.shape[1:] == shape, (name, rows.shape, shape)
+                np.save(temporary / f"{name}.npy", rows)
+            (temporary / _ERRORS).write_text(json.dumps(errors))
+            temporary.rename(target)
+        except OSError as error:
+            raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def errors(self) -> dict[int, str]:
+        """The items that could not be read, and why."""
+        found: dict[int, str] = {}
+        for index in range(-(-self.count // CHUNK)):
+            entries = json.loads((self._place(index) / _ERRORS).read_text())
+            found.update({int(item): why for item, why in entries.items()})
+        return found
+
+    def rows(self, name: str, items: Sequence[int]) -> NDArray[Any]:
+        """The rows of some items, [len(items), ...]."""
+        shape, kind = self.layout[name]
+        found = np.empty((len(items), *shape), kind)
+        for place, item in enumerate(items):
+            found[place] = self._array(item // CHUNK, name)[item % CHUNK]
+        return found
+
+    def remove(self) -> None:
+        """Delete every chunk."""
+        self._open.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _array(self, index: int, name: str) -> NDArray[Any]:
+        if (index, name) not in self._open:
+            self._open[index, name] = np.load(self._place(index) / f"{name}.npy", mmap_mode="r")
+        return self._open[index, name]
+
+    def _place(self, index: int) -> Path:
+        return self.folder / f"{index:06d}"
+
+    def _make(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error

@@ -1,0 +1,194 @@
+"""Fine-tune the last stage of a pretrained network on a folder of photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+import torch.nn.functional as F
+
+from ..export.classifier import replace_classifier
+from ..export.saved import save_model
+from ..export.source import Overrides, resolve
+from ..runtime.errors import DataError
+from .cache import Cache
+from .data import Batches, parts_of
+from .loop import Losses, Plan, fit, steps_of
+from .network import Tunable
+from .prepare import Maker, layout
+from .run import Machines, claim, describe, fingerprint
+
+Tick = Callable[[str, int], None]
+Total = Callable[[int], None]
+PLAN = Plan(epochs=6, batch=32, lr=1e-3)
+SMOOTHING = 0.1
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training of a classifier made.
+
+    Attributes:
+        folder: a model for ``whycam export`` and ``whycam train aft``.
+        labels: its classes, the data's labels in order.
+        accuracy: on the photographs held out.
+        standard_error: of that.
+        trained_on, held_out: photographs.
+        unreadable: photographs left out, and why.
+    """
+
+    folder: Path
+    labels: tuple[str, ...]
+    accuracy: float
+    standard_error: float
+    trained_on: int
+    held_out: int
+    unreadable: dict[str, str]
+
+
+class ClassifierLosses(Losses):
+    """Cross-entropy with smoothed labels: probabilities that stay short of certainty."""
+
+    names = ("loss",)
+
+    def __init__(self, tunable: Tunable) -> None:
+        super().__init__()
+        self.tunable = tunable
+
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """w1 and w2."""
+        return self.tunable.tuned()
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Losses of a batch with ``features`` and ``label``, [1]."""
+        logits = self.tunable(batch["features"])[1]
+        return F.cross_entropy(logits, batch["label"], label_smoothing=SMOOTHING)[None]
+
+
+def train_classifier(
+    model: str,
+    data: str | Path,
+    folder: str | Path,
+    *,
+    held_out: str | Path | None = None,
+    weights: str = "default",
+    overrides: Overrides | None = None,
+    plan: Plan = PLAN,
+    machines: Machines | None = None,
+    checkpoint_minutes: float = 5.0,
+    tick: Tick | None = None,
+    total: Total | None = None,
+) -> Trained:
+    """Give a pretrained network the classes of a data set, and fine-tune its last stage.
+
+    What lies below the last stage stays frozen and is computed once for each photograph. A run
+    that was killed goes on where it was when started again with the same arguments.
+
+    Args:
+        model: as ``whycam export`` takes it.
+        data: a folder with a subfolder for each class (see ``open_dataset``).
+        folder: of the run.
+        held_out: photographs to judge by; else those in ``data``'s ``val``, or a tenth.
+        weights: of the model.
+        overrides: preprocessing that differs from the model's own.
+        plan: of the training.
+        machines: where to train.
+        checkpoint_minutes: between checkpoints.
+        tick: told (text, steps done).
+        total: told how many steps there will be.
+
+    Raises:
+        ExportError: the model cannot be loaded, or has no last layer that can be replaced.
+        DataError: fewer than two classes, or photographs to judge by with unknown ones.
+        TrainingError: the folder holds another run, or the loss is no longer a number.
+    """
+    place = Path(folder)
+    parts = parts_of(data, held_out, plan.seed, labelled=True)
+    labels = parts.train.labels()
+    if len(labels) < 2:
+        raise DataError(f"{data} has {len(labels)} classes; a classifier needs two or more")
+    strangers = sorted(set(parts.held_out.labels()) - set(labels))
+    if strangers:
+        raise DataError(f"classes held out that are not trained: {', '.join(strangers[:5])}")
+    fabric = (machines or Machines()).launch()
+    source = resolve(model, weights, overrides=overrides)
+    torch.manual_seed(plan.seed)
+    replace_classifier(source.model, len(labels), source.preprocess.size)
+    settings = {"training": "classifier", "model": model, "weights": weights} | msgspec.to_builtins(
+        plan
+    )
+    both = {"train": parts.train, "held out": parts.held_out}
+    key = fingerprint(source, both, settings)
+    if fabric.is_global_zero:
+        claim(place, key, settings)
+    tunable = Tunable(source.model, source.preprocess.size).to(fabric.device)
+    maker = Maker(tunable, source.preprocess, fabric.device)
+    samples = [*parts.train.samples, *parts.held_out.samples]
+    paths = [sample.path for sample in samples]
+    cache = Cache(place / "cache" / key, len(samples), layout(tunable, ["features"]))
+    if total is not None:
+        an_epoch, _ = steps_of(plan, len(parts.train.samples), fabric.world_size)
+        total(len(samples) // fabric.world_size + an_epoch * plan.epochs)
+    cache.check_space()
+    maker.fill(cache, paths, (fabric.global_rank, fabric.world_size), tick)
+    fabric.barrier()
+    errors = cache.errors()
+    first = len(parts.train.samples)
+    own = [i for i in range(first) if i not in errors]
+    others = [i for i in range(first, len(samples)) if i not in errors]
+    if not own or not others:
+        raise DataError(f"no photograph of {data} can be read: {next(iter(errors.values()))}")
+    index = {label: place for place, label in enumerate(labels)}
+    truth = [index[sample.label or ""] for sample in samples]
+    batches = Batches(cache, maker, paths, truth, ["features"])
+    fit(
+        ClassifierLosses(tunable),
+        batches,
+        own,
+        plan,
+        fabric,
+        place,
+        key,
+        checkpoint_minutes,
+        tick,
+    )
+    right = _right(tunable, batches, others)
+    accuracy = sum(right) / len(right)
+    unreadable = {samples[i].name: why for i, why in errors.items()}
+    if fabric.is_global_zero:
+        entry: dict[str, object] = {
+            **settings,
+            "photographs": len(own),
+            "held_out": len(others),
+            "accuracy": accuracy,
+        }
+        save_model(
+            place,
+            describe(model, source, len(labels), labels, entry),
+            source.model.state_dict(),
+        )
+        cache.remove()
+    fabric.barrier()
+    return Trained(
+        place,
+        labels,
+        accuracy,
+        (accuracy * (1 - accuracy) / len(right)) ** 0.5,
+        len(own),
+        len(others),
+        unreadable,
+    )
+
+
+@torch.no_grad()
+def _right(tunable: Tunable, batches: Batches, items: Sequence[int]) -> list[bool]:
+    """For each item whether its class is found."""
+    found: list[bool] = []
+    for start in range(0, len(items), 64):
+        batch = batches(items[start : start + 64], 0)
+        best = tunable(batch["features"])[1].argmax(-1)
+        found += [bool(same) for same in best == batch["label"]]
+    return found

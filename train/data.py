@@ -1,0 +1,134 @@
+"""Training photographs: what to train on, what to hold out, and batches of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..calibrate.dataset import Dataset, Sample, open_dataset
+from ..runtime.errors import DataError
+from .cache import Cache
+from .prepare import Maker, read_views, to_input
+
+HELD_OUT = 0.1  # the share held out where the data has no part for it
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Photographs to train on, and others to judge by."""
+
+    train: Dataset
+    held_out: Dataset
+
+
+def parts_of(
+    data: str | Path, held_out: str | Path | None = None, seed: int = 0, labelled: bool = False
+) -> Parts:
+    """Divide a data set.
+
+    Args:
+        data: as ``open_dataset`` takes it; a folder with ``train`` and ``val`` inside is both.
+        held_out: a data set to judge by; without one a tenth of each class is held out.
+        seed: of that choice.
+        labelled: leave out photographs without a label.
+
+    Raises:
+        DataError: there is nothing to train on or to judge by.
+    """
+    place = Path(data)
+    if held_out is None and (place / "train").is_dir() and (place / "val").is_dir():
+        train, other = open_dataset(place / "train"), open_dataset(place / "val")
+    elif held_out is not None:
+        train, other = open_dataset(place), open_dataset(held_out)
+    else:
+        train, other = _divided(open_dataset(place), seed)
+    parts = Parts(_kept(train, labelled), _kept(other, labelled))
+    for part, what in ((parts.train, "train on"), (parts.held_out, "judge by")):
+        if not part.samples:
+            raise DataError(f"{part.path} leaves no photographs to {what}")
+    return parts
+
+
+def _kept(data: Dataset, labelled: bool) -> Dataset:
+    if not labelled:
+        return data
+    return replace(data, samples=tuple(s for s in data.samples if s.label is not None))
+
+
+def _divided(data: Dataset, seed: int) -> tuple[Dataset, Dataset]:
+    """A tenth of each class, chosen at random, and the rest."""
+    of_label: dict[str | None, list[Sample]] = {}
+    for sample in data.samples:
+        of_label.setdefault(sample.label, []).append(sample)
+    chooser = random.Random(seed)
+    chosen: set[str] = set()
+    for samples in of_label.values():
+        count = round(HELD_OUT * len(samples))
+        chosen |= {sample.name for sample in chooser.sample(samples, max(count, len(samples) > 1))}
+    train = tuple(sample for sample in data.samples if sample.name not in chosen)
+    held_out = tuple(sample for sample in data.samples if sample.name in chosen)
+    return replace(data, samples=train), replace(data, samples=held_out)
+
+
+class Batches:
+    """Named tensors for some items, from the cache or, what is not there, from the pictures.
+
+    Args:
+        cache: what was computed once.
+        maker: of the rest.
+        paths: of the pictures, one an item.
+        labels: of the items, -1 where unknown.
+        wanted: what a batch has besides ``label``.
+        flip_seed: mirror half of the pictures, chosen by this seed and the step; None: none.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        maker: Maker,
+        paths: Sequence[Path],
+        labels: Sequence[int],
+        wanted: Sequence[str],
+        flip_seed: int | None = None,
+    ) -> None:
+        self._cache, self._maker, self._paths = cache, maker, paths
+        self._labels, self._wanted, self._flip_seed = labels, tuple(wanted), flip_seed
+
+    def __call__(self, items: Sequence[int], step: int) -> Mapping[str, torch.Tensor]:
+        """The batch of a step, on the device."""
+        device = self._maker.device
+        batch = {"label": torch.tensor([self._labels[item] for item in items], device=device)}
+        for name in self._wanted:
+            if name == "image":
+                batch[name] = to_input(self._views(items), self._maker.spec, device)
+                continue
+            rows = torch.from_numpy(self._cache.rows(name, items)).to(device)
+            batch[name] = rows.float() if rows.is_floating_point() else rows
+        if self._flip_seed is not None:
+            self._flip(batch, items, step)
+        return batch
+
+    def _views(self, items: Sequence[int]) -> np.ndarray:
+        if "image" in self._cache.layout:
+            return self._cache.rows("image", items)
+        with ThreadPoolExecutor(4) as pool:
+            spec = self._maker.spec
+            found = pool.map(lambda item: read_views([self._paths[item]], spec)[0], items)
+            return np.concatenate(list(found))
+
+    def _flip(self, batch: dict[str, torch.Tensor], items: Sequence[int], step: int) -> None:
+        # By item, so that it does not matter which process has it.
+        chosen = [
+            random.Random(f"{self._flip_seed} {step} {item}").random() < 0.5 for item in items
+        ]
+        which = torch.tensor(chosen, device=batch["label"].device)
+        for name in {"image", "mask"} & batch.keys():
+            flipped = batch[name].flip(-1)
+            shape = (-1, *[1] * (flipped.ndim - 1))
+            batch[name] = torch.where(which.reshape(shape), flipped, batch[name])

@@ -1,0 +1,255 @@
+"""The training loop: steps, checkpoints, logs. What is trained and on what is others' business."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from lightning_fabric import Fabric
+
+from ..runtime.errors import RequestError, TrainingError
+from ..runtime.files import replacing
+
+CHECKPOINT, LOSSES = "checkpoint.safetensors", "losses.csv"
+Tick = Callable[[str, int], None]
+# The batch of a step, on the device: (items, step) to named tensors.
+Fetch = Callable[[Sequence[int], int], Mapping[str, torch.Tensor]]
+
+
+class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How long and how fast to train.
+
+    Attributes:
+        epochs: passes over the data.
+        batch: images a step, over all processes together.
+        lr: highest learning rate of AdamW; it rises over the first twentieth of the steps and
+            falls to 0 on a cosine.
+        weight_decay: of AdamW.
+        seed: of the order of images and of what is initialised.
+    """
+
+    epochs: int = 4
+    batch: int = 16
+    lr: float = 5e-4
+    weight_decay: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch < 1:
+            raise RequestError(
+                f"epochs and batch must be 1 or more, not {self.epochs} and {self.batch}"
+            )
+        if not (0 < self.lr < float("inf") and 0 <= self.weight_decay < float("inf")):
+            raise RequestError(
+                f"lr must be above 0 and weight decay from 0, not {self.lr} and {self.weight_decay}"
+            )
+
+
+class Losses(torch.nn.Module):
+    """A module whose ``forward`` takes a batch and returns losses, the whole first.
+
+    Attributes:
+        names: of the losses.
+    """
+
+    names: tuple[str, ...] = ("loss",)
+
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters that are changed, by name."""
+        raise NotImplementedError
+
+
+def steps_of(plan: Plan, count: int, world: int) -> tuple[int, int]:
+    """(steps an epoch, images a step); images left over wait for the next epoch's order."""
+    batch = min(plan.batch, count) // world * world
+    if batch == 0:
+        raise RequestError(
+            f"{world} processes cannot share a batch of {min(plan.batch, count)} images"
+        )
+    return count // batch, batch
+
+
+def fit(
+    losses: Losses,
+    fetch: Fetch,
+    items: Sequence[int],
+    plan: Plan,
+    fabric: Fabric,
+    folder: Path,
+    key: str,
+    checkpoint_minutes: float = 5.0,
+    tick: Tick | None = None,
+) -> None:
+    """Train; resumes from ``folder``'s checkpoint if it belongs to the same run.
+
+    A run that was killed and resumed ends with the weights of one that was not: the order of
+    images depends on seed and epoch alone, and optimizer and step are in the checkpoint.
+
+    Args:
+        losses: on the CPU.
+        fetch: makes a batch.
+        items: what there is to train on.
+        plan: how.
+        fabric: devices, processes, precision; launched.
+        folder: for checkpoint and logs.
+        key: what the checkpoint must have been made with.
+        checkpoint_minutes: between checkpoints.
+        tick: told (text, steps) as it goes.
+
+    Raises:
+        TrainingError: the loss is no longer a number.
+    """
+    names = losses.names
+    trained = losses.trained()
+    optimizer = torch.optim.AdamW(
+        trained.values(), lr=plan.lr, weight_decay=plan.weight_decay, fused=False
+    )
+    an_epoch, batch = steps_of(plan, len(items), fabric.world_size)
+    total = an_epoch * plan.epochs
+    step = _restore(folder / CHECKPOINT, key, trained, optimizer)
+    module, optimizer = fabric.setup(losses, optimizer)
+    log = _Log(folder, names, step) if fabric.is_global_zero else None
+    if tick is not None:
+        tick(f"training, {total} steps", step)
+    saved = time.monotonic()
+    while step < total:
+        epoch, within = divmod(step, an_epoch)
+        order = _order(plan.seed, epoch, len(items))
+        some = order[within * batch : (within + 1) * batch]
+        own = [items[i] for i in some[fabric.global_rank :: fabric.world_size]]
+        for group in optimizer.param_groups:
+            group["lr"] = plan.lr * _schedule(step, total)
+        values = module(fetch(own, step))
+        fabric.backward(values[0])
+        optimizer.step()
+        optimizer.zero_grad()
+        shown = _mean_over_processes(fabric, values)
+        if not math.isfinite(shown[0]):
+            raise TrainingError(
+                f"the loss became {shown[0]} in step {step + 1}: lower the learning rate "
+                f"(now {plan.lr:g}) or the weights of the terms"
+            )
+        step += 1
+        if log is not None:
+            log.write(step, epoch, optimizer.param_groups[0]["lr"], shown)
+            due = time.monotonic() - saved > checkpoint_minutes * 60
+            if due or step == total:
+                _save(folder / CHECKPOINT, key, step, trained, optimizer)
+                saved = time.monotonic()
+        if tick is not None:
+            tick(f"training, loss {shown[0]:.3f}", 1)
+    if log is not None:
+        log.close()
+    fabric.barrier()
+
+
+def _mean_over_processes(fabric: Fabric, values: torch.Tensor) -> list[float]:
+    whole = fabric.all_reduce(values.detach(), reduce_op="mean")
+    assert isinstance(whole, torch.Tensor)
+    return [float(value) for value in whole]
+
+
+def _order(seed: int, epoch: int, count: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+    return [int(i) for i in torch.randperm(count, generator=generator)]
+
+
+def _schedule(step: int, total: int) -> float:
+    warm_up = max(1, total // 20)
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, total - warm_up)))
+
+
+def _save(
+    path: Path,
+    key: str,
+    step: int,
+    trained: Mapping[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """One file, so that weights and step can never be of different moments."""
+    from safetensors.torch import save_file
+
+    tensors = {f"weights.{name}": p.detach() for name, p in trained.items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+    document = json.dumps({"key": key, "step": step})
+    with replacing(path) as temporary:
+        copies = {name: value.cpu().clone() for name, value in tensors.items()}
+        save_file(copies, str(temporary), {"whycam": document})
+
+
+def _restore(
+    path: Path,
+    key: str,
+    trained: Mapping[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+) -> int:
+    """The step to go on with; 0 without a checkpoint of this very run."""
+    from safetensors import safe_open
+
+    if not path.is_file():
+        return 0
+    try:
+        with safe_open(str(path), "pt") as file:
+            document = json.loads((file.metadata() or {})["whycam"])
+            if document["key"] != key:
+                return 0
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:
+        raise TrainingError(f"cannot read the checkpoint {path}: {error}; delete it") from error
+    state: dict[int, dict[str, Any]] = {}
+    with torch.no_grad():
+        for name, value in tensors.items():
+            part, _, rest = name.partition(".")
+            if part == "weights":
+                trained[rest].copy_(value)
+            else:
+                index, _, field = rest.partition(".")
+                state.setdefault(int(index), {})[field] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    return int(document["step"])
+
+
+class _Log:
+    """Losses as CSV and for TensorBoard; what a killed run logged after its checkpoint goes."""
+
+    def __init__(self, folder: Path, names: Sequence[str], step: int) -> None:
+        path = folder / LOSSES
+        kept = path.read_text().splitlines()[1 : step + 1] if path.is_file() and step else []
+        self._file = path.open("w", newline="")
+        self._rows = csv.writer(self._file)
+        self._rows.writerow(["step", "epoch", "lr", *names])
+        self._file.writelines(f"{line}\r\n" for line in kept)
+        self._names = names
+        self._board = _tensorboard(folder, step)
+
+    def write(self, step: int, epoch: int, lr: float, values: Sequence[float]) -> None:
+        self._rows.writerow([step, epoch, f"{lr:.6g}", *(f"{value:.6g}" for value in values)])
+        self._file.flush()
+        if self._board is not None:
+            for name, value in zip(self._names, values, strict=True):
+                self._board.add_scalar(f"loss/{name}", value, step)
+            self._board.add_scalar("lr", lr, step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _tensorboard(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step)

@@ -1,0 +1,186 @@
+"""A classifier taken apart for tuning: what stays frozen, the target layer, the head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from ..export.ablation import Head, logit_drops, take_apart
+from ..export.graph import ablation_score, gradient_score
+from ..export.layer import (
+    CONVOLUTIONS,
+    Layer,
+    capture,
+    check_is_head,
+    cuts_of,
+    find_layer,
+    shape_of,
+    split,
+    subgraph,
+    tensor_path,
+)
+from ..runtime.cam import Method, Score, ablation_weights, finish, raw_map
+from ..runtime.errors import ExportError
+
+aten = torch.ops.aten
+
+
+class Tunable(torch.nn.Module):
+    """The weights w = (w0, w1, w2) of the paper (section 4.2.2) as three parts of one network.
+
+    ``below`` (w0) is frozen; ``stage`` (w1) ends in the target layer; ``head`` (w2) makes logits
+    of its activations. Batch-norm statistics stay as they are everywhere. Where the last
+    convolution lies on a branch (a residual block), ``stage`` begins before the branch, for only
+    there everything passes.
+
+    Attributes:
+        layer: the target layer.
+        feature_shape: (K', h', w') of what ``below`` returns.
+        size: (H, W) of the image.
+        num_classes: C.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, size: tuple[int, int], target_layer: str | None = None
+    ) -> None:
+        super().__init__()
+        captured = capture(model, size)
+        self.layer: Layer = find_layer(captured, target_layer)
+        parts = split(captured, self.layer)
+        if target_layer is None:
+            check_is_head(parts)
+        self.num_classes = parts.num_classes
+        self.size = size
+        path, image, _ = tensor_path(captured.graph)
+        target = next(node for node in path if node.name == self.layer.node)
+        start = _before_last_convolution(path, image, target)
+        self.feature_shape: tuple[int, int, int] = _shape(start)
+        self.below = _trainable(subgraph(captured, image, start))
+        self.stage = _trainable(subgraph(captured, start, target))
+        self.head = _trainable(parts.head)
+        # Outside the module's own registry: its weights are the head's.
+        self._apart: list[Head] = [take_apart(parts.head)]
+        self.requires_grad_(False)
+        for part in (self.stage, self.head):
+            for weight in part.parameters():
+                weight.requires_grad_(weight.is_floating_point())
+
+    @property
+    def pooled_linear(self) -> bool:
+        """Whether the head is global average pooling and one linear layer."""
+        return self._apart[0].is_pooled_linear
+
+    def tuned(self) -> dict[str, torch.nn.Parameter]:
+        """w1 and w2 under their names in the model's own state dict."""
+        return {name: p for name, p in _named(self) if p.requires_grad}
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """From features [N, K', h', w'] to activations [N, K, h, w] and logits [N, C]."""
+        activations = self.stage(features)
+        return activations, self.head(activations)
+
+    def classify(self, image: torch.Tensor) -> torch.Tensor:
+        """From normalised images [N, 3, H, W] to logits [N, C]."""
+        return self(self.below(image))[1]  # type: ignore[no-any-return]
+
+    def raw_maps(
+        self,
+        method: Method,
+        activations: torch.Tensor,
+        logits: torch.Tensor,
+        target: torch.Tensor,
+        score: Score | None = None,
+    ) -> torch.Tensor:
+        """Raw maps [N, h, w] of one class an image, differentiable in w1 and w2.
+
+        Args:
+            method: any but ``scorecam``.
+            activations: A [N, K, h, w], part of autograd's graph.
+            logits: of these activations, [N, C].
+            target: the class explained, int64 [N].
+            score: see ``whycam.export.to_onnx``.
+        """
+        if method == "ablation":
+            classes = torch.arange(self.num_classes, device=target.device)
+            selected = (classes == target[:, None, None]).to(logits.dtype)
+            drops = logit_drops(self._apart[0], activations, logits)
+            weights = ablation_weights(logits, drops, selected, ablation_score(score))
+            gradients = activations[:, None]  # not used
+        else:
+            weights = None
+            values = logits if gradient_score(score) == "logit" else logits.softmax(-1)
+            chosen = values.gather(1, target[:, None]).sum()
+            (gradient,) = torch.autograd.grad(chosen, activations, create_graph=True)
+            gradients = gradient[:, None]
+        return raw_map(method, activations, gradients, weights)[:, 0]  # type: ignore[no-any-return]
+
+    def maps(self, raw: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
+        """Raw maps [N, h, w] as they are shown, in [0, 1], [N, H, W]; or at another size."""
+        return finish(raw, size or self.size)  # type: ignore[no-any-return]
+
+
+class Tuner(torch.nn.Module):
+    """The paper's tuner (section 4.2.1): 1x1 convolutions K -> 3 -> 1, no nonlinearity."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mix = torch.nn.Conv2d(channels, 3, 1)
+        self.merge = torch.nn.Conv2d(3, 1, 1)
+
+    def forward(self, activations: torch.Tensor) -> torch.Tensor:
+        """Activations [N, K, h, w] to something like a mask, [N, h, w]."""
+        return self.merge(self.mix(activations))[:, 0]  # type: ignore[no-any-return]
+
+
+def _before_last_convolution(path: list[fx.Node], image: fx.Node, target: fx.Node) -> fx.Node:
+    """The last place before the last convolution that everything passes."""
+    upto = path[: path.index(target) + 1]
+    convolutions = [node for node in upto if node.target in CONVOLUTIONS]
+    if not convolutions:
+        raise ExportError("there is no convolution before the target layer that could be tuned")
+    position = upto.index(convolutions[-1])
+    spatial = [cut for cut in cuts_of(path) if len(shape_of(cut)) == 4]
+    before = [cut for cut in spatial if cut is image or cut in upto[:position]]
+    return before[-1]
+
+
+def _shape(node: fx.Node) -> tuple[int, int, int]:
+    _, channels, height, width = shape_of(node)
+    return int(channels), int(height), int(width)
+
+
+def _named(module: Tunable) -> list[tuple[str, torch.nn.Parameter]]:
+    found: dict[str, torch.nn.Parameter] = {}
+    for part in (module.stage, module.head):
+        found.update(part.named_parameters())
+    return list(found.items())
+
+
+def _batch_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    momentum: float,
+    eps: float,
+) -> tuple[torch.Tensor]:
+    return (F.batch_norm(x, mean, variance, weight, bias, False, momentum, eps),)
+
+
+# Recorded for inference; these have no derivative of their own.
+_DIFFERENTIABLE: dict[Any, Any] = {
+    aten._native_batch_norm_legit_no_training.default: _batch_norm,
+    aten.view.default: aten.reshape.default,
+}
+
+
+def _trainable(part: fx.GraphModule) -> fx.GraphModule:
+    for node in part.graph.nodes:
+        if node.op == "call_function" and node.target in _DIFFERENTIABLE:
+            node.target = _DIFFERENTIABLE[node.target]
+    part.recompile()
+    return part

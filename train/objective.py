@@ -1,0 +1,148 @@
+"""What activation fine-tuning minimises: the classifier's loss plus one of three terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import msgspec
+import torch
+import torch.nn.functional as F
+
+from ..runtime.cam import METHODS, Method, Score
+from ..runtime.errors import RequestError
+from ..runtime.tft import Tft
+from .loop import Losses
+from .network import Tunable, Tuner
+
+Variant = Literal["tuner", "aligned", "faithful"]
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
+
+# docs/aft.md has the measurements that these follow from.
+WEIGHTS: dict[Variant, float] = {"tuner": 10.0, "aligned": 10.0, "faithful": 1.0}
+DISTILLATION = 1.0
+
+
+class Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is minimised, a sum of means over the images.
+
+    Attributes:
+        method: whose maps are tuned; any but ``scorecam``.
+        terms: lambda of each term used. ``tuner``: ||tuner(A) - M*||^2 (paper equation 8).
+            ``aligned``: mean squared difference between the class's own map at the activations'
+            size and M*. ``faithful``: cross-entropy of the class explained for the image times
+            its own map; needs no M*.
+        classification: weight of the cross-entropy with the labels (equation 8: 1).
+        distillation: weight of KL(p before || p now), which holds probabilities where they were.
+        tft: the reading in which M* is found.
+        score: see ``whycam.export.to_onnx``.
+    """
+
+    method: Method = "gradcam"
+    terms: dict[Variant, float] = msgspec.field(default_factory=lambda: {"faithful": 1.0})
+    classification: float = 1.0
+    distillation: float = DISTILLATION
+    tft: Tft = Tft(mask="soft", thresholds="rank")
+    score: Score | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS or self.method == "scorecam":
+            usable = ", ".join(m for m in METHODS if m != "scorecam")
+            raise RequestError(f"cannot tune for the method '{self.method}'; choose from: {usable}")
+        unknown = [name for name in self.terms if name not in VARIANTS]
+        if unknown or not self.terms:
+            raise RequestError(
+                f"there is no variant {', '.join(map(repr, unknown)) or 'given'}; choose from: "
+                f"{', '.join(VARIANTS)}"
+            )
+        weights = [*self.terms.values(), self.classification, self.distillation]
+        if any(not 0 <= weight < float("inf") for weight in weights):
+            raise RequestError(f"weights of a loss are numbers from 0, not {weights}")
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether M* is part of it."""
+        return "tuner" in self.terms or "aligned" in self.terms
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether images go through the frozen trunk in every step."""
+        return "faithful" in self.terms
+
+
+class AftLosses(Losses):
+    """The objective for a network; its parameters are everything that is trained.
+
+    Attributes:
+        names: of what ``forward`` returns, in order; the first is the whole.
+    """
+
+    def __init__(self, tunable: Tunable, objective: Objective) -> None:
+        super().__init__()
+        self.tunable = tunable
+        self.objective = objective
+        channels = tunable.layer.shape[0]
+        self.tuner = Tuner(channels) if "tuner" in objective.terms else None
+        self.names = ("loss", "classification", "distillation", *objective.terms)
+
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """w1 and w2 under the model's own names, and the tuner's under ``tuner.``."""
+        found = self.tunable.tuned()
+        if self.tuner is not None:
+            found |= {f"tuner.{name}": p for name, p in self.tuner.named_parameters()}
+        return found
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Losses of a batch, [len(names)].
+
+        Args:
+            batch: ``target`` int64 [N]; ``label`` int64 [N], -1 where unknown; ``probabilities``
+                [N, C] before training; ``features`` [N, K', h', w'] or else ``image`` [N, 3, H,
+                W], which ``faithful`` needs as well; ``mask`` [N, h, w] where one is used.
+        """
+        wanted = self.objective
+        features = batch.get("features")
+        if features is None:
+            with torch.no_grad():
+                features = self.tunable.below(batch["image"])
+        activations, logits = self.tunable(features)
+        labelled = batch["label"] >= 0
+        classification = F.cross_entropy(logits, batch["label"].clamp(min=0), reduction="none")
+        parts = [
+            (wanted.classification, torch.where(labelled, classification, 0.0).mean()),
+            (wanted.distillation, _divergence(batch["probabilities"], logits)),
+        ]
+        raw = None
+        if wanted.terms.keys() & {"aligned", "faithful"}:
+            raw = self.tunable.raw_maps(
+                wanted.method, activations, logits, batch["target"], wanted.score
+            )
+        for name, weight in wanted.terms.items():
+            parts.append((weight, self._term(name, activations, raw, batch)))
+        whole = torch.stack([weight * value for weight, value in parts if weight]).sum()
+        return torch.stack([whole, *(value for _, value in parts)])
+
+    def _term(
+        self,
+        name: Variant,
+        activations: torch.Tensor,
+        raw: torch.Tensor | None,
+        batch: Mapping[str, torch.Tensor],
+    ) -> torch.Tensor:
+        if name == "tuner":
+            assert self.tuner is not None
+            tuned: torch.Tensor = self.tuner(activations)
+            return (tuned - batch["mask"]).square().sum((-2, -1)).mean()
+        assert raw is not None
+        if name == "aligned":
+            size = int(raw.shape[-2]), int(raw.shape[-1])
+            return (self.tunable.maps(raw, size) - batch["mask"]).square().mean()
+        masked = self.tunable.maps(raw)[:, None] * batch["image"]
+        found = self.tunable.classify(masked)
+        return F.cross_entropy(found, batch["target"])
+
+
+def _divergence(before: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """KL(before || softmax(logits)), the mean over images."""
+    now = logits.log_softmax(-1)
+    return F.kl_div(now, before, reduction="batchmean")

@@ -1,0 +1,173 @@
+"""Everything about the training images that does not change while training, computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..runtime.cam import Method
+from ..runtime.errors import ImageError
+from ..runtime.explainer import Explainer
+from ..runtime.images import Picture, read_picture
+from ..runtime.manifest import Preprocess
+from ..runtime.preprocess import crop_resized
+from ..runtime.sweep import Request, sweep
+from ..runtime.tft import Tft
+from .cache import Cache
+from .network import Tunable
+
+_BATCH = 16
+Tick = Callable[[str, int], None]
+
+
+def layout(tunable: Tunable, names: Iterable[str]) -> dict[str, tuple[tuple[int, ...], str]]:
+    """What the cache holds for each image.
+
+    Args:
+        tunable: the network.
+        names: of ``target`` (the most probable class), ``probabilities``, ``features`` (the
+            output of the frozen part), ``image`` (the network's view, uint8), ``mask`` (M*).
+    """
+    rows: dict[str, tuple[tuple[int, ...], str]] = {
+        "target": ((), "int64"),
+        "probabilities": ((tunable.num_classes,), "float16"),
+        "features": (tunable.feature_shape, "float16"),
+        "image": ((*tunable.size, 3), "uint8"),
+        "mask": (tunable.layer.shape[1:], "float16"),
+    }
+    return {name: rows[name] for name in rows if name in set(names)}
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Computes what a cache holds.
+
+    Attributes:
+        tunable: the network before training.
+        spec: how it wants pictures.
+        device: where it is.
+        method: whose masks.
+        tft: in which reading.
+        explainer: of the same network, where masks are wanted.
+    """
+
+    tunable: Tunable
+    spec: Preprocess
+    device: torch.device
+    method: Method = "gradcam"
+    tft: Tft | None = None
+    explainer: Explainer | None = None
+
+    def fill(
+        self,
+        cache: Cache,
+        paths: Sequence[Path],
+        share: tuple[int, int] = (0, 1),
+        tick: Tick | None = None,
+    ) -> None:
+        """Compute the missing chunks.
+
+        Args:
+            cache: with rows from ``layout``.
+            paths: one picture an item of the cache.
+            share: (rank, world): chunks are dealt out to processes.
+            tick: told (text, images done).
+
+        Raises:
+            OutputError: the disk is full.
+        """
+        for index, items in cache.missing(*share):
+            errors: dict[int, str] = {}
+            parts: list[dict[str, NDArray[Any]]] = []
+            for some in _batches(items):
+                views, bad = read_views([paths[item] for item in some], self.spec)
+                errors.update({some[i]: why for i, why in bad.items()})
+                parts.append(self.rows(views, cache.layout))
+                if tick is not None:
+                    tick("reading photographs", len(some))
+            arrays = {name: np.concatenate([part[name] for part in parts]) for name in cache.layout}
+            cache.write(index, arrays, errors)
+
+    @torch.no_grad()
+    def rows(self, views: Picture, wanted: Container[str]) -> dict[str, NDArray[Any]]:
+        """The rows of some views, uint8 [N, H, W, 3]."""
+        image = to_input(views, self.spec, self.device)
+        features = self.tunable.below(image)
+        _, logits = self.tunable(features)
+        target = logits.argmax(-1)
+        rows: dict[str, NDArray[Any]] = {
+            "target": target.cpu().numpy(),
+            "probabilities": logits.softmax(-1).cpu().numpy(),
+            "features": features.cpu().numpy(),
+            "image": views,
+        }
+        if "mask" in wanted:
+            assert self.explainer is not None
+            assert self.tft is not None
+            normalised = image.contiguous().cpu().numpy()
+            size = self.tunable.layer.shape[1], self.tunable.layer.shape[2]
+            rows["mask"] = best_masks(
+                self.explainer, self.method, self.tft, normalised, rows["target"], size
+            )
+        return rows
+
+
+def read_views(paths: Sequence[Path], spec: Preprocess) -> tuple[Picture, dict[int, str]]:
+    """The network's views of pictures, uint8 [N, H, W, 3]; unreadable ones are black, and named."""
+    views = np.zeros((len(paths), *spec.size, 3), np.uint8)
+    bad = {}
+    for index, path in enumerate(paths):
+        found = _view(path, spec)
+        if isinstance(found, str):
+            bad[index] = found
+        else:
+            views[index] = found
+    return views, bad
+
+
+def _view(path: Path, spec: Preprocess) -> Picture | str:
+    """A view, or why there is none."""
+    try:
+        return crop_resized(read_picture(path), spec)[0]
+    except ImageError as error:
+        return str(error)
+
+
+def to_input(views: NDArray[np.uint8], spec: Preprocess, device: torch.device) -> torch.Tensor:
+    """uint8 [N, H, W, 3] to normalised float32 [N, 3, H, W] on a device."""
+    pixels = torch.from_numpy(views).to(device).permute(0, 3, 1, 2).float() / 255
+    mean = torch.tensor(spec.mean, device=device)[:, None, None]
+    std = torch.tensor(spec.std, device=device)[:, None, None]
+    # On a CPU this layout makes depthwise convolutions half again as fast.
+    return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def _batches(items: range) -> Iterator[range]:
+    for start in range(items.start, items.stop, _BATCH):
+        yield range(start, min(start + _BATCH, items.stop))
+
+
+def best_masks(
+    explainer: Explainer,
+    method: Method,
+    settings: Tft,
+    images: NDArray[np.float32],
+    target: NDArray[np.int64],
+    size: tuple[int, int],
+) -> NDArray[np.float32]:
+    """M* of each image (paper equation 8), averaged over the activations' cells, [N, h, w]."""
+    probabilities, _, maps = explainer.maps(images, target[:, None], [method])
+    requests = [
+        Request(image, own[0], int(c), float(p[c]))
+        for image, own, c, p in zip(images, maps[method], target, probabilities, strict=True)
+    ]
+    choices = sweep(explainer.probabilities, requests, settings, explainer.batch)
+    masks = torch.from_numpy(np.stack([choice.mask for choice in choices]))
+    pooled = torch.nn.functional.adaptive_avg_pool2d(masks[:, None], size)
+    return np.asarray(pooled[:, 0].numpy())

@@ -1,0 +1,143 @@
+"""What both trainings share: the machines, the run's folder, the network and its data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from ..calibrate.dataset import Dataset
+from ..export.saved import SavedModel, is_saved, read_saved
+from ..export.source import Source
+from ..runtime.errors import MissingExtraError, RequestError, TrainingError
+from ..runtime.files import OutputError, write_whole
+
+try:
+    from lightning_fabric import Fabric
+except ImportError as error:
+    raise MissingExtraError("lightning-fabric", "train", "training") from error
+
+SETTINGS = "settings.json"
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+STRATEGIES = ("auto", "ddp")
+
+
+class Machines(msgspec.Struct, frozen=True, kw_only=True):
+    """Where to train, in lightning-fabric's words.
+
+    Attributes:
+        accelerator: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        devices: processes on each node, or ``auto``.
+        nodes: how many; all must see the run's folder.
+        strategy: ``auto`` or ``ddp``.
+        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
+    """
+
+    accelerator: str = "auto"
+    devices: int | str = 1
+    nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+
+    def launch(self) -> Fabric:
+        """Start the other processes, if there are any, and join them.
+
+        Raises:
+            RequestError: lightning-fabric refuses the request, or it does not fit this machine.
+        """
+        for value, known, name in (
+            (self.precision, PRECISIONS, "precision"),
+            (self.strategy, STRATEGIES, "strategy"),
+        ):
+            if value not in known:
+                raise RequestError(f"{name} must be one of {', '.join(known)}, not '{value}'")
+        # Started by torchrun or `fabric run`, the environment says how many there are.
+        many = self.devices not in (1, "1") or self.nodes > 1 or "TORCHELASTIC_RUN_ID" in os.environ
+        strategy = "ddp" if self.strategy == "auto" and many else self.strategy
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                fabric = Fabric(
+                    accelerator=self.accelerator,
+                    devices=self.devices,
+                    num_nodes=self.nodes,
+                    strategy=strategy,
+                    precision=self.precision,  # type: ignore[arg-type]
+                )
+                fabric.launch()
+        except Exception as error:
+            raise RequestError(f"cannot train on these devices: {error}") from error
+        return fabric
+
+
+def fingerprint(source: Source, parts: Mapping[str, Dataset], settings: Mapping[str, Any]) -> str:
+    """What makes two runs the same: weights, photographs and settings."""
+    what = hashlib.sha256(msgspec.json.encode(settings))
+    for name, tensor in sorted(source.model.state_dict().items()):
+        what.update(name.encode())
+        what.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    for data in parts.values():
+        for sample in data.samples:
+            what.update(f"{sample.path.resolve()}\0{sample.label}\n".encode())
+    return what.hexdigest()[:16]
+
+
+def claim(folder: Path, key: str, settings: Mapping[str, Any]) -> None:
+    """Make the run's folder, or see that it holds the same run.
+
+    Raises:
+        TrainingError: it holds another.
+        OutputError: it cannot be written.
+    """
+    path = folder / SETTINGS
+    if path.is_file():
+        try:
+            known = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise OutputError(f"cannot read {path}: {error}") from error
+        if known.get("key") != key:
+            own = known.get("settings", {})
+            differing = [name for name in settings if own.get(name) != settings[name]]
+            raise TrainingError(
+                f"{folder} holds another run (other {', '.join(differing) or 'weights or data'}): "
+                "choose another folder, or delete it"
+            )
+        return
+    document = {"key": key, "settings": dict(settings)}
+    write_whole(path, msgspec.json.format(msgspec.json.encode(document)))
+
+
+def describe(
+    model: str,
+    source: Source,
+    num_classes: int | None,
+    labels: tuple[str, ...],
+    entry: dict[str, object],
+) -> SavedModel:
+    """The description of a model trained from ``model``."""
+    history: tuple[dict[str, object], ...] = ()
+    architecture = _absolute(model)
+    if is_saved(model):
+        before = read_saved(model)
+        history, architecture = before.history, before.model
+        num_classes = num_classes or before.num_classes
+    return SavedModel(
+        model=architecture,
+        num_classes=num_classes,
+        labels=labels,
+        preprocess=source.preprocess,
+        history=(*history, entry),
+    )
+
+
+def _absolute(model: str) -> str:
+    """A factory's file with its folder, so that it is found from anywhere on this machine."""
+    place, colon, name = model.rpartition(":")
+    return f"{Path(place).resolve()}:{name}" if colon and place.endswith(".py") else model

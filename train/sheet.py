@@ -1,0 +1,52 @@
+"""The same photographs before and after tuning, side by side. Needs matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ..runtime.cam import Method
+from ..runtime.errors import ImageError
+from ..runtime.explainer import Explainer
+from ..runtime.explanation import Explanation
+from ..runtime.figure import png
+
+
+def sheet(explainers: Sequence[Explainer], paths: Sequence[Path], method: Method) -> bytes | None:
+    """Photographs, and the map of the most probable class before and after, as PNG.
+
+    Args:
+        explainers: of the network before and after.
+        paths: of photographs; unreadable ones are left out.
+        method: whose maps.
+
+    Returns:
+        None if no photograph can be read.
+    """
+    rows = [row for path in paths if (row := _row(explainers, path, method)) is not None]
+    if not rows:
+        return None
+    figure = Figure(figsize=(2.2 * len(rows), 7.0), layout="constrained")
+    axes = figure.subplots(3, len(rows), squeeze=False)
+    for column, row in enumerate(rows):
+        pictures = [row[0].picture, *(each.overlay() for each in row)]
+        titles = ["", *(f"{each.label} {each.probability:.3f}" for each in row)]
+        for place, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
+            axis = axes[place][column]
+            axis.imshow(picture)
+            axis.set_title(title.replace("$", r"\$"), fontsize=8)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+    for place, name in enumerate(("photograph", f"{method} before", f"{method} after")):
+        axes[place][0].set_ylabel(name, fontsize=10)
+    return png(figure)
+
+
+def _row(explainers: Sequence[Explainer], path: Path, method: Method) -> list[Explanation] | None:
+    try:
+        return [explainer.explain(path, method=method) for explainer in explainers]
+    except ImageError:
+        return None
