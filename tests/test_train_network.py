@@ -1,0 +1,148 @@
+"""A network taken apart for tuning: the same answers, the right part frozen, true gradients."""
+
+from __future__ import annotations
+
+import networks
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from whycam.runtime import cam
+from whycam.train.network import Tunable, Tuner
+
+SIZE = (networks.SIZE, networks.SIZE)
+IMAGE = torch.randn(3, 3, *SIZE, generator=torch.Generator().manual_seed(1))
+METHODS = ["gradcam", "gradcam++", "layercam", "ablation", "hirescam", "xgradcam"]
+
+
+class Residual(nn.Module):
+    """The last convolution lies on a branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=4)
+        self.first, self.second = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.classifier = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(x + self.norm(self.second(torch.relu(self.first(x)))))
+        return self.classifier(x.mean((2, 3)))
+
+
+def residual() -> nn.Module:
+    torch.manual_seed(0)
+    return Residual().eval()
+
+
+@pytest.mark.parametrize("make", [networks.linear, networks.curved, residual])
+def test_parts_in_a_row_are_the_network(make):
+    model = make()
+    tunable = Tunable(model, SIZE)
+    torch.testing.assert_close(tunable.classify(IMAGE), model(IMAGE))
+    features = tunable.below(IMAGE)
+    assert features.shape[1:] == tunable.feature_shape
+
+
+def test_only_the_last_convolution_and_the_head_are_trained():
+    model = networks.linear()
+    names = set(Tunable(model, SIZE).tuned())
+    assert names == {"2.weight", "2.bias", "6.weight", "6.bias"}
+    own = dict(model.named_parameters())
+    # The very tensors of the model: what is trained is there without copying back.
+    assert all(own[name] is weight for name, weight in Tunable(model, SIZE).tuned().items())
+
+
+def test_a_branch_is_trained_as_a_whole():
+    names = set(Tunable(residual(), SIZE).tuned())
+    assert not any(name.startswith("stem") for name in names)
+    assert {"first.weight", "second.weight", "norm.weight", "classifier.bias"} <= names
+
+
+def test_batch_norm_statistics_stay():
+    model = residual()
+    before = model.norm.running_mean.clone()
+    tunable = Tunable(model, SIZE).train()
+    tunable.classify(IMAGE).sum().backward()
+    torch.testing.assert_close(model.norm.running_mean, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("make", [networks.linear, networks.curved, residual])
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_are_those_of_the_runtime(make, method):
+    tunable = Tunable(make(), SIZE)
+    activations, logits = tunable(tunable.below(IMAGE))
+    target = logits.argmax(1)
+    maps = tunable.maps(tunable.raw_maps(method, activations, logits, target))
+    a = activations.detach().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(tunable.head(a).gather(1, target[:, None]).sum(), a)
+    weights = None
+    if method == "ablation":
+        p = logits.softmax(1).gather(1, target[:, None])
+        rows = []
+        for channel in range(a.shape[1]):
+            without = a.detach().clone()
+            without[:, channel] = 0
+            less = tunable.head(without).softmax(1).gather(1, target[:, None])
+            rows.append((p - less) / p)
+        weights = torch.cat(rows, 1)[:, None].detach().numpy()
+    raw = cam.raw_map(method, a.detach().numpy(), gradient.numpy()[:, None], weights)
+    expected = cam.finish(raw, SIZE)[:, 0]
+    np.testing.assert_allclose(maps.detach().numpy(), expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("make", [networks.linear, networks.curved])
+@pytest.mark.parametrize("method", METHODS)
+def test_gradient_of_a_map_goes_through_the_heads_own_gradient(make, method):
+    """Double backward against finite differences, in float64."""
+    tunable = Tunable(make(), SIZE).double()
+    features = tunable.below(IMAGE[:1].double()).detach()
+    weight = tunable.tuned()["2.weight"]
+    direction = torch.randn(weight.shape, dtype=torch.float64)
+    pattern = torch.randn(tunable.layer.shape[1:], dtype=torch.float64)
+
+    target = tunable(features)[1].argmax(1)
+
+    def value() -> torch.Tensor:
+        activations, logits = tunable(features)
+        raw = tunable.raw_maps(method, activations, logits, target)
+        return (raw[0] * pattern).sum()
+
+    (gradient,) = torch.autograd.grad(value(), weight)
+    step = 1e-6
+    with torch.no_grad():
+        weight += step * direction
+    high = value().item()
+    with torch.no_grad():
+        weight -= 2 * step * direction
+    low = value().item()
+    expected = (high - low) / (2 * step)
+    assert expected != 0
+    assert (gradient * direction).sum().item() == pytest.approx(expected, rel=1e-4, abs=1e-7)
+
+
+def test_tuner_is_two_pointwise_convolutions():
+    torch.manual_seed(0)
+    tuner = Tuner(6)
+    a = torch.randn(2, 6, 3, 4)
+    mixed = torch.einsum("kc,nchw->nkhw", tuner.mix.weight[..., 0, 0], a)
+    mixed = mixed + tuner.mix.bias[:, None, None]
+    expected = (mixed * tuner.merge.weight[0]).sum(1) + tuner.merge.bias
+    torch.testing.assert_close(tuner(a), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vgg11", "densenet121", "mobilenet_v3_small", "convnext_tiny"])
+def test_real_networks_come_apart(name):
+    model = torchvision.models.get_model(name, weights=None).eval()
+    tunable = Tunable(model, (224, 224))
+    image = torch.randn(2, 3, 224, 224)
+    activations, logits = tunable(tunable.below(image))
+    torch.testing.assert_close(logits, model(image), rtol=1e-4, atol=1e-4)
+    raw = tunable.raw_maps("gradcam", activations, logits, logits.argmax(1))
+    raw.square().sum().backward()
+    with_gradient = [n for n, p in tunable.tuned().items() if p.grad is not None and p.grad.any()]
+    assert with_gradient

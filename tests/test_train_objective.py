@@ -1,0 +1,115 @@
+"""The loss terms against their formulas."""
+
+from __future__ import annotations
+
+import networks
+import pytest
+import torch
+import torch.nn.functional as F
+
+from whycam.runtime.errors import RequestError
+from whycam.train.network import Tunable
+from whycam.train.objective import AftLosses, Objective
+
+SIZE = (networks.SIZE, networks.SIZE)
+
+
+@pytest.fixture
+def tunable():
+    return Tunable(networks.linear(), SIZE)
+
+
+@pytest.fixture
+def batch(tunable):
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(5, 3, *SIZE, generator=generator)
+    features = tunable.below(image)
+    logits = tunable(features)[1]
+    return {
+        "image": image,
+        "features": features,
+        "label": torch.tensor([0, 3, -1, 2, -1]),
+        "target": logits.argmax(1),
+        "probabilities": logits.softmax(1).detach(),
+        "mask": torch.rand(5, *tunable.layer.shape[1:], generator=generator),
+    }
+
+
+def test_tuner_term_is_equation_8(tunable, batch):
+    losses = AftLosses(tunable, Objective(terms={"tuner": 7.0}, distillation=0))
+    values = losses(batch)
+    activations, logits = tunable(batch["features"])
+    labelled = batch["label"] >= 0
+    entropy = F.cross_entropy(logits[labelled], batch["label"][labelled], reduction="sum") / 5
+    squares = (losses.tuner(activations) - batch["mask"]).square().sum() / 5
+    torch.testing.assert_close(values[1], entropy)
+    torch.testing.assert_close(values[3], squares)
+    torch.testing.assert_close(values[0], entropy + 7 * squares)
+
+
+def test_aligned_term_compares_the_shown_map_with_the_mask(tunable, batch):
+    values = AftLosses(tunable, Objective(terms={"aligned": 1.0}))(batch)
+    activations, logits = tunable(batch["features"])
+    raw = tunable.raw_maps("gradcam", activations, logits, batch["target"])
+    own = tunable.maps(raw, tunable.layer.shape[1:])
+    torch.testing.assert_close(values[3], F.mse_loss(own, batch["mask"]))
+
+
+def test_faithful_term_classifies_the_masked_image(tunable, batch):
+    values = AftLosses(tunable, Objective(terms={"faithful": 1.0}))(batch)
+    activations, logits = tunable(batch["features"])
+    maps = tunable.maps(tunable.raw_maps("gradcam", activations, logits, batch["target"]))
+    masked = tunable.classify(batch["image"] * maps[:, None])
+    torch.testing.assert_close(values[3], F.cross_entropy(masked, batch["target"]))
+
+
+def test_distillation_is_nothing_before_training_and_grows(tunable, batch):
+    losses = AftLosses(tunable, Objective())
+    assert losses(batch)[2].item() == pytest.approx(0, abs=1e-6)
+    with torch.no_grad():
+        tunable.tuned()["6.weight"].mul_(1.5)
+    assert losses(batch)[2].item() > 1e-3
+
+
+def test_features_are_computed_where_they_are_not_cached(tunable, batch):
+    losses = AftLosses(tunable, Objective())
+    without = {name: value for name, value in batch.items() if name != "features"}
+    torch.testing.assert_close(losses(without), losses(batch))
+
+
+@pytest.mark.parametrize("variant", ["tuner", "aligned", "faithful"])
+@pytest.mark.parametrize("method", ["gradcam", "gradcam++", "layercam", "ablation"])
+def test_a_few_steps_lower_each_loss(tunable, batch, variant, method):
+    losses = AftLosses(tunable, Objective(method=method, terms={variant: 10.0}))
+    optimizer = torch.optim.Adam(losses.trained().values(), lr=1e-2)
+    before = losses(batch)[0].item()
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = losses(batch)[0]
+        loss.backward()
+        optimizer.step()
+    after = losses(batch)
+    assert torch.isfinite(after).all()
+    assert after[0].item() < before
+
+
+def test_frozen_part_gets_no_gradient(tunable, batch):
+    AftLosses(tunable, Objective())(batch)[0].backward()
+    assert all(p.grad is None for p in tunable.below.parameters())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"method": "scorecam"},
+        {"method": "nonsense"},
+        {"terms": {}},
+        {"terms": {"best": 1.0}},
+        {"terms": {"tuner": -1.0}},
+        {"distillation": float("nan")},
+    ],
+    ids=str,
+)
+def test_impossible_objectives_are_refused(wrong):
+    with pytest.raises(RequestError):
+        Objective(**wrong)
