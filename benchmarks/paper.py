@@ -99,6 +99,7 @@ def tuned(
             ),
             f"{name} {method} {variant}",
         )
+        assert done is not None
         return done.to_dict()
     return json.loads((folder / REPORT).read_text())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from ..calibrate.summary import Evaluation, Result
 from ..export.onnx import to_onnx
 from ..export.saved import save_model
 from ..export.source import Overrides, Source, resolve
-from ..runtime.errors import DataError, MissingExtraError, RequestError
+from ..runtime.errors import DataError, MissingExtraError, RequestError, TrainingError
 from ..runtime.explainer import Explainer, load
 from ..runtime.files import write_whole
 from .cache import Cache
@@ -99,7 +100,7 @@ def train_aft(
     checkpoint_minutes: float = 5.0,
     tick: Tick | None = None,
     total: Total | None = None,
-) -> Tuned:
+) -> Tuned | None:
     """Tune the target layer and the head so that one method's plain maps explain better.
 
     A run that was killed goes on where it was when started again with the same arguments, and
@@ -121,6 +122,9 @@ def train_aft(
         checkpoint_minutes: between checkpoints.
         tick: told (text, steps done).
         total: told how many steps there will be.
+
+    Returns:
+        What was made; None on all processes but the first.
 
     Raises:
         ExportError: the model cannot be loaded or taken apart.
@@ -144,6 +148,10 @@ def train_aft(
     key = fingerprint(source, {"train": parts.train, "held out": parts.held_out}, settings)
     if fabric.is_global_zero:
         claim(place, key, settings)
+        if (place / REPORT).is_file():
+            return _read(place)
+    elif (place / REPORT).is_file():
+        return None
     tunable = Tunable(source.model, source.preprocess.size, target_layer)
     _check_method(objective, tunable)
     samples = parts.train.samples
@@ -211,15 +219,14 @@ def train_aft(
         save_model(place, description, source.model.state_dict())
     after = exported(AFTER)
     unreadable = {samples[i].name: why for i, why in errors.items()}
-    try:
-        if not fabric.is_global_zero:  # one process judges; the others have done their part
-            raise SystemExit(0)
-        return _judged(
-            place, (before, after), parts, objective, names, unreadable, len(items), notes, tick
-        )
-    finally:
-        if fabric.is_global_zero and cache in ("auto", "off"):
-            store.remove()
+    if not fabric.is_global_zero:
+        return None
+    tuned = _judged(
+        place, (before, after), parts, objective, names, unreadable, len(items), notes, tick
+    )
+    if cache in ("auto", "off"):
+        store.remove()
+    return tuned
 
 
 def _check_method(objective: Objective, tunable: Tunable) -> None:
@@ -254,20 +261,17 @@ def _store(
     """Where what does not change is kept, and of it what may be."""
     small = ["target", "probabilities", *(["mask"] if objective.needs_masks else [])]
     large = ["features", *(["image"] if objective.needs_images else [])]
-    home = (place / "cache" if cache in ("auto", "off") else Path(cache)) / key
-    thin = Cache(home, count, layout(tunable, small))
+    home = place / "cache" if cache in ("auto", "off") else Path(cache)
+    thin = Cache(home / f"{key}-small", count, layout(tunable, small))
     if flip or cache == "off":
         return thin, []
-    thick = Cache(home, count, layout(tunable, [*small, *large]))
-    if cache != "auto" or (home / "000000" / "features.npy").is_file():
+    thick = Cache(home / key, count, layout(tunable, [*small, *large]))
+    if cache != "auto":
         thick.check_space()
         return thick, []
-    home.mkdir(parents=True, exist_ok=True)
     # Half of what is free: a training is not alone on its disk.
-    fits = thick.row_bytes * count < shutil.disk_usage(home).free / 2
-    # Every process must decide alike.
-    fits = bool(fabric.broadcast(fits))
-    if fits:
+    fits = thick.folder.is_dir() or thick.row_bytes * count < shutil.disk_usage(place).free / 2
+    if bool(fabric.broadcast(fits)):  # every process must decide alike
         return thick, []
     note = (
         f"what is below the target layer would take {thick.row_bytes * count / 2**30:.1f} GiB on "
@@ -328,10 +332,30 @@ def _judged(
         write_report(evaluation, place / name)
         found.append(evaluation)
     tuned = Tuned(place, found[0], found[1], trained_on, dict(unreadable), tuple(notes))
-    document = msgspec.json.format(msgspec.json.encode(tuned.to_dict()))
-    write_whole(place / REPORT, document)
     _write_sheet(place / SHEET, explainers, parts, objective)
+    document = msgspec.json.format(msgspec.json.encode(tuned.to_dict()))
+    write_whole(place / REPORT, document)  # last: with it the run is done
     return tuned
+
+
+def _read(place: Path) -> Tuned:
+    """What a run that is done already made."""
+    try:
+        document = json.loads((place / REPORT).read_text())
+        before, after = (
+            msgspec.json.decode((place / name / "report.json").read_bytes(), type=Evaluation)
+            for name in ("before", "after")
+        )
+        return Tuned(
+            place,
+            before,
+            after,
+            document["trained_on"],
+            document["unreadable"],
+            tuple(document["notes"]),
+        )
+    except (OSError, ValueError, KeyError, msgspec.MsgspecError) as error:
+        raise TrainingError(f"cannot read the finished run in {place}: {error}") from error
 
 
 def _write_sheet(

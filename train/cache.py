@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,8 @@ class Cache:
         """Delete every chunk."""
         self._open.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):
+            self.folder.parent.rmdir()  # if it is empty
 
     def _array(self, index: int, name: str) -> NDArray[Any]:
         if (index, name) not in self._open:

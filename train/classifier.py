@@ -81,7 +81,7 @@ def train_classifier(
     checkpoint_minutes: float = 5.0,
     tick: Tick | None = None,
     total: Total | None = None,
-) -> Trained:
+) -> Trained | None:
     """Give a pretrained network the classes of a data set, and fine-tune its last stage.
 
     What lies below the last stage stays frozen and is computed once for each photograph. A run
@@ -99,6 +99,9 @@ def train_classifier(
         checkpoint_minutes: between checkpoints.
         tick: told (text, steps done).
         total: told how many steps there will be.
+
+    Returns:
+        What was made; None on all processes but the first.
 
     Raises:
         ExportError: the model cannot be loaded, or has no last layer that can be replaced.
@@ -171,7 +174,8 @@ def train_classifier(
             source.model.state_dict(),
         )
         cache.remove()
-    fabric.barrier()
+    if not fabric.is_global_zero:
+        return None
     return Trained(
         place,
         labels,

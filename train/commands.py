@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -89,7 +90,7 @@ def classifier(
     from ..export.source import Overrides
     from .classifier import train_classifier
 
-    with progress("starting", None, as_json) as advance:
+    with progress("starting", None, _quiet(as_json)) as advance:
         done = train_classifier(
             model,
             data,
@@ -103,6 +104,8 @@ def classifier(
             tick=advance,
             total=advance.total,
         )
+    if done is None:  # not the first process
+        return
     if as_json:
         print_json(
             {
@@ -173,7 +176,7 @@ def aft(
     ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the photographs.")] = 4,
     batch: Annotated[int, typer.Option(help="Photographs a step.")] = 16,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 5e-4,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
     weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 0.0,
     seed: Seed = 0,
     cache: Annotated[
@@ -199,7 +202,7 @@ def aft(
     from .objective import DISTILLATION, Objective
 
     terms = _terms(variant, weight)
-    with progress("starting", None, as_json) as advance:
+    with progress("starting", None, _quiet(as_json)) as advance:
         tuned = train_aft(
             model,
             data,
@@ -226,6 +229,8 @@ def aft(
             tick=advance,
             total=advance.total,
         )
+    if tuned is None:  # not the first process
+        return
     if as_json:
         print_json(tuned.to_dict())
         return
@@ -252,6 +257,11 @@ def _terms(variant: str, weight: str | None) -> dict[str, float]:
     if len(numbers) != len(names):
         raise RequestError(f"--weight has {len(numbers)} numbers for {len(names)} variants")
     return dict(zip(names, numbers, strict=True))
+
+
+def _quiet(as_json: bool) -> bool:
+    """One process alone shows progress."""
+    return as_json or any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK"))
 
 
 def _plan(epochs: int, batch: int, lr: float, weight_decay: float, seed: int) -> Plan:

@@ -37,7 +37,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     epochs: int = 4
     batch: int = 16
-    lr: float = 5e-4
+    lr: float = 1e-3
     weight_decay: float = 0.0
     seed: int = 0
 

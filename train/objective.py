@@ -19,8 +19,8 @@ Variant = Literal["tuner", "aligned", "faithful"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
 # docs/aft.md has the measurements that these follow from.
-WEIGHTS: dict[Variant, float] = {"tuner": 10.0, "aligned": 10.0, "faithful": 1.0}
-DISTILLATION = 1.0
+WEIGHTS: dict[Variant, float] = {"tuner": 10.0, "aligned": 10.0, "faithful": 2.0}
+DISTILLATION = 4.0
 
 
 class Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -39,7 +39,9 @@ class Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """
 
     method: Method = "gradcam"
-    terms: dict[Variant, float] = msgspec.field(default_factory=lambda: {"faithful": 1.0})
+    terms: dict[Variant, float] = msgspec.field(
+        default_factory=lambda: {"faithful": WEIGHTS["faithful"]}
+    )
     classification: float = 1.0
     distillation: float = DISTILLATION
     tft: Tft = Tft(mask="soft", thresholds="rank")

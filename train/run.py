@@ -109,6 +109,9 @@ def claim(folder: Path, key: str, settings: Mapping[str, Any]) -> None:
                 f"{folder} holds another run (other {', '.join(differing) or 'weights or data'}): "
                 "choose another folder, or delete it"
             )
+        for left in folder.glob(".*.*"):  # what a killed process was writing
+            if left.is_file():
+                left.unlink(missing_ok=True)
         return
     document = {"key": key, "settings": dict(settings)}
     write_whole(path, msgspec.json.format(msgspec.json.encode(document)))
