@@ -10,8 +10,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from ..runtime.errors import DataError
-
-PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+from ..runtime.images import PICTURE_ENDINGS
 
 
 @dataclass(frozen=True)

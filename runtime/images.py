@@ -19,6 +19,7 @@ Picture = NDArray[np.uint8]
 # Anything `read_picture` takes: a file, an array H x W [x 1, 3, 4] of uint8, a Pillow image.
 PictureSource = Any
 
+PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 MAX_PIXELS = 178_956_970  # Pillow's own bound against decompression bombs
 
 

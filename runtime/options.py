@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from .errors import RequestError
+from .images import PICTURE_ENDINGS
 from .tft import Tft
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
@@ -20,7 +21,6 @@ Weights = Annotated[
         help="default (pretrained; a factory's own), none (random), or a .pth or .safetensors file."
     ),
 ]
-PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 
 def pictures(given: Sequence[Path]) -> list[tuple[Path, str]]:

@@ -14,7 +14,7 @@ import pytest
 
 from whycam.cli import main
 
-VERBS = ("export", "explain", "info", "verify")
+VERBS = ("export", "explain", "evaluate", "info", "verify", "train classifier", "train aft")
 
 
 class Result:
@@ -38,7 +38,7 @@ def whycam(capsys):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself_with_an_example(whycam, verb):
-    result = whycam(verb, "--help")
+    result = whycam(*verb.split(), "--help")
     assert result.code == 0
     assert f"Example: whycam {verb}" in " ".join(result.out.split())
     assert "--json" in result.out
@@ -217,3 +217,47 @@ def test_interrupting_an_export_leaves_nothing_behind(tmp_path):
     assert process.returncode == 130
     assert b"interrupted" in said
     assert not list(tmp_path.iterdir())
+
+
+def test_evaluate_prints_a_table_and_writes_a_report(whycam, lite0_onnx, photographs, tmp_path):
+    table = tmp_path / "photos.csv"
+    labels = ("tabby", "espresso", "missile", "no such class")
+    rows = zip(photographs, labels, strict=True)
+    table.write_text("".join(f"{path},{label}\n" for path, label in rows))
+    given = ["--methods", "gradcam", "-o", tmp_path / "report", "--threads", 2]
+    result = whycam("evaluate", lite0_onnx, table, *given)
+    assert result.code == 0
+    for text in ("average increase", "average drop", "original", "tft", "3 labelled"):
+        assert text in result.out
+    again = whycam("evaluate", lite0_onnx, table, *given, "--json").json()
+    assert again["pictures"] == 4
+    assert again["labelled"] == 3
+    row = again["results"][0]
+    assert (row["method"], row["variant"], row["mask"]) == ("gradcam", "original", "soft")
+    assert (tmp_path / "report" / "report.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "no folder or file nowhere"),
+        ([".", "--curves", "-1"], "--curves must be 0 or more"),
+        ([".", "--methods", "scorecam"], "scorecam is not evaluated"),
+        ([".", "--variants", "best"], "no variant 'best'"),
+        ([".", "--explained", "all"], "--explained must be"),
+    ],
+)
+def test_evaluate_refuses_what_it_cannot_do(
+    whycam, lite0_onnx, chelsea, tmp_path, monkeypatch, arguments, message
+):
+    shutil.copy(chelsea, tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    result = whycam("evaluate", lite0_onnx, *arguments)
+    assert result.code == 2
+    assert message in " ".join(result.err.split())
+
+
+def test_evaluating_a_graph_without_raw_outputs_is_refused(whycam, pixels_onnx, chelsea):
+    result = whycam("evaluate", pixels_onnx, chelsea.parent)
+    assert result.code == 2
+    assert "--outputs raw" in result.err

@@ -8,11 +8,10 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
-from lightning_fabric import Fabric
 
 from ..calibrate.dataset import Classes
 from ..calibrate.evaluate import evaluate
@@ -31,6 +30,9 @@ from .network import Tunable
 from .objective import AftLosses, Objective
 from .prepare import Maker, layout
 from .run import Machines, claim, describe, fingerprint
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 Tick = Callable[[str, int], None]
 Total = Callable[[int], None]

@@ -8,14 +8,16 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
-from lightning_fabric import Fabric
 
 from ..runtime.errors import RequestError, TrainingError
 from ..runtime.files import replacing
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 CHECKPOINT, LOSSES = "checkpoint.safetensors", "losses.csv"
 Tick = Callable[[str, int], None]
