@@ -7,8 +7,7 @@ gone on with, and memory does not grow with the data set.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,19 +19,18 @@ from ..runtime import tft
 from ..runtime.cam import Method
 from ..runtime.errors import DataError, ImageError, RequestError
 from ..runtime.explainer import Explainer
-from ..runtime.files import OutputError
 from ..runtime.images import read_picture
 from ..runtime.preprocess import Placement, to_picture
 from ..runtime.sweep import Choice, Request, masked_image, sweep
 from ..runtime.tft import Tft
 from .dataset import Box, Classes, Dataset, Sample, read_boxes
 from .quality import drops, energy_inside, increases, insertion_deletion, pointing
+from .rows import Rows
 from .summary import Evaluation, Tally
 
 Variant = Literal["original", "naive", "tft"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 Explained = Literal["predicted", "label"]
-ROWS = "pictures.jsonl"
 Tick = Callable[[str, int], None]
 Floats = NDArray[np.float32]
 
@@ -109,7 +107,7 @@ def evaluate(
     classes = Classes(manifest.labels, manifest.num_classes, names)
     notes = _notes(classes, data, settings)
     tally = Tally(settings)
-    with _Rows(folder, _key(explainer, data, settings, names)) as rows:
+    with Rows(folder, _key(explainer, data, settings, names)) as rows:
         for row in rows.done():
             tally.add(row)
             if tick is not None:
@@ -182,63 +180,6 @@ def _key(explainer: Explainer, data: Dataset, settings: Settings, names: str | P
     if names is not None:
         what.update(Path(names).read_bytes())
     return what.hexdigest()[:16]
-
-
-class _Rows:
-    """One line of JSON a photograph; the first line says of which evaluation."""
-
-    def __init__(self, folder: Path | None, key: str) -> None:
-        self._path = None if folder is None else folder / ROWS
-        self._key = key
-        self._file: Any = None
-        self.names: set[str] = set()
-
-    def __enter__(self) -> _Rows:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def done(self) -> Iterator[dict[str, Any]]:
-        """The rows of an earlier start; a last line that was cut off is dropped."""
-        if self._path is None:
-            return
-        whole = 0
-        try:
-            if self._path.is_file():
-                with self._path.open("rb") as file:
-                    first = file.readline()
-                    if first == self._head():
-                        whole = len(first)
-                        for line in file:
-                            if not line.endswith(b"\n"):
-                                break
-                            whole += len(line)
-                            row = json.loads(line)
-                            self.names.add(row["name"])
-                            yield row
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("r+b" if whole else "wb")
-            if whole:
-                self._file.truncate(whole)
-                self._file.seek(whole)
-            else:
-                self._file.write(self._head())
-        except (OSError, ValueError) as error:
-            raise OutputError(f"cannot write {self._path}: {error}") from error
-
-    def write(self, row: dict[str, Any]) -> None:
-        if self._file is None:
-            return
-        try:
-            self._file.write(json.dumps(row).encode() + b"\n")
-            self._file.flush()
-        except OSError as error:
-            raise OutputError(f"cannot write {self._path}: {error.strerror or error}") from error
-
-    def _head(self) -> bytes:
-        return json.dumps({"evaluation": self._key}).encode() + b"\n"
 
 
 def _look(

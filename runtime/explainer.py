@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -20,13 +20,11 @@ from .manifest import Manifest
 from .onnxfile import read_manifest
 from .preprocess import Placement, crop_resized, normalise, place
 from .route import Route, Thresholding, route
-from .sweep import Choice, Floats, Request, choice_of, masked_image, sweep
+from .scorecam import Progress, score_weights
+from .sweep import Choice, Floats, Request, choice_of, sweep
 from .targets import per_picture
 from .tft import Tft
 from .threads import one_blas_thread
-
-# Called with (done, total) forward passes of a long computation.
-Progress = Callable[[int, int], None]
 
 # Engines hold more than the activations alive at once: inputs, outputs, scratch space.
 _ENGINE_OVERHEAD = 2
@@ -255,37 +253,19 @@ class Explainer:
             return _whole(found[way.maps])
         weights = found.get("ablation_weights") if way.method == "ablation" else None
         if way.method == "scorecam":
-            weights = self._score_weights(images, found["activations"], found["targets"], progress)
+            size = self.manifest.preprocess.size
+            weights = score_weights(
+                self.probabilities,
+                images,
+                found["activations"],
+                found["targets"],
+                size,
+                self.batch,
+                progress,
+            )
         with one_blas_thread():
             raw = cam.raw_map(way.method, found["activations"], found.get("gradients"), weights)
             return np.asarray(cam.finish(raw, self.manifest.preprocess.size), np.float32)
-
-    def _score_weights(
-        self,
-        images: Images,
-        activations: Floats,
-        targets: NDArray[np.int64],
-        progress: Progress | None,
-    ) -> Floats:
-        """Score-CAM (Wang et al. 2020): alpha_k = p_c(x * s(up(A_k))), float32 [N, k, K].
-
-        One forward pass a channel. As in its authors' code the weight is the probability under
-        the mask, and a constant channel, which shows no place, weighs nothing.
-        """
-        n, channels = activations.shape[:2]
-        weights = np.zeros((n, targets.shape[1], channels), np.float32)
-        done = 0
-        for i in range(n):
-            for part in _slices(channels, self.batch):
-                with one_blas_thread():
-                    masks = cam.finish(activations[i, part], self.manifest.preprocess.size)
-                rows = self.probabilities(masked_image(images[i], masks[:, None]))
-                shown = masks.any(axis=(-2, -1))
-                weights[i, :, part] = np.where(shown, rows[:, targets[i]].T, 0)
-                done += len(rows)
-                if progress is not None:
-                    progress(done, n * channels)
-        return weights
 
     def _choices(
         self,

@@ -58,3 +58,19 @@ def test_place_that_is_no_folder_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write"):
         filled(tmp_path / "file" / "cache")
+
+
+def test_many_chunks_need_few_open_files(tmp_path, monkeypatch):
+    import os
+
+    from whycam.train import cache as module
+
+    monkeypatch.setattr(module, "CHUNK", 2)
+    monkeypatch.setattr(module, "OPEN_FILES", 5)
+    cache = Cache(tmp_path, 60, {"b": ((), "int64")})
+    for index, items in cache.missing():
+        cache.write(index, {"b": np.array(list(items))}, {})
+    before = len(os.listdir("/proc/self/fd"))
+    assert cache.rows("b", range(60)).tolist() == list(range(60))
+    assert cache.rows("b", [1, 59, 1]).tolist() == [1, 59, 1]
+    assert len(os.listdir("/proc/self/fd")) - before <= 6

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from ..runtime.files import OutputError
 
 CHUNK = 128
+OPEN_FILES = 256  # each memory map holds a file open, and systems allow a process about a thousand
 _ERRORS = "unreadable.json"
 
 
@@ -39,7 +41,7 @@ class Cache:
         self.folder = folder
         self.count = count
         self.layout = dict(layout)
-        self._open: dict[tuple[int, str], NDArray[Any]] = {}
+        self._open: OrderedDict[tuple[int, str], NDArray[Any]] = OrderedDict()
 
     @property
     def row_bytes(self) -> int:
@@ -118,9 +120,13 @@ class Cache:
             self.folder.parent.rmdir()  # if it is empty
 
     def _array(self, index: int, name: str) -> NDArray[Any]:
-        if (index, name) not in self._open:
-            self._open[index, name] = np.load(self._place(index) / f"{name}.npy", mmap_mode="r")
-        return self._open[index, name]
+        key = index, name
+        if key not in self._open:
+            self._open[key] = np.load(self._place(index) / f"{name}.npy", mmap_mode="r")
+            if len(self._open) > OPEN_FILES:
+                self._open.popitem(last=False)
+        self._open.move_to_end(key)
+        return self._open[key]
 
     def _place(self, index: int) -> Path:
         return self.folder / f"{index:06d}"

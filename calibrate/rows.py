@@ -1,0 +1,78 @@
+"""What was measured on each photograph, kept line by line, so that an evaluation can go on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..runtime.files import OutputError
+
+ROWS = "pictures.jsonl"
+
+
+class Rows:
+    """One line of JSON a photograph; the first line says of which evaluation.
+
+    Attributes:
+        names: of the photographs that ``done`` has given.
+    """
+
+    def __init__(self, folder: Path | None, key: str) -> None:
+        self._path = None if folder is None else folder / ROWS
+        self._key = key
+        self._file: Any = None
+        self.names: set[str] = set()
+
+    def __enter__(self) -> Rows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def done(self) -> Iterator[dict[str, Any]]:
+        """The rows of an earlier start; a last line that was cut off is dropped."""
+        if self._path is None:
+            return
+        whole = 0
+        try:
+            if self._path.is_file():
+                with self._path.open("rb") as file:
+                    first = file.readline()
+                    if first == self._head():
+                        whole = len(first)
+                        for line in file:
+                            if not line.endswith(b"\n"):
+                                break
+                            whole += len(line)
+                            row = json.loads(line)
+                            self.names.add(row["name"])
+                            yield row
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("r+b" if whole else "wb")
+            if whole:
+                self._file.truncate(whole)
+                self._file.seek(whole)
+            else:
+                self._file.write(self._head())
+        except (OSError, ValueError) as error:
+            raise OutputError(f"cannot write {self._path}: {error}") from error
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Keep the row of one photograph.
+
+        Raises:
+            OutputError: the disk is full.
+        """
+        if self._file is None:
+            return
+        try:
+            self._file.write(json.dumps(row).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise OutputError(f"cannot write {self._path}: {error.strerror or error}") from error
+
+    def _head(self) -> bytes:
+        return json.dumps({"evaluation": self._key}).encode() + b"\n"

@@ -1,0 +1,59 @@
+"""Score-CAM's weights: one forward pass a channel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import cam
+from .sweep import Classify, Floats, masked_image
+from .threads import one_blas_thread
+
+# Called with (done, total) forward passes of a long computation.
+Progress = Callable[[int, int], None]
+
+
+def score_weights(
+    classify: Classify,
+    images: NDArray[Any],
+    activations: Floats,
+    targets: NDArray[np.int64],
+    size: tuple[int, int],
+    batch: int,
+    progress: Progress | None = None,
+) -> Floats:
+    """Score-CAM (Wang et al. 2020): alpha_k = p_c(x * s(up(A_k))).
+
+    As in its authors' code the weight is the probability under the mask, and a constant channel,
+    which shows no place, weighs nothing.
+
+    Args:
+        classify: the network.
+        images: float32 [N, 3, H, W], normalised.
+        activations: A, float32 [N, K, h, w].
+        targets: the classes explained, [N, k].
+        size: (H, W).
+        batch: images at most in one run.
+        progress: told (done, total) forward passes.
+
+    Returns:
+        float32 [N, k, K].
+    """
+    n, channels = activations.shape[:2]
+    weights = np.zeros((n, targets.shape[1], channels), np.float32)
+    done = 0
+    for i in range(n):
+        for start in range(0, channels, batch):
+            part = slice(start, min(start + batch, channels))
+            with one_blas_thread():
+                masks = cam.finish(activations[i, part], size)
+            rows = classify(masked_image(images[i], masks[:, None]))
+            shown = masks.any(axis=(-2, -1))
+            weights[i, :, part] = np.where(shown, rows[:, targets[i]].T, 0)
+            done += len(rows)
+            if progress is not None:
+                progress(done, n * channels)
+    return weights
