@@ -211,6 +211,20 @@ def test_two_processes_train_as_one(tuned, classifier, shapes, tmp_path):
         np.testing.assert_allclose(theirs[name], value, rtol=1e-2, atol=1e-3)
 
 
+def test_torchrun_starts_the_processes(classifier, shapes, tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
+    given = ["--data", shapes, "-o", tmp_path / "t", "--variant", "aligned", "--epochs", 1]
+    given += ["--lr", 0.01, "--json"]
+    arguments = [*launcher, *command("aft", classifier, *given)[2:]]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["trained_on"] == 150  # the first process alone speaks
+    alone = tmp_path / "alone"
+    more = ["--data", shapes, "-o", alone, "--variant", "aligned", "--epochs", 1, "--lr", 0.01]
+    train("aft", classifier, *more)
+    np.testing.assert_allclose(losses(tmp_path / "t"), losses(alone), rtol=2e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("variant", ["tuner", "aligned", "faithful"])
 @pytest.mark.parametrize("method", ["gradcam++", "ablation"])
 def test_every_variant_trains_for_other_methods(classifier, shapes, tmp_path, variant, method):

@@ -46,6 +46,13 @@ class Machines(msgspec.Struct, frozen=True, kw_only=True):
     strategy: str = "auto"
     precision: str = "32-true"
 
+    def _processes(self) -> tuple[int | str, int]:
+        """Devices and nodes; what torchrun has started counts before what was asked for."""
+        if not _started():
+            return self.devices, self.nodes
+        here = int(os.environ["LOCAL_WORLD_SIZE"])
+        return here, int(os.environ["WORLD_SIZE"]) // here
+
     def launch(self) -> Fabric:
         """Start the other processes, if there are any, and join them.
 
@@ -58,23 +65,29 @@ class Machines(msgspec.Struct, frozen=True, kw_only=True):
         ):
             if value not in known:
                 raise RequestError(f"{name} must be one of {', '.join(known)}, not '{value}'")
-        # Started by torchrun or `fabric run`, the environment says how many there are.
-        many = self.devices not in (1, "1") or self.nodes > 1 or "TORCHELASTIC_RUN_ID" in os.environ
+        devices, nodes = self._processes()
+        many = devices not in (1, "1") or nodes > 1
         strategy = "ddp" if self.strategy == "auto" and many else self.strategy
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 fabric = Fabric(
                     accelerator=self.accelerator,
-                    devices=self.devices,
-                    num_nodes=self.nodes,
+                    devices=devices,
+                    num_nodes=nodes,
                     strategy=strategy,
                     precision=self.precision,  # type: ignore[arg-type]
                 )
-                fabric.launch()
+                if "LT_CLI_USED" not in os.environ:  # `fabric run` has launched it already
+                    fabric.launch()
         except Exception as error:
             raise RequestError(f"cannot train on these devices: {error}") from error
         return fabric
+
+
+def _started() -> bool:
+    """Whether torchrun or `fabric run` has started this process, and others."""
+    return {"WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
 
 
 def fingerprint(source: Source, parts: Mapping[str, Dataset], settings: Mapping[str, Any]) -> str:
