@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -26,9 +27,11 @@ from timing import environment
 import whycam
 from whycam import Tft
 from whycam.calibrate import Sample
+from whycam.calibrate.quality import drops, increases
 from whycam.runtime.figure import png
 from whycam.runtime.files import write_whole
-from whycam.train.aft import REPORT, train_aft
+from whycam.runtime.images import read_picture
+from whycam.train.aft import AFTER, BEFORE, REPORT, train_aft
 from whycam.train.classifier import train_classifier
 from whycam.train.data import parts_of
 from whycam.train.loop import Plan
@@ -169,6 +172,33 @@ def figure3(explainer: whycam.Explainer, pictures: list[Sample], folder: Path, t
             write_whole(folder / f"{Path(sample.name).stem}.{method}.png", png(found.figure()))
 
 
+def whose_gain(name: str, method: str, folder: Path, pictures: Iterable[Sample]) -> Table:
+    """Maps of one network shown to the other: has the map improved, or what is asked?"""
+    before, after = (whycam.load(folder / file, threads=2) for file in (BEFORE, AFTER))
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for sample in pictures:
+        try:
+            images, _ = before.inputs([read_picture(sample.path)])
+        except whycam.WhyCamError:
+            continue
+        p, targets, maps = before.maps(images, np.full((1, 1), -1, np.int64), [method])
+        q, _, others = after.maps(images, targets, [method])
+        index = int(targets[0, 0])
+        masked = np.concatenate([images * maps[method][0], images * others[method][0]])
+        for asked, explainer, own in (("before", before, p), ("after", after, q)):
+            rows = explainer.probabilities(masked)[:, index]
+            for whose, value in zip(("before", "after"), rows, strict=True):
+                row = (increases(value, own[0, index]), drops(value, own[0, index]))
+                found.setdefault((whose, asked), []).append(row)
+    table = Table(
+        "data", "method", "map of", "asked", "avg increase", "avg drop", title="Whose gain"
+    )
+    for (whose, asked), rows in found.items():
+        means = np.mean(np.array(rows, float), axis=0)
+        table.add_row(name, method, whose, asked, *(f"{value:.3f}" for value in means))
+    return table
+
+
 def paper_table() -> Table:
     """The paper's own figures."""
     table = Table(
@@ -217,7 +247,8 @@ def main() -> None:
             for variant in options.variants.split(","):
                 run = tuned(model, name, data, method, variant, options)
                 runs[name, method, variant] = run
-                out.print(table3({(name, method, variant): run}))
+                folder = options.output / name / f"{method}.{variant}"
+                out.print(whose_gain(name, method, folder, parts_of(data).held_out.samples))
     out.print(table3(runs))
     out.print(paper_table())
     out.print(table4(runs))
