@@ -83,7 +83,7 @@ def test_photographs_of_usual_sizes_look_as_the_runtime_makes_them(
     # overshoots, clipping in between then falls elsewhere: on noise, the worst of pictures, for
     # some percent of the pixels.
     assert (difference > 1.01).mean() < 5e-2
-    assert difference.mean() < 0.3
+    assert difference.mean() < 0.5
 
 
 @pytest.mark.parametrize(
