@@ -177,6 +177,8 @@ def _key(explainer: Explainer, data: Dataset, settings: Settings, names: str | P
     what.update(explainer.engine.description.encode())
     what.update(msgspec.json.encode(settings))
     what.update(str(data.path.resolve()).encode())
+    for sample in data.samples:
+        what.update(f"{sample.name}\0{sample.label}\n".encode())
     if names is not None:
         what.update(Path(names).read_bytes())
     return what.hexdigest()[:16]
@@ -240,12 +242,15 @@ def _variants_of(
         if "naive" in settings.variants and method in tft.NAIVE:
             cut = tft.cut_values(request.map, (tft.NAIVE[method],), "rank")[0]
             pending.append((into, "naive", request, tft.threshold_map(request.map, cut)))
-    for start in range(0, len(pending), explainer.batch):
-        part = pending[start : start + explainer.batch]
-        masks = [tft.mask_of(values, settings.tft.mask) for _, _, _, values in part]
-        images = np.stack([masked_image(p[2].image, m) for p, m in zip(part, masks, strict=True)])
+    if pending:
+        images = np.stack(
+            [
+                masked_image(request.image, tft.mask_of(values, settings.tft.mask))
+                for _, _, request, values in pending
+            ]
+        )
         for (into, variant, request, values), row in zip(
-            part, explainer.probabilities(images), strict=True
+            pending, explainer.probabilities(images), strict=True
         ):
             into[variant] = values, {"masked": float(row[request.target])}
     for into, choice in zip(found, choices, strict=True):

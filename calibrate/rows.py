@@ -47,7 +47,7 @@ class Rows:
                             if not line.endswith(b"\n"):
                                 break
                             whole += len(line)
-                            row = json.loads(line)
+                            row = self._read(line)
                             self.names.add(row["name"])
                             yield row
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,6 +59,15 @@ class Rows:
                 self._file.write(self._head())
         except (OSError, ValueError) as error:
             raise OutputError(f"cannot write {self._path}: {error}") from error
+
+    def _read(self, line: bytes) -> dict[str, Any]:
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise OutputError(
+                f"{self._path} is damaged ({error}): delete it, or evaluate into another folder"
+            ) from error
+        return dict(row)
 
     def write(self, row: dict[str, Any]) -> None:
         """Keep the row of one photograph.

@@ -157,10 +157,16 @@ class Explainer:
         return normalise(np.stack(views), spec), list(placements)
 
     def probabilities(self, images: Images) -> Floats:
-        """Class probabilities of prepared inputs (see ``inputs``), float32 [N, C], in one run."""
-        target = np.full((len(images), 1), -1, np.int64)
-        found = self.engine.run({"image": images, "target": target}, ["probabilities"])
-        return _finite(found["probabilities"])
+        """Class probabilities of prepared inputs (see ``inputs``), float32 [N, C].
+
+        At most ``batch`` images go through the network at once.
+        """
+        target = np.full((self.batch, 1), -1, np.int64)
+        rows = []
+        for part in _slices(len(images), self.batch):
+            feeds = {"image": images[part], "target": target[: len(images[part])]}
+            rows.append(self.engine.run(feeds, ["probabilities"])["probabilities"])
+        return _finite(rows[0] if len(rows) == 1 else np.concatenate(rows))
 
     def _explain_batch(
         self,

@@ -215,6 +215,16 @@ def test_product_needs_no_torch(lite0_onnx, chelsea, run_python):
         assert name not in modules
 
 
+def test_evaluation_needs_no_torch(run_python):
+    modules = run_python("""
+        import sys
+        import whycam.calibrate
+        print(*sorted({name.partition(".")[0] for name in sys.modules}))
+    """).split()
+    for name in ("torch", "torchvision", "onnx", "matplotlib"):
+        assert name not in modules
+
+
 # Score-CAM and batches, on the tiny engine.
 
 

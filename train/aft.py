@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from ..runtime.explainer import Explainer, load
 from ..runtime.files import write_whole
 from .cache import Cache
 from .data import Batches, Parts, parts_of
-from .loop import Plan, fit, steps_of
+from .loop import Plan, Tick, Total, fit, steps_of
 from .network import Tunable
 from .objective import AftLosses, Objective
 from .prepare import Maker, layout
@@ -34,8 +34,6 @@ from .run import Machines, claim, describe, fingerprint
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-Tick = Callable[[str, int], None]
-Total = Callable[[int], None]
 BEFORE, AFTER, REPORT, SHEET = "before.onnx", "after.onnx", "aft.json", "sheet.png"
 
 
@@ -147,13 +145,11 @@ def train_aft(
         **msgspec.to_builtins(objective),
         **msgspec.to_builtins(plan),
     }
-    key = fingerprint(source, {"train": parts.train, "held out": parts.held_out}, settings)
-    if fabric.is_global_zero:
-        claim(place, key, settings)
-        if (place / REPORT).is_file():
-            return _read(place)
-    elif (place / REPORT).is_file():
-        return None
+    both = {"train": parts.train, "held out": parts.held_out}
+    key = fingerprint(source, both, settings, names)
+    claim(place, key, settings, fabric)
+    if (place / REPORT).is_file():
+        return _read(place) if fabric.is_global_zero else None
     tunable = Tunable(source.model, source.preprocess.size, target_layer)
     _check_method(objective, tunable)
     samples = parts.train.samples

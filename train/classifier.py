@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +16,11 @@ from ..export.source import Overrides, resolve
 from ..runtime.errors import DataError
 from .cache import Cache
 from .data import Batches, parts_of
-from .loop import Losses, Plan, fit, steps_of
+from .loop import Losses, Plan, Tick, Total, fit, steps_of
 from .network import Tunable
 from .prepare import Maker, layout
 from .run import Machines, claim, describe, fingerprint
 
-Tick = Callable[[str, int], None]
-Total = Callable[[int], None]
 PLAN = Plan(epochs=6, batch=32, lr=1e-3)
 SMOOTHING = 0.1
 
@@ -125,8 +123,7 @@ def train_classifier(
     )
     both = {"train": parts.train, "held out": parts.held_out}
     key = fingerprint(source, both, settings)
-    if fabric.is_global_zero:
-        claim(place, key, settings)
+    claim(place, key, settings, fabric)
     tunable = Tunable(source.model, source.preprocess.size).to(fabric.device)
     maker = Maker(tunable, source.preprocess, fabric.device)
     samples = [*parts.train.samples, *parts.held_out.samples]
@@ -144,7 +141,7 @@ def train_classifier(
     others = [i for i in range(first, len(samples)) if i not in errors]
     if not own or not others:
         raise DataError(f"no photograph of {data} can be read: {next(iter(errors.values()))}")
-    index = {label: place for place, label in enumerate(labels)}
+    index = {label: number for number, label in enumerate(labels)}
     truth = [index[sample.label or ""] for sample in samples]
     batches = Batches(cache, maker, paths, truth, ["features"])
     fit(

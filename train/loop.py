@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 CHECKPOINT, LOSSES = "checkpoint.safetensors", "losses.csv"
-Tick = Callable[[str, int], None]
+Tick = Callable[[str, int], None]  # told what is being done, and steps done since
+Total = Callable[[int], None]  # told how many steps there will be
 # The batch of a step, on the device: (items, step) to named tensors.
 Fetch = Callable[[Sequence[int], int], Mapping[str, torch.Tensor]]
 

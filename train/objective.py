@@ -1,4 +1,4 @@
-"""What activation fine-tuning minimises: the classifier's loss plus one of three terms."""
+"""What activation fine-tuning minimises: the classifier's loss plus one or more of three terms."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class AftLosses(Losses):
             )
         for name, weight in wanted.terms.items():
             parts.append((weight, self._term(name, activations, raw, batch)))
-        whole = torch.stack([weight * value for weight, value in parts if weight]).sum()
+        whole = torch.stack([weight * value for weight, value in parts]).sum()
         return torch.stack([whole, *(value for _, value in parts)])
 
     def _term(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ from ..runtime.preprocess import crop_resized
 from ..runtime.sweep import Request, sweep
 from ..runtime.tft import Tft
 from .cache import Cache
+from .loop import Tick
 from .network import Tunable
 
 _BATCH = 16
-Tick = Callable[[str, int], None]
 
 
 def layout(tunable: Tunable, names: Iterable[str]) -> dict[str, tuple[tuple[int, ...], str]]:

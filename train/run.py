@@ -16,7 +16,7 @@ import torch
 from ..calibrate.dataset import Dataset
 from ..export.saved import SavedModel, is_saved, read_saved
 from ..export.source import Source
-from ..runtime.errors import MissingExtraError, RequestError, TrainingError
+from ..runtime.errors import MissingExtraError, RequestError, TrainingError, WhyCamError
 from ..runtime.files import OutputError, write_whole
 
 try:
@@ -90,9 +90,24 @@ def _started() -> bool:
     return {"WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
 
 
-def fingerprint(source: Source, parts: Mapping[str, Dataset], settings: Mapping[str, Any]) -> str:
-    """What makes two runs the same: weights, photographs and settings."""
+def fingerprint(
+    source: Source,
+    parts: Mapping[str, Dataset],
+    settings: Mapping[str, Any],
+    names: str | Path | None = None,
+) -> str:
+    """What makes two runs the same: weights, preprocessing, classes, photographs and settings.
+
+    Args:
+        source: the network before training.
+        parts: photographs to train on and to judge by.
+        settings: of the training.
+        names: the file that says which class a label means.
+    """
     what = hashlib.sha256(msgspec.json.encode(settings))
+    what.update(msgspec.json.encode((source.preprocess, source.labels)))
+    if names is not None:
+        what.update(Path(names).read_bytes())
     for name, tensor in sorted(source.model.state_dict().items()):
         what.update(name.encode())
         what.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -102,13 +117,27 @@ def fingerprint(source: Source, parts: Mapping[str, Dataset], settings: Mapping[
     return what.hexdigest()[:16]
 
 
-def claim(folder: Path, key: str, settings: Mapping[str, Any]) -> None:
+def claim(folder: Path, key: str, settings: Mapping[str, Any], fabric: Fabric) -> None:
     """Make the run's folder, or see that it holds the same run.
+
+    The first process looks and writes; what stops it stops all, lest they wait for it in vain.
 
     Raises:
         TrainingError: it holds another.
         OutputError: it cannot be written.
     """
+    problem: WhyCamError | None = None
+    if fabric.is_global_zero:
+        try:
+            _claim(folder, key, settings)
+        except WhyCamError as error:
+            problem = error
+    problem = fabric.broadcast(problem)
+    if problem is not None:
+        raise problem
+
+
+def _claim(folder: Path, key: str, settings: Mapping[str, Any]) -> None:
     path = folder / SETTINGS
     if path.is_file():
         try:
@@ -117,10 +146,11 @@ def claim(folder: Path, key: str, settings: Mapping[str, Any]) -> None:
             raise OutputError(f"cannot read {path}: {error}") from error
         if known.get("key") != key:
             own = known.get("settings", {})
-            differing = [name for name in settings if own.get(name) != settings[name]]
+            asked = json.loads(msgspec.json.encode(settings))  # lists, as in the file
+            differing = [name for name in asked if own.get(name) != asked[name]]
+            what = ", ".join(differing) or "weights, photographs, preprocessing or class names"
             raise TrainingError(
-                f"{folder} holds another run (other {', '.join(differing) or 'weights or data'}): "
-                "choose another folder, or delete it"
+                f"{folder} holds another run (other {what}): choose another folder, or delete it"
             )
         for left in folder.glob(".*.*"):  # what a killed process was writing
             if left.is_file():
