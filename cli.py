@@ -19,7 +19,7 @@ from .runtime import options
 from .runtime.cam import METHODS
 from .runtime.console import err, out, print_error, print_json, progress
 from .runtime.errors import RequestError, WhyCamError
-from .runtime.options import Engine, Json, Threads, Weights
+from .runtime.options import Cache, Engine, Json, Precision, Threads, Weights
 from .train.commands import app as train_app
 
 if TYPE_CHECKING:
@@ -247,7 +247,9 @@ def explain(
         bool, typer.Option("--save-maps", help="Write maps as .npy, at the picture's size.")
     ] = False,
     engine: Engine = "auto",
+    precision: Precision = "fp32",
     threads: Threads = None,
+    cache: Cache = None,
     as_json: Json = False,
 ) -> None:
     """Say what a network sees in pictures, and where it looked."""
@@ -256,7 +258,7 @@ def explain(
 
     if output is None and (figure or save_maps):
         raise RequestError("--figure and --save-maps need a folder to write to: -o DIR")
-    explainer = load(model, engine, threads)
+    explainer = load(model, engine, threads, precision=precision, cache=cache)  # type: ignore[arg-type]
     wanted = _thresholding(explainer.manifest, tft, naive, mask, thresholds)
     chosen = (
         options.names(method)
@@ -346,7 +348,9 @@ def evaluate(
         typer.Option(help="Steps of insertion and deletion, as 20 [default: 0, not measured]."),
     ] = 0,
     engine: Engine = "auto",
+    precision: Precision = "fp32",
     threads: Threads = None,
+    cache: Cache = None,
     as_json: Json = False,
 ) -> None:
     """Measure how well maps explain: average increase and drop, rpi, pointing game and more."""
@@ -359,7 +363,7 @@ def evaluate(
     if curves < 0:
         raise RequestError(f"--curves must be 0 or more, not {curves}")
     found_data = open_dataset(data)
-    explainer = load(model, engine, threads)
+    explainer = load(model, engine, threads, precision=precision, cache=cache)  # type: ignore[arg-type]
     options.one_of("--explained", explained, ("predicted", "label"))
     with progress("evaluating", len(found_data.samples), as_json) as advance:
         advance("evaluating", 0)
@@ -400,36 +404,44 @@ def info(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a model file says about itself."""
+    """Show what a model file says about itself, and which engines here can run it."""
+    import msgspec
+
+    from .runtime.engine import EngineSettings, candidates
     from .runtime.onnxfile import read_manifest
-    from .runtime.report import manifest_table
+    from .runtime.report import engines_table, manifest_table
 
     manifest = read_manifest(model)
+    found = candidates(manifest, EngineSettings())
     if labels:
         if not manifest.labels:
             raise RequestError(f"{model} holds no class names: it was exported without --labels")
         print("\n".join(manifest.labels))
     elif as_json:
-        print_json(manifest.to_json())
+        engines = [msgspec.to_builtins(each) for each in found]
+        print_json({**msgspec.to_builtins(manifest), "engines": engines})
     else:
         out.print(manifest_table(model, manifest))
+        out.print(engines_table(found))
 
 
 @app.command(epilog="Example: whycam verify resnet50.onnx --threads 2")
 def verify(
     model: Annotated[Path, typer.Argument(help="A file made by whycam export.")],
     engine: Engine = "auto",
+    precision: Precision = "fp32",
     threads: Threads = None,
+    cache: Cache = None,
     as_json: Json = False,
 ) -> None:
     """Check a file, and the engine here, against what PyTorch answered in float64 at export."""
     from .runtime.explainer import load
     from .runtime.onnxfile import digest
     from .runtime.report import agreements_table
-    from .runtime.selftest import check, method_of
+    from .runtime.selftest import check, method_of, tolerance_of
 
     with progress("loading", 3, as_json) as advance:
-        explainer = load(model, engine, threads)
+        explainer = load(model, engine, threads, precision=precision, cache=cache)  # type: ignore[arg-type]
         advance("digest", 1)
         problems = []
         if digest(model) != explainer.manifest.digest:
@@ -438,7 +450,8 @@ def verify(
             )
         advance("test patterns", 1)
         agreements = check(explainer.engine, explainer.manifest)
-        problems += [agreement.problem for agreement in agreements if agreement.problem]
+        tolerance = tolerance_of(explainer.manifest, precision)  # type: ignore[arg-type]
+        problems += [text for found in agreements if (text := found.problem(tolerance))]
     if as_json:
         document = {
             "model": str(model),
@@ -451,6 +464,10 @@ def verify(
     else:
         out.print(explainer.engine.description)
         out.print(agreements_table(agreements, method_of(explainer.manifest)))
+        out.print(
+            f"allowed: probability {tolerance.probability:g}, map {tolerance.map:g} (file "
+            f"{explainer.manifest.precision}, arithmetic {precision})"
+        )
     for problem in problems:
         print_error(problem)
     if problems:

@@ -164,7 +164,7 @@ def to_onnx(
             expected = references(exact, manifest, head)
         step("checking against PyTorch")
         verification = verify(
-            open_engine(temporary, manifest, "onnxruntime", None), graph, exact, manifest
+            open_engine(temporary, manifest, "onnxruntime"), graph, exact, manifest
         )
         _declare_only(program, tuple(manifest.output_shapes))
         program.save(str(temporary))
@@ -369,10 +369,11 @@ def _declare_only(program: torch.onnx.ONNXProgram, names: Sequence[str]) -> None
 def _check_file(path: Path) -> None:
     """Read the finished file as a user's runtime will, and try it."""
     manifest = read_manifest(path)
-    engine = open_engine(path, manifest, "onnxruntime", None)
+    engine = open_engine(path, manifest, "onnxruntime")
     for agreement in check(engine, manifest):
-        if agreement.problem:
-            raise VerificationError(f"{agreement.problem}. No file was written")
+        problem = agreement.problem()
+        if problem:
+            raise VerificationError(f"{problem}. No file was written")
 
 
 def _manifest(

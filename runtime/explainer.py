@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from . import cam, tft
 from .cam import Method
-from .engine import Engine, open_engine
+from .engine import Engine, EngineSettings, Hint, Precision, open_engine
 from .errors import EngineError, RequestError
 from .explanation import Explanation
 from .images import Picture, read_picture
@@ -385,14 +385,23 @@ def load(
     engine: str = "auto",
     threads: int | None = None,
     memory_mb: int = 256,
+    *,
+    precision: Precision = "fp32",
+    hint: Hint = "latency",
+    cache: str | os.PathLike[str] | None = None,
 ) -> Explainer:
     """Load an explaining graph.
 
     Args:
         path: an ONNX file made by ``whycam export``.
-        engine: ``auto`` or a name in ``runtime.engine.ENGINES``.
+        engine: ``auto`` or a name in ``runtime.engine.ENGINES``; ``Explainer.engine`` says which
+            one was chosen and why.
         threads: for one run; None lets the engine use every core.
         memory_mb: bound on the activations of one batch, in MiB; larger ones are run in parts.
+        precision: ``fp32``, or ``bf16`` where processor and engine have it: faster, and slightly
+            different numbers.
+        hint: ``latency`` or ``throughput``, see ``EngineSettings``.
+        cache: a folder for compiled models, which makes the next start faster.
 
     Raises:
         ModelFileError: the file is missing, damaged, or was not made by whycam.
@@ -400,4 +409,10 @@ def load(
         MissingExtraError: the engine's package is not installed.
     """
     manifest = read_manifest(path)
-    return Explainer(open_engine(path, manifest, engine, threads), manifest, memory_mb)
+    settings = EngineSettings(
+        threads=threads,
+        precision=precision,
+        hint=hint,
+        cache=None if cache is None else os.fspath(cache),
+    )
+    return Explainer(open_engine(path, manifest, engine, settings), manifest, memory_mb)

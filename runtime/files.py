@@ -55,3 +55,18 @@ def write_whole(target: Path, data: bytes) -> Path:
     with replacing(target) as temporary:
         temporary.write_bytes(data)
     return target
+
+
+def writable(folder: str | os.PathLike[str]) -> Path:
+    """Make a folder and see that files can be written there.
+
+    Raises:
+        OutputError: they cannot.
+    """
+    place = Path(folder)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            return place
+    except OSError as error:
+        raise OutputError(f"cannot write to {place}: {error.strerror or error}") from error

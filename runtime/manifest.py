@@ -87,7 +87,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         picture_size: (h, w) of the pictures it takes; None: any.
         gradient_score, ablation_score: what gradients and Ablation-CAM are taken of.
         tft: the reading that TFT uses unless told otherwise; in the graph, always.
-        precision: of weights and arithmetic.
+        precision: of weights and arithmetic; ``int8``: of the trunk, by ``whycam calibrate``.
         opset: ONNX operator set.
         image_bytes: activations alive at once for one image, in bytes; bounds batches.
         tools: versions of what made the file.
@@ -112,7 +112,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     gradient_score: Score
     ablation_score: Score
     tft: Tft = Tft()
-    precision: Literal["fp32"] = "fp32"
+    precision: Literal["fp32", "int8"] = "fp32"
     opset: int
     image_bytes: int
     tools: dict[str, str]

@@ -8,12 +8,22 @@ from typing import Annotated
 
 import typer
 
+from .engine import ENGINES
 from .errors import RequestError
 from .images import PICTURE_ENDINGS
 from .tft import Tft
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
-Engine = Annotated[str, typer.Option(help="What runs the graph: auto or onnxruntime.")]
+Engine = Annotated[
+    str, typer.Option(help=f"What runs the graph: auto, {' or '.join(sorted(ENGINES))}.")
+]
+Precision = Annotated[
+    str,
+    typer.Option(help="Of the arithmetic: fp32, or bf16 (faster where the processor has it)."),
+]
+Cache = Annotated[
+    Path | None, typer.Option(help="Folder for compiled models, for a faster start next time.")
+]
 Threads = Annotated[int | None, typer.Option(help="Threads for one run [default: every core].")]
 Weights = Annotated[
     str,

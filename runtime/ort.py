@@ -8,43 +8,47 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from .engine import Arrays
+from .engine import Arrays, EngineSettings
 from .errors import EngineError, MissingExtraError, ModelFileError
+from .interface import check_feeds, check_interface, first_parts, outputs_without, parts_needed
 from .manifest import Manifest
 from .onnxfile import without_outputs
 
-# What the sweep inside the graph computes. ONNX Runtime computes every output of a session,
-# wanted or not, and the sweep costs as much as ten classifications.
-_SWEPT = ("maps", "thresholds", "rpi", "masked_probabilities")
-
 
 class OnnxRuntimeEngine:
-    """See ``engine.Engine``."""
+    """See ``engine.Engine``.
+
+    A session computes everything its file declares, wanted or not. So each part of the graph that
+    is asked for alone, classification above all, gets a session of its own, made when first
+    needed.
+    """
 
     name = "onnxruntime"
 
-    def __init__(self, path: str, manifest: Manifest, threads: int | None) -> None:
+    def __init__(self, path: str, manifest: Manifest, settings: EngineSettings) -> None:
         try:
             import onnxruntime
         except ImportError as error:
             raise MissingExtraError("onnxruntime", "cpu", "the engine 'onnxruntime'") from error
         self._library = onnxruntime
         self._path = path
-        self._threads = threads
-        self._sweeps = "tft" in manifest.outputs
-        self._sessions: dict[bool, Any] = {}
+        self._manifest = manifest
+        self._threads = settings.threads
+        self._sessions: dict[frozenset[str], Any] = {}
         self._lock = threading.Lock()
-        self.description = f"ONNX Runtime {onnxruntime.__version__} on the CPU"
-        self._check_interface(self._session(self._sweeps), manifest)
+        self.description = (
+            f"ONNX Runtime {onnxruntime.__version__} on the CPU, {manifest.precision}"
+        )
+        self.reason = "asked for"
+        self._session(first_parts(manifest))
 
-    def _session(self, sweeps: bool) -> Any:
-        """The whole graph, or the graph without its sweep; made when first needed."""
+    def _session(self, parts: frozenset[str]) -> Any:
         with self._lock:
-            if sweeps not in self._sessions:
-                self._sessions[sweeps] = self._open(sweeps)
-            return self._sessions[sweeps]
+            if parts not in self._sessions:
+                self._sessions[parts] = self._open(parts)
+            return self._sessions[parts]
 
-    def _open(self, sweeps: bool) -> Any:
+    def _open(self, parts: frozenset[str]) -> Any:
         options = self._library.SessionOptions()
         options.log_severity_level = 3  # errors reach the caller as exceptions
         # Idle threads would go on spinning after a run and take a core from whatever follows it,
@@ -52,41 +56,34 @@ class OnnxRuntimeEngine:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
-        whole = sweeps or not self._sweeps
-        model = self._path if whole else without_outputs(self._path, _SWEPT)
+        surplus = outputs_without(parts, self._manifest)
+        model = without_outputs(self._path, surplus) if surplus else self._path
         try:
-            return self._library.InferenceSession(
+            session = self._library.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
             raise ModelFileError(f"ONNX Runtime cannot load {self._path}: {error}") from error
-
-    def _check_interface(self, session: Any, manifest: Manifest) -> None:
-        """The graph must have the inputs and outputs that its manifest promises."""
-        inputs = {node.name: (node.type, node.shape[1:]) for node in session.get_inputs()}
-        kind = "uint8" if manifest.embedded_preprocess else "float"
-        shape = manifest.image_shape
-        found, sides = inputs.get("image", ("", []))
-        fits = len(sides) == len(shape) and all(
-            wanted in (None, side) for wanted, side in zip(shape, sides, strict=True)
-        )
-        if found != f"tensor({kind})" or not fits or "target" not in inputs:
-            promised = ", ".join("any" if side is None else str(side) for side in shape)
-            raise ModelFileError(
-                f"{self._path} does not match its manifest: it should take 'image' {kind} "
-                f"[N, {promised}] and 'target' int64 [N, k], but takes {inputs}"
+        inputs = {
+            node.name: (
+                _ELEMENTS.get(node.type, node.type),
+                [side if isinstance(side, int) else None for side in node.shape],
             )
-        missing = set(manifest.output_shapes) - {node.name for node in session.get_outputs()}
-        if missing:
-            raise ModelFileError(
-                f"{self._path} does not match its manifest: no output {sorted(missing)}"
-            )
+            for node in session.get_inputs()
+        }
+        outputs = [node.name for node in session.get_outputs()]
+        check_interface(self._path, self._manifest, inputs, outputs, parts)
+        return session
 
     def run(self, feeds: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """See ``engine.Engine.run``."""
-        session = self._session(self._sweeps and not set(_SWEPT).isdisjoint(outputs))
+        check_feeds(feeds, self._manifest)
+        session = self._session(parts_needed(outputs, self._manifest))
         try:
             values = session.run(list(outputs), dict(feeds))
         except Exception as error:
             raise EngineError(f"ONNX Runtime failed: {error}") from error
         return dict(zip(outputs, values, strict=True))
+
+
+_ELEMENTS = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}

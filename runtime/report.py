@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from .console import escape
+from .engine import Candidate
 from .manifest import Manifest
 from .selftest import Agreement
 
@@ -46,6 +47,16 @@ def _facts(path: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "precision", f"{manifest.precision}, opset {manifest.opset}"
     yield "file", f"{path.stat().st_size / 1e6:.1f} MB, {manifest.digest}"
     yield "made with", ", ".join(f"{tool} {number}" for tool, number in manifest.tools.items())
+
+
+def engines_table(found: Sequence[Candidate]) -> Table:
+    """Engines considered for a file, the first usable one being what ``auto`` takes."""
+    table = Table("engine here", "auto", "why")
+    chosen = next((each.name for each in found if each.usable), None)
+    for each in found:
+        said = "[green]chosen[/green]" if each.name == chosen else "usable" if each.usable else "no"
+        table.add_row(each.name, said, escape(each.why))
+    return table
 
 
 def input_line(manifest: Manifest) -> str:
@@ -115,7 +126,7 @@ def agreements_table(agreements: Sequence[Agreement], method: str) -> Table:
     for agreement in agreements:
         table.add_row(
             str(agreement.pattern),
-            "yes" if agreement.same_class else "[red]no[/red]",
+            "yes" if agreement.lead < 1e-5 else f"another leads by {agreement.lead:.1e}",
             f"{agreement.probability:.1e}",
             f"{agreement.map:.1e}",
         )

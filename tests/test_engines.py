@@ -1,0 +1,242 @@
+"""Engines behind one face: the same answers, chosen for a reason, each part compiled by itself."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import whycam
+from whycam.runtime import engine as engines
+from whycam.runtime.cam import METHODS
+from whycam.runtime.engine import EngineSettings, candidates
+from whycam.runtime.errors import EngineError, MissingExtraError, ModelFileError, WhyCamError
+from whycam.runtime.onnxfile import read_manifest
+from whycam.runtime.tft import Tft
+
+FAST = [m for m in METHODS if m != "scorecam"]
+
+
+@pytest.fixture(scope="module")
+def openvino(lite0_onnx: Path) -> whycam.Explainer:
+    return whycam.load(lite0_onnx, "openvino", threads=2)
+
+
+@pytest.fixture(scope="module")
+def onnxruntime(lite0_onnx: Path) -> whycam.Explainer:
+    return whycam.load(lite0_onnx, "onnxruntime", threads=2)
+
+
+def same(ours: list[whycam.Explanation], theirs: list[whycam.Explanation], apart: float) -> None:
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.index == b.index
+        assert abs(a.probability - b.probability) < apart
+        np.testing.assert_allclose(a.original_map, b.original_map, atol=10 * apart)
+
+
+@pytest.mark.parametrize("method", FAST)
+def test_engines_agree_on_maps_and_thresholds(openvino, onnxruntime, photographs, method):
+    ours, theirs = (
+        e.explain(photographs, method=method, tft=True) for e in (openvino, onnxruntime)
+    )
+    same(ours, theirs, 1e-5)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a.rpi, b.rpi, atol=1e-3)
+        assert a.threshold == b.threshold
+
+
+def test_bf16_is_close_and_only_when_asked_for(openvino, lite0_onnx, photographs):
+    able = openvino.engine._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if "BF16" not in able:
+        with pytest.raises(EngineError, match="no bf16"):
+            whycam.load(lite0_onnx, precision="bf16")
+        return
+    reduced = whycam.load(lite0_onnx, precision="bf16")
+    assert reduced.engine.name == "openvino"
+    assert "bf16" in reduced.engine.description
+    assert "bf16" in reduced.engine.reason
+    a, b = openvino.explain(photographs), reduced.explain(photographs)
+    same(a, b, 0.02)
+    assert max(abs(x.probability - y.probability) for x, y in zip(a, b, strict=True)) > 1e-5
+    for x, y in zip(a, b, strict=True):
+        assert np.corrcoef(x.map.ravel(), y.map.ravel())[0, 1] > 0.99
+
+
+def test_any_batch_and_any_number_of_classes(openvino, onnxruntime, photographs):
+    """More shapes than are compiled one by one, batches that are filled up, and back again."""
+    for count in (1, 2, 3, 4, 5, 7, 8, 12, 1):
+        pictures = (photographs * 3)[:count]
+        same(openvino.explain(pictures), onnxruntime.explain(pictures), 1e-5)
+    for classes in ([-1, -2], [-1, -2, -3], [7], [-5, 0, 1, 2]):
+        same(
+            openvino.explain(photographs[0], targets=classes),
+            onnxruntime.explain(photographs[0], targets=classes),
+            1e-5,
+        )
+    assert all(len(part._compiled) <= 4 for part in openvino.engine._parts.values())
+
+
+def test_each_row_of_a_filled_batch_is_its_own(openvino):
+    """Nine images in a network compiled for ten."""
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((10, 3, 224, 224)).astype(np.float32)
+    ten, nine = openvino.probabilities(images), openvino.probabilities(images[1:])
+    assert nine.shape == (9, 1000)
+    np.testing.assert_allclose(nine, ten[1:], atol=1e-6)
+
+
+def test_throughput_divides_batches_and_answers_the_same(lite0_onnx, onnxruntime, photographs):
+    divided = whycam.load(lite0_onnx, "openvino", threads=2, hint="throughput")
+    same(divided.explain(photographs * 2), onnxruntime.explain(photographs * 2), 1e-5)
+    assert divided.engine._part(frozenset({"gradient"})).streams == 2
+
+
+def test_results_stay_when_the_engine_runs_again(openvino, photographs):
+    first = openvino.explain(photographs[0])
+    before = first.map.copy()
+    openvino.explain(photographs[1])
+    np.testing.assert_array_equal(first.map, before)
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_threads_share_an_engine(request, name, photographs):
+    explainer = request.getfixturevalue(name)
+    expected = [e.probability for e in explainer.explain(photographs)]
+    found: dict[int, list[float]] = {}
+
+    def work(index: int) -> None:
+        found[index] = [explainer.explain(p, tft=True).probability for p in photographs]
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert len(found) == 4
+    for each in found.values():
+        np.testing.assert_allclose(each, expected, atol=1e-5)
+
+
+def test_classification_alone_runs_no_gradient(lite0_onnx, chelsea):
+    explainer = whycam.load(lite0_onnx, "openvino")
+    explainer.classify(chelsea)
+    plain = explainer.engine._parts[frozenset()]
+    (compiled,) = plain._compiled.values()
+    names = {name for port in compiled._model.outputs for name in port.get_names()}
+    assert "probabilities" in names
+    assert "gradients" not in names
+
+
+def test_thresholds_in_the_graph_agree_between_engines(tmp_path, photographs):
+    from networks import linear
+
+    from whycam.export import Overrides, to_onnx
+
+    path = tmp_path / "tft.onnx"
+    soft = Tft(mask="soft", thresholds="rank")
+    small = Overrides(image_size=(32, 32))
+    to_onnx(linear().eval(), path, outputs=["tft", "raw"], tft=soft, overrides=small)
+    a, b = (whycam.load(path, name) for name in ("openvino", "onnxruntime"))
+    same(a.explain(photographs, tft=True), b.explain(photographs, tft=True), 1e-5)
+    for x, y in zip(
+        a.explain(photographs, tft=True), b.explain(photographs, tft=True), strict=True
+    ):
+        assert x.threshold == y.threshold
+
+
+def test_pictures_of_any_size_in_a_graph_that_takes_pixels(pixels_onnx, photographs):
+    """More picture sizes than are compiled one by one."""
+    a, b = (whycam.load(pixels_onnx, name) for name in ("openvino", "onnxruntime"))
+    rng = np.random.default_rng(0)
+    sizes = [(200, 300), (301, 240), (250, 250), (333, 222), (225, 400)]
+    pictures = [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+    same(a.explain(pictures), b.explain(pictures), 1e-4)
+
+
+# Which engine, and why.
+
+
+def absent(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, None)
+    real = engines.find_spec
+    monkeypatch.setattr(engines, "find_spec", lambda name: None if name in names else real(name))
+
+
+def test_auto_takes_the_first_that_is_installed(lite0_onnx, monkeypatch):
+    assert whycam.load(lite0_onnx).engine.name == "openvino"
+    absent(monkeypatch, "openvino")
+    found = whycam.load(lite0_onnx).engine
+    assert found.name == "onnxruntime"
+    assert "can be used here" in found.reason
+    refused = candidates(read_manifest(lite0_onnx), EngineSettings())[0]
+    assert not refused.usable
+    assert 'pip install "whycam[openvino]"' in refused.why
+
+
+def test_no_engine_at_all_says_what_to_install(lite0_onnx, monkeypatch):
+    absent(monkeypatch, "openvino", "onnxruntime")
+    with pytest.raises(EngineError, match=r'openvino: not installed: pip install "whycam\[openv'):
+        whycam.load(lite0_onnx)
+
+
+def test_bf16_without_openvino_is_refused_and_not_replaced(lite0_onnx, monkeypatch):
+    absent(monkeypatch, "openvino")
+    with pytest.raises(EngineError, match="onnxruntime: cannot compute in bf16"):
+        whycam.load(lite0_onnx, precision="bf16")
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_missing_engine_names_its_extra(lite0_onnx, monkeypatch, name):
+    absent(monkeypatch, name)
+    extra = engines.ENGINES[name].extra
+    with pytest.raises(MissingExtraError, match=rf'pip install "whycam\[{extra}\]"'):
+        whycam.load(lite0_onnx, name)
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ({"engine": "tensorflow"}, "there is no engine 'tensorflow'"),
+        ({"precision": "fp8"}, "precision must be fp32 or bf16"),
+        ({"precision": "int8"}, "whycam calibrate int8"),
+        ({"hint": "fast"}, "hint must be latency or throughput"),
+        ({"threads": 0}, "threads must be 1 or more"),
+        ({"engine": "onnxruntime", "precision": "bf16"}, "cannot compute in bf16; openvino can"),
+        ({"cache": "/proc/nothing"}, "cannot write to /proc/nothing"),
+    ],
+    ids=lambda v: str(v),
+)
+def test_wishes_that_cannot_be_met(lite0_onnx, wish, message):
+    with pytest.raises(WhyCamError, match=message):
+        whycam.load(lite0_onnx, **wish)
+
+
+def test_engine_that_cannot_load_a_file_is_passed_over_and_said(lite0_onnx, monkeypatch):
+    def refuse(*_: object) -> engines.Engine:
+        raise ModelFileError("an operator it does not know")
+
+    backend = engines.ENGINES["openvino"]
+    broken = engines.Backend(backend.package, backend.extra, backend.precisions, refuse)
+    monkeypatch.setitem(engines.ENGINES, "openvino", broken)
+    found = whycam.load(lite0_onnx).engine
+    assert found.name == "onnxruntime"
+    assert "an operator it does not know" in found.reason
+
+
+def test_compiled_models_are_kept_in_a_cache(lite0_onnx, chelsea, tmp_path):
+    first = whycam.load(lite0_onnx, "openvino", cache=tmp_path / "cache").explain(chelsea)
+    assert list((tmp_path / "cache").glob("*.blob"))
+    again = whycam.load(lite0_onnx, "openvino", cache=tmp_path / "cache")
+    (compiled,) = again.engine._part(frozenset({"gradient"}))._compiled.values()
+    assert compiled._model.get_property("LOADED_FROM_CACHE")
+    np.testing.assert_array_equal(again.explain(chelsea).map, first.map)
+
+
+def test_wrong_shapes_are_an_error_of_the_engine(openvino):
+    feeds = {"image": np.zeros((1, 3, 10, 10), np.float32), "target": np.zeros((1, 1), np.int64)}
+    with pytest.raises(EngineError, match=r"must be float32 \[any, 3, 224, 224\], not"):
+        openvino.engine.run(feeds, ["probabilities"])
