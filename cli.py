@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -18,13 +18,17 @@ from . import __version__
 from .runtime import options
 from .runtime.cam import METHODS
 from .runtime.console import err, out, print_error, print_json, progress
-from .runtime.errors import RequestError, WhyCamError
+from .runtime.engine import ENGINES
+from .runtime.errors import MissingExtraError, RequestError, WhyCamError
 from .runtime.options import Cache, Engine, Json, Precision, Threads, Weights
 from .train.commands import app as train_app
 
 if TYPE_CHECKING:
+    from .runtime.bench import PeerRuns
+    from .runtime.bench_plan import Configuration
     from .runtime.explanation import Explanation
     from .runtime.manifest import Manifest
+    from .runtime.sweep import Floats
     from .runtime.tft import Tft
 
 app = typer.Typer(
@@ -394,6 +398,110 @@ def _builtins(document: Any) -> dict[str, Any]:
 
     found: dict[str, Any] = msgspec.to_builtins(document)
     return found
+
+
+@app.command(
+    epilog="Example: whycam bench resnet50.onnx --precisions fp32,bf16 --batches 1,8 -o bench/"
+)
+def bench(
+    models: Annotated[
+        list[Path], typer.Argument(metavar="MODEL...", help="Files made by whycam export.")
+    ],
+    engines: Annotated[
+        str | None,
+        typer.Option(help=f"Of: {', '.join(sorted(ENGINES))} [default: those installed]."),
+    ] = None,
+    precisions: Annotated[str, typer.Option(help="Of: fp32, bf16.")] = "fp32",
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Of: {', '.join(METHODS)} [default: what the graph finishes itself, or gradcam]."
+        ),
+    ] = None,
+    tft: Annotated[str, typer.Option("--tft", help="Without TFT, with it: off, on.")] = "off,on",
+    batches: Annotated[str, typer.Option(help="Pictures explained at once, as 1,8.")] = "1",
+    threads: Annotated[
+        str | None, typer.Option(help="For one run, as 1,2 [default: every core].")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="How often each is timed, in turn.")] = 20,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="Other tools to run on the same PyTorch network: pytorch-grad-cam, torchcam."
+        ),
+    ] = None,
+    torch_model: Annotated[
+        str | None,
+        typer.Option(
+            help="With --against: that network, as for whycam export [default: as in the file]."
+        ),
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="The picture [default: one that is generated].")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for bench.json and bench.png.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure how long explanations take here, beside plain classification and other tools.
+
+    Lists have commas. Every combination is timed once a round, in turn.
+    """
+    from .runtime.bench import measure, steps
+    from .runtime.bench_plan import plan
+    from .runtime.bench_report import document, machine, report, write_bench
+    from .runtime.files import writable
+
+    planned = plan(
+        [str(model) for model in models],
+        options.names(engines) if engines is not None else None,
+        options.names(precisions),
+        options.names(methods) if methods is not None else None,
+        options.switches("--tft", tft),
+        options.counts("--batches", batches),
+        options.counts("--threads", threads) if threads is not None else None,
+    )
+    peers = None
+    if against is not None:
+        peers = _peers(options.names(against), models, torch_model)
+    if output is not None:
+        writable(output)  # known before the hours it may take
+    with progress("benchmarking", None, as_json) as advance:
+        advance.total(steps(planned, rounds))
+        found = measure(planned, None if image is None else str(image), rounds, peers, advance)
+    about = machine()
+    written = [] if output is None else write_bench(found, about, output)
+    if as_json:
+        print_json({**document(found, about), "written": [str(path) for path in written]})
+        return
+    for part in report(found, about):
+        out.print(part, soft_wrap=isinstance(part, str))
+    if output is not None:
+        out.print(f"written to {output}/: {', '.join(p.name for p in written)}", soft_wrap=True)
+
+
+def _peers(names: list[str], models: Sequence[Path], torch_model: str | None) -> PeerRuns:
+    """Other tools on the networks of files, all found before anything is measured."""
+    from .runtime.bench import PEERS
+    from .runtime.onnxfile import read_manifest
+
+    for name in names:
+        options.one_of("--against", name, list(PEERS))
+    try:
+        from .export.peers import check_installed, network, peers
+    except MissingExtraError as error:
+        raise MissingExtraError("torch", "export", "comparing with other tools") from error
+
+    check_installed(names)
+    manifests = {str(model): read_manifest(model) for model in models}
+    networks = {model: network(own, torch_model) for model, own in manifests.items()}
+
+    def runs_for(what: Configuration, image: Floats) -> dict[str, Callable[[], Any]]:
+        layer = manifests[what.model].target_layer
+        return peers(networks[what.model], layer, image, names, what.threads)
+
+    return runs_for
 
 
 @app.command(epilog="Example: whycam info resnet50.onnx")

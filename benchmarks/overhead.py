@@ -13,7 +13,6 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,8 +32,10 @@ from timing import (
 
 import whycam
 from whycam.export import to_onnx
-from whycam.export.layer import capture, find_layer, split
+from whycam.export.peers import peers
 from whycam.runtime import cam
+from whycam.runtime.bench import PEERS
+from whycam.runtime.errors import RequestError
 from whycam.runtime.threads import one_blas_thread
 
 EXPLAIN = "whycam gradcam"
@@ -61,41 +62,13 @@ def ours(path: Path, image: np.ndarray, method: str, threads: int) -> Contenders
     }
 
 
-def peers(model: torch.nn.Module, image: np.ndarray) -> Contenders:
-    """Grad-CAM by the other tools, at the layer that whycam chooses; those that are installed."""
-    captured = capture(model, (224, 224))
-    chosen = split(captured, find_layer(captured))
-    x = torch.from_numpy(image)
-    found: Contenders = {"torch eager, classification": lambda: _no_grad(model, x)}
-    layer = dict(model.named_modules()).get(chosen.layer.name)
-    if layer is None:
-        console.print(f"no module is called {chosen.layer.name}: peers are left out")
-        return found
+def peer(name: str, model: torch.nn.Module, layer: str, image: np.ndarray) -> Contenders:
+    """Another tool's Grad-CAM and torch's classification; nothing if it is not installed."""
     try:
-        from pytorch_grad_cam import GradCAM
-
-        theirs = GradCAM(model=model, target_layers=[layer])
-        found["pytorch-grad-cam gradcam"] = lambda: theirs(input_tensor=x, targets=None)
-    except ImportError:
-        console.print("pytorch-grad-cam is not installed: left out")
-    try:
-        from torchcam.methods import GradCAM as TorchGradCAM
-
-        extractor = TorchGradCAM(model, target_layer=layer)
-
-        def torchcam_map() -> Any:
-            scores = model(x.clone().requires_grad_(True))
-            return extractor(scores.argmax(dim=-1).tolist(), scores)
-
-        found["torchcam gradcam"] = torchcam_map
-    except ImportError:
-        console.print("torchcam is not installed: left out")
-    return found
-
-
-def _no_grad(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return model(x)
+        return peers(model, layer, image, [name])
+    except RequestError as error:
+        console.print(f"left out: {error}")
+        return {}
 
 
 def measure(name: str, rounds: int, threads: int, folder: Path) -> list[dict[str, list[float]]]:
@@ -111,9 +84,11 @@ def measure(name: str, rounds: int, threads: int, folder: Path) -> list[dict[str
     engines: Contenders = {PLAIN: lambda: base.run(None, given)}
     for method in ("gradcam", "ablation"):
         path = folder / f"{name}.{method}.onnx"
-        to_onnx(model, path, methods=[method])
+        made = to_onnx(model, path, methods=[method])
         engines |= ours(path, image, method, threads)
-    beside_torch = {PLAIN: engines[PLAIN], EXPLAIN: engines[EXPLAIN], **peers(model, image)}
+    beside_torch = {PLAIN: engines[PLAIN], EXPLAIN: engines[EXPLAIN]}
+    for tool in PEERS:
+        beside_torch |= peer(tool, model, made.manifest.target_layer, image)
     return [interleaved(engines, rounds), interleaved(beside_torch, rounds)]
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable
-from datetime import datetime, timezone
-from importlib.metadata import distributions
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +13,12 @@ import onnxruntime
 import torch
 import torchvision
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
+
+from whycam.runtime.bench import in_turn
+from whycam.runtime.bench_report import machine
+from whycam.runtime.bench_stages import seconds_of
+from whycam.runtime.console import progress
 
 ROOT = Path(__file__).parent.parent
 MODELS = ("resnet50", "vgg16", "mobilenet_v3_large", "lite0")
@@ -62,20 +63,10 @@ def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
 
 def interleaved(contenders: Contenders, rounds: int, warm_up: int = 5) -> dict[str, list[float]]:
     """Seconds of each contender in each round."""
-    for run in contenders.values():
-        for _ in range(warm_up):
-            run()
-    samples: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in track(range(rounds), description="rounds", console=console, transient=True):
-        for name, run in contenders.items():
-            # The threads of the contender before may still spin, and the caches be its own: let
-            # both settle, so that each is timed as in a loop of its own.
-            time.sleep(0.02)
-            run()
-            begin = time.perf_counter()
-            run()
-            samples[name].append(time.perf_counter() - begin)
-    return samples
+    timed = {name: partial(seconds_of, run) for name, run in contenders.items()}
+    with progress("rounds", rounds, quiet=False) as advance:
+        advance.total(rounds)
+        return in_turn(timed, rounds, warm_up, advance)
 
 
 def report(results: dict[str, list[dict[str, list[float]]]], beside: str) -> Table:
@@ -100,17 +91,4 @@ def report(results: dict[str, list[dict[str, list[float]]]], beside: str) -> Tab
 
 def environment(threads: int) -> dict[str, Any]:
     """Where and with what a benchmark ran."""
-    processor = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next((x.split(":")[1].strip() for x in lines if "model name" in x), processor)
-    wanted = {"whycam", "onnxruntime", "torch", "torchvision", "grad-cam", "torchcam", "openvino"}
-    versions = {
-        package.name: package.version for package in distributions() if package.name in wanted
-    }
-    return {
-        "processor": processor,
-        "threads": threads,
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "versions": versions,
-    }
+    return {**machine(), "threads": threads}

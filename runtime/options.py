@@ -67,6 +67,22 @@ def names(text: str) -> list[str]:
     return text.replace(" ", "").split(",")
 
 
+def counts(option: str, text: str) -> list[int]:
+    """Numbers from 1 on, with commas between them."""
+    try:
+        found = [int(part) for part in names(text)]
+    except ValueError:
+        found = []
+    if not found or min(found) < 1:
+        raise RequestError(f"{option} must be numbers from 1 on with commas, not '{text}'")
+    return found
+
+
+def switches(option: str, text: str) -> list[bool]:
+    """``off``, ``on``, or both with a comma between them."""
+    return [one_of(option, each, ("off", "on")) == "on" for each in names(text)]
+
+
 def target(text: str | None) -> int | str | None:
     """A class: index or rank, or a label."""
     if text is None:

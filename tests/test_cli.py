@@ -14,7 +14,16 @@ import pytest
 
 from whycam.cli import main
 
-VERBS = ("export", "explain", "evaluate", "info", "verify", "train classifier", "train aft")
+VERBS = (
+    "export",
+    "explain",
+    "evaluate",
+    "info",
+    "bench",
+    "verify",
+    "train classifier",
+    "train aft",
+)
 
 
 class Result:
