@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from . import __version__
+from .calibrate.commands import app as calibrate_app
 from .runtime import options
 from .runtime.cam import METHODS
 from .runtime.console import err, out, print_error, print_json, progress
 from .runtime.engine import ENGINES
 from .runtime.errors import MissingExtraError, RequestError, WhyCamError
-from .runtime.options import Cache, Engine, Json, Precision, Threads, Weights
+from .runtime.options import Cache, Engine, Json, Precision, SweepIn, Threads, Weights
 from .train.commands import app as train_app
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ app = typer.Typer(
 
 
 app.add_typer(train_app)
+app.add_typer(calibrate_app)
 
 
 @app.callback(invoke_without_command=True)
@@ -129,6 +131,20 @@ def export(
     thresholds: Annotated[
         str | None, typer.Option(help="The file's TFT: value or rank [default: value].")
     ] = None,
+    forwards: Annotated[
+        int | None,
+        typer.Option(
+            help="With the output tft: try so few thresholds, chosen one after the other by what "
+            "--search holds [default: all of them]."
+        ),
+    ] = None,
+    search: Annotated[
+        Path | None,
+        typer.Option(
+            help="What whycam calibrate thresholds learnt: its thresholds.json, or the ONNX file "
+            "that it stored it in."
+        ),
+    ] = None,
     embed_preprocess: Annotated[
         bool,
         typer.Option(
@@ -151,6 +167,7 @@ def export(
     from .export import Overrides, layers, to_onnx
     from .export.report import export_document, export_lines, layers_document, layers_table
     from .export.triton import model_path, repository_name, write_repository
+    from .runtime.priors import read_priors
     from .runtime.tft import Tft
 
     overrides = Overrides(
@@ -181,6 +198,9 @@ def export(
         return
     if output is None and triton is None:
         raise RequestError("say where to write the file: -o FILE.onnx")
+    if forwards is not None and search is None:
+        raise RequestError("--forwards needs what was learnt of thresholds: --search FILE")
+    priors = () if search is None else read_priors(search)
     target = output or model_path(triton or "", repository_name(model))
     with progress("starting", _EXPORT_STEPS, as_json) as advance:
         made = to_onnx(
@@ -195,7 +215,8 @@ def export(
             score=options.one_of("--score", score, ("logit", "prob")),  # type: ignore[arg-type]
             outputs=options.names(outputs),
             map_method=map_method,
-            tft=options.reading(mask, thresholds, Tft()),
+            tft=options.reading(mask, thresholds, Tft(), forwards),
+            priors=priors,
             embed_preprocess=embed_preprocess,
             picture_size=options.size("--picture-size", picture_size),
             opset=opset,
@@ -241,6 +262,13 @@ def explain(
     thresholds: Annotated[
         str | None, typer.Option(help="TFT: value or rank [default: the file's].")
     ] = None,
+    forwards: Annotated[
+        int | None,
+        typer.Option(
+            help="TFT: try so few thresholds; needs whycam calibrate thresholds [default: the "
+            "file's, or all]."
+        ),
+    ] = None,
     naive: Annotated[
         bool, typer.Option("--naive", help="Mute the share that the method's users mute by habit.")
     ] = False,
@@ -252,6 +280,7 @@ def explain(
     ] = False,
     engine: Engine = "auto",
     precision: Precision = "fp32",
+    sweep_in: SweepIn = None,
     threads: Threads = None,
     cache: Cache = None,
     as_json: Json = False,
@@ -262,8 +291,17 @@ def explain(
 
     if output is None and (figure or save_maps):
         raise RequestError("--figure and --save-maps need a folder to write to: -o DIR")
-    explainer = load(model, engine, threads, precision=precision, cache=cache)  # type: ignore[arg-type]
-    wanted = _thresholding(explainer.manifest, tft, naive, mask, thresholds)
+    if sweep_in is not None and not tft:
+        raise RequestError("--sweep-in is a setting of --tft: add it")
+    explainer = load(
+        model,
+        engine,
+        threads,
+        precision=precision,  # type: ignore[arg-type]
+        cache=cache,
+        sweep_in=sweep_in,
+    )
+    wanted = _thresholding(explainer.manifest, tft, naive, mask, thresholds, forwards)
     chosen = (
         options.names(method)
         if method is not None
@@ -594,17 +632,22 @@ def _write(found: Explanation, folder: Path, name: str, figure: bool, save_maps:
 
 
 def _thresholding(
-    manifest: Manifest, use_tft: bool, naive: bool, mask: str | None, thresholds: str | None
+    manifest: Manifest,
+    use_tft: bool,
+    naive: bool,
+    mask: str | None,
+    thresholds: str | None,
+    forwards: int | None,
 ) -> Tft | Literal["naive"] | None:
     if naive and use_tft:
         raise RequestError("--naive and --tft exclude each other")
-    if (mask or thresholds) and not use_tft:
-        raise RequestError("--mask and --thresholds are settings of --tft: add it")
+    if (mask or thresholds or forwards is not None) and not use_tft:
+        raise RequestError("--mask, --thresholds and --forwards are settings of --tft: add it")
     if naive:
         return "naive"
     if not use_tft:
         return None
-    return options.reading(mask, thresholds, manifest.tft)
+    return options.reading(mask, thresholds, manifest.tft, forwards)
 
 
 _INTERRUPTED = 130  # what shells expect after SIGINT

@@ -20,6 +20,7 @@ from ..runtime.cam import Method
 from ..runtime.errors import DataError, ImageError, RequestError
 from ..runtime.explainer import Explainer
 from ..runtime.images import read_picture
+from ..runtime.manifest import Manifest
 from ..runtime.preprocess import Placement, to_picture
 from ..runtime.sweep import Choice, Request, masked_image, sweep
 from ..runtime.tft import Tft
@@ -92,13 +93,14 @@ def evaluate(
         OutputError: the folder cannot be written.
     """
     manifest = explainer.manifest
-    if manifest.embedded_preprocess or "raw" not in manifest.outputs:
+    check_measurable(manifest)
+    if tft is not None and tft.forwards is not None:
         raise RequestError(
-            "evaluating needs masked images and maps of several methods: export the model with "
-            "--outputs raw and without --embed-preprocess"
+            "evaluating tries every threshold: leave forwards out. What a search keeps is measured "
+            "by whycam calibrate thresholds"
         )
     settings = Settings(
-        methods=_methods(methods, manifest.methods),
+        methods=chosen_methods(methods, manifest.methods),
         variants=_variants(variants),
         tft=tft or Settings(methods=()).tft,
         explained=explained,
@@ -128,7 +130,27 @@ def evaluate(
 PAPER: tuple[Method, ...] = ("gradcam", "gradcam++", "ablation", "layercam")
 
 
-def _methods(wanted: Sequence[Method] | None, supported: Sequence[Method]) -> tuple[Method, ...]:
+def check_measurable(manifest: Manifest) -> None:
+    """A file must take masked images and give maps of any method.
+
+    Raises:
+        RequestError: it does not.
+    """
+    if manifest.embedded_preprocess or "raw" not in manifest.outputs:
+        raise RequestError(
+            "this needs masked images and maps of several methods: export the model with "
+            "--outputs raw and without --embed-preprocess"
+        )
+
+
+def chosen_methods(
+    wanted: Sequence[Method] | None, supported: Sequence[Method]
+) -> tuple[Method, ...]:
+    """The methods wanted, by default the paper's, as far as a file supports them.
+
+    Raises:
+        RequestError: one that it does not support, none at all, or Score-CAM.
+    """
     if wanted is None:
         return tuple(method for method in PAPER if method in supported)
     absent = [method for method in wanted if method not in supported]
@@ -138,7 +160,7 @@ def _methods(wanted: Sequence[Method] | None, supported: Sequence[Method]) -> tu
             f"{', '.join(supported)} (see whycam export --methods)"
         )
     if "scorecam" in wanted:
-        raise RequestError("scorecam is not evaluated: it takes one forward pass a channel")
+        raise RequestError("scorecam is left out here: it takes one forward pass a channel")
     return tuple(dict.fromkeys(wanted))
 
 

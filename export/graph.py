@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import torch
 
 from ..runtime.cam import Method, Score, ablation_weights, finish, raw_map
+from ..runtime.search import Prior, begin, features, logit, next_step, observe
 from ..runtime.tft import (
     Tft,
     best,
     cut_values,
     mask_of,
+    rank_positions,
     relative_probability_increase,
     threshold_map,
 )
@@ -26,12 +28,14 @@ class ExplainingGraph(torch.nn.Module):
 
     The image is float32 [N, 3, H, W], normalised, or uint8 [N, h, w, 3] with ``resample``. The
     trunk runs once an image, and once more for all masked images together if there is a
-    ``tft``. The head runs on one copy of A per explained class, so that the recorded gradient
-    needs no batching rules of its own; for one class there is no copy.
+    ``tft``, or for each forward of its search. The head runs on one copy of A per explained class,
+    so that the recorded gradient needs no batching rules of its own; for one class there is no
+    copy.
 
     Attributes:
         method: whose finished map is an output; None for none.
         tft: how maps are thresholded in the graph; None if they are not.
+        prior: what the search starts from, if ``tft`` has ``forwards``.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class ExplainingGraph(torch.nn.Module):
         method: Method | None = None,
         tft: Tft | None = None,
         resample: Resample | None = None,
+        prior: Prior | None = None,
     ) -> None:
         super().__init__()
         self.split = split
@@ -58,6 +63,7 @@ class ExplainingGraph(torch.nn.Module):
         self.method = method
         self.tft = tft
         self.resample = resample
+        self.prior = prior
 
     @property
     def output_names(self) -> list[str]:
@@ -102,7 +108,11 @@ class ExplainingGraph(torch.nn.Module):
             maps = finish(raw_map(self.method, activations, gradients, own_weights), self.size)
             outputs.append(maps)
             if self.tft is not None:
-                outputs += self._sweep(image, maps, probabilities, targets, self.tft)
+                own = torch.gather(probabilities, 1, targets)
+                if self.prior is None:
+                    outputs += self._sweep(image, maps, own, targets, self.tft)
+                else:
+                    outputs += self._search(image, maps, own, targets, self.tft, self.prior)
         if self.resample is not None:
             outputs.append(image)
         return tuple(outputs)
@@ -111,7 +121,7 @@ class ExplainingGraph(torch.nn.Module):
         self,
         image: torch.Tensor,
         maps: torch.Tensor,
-        probabilities: torch.Tensor,
+        own: torch.Tensor,
         targets: torch.Tensor,
         tft: Tft,
     ) -> list[torch.Tensor]:
@@ -125,20 +135,64 @@ class ExplainingGraph(torch.nn.Module):
         every = torch.softmax(logits, dim=-1).reshape(n, k, steps, -1)
         classes = targets[:, :, None, None].expand(n, k, steps, 1)
         found = torch.gather(every, 3, classes)[..., 0]
-        own = torch.gather(probabilities, 1, targets)
         rpi = relative_probability_increase(found, own)
         threshold, cut = best(rpi, cuts, tft.taus)
         return [threshold_map(maps, cut), threshold, rpi, found]
 
+    def _search(
+        self,
+        image: torch.Tensor,
+        maps: torch.Tensor,
+        own: torch.Tensor,
+        targets: torch.Tensor,
+        tft: Tft,
+        prior: Prior,
+    ) -> list[torch.Tensor]:
+        """The same of the thresholds that a search tries, one after the other; NaN elsewhere."""
+        n, k = targets.shape
+        steps = len(tft.taus)
+        belief = begin(prior, features(maps, own))
+        found, cuts = 0.0 * belief.mean, 0.0 * belief.mean
+        for _ in range(min(tft.forwards or steps, steps)):
+            step = next_step(belief)  # one-hot [N, k, T]
+            cut = _cut_of(maps, step, tft)
+            mask = mask_of(threshold_map(maps, cut), tft.mask)
+            masked = mask[:, :, None] * image[:, None]  # [N, k, 3, H, W]
+            logits = self.split.head(self.trunk(masked.reshape(-1, 3, *self.size)))
+            every = torch.softmax(logits, dim=-1).reshape(n, k, -1)
+            seen = torch.gather(every, 2, targets[..., None])[..., 0]
+            found, cuts = found + step * seen[..., None], cuts + step * cut[..., None]
+            belief = observe(belief, step, logit(seen) - logit(own))
+        tried = belief.tried
+        rpi = torch.where(tried, relative_probability_increase(found, own), -1.0)
+        threshold, cut = best(rpi, cuts, tft.taus)
+        none = float("nan")
+        untried = [torch.where(tried, values, none) for values in (rpi, found)]
+        return [threshold_map(maps, cut), threshold, *untried]
+
+
+def _cut_of(maps: torch.Tensor, step: torch.Tensor, tft: Tft) -> torch.Tensor:
+    """Where one threshold of each map cuts it: maps [N, k, H, W], one-hot [N, k, T] to [N, k]."""
+    if tft.thresholds == "value":
+        return (step * torch.tensor(tft.taus, dtype=maps.dtype)).sum(-1)
+    pixels = maps.shape[-2] * maps.shape[-1]
+    positions = torch.tensor(rank_positions(tft.taus, pixels), dtype=maps.dtype)
+    wanted = (step * positions).sum(-1, keepdim=True)
+    return _order_statistics(maps.reshape(*maps.shape[:-2], pixels), wanted)[..., 0]
+
 
 def by_bisection(values: torch.Tensor, positions: Sequence[int]) -> torch.Tensor:
-    """As ``runtime.tft.by_sorting`` for values in [0, 1], without sorting.
+    """As ``runtime.tft.by_sorting`` for values in [0, 1], without sorting."""
+    return _order_statistics(values, torch.tensor(list(positions), dtype=values.dtype))
+
+
+def _order_statistics(values: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """The values at some positions in increasing order: [..., P], positions [..., T] to [..., T].
 
     TensorRT sorts at most 3840 numbers. Here counting does it: halve the interval in which the
     wanted value lies until neighbouring numbers are all that is left, then take the smallest
     value in it.
     """
-    wanted = torch.tensor(list(positions), dtype=values.dtype)
     low = torch.zeros_like(values[..., :1]) + 0.0 * wanted
     high = low + 2.0
     for _ in range(_HALVINGS):

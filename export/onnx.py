@@ -19,8 +19,9 @@ from ..runtime.cam import METHODS, Method, Score
 from ..runtime.engine import open_engine
 from ..runtime.errors import ExportError, MissingExtraError, RequestError, VerificationError
 from ..runtime.files import replacing
-from ..runtime.manifest import METADATA_KEY, OUTPUTS, Manifest, Outputs
-from ..runtime.onnxfile import digest, read_manifest
+from ..runtime.manifest import OUTPUTS, Manifest, Outputs
+from ..runtime.onnxfile import append_manifest, digest, read_manifest
+from ..runtime.search import Prior, prior_for
 from ..runtime.selftest import check
 from ..runtime.tft import Tft
 from .ablation import Head, take_apart
@@ -71,6 +72,7 @@ def to_onnx(
     outputs: Sequence[str] = ("raw",),
     map_method: str | None = None,
     tft: Tft | None = None,
+    priors: Sequence[Prior] = (),
     embed_preprocess: bool = False,
     picture_size: tuple[int, int] | None = None,
     opset: int = DEFAULT_OPSET,
@@ -97,7 +99,9 @@ def to_onnx(
             method), ``tft`` (that map thresholded by a sweep inside the graph); or several.
         map_method: whose map ``map`` and ``tft`` are; by default the first of ``methods``, or
             Grad-CAM.
-        tft: the reading of TFT that the file recommends; that of the sweep inside the graph.
+        tft: the reading of TFT that the file recommends; that of the sweep inside the graph. With
+            ``forwards`` that is a search, which needs ``priors`` and the output ``tft``.
+        priors: what was learnt of thresholds, see ``runtime.priors``; kept in the file.
         embed_preprocess: let the graph take uint8 pictures [N, h, w, 3] and resize, crop and
             normalise them itself.
         picture_size: (h, w) of these pictures, for which less work remains in each call; None: any.
@@ -118,6 +122,7 @@ def to_onnx(
     target = Path(path)
     groups = _groups(outputs)
     _check_picture_size(picture_size, embed_preprocess)
+    _check_search(tft, groups)
     _check_packages()
     with replacing(target) as temporary:  # first of all: an unwritable place should cost no wait
         step("loading the model")
@@ -136,10 +141,14 @@ def to_onnx(
         own = _map_method(map_method, methods, groups)
         chosen = _methods(methods, own, groups, head, score)
         _check_labels(source.labels, parts)
+        prior = _prior(priors, own, tft)
+        if tft is not None and prior is not None:
+            tft = msgspec.structs.replace(tft, taus=prior.taus)
         manifest = msgspec.structs.replace(
             _manifest(source, parts, head, chosen, score, tft, opset),
             outputs=groups,
             map_method=own,
+            priors=tuple(each for each in priors if each.method in chosen),
             embedded_preprocess=embed_preprocess,
             picture_size=picture_size,
         )
@@ -154,6 +163,7 @@ def to_onnx(
                 own,
                 manifest.tft if "tft" in groups else None,
                 Resample(source.preprocess, picture_size) if embed_preprocess else None,
+                prior,
             ).eval()
             step("writing ONNX")
             program = _translate(graph, manifest, opset)
@@ -169,7 +179,7 @@ def to_onnx(
         _declare_only(program, tuple(manifest.output_shapes))
         program.save(str(temporary))
         manifest = msgspec.structs.replace(manifest, references=expected, digest=digest(temporary))
-        _append_metadata(temporary, manifest)
+        append_manifest(temporary, manifest)
         _check_file(temporary)
         size = temporary.stat().st_size
     return Export(target, manifest, verification, size, time.perf_counter() - begin, source.notes)
@@ -221,6 +231,21 @@ def _check_picture_size(size: tuple[int, int] | None, embedded: bool) -> None:
 
 
 _LARGEST_SIDE = 2**15
+
+
+def _check_search(tft: Tft | None, groups: Sequence[Outputs]) -> None:
+    if tft is not None and tft.forwards is not None and "tft" not in groups:
+        raise RequestError(
+            f"forwards={tft.forwards} is a search inside the graph: add the output tft. Files "
+            "without it are searched by: whycam explain --tft --forwards"
+        )
+
+
+def _prior(priors: Sequence[Prior], method: Method | None, tft: Tft | None) -> Prior | None:
+    """What the search inside the graph starts from."""
+    if method is None or tft is None or tft.forwards is None:
+        return None
+    return prior_for(priors, method, tft)
 
 
 def _map_method(
@@ -409,12 +434,3 @@ def _manifest(
             **{name: version(name) for name in ("torch", "onnx", "onnxscript")},
         },
     )
-
-
-def _append_metadata(path: Path, manifest: Manifest) -> None:
-    """Add the manifest to a written file: protobuf messages merge when concatenated."""
-    import onnx
-
-    entry = onnx.StringStringEntryProto(key=METADATA_KEY, value=manifest.to_json())
-    with path.open("ab") as file:
-        file.write(onnx.ModelProto(metadata_props=[entry]).SerializeToString())

@@ -21,7 +21,7 @@ from .onnxfile import read_manifest
 from .preprocess import Placement, crop_resized, normalise, place
 from .route import Route, Thresholding, route
 from .scorecam import Progress, score_weights
-from .sweep import Choice, Floats, Request, choice_of, sweep
+from .sweep import Choice, Floats, Request, choice_of, drafted_sweep, sweep
 from .targets import per_picture
 from .tft import Tft
 from .threads import one_blas_thread
@@ -43,9 +43,17 @@ class Explainer:
         manifest: what the model file says of itself.
         engine: what runs it.
         batch: how many images at most go through the network at once.
+        draft: runs the same network in less precision: TFT tries every threshold there, and the
+            two best again here.
     """
 
-    def __init__(self, engine: Engine, manifest: Manifest, memory_mb: int = 256) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        manifest: Manifest,
+        memory_mb: int = 256,
+        draft: Explainer | None = None,
+    ) -> None:
         if memory_mb < 1:
             raise RequestError(f"memory_mb must be 1 or more, not {memory_mb}")
         self.engine = engine
@@ -53,6 +61,9 @@ class Explainer:
         per_image = max(1, manifest.image_bytes * _ENGINE_OVERHEAD)
         self._memory = memory_mb * 2**20
         self.batch = max(1, self._memory // per_image)
+        self.draft = draft
+        if draft is not None:
+            _check_draft(manifest, draft.manifest)
 
     def __repr__(self) -> str:
         return f"Explainer({self.manifest.model!r}, {self.engine.description})"
@@ -90,7 +101,7 @@ class Explainer:
             RequestError: a class, method or setting that does not exist.
             EngineError: the engine failed, or the network returned NaN.
         """
-        way = route(self.manifest, method, tft)
+        way = self._way(method, tft)
         if geometry not in ("input", "picture"):
             raise RequestError(f"geometry must be 'input' or 'picture', not {geometry!r}")
         sources, many = _listed(images)
@@ -100,6 +111,21 @@ class Explainer:
             part = wanted[len(results) : len(results) + len(pictures)]
             results.extend(self._explain_batch(pictures, part, way, geometry, progress))
         return results if many else results[0]
+
+    def _way(self, method: Method | None, tft: Thresholding) -> Route:
+        way = route(self.manifest, method, tft)
+        if self.draft is None or not isinstance(way.settings, Tft):
+            return way
+        if way.prior is not None:
+            raise RequestError(
+                f"forwards={way.settings.forwards} and sweep_in are two ways to save forwards: use "
+                "one of them"
+            )
+        # The graph's own sweep is not asked for: its thresholds are tried in the draft.
+        swept = ("rpi", "masked_probabilities")
+        return replace(
+            way, swept=False, outputs=tuple(name for name in way.outputs if name not in swept)
+        )
 
     def classify(self, images: Any) -> NDArray[np.float32]:
         """Class probabilities of one picture or many, float32 [N, C].
@@ -161,11 +187,13 @@ class Explainer:
 
         At most ``batch`` images go through the network at once.
         """
-        target = np.full((self.batch, 1), -1, np.int64)
-        rows = []
-        for part in _slices(len(images), self.batch):
-            feeds = {"image": images[part], "target": target[: len(images[part])]}
-            rows.append(self.engine.run(feeds, ["probabilities"])["probabilities"])
+        target = np.full((len(images), 1), -1, np.int64)
+        rows = [
+            self.engine.run({"image": images[part], "target": target[part]}, ["probabilities"])[
+                "probabilities"
+            ]
+            for part in _slices(len(images), self.batch)
+        ]
         return _finite(rows[0] if len(rows) == 1 else np.concatenate(rows))
 
     def _explain_batch(
@@ -232,8 +260,10 @@ class Explainer:
     ) -> dict[str, NDArray[Any]]:
         """What the graph returns, in as many runs as memory asks for."""
         n, k = target.shape
-        # A sweep inside the graph takes one forward pass for each threshold of each class.
-        steps = len(self.manifest.tft.taus)
+        # A sweep inside the graph takes one forward pass for each threshold of each class; a search
+        # there takes them one after the other.
+        settings = self.manifest.tft
+        steps = len(settings.taus) if settings.forwards is None else 1
         width = max(1, min(k, self.batch // steps)) if swept else k
         height = max(1, self.batch // (steps * width)) if swept else n
         columns = [
@@ -285,8 +315,12 @@ class Explainer:
             return [None] * len(requests)
         if settings == "naive":
             return [_naive(request, tft.NAIVE[way.method]) for request in requests]
+        if self.draft is not None:
+            return drafted_sweep(
+                self.probabilities, self.draft.probabilities, requests, settings, self.batch
+            )
         if not way.swept:
-            return sweep(self.probabilities, requests, settings, self.batch)
+            return sweep(self.probabilities, requests, settings, self.batch, way.prior)
         return [
             choice_of(r.map, found["rpi"][cell], found["masked_probabilities"][cell], settings)
             for r, cell in zip(requests, cells, strict=True)
@@ -340,6 +374,19 @@ def _joined(columns: list[list[dict[str, NDArray[Any]]]]) -> dict[str, NDArray[A
     return found
 
 
+def _check_draft(own: Manifest, draft: Manifest) -> None:
+    if (own.num_classes, own.preprocess) != (draft.num_classes, draft.preprocess):
+        raise RequestError(
+            f"sweep_in: {draft.model} is not the network of {own.model}: it has other classes or "
+            "another preprocessing"
+        )
+    if own.embedded_preprocess or draft.embedded_preprocess:
+        raise RequestError(
+            "sweep_in shows the network masked images, and a graph with --embed-preprocess takes "
+            "whole pictures only"
+        )
+
+
 def _whole(maps: NDArray[Any]) -> Floats:
     if not np.isfinite(maps).all():
         raise EngineError("the graph returned a map with NaN or infinite values")
@@ -389,6 +436,7 @@ def load(
     precision: Precision = "fp32",
     hint: Hint = "latency",
     cache: str | os.PathLike[str] | None = None,
+    sweep_in: str | os.PathLike[str] | None = None,
 ) -> Explainer:
     """Load an explaining graph.
 
@@ -402,6 +450,9 @@ def load(
             different numbers.
         hint: ``latency`` or ``throughput``, see ``EngineSettings``.
         cache: a folder for compiled models, which makes the next start faster.
+        sweep_in: where TFT tries its thresholds: ``bf16``, or the network's INT8 file; the two
+            best are tried again as ``precision`` says, and only these count. None: all as
+            ``precision`` says.
 
     Raises:
         ModelFileError: the file is missing, damaged, or was not made by whycam.
@@ -415,4 +466,9 @@ def load(
         hint=hint,
         cache=None if cache is None else os.fspath(cache),
     )
-    return Explainer(open_engine(path, manifest, engine, settings), manifest, memory_mb)
+    draft = None
+    if sweep_in == "bf16":
+        draft = load(path, engine, threads, memory_mb, precision="bf16", hint=hint, cache=cache)
+    elif sweep_in is not None:
+        draft = load(sweep_in, engine, threads, memory_mb, hint=hint, cache=cache)
+    return Explainer(open_engine(path, manifest, engine, settings), manifest, memory_mb, draft)

@@ -42,11 +42,12 @@ class Explanation:
             thresholding.
         threshold: tau*, or the method's naive threshold; None without thresholding.
         cut: the map value below which the threshold mutes.
-        rpi: float32 [T], relative probability increase at each of ``tft.taus``; None without TFT.
+        rpi: float32 [T], relative probability increase at each of ``tft.taus``, NaN where a search
+            (``tft.forwards``) did not try it; None without TFT.
         improved: whether some threshold raised the probability; None without TFT.
         masked_probability: of the class for the image under ``mask``; None without TFT, or where
             no threshold improves and 0 was not tried.
-        tft: the reading of TFT; None without TFT.
+        tft: the reading of TFT, with the thresholds that could be tried; None without TFT.
         picture: uint8 [h, w, 3], RGB.
         placement: where the network's input lies in the picture.
         geometry: ``input`` or ``picture``: what ``map`` lies over.
@@ -162,7 +163,7 @@ class Explanation:
         return overlay.caption(self.overlay(), text)
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers, without maps and picture, ready for JSON."""
+        """The numbers, without maps and picture, ready for JSON; None for an rpi not tried."""
         numbers = {
             "index": self.index,
             "label": self.label,
@@ -178,7 +179,8 @@ class Explanation:
                 "mask": self.tft.mask,
                 "thresholds": self.tft.thresholds,
                 "taus": list(self.tft.taus),
-                "rpi": [float(value) for value in self.rpi],
+                "forwards": self.tft.forwards,
+                "rpi": [None if np.isnan(value) else float(value) for value in self.rpi],
             }
         return numbers
 

@@ -60,7 +60,9 @@ def _curve(axis: object, explanation: Explanation) -> None:
     assert isinstance(axis, Axes)
     assert explanation.tft is not None
     assert explanation.rpi is not None
-    axis.plot(explanation.tft.taus, explanation.rpi, marker="o", color="#31688e")
+    tried = ~np.isnan(explanation.rpi)
+    taus = np.asarray(explanation.tft.taus)[tried]
+    axis.plot(taus, explanation.rpi[tried], marker="o", color="#31688e")
     if explanation.improved and explanation.threshold is not None:
         axis.axvline(explanation.threshold, color="#c03a2b", linestyle=":", label=r"$\tau^*$")
         axis.legend(frameon=False)

@@ -8,6 +8,7 @@ import msgspec
 
 from .cam import Method, Score
 from .errors import ModelFileError, RequestError
+from .search import Prior
 from .tft import Tft
 
 VERSION = 1
@@ -49,7 +50,9 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What PyTorch answered in float64 for one built-in test pattern, kept to check engines by.
+    """The right answer for one built-in test pattern, kept to check engines by.
+
+    PyTorch's in float64; for an INT8 file with raw outputs, its own in ONNX Runtime.
 
     Attributes:
         pattern: which pattern of ``selftest.pattern``.
@@ -92,6 +95,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         image_bytes: activations alive at once for one image, in bytes; bounds batches.
         tools: versions of what made the file.
         references: see ``Reference``.
+        priors: what ``whycam calibrate thresholds`` learnt of the thresholds worth trying, one
+            for each method and reading of TFT.
         digest: ``sha256:`` of the file without its metadata.
     """
 
@@ -117,6 +122,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     image_bytes: int
     tools: dict[str, str]
     references: tuple[Reference, ...] = ()
+    priors: tuple[Prior, ...] = ()
     digest: str = ""
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Metadata and digest of an ONNX file, read without any ONNX library.
+"""Metadata and digest of an ONNX file, read and replaced without any ONNX library.
 
 An ONNX file is one protobuf message; its weights are skipped over, not loaded. That makes a
 truncated or foreign file a clear error before an engine sees it, and gives every engine the
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .errors import ModelFileError
+from .files import replacing
 from .manifest import METADATA_KEY, Manifest, parse
 
 _IR_VERSION, _GRAPH, _OPSETS, _METADATA = 1, 7, 8, 14  # field numbers of ModelProto
@@ -55,12 +56,47 @@ def digest(path: str | os.PathLike[str]) -> str:
                 continue
             hasher.update(bytes([field]))
             file.seek(start)
-            left = end - start
-            while left > 0:
-                block = file.read(min(left, _BLOCK))
+            for block in _blocks(file, end - start):
                 hasher.update(block)
-                left -= len(block)
     return f"sha256:{hasher.hexdigest()}"
+
+
+def with_manifest(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], manifest: Manifest
+) -> Path:
+    """Write a copy of an ONNX file with another manifest; ``target`` may be ``source``.
+
+    Graph, digest and other people's metadata stay as they are. The copy takes its place whole or
+    not at all, and is never in memory as a whole.
+
+    Raises:
+        ModelFileError: the source is missing, no ONNX, or truncated.
+        OutputError: the place cannot be written.
+    """
+    name = os.fspath(source)
+    place = Path(target)
+    with _open(name) as file, replacing(place) as temporary:
+        fields = list(_fields(file, name))
+        with temporary.open("wb") as copy:
+            first = 0
+            for field, start, end in fields:
+                if not (field == _METADATA and _is_manifest(file, start, end, name)):
+                    file.seek(first)
+                    copy.writelines(_blocks(file, end - first))
+                first = end
+        append_manifest(temporary, manifest)
+    return place
+
+
+def _is_manifest(file: BinaryIO, start: int, end: int, name: str) -> bool:
+    file.seek(start)
+    return _entry(file.read(end - start), name)[0] == METADATA_KEY
+
+
+def _blocks(file: BinaryIO, size: int) -> Iterator[bytes]:
+    while size > 0 and (block := file.read(min(size, _BLOCK))):
+        size -= len(block)
+        yield block
 
 
 def without_outputs(path: str | os.PathLike[str], names: Collection[str]) -> bytes:
@@ -194,6 +230,13 @@ def _messages(
             raise broken
         yield tag >> 3, first, at, at + length
         at += length
+
+
+def append_manifest(path: str | os.PathLike[str], manifest: Manifest) -> None:
+    """Add a manifest to an ONNX file that has none: protobuf messages merge when concatenated."""
+    entry = _message(1, METADATA_KEY.encode()) + _message(2, manifest.to_json().encode())
+    with Path(path).open("ab") as file:
+        file.write(_message(_METADATA, entry))
 
 
 def _entry(data: bytes, name: str) -> tuple[str, bytes]:

@@ -21,6 +21,13 @@ Precision = Annotated[
     str,
     typer.Option(help="Of the arithmetic: fp32, or bf16 (faster where the processor has it)."),
 ]
+SweepIn = Annotated[
+    str | None,
+    typer.Option(
+        help="Where TFT tries its thresholds: bf16, or the network's INT8 file; the two best are "
+        "tried again in the map's own precision [default: all in that]."
+    ),
+]
 Cache = Annotated[
     Path | None, typer.Option(help="Folder for compiled models, for a faster start next time.")
 ]
@@ -53,12 +60,13 @@ def pictures(given: Sequence[Path]) -> list[tuple[Path, str]]:
     return named
 
 
-def reading(mask: str | None, thresholds: str | None, own: Tft) -> Tft:
-    """A reading of TFT from two options; what is not given is as in ``own``."""
+def reading(mask: str | None, thresholds: str | None, own: Tft, forwards: int | None = None) -> Tft:
+    """A reading of TFT from its options; what is not given is as in ``own``."""
     return Tft(
         mask=one_of("--mask", mask, ("binary", "soft")) or own.mask,  # type: ignore[arg-type]
         thresholds=one_of("--thresholds", thresholds, ("value", "rank")) or own.thresholds,  # type: ignore[arg-type]
         taus=own.taus,
+        forwards=own.forwards if forwards is None else forwards,
     )
 
 
@@ -115,6 +123,18 @@ def triple(option: str, text: str | None) -> tuple[float, float, float] | None:
     except ValueError as error:
         raise RequestError(f"{option} must be three numbers with commas, not '{text}'") from error
     return red, green, blue
+
+
+def numbers(option: str, text: str) -> dict[str, float]:
+    """Names with numbers, as pearson=0.95,top1=0.9."""
+    found = {}
+    for part in text.replace(" ", "").split(","):
+        name, _, value = part.partition("=")
+        try:
+            found[name] = float(value)
+        except ValueError as error:
+            raise RequestError(f"{option} must be NAME=NUMBER with commas, not '{text}'") from error
+    return found
 
 
 def one_of(option: str, value: str | None, allowed: Sequence[str]) -> str | None:

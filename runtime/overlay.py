@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,12 +26,27 @@ def blend(picture: Picture, values: NDArray[np.float32], opacity: float = 0.6) -
     """
     import cv2
 
-    levels = np.rint(values * 255).astype(np.uint8)
-    colours = cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)[..., ::-1]
+    # In 8 bits throughout: what an eye can tell apart, at a tenth of the time that floats take.
+    levels = cv2.convertScaleAbs(values, alpha=255)
+    kept, colours = _tables(opacity)
+    shown = cv2.multiply(picture, cv2.applyColorMap(levels, kept), scale=1 / 255)
+    return np.asarray(cv2.add(shown, cv2.applyColorMap(levels, colours)))
+
+
+@lru_cache(maxsize=8)
+def _tables(opacity: float) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """For each level of a map, how much of the picture stays, and the colour laid over it.
+
+    Each uint8 [256, 1, 3], of 255.
+    """
+    import cv2
+
+    level = np.arange(256, dtype=np.uint8)
+    colours = cv2.applyColorMap(level, cv2.COLORMAP_INFERNO)[..., ::-1].reshape(256, 1, 3)
     # Rises quickly from 0: even a weak attribution tints the picture visibly.
-    weight = (opacity * np.sqrt(values))[..., None].astype(np.float32)
-    mixed = picture + weight * (colours.astype(np.float32) - picture)
-    return np.asarray(np.rint(mixed), dtype=np.uint8)
+    weight = (opacity * np.sqrt(level / 255.0)).reshape(256, 1, 1)
+    kept = np.rint(255 * (1 - weight)) * np.ones((1, 1, 3))
+    return kept.astype(np.uint8), np.rint(colours * weight).astype(np.uint8)
 
 
 def outline(picture: Picture, mask: NDArray[np.bool_]) -> Picture:

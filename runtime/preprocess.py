@@ -7,14 +7,14 @@ antialias, centre crop, normalise.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .cam import interpolation_matrix
 from .images import Picture
 from .manifest import Preprocess
-from .threads import one_blas_thread
 
 # Very long pictures: past this many times the input's pixels, only the window itself is
 # resized. Pillow holds a window's edges in single precision, which can move a pixel's value by
@@ -110,13 +110,13 @@ def _start(resized: int, wanted: int) -> int:
 
 def normalise(view: Picture, spec: Preprocess) -> NDArray[np.float32]:
     """uint8 [..., H, W, 3] to float32 [..., 3, H, W]: (x / 255 - mean) / std."""
-    mean = np.asarray(spec.mean, np.float32)
-    std = np.asarray(spec.std, np.float32)
-    pixels = view.astype(np.float32)
-    pixels /= np.float32(255)
-    pixels -= mean
-    pixels /= std
-    return np.ascontiguousarray(np.moveaxis(pixels, -1, -3))
+    # Looked up: a pixel has 256 values only, and planes come out in the network's order at once.
+    levels = np.arange(256, dtype=np.float32) / np.float32(255)
+    normalised = np.empty((*view.shape[:-3], 3, *view.shape[-3:-1]), np.float32)
+    for channel, (mean, std) in enumerate(zip(spec.mean, spec.std, strict=True)):
+        table = (levels - np.float32(mean)) / np.float32(std)
+        np.take(table, view[..., channel], out=normalised[..., channel, :, :], mode="clip")
+    return normalised
 
 
 def to_picture(values: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:
@@ -125,13 +125,41 @@ def to_picture(values: NDArray[np.float32], placement: Placement) -> NDArray[np.
     Returns:
         float32 [h, w]; zero where the network did not look.
     """
+    rows, columns = _neighbours(placement, (values.shape[0], values.shape[1]))
+    across = values[:, columns.first]
+    across += (values[:, columns.second] - across) * columns.fraction
+    inside = across[rows.first]
+    step = across[rows.second]
+    step -= inside
+    step *= rows.fraction[:, None]
+    inside += step
+    found = np.zeros(placement.picture, np.float32)
+    found[rows.inside, columns.inside] = inside
+    return found
+
+
+class _Axis(NamedTuple):
+    """For one axis: the picture pixels where the network looked, and for each of these the two map
+    pixels between which it lies and how far it is from the first to the second."""
+
+    inside: slice
+    first: NDArray[np.intp]
+    second: NDArray[np.intp]
+    fraction: NDArray[np.float32]
+
+
+@lru_cache(maxsize=64)
+def _neighbours(placement: Placement, size: tuple[int, int]) -> tuple[_Axis, _Axis]:
     edges = (placement.top, placement.bottom), (placement.left, placement.right)
-    matrices = []
-    for size, full, (low, high) in zip(values.shape, placement.picture, edges, strict=True):
+    axes = []
+    for count, full, (low, high) in zip(size, placement.picture, edges, strict=True):
         centres = np.arange(full) + 0.5
-        matrix = interpolation_matrix(size, (centres - low) * (size / (high - low)) - 0.5)
-        matrix[(centres < low) | (centres > high)] = 0.0
-        matrices.append(matrix.astype(np.float32))
-    rows, columns = matrices
-    with one_blas_thread():
-        return np.asarray(rows @ values @ columns.T, dtype=np.float32)
+        start, end = np.searchsorted(centres, [low, np.nextafter(high, np.inf)])
+        place = (centres[start:end] - low) * (count / (high - low)) - 0.5
+        place = np.clip(place, 0, count - 1)
+        first = np.minimum(place.astype(np.intp), max(count - 2, 0))
+        second = np.minimum(first + 1, count - 1)
+        fraction = (place - first).astype(np.float32)
+        axes.append(_Axis(slice(int(start), int(end)), first, second, fraction))
+    rows, columns = axes
+    return rows, columns

@@ -11,6 +11,7 @@ from rich.table import Table
 from .console import escape
 from .engine import Candidate
 from .manifest import Manifest
+from .search import Prior
 from .selftest import Agreement
 
 
@@ -44,6 +45,8 @@ def _facts(path: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
         "TFT",
         f"{tft_line(manifest)}, thresholds {', '.join(f'{t:g}' for t in manifest.tft.taus)}",
     )
+    if manifest.priors:
+        yield "threshold search", priors_line(manifest.priors)
     yield "precision", f"{manifest.precision}, opset {manifest.opset}"
     yield "file", f"{path.stat().st_size / 1e6:.1f} MB, {manifest.digest}"
     yield "made with", ", ".join(f"{tool} {number}" for tool, number in manifest.tools.items())
@@ -79,7 +82,19 @@ def outputs_line(manifest: Manifest) -> str:
 
 def tft_line(manifest: Manifest) -> str:
     """The file's reading of TFT."""
-    return f"mask {manifest.tft.mask}, thresholds by {manifest.tft.thresholds}"
+    own = manifest.tft
+    searched = "" if own.forwards is None else f", a search of {own.forwards} forwards"
+    return f"mask {own.mask}, thresholds by {own.thresholds}{searched}"
+
+
+def priors_line(priors: Sequence[Prior]) -> str:
+    """What a search of thresholds can be asked for: methods, by reading."""
+    readings: dict[str, list[str]] = {}
+    for prior in priors:
+        readings.setdefault(f"mask {prior.mask}, by {prior.thresholds}", []).append(prior.method)
+    listed = "; ".join(f"{', '.join(methods)} ({said})" for said, methods in readings.items())
+    pictures = sorted({prior.pictures for prior in priors})
+    return f"learnt for {listed}; from {' or '.join(map(str, pictures))} photographs"
 
 
 def preprocess_line(manifest: Manifest) -> str:
@@ -109,13 +124,13 @@ def explanations_table(rows: Sequence[dict[str, Any]], tft: bool) -> Table:
             f"{row['probability']:.4f}",
         ]
         if tft:
-            none = [f"{row['threshold']:.1f}", "-", f"{row['probability']:.4f}"]
-            some = [
-                f"{row['threshold']:.1f}",
-                f"{max(row['rpi']):.3f}",
-                f"{row['masked_probability']:.4f}",
-            ]
-            cells += some if row["improved"] else none
+            # A search knows thresholds between the tenths.
+            tau = f"{row['threshold']:.2f}".removesuffix("0")
+            if row["improved"]:
+                rpi = max(value for value in row["rpi"] if value is not None)
+                cells += [tau, f"{rpi:.3f}", f"{row['masked_probability']:.4f}"]
+            else:
+                cells += [tau, "-", f"{row['probability']:.4f}"]
         table.add_row(*cells)
     return table
 

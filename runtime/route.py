@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
+
 from . import tft
 from .cam import METHODS, Method
 from .errors import RequestError
 from .manifest import Manifest
+from .search import Prior, prior_for
 from .tft import Tft
 
 Thresholding = Tft | Literal["naive"] | bool | None
@@ -25,6 +28,7 @@ class Route:
         outputs: what the graph is asked for.
         maps: the output that holds the finished map; None: the map is computed from raw outputs.
         swept: whether the graph chooses the threshold.
+        prior: what a search of thresholds starts from.
     """
 
     method: Method
@@ -32,6 +36,7 @@ class Route:
     outputs: tuple[str, ...]
     maps: str | None
     swept: bool
+    prior: Prior | None = None
 
 
 def route(manifest: Manifest, method: Method | None, wanted: Thresholding) -> Route:
@@ -47,7 +52,7 @@ def route(manifest: Manifest, method: Method | None, wanted: Thresholding) -> Ro
     """
     chosen = method if method is not None else manifest.map_method or "gradcam"
     _check_method(chosen, manifest)
-    settings = _settings(wanted, chosen, manifest)
+    settings, prior = _searched(_settings(wanted, chosen, manifest), chosen, manifest)
     own = chosen == manifest.map_method
     swept = own and "tft" in manifest.outputs and settings == manifest.tft
     if manifest.embedded_preprocess and (isinstance(settings, Tft) or chosen == "scorecam"):
@@ -65,7 +70,7 @@ def route(manifest: Manifest, method: Method | None, wanted: Thresholding) -> Ro
             outputs.append("ablation_weights")
         elif chosen != "scorecam":
             outputs.append("gradients")
-    return Route(chosen, settings, tuple(outputs), maps, swept)
+    return Route(chosen, settings, tuple(outputs), maps, swept, prior)
 
 
 def _check_method(method: str, manifest: Manifest) -> None:
@@ -107,6 +112,16 @@ def _settings(wanted: Thresholding, method: Method, manifest: Manifest) -> Setti
     raise RequestError(f"tft must be None, True, 'naive' or a Tft, not {wanted!r}")
 
 
+def _searched(
+    settings: Settings, method: Method, manifest: Manifest
+) -> tuple[Settings, Prior | None]:
+    """A search tries the thresholds that its prior was learnt for."""
+    if not isinstance(settings, Tft) or settings.forwards is None:
+        return settings, None
+    prior = prior_for(manifest.priors, method, settings)
+    return msgspec.structs.replace(settings, taus=prior.taus), prior
+
+
 def _check_embedded(swept: bool, method: Method, manifest: Manifest) -> None:
     """A graph that takes pictures cannot be shown masked, normalised images."""
     if swept:
@@ -116,9 +131,11 @@ def _check_embedded(swept: bool, method: Method, manifest: Manifest) -> None:
     elif "tft" not in manifest.outputs:
         why, how = "TFT shows the network masked images", "with --outputs tft"
     else:
+        own = manifest.tft
         why = (
             "this graph's own TFT is "
-            f"{manifest.map_method}, mask {manifest.tft.mask}, thresholds {manifest.tft.thresholds}"
+            f"{manifest.map_method}, mask {own.mask}, thresholds {own.thresholds}, "
+            f"{'all' if own.forwards is None else own.forwards} forwards"
         )
         how = "with the settings you want"
     raise RequestError(

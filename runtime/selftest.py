@@ -117,6 +117,29 @@ def check(engine: Engine, manifest: Manifest) -> list[Agreement]:
     return [_compare(engine, manifest, reference) for reference in manifest.references]
 
 
+def answers(engine: Engine, manifest: Manifest) -> tuple[Reference, ...]:
+    """References made of an engine's own answers; none for a file without raw outputs."""
+    if "raw" not in manifest.outputs:
+        return ()
+    found = []
+    for index in range(PATTERNS):
+        feeds = {"image": feed(manifest, index), "target": np.full((1, 1), -1, np.int64)}
+        method = method_of(manifest)
+        names = ["probabilities", "targets", "activations", "gradients"]
+        own = engine.run(feeds, [*names, *(["ablation_weights"] if method == "ablation" else [])])
+        raw = cam.raw_map(method, own["activations"], own["gradients"], own.get("ablation_weights"))
+        target = int(own["targets"][0, 0])
+        found.append(
+            Reference(
+                pattern=index,
+                target=target,
+                probability=float(own["probabilities"][0, target]),
+                raw_map=tuple(float(f"{value:.7g}") for value in raw.ravel()),
+            )
+        )
+    return tuple(found)
+
+
 def _compare(engine: Engine, manifest: Manifest, reference: Reference) -> Agreement:
     feeds = {
         "image": feed(manifest, reference.pattern),

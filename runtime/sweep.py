@@ -1,4 +1,4 @@
-"""The TFT sweep: every threshold's masked image through the network, as few batches as fit."""
+"""The TFT sweep: masked images of every threshold, or of a few searched ones, in full batches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from . import tft
+from . import search, tft
+from .errors import RequestError
+from .search import Prior
 from .tft import Tft
 
 Floats = NDArray[np.float32]
@@ -40,7 +42,8 @@ class Choice:
     Attributes:
         threshold: tau*, 0 if no threshold improves.
         cut: the map value at tau*; 0 if no threshold improves.
-        rpi: float32 [T], relative probability increase at each threshold.
+        rpi: float32 [T], relative probability increase at each threshold; NaN where a search did
+            not try it.
         improved: whether any threshold raised the probability.
         map: the map, zero below the cut.
         mask: float32 [H, W], what multiplies the image at tau*.
@@ -58,13 +61,84 @@ class Choice:
 
 
 def sweep(
-    classify: Classify, requests: Sequence[Request], settings: Tft, batch: int
+    classify: Classify,
+    requests: Sequence[Request],
+    settings: Tft,
+    batch: int,
+    prior: Prior | None = None,
 ) -> list[Choice]:
     """Choose the threshold of each map (paper algorithm 1).
 
-    The masked images of all requests share batches of at most ``batch``. Masks of one map are
-    nested, so two thresholds that keep equally many pixels keep the same ones: such a mask is
-    evaluated once.
+    Args:
+        classify: runs the network.
+        requests: maps; their masked images share batches of at most ``batch``.
+        settings: with ``forwards`` only that many thresholds of each map are tried, one after the
+            other, see ``search``.
+        batch: images that go through the network together.
+        prior: what the search starts from; its taus are those of ``settings``.
+
+    Raises:
+        RequestError: a search without a prior, or with one for other thresholds.
+    """
+    if settings.forwards is None:
+        masked = masked_probabilities(classify, requests, settings, batch)
+    elif prior is None or prior.taus != settings.taus:
+        raise RequestError(
+            f"forwards={settings.forwards} needs a prior for the thresholds {settings.taus}. Run: "
+            "whycam calibrate thresholds"
+        )
+    else:
+        masked = _searched(classify, requests, settings, batch, prior)
+    return [
+        _choice(request, values, settings) for request, values in zip(requests, masked, strict=True)
+    ]
+
+
+def drafted_sweep(
+    classify: Classify,
+    draft: Classify,
+    requests: Sequence[Request],
+    settings: Tft,
+    batch: int,
+) -> list[Choice]:
+    """As ``sweep``, every threshold by a cheaper run of the network, the best two again exactly.
+
+    Args:
+        classify: runs the network as it made the maps.
+        draft: runs it in less precision.
+        requests, settings, batch: see ``sweep``.
+
+    Returns:
+        Choices by the exact numbers alone: rpi is NaN where a threshold was only drafted.
+    """
+    cuts = [tft.cut_values(r.map, settings.taus, settings.thresholds) for r in requests]
+    drafted = masked_probabilities(draft, requests, settings, batch)
+    masked = [np.full(len(settings.taus), np.nan, np.float32) for _ in requests]
+    wanted = [
+        (index, int(step))
+        for index, (request, values) in enumerate(zip(requests, drafted, strict=True))
+        for step in _best_two(values, _first_equal(request.map, cuts[index]))
+    ]
+    _evaluate(classify, requests, cuts, wanted, masked, settings, batch)
+    return [
+        _choice(request, values, settings) for request, values in zip(requests, masked, strict=True)
+    ]
+
+
+def _best_two(drafted: Floats, first: NDArray[np.intp]) -> NDArray[np.intp]:
+    """The two thresholds with the largest values, of those that leave different maps."""
+    different = np.unique(first)
+    order = np.argsort(-drafted[different], kind="stable")
+    return np.asarray(different[order[:2]])
+
+
+def masked_probabilities(
+    classify: Classify, requests: Sequence[Request], settings: Tft, batch: int
+) -> list[Floats]:
+    """Of each request's class at every threshold, float32 [T] each.
+
+    Masks of one map are nested, so two thresholds that keep equally many pixels keep the same
+    ones: such a mask is evaluated once.
     """
     cuts = [tft.cut_values(r.map, settings.taus, settings.thresholds) for r in requests]
     first_of = [_first_equal(r.map, cut) for r, cut in zip(requests, cuts, strict=True)]
@@ -75,14 +149,58 @@ def sweep(
         for step, same in enumerate(first)
         if same == step
     ]
+    _evaluate(classify, requests, cuts, wanted, masked, settings, batch)
+    return [values[first] for values, first in zip(masked, first_of, strict=True)]
+
+
+def _searched(
+    classify: Classify, requests: Sequence[Request], settings: Tft, batch: int, prior: Prior
+) -> list[Floats]:
+    """As ``masked_probabilities``, of the thresholds a search tries; NaN for the others.
+
+    All requests take their next forward together. A mask that keeps as many pixels as one
+    evaluated before is not evaluated again.
+    """
+    steps = len(settings.taus)
+    cuts = [tft.cut_values(r.map, settings.taus, settings.thresholds) for r in requests]
+    masked = [np.full(steps, np.nan, np.float32) for _ in requests]
+    if not requests:
+        return masked
+    known: list[dict[int, int]] = [{} for _ in requests]  # pixels kept: the step that kept them
+    whole = np.array([r.probability for r in requests], np.float32)
+    found = [search.features(r.map, p) for r, p in zip(requests, whole, strict=True)]
+    belief = search.begin(prior, np.stack(found))
+    for _ in range(min(settings.forwards or steps, steps)):
+        chosen = search.next_step(belief)
+        tried = [int(step) for step in chosen.argmax(-1)]
+        wanted, same = [], []
+        for index, step in enumerate(tried):
+            kept = int(_kept(requests[index].map, cuts[index][step]))
+            same.append(known[index].setdefault(kept, step))
+            if same[-1] == step:
+                wanted.append((index, step))
+        _evaluate(classify, requests, cuts, wanted, masked, settings, batch)
+        for values, step, first in zip(masked, tried, same, strict=True):
+            values[step] = values[first]
+        seen = np.array([v[step] for v, step in zip(masked, tried, strict=True)], np.float32)
+        belief = search.observe(belief, chosen, search.logit(seen) - search.logit(whole))
+    return masked
+
+
+def _evaluate(
+    classify: Classify,
+    requests: Sequence[Request],
+    cuts: Sequence[Floats],
+    wanted: list[tuple[int, int]],
+    masked: list[Floats],
+    settings: Tft,
+    batch: int,
+) -> None:
+    """Write into ``masked`` what the network answers at the (request, threshold) pairs wanted."""
     for chunk in _chunks(wanted, batch):
         images = np.stack([_masked(requests[i], cuts[i][step], settings) for i, step in chunk])
         for (index, step), row in zip(chunk, classify(images), strict=True):
             masked[index][step] = row[requests[index].target]
-    return [
-        _choice(request, values[first], settings)
-        for request, values, first in zip(requests, masked, first_of, strict=True)
-    ]
 
 
 def masked_image(image: Floats, mask: Floats) -> Floats:
@@ -102,10 +220,14 @@ def _masked(request: Request, cut: np.float32, settings: Tft) -> Floats:
 
 def _first_equal(values: Floats, cuts: Floats) -> NDArray[np.intp]:
     """For each threshold the first one that leaves the same thresholded map."""
-    # A pixel of value 0 is 0 whether kept or muted.
-    kept = np.array([np.count_nonzero((values >= cut) & (values != 0)) for cut in cuts])
+    kept = np.array([_kept(values, cut) for cut in cuts])
     _, first, inverse = np.unique(kept, return_index=True, return_inverse=True)
     return np.asarray(first[inverse], dtype=np.intp)
+
+
+def _kept(values: Floats, cut: np.float32) -> np.intp:
+    # A pixel of value 0 is 0 whether kept or muted.
+    return np.count_nonzero((values >= cut) & (values != 0))
 
 
 def _choice(request: Request, masked: Floats, settings: Tft) -> Choice:
@@ -119,7 +241,8 @@ def choice_of(values: Floats, rpi: Floats, masked: Floats, settings: Tft) -> Cho
 
     Args:
         values: the map, float32 [H, W].
-        rpi, masked: relative probability increase and probability at each threshold, float32 [T].
+        rpi, masked: relative probability increase and probability at each threshold, float32 [T];
+            NaN where a search did not try it.
         settings: the sweep's.
     """
     improved = bool(tft.improves(rpi))
@@ -128,7 +251,7 @@ def choice_of(values: Floats, rpi: Floats, masked: Floats, settings: Tft) -> Cho
     if improved:
         cut = tft.cut_values(values, settings.taus[index : index + 1], settings.thresholds)[0]
     thresholded = tft.threshold_map(values, cut)
-    tried = improved or settings.taus[0] == 0
+    tried = improved or (settings.taus[0] == 0 and not np.isnan(masked[0]))
     return Choice(
         threshold=float(settings.taus[index]) if improved else 0.0,
         cut=float(cut),

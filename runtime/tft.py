@@ -41,25 +41,36 @@ class Tft(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             not zero (equation 5); ``soft``: the thresholded map itself.
         thresholds: what tau means. ``value``: keep map values >= tau (equation 4); ``rank``: mute
             the lowest tau of all pixels; pixels that tie with the last kept one are kept.
-        taus: the thresholds tried, increasing, in [0, 1).
+        taus: the thresholds tried, increasing, in [0, 1). With ``forwards`` those that the search
+            may try, which are the ones it was learnt for, whatever stands here.
+        forwards: None: every threshold is tried. k: a search tries k of them, each where the ones
+            before it promise most; it needs ``whycam calibrate thresholds``, see ``search``.
     """
 
     mask: Mask = "binary"
     thresholds: Thresholds = "value"
     taus: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    forwards: int | None = None
 
     def __post_init__(self) -> None:
         if self.mask not in ("binary", "soft"):
             raise RequestError(f"mask must be 'binary' or 'soft', not {self.mask!r}")
         if self.thresholds not in ("value", "rank"):
             raise RequestError(f"thresholds must be 'value' or 'rank', not {self.thresholds!r}")
-        if not _are_thresholds(self.taus):
+        if not are_thresholds(self.taus):
             raise RequestError(
                 f"taus must be a tuple of increasing numbers from 0 to below 1, not {self.taus!r}"
             )
+        if self.forwards is not None and not _is_count(self.forwards):
+            raise RequestError(f"forwards must be None or 1 or more, not {self.forwards!r}")
 
 
-def _are_thresholds(taus: Any) -> bool:
+def _is_count(forwards: Any) -> bool:
+    return isinstance(forwards, int) and not isinstance(forwards, bool) and forwards >= 1
+
+
+def are_thresholds(taus: Any) -> bool:
+    """Whether ``taus`` is a tuple of increasing numbers in [0, 1)."""
     if not isinstance(taus, tuple) or not taus:
         return False
     if not all(isinstance(tau, int | float) for tau in taus):
@@ -99,9 +110,13 @@ def cut_values(
         values = xp.asarray(taus, dtype=maps.dtype, device=device)
         return xp.broadcast_to(values, (*lead, len(taus)))
     count = maps.shape[-2] * maps.shape[-1]
+    return order_statistics(xp.reshape(maps, (*lead, count)), rank_positions(taus, count))
+
+
+def rank_positions(taus: Sequence[float], count: int) -> list[int]:
+    """How many of ``count`` pixels each threshold by rank mutes."""
     # The small addend undoes products such as 0.29 * 100 = 28.999999999999996.
-    positions = [int(count * tau + 1e-6) for tau in taus]
-    return order_statistics(xp.reshape(maps, (*lead, count)), positions)
+    return [int(count * tau + 1e-6) for tau in taus]
 
 
 def threshold_map(maps: Array, cut: Array) -> Array:
@@ -134,9 +149,10 @@ def choose(rpi: Array) -> Array:
     """Index of the first largest rpi along the last axis: tau* = argmax RPI (paper section 4.1).
 
     Differences of float32 rounding do not count, so that every engine and every batch size
-    chooses the same. rpi float [..., T] to int64 [...].
+    chooses the same. NaN: not tried. rpi float [..., T] to int64 [...].
     """
     xp = array_api_compat.array_namespace(rpi)
+    rpi = _tried(rpi)
     largest = xp.max(rpi, axis=-1, keepdims=True)
     good = rpi >= largest - _ROUNDING * (1.0 + largest)
     index = xp.arange(rpi.shape[-1], device=array_api_compat.device(rpi))
@@ -144,16 +160,25 @@ def choose(rpi: Array) -> Array:
 
 
 def improves(rpi: Array) -> Array:
-    """Whether some threshold raised the probability by more than rounding: [..., T] to bool."""
+    """Whether some threshold raised the probability by more than rounding: [..., T] to bool.
+
+    NaN: not tried.
+    """
     xp = array_api_compat.array_namespace(rpi)
-    return xp.max(rpi, axis=-1) > _ROUNDING
+    return xp.max(_tried(rpi), axis=-1) > _ROUNDING
+
+
+def _tried(rpi: Array) -> Array:
+    """An rpi is never negative: -1 instead of NaN, which no comparison finds."""
+    xp = array_api_compat.array_namespace(rpi)
+    return xp.where(rpi >= 0.0, rpi, -1.0)
 
 
 def best(rpi: Array, cuts: Array, taus: tuple[float, ...]) -> tuple[Array, Array]:
     """tau* and its cut, each [...]; 0 where no threshold improves.
 
     Args:
-        rpi: float [..., T].
+        rpi: float [..., T]; NaN: not tried.
         cuts: from ``cut_values``, float [..., T].
         taus: T thresholds.
     """
@@ -162,7 +187,7 @@ def best(rpi: Array, cuts: Array, taus: tuple[float, ...]) -> tuple[Array, Array
     steps = xp.arange(len(taus), device=device)
     chosen = (choose(rpi)[..., None] == steps) & improves(rpi)[..., None]
     values = xp.asarray(taus, dtype=rpi.dtype, device=device)
-    zero = 0.0 * rpi
+    zero = 0.0 * cuts
     return (
         xp.sum(xp.where(chosen, values, zero), axis=-1),
         xp.sum(xp.where(chosen, cuts, zero), axis=-1),

@@ -15,6 +15,9 @@ import pytest
 from whycam.cli import main
 
 VERBS = (
+    "calibrate thresholds",
+    "calibrate int8",
+    "calibrate compare",
     "export",
     "explain",
     "evaluate",
@@ -23,6 +26,7 @@ VERBS = (
     "verify",
     "train classifier",
     "train aft",
+    "calibrate thresholds",
 )
 
 
@@ -253,7 +257,7 @@ def test_evaluate_prints_a_table_and_writes_a_report(whycam, lite0_onnx, photogr
     [
         (["nowhere"], "no folder or file nowhere"),
         ([".", "--curves", "-1"], "--curves must be 0 or more"),
-        ([".", "--methods", "scorecam"], "scorecam is not evaluated"),
+        ([".", "--methods", "scorecam"], "scorecam is left out here"),
         ([".", "--variants", "best"], "no variant 'best'"),
         ([".", "--explained", "all"], "--explained must be"),
     ],

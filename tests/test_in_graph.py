@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from whycam.export.graph import by_bisection
 from whycam.runtime import cam
 from whycam.runtime.errors import EngineError, ModelFileError, RequestError, VerificationError
 from whycam.runtime.onnxfile import read_manifest
+from whycam.runtime.search import FEATURES, Prior
 from whycam.runtime.tft import Tft, by_sorting
 
 OWN = [m for m in cam.METHODS if m != "scorecam"]
+TAUS = tuple(step / 20 for step in range(20))
 BINARY, SOFT = Tft("binary", "value"), Tft("soft", "rank")
 
 
@@ -80,6 +83,119 @@ def test_sweep_in_the_graph_chooses_as_the_runtimes_sweep(made, settings, n, k):
         own = explainer.explain(shown, targets, tft=True)
         computed = without_own_maps(explainer).explain(shown, targets, tft=True)
         assert_same(own, computed)
+
+
+def prior_of(settings: Tft) -> Prior:
+    """Predicts other thresholds for other maps, and neighbouring ones alike."""
+    rng = np.random.default_rng(3)
+    apart = np.abs(np.subtract.outer(TAUS, TAUS))
+    return Prior(
+        method="gradcam",
+        mask=settings.mask,
+        thresholds=settings.thresholds,
+        taus=TAUS,
+        mean=(0.0,) * FEATURES,
+        scale=(1.0,) * FEATURES,
+        coefficients=tuple(map(tuple, (0.3 * rng.normal(size=(FEATURES, 20))).tolist())),
+        covariance=tuple(map(tuple, (np.exp(-4 * apart) + 0.01 * np.eye(20)).tolist())),
+        pictures=40,
+    )
+
+
+@pytest.fixture(scope="module")
+def searching(made) -> Callable[[Tft], Path]:
+    def export(settings: Tft) -> Path:
+        wanted = msgspec.structs.replace(settings, forwards=4)
+        return made(outputs=("raw", "tft"), tft=wanted, priors=(prior_of(settings),))
+
+    return export
+
+
+@pytest.mark.parametrize("settings", [BINARY, SOFT], ids=["binary", "soft"])
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_search_in_the_graph_chooses_as_the_runtimes_search(searching, settings, engine):
+    explainer = whycam.load(searching(settings), engine, threads=1)
+    assert explainer.manifest.tft.taus == TAUS
+    assert explainer.manifest.output_shapes["rpi"] == (None, 20)
+    tried = set()
+    for start, n in ((0, 1), (1, 2), (3, 3)):
+        targets = [[-1, 3, -2]] * n
+        shown = pictures(6)[start : start + n]
+        own = explainer.explain(shown, targets, tft=True)
+        computed = without_own_maps(explainer).explain(shown, targets, tft=True)
+        assert_same(own, computed)
+        for a, b in zip(chain(*own), chain(*computed), strict=True):
+            np.testing.assert_array_equal(np.isnan(a.rpi), np.isnan(b.rpi))
+            assert np.isfinite(a.rpi).sum() == 4
+            tried.add(tuple(np.flatnonzero(np.isfinite(a.rpi))))
+    assert len(tried) > 5, "the cases are all alike"
+
+
+def test_searching_graph_takes_its_batches_by_its_forwards(searching):
+    whole = whycam.load(searching(BINARY), threads=1)
+    small = whycam.load(searching(BINARY), threads=1)
+    small.batch = 2  # one masked image of each class at a time, not one of each threshold
+    sizes = []
+    run = small.engine.run
+    small.engine.run = lambda feeds, outputs: (
+        sizes.append(feeds["target"].shape),
+        run(feeds, outputs),
+    )[1]
+    assert_same(
+        small.explain(pictures(2), [[-1, 2]] * 2, tft=True),
+        whole.explain(pictures(2), [[-1, 2]] * 2, tft=True),
+    )
+    assert sizes == [(1, 2), (1, 2)]
+
+
+def test_other_searches_of_a_searching_file_run_in_the_runtime(searching):
+    explainer = whycam.load(searching(BINARY), threads=1)
+    found = explainer.explain(pictures(1)[0], tft=Tft(forwards=2))
+    assert np.isfinite(found.rpi).sum() == 2
+    every = explainer.explain(pictures(1)[0], tft=Tft())
+    assert np.isfinite(every.rpi).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"outputs": ("raw",)}, "add the output tft"),
+        ({"outputs": ("tft",), "map_method": "layercam"}, "whycam calibrate thresholds"),
+        ({"outputs": ("tft",), "priors": ()}, "whycam calibrate thresholds"),
+    ],
+)
+def test_search_without_what_it_needs_is_not_exported(tmp_path, options, told):
+    wanted = {"tft": Tft(forwards=4), "priors": (prior_of(BINARY),)} | options
+    with pytest.raises(RequestError, match=told):
+        to_onnx(curved(), tmp_path / "x.onnx", overrides=SMALL, **wanted)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("next_step", lambda f: lambda belief: f(belief).roll(1, -1)),
+        ("observe", lambda f: lambda belief, step, gain: f(belief, step, -3 * gain)),
+        ("features", lambda f: lambda maps, p: f(1 - maps, p)),
+        ("mask_of", lambda f: lambda maps, mask: 1 - f(maps, mask)),
+    ],
+)
+def test_graph_that_searches_otherwise_than_the_runtime_is_not_written(
+    tmp_path, monkeypatch, name, spoil
+):
+    from whycam.export import graph
+
+    monkeypatch.setattr(graph, name, spoil(getattr(graph, name)))
+    with pytest.raises(VerificationError, match="sweep"):
+        to_onnx(
+            curved(),
+            tmp_path / "x.onnx",
+            overrides=SMALL,
+            outputs=("tft",),
+            tft=Tft(forwards=3),
+            priors=(prior_of(BINARY),),
+        )
+    assert not list(tmp_path.iterdir())
 
 
 def test_raw_graph_and_finishing_graph_of_one_network_agree(made):

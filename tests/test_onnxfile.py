@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 
 from whycam.runtime.errors import ModelFileError
 from whycam.runtime.manifest import Manifest, parse
-from whycam.runtime.onnxfile import digest, read_manifest, without_outputs
+from whycam.runtime.onnxfile import digest, read_manifest, with_manifest, without_outputs
 
 
 def graph(weights: np.ndarray) -> onnx.ModelProto:
@@ -67,6 +67,30 @@ def test_manifest_appended_to_the_file_is_read_back(write, manifest_of):
         file.write(onnx.ModelProto(metadata_props=[entry]).SerializeToString())
     assert read_manifest(path) == manifest
     onnx.checker.check_model(str(path))
+
+
+def test_manifest_is_replaced_and_the_rest_stays(good, manifest_of, tmp_path):
+    before, model = digest(good), onnx.load(good)
+    manifest = manifest_of(model="another")
+    for target in (tmp_path / "copy.onnx", good):
+        with_manifest(good, target, manifest)
+        assert read_manifest(target) == manifest
+        assert digest(target) == before
+        found = onnx.load(target)
+        assert found.graph == model.graph
+        said = {entry.key: entry.value for entry in found.metadata_props}
+        assert said == {"author": "somebody", "whycam": manifest.to_json()}
+        assert len(found.metadata_props) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy.onnx", "model.onnx"]
+
+
+def test_damaged_file_keeps_its_manifest(good, manifest_of, tmp_path):
+    data = good.read_bytes()[:-3]
+    good.write_bytes(data)
+    with pytest.raises(ModelFileError):
+        with_manifest(good, good, manifest_of(model="another"))
+    assert good.read_bytes() == data
+    assert list(tmp_path.iterdir()) == [good]
 
 
 def test_labels_with_accents_are_read_back(write, manifest_of):

@@ -1,0 +1,252 @@
+"""Whether explanations survive: one way of running a network held against another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime.cam import Method
+from ..runtime.errors import DataError, ImageError, RequestError
+from ..runtime.explainer import Explainer
+from ..runtime.images import Picture, read_picture
+from ..runtime.tft import Tft
+from .dataset import Sample
+from .quality import drops, increases
+
+Tick = Callable[[str, int], None]
+Floats = NDArray[np.float32]
+_TOP = 0.2
+_BATCH = 8
+
+
+class MapFidelity(msgspec.Struct, frozen=True, kw_only=True):
+    """One method's maps, other against reference.
+
+    Attributes:
+        pearson, pearson_low: correlation of the maps' pixels, median and 5th percentile over
+            photographs. Two maps that are both constant agree (1); one alone does not (0).
+        iou, iou_low: of the top 20 % of the pixels, likewise.
+        same_threshold: share of photographs with the same tau*; None where TFT was not run.
+        increase_before, increase_after, drop_before, drop_after: average increase and drop (paper
+            section 5.2) of TFT's maps, in the reference and in the other.
+    """
+
+    pearson: float
+    pearson_low: float
+    iou: float
+    iou_low: float
+    same_threshold: float | None = None
+    increase_before: float | None = None
+    increase_after: float | None = None
+    drop_before: float | None = None
+    drop_after: float | None = None
+
+
+class Fidelity(msgspec.Struct, frozen=True, kw_only=True):
+    """How close two ways of running a network are.
+
+    Attributes:
+        reference, other: engine and precision.
+        pictures: photographs compared.
+        top1: share with the same most probable class.
+        probability: mean absolute difference of the probability of the reference's class.
+        maps: by method.
+        mask, thresholds: the reading of TFT; None where it was not run.
+        unreadable: photographs left out, and why.
+    """
+
+    reference: str
+    other: str
+    pictures: int
+    top1: float
+    probability: float
+    maps: dict[str, MapFidelity]
+    mask: str | None = None
+    thresholds: str | None = None
+    unreadable: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+def compare(
+    reference: Explainer,
+    other: Explainer,
+    samples: Iterable[Sample],
+    methods: Sequence[Method] | None = None,
+    tft: Tft | None = None,
+    tick: Tick | None = None,
+) -> Fidelity:
+    """Explain the same class of the same photographs both ways, and compare.
+
+    The class is the one that the reference finds most probable. Photographs stream.
+
+    Args:
+        reference: what is trusted.
+        other: of the same network.
+        samples: photographs.
+        methods: by default those of the paper that both have.
+        tft: the reading in which thresholds are compared as well; None: they are not.
+        tick: told (name, photographs done).
+
+    Raises:
+        RequestError: the two are not of one network, or a method is missing.
+        DataError: no photograph can be read.
+    """
+    chosen = common_methods(reference, other, methods)
+    tally = _Tally(chosen)
+    unreadable: dict[str, str] = {}
+    for names, pictures in _batches(samples, unreadable):
+        _look(reference, other, pictures, chosen, tft, tally)
+        if tick is not None:
+            tick(names[-1], len(names))
+    if not tally.same:
+        why = next(iter(unreadable.values()), "there are none")
+        raise DataError(f"no photograph to compare with can be read: {why}")
+    return Fidelity(
+        reference=reference.engine.description,
+        other=other.engine.description,
+        pictures=len(tally.same),
+        top1=float(np.mean(tally.same)),
+        probability=float(np.mean(tally.apart)),
+        maps={method: tally.of(method) for method in chosen},
+        mask=None if tft is None else tft.mask,
+        thresholds=None if tft is None else tft.thresholds,
+        unreadable=unreadable,
+    )
+
+
+PAPER: tuple[Method, ...] = ("gradcam", "gradcam++", "ablation", "layercam")
+
+
+def common_methods(
+    reference: Explainer, other: Explainer, wanted: Sequence[Method] | None
+) -> tuple[Method, ...]:
+    """The methods to compare.
+
+    Raises:
+        RequestError: see ``compare``.
+    """
+    ours, theirs = reference.manifest, other.manifest
+    if (ours.num_classes, ours.preprocess) != (theirs.num_classes, theirs.preprocess):
+        raise RequestError(
+            f"{ours.model} and {theirs.model} cannot be compared: they have other classes or "
+            "another preprocessing"
+        )
+    both = [m for m in ours.methods if m in theirs.methods and m != "scorecam"]
+    chosen = tuple(wanted) if wanted is not None else tuple(m for m in PAPER if m in both)
+    absent = [method for method in chosen if method not in both]
+    if absent or not chosen:
+        raise RequestError(
+            f"cannot compare {', '.join(absent) or 'no'} maps; both files have: {', '.join(both)}"
+        )
+    return chosen
+
+
+def _batches(
+    samples: Iterable[Sample], unreadable: dict[str, str]
+) -> Iterable[tuple[list[str], list[Picture]]]:
+    names: list[str] = []
+    pictures: list[Picture] = []
+    for sample in samples:
+        try:
+            pictures.append(read_picture(sample.path))
+        except ImageError as error:
+            unreadable[sample.name] = str(error)
+            continue
+        names.append(sample.name)
+        if len(names) == _BATCH:
+            yield names, pictures
+            names, pictures = [], []
+    if names:
+        yield names, pictures
+
+
+def _look(
+    reference: Explainer,
+    other: Explainer,
+    pictures: list[Picture],
+    methods: Sequence[Method],
+    tft: Tft | None,
+    tally: _Tally,
+) -> None:
+    first: NDArray[np.int64] | None = None
+    for method in methods:
+        ours = reference.explain(pictures, method=method, tft=tft)
+        classes = [found.index for found in ours]
+        theirs = other.explain(pictures, classes, method, tft)
+        if first is None:
+            first = other.classify(pictures).argmax(1)
+            for a, b, best in zip(ours, theirs, first, strict=True):
+                tally.same.append(a.index == best)
+                tally.apart.append(abs(a.probability - b.probability))
+        for a, b in zip(ours, theirs, strict=True):
+            tally.add(method, a, b)
+
+
+class _Tally:
+    """Numbers of each photograph."""
+
+    def __init__(self, methods: Sequence[Method]) -> None:
+        self.same: list[bool] = []
+        self.apart: list[float] = []
+        self._maps: dict[str, list[tuple[float, float]]] = {method: [] for method in methods}
+        self._sweeps: dict[str, list[list[float]]] = {method: [] for method in methods}
+
+    def add(self, method: Method, ours: Any, theirs: Any) -> None:
+        """Two explanations of one class."""
+        a, b = ours.original_map, theirs.original_map
+        self._maps[method].append((pearson(a, b), top_iou(a, b)))
+        if ours.tft is None:
+            return
+        numbers = [float(ours.threshold == theirs.threshold)]
+        for found in (ours, theirs):
+            # Where no threshold improves and 0 was not tried, nothing is masked.
+            masked = found.masked_probability
+            masked = found.probability if masked is None else masked
+            numbers.append(float(increases(masked, found.probability)))
+            numbers.append(float(drops(masked, found.probability)))
+        self._sweeps[method].append(numbers)
+
+    def of(self, method: Method) -> MapFidelity:
+        """What was found for a method."""
+        maps = np.array(self._maps[method])
+        low = np.percentile(maps, 5, axis=0)
+        middle = np.median(maps, axis=0)
+        found = {
+            "pearson": float(middle[0]),
+            "pearson_low": float(low[0]),
+            "iou": float(middle[1]),
+            "iou_low": float(low[1]),
+        }
+        if self._sweeps[method]:
+            means = np.mean(self._sweeps[method], axis=0)
+            names = (
+                "same_threshold",
+                "increase_before",
+                "drop_before",
+                "increase_after",
+                "drop_after",
+            )
+            found |= dict(zip(names, map(float, means), strict=True))
+        return MapFidelity(**found)
+
+
+def pearson(a: Floats, b: Floats) -> float:
+    """Correlation of two maps' pixels, [-1, 1]; see ``MapFidelity`` for constant ones."""
+    x, y = (values.astype(np.float64).ravel() - values.mean(dtype=np.float64) for values in (a, b))
+    norms = np.linalg.norm(x), np.linalg.norm(y)
+    if min(norms) == 0:
+        return float(max(norms) == 0)
+    return float(x @ y / (norms[0] * norms[1]))
+
+
+def top_iou(a: Floats, b: Floats) -> float:
+    """Intersection over union of the most important 20 % of two maps' pixels, [0, 1]."""
+    tops = []
+    for values in (a, b):
+        cut = np.partition(values.ravel(), -int(values.size * _TOP))[-int(values.size * _TOP)]
+        tops.append((values >= cut) & (values > 0))
+    union = np.count_nonzero(tops[0] | tops[1])
+    return np.count_nonzero(tops[0] & tops[1]) / union if union else 1.0

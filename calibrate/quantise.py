@@ -1,0 +1,296 @@
+"""A graph's trunk in INT8: where QuantizeLinear and DequantizeLinear go, and with which ranges."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime.errors import EngineError, MissingExtraError, ModelFileError, RequestError
+from .ranges import Histogram
+
+if TYPE_CHECKING:
+    import onnx
+
+Part = Literal["trunk", "sweep"]
+PARTS: tuple[Part, ...] = get_args(Part)
+_LAYERS = ("Conv", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or linear layer that can be quantised.
+
+    Attributes:
+        name: of its node.
+        kind: its operator and the shape of its weights, for people.
+        nodes: its node, and that of its second pass in a graph with a sweep: one set of weights.
+    """
+
+    name: str
+    kind: str
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An ONNX model, and what of it may be quantised.
+
+    Attributes:
+        model: with shapes inferred and a name for every node.
+        layers: in the order in which they run.
+        sums: names of the additions between them.
+        tensors: activations whose ranges are needed.
+    """
+
+    model: onnx.ModelProto
+    layers: tuple[Layer, ...]
+    sums: tuple[str, ...]
+    tensors: tuple[str, ...]
+
+
+def read_graph(path: str | os.PathLike[str], part: Part = "trunk") -> Graph:
+    """Read an explaining graph and find what may be quantised.
+
+    Args:
+        path: a file made by ``whycam export``.
+        part: ``trunk``: image to activations, and the same layers once more where the graph sweeps
+            thresholds; ``sweep``: these alone, so that probabilities and maps stay as they are.
+
+    Raises:
+        RequestError: there is nothing to quantise.
+        ModelFileError: the file cannot be read.
+        MissingExtraError: the package onnx is not installed.
+    """
+    try:
+        # Imports onnx as well.
+        from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
+    except ImportError as error:
+        raise MissingExtraError(error.name or "onnx", "calibrate", "INT8 calibration") from error
+    if part not in PARTS:
+        raise RequestError(f"part must be {' or '.join(PARTS)}, not '{part}'")
+    try:
+        model = load_model_with_shape_infer(Path(path))
+    except Exception as error:
+        raise ModelFileError(f"cannot read {path} for quantisation: {error}") from error
+    for index, node in enumerate(model.graph.node):
+        node.name = node.name or f"node_{index}"
+    weights = {each.name: each for each in model.graph.initializer}
+    shapes = _shapes(model)
+    trunk = _upstream(model, "activations")
+    if not trunk:
+        raise RequestError(f"{path} has no activations inside: export it again")
+    shared = {node.input[1] for node in trunk if node.op_type in _LAYERS and len(node.input) > 1}
+    again = [
+        node
+        for node in model.graph.node
+        if node.op_type in _LAYERS
+        and len(node.input) > 1
+        and node.input[1] in shared
+        and node.name not in {each.name for each in trunk}
+    ]
+    if part == "sweep" and not again:
+        raise RequestError(
+            f"{path} has no sweep inside whose layers could be quantised: export it with "
+            "--outputs tft"
+        )
+    chosen = again if part == "sweep" else [*trunk, *again]
+    if part == "sweep":
+        _own_weights(model, again)
+        weights = {each.name: each for each in model.graph.initializer}
+    of_weights: dict[str, list[onnx.NodeProto]] = {}
+    for node in chosen:
+        if node.op_type not in _LAYERS or len(node.input) < 2 or node.input[1] not in weights:
+            continue
+        if _has_extent(shapes.get(node.input[0])):
+            of_weights.setdefault(node.input[1], []).append(node)
+    layers = tuple(
+        Layer(nodes[0].name, _kind(nodes[0], weights[name]), tuple(node.name for node in nodes))
+        for name, nodes in of_weights.items()
+    )
+    if not layers:
+        raise RequestError(f"{path} has no convolution or linear layer that can be quantised")
+    quantised_nodes = [node for nodes in of_weights.values() for node in nodes]
+    inside = _between(model, [node.name for node in quantised_nodes])
+    sums = [
+        node
+        for node in model.graph.node
+        if node.op_type == "Add" and node.name in inside and not set(node.input) & set(weights)
+    ]
+    read = [node.input[0] for node in quantised_nodes] + [i for node in sums for i in node.input]
+    return Graph(model, layers, tuple(node.name for node in sums), tuple(dict.fromkeys(read)))
+
+
+def _own_weights(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> None:
+    """Copies of the weights that nodes share with others, which are to stay as they are."""
+    import onnx
+
+    weights = {each.name: each for each in model.graph.initializer}
+    for node in nodes:
+        if node.input[1] in weights:
+            copy = onnx.TensorProto()
+            copy.CopyFrom(weights[node.input[1]])
+            copy.name = f"{node.input[1]}_of_{node.name}"
+            model.graph.initializer.append(copy)
+            node.input[1] = copy.name
+
+
+def _upstream(model: onnx.ModelProto, name: str) -> list[onnx.NodeProto]:
+    """What a tensor is computed from, in order."""
+    needed = {name}
+    found = []
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            found.append(node)
+            needed.update(node.input)
+    return found[::-1]
+
+
+def _between(model: onnx.ModelProto, layers: Collection[str]) -> set[str]:
+    """Nodes that lie behind one layer and before another."""
+    wanted = set(layers)
+    behind: set[str] = set()
+    after: set[str] = set()
+    for node in model.graph.node:
+        if node.name in wanted or behind.intersection(node.input):
+            behind.update(node.output)
+            after.add(node.name)
+    needed: set[str] = set()
+    before: set[str] = set()
+    for node in reversed(model.graph.node):
+        if node.name in wanted or needed.intersection(node.output):
+            needed.update(node.input)
+            before.add(node.name)
+    return after & before
+
+
+def _shapes(model: onnx.ModelProto) -> dict[str, list[int | None]]:
+    return {
+        value.name: [
+            side.dim_value if side.HasField("dim_value") else None
+            for side in value.type.tensor_type.shape.dim
+        ]
+        for value in [*model.graph.value_info, *model.graph.input, *model.graph.output]
+        if value.type.tensor_type.HasField("shape")
+    }
+
+
+def _has_extent(shape: Sequence[int | None] | None) -> bool:
+    """Layers of a single pixel, as in squeeze-and-excitation, cost nothing and gain nothing."""
+    return shape is None or len(shape) != 4 or tuple(shape[2:]) != (1, 1)
+
+
+def _kind(node: onnx.NodeProto, weight: onnx.TensorProto) -> str:
+    return f"{node.op_type} {'x'.join(map(str, weight.dims))}"
+
+
+def observe(
+    graph: Graph, images: Iterable[NDArray[Any]], threads: int | None = None
+) -> dict[str, Histogram]:
+    """Run images through the float graph and count magnitudes.
+
+    Args:
+        graph: from ``read_graph``.
+        images: batches as the graph takes them; they are not kept.
+        threads: of the engine.
+
+    Raises:
+        EngineError: the engine failed, or an activation is not finite.
+    """
+    import onnx
+    import onnxruntime
+
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    given = {value.name for value in model.graph.input}
+    own = [name for name in graph.tensors if name not in given]
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in own)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # Fused operations would hide the tensors between them.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    histograms = {name: Histogram() for name in graph.tensors}
+    try:
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        for batch in images:
+            feeds = {"image": batch, "target": np.full((len(batch), 1), -1, np.int64)}
+            values = dict(zip(own, session.run(own, feeds), strict=True))
+            for name in graph.tensors:
+                found = values[name] if name in values else feeds[name]
+                if not np.isfinite(found).all():
+                    raise EngineError(f"activations are NaN or infinite (tensor {name})")
+                histograms[name].add(found)
+    except EngineError:
+        raise
+    except Exception as error:
+        raise EngineError(f"ONNX Runtime failed while calibrating: {error}") from error
+    return histograms
+
+
+def quantised(
+    graph: Graph, magnitudes: Mapping[str, float], floating: Collection[str] = ()
+) -> onnx.ModelProto:
+    """The graph with INT8 layers, in the form that ONNX Runtime, OpenVINO and TensorRT accept.
+
+    Symmetric, weights per output channel and stored in 8 bits, biases in float. A tensor is
+    quantised where a layer or an addition reads it, and nowhere else: between a convolution and
+    its activation it would lose what the activation clips (docs/performance.md).
+
+    Args:
+        graph: from ``read_graph``.
+        magnitudes: for each of its tensors, what 127 stands for.
+        floating: names of layers that stay in float.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    ranges = {
+        name: TensorData(lowest=np.float32(-value), highest=np.float32(value))
+        for name, value in magnitudes.items()
+    }
+    layers = [node for each in graph.layers if each.name not in floating for node in each.nodes]
+    if not layers:
+        return model
+    quantizer = QDQQuantizer(
+        model,
+        per_channel=True,
+        reduce_range=False,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QInt8,
+        tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
+        nodes_to_quantize=[*layers, *_sums_among(graph, layers)],
+        nodes_to_exclude=[],
+        op_types_to_quantize=[*_LAYERS, "Add"],
+        extra_options={
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            "QuantizeBias": False,
+            "AddQDQPairToWeight": False,
+            "MatMulConstBOnly": True,
+            "OpTypesToExcludeOutputQuantization": [*_LAYERS, "Add"],
+        },
+    )
+    quantizer.quantize_model()
+    quantizer.model.topological_sort()  # what was inserted stands at the end
+    made: onnx.ModelProto = quantizer.model.model
+    return made
+
+
+def _sums_among(graph: Graph, layers: Sequence[str]) -> list[str]:
+    """Additions that still lie between quantised layers."""
+    inside = _between(graph.model, layers)
+    return [name for name in graph.sums if name in inside]

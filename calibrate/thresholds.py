@@ -1,0 +1,431 @@
+"""Learn which thresholds are worth trying, and what trying only those costs.
+
+Every threshold of every map is tried once, on a calibration set. From three quarters of the
+photographs a Gaussian prior is fitted for each method and reading of TFT (see ``runtime.search``);
+on the others the search is replayed with 1 to 8 forwards and held against trying all ten.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Sequence
+from csv import DictWriter
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime import search
+from ..runtime.cam import Method
+from ..runtime.errors import DataError, ImageError
+from ..runtime.explainer import Explainer
+from ..runtime.images import read_picture
+from ..runtime.onnxfile import read_manifest, with_manifest
+from ..runtime.search import Prior
+from ..runtime.sweep import Request, masked_probabilities, sweep
+from ..runtime.tft import Mask, Tft, Thresholds
+from .dataset import Dataset
+from .evaluate import check_measurable, chosen_methods
+
+Tick = Callable[[str, int], None]
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+TAUS = tuple(step / 20 for step in range(20))
+READINGS: tuple[tuple[Mask, Thresholds], ...] = (("binary", "value"), ("soft", "rank"))
+LEAST_PICTURES = 40
+FORWARDS = 8
+_HELD_OUT = 4  # of so many photographs the last is held out
+_FIXED = (3, 4)
+_RIDGE = 30.0  # on standardised features
+_JITTER = 1e-4  # added to the variances, so that the covariance can be inverted
+_TIMED = 6  # photographs whose searches are timed
+
+
+class Point(msgspec.Struct, frozen=True, kw_only=True):
+    """What a number of forwards came to on the held-out photographs.
+
+    Attributes:
+        forwards: masked images through the network for each map, at most.
+        taus: the thresholds, where they are always the same; empty for a search.
+        average_increase: share of photographs whose masked image has the higher probability.
+        average_increase_standard_error: of that share.
+        increase_kept: what that gains over the map as it is, as a share of what all ten
+            thresholds gain; None where these gain nothing.
+        mean_rpi: largest relative probability increase found, mean.
+        rpi_kept: the same as a share of that of all ten; None where that is 0.
+        milliseconds: median time of one map's sweep or search, alone; None where not measured.
+    """
+
+    forwards: int
+    taus: tuple[float, ...] = ()
+    average_increase: float
+    average_increase_standard_error: float
+    increase_kept: float | None
+    mean_rpi: float
+    rpi_kept: float | None
+    milliseconds: float | None = None
+
+
+class Curve(msgspec.Struct, frozen=True, kw_only=True):
+    """One method in one reading.
+
+    Attributes:
+        method, mask, thresholds: which.
+        learnt_from, held_out: photographs.
+        original_average_increase: of the map as it is.
+        every: all ten thresholds of ``Tft``.
+        search: with 1, 2, ... forwards.
+        fixed: the same thresholds for every map: the best three and four of those learnt from.
+    """
+
+    method: Method
+    mask: Mask
+    thresholds: Thresholds
+    learnt_from: int
+    held_out: int
+    original_average_increase: float
+    every: Point
+    search: tuple[Point, ...]
+    fixed: tuple[Point, ...]
+
+
+class Learnt(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole of what was learnt.
+
+    Attributes:
+        model, engine, digest, data: what was looked at, in what, on what.
+        pictures: usable photographs.
+        priors: one for each method and reading.
+        curves: in the same order.
+        unreadable: photographs left out, and why.
+    """
+
+    model: str
+    engine: str
+    digest: str
+    data: str
+    pictures: int
+    priors: tuple[Prior, ...]
+    curves: tuple[Curve, ...]
+    unreadable: dict[str, str] = msgspec.field(default_factory=dict)
+
+    def to_csv(self) -> str:
+        """One line a point of a curve; ``tried`` is ``search``, ``fixed`` or ``every``."""
+        text = io.StringIO()
+        names = [name for name in Point.__struct_fields__ if name != "taus"]
+        writer = DictWriter(text, ["method", "mask", "thresholds", "tried", *names, "taus"])
+        writer.writeheader()
+        for curve in self.curves:
+            of = {"method": curve.method, "mask": curve.mask, "thresholds": curve.thresholds}
+            for tried, points in (
+                ("search", curve.search),
+                ("fixed", curve.fixed),
+                ("every", (curve.every,)),
+            ):
+                for point in points:
+                    row = msgspec.structs.asdict(point)
+                    row["taus"] = " ".join(f"{tau:g}" for tau in point.taus)
+                    writer.writerow({**of, "tried": tried, **row})
+        return text.getvalue()
+
+
+@dataclass
+class Swept:
+    """One method in one reading: every photograph's sweep, N of them in the end.
+
+    Attributes:
+        features: float32 [F] each.
+        probability: of the class explained, for the whole image.
+        masked: float32 [T] each, the same for the image under each threshold's mask.
+    """
+
+    features: list[Floats] = field(default_factory=list)
+    probability: list[float] = field(default_factory=list)
+    masked: list[Floats] = field(default_factory=list)
+
+    def arrays(self) -> tuple[Floats, Floats, Floats]:
+        """Features [N, F], probability [N], masked [N, T]."""
+        return (
+            np.stack(self.features),
+            np.array(self.probability, np.float32),
+            np.stack(self.masked),
+        )
+
+
+def learn(
+    explainer: Explainer,
+    data: Dataset,
+    *,
+    methods: Sequence[Method] | None = None,
+    readings: Sequence[tuple[Mask, Thresholds]] = READINGS,
+    tick: Tick | None = None,
+) -> Learnt:
+    """Learn the thresholds worth trying, for the most probable class of each photograph.
+
+    Args:
+        explainer: of a file with raw outputs and without embedded preprocessing, in any engine.
+        data: from ``open_dataset``; every fourth usable photograph is held out.
+        methods: by default those of the paper that the file supports.
+        readings: of TFT, as (mask, thresholds).
+        tick: told (name, photographs done).
+
+    Returns:
+        Priors, to be stored in the manifest, and what they came to on held-out photographs.
+
+    Raises:
+        RequestError: a method that the file cannot give.
+        DataError: fewer than 40 usable photographs.
+    """
+    check_measurable(explainer.manifest)
+    chosen = chosen_methods(methods, explainer.manifest.methods)
+    _check_count(len(data.samples), data)
+    unreadable: dict[str, str] = {}
+    swept = {(method, *reading): Swept() for reading in readings for method in chosen}
+    timed: dict[Method, list[Request]] = {method: [] for method in chosen}
+    count = 0
+    for sample in data.samples:
+        try:
+            picture = read_picture(sample.path)
+        except ImageError as error:
+            unreadable[sample.name] = str(error)
+        else:
+            requests = _requests(explainer, picture, chosen)
+            _add(explainer, requests, readings, swept)
+            if _is_held_out(count):
+                for method, request in requests.items():
+                    timed[method] += [request] if len(timed[method]) < _TIMED else []
+            count += 1
+        if tick is not None:
+            tick(sample.name, 1)
+    _check_count(count, data)
+    priors, curves = [], []
+    for (method, mask, thresholds), sweeps in swept.items():
+        prior = fit(sweeps, Tft(mask=mask, thresholds=thresholds, taus=TAUS), method)
+        priors.append(prior)
+        curves.append(_curve(sweeps, prior, _times(explainer, timed[method], prior)))
+    return Learnt(
+        model=explainer.manifest.model,
+        engine=explainer.engine.description,
+        digest=explainer.manifest.digest,
+        data=f"{data.path} ({data.kind})",
+        pictures=count,
+        priors=tuple(priors),
+        curves=tuple(curves),
+        unreadable=unreadable,
+    )
+
+
+def store(path: Path, priors: Sequence[Prior]) -> None:
+    """Put priors into a model file's manifest, in the place of older ones of their kind.
+
+    The graph and its digest stay as they are; the file is replaced whole or not at all.
+
+    Raises:
+        ModelFileError: no file made by whycam.
+        OutputError: it cannot be written.
+    """
+    manifest = read_manifest(path)
+    every = {(p.method, p.mask, p.thresholds): p for p in (*manifest.priors, *priors)}
+    manifest = msgspec.structs.replace(manifest, priors=tuple(every.values()))
+    with_manifest(path, path, manifest)
+
+
+def _check_count(count: int, data: Dataset) -> None:
+    if count < LEAST_PICTURES:
+        raise DataError(
+            f"{data.path} has {count} usable pictures; learning thresholds takes "
+            f"{LEAST_PICTURES} or more (some hundreds are better)"
+        )
+
+
+def _is_held_out(place: int) -> bool:
+    return place % _HELD_OUT == _HELD_OUT - 1
+
+
+def _held_out(count: int) -> NDArray[np.bool_]:
+    return np.array([_is_held_out(place) for place in range(count)])
+
+
+def _requests(
+    explainer: Explainer, picture: Any, methods: Sequence[Method]
+) -> dict[Method, Request]:
+    images, _ = explainer.inputs([picture])
+    probabilities, targets, maps = explainer.maps(images, np.full((1, 1), -1, np.int64), methods)
+    index = int(targets[0, 0])
+    probability = float(probabilities[0, index])
+    return {m: Request(images[0], maps[m][0, 0], index, probability) for m in methods}
+
+
+def _add(
+    explainer: Explainer,
+    requests: dict[Method, Request],
+    readings: Sequence[tuple[Mask, Thresholds]],
+    swept: dict[tuple[Method, Mask, Thresholds], Swept],
+) -> None:
+    """Try every threshold of one photograph's maps."""
+    found = {m: search.features(r.map, np.float32(r.probability)) for m, r in requests.items()}
+    for mask, thresholds in readings:
+        settings = Tft(mask=mask, thresholds=thresholds, taus=TAUS)
+        masked = masked_probabilities(
+            explainer.probabilities, list(requests.values()), settings, explainer.batch
+        )
+        for (method, request), values in zip(requests.items(), masked, strict=True):
+            own = swept[method, mask, thresholds]
+            own.features.append(found[method])
+            own.probability.append(request.probability)
+            own.masked.append(values)
+
+
+def fit(swept: Swept, settings: Tft, method: Method) -> Prior:
+    """Ridge regression of the gains on the features; the residuals' covariance.
+
+    Held-out photographs are left out. B = argmin |Y - X B|^2 + 30 |B|^2 on standardised features
+    X, the constant's row of B unpenalised; S = E^T E / N + 1e-4 I with E = Y - X B.
+    """
+    features, probability, masked = swept.arrays()
+    train = ~_held_out(len(probability))
+    x = features[train].astype(np.float64)
+    y = _gains(probability, masked)[train].astype(np.float64)
+    mean, scale = x.mean(0), x.std(0)
+    mean[0], scale[0] = 0, 1
+    scale[scale < 1e-6] = 1  # a feature that never changed says nothing
+    x = (x - mean) / scale
+    penalty = _RIDGE * np.eye(search.FEATURES)
+    penalty[0, 0] = 0
+    coefficients = np.linalg.solve(x.T @ x + penalty, x.T @ y)
+    rest = y - x @ coefficients
+    covariance = rest.T @ rest / len(x) + _JITTER * np.eye(y.shape[1])
+    return Prior(
+        method=method,
+        mask=settings.mask,
+        thresholds=settings.thresholds,
+        taus=settings.taus,
+        mean=_rounded(mean),
+        scale=_rounded(scale),
+        coefficients=tuple(map(_rounded, coefficients)),
+        covariance=tuple(map(_rounded, covariance)),
+        pictures=len(x),
+    )
+
+
+def _rounded(row: Doubles) -> tuple[float, ...]:
+    return tuple(float(f"{value:.6g}") for value in row)
+
+
+def _gains(probability: Floats, masked: Floats) -> Floats:
+    return np.asarray(search.logit(masked) - search.logit(probability)[..., None])
+
+
+def replay(prior: Prior, features: Floats, probability: Floats, masked: Floats) -> NDArray[np.intp]:
+    """The thresholds that a search of 8 forwards tries, in this order, by answers known already.
+
+    Args:
+        prior: what it starts from.
+        features: [N, F].
+        probability: [N].
+        masked: [N, T].
+
+    Returns:
+        int [N, 8].
+    """
+    gains = _gains(probability, masked)
+    belief = search.begin(prior, features)
+    tried = []
+    for _ in range(min(FORWARDS, len(prior.taus))):
+        step = search.next_step(belief)
+        tried.append(step.argmax(-1))
+        belief = search.observe(belief, step, (gains * step).sum(-1))
+    return np.stack(tried, axis=-1)
+
+
+def _curve(swept: Swept, prior: Prior, times: dict[int, float]) -> Curve:
+    features, probability, masked = swept.arrays()
+    held_out = _held_out(len(probability))
+    p, m = probability[held_out], masked[held_out]
+    tried = replay(prior, features[held_out], p, m)
+    measure = _Measure(p, m)
+    sets = [_best_set(probability[~held_out], masked[~held_out], size) for size in _FIXED]
+    return Curve(
+        method=prior.method,
+        mask=prior.mask,
+        thresholds=prior.thresholds,
+        learnt_from=prior.pictures,
+        held_out=len(p),
+        original_average_increase=float((m[:, 0] > p).mean()),
+        every=measure.of(m[:, _TENTHS], times.get(len(_TENTHS))),
+        search=tuple(
+            measure.of(np.take_along_axis(m, tried[:, :k], 1), times.get(k))
+            for k in range(1, tried.shape[1] + 1)
+        ),
+        fixed=tuple(
+            measure.of(m[:, list(places)], None, tuple(prior.taus[i] for i in places))
+            for places in sets
+        ),
+    )
+
+
+# The ten thresholds that TFT tries otherwise. The first of all, 0, mutes nothing: the map as it is.
+_TENTHS = [TAUS.index(tau) for tau in Tft().taus]
+
+
+class _Measure:
+    """Measures masked probabilities [N, k] against those of all ten thresholds."""
+
+    def __init__(self, probability: Floats, masked: Floats) -> None:
+        self._p = probability
+        self._original = masked[:, 0] > probability
+        every = masked[:, _TENTHS].max(1)
+        self._gain = float((every > probability).mean() - self._original.mean())
+        self._rpi = self._mean_rpi(every)
+
+    def _mean_rpi(self, best: Floats) -> float:
+        return float((np.maximum(best - self._p, 0) / np.maximum(self._p, 1e-30)).mean())
+
+    def of(self, masked: Floats, milliseconds: float | None, taus: tuple[float, ...] = ()) -> Point:
+        best = masked.max(1)
+        # Where nothing tried improves, the map stays as it is.
+        increase = (best > self._p) | self._original
+        share, rpi = float(increase.mean()), self._mean_rpi(best)
+        gained = share - float(self._original.mean())
+        return Point(
+            forwards=masked.shape[1],
+            taus=taus,
+            average_increase=share,
+            average_increase_standard_error=float(np.sqrt(share * (1 - share) / len(best))),
+            increase_kept=gained / self._gain if self._gain > 0 else None,
+            mean_rpi=rpi,
+            rpi_kept=rpi / self._rpi if self._rpi > 0 else None,
+            milliseconds=milliseconds,
+        )
+
+
+def _best_set(probability: Floats, masked: Floats, size: int) -> tuple[int, ...]:
+    """The thresholds that, always the same, give the largest average increase; ties: mean rpi."""
+    above = masked > probability[:, None]
+    rpi = np.maximum(masked - probability[:, None], 0) / np.maximum(probability[:, None], 1e-30)
+
+    def worth(places: tuple[int, ...]) -> tuple[float, float]:
+        chosen = list(places)
+        increase = above[:, chosen].any(1) | above[:, 0]
+        return float(increase.mean()), float(rpi[:, chosen].max(1).mean())
+
+    return max(combinations(range(masked.shape[1]), size), key=worth)
+
+
+def _times(explainer: Explainer, requests: Sequence[Request], prior: Prior) -> dict[int, float]:
+    """Median milliseconds of one map alone: forwards of a search, and ten for all of TFT."""
+    settings = {k: Tft(prior.mask, prior.thresholds, prior.taus, k) for k in range(1, FORWARDS + 1)}
+    settings[len(_TENTHS)] = Tft(prior.mask, prior.thresholds)
+    seconds: dict[int, list[float]] = {k: [] for k in settings}
+    for request in requests:
+        for k, own in settings.items():
+            begin = time.perf_counter()
+            sweep(explainer.probabilities, [request], own, explainer.batch, prior)
+            seconds[k].append(time.perf_counter() - begin)
+    return {k: 1e3 * float(np.median(values)) for k, values in seconds.items()}

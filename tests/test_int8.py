@@ -1,0 +1,359 @@
+"""INT8 files: quantised where they should be, alike in every engine, proved before written."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from networks import SMALL, linear
+from PIL import Image
+from tensorrt_build import build_errors
+from torch import nn
+
+import whycam
+from whycam.calibrate import int8
+from whycam.calibrate.dataset import open_dataset
+from whycam.calibrate.fidelity import compare, pearson, top_iou
+from whycam.calibrate.int8 import Settings, calibrate_int8, divided
+from whycam.calibrate.quantise import observe, quantised, read_graph
+from whycam.calibrate.ranges import magnitude
+from whycam.export import to_onnx
+from whycam.runtime.errors import (
+    DataError,
+    MissingExtraError,
+    RequestError,
+    VerificationError,
+    WhyCamError,
+)
+from whycam.runtime.files import OutputError
+from whycam.runtime.onnxfile import digest, read_manifest
+from whycam.runtime.selftest import check, tolerance_of
+from whycam.runtime.tft import Tft
+
+EASY = Settings(floor={"pearson": 0.5, "top1": 0.5}, threads=1)
+
+
+class Residual(nn.Module):
+    """Depthwise and plain convolutions, a linear bottleneck with a sum, squeeze and excitation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU6())
+        self.deep = nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1, groups=16), nn.ReLU6())
+        self.squeeze = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(16, 4, 1), nn.ReLU(), nn.Conv2d(4, 16, 1)
+        )
+        self.narrow = nn.Conv2d(16, 16, 1)
+        self.last = nn.Sequential(nn.Conv2d(16, 24, 3, 2, 1), nn.ReLU())
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 5))
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.deep(x)
+        y = self.narrow(y * self.squeeze(y).sigmoid())
+        return self.head(self.last(x + y))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Blocks of colour in noise, 40 of them; one is broken."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for index in range(40):
+        pixels = rng.integers(0, 80, (40, 40, 3), np.uint8)
+        x, y = rng.integers(0, 24, 2)
+        pixels[y : y + 14, x : x + 14] = rng.integers(60, 256, 3)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    (folder / "broken.png").write_bytes(b"not a picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def residual(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("residual") / "residual.onnx"
+    to_onnx(Residual().eval(), path, methods=["gradcam", "layercam", "ablation"], overrides=SMALL)
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(residual: Path, pictures: Path) -> tuple[Path, int8.Int8]:
+    path = residual.with_name("residual.int8.onnx")
+    return path, calibrate_int8(residual, open_dataset(pictures), path, EASY)
+
+
+def quantised_layers(path: Path) -> tuple[set[str], set[str]]:
+    """Names of weights whose layer reads quantised activations, and of those that do not."""
+    graph = onnx.load(path).graph
+    source = {output: node for node in graph.node for output in node.output}
+    inside, outside = set(), set()
+    for node in graph.node:
+        if node.op_type in ("Conv", "Gemm"):
+            before = source.get(node.input[0])
+            weight = source.get(node.input[1])
+            name = weight.input[0] if weight is not None else node.input[1]
+            (
+                inside if before is not None and before.op_type == "DequantizeLinear" else outside
+            ).add(name.removesuffix("_quantized"))
+    return inside, outside
+
+
+def test_trunk_is_quantised_and_the_rest_is_not(made):
+    inside, outside = quantised_layers(made[0])
+    assert len(inside) == 4  # stem, deep, narrow, last
+    # Squeeze and excitation works on a single pixel; the head is the classifier.
+    assert len(outside) == 3
+
+
+def test_file_holds_only_what_every_engine_takes(made):
+    model = onnx.load(made[0])
+    weights = {each.name: onnx.numpy_helper.to_array(each) for each in model.graph.initializer}
+    kinds = Counter(node.op_type for node in model.graph.node)
+    assert kinds["QuantizeLinear"] >= 5
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            zero_point = weights[node.input[2]]
+            assert zero_point.dtype == np.int8
+            assert not zero_point.any()
+            assert weights[node.input[1]].dtype == np.float32
+    # No bias is quantised, and no convolution's own output before its activation.
+    assert not [name for name, value in weights.items() if value.dtype == np.int32]
+    source = {output: node for node in model.graph.node for output in node.output}
+    for node in model.graph.node:
+        if node.op_type in ("Relu", "Clip"):
+            before = source.get(node.input[0])
+            assert before is None or before.op_type != "DequantizeLinear"
+
+
+def test_every_engine_answers_alike(made, pictures):
+    files = [pictures / f"{i}.png" for i in range(6)]
+    a, b = (whycam.load(made[0], name, threads=1) for name in ("openvino", "onnxruntime"))
+    for method in a.manifest.methods:
+        for x, y in zip(
+            a.explain(files, method=method), b.explain(files, method=method), strict=True
+        ):
+            assert abs(x.probability - y.probability) < 0.02
+            assert pearson(x.map, y.map) > 0.98
+
+
+@pytest.mark.slow
+def test_tensorrt_builds_it(made):
+    assert build_errors(str(made[0]), read_manifest(made[0])) == []
+
+
+def test_manifest_says_int8_and_the_file_verifies(made, residual):
+    path, _ = made
+    manifest, before = read_manifest(path), read_manifest(residual)
+    assert manifest.precision == "int8"
+    assert manifest.digest == digest(path) != before.digest
+    assert manifest.references != before.references
+    assert manifest.methods == before.methods
+    engine = whycam.load(path).engine
+    assert "int8" in engine.description
+    for agreement in check(engine, manifest):
+        assert agreement.problem(tolerance_of(manifest)) is None
+
+
+def test_int8_numbers_differ_from_float_but_little(made, residual, pictures):
+    float32, other = (whycam.load(path, threads=1) for path in (residual, made[0]))
+    files = [pictures / f"{i}.png" for i in range(10)]
+    apart = [
+        abs(a.probability - b.probability)
+        for a, b in zip(float32.explain(files), other.explain(files), strict=True)
+    ]
+    assert 0 < max(apart) < 0.05
+
+
+def test_report_says_what_was_tried_and_proved(made):
+    _, found = made
+    assert {(t.calibrator, t.percentile) for t in found.tried} == {
+        ("minmax", None),
+        ("percentile", 99.99),
+        ("percentile", 99.9),
+        ("entropy", None),
+    }
+    assert found.calibrated_on in (19, 20)  # the broken picture may be among these
+    assert found.proof.pictures + found.calibrated_on == 40
+    assert found.layers == 4
+    assert found.floating == ()
+    assert set(found.proof.maps) == {"gradcam", "layercam", "ablation"}
+    for maps in found.proof.maps.values():
+        assert maps.same_threshold is not None
+
+
+def test_layers_that_hurt_most_stay_in_float_until_the_floor_holds(residual, pictures, tmp_path):
+    """One layer's range is spoilt on purpose: it is the one to stay in float."""
+    data = open_dataset(pictures)
+    graph = read_graph(residual)
+    spoilt = graph.layers[-1]
+    reads = next(node.input[0] for node in graph.model.graph.node if node.name == spoilt.name)
+
+    def make(self, calibrator, percentile, floating):
+        magnitudes = {name: magnitude(h, "minmax") for name, h in self._histograms.items()}
+        magnitudes[reads] *= 500
+        return quantised(self.graph, magnitudes, floating)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(int8._Search, "make", make)
+        strict = Settings(calibrator="minmax", floor={"pearson": 0.97, "top1": 0.8}, threads=1)
+        found = calibrate_int8(residual, data, tmp_path / "a.onnx", strict)
+    assert found.floating[0].name == spoilt.name
+    assert len(found.floating) < found.layers
+    assert found.milliseconds_all_int8 is not None
+    assert found.proof.top1 >= 0.8
+    inside, _ = quantised_layers(tmp_path / "a.onnx")
+    assert len(inside) == found.layers - len(found.floating)
+
+
+def test_floor_missed_on_photographs_held_out_leaves_no_file(
+    residual, pictures, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(int8.Trial, "shortfall", lambda *_: 0.0)
+    out_of_reach = Settings(floor={"pearson": 1.0}, threads=1)
+    with pytest.raises(VerificationError, match="photographs held out"):
+        calibrate_int8(residual, open_dataset(pictures), tmp_path / "a.onnx", out_of_reach)
+    assert not list(tmp_path.iterdir())
+
+
+def test_sweep_alone_is_quantised_and_maps_stay_as_they_are(pictures, tmp_path):
+    path, out = tmp_path / "tft.onnx", tmp_path / "sweep.onnx"
+    soft = Tft(mask="soft", thresholds="rank")
+    to_onnx(linear(), path, outputs=["raw", "tft"], tft=soft, overrides=SMALL)
+    settings = Settings(part="sweep", calibrator="percentile", percentile=99.99, threads=1)
+    calibrate_int8(path, open_dataset(pictures), out, settings)
+    for engine in ("openvino", "onnxruntime"):
+        a, b = (whycam.load(file, engine, threads=1) for file in (path, out))
+        files = [pictures / f"{i}.png" for i in range(8)]
+        swept = []
+        for x, y in zip(a.explain(files, tft=True), b.explain(files, tft=True), strict=True):
+            np.testing.assert_allclose(x.original_map, y.original_map, atol=1e-5)
+            assert abs(x.probability - y.probability) < 1e-5
+            swept.append(np.abs(x.rpi - y.rpi).max())
+        assert max(swept) > 0
+    assert "DequantizeLinear" in {node.op_type for node in onnx.load(out).graph.node}
+
+
+def test_ranges_hold_what_the_float_graph_computes(residual, pictures):
+    explainer = whycam.load(residual, "onnxruntime", threads=1)
+    files = [pictures / f"{i}.png" for i in range(5)]
+    images = [explainer.inputs([np.asarray(Image.open(file))])[0] for file in files]
+    found = observe(read_graph(residual), images, threads=1)
+    assert found["image"].largest == max(np.abs(image).max() for image in images)
+    assert all(each.counts.sum() > 0 for each in found.values())
+
+
+def test_calibration_and_proof_never_share_a_photograph(pictures):
+    seen, held_out = divided(open_dataset(pictures), Settings(pictures=30, held_out=30))
+    assert not {s.name for s in seen} & {s.name for s in held_out}
+    assert seen == divided(open_dataset(pictures), Settings(pictures=30, held_out=30))[0]
+
+
+# Comparing.
+
+
+def test_a_network_compared_with_itself_agrees_wholly(residual, pictures):
+    explainer = whycam.load(residual, threads=1)
+    samples = open_dataset(pictures).samples
+    found = compare(explainer, explainer, samples, tft=Tft(mask="soft", thresholds="rank"))
+    assert found.pictures == 40
+    assert len(found.unreadable) == 1
+    assert found.top1 == 1
+    assert found.probability == 0
+    for maps in found.maps.values():
+        assert maps.pearson == pytest.approx(1)
+        assert maps.iou == 1
+        assert maps.same_threshold == 1
+        assert maps.increase_before == maps.increase_after
+
+
+def test_correlation_and_overlap_by_hand():
+    a = np.arange(100, dtype=np.float32).reshape(10, 10)
+    assert pearson(a, 2 * a + 1) == pytest.approx(1)
+    assert pearson(a, -a) == pytest.approx(-1)
+    assert top_iou(a, a) == 1
+    assert top_iou(a, a[::-1, ::-1]) == 0
+    b = a.copy()
+    b[9] = 0  # half of the twenty most important pixels are others now
+    assert top_iou(a, b) == pytest.approx(10 / 30)
+    zero = np.zeros((4, 4), np.float32)
+    assert pearson(zero, zero) == 1
+    assert pearson(zero, a[:4, :4]) == 0
+    assert top_iou(zero, zero) == 1
+
+
+def test_other_networks_are_not_compared(residual, lite0, pictures):
+    with pytest.raises(RequestError, match="cannot be compared"):
+        compare(whycam.load(residual), lite0, open_dataset(pictures).samples)
+
+
+# What cannot be done.
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"calibrator": "best"},
+        {"percentile": 10.0},
+        {"floor": {"iou": 0.9}},
+        {"floor": {"top1": 1.5}},
+        {"pictures": 2},
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_exist_are_refused(wish):
+    with pytest.raises(RequestError):
+        Settings(**wish)
+
+
+def test_requests_that_cannot_be_met(residual, made, pictures, tmp_path):
+    data = open_dataset(pictures)
+    with pytest.raises(RequestError, match="int8 already"):
+        calibrate_int8(made[0], data, tmp_path / "a.onnx")
+    with pytest.raises(RequestError, match="the float file itself"):
+        calibrate_int8(residual, data, residual)
+    with pytest.raises(RequestError, match="no sweep inside"):
+        calibrate_int8(residual, data, tmp_path / "a.onnx", Settings(part="sweep"))
+    with pytest.raises(RequestError, match="cannot compare hirescam"):
+        calibrate_int8(residual, data, tmp_path / "a.onnx", Settings(methods=["hirescam"]))
+    with pytest.raises(OutputError):
+        calibrate_int8(residual, data, "/proc/a.onnx")
+    (tmp_path / "few").mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "few" / "0.png")
+    with pytest.raises(DataError, match="16 photographs or more"):
+        calibrate_int8(residual, open_dataset(tmp_path / "few"), tmp_path / "a.onnx")
+    assert not (tmp_path / "a.onnx").exists()
+
+
+def test_unreadable_photographs_alone_are_an_error(residual, tmp_path):
+    for index in range(20):
+        (tmp_path / f"{index}.png").write_bytes(b"no")
+    with pytest.raises(WhyCamError, match="can be read"):
+        calibrate_int8(residual, open_dataset(tmp_path), tmp_path / "a.onnx")
+
+
+def test_without_the_package_onnx_the_extra_is_named(residual, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "onnxruntime.quantization.quant_utils", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "whycam\[calibrate\]"'):
+        read_graph(residual)
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+def test_efficientnet_lite0_keeps_labels_and_maps(lite0_onnx, shared_data, tmp_path):
+    """What the plain recipe loses: 74 % of the labels, maps that correlate by 0.94."""
+    data = open_dataset(shared_data / "imagenet-samples")
+    settings = Settings(pictures=64, held_out=100, threads=2)
+    found = calibrate_int8(lite0_onnx, data, tmp_path / "a.onnx", settings)
+    assert found.floating == ()
+    assert found.proof.top1 >= 0.94  # 0.975 on 200; one photograph of 100 is 0.01
+    assert all(maps.pearson >= 0.99 for maps in found.proof.maps.values())
+    assert found.bytes_after < found.bytes_before / 2
+    assert json.loads(json.dumps(found.floor)) == int8.FLOOR
