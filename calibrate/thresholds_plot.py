@@ -18,7 +18,7 @@ def kept_curves(found: Learnt) -> Figure:
         for axis, name, title in zip(
             row,
             ("increase_kept", "rpi_kept"),
-            ("gain in average increase kept", "relative probability increase kept"),
+            ("gain in average increase kept", "mean rpi kept"),
             strict=True,
         ):
             for curve in own:

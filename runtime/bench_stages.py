@@ -134,8 +134,10 @@ def _swept_in_graph(
     explainer: Explainer, images: NDArray[Any], target: NDArray[np.int64], way: Route
 ) -> dict[str, NDArray[Any]]:
     """What a graph with a sweep of its own returns, in runs that fit memory."""
-    # One forward pass for each threshold of each picture.
-    height = max(1, explainer.batch // len(explainer.manifest.tft.taus))
+    # One forward pass for each threshold of each picture; a search takes them one after the other.
+    settings = explainer.manifest.tft
+    steps = len(settings.taus) if settings.forwards is None else 1
+    height = max(1, explainer.batch // steps)
     runs = [
         explainer.engine.run(
             {"image": images[start : start + height], "target": target[start : start + height]},
@@ -153,7 +155,7 @@ def _choices(
     if not isinstance(settings, Tft):
         return [None] * len(requests)
     if not way.swept:
-        return sweep(explainer.probabilities, requests, settings, explainer.batch)
+        return sweep(explainer.probabilities, requests, settings, explainer.batch, way.prior)
     return [
         choice_of(request.map, own["rpi"][i, 0], own["masked_probabilities"][i, 0], settings)
         for i, request in enumerate(requests)

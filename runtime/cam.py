@@ -8,7 +8,8 @@ weights alpha [N, k, K], raw maps [N, k, h, w].
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast, get_args
+from functools import lru_cache
+from typing import Any, Literal, get_args
 
 import array_api_compat
 import numpy as np
@@ -140,16 +141,17 @@ def resize(maps: Array, size: tuple[int, int]) -> Array:
     """
     xp = array_api_compat.array_namespace(maps)
     height, width = maps.shape[-2:]
-    rows = interpolation_matrix(int(height), _centres(int(height), size[0]))
-    columns = interpolation_matrix(int(width), _centres(int(width), size[1]))
+    rows, columns = _enlarging(int(height), size[0]), _enlarging(int(width), size[1])
     device = array_api_compat.device(maps)
     left = xp.asarray(rows, dtype=maps.dtype, device=device)
     right = xp.asarray(columns.T, dtype=maps.dtype, device=device)
     return left @ maps @ right
 
 
-def _centres(size: int, wanted: int) -> np.ndarray:
-    return cast(np.ndarray, (np.arange(wanted) + 0.5) * (size / wanted) - 0.5)
+@lru_cache(maxsize=32)
+def _enlarging(size: int, wanted: int) -> np.ndarray:
+    """The same for every map of a network: float64 [wanted, size]."""
+    return interpolation_matrix(size, (np.arange(wanted) + 0.5) * (size / wanted) - 0.5)
 
 
 def interpolation_matrix(size: int, positions: np.ndarray) -> np.ndarray:

@@ -18,9 +18,10 @@ from .manifest import Manifest
 
 # Networks compiled for one shape run up to twice as fast as for any (depthwise convolutions in
 # bf16), but each compiled network holds its weights again. Further shapes share one that takes any.
-_SHAPES = 3
-# A batch is filled up to a shape that is compiled already if at most this part of it is waste.
-_WASTE = 0.25
+_SHAPES = 4
+# A batch is filled up to a shape that is compiled already if at most this part of it is waste; more
+# where no further shape may be compiled.
+_WASTE, _WASTE_AT_LAST = 0.25, 0.5
 _Shape = tuple[tuple[int, ...], tuple[int, ...]]
 
 
@@ -142,15 +143,15 @@ class _Part:
         """The compiled shape to use, possibly with a larger batch; None: any."""
         with self._lock:
             known = [shape for shape in self._compiled if shape is not None]
-        fitting = [
+        larger = sorted(
             shape
             for shape in known
-            if (shape[0][1:], shape[1][1:]) == (image[1:], target[1:])
-            and image[0] <= shape[0][0] <= image[0] / (1 - _WASTE)
-        ]
-        if fitting:
-            return min(fitting)
-        return (image, target) if len(known) < _SHAPES else None
+            if (shape[0][1:], shape[1][1:]) == (image[1:], target[1:]) and image[0] <= shape[0][0]
+        )
+        room = len(known) < _SHAPES
+        if larger and image[0] >= larger[0][0][0] * (1 - (_WASTE if room else _WASTE_AT_LAST)):
+            return larger[0]
+        return (image, target) if room else None
 
     def _for(self, shape: _Shape | None) -> _Compiled:
         with self._lock:

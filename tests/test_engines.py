@@ -76,7 +76,7 @@ def test_any_batch_and_any_number_of_classes(openvino, onnxruntime, photographs)
             onnxruntime.explain(photographs[0], targets=classes),
             1e-5,
         )
-    assert all(len(part._compiled) <= 4 for part in openvino.engine._parts.values())
+    assert all(len(part._compiled) <= 5 for part in openvino.engine._parts.values())
 
 
 def test_each_row_of_a_filled_batch_is_its_own(openvino):
