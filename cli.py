@@ -10,27 +10,26 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from . import __version__
 from .calibrate.commands import app as calibrate_app
+from .calibrate.commands import evaluate
 from .runtime import options
 from .runtime.cam import METHODS
+from .runtime.commands import explain, info, verify
 from .runtime.console import err, out, print_error, print_json, progress
 from .runtime.engine import ENGINES
 from .runtime.errors import MissingExtraError, RequestError, WhyCamError
-from .runtime.options import Cache, Engine, Json, Precision, SweepIn, Threads, Weights
+from .runtime.options import Json, Weights
 from .train.commands import app as train_app
 
 if TYPE_CHECKING:
     from .runtime.bench import PeerRuns
     from .runtime.bench_plan import Configuration
-    from .runtime.explanation import Explanation
-    from .runtime.manifest import Manifest
     from .runtime.sweep import Floats
-    from .runtime.tft import Tft
 
 app = typer.Typer(
     name="whycam",
@@ -237,205 +236,14 @@ def export(
 _EXPORT_STEPS = 7
 
 
-@app.command(epilog="Example: whycam explain resnet50.onnx cat.jpg dog.jpg -o maps/ --tft --figure")
-def explain(
-    model: Annotated[Path, typer.Argument(help="A file made by whycam export.")],
-    pictures: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder for the overlays.")
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            help=f"One or more of: {', '.join(METHODS)}; with commas "
-            "[default: what the graph finishes itself, or gradcam]."
-        ),
-    ] = None,
-    target: Annotated[
-        str | None,
-        typer.Option(help="Class to explain: index, label, or rank -1 to -5 [default: -1]."),
-    ] = None,
-    tft: Annotated[
-        bool, typer.Option("--tft", help="Find the best threshold of each map.")
-    ] = False,
-    mask: Annotated[str | None, typer.Option(help="TFT: binary or soft [default: file's].")] = None,
-    thresholds: Annotated[
-        str | None, typer.Option(help="TFT: value or rank [default: the file's].")
-    ] = None,
-    forwards: Annotated[
-        int | None,
-        typer.Option(
-            help="TFT: try so few thresholds; needs whycam calibrate thresholds [default: the "
-            "file's, or all]."
-        ),
-    ] = None,
-    naive: Annotated[
-        bool, typer.Option("--naive", help="Mute the share that the method's users mute by habit.")
-    ] = False,
-    figure: Annotated[
-        bool, typer.Option("--figure", help="Write picture, map, TFT map and rpi curve as well.")
-    ] = False,
-    save_maps: Annotated[
-        bool, typer.Option("--save-maps", help="Write maps as .npy, at the picture's size.")
-    ] = False,
-    engine: Engine = "auto",
-    precision: Precision = "fp32",
-    sweep_in: SweepIn = None,
-    threads: Threads = None,
-    cache: Cache = None,
-    as_json: Json = False,
-) -> None:
-    """Say what a network sees in pictures, and where it looked."""
-    from .runtime.explainer import load
-    from .runtime.report import explanations_table
-
-    if output is None and (figure or save_maps):
-        raise RequestError("--figure and --save-maps need a folder to write to: -o DIR")
-    if sweep_in is not None and not tft:
-        raise RequestError("--sweep-in is a setting of --tft: add it")
-    explainer = load(
-        model,
-        engine,
-        threads,
-        precision=precision,  # type: ignore[arg-type]
-        cache=cache,
-        sweep_in=sweep_in,
-    )
-    wanted = _thresholding(explainer.manifest, tft, naive, mask, thresholds, forwards)
-    chosen = (
-        options.names(method)
-        if method is not None
-        else [explainer.manifest.map_method or "gradcam"]
-    )
-    files = options.pictures(pictures)
-    rows: list[dict[str, Any]] = []
-    failed: list[str] = []
-    with progress("explaining", len(files) * len(chosen), as_json) as advance:
-        for file, name in files:
-            for each in chosen:
-                try:
-                    found = explainer.explain(
-                        file,
-                        options.target(target),
-                        each,  # type: ignore[arg-type]
-                        wanted,
-                        progress=lambda done, total, name=name: advance(  # type: ignore[misc]
-                            f"{name}: {done} of {total} passes", 0
-                        ),
-                    )
-                except WhyCamError as error:
-                    if len(files) == 1 or isinstance(error, RequestError):
-                        raise
-                    failed.append(str(error))
-                    rows.append({"file": str(file), "error": str(error)})
-                    advance(name, len(chosen))
-                    break
-                row: dict[str, Any] = {"file": str(file), **found.to_dict()}
-                if output is not None:
-                    row["written"] = _write(found, output, f"{name}.{each}", figure, save_maps)
-                rows.append(row)
-                advance(name, 1)
-    if as_json:
-        print_json({"model": str(model), "explanations": rows})
-    else:
-        out.print(explanations_table(rows, tft))
-        for line in failed:
-            print_error(line)
-        if output is not None:
-            out.print(f"written to {output}/", soft_wrap=True)
-    if failed:
-        raise typer.Exit(2)
-
-
-@app.command(
-    epilog="Example: whycam evaluate resnet50.onnx photos/ -o report/ --methods gradcam,layercam"
+app.command(epilog="Example: whycam explain resnet50.onnx cat.jpg dog.jpg -o maps/ --tft --figure")(
+    explain
 )
-def evaluate(
-    model: Annotated[Path, typer.Argument(help="A file made by whycam export, with raw outputs.")],
-    data: Annotated[
-        Path,
-        typer.Argument(
-            help="A folder with a subfolder for each class, a CSV file of picture and label, or a "
-            "folder with JPEGImages and Annotations as Pascal VOC has them."
-        ),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            help="Folder for report and plots; an evaluation that was stopped goes on there.",
-        ),
-    ] = None,
-    methods: Annotated[
-        str | None,
-        typer.Option(help="With commas [default: the paper's four, as far as the file has them]."),
-    ] = None,
-    variants: Annotated[
-        str, typer.Option(help="Of each map: original, naive, tft.")
-    ] = "original,naive,tft",
-    mask: Annotated[str, typer.Option(help="How a map masks the image: soft or binary.")] = "soft",
-    thresholds: Annotated[
-        str, typer.Option(help="What TFT's thresholds count: rank or value.")
-    ] = "rank",
-    explained: Annotated[
-        str, typer.Option(help="The class to explain: predicted or label.")
-    ] = "predicted",
-    classes: Annotated[
-        Path | None,
-        typer.Option(help="CSV: the data's label, the network's class (index or name)."),
-    ] = None,
-    curves: Annotated[
-        int,
-        typer.Option(help="Steps of insertion and deletion, as 20 [default: 0, not measured]."),
-    ] = 0,
-    engine: Engine = "auto",
-    precision: Precision = "fp32",
-    threads: Threads = None,
-    cache: Cache = None,
-    as_json: Json = False,
-) -> None:
-    """Measure how well maps explain: average increase and drop, rpi, pointing game and more."""
-    from .calibrate import evaluate as run_evaluation
-    from .calibrate import open_dataset
-    from .calibrate.report import results_table, summary_lines, write_report
-    from .runtime.explainer import load
-    from .runtime.tft import Tft
-
-    if curves < 0:
-        raise RequestError(f"--curves must be 0 or more, not {curves}")
-    found_data = open_dataset(data)
-    explainer = load(model, engine, threads, precision=precision, cache=cache)  # type: ignore[arg-type]
-    options.one_of("--explained", explained, ("predicted", "label"))
-    with progress("evaluating", len(found_data.samples), as_json) as advance:
-        advance("evaluating", 0)
-        found = run_evaluation(
-            explainer,
-            found_data,
-            methods=options.names(methods) if methods else None,  # type: ignore[arg-type]
-            variants=options.names(variants),  # type: ignore[arg-type]
-            tft=options.reading(mask, thresholds, Tft()),
-            explained=explained,  # type: ignore[arg-type]
-            curve_steps=curves,
-            names=classes,
-            folder=output,
-            tick=advance,
-        )
-    written = [] if output is None else write_report(found, output)
-    if as_json:
-        print_json({**_builtins(found), "written": [str(path) for path in written]})
-        return
-    out.print(results_table(found))
-    out.print(summary_lines(found), soft_wrap=True)
-    if output is not None:
-        out.print(f"written to {output}/: {', '.join(p.name for p in written)}", soft_wrap=True)
-
-
-def _builtins(document: Any) -> dict[str, Any]:
-    import msgspec
-
-    found: dict[str, Any] = msgspec.to_builtins(document)
-    return found
+app.command(
+    epilog="Example: whycam evaluate resnet50.onnx photos/ -o report/ --methods gradcam,layercam"
+)(evaluate)
+app.command(epilog="Example: whycam info resnet50.onnx")(info)
+app.command(epilog="Example: whycam verify resnet50.onnx --threads 2")(verify)
 
 
 @app.command(
@@ -540,114 +348,6 @@ def _peers(names: list[str], models: Sequence[Path], torch_model: str | None) ->
         return peers(networks[what.model], layer, image, names, what.threads)
 
     return runs_for
-
-
-@app.command(epilog="Example: whycam info resnet50.onnx")
-def info(
-    model: Annotated[Path, typer.Argument(help="A file made by whycam export.")],
-    labels: Annotated[
-        bool, typer.Option("--labels", help="Print the class names alone, one a line.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Show what a model file says about itself, and which engines here can run it."""
-    import msgspec
-
-    from .runtime.engine import EngineSettings, candidates
-    from .runtime.onnxfile import read_manifest
-    from .runtime.report import engines_table, manifest_table
-
-    manifest = read_manifest(model)
-    found = candidates(manifest, EngineSettings())
-    if labels:
-        if not manifest.labels:
-            raise RequestError(f"{model} holds no class names: it was exported without --labels")
-        print("\n".join(manifest.labels))
-    elif as_json:
-        engines = [msgspec.to_builtins(each) for each in found]
-        print_json({**msgspec.to_builtins(manifest), "engines": engines})
-    else:
-        out.print(manifest_table(model, manifest))
-        out.print(engines_table(found))
-
-
-@app.command(epilog="Example: whycam verify resnet50.onnx --threads 2")
-def verify(
-    model: Annotated[Path, typer.Argument(help="A file made by whycam export.")],
-    engine: Engine = "auto",
-    precision: Precision = "fp32",
-    threads: Threads = None,
-    cache: Cache = None,
-    as_json: Json = False,
-) -> None:
-    """Check a file, and the engine here, against what PyTorch answered in float64 at export."""
-    from .runtime.explainer import load
-    from .runtime.onnxfile import digest
-    from .runtime.report import agreements_table
-    from .runtime.selftest import check, method_of, tolerance_of
-
-    with progress("loading", 3, as_json) as advance:
-        explainer = load(model, engine, threads, precision=precision, cache=cache)  # type: ignore[arg-type]
-        advance("digest", 1)
-        problems = []
-        if digest(model) != explainer.manifest.digest:
-            problems.append(
-                f"{model} is not as whycam wrote it: its digest differs. Export it again"
-            )
-        advance("test patterns", 1)
-        agreements = check(explainer.engine, explainer.manifest)
-        tolerance = tolerance_of(explainer.manifest, precision)  # type: ignore[arg-type]
-        problems += [text for found in agreements if (text := found.problem(tolerance))]
-    if as_json:
-        document = {
-            "model": str(model),
-            "engine": explainer.engine.description,
-            "ok": not problems,
-            "problems": problems,
-            "agreements": [agreement.to_dict() for agreement in agreements],
-        }
-        print_json(document)
-    else:
-        out.print(explainer.engine.description)
-        out.print(agreements_table(agreements, method_of(explainer.manifest)))
-        out.print(
-            f"allowed: probability {tolerance.probability:g}, map {tolerance.map:g} (file "
-            f"{explainer.manifest.precision}, arithmetic {precision})"
-        )
-    for problem in problems:
-        print_error(problem)
-    if problems:
-        raise typer.Exit(2)
-    if not as_json:
-        out.print("[green]ok[/green]: this engine answers as PyTorch did")
-
-
-def _write(found: Explanation, folder: Path, name: str, figure: bool, save_maps: bool) -> list[str]:
-    written = [found.save(folder / f"{name}.png")]
-    if figure:
-        written.append(found.save(folder / f"{name}.figure.png", figure=True))
-    if save_maps:
-        written.append(found.save_map(folder / f"{name}.npy"))
-    return [str(path) for path in written]
-
-
-def _thresholding(
-    manifest: Manifest,
-    use_tft: bool,
-    naive: bool,
-    mask: str | None,
-    thresholds: str | None,
-    forwards: int | None,
-) -> Tft | Literal["naive"] | None:
-    if naive and use_tft:
-        raise RequestError("--naive and --tft exclude each other")
-    if (mask or thresholds or forwards is not None) and not use_tft:
-        raise RequestError("--mask, --thresholds and --forwards are settings of --tft: add it")
-    if naive:
-        return "naive"
-    if not use_tft:
-        return None
-    return options.reading(mask, thresholds, manifest.tft, forwards)
 
 
 _INTERRUPTED = 130  # what shells expect after SIGINT

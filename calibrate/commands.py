@@ -260,3 +260,86 @@ def compare(
     out.print(fidelity_lines(found), soft_wrap=True)
     if report is not None:
         out.print(f"written to {report}/: {', '.join(p.name for p in written)}", soft_wrap=True)
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A file made by whycam export, with raw outputs.")],
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder with a subfolder for each class, a CSV file of picture and label, or a "
+            "folder with JPEGImages and Annotations as Pascal VOC has them."
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Folder for report and plots; an evaluation that was stopped goes on there.",
+        ),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="With commas [default: the paper's four, as far as the file has them]."),
+    ] = None,
+    variants: Annotated[
+        str, typer.Option(help="Of each map: original, naive, tft.")
+    ] = "original,naive,tft",
+    mask: Annotated[str, typer.Option(help="How a map masks the image: soft or binary.")] = "soft",
+    thresholds: Annotated[
+        str, typer.Option(help="What TFT's thresholds count: rank or value.")
+    ] = "rank",
+    explained: Annotated[
+        str, typer.Option(help="The class to explain: predicted or label.")
+    ] = "predicted",
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="CSV: the data's label, the network's class (index or name)."),
+    ] = None,
+    curves: Annotated[
+        int,
+        typer.Option(help="Steps of insertion and deletion, as 20 [default: 0, not measured]."),
+    ] = 0,
+    engine: Engine = "auto",
+    precision: Precision = "fp32",
+    threads: Threads = None,
+    cache: Cache = None,
+    as_json: Json = False,
+) -> None:
+    """Measure how well maps explain: average increase and drop, rpi, pointing game and more."""
+    import msgspec
+
+    from ..runtime.explainer import load
+    from ..runtime.tft import Tft
+    from .dataset import open_dataset
+    from .evaluate import evaluate as run_evaluation
+    from .report import results_table, summary_lines, write_report
+
+    if curves < 0:
+        raise RequestError(f"--curves must be 0 or more, not {curves}")
+    found_data = open_dataset(data)
+    explainer = load(model, engine, threads, precision=precision, cache=cache)  # type: ignore[arg-type]
+    options.one_of("--explained", explained, ("predicted", "label"))
+    with progress("evaluating", len(found_data.samples), as_json) as advance:
+        advance("evaluating", 0)
+        found = run_evaluation(
+            explainer,
+            found_data,
+            methods=options.names(methods) if methods else None,  # type: ignore[arg-type]
+            variants=options.names(variants),  # type: ignore[arg-type]
+            tft=options.reading(mask, thresholds, Tft()),
+            explained=explained,  # type: ignore[arg-type]
+            curve_steps=curves,
+            names=classes,
+            folder=output,
+            tick=advance,
+        )
+    written = [] if output is None else write_report(found, output)
+    if as_json:
+        print_json({**msgspec.to_builtins(found), "written": [str(path) for path in written]})
+        return
+    out.print(results_table(found))
+    out.print(summary_lines(found), soft_wrap=True)
+    if output is not None:
+        out.print(f"written to {output}/: {', '.join(p.name for p in written)}", soft_wrap=True)

@@ -155,9 +155,13 @@ def candidates(manifest: Manifest, settings: EngineSettings) -> list[Candidate]:
             found.append(Candidate(name, False, install))
         elif any(each.usable for each in found):
             found.append(Candidate(name, True, "installed; used if the one before it fails"))
+        elif name == order[0]:
+            found.append(Candidate(name, True, why))
+        elif manifest.precision == "int8" and name == "onnxruntime":
+            slow = "the one that can be used here, but INT8 is slower than fp32 in it"
+            found.append(Candidate(name, True, slow))
         else:
-            only = all(not each.usable for each in found) and name != order[0]
-            found.append(Candidate(name, True, "the one that can be used here" if only else why))
+            found.append(Candidate(name, True, "the one that can be used here"))
     return found
 
 

@@ -177,6 +177,16 @@ def test_auto_takes_the_first_that_is_installed(lite0_onnx, monkeypatch):
     assert 'pip install "whycam[openvino]"' in refused.why
 
 
+def test_int8_in_onnx_runtime_says_that_it_is_slow(lite0_onnx, monkeypatch):
+    import msgspec
+
+    absent(monkeypatch, "openvino")
+    manifest = msgspec.structs.replace(read_manifest(lite0_onnx), precision="int8")
+    chosen = next(each for each in candidates(manifest, EngineSettings()) if each.usable)
+    assert chosen.name == "onnxruntime"
+    assert "slower than fp32" in chosen.why
+
+
 def test_no_engine_at_all_says_what_to_install(lite0_onnx, monkeypatch):
     absent(monkeypatch, "openvino", "onnxruntime")
     with pytest.raises(EngineError, match=r'openvino: not installed: pip install "whycam\[openv'):

@@ -337,6 +337,20 @@ def test_unreadable_photographs_alone_are_an_error(residual, tmp_path):
         calibrate_int8(residual, open_dataset(tmp_path), tmp_path / "a.onnx")
 
 
+def test_weights_that_are_not_numbers_are_an_error(residual, pictures, tmp_path):
+    """NaN weights give NaN activations: no range can be taken from them."""
+    model = onnx.load(residual)
+    for weight in model.graph.initializer:
+        if len(weight.dims) == 4:
+            values = onnx.numpy_helper.to_array(weight) * np.float32(np.nan)
+            weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    broken = tmp_path / "broken.onnx"
+    onnx.save(model, broken)
+    with pytest.raises(WhyCamError, match="NaN"):
+        calibrate_int8(broken, open_dataset(pictures), tmp_path / "a.onnx", EASY)
+    assert not (tmp_path / "a.onnx").exists()
+
+
 def test_without_the_package_onnx_the_extra_is_named(residual, monkeypatch):
     import sys
 
