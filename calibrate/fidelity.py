@@ -15,6 +15,7 @@ from ..runtime.explainer import Explainer
 from ..runtime.images import Picture, read_picture
 from ..runtime.tft import Tft
 from .dataset import Sample
+from .evaluate import PAPER
 from .quality import drops, increases
 
 Tick = Callable[[str, int], None]
@@ -115,9 +116,6 @@ def compare(
         thresholds=None if tft is None else tft.thresholds,
         unreadable=unreadable,
     )
-
-
-PAPER: tuple[Method, ...] = ("gradcam", "gradcam++", "ablation", "layercam")
 
 
 def common_methods(
