@@ -34,6 +34,9 @@ from .run import Machines, claim, describe, fingerprint
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+# Whatever else is installed: its answers do not depend on how images are batched, so a run that was
+# resumed or shared among processes finds the same masks.
+ENGINE = "onnxruntime"
 BEFORE, AFTER, REPORT, SHEET = "before.onnx", "after.onnx", "aft.json", "sheet.png"
 
 
@@ -178,7 +181,7 @@ def train_aft(
         fabric.device,
         objective.method,
         objective.tft,
-        load(before) if objective.needs_masks else None,
+        load(before, ENGINE) if objective.needs_masks else None,
     )
     store, notes = _store(place, key, cache, flip, len(samples), tunable, objective, fabric)
     maker.fill(store, [s.path for s in samples], (fabric.global_rank, fabric.world_size), tick)
@@ -313,7 +316,7 @@ def _judged(
     tick: Tick | None,
 ) -> Tuned:
     """Evaluate before and after, and write reports and the sheet of pictures."""
-    explainers = [load(file) for file in files]
+    explainers = [load(file, ENGINE) for file in files]
     found = []
     for explainer, name in zip(explainers, ("before", "after"), strict=True):
         told = None if tick is None else lambda _, n, name=name: tick(f"judging {name}", n)
