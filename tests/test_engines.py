@@ -167,14 +167,16 @@ def absent(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 
 
 def test_auto_takes_the_first_that_is_installed(lite0_onnx, monkeypatch):
-    assert whycam.load(lite0_onnx).engine.name == "openvino"
-    absent(monkeypatch, "openvino")
+    first = whycam.load(lite0_onnx).engine
+    assert first.name == "onnxruntime"
+    assert "checked in" in first.reason
+    absent(monkeypatch, "onnxruntime")
     found = whycam.load(lite0_onnx).engine
-    assert found.name == "onnxruntime"
+    assert found.name == "openvino"
     assert "can be used here" in found.reason
     refused = candidates(read_manifest(lite0_onnx), EngineSettings())[0]
     assert not refused.usable
-    assert 'pip install "whycam[openvino]"' in refused.why
+    assert 'pip install "whycam[cpu]"' in refused.why
 
 
 def test_int8_in_onnx_runtime_says_that_it_is_slow(lite0_onnx, monkeypatch):
@@ -229,11 +231,11 @@ def test_engine_that_cannot_load_a_file_is_passed_over_and_said(lite0_onnx, monk
     def refuse(*_: object) -> engines.Engine:
         raise ModelFileError("an operator it does not know")
 
-    backend = engines.ENGINES["openvino"]
+    backend = engines.ENGINES["onnxruntime"]
     broken = engines.Backend(backend.package, backend.extra, backend.precisions, refuse)
-    monkeypatch.setitem(engines.ENGINES, "openvino", broken)
+    monkeypatch.setitem(engines.ENGINES, "onnxruntime", broken)
     found = whycam.load(lite0_onnx).engine
-    assert found.name == "onnxruntime"
+    assert found.name == "openvino"
     assert "an operator it does not know" in found.reason
 
 
