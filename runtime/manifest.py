@@ -17,6 +17,7 @@ METADATA_KEY = "whycam"
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Outputs = Literal["raw", "map", "tft"]
 OUTPUTS: tuple[Outputs, ...] = get_args(Outputs)
+FilePrecision = Literal["fp32", "fp16", "bf16", "int8"]
 
 
 class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -90,7 +91,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         picture_size: (h, w) of the pictures it takes; None: any.
         gradient_score, ablation_score: what gradients and Ablation-CAM are taken of.
         tft: the reading that TFT uses unless told otherwise; in the graph, always.
-        precision: of weights and arithmetic; ``int8``: of the trunk, by ``whycam calibrate``.
+        precision: of the trunk's weights and arithmetic (``int8``: by ``whycam calibrate``); head,
+            gradients and maps are always float32.
         opset: ONNX operator set.
         image_bytes: activations alive at once for one image, in bytes; bounds batches.
         tools: versions of what made the file.
@@ -117,7 +119,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     gradient_score: Score
     ablation_score: Score
     tft: Tft = Tft()
-    precision: Literal["fp32", "int8"] = "fp32"
+    precision: FilePrecision = "fp32"
     opset: int
     image_bytes: int
     tools: dict[str, str]

@@ -218,7 +218,7 @@ def test_missing_engine_names_its_extra(lite0_onnx, monkeypatch, name):
         ({"hint": "fast"}, "hint must be latency or throughput"),
         ({"threads": 0}, "threads must be 1 or more"),
         ({"engine": "onnxruntime", "precision": "bf16"}, "cannot compute in bf16; openvino can"),
-        ({"cache": "/proc/nothing"}, "cannot write to /proc/nothing"),
+        ({"engine": "openvino", "cache": "/proc/nothing"}, "cannot write to /proc/nothing"),
     ],
     ids=lambda v: str(v),
 )
