@@ -137,6 +137,13 @@ def export(
             "--search holds [default: all of them]."
         ),
     ] = None,
+    again: Annotated[
+        int | None,
+        typer.Option(
+            help="With the output tft: try so many of the best thresholds once more, and let only "
+            "these count; for a sweep that whycam calibrate int8 --part sweep makes cheap."
+        ),
+    ] = None,
     search: Annotated[
         Path | None,
         typer.Option(
@@ -214,7 +221,7 @@ def export(
             score=options.one_of("--score", score, ("logit", "prob")),  # type: ignore[arg-type]
             outputs=options.names(outputs),
             map_method=map_method,
-            tft=options.reading(mask, thresholds, Tft(), forwards),
+            tft=options.reading(mask, thresholds, Tft(), forwards, again),
             priors=priors,
             embed_preprocess=embed_preprocess,
             picture_size=options.size("--picture-size", picture_size),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.errors import EngineError, MissingExtraError, ModelFileError, RequestError
+from ..runtime.onnxfile import read_manifest
 from .ranges import Histogram
 
 if TYPE_CHECKING:
@@ -60,7 +62,8 @@ def read_graph(path: str | os.PathLike[str], part: Part = "trunk") -> Graph:
     Args:
         path: a file made by ``whycam export``.
         part: ``trunk``: image to activations, and the same layers once more where the graph sweeps
-            thresholds; ``sweep``: these alone, so that probabilities and maps stay as they are.
+            thresholds; ``sweep``: these alone, so that probabilities and maps stay as they are, and
+            so does the pass in which a graph tries its best thresholds again.
 
     Raises:
         RequestError: there is nothing to quantise.
@@ -99,6 +102,8 @@ def read_graph(path: str | os.PathLike[str], part: Part = "trunk") -> Graph:
             f"{path} has no sweep inside whose layers could be quantised: export it with "
             "--outputs tft"
         )
+    if part == "sweep" and read_manifest(path).tft.again is not None:
+        again = _but_the_last_pass(again, trunk)
     chosen = again if part == "sweep" else [*trunk, *again]
     if part == "sweep":
         _own_weights(model, again)
@@ -124,6 +129,24 @@ def read_graph(path: str | os.PathLike[str], part: Part = "trunk") -> Graph:
     ]
     read = [node.input[0] for node in quantised_nodes] + [i for node in sums for i in node.input]
     return Graph(model, layers, tuple(node.name for node in sums), tuple(dict.fromkeys(read)))
+
+
+def _but_the_last_pass(
+    again: Sequence[onnx.NodeProto], trunk: Sequence[onnx.NodeProto]
+) -> list[onnx.NodeProto]:
+    """Without the pass that the best thresholds go through: each weight's last uses.
+
+    Nodes stand in the order in which they run, and that pass needs what the one before it found. A
+    weight may be used several times within one pass.
+    """
+    uses = Counter(node.input[1] for node in trunk if node.op_type in _LAYERS)
+    left = Counter(node.input[1] for node in again)
+    kept = []
+    for node in again:
+        left[node.input[1]] -= 1
+        if left[node.input[1]] >= uses[node.input[1]]:
+            kept.append(node)
+    return kept
 
 
 def _own_weights(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> None:

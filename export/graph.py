@@ -11,6 +11,7 @@ from ..runtime.search import Prior, begin, features, logit, next_step, observe
 from ..runtime.tft import (
     Tft,
     best,
+    best_steps,
     cut_values,
     mask_of,
     rank_positions,
@@ -28,7 +29,8 @@ class ExplainingGraph(torch.nn.Module):
 
     The image is float32 [N, 3, H, W], normalised, or uint8 [N, h, w, 3] with ``resample``. The
     trunk runs once an image, and once more for all masked images together if there is a
-    ``tft``, or for each forward of its search. The head runs on one copy of A per explained class,
+    ``tft``, or for each forward of its search; once more again for those that ``tft.again`` tries
+    twice. The head runs on one copy of A per explained class,
     so that the recorded gradient needs no batching rules of its own; for one class there is no
     copy.
 
@@ -126,18 +128,30 @@ class ExplainingGraph(torch.nn.Module):
         tft: Tft,
     ) -> list[torch.Tensor]:
         """Algorithm 1 of the paper: thresholded maps, tau*, rpi, and p_c of all masked images."""
-        n, k = targets.shape
-        steps = len(tft.taus)
         cuts = cut_values(maps, tft.taus, tft.thresholds, by_bisection)
-        masks = mask_of(threshold_map(maps[:, :, None], cuts), tft.mask)
+        cut_maps = threshold_map(maps[:, :, None], cuts)
+        found = self._shown(image, mask_of(cut_maps, tft.mask), targets)
+        if tft.again is not None:
+            kept = (cut_maps != 0.0).to(maps.dtype).sum((-2, -1))
+            chosen = torch.stack(best_steps(found, kept, tft.again), 2)  # one-hot [N, k, r, T]
+            again = threshold_map(maps[:, :, None], (chosen * cuts[:, :, None]).sum(-1))
+            seen = self._shown(image, mask_of(again, tft.mask), targets)
+            found = (chosen * seen[..., None]).sum(2)
+            return _of_tried(maps, cuts, found, own, chosen.sum(2) > 0.5, tft)
+        rpi = relative_probability_increase(found, own)
+        threshold, cut = best(rpi, cuts, tft.taus)
+        return [threshold_map(maps, cut), threshold, rpi, found]
+
+    def _shown(
+        self, image: torch.Tensor, masks: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor:
+        """p_c of masked images: masks [N, k, T, H, W], targets [N, k] to [N, k, T]."""
+        n, k, steps = masks.shape[:3]
         masked = masks[:, :, :, None] * image[:, None, None]  # [N, k, T, 3, H, W]
         logits = self.split.head(self.trunk(masked.reshape(-1, 3, *self.size)))
         every = torch.softmax(logits, dim=-1).reshape(n, k, steps, -1)
         classes = targets[:, :, None, None].expand(n, k, steps, 1)
-        found = torch.gather(every, 3, classes)[..., 0]
-        rpi = relative_probability_increase(found, own)
-        threshold, cut = best(rpi, cuts, tft.taus)
-        return [threshold_map(maps, cut), threshold, rpi, found]
+        return torch.gather(every, 3, classes)[..., 0]
 
     def _search(
         self,
@@ -149,7 +163,6 @@ class ExplainingGraph(torch.nn.Module):
         prior: Prior,
     ) -> list[torch.Tensor]:
         """The same of the thresholds that a search tries, one after the other; NaN elsewhere."""
-        n, k = targets.shape
         steps = len(tft.taus)
         belief = begin(prior, features(maps, own))
         found, cuts = 0.0 * belief.mean, 0.0 * belief.mean
@@ -157,18 +170,26 @@ class ExplainingGraph(torch.nn.Module):
             step = next_step(belief)  # one-hot [N, k, T]
             cut = _cut_of(maps, step, tft)
             mask = mask_of(threshold_map(maps, cut), tft.mask)
-            masked = mask[:, :, None] * image[:, None]  # [N, k, 3, H, W]
-            logits = self.split.head(self.trunk(masked.reshape(-1, 3, *self.size)))
-            every = torch.softmax(logits, dim=-1).reshape(n, k, -1)
-            seen = torch.gather(every, 2, targets[..., None])[..., 0]
+            seen = self._shown(image, mask[:, :, None], targets)[..., 0]
             found, cuts = found + step * seen[..., None], cuts + step * cut[..., None]
             belief = observe(belief, step, logit(seen) - logit(own))
-        tried = belief.tried
-        rpi = torch.where(tried, relative_probability_increase(found, own), -1.0)
-        threshold, cut = best(rpi, cuts, tft.taus)
-        none = float("nan")
-        untried = [torch.where(tried, values, none) for values in (rpi, found)]
-        return [threshold_map(maps, cut), threshold, *untried]
+        return _of_tried(maps, cuts, found, own, belief.tried, tft)
+
+
+def _of_tried(
+    maps: torch.Tensor,
+    cuts: torch.Tensor,
+    found: torch.Tensor,
+    own: torch.Tensor,
+    tried: torch.Tensor,
+    tft: Tft,
+) -> list[torch.Tensor]:
+    """The outputs of a sweep where only some thresholds count; NaN for the others."""
+    rpi = torch.where(tried, relative_probability_increase(found, own), -1.0)
+    threshold, cut = best(rpi, cuts, tft.taus)
+    none = float("nan")
+    untried = [torch.where(tried, values, none) for values in (rpi, found)]
+    return [threshold_map(maps, cut), threshold, *untried]
 
 
 def _cut_of(maps: torch.Tensor, step: torch.Tensor, tft: Tft) -> torch.Tensor:

@@ -100,7 +100,8 @@ def to_onnx(
         map_method: whose map ``map`` and ``tft`` are; by default the first of ``methods``, or
             Grad-CAM.
         tft: the reading of TFT that the file recommends; that of the sweep inside the graph. With
-            ``forwards`` that is a search, which needs ``priors`` and the output ``tft``.
+            ``forwards`` that is a search, which needs ``priors`` and the output ``tft``; with
+            ``again`` it shows the network its best thresholds once more.
         priors: what was learnt of thresholds, see ``runtime.priors``; kept in the file.
         embed_preprocess: let the graph take uint8 pictures [N, h, w, 3] and resize, crop and
             normalise them itself.
@@ -234,6 +235,10 @@ _LARGEST_SIDE = 2**15
 
 
 def _check_search(tft: Tft | None, groups: Sequence[Outputs]) -> None:
+    if tft is not None and tft.again is not None and "tft" not in groups:
+        raise RequestError(
+            f"again={tft.again} is part of a sweep inside the graph: add the output tft"
+        )
     if tft is not None and tft.forwards is not None and "tft" not in groups:
         raise RequestError(
             f"forwards={tft.forwards} is a search inside the graph: add the output tft. Files "

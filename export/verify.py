@@ -280,11 +280,11 @@ def _probability_difference(
     """Of one map's masked probabilities; infinite where the graph tried other thresholds."""
     assert graph.tft is not None
     tried = ~np.isnan(rpi)
+    (expected,) = masked_probabilities(classify, [request], graph.tft, _SWEEP_BATCH)
     if not np.array_equal(tried, ~np.isnan(masked)) or not _are_the_right_ones(
-        tried, request, masked, graph
+        tried, request, masked, expected, graph
     ):
         return math.inf
-    (expected,) = masked_probabilities(classify, [request], graph.tft, _SWEEP_BATCH)
     increase = np.maximum(expected - np.float32(request.probability), 0)
     by_rpi = np.abs(rpi * request.probability - increase)[tried].max()
     return float(max(by_rpi, np.abs(masked - expected)[tried].max()))
@@ -294,25 +294,45 @@ def _are_the_right_ones(
     tried: NDArray[np.bool_],
     request: Request,
     masked: NDArray[np.float32],
+    expected: NDArray[np.float32],
     graph: ExplainingGraph,
 ) -> bool:
     """Whether a search by the graph's own answers tries these thresholds, but for near ties."""
+    assert graph.tft is not None
+    if graph.tft.again is not None:
+        return _are_the_best(tried, masked, expected, graph.tft.again)
     if graph.prior is None:
         return bool(tried.all())
-    assert graph.tft is not None
     assert graph.tft.forwards is not None
     if tried.sum() != min(graph.tft.forwards, len(tried)):
         return False
     whole = np.asarray(request.probability, np.float32)
     belief = begin(graph.prior, features(request.map, whole))
     for _ in range(int(tried.sum())):
-        expected = expected_improvement(belief)
-        step = int(np.where(tried, expected, -np.inf).argmax())
-        if expected.max() - expected[step] > _NEAR_TIE * (1 + abs(expected.max())):
+        promised = expected_improvement(belief)
+        step = int(np.where(tried, promised, -np.inf).argmax())
+        if promised.max() - promised[step] > _NEAR_TIE * (1 + abs(promised.max())):
             return False
         one_hot = np.eye(len(tried), dtype=np.float32)[step]
         belief = observe(belief, one_hot, logit(masked[step]) - logit(whole))
     return True
+
+
+def _are_the_best(
+    tried: NDArray[np.bool_],
+    masked: NDArray[np.float32],
+    expected: NDArray[np.float32],
+    again: int,
+) -> bool:
+    """Whether the thresholds tried again are the best of the sweep, but for near ties.
+
+    Equal masks have equal probabilities and are tried once, so there may be fewer.
+    """
+    different = np.unique(expected)[::-1]
+    wanted = min(again, len(different))
+    enough = 1 <= tried.sum() <= again and (tried.sum() == wanted or len(different) <= again)
+    least = different[wanted - 1] * (1 - _NEAR_TIE) - TOLERANCE["tft"]
+    return bool(enough and masked[tried].min() >= least)
 
 
 def _photograph_like(rng: np.random.Generator, batch: int, manifest: Manifest) -> NDArray[Any]:

@@ -60,13 +60,20 @@ def pictures(given: Sequence[Path]) -> list[tuple[Path, str]]:
     return named
 
 
-def reading(mask: str | None, thresholds: str | None, own: Tft, forwards: int | None = None) -> Tft:
+def reading(
+    mask: str | None,
+    thresholds: str | None,
+    own: Tft,
+    forwards: int | None = None,
+    again: int | None = None,
+) -> Tft:
     """A reading of TFT from its options; what is not given is as in ``own``."""
     return Tft(
         mask=one_of("--mask", mask, ("binary", "soft")) or own.mask,  # type: ignore[arg-type]
         thresholds=one_of("--thresholds", thresholds, ("value", "rank")) or own.thresholds,  # type: ignore[arg-type]
         taus=own.taus,
         forwards=own.forwards if forwards is None else forwards,
+        again=again if forwards is not None or again is not None else own.again,
     )
 
 

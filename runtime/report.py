@@ -84,7 +84,8 @@ def tft_line(manifest: Manifest) -> str:
     """The file's reading of TFT."""
     own = manifest.tft
     searched = "" if own.forwards is None else f", a search of {own.forwards} forwards"
-    return f"mask {own.mask}, thresholds by {own.thresholds}{searched}"
+    twice = "" if own.again is None else f", the best {own.again} tried again"
+    return f"mask {own.mask}, thresholds by {own.thresholds}{searched}{twice}"
 
 
 def priors_line(priors: Sequence[Prior]) -> str:

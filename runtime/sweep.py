@@ -42,8 +42,8 @@ class Choice:
     Attributes:
         threshold: tau*, 0 if no threshold improves.
         cut: the map value at tau*; 0 if no threshold improves.
-        rpi: float32 [T], relative probability increase at each threshold; NaN where a search did
-            not try it.
+        rpi: float32 [T], relative probability increase at each threshold; NaN where it was not
+            tried, or not again.
         improved: whether any threshold raised the probability.
         map: the map, zero below the cut.
         mask: float32 [H, W], what multiplies the image at tau*.
@@ -80,6 +80,8 @@ def sweep(
     Raises:
         RequestError: a search without a prior, or with one for other thresholds.
     """
+    if settings.again is not None:
+        return drafted_sweep(classify, classify, requests, settings, batch)
     if settings.forwards is None:
         masked = masked_probabilities(classify, requests, settings, batch)
     elif prior is None or prior.taus != settings.taus:
@@ -101,12 +103,13 @@ def drafted_sweep(
     settings: Tft,
     batch: int,
 ) -> list[Choice]:
-    """As ``sweep``, every threshold by a cheaper run of the network, the best two again exactly.
+    """As ``sweep``, every threshold by a cheaper run of the network, the best again exactly.
 
     Args:
         classify: runs the network as it made the maps.
         draft: runs it in less precision.
-        requests, settings, batch: see ``sweep``.
+        requests, settings, batch: see ``sweep``; two are tried again if ``settings.again`` does
+            not say otherwise.
 
     Returns:
         Choices by the exact numbers alone: rpi is NaN where a threshold was only drafted.
@@ -117,7 +120,7 @@ def drafted_sweep(
     wanted = [
         (index, int(step))
         for index, (request, values) in enumerate(zip(requests, drafted, strict=True))
-        for step in _best_two(values, _first_equal(request.map, cuts[index]))
+        for step in _best_steps(values, _all_kept(request.map, cuts[index]), settings.again or 2)
     ]
     _evaluate(classify, requests, cuts, wanted, masked, settings, batch)
     return [
@@ -125,11 +128,9 @@ def drafted_sweep(
     ]
 
 
-def _best_two(drafted: Floats, first: NDArray[np.intp]) -> NDArray[np.intp]:
-    """The two thresholds with the largest values, of those that leave different maps."""
-    different = np.unique(first)
-    order = np.argsort(-drafted[different], kind="stable")
-    return np.asarray(different[order[:2]])
+def _best_steps(drafted: Floats, kept: NDArray[np.intp], count: int) -> list[int]:
+    """The best thresholds by number, see ``tft.best_steps``."""
+    return [int(step.argmax()) for step in tft.best_steps(drafted, kept, count) if step.any()]
 
 
 def masked_probabilities(
@@ -220,9 +221,13 @@ def _masked(request: Request, cut: np.float32, settings: Tft) -> Floats:
 
 def _first_equal(values: Floats, cuts: Floats) -> NDArray[np.intp]:
     """For each threshold the first one that leaves the same thresholded map."""
-    kept = np.array([_kept(values, cut) for cut in cuts])
+    kept = _all_kept(values, cuts)
     _, first, inverse = np.unique(kept, return_index=True, return_inverse=True)
     return np.asarray(first[inverse], dtype=np.intp)
+
+
+def _all_kept(values: Floats, cuts: Floats) -> NDArray[np.intp]:
+    return np.array([_kept(values, cut) for cut in cuts])
 
 
 def _kept(values: Floats, cut: np.float32) -> np.intp:

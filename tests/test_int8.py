@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from agreement import without_own_maps
 from networks import SMALL, linear
 from PIL import Image
 from tensorrt_build import build_errors
@@ -237,6 +238,27 @@ def test_sweep_alone_is_quantised_and_maps_stay_as_they_are(pictures, tmp_path):
             swept.append(np.abs(x.rpi - y.rpi).max())
         assert max(swept) > 0
     assert "DequantizeLinear" in {node.op_type for node in onnx.load(out).graph.node}
+
+
+def test_best_thresholds_of_a_quantised_sweep_are_tried_again_in_float(pictures, tmp_path):
+    path, out = tmp_path / "tft.onnx", tmp_path / "sweep.onnx"
+    soft = Tft(mask="soft", thresholds="rank", again=2)
+    to_onnx(linear(), path, outputs=["raw", "tft"], tft=soft, overrides=SMALL)
+    settings = Settings(part="sweep", calibrator="percentile", percentile=99.99, threads=1)
+    calibrate_int8(path, open_dataset(pictures), out, settings)
+    layers = [node for node in onnx.load(out).graph.node if node.op_type == "Conv"]
+    scaled = sum(any("Dequantize" in name for name in node.input) for node in layers)
+    assert scaled == len(layers) // 3  # of the passes: explanation, sweep, again
+    exact = whycam.load(path, threads=1)
+    every = Tft(mask="soft", thresholds="rank")
+    files = [pictures / f"{i}.png" for i in range(8)]
+    raw = without_own_maps(exact).explain(files, tft=every)
+    for engine in ("openvino", "onnxruntime"):
+        found = whycam.load(out, engine, threads=1).explain(files, tft=True)
+        for x, y in zip(found, raw, strict=True):
+            tried = np.isfinite(x.rpi)
+            assert 1 <= tried.sum() <= 2
+            np.testing.assert_allclose(x.rpi[tried], y.rpi[tried], atol=1e-4)
 
 
 def test_ranges_hold_what_the_float_graph_computes(residual, pictures):
