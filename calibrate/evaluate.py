@@ -96,8 +96,8 @@ def evaluate(
     check_measurable(manifest)
     if tft is not None and (tft.forwards is not None or tft.again is not None):
         raise RequestError(
-            "evaluating tries every threshold: leave forwards and again out. What a search keeps is "
-            "measured by whycam calibrate thresholds"
+            "evaluating tries every threshold: leave forwards and again out. What a search keeps "
+            "is measured by whycam calibrate thresholds"
         )
     settings = Settings(
         methods=chosen_methods(methods, manifest.methods),
