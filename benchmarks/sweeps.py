@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -71,7 +72,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     exact = whycam.load(options.model, threads=options.threads)
-    drafts = {"bf16": whycam.load(options.model, threads=options.threads, precision="bf16")}
+    drafts = {}
+    try:
+        drafts["bf16"] = whycam.load(options.model, threads=options.threads, precision="bf16")
+    except whycam.WhyCamError as error:
+        print(f"bf16 left out: {error}", file=sys.stderr)
     if options.int8:
         drafts["INT8"] = whycam.load(options.int8, threads=options.threads)
     forwards = [int(count) for count in options.search.split(",") if count]
