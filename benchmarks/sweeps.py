@@ -41,15 +41,18 @@ def ways(
     forwards: list[int],
     method: str,
     reading: Tft,
+    again: list[int],
 ) -> dict[str, tuple[int, Way]]:
     """Name to forwards in the map's precision, and how."""
     run, batch = exact.probabilities, exact.batch
     found: dict[str, tuple[int, Way]] = {EXACT: (10, lambda r: sweep(run, r, reading, batch))}
     for name, draft in drafts.items():
-        found[f"all ten in {name}, two again"] = (
-            2,
-            lambda r, d=draft: drafted_sweep(run, d.probabilities, r, reading, batch),
-        )
+        for best in again:
+            settings = Tft(reading.mask, reading.thresholds, again=best)
+            found[f"all ten in {name}, {best} again"] = (
+                best,
+                lambda r, d=draft, s=settings: drafted_sweep(run, d.probabilities, r, s, batch),
+            )
     for count in forwards:
         prior = prior_for(exact.manifest.priors, method, reading)
         settings = Tft(reading.mask, reading.thresholds, prior.taus, count)
@@ -66,6 +69,7 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--int8", help="the network's INT8 file")
     parser.add_argument("--search", default="", help="forwards, as 3,4")
+    parser.add_argument("--again", default="2", help="best of a draft tried again, as 2,3")
     parser.add_argument("--methods", default="gradcam")
     parser.add_argument("--pictures", type=int, default=200)
     parser.add_argument("--threads", type=int, default=2)
@@ -79,12 +83,13 @@ def main() -> None:
         print(f"bf16 left out: {error}", file=sys.stderr)
     if options.int8:
         drafts["INT8"] = whycam.load(options.int8, threads=options.threads)
+    again = [int(count) for count in options.again.split(",")]
     forwards = [int(count) for count in options.search.split(",") if count]
     samples = in_fixed_order(open_dataset(options.data).samples)[: options.pictures]
     rows = []
     for method in options.methods.split(","):
         for reading in READINGS:
-            tried = ways(exact, drafts, forwards, method, reading)
+            tried = ways(exact, drafts, forwards, method, reading, again)
             rows += measured(exact, samples, method, reading, tried)
     about = environment(options.threads)
     if options.json:

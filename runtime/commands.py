@@ -62,6 +62,10 @@ def explain(
     engine: Engine = "auto",
     precision: Precision = "fp32",
     sweep_in: SweepIn = None,
+    again: Annotated[
+        int | None,
+        typer.Option(help="With --sweep-in: how many of the best are tried again [default: 2]."),
+    ] = None,
     threads: Threads = None,
     cache: Cache = None,
     as_json: Json = False,
@@ -74,6 +78,8 @@ def explain(
         raise RequestError("--figure and --save-maps need a folder to write to: -o DIR")
     if sweep_in is not None and not tft:
         raise RequestError("--sweep-in is a setting of --tft: add it")
+    if again is not None and sweep_in is None:
+        raise RequestError("--again is a setting of --sweep-in: say where to try first")
     explainer = load(
         model,
         engine,
@@ -82,7 +88,7 @@ def explain(
         cache=cache,
         sweep_in=sweep_in,
     )
-    wanted = _thresholding(explainer.manifest, tft, naive, mask, thresholds, forwards)
+    wanted = _thresholding(explainer.manifest, tft, naive, mask, thresholds, forwards, again)
     chosen = (
         options.names(method)
         if method is not None
@@ -222,6 +228,7 @@ def _thresholding(
     mask: str | None,
     thresholds: str | None,
     forwards: int | None,
+    again: int | None,
 ) -> Tft | Literal["naive"] | None:
     if naive and use_tft:
         raise RequestError("--naive and --tft exclude each other")
@@ -231,4 +238,4 @@ def _thresholding(
         return "naive"
     if not use_tft:
         return None
-    return options.reading(mask, thresholds, manifest.tft, forwards)
+    return options.reading(mask, thresholds, manifest.tft, forwards, again)

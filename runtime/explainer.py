@@ -44,7 +44,7 @@ class Explainer:
         engine: what runs it.
         batch: how many images at most go through the network at once.
         draft: runs the same network in less precision: TFT tries every threshold there, and the
-            two best again here.
+            best again here: two, or ``Tft.again``.
     """
 
     def __init__(
@@ -451,8 +451,8 @@ def load(
         hint: ``latency`` or ``throughput``, see ``EngineSettings``.
         cache: a folder for compiled models, which makes the next start faster.
         sweep_in: where TFT tries its thresholds: ``bf16``, or the network's INT8 file; the two
-            best are tried again as ``precision`` says, and only these count. None: all as
-            ``precision`` says.
+            best (or ``Tft.again``) are tried again as ``precision`` says, and only these count.
+            None: all as ``precision`` says.
 
     Raises:
         ModelFileError: the file is missing, damaged, or was not made by whycam.

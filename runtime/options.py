@@ -24,8 +24,8 @@ Precision = Annotated[
 SweepIn = Annotated[
     str | None,
     typer.Option(
-        help="Where TFT tries its thresholds: bf16, or the network's INT8 file; the two best are "
-        "tried again in the map's own precision [default: all in that]."
+        help="Where TFT tries its thresholds: bf16, or the network's INT8 file; the best (--again) "
+        "are tried again in the map's own precision [default: all in that]."
     ),
 ]
 Cache = Annotated[

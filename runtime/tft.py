@@ -46,8 +46,9 @@ class Tft(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         forwards: None: every threshold is tried. k: a search tries k of them, each where the ones
             before it promise most; it needs ``whycam calibrate thresholds``, see ``search``.
         again: None, or r: every threshold is tried, the best r once more, and only these answers
-            count. Of use where the first try is in less precision than the second: in a graph
-            whose sweep alone is INT8 (``whycam calibrate int8 --part sweep``).
+            count. Of use where the first try is in less precision than the second: with
+            ``load(..., sweep_in=...)``, where None means 2, and in a graph whose sweep alone is
+            INT8 (``whycam calibrate int8 --part sweep``).
     """
 
     mask: Mask = "binary"

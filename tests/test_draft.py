@@ -129,8 +129,20 @@ def test_command_line_asks_for_tft(lite0_onnx: Path, chelsea: Path):
     import sys
 
     command = [sys.executable, "-m", "whycam.cli", "explain", str(lite0_onnx), str(chelsea)]
-    done = subprocess.run(
-        [*command, "--sweep-in", "bf16"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert "--sweep-in is a setting of --tft" in done.stderr
+    for options, told in (
+        (["--sweep-in", "bf16"], "--sweep-in is a setting of --tft"),
+        (["--tft", "--again", "3"], "--again is a setting of --sweep-in"),
+    ):
+        done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert told in done.stderr
+
+
+@pytest.mark.parametrize("again", [1, 3, 20])
+def test_as_many_as_wanted_are_tried_again(again):
+    given = requests(3)
+    settings = Tft(again=again)
+    found = drafted_sweep(Network(), Network(noise=0.5), given, settings, 16)
+    for choice, request in zip(found, given, strict=True):
+        different = len(np.unique([(request.map >= tau).sum() for tau in settings.taus]))
+        assert np.isfinite(choice.rpi).sum() == min(again, different)
