@@ -42,7 +42,7 @@ LEAST_PICTURES = 40
 FORWARDS = 8
 _HELD_OUT = 4  # of so many photographs the last is held out
 _FIXED = (3, 4)
-_RIDGE = 30.0  # on standardised features
+_RIDGE = 100.0  # on standardised features
 _JITTER = 1e-4  # added to the variances, so that the covariance can be inverted
 _TIMED = 6  # photographs whose searches are timed
 
@@ -285,7 +285,7 @@ def _add(
 def fit(swept: Swept, settings: Tft, method: Method) -> Prior:
     """Ridge regression of the gains on the features; the residuals' covariance.
 
-    Held-out photographs are left out. B = argmin |Y - X B|^2 + 30 |B|^2 on standardised features
+    Held-out photographs are left out. B = argmin |Y - X B|^2 + 100 |B|^2 on standardised features
     X, the constant's row of B unpenalised; S = E^T E / N + 1e-4 I with E = Y - X B.
     """
     features, probability, masked = swept.arrays()

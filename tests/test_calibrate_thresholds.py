@@ -73,7 +73,7 @@ def test_prior_is_a_ridge_regression_on_three_of_four_photographs(tiny, photogra
     spread = x[:, 1:].std(0)
     x = np.hstack([np.ones((36, 1)), (x[:, 1:] - x[:, 1:].mean(0)) / np.where(spread, spread, 1)])
     # The penalty as so many further rows of data that ask for coefficients of 0.
-    further = np.sqrt(30) * np.eye(x.shape[1])[1:]
+    further = np.sqrt(100) * np.eye(x.shape[1])[1:]
     augmented = np.vstack([x, further])
     b = np.linalg.lstsq(augmented, np.vstack([y, np.zeros((len(further), 20))]), rcond=None)[0]
     np.testing.assert_allclose(prior.coefficients, b, atol=2e-3)
