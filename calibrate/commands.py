@@ -129,6 +129,13 @@ def int8(
         float | None,
         typer.Option(help="Of an activation's magnitudes [default: the better of 99.99, 99.9]."),
     ] = None,
+    weight_bits: Annotated[
+        int | None,
+        typer.Option(
+            help="8, or 7 for processors without VNNI, whose sums overflow with 8 [default: 8, or "
+            "7 where 8 miss the floor here]."
+        ),
+    ] = None,
     part: Annotated[
         str,
         typer.Option(
@@ -171,6 +178,7 @@ def int8(
     settings = Settings(
         calibrator=calibrator,
         percentile=percentile,
+        weight_bits=weight_bits,
         part=options.one_of("--part", part, ("trunk", "sweep")),  # type: ignore[arg-type]
         pictures=pictures,
         held_out=held_out,

@@ -22,7 +22,7 @@ from ..runtime import selftest
 from ..runtime.bench import in_turn
 from ..runtime.bench_stages import seconds_of
 from ..runtime.cam import Method
-from ..runtime.engine import EngineSettings, open_engine
+from ..runtime.engine import Arrays
 from ..runtime.errors import DataError, ImageError, RequestError, VerificationError
 from ..runtime.explainer import Explainer, load
 from ..runtime.files import replacing
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 Tick = Callable[[str, int], None]
 Total = Callable[[int], None]
 PERCENTILES = (99.99, 99.9)
+WEIGHT_BITS = (8, 7)
 FLOOR = {"top1": 0.95, "pearson": 0.95}
 _SEARCHED = 48  # photographs; each candidate explains all of them
 _RANKED = 16  # photographs on which layers are ranked
@@ -53,6 +54,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         calibrator: ``minmax``, ``percentile`` or ``entropy``.
         percentile: of the magnitudes; None for the other calibrators.
+        weight_bits: 8 or 7.
         floating: how many layers stayed in float.
         top1: agreement with the float file.
         pearson: median correlation of the maps, by method.
@@ -60,9 +62,15 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
     calibrator: Calibrator
     percentile: float | None
+    weight_bits: int
     floating: int
     top1: float
     pearson: dict[str, float]
+
+    @property
+    def recipe(self) -> Recipe:
+        """How it was made."""
+        return Recipe(self.calibrator, self.percentile, self.weight_bits)
 
     def shortfall(self, floor: Mapping[str, float]) -> float:
         """By how much it misses a floor, summed; 0: it holds."""
@@ -95,7 +103,7 @@ class Int8(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         file: the INT8 file.
         part: ``trunk`` or ``sweep``.
-        calibrator, percentile: chosen.
+        calibrator, percentile, weight_bits: chosen.
         layers: that could be quantised.
         floating: of these, left in float.
         tried: every calibrator, and the search for float layers.
@@ -112,6 +120,7 @@ class Int8(msgspec.Struct, frozen=True, kw_only=True):
     part: Part
     calibrator: Calibrator
     percentile: float | None
+    weight_bits: int
     layers: int
     floating: tuple[FloatLayer, ...]
     tried: tuple[Trial, ...]
@@ -124,6 +133,25 @@ class Int8(msgspec.Struct, frozen=True, kw_only=True):
     milliseconds_after: float
     milliseconds_all_int8: float | None = None
 
+    @property
+    def recipe(self) -> Recipe:
+        """How it was made."""
+        return Recipe(self.calibrator, self.percentile, self.weight_bits)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How ranges become integers."""
+
+    calibrator: Calibrator
+    percentile: float | None
+    weight_bits: int
+
+    def __str__(self) -> str:
+        percentile = "" if self.percentile is None else f" {self.percentile:g}"
+        weights = "" if self.weight_bits == 8 else f", {self.weight_bits}-bit weights"
+        return f"{self.calibrator}{percentile}{weights}"
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -132,6 +160,8 @@ class Settings:
     Attributes:
         calibrator: one, or ``auto``: the one whose maps agree best.
         percentile: for ``percentile``; None: the best of 99.99 and 99.9.
+        weight_bits: see ``quantise.quantised``; None: 8, or 7 where the processor's 8 miss the
+            floor.
         part: see ``quantise.read_graph``.
         pictures: to take ranges from, at most.
         held_out: to prove it on, at most.
@@ -142,6 +172,7 @@ class Settings:
 
     calibrator: str = "auto"
     percentile: float | None = None
+    weight_bits: int | None = None
     part: Part = "trunk"
     pictures: int = 128
     held_out: int = 200
@@ -160,6 +191,8 @@ class Settings:
             raise RequestError(
                 f"percentile must be above 50 and at most 100, not {self.percentile}"
             )
+        if self.weight_bits not in (None, *WEIGHT_BITS):
+            raise RequestError(f"weight_bits must be 8 or 7, not {self.weight_bits}")
         if min(self.pictures, self.held_out) < _LEAST // 2:
             raise RequestError(
                 f"pictures and held_out must be {_LEAST // 2} or more, not {self.pictures} and "
@@ -171,13 +204,13 @@ class Settings:
                     f"a floor is {' or '.join(FLOOR)} with a number from 0 to 1, not {name}={value}"
                 )
 
-    def candidates(self) -> list[tuple[Calibrator, float | None]]:
-        """Calibrators to try."""
+    def candidates(self, weight_bits: int) -> list[Recipe]:
+        """What to try with weights of so many bits."""
         percentiles = PERCENTILES if self.percentile is None else (self.percentile,)
-        of: dict[str, list[tuple[Calibrator, float | None]]] = {
-            "minmax": [("minmax", None)],
-            "percentile": [("percentile", value) for value in percentiles],
-            "entropy": [("entropy", None)],
+        of: dict[str, list[Recipe]] = {
+            "minmax": [Recipe("minmax", None, weight_bits)],
+            "percentile": [Recipe("percentile", value, weight_bits) for value in percentiles],
+            "entropy": [Recipe("entropy", None, weight_bits)],
         }
         names = CALIBRATORS if self.calibrator == "auto" else (self.calibrator,)
         return [each for name in names for each in of[name]]
@@ -231,16 +264,20 @@ def calibrate_int8(
             Path(folder) / "candidate.onnx",
         )
         if total is not None:
-            total(len(seen) + len(settings.candidates()) + len(held_out))
+            total(len(seen) + len(settings.candidates(8)) + len(held_out))
         search.see(seen, told)
-        trials = [search.calibrated(*each, told) for each in settings.candidates()]
-        trial = min(trials, key=lambda each: (each.shortfall(floor), -each.quality))
+        trials: list[Trial] = []
+        for bits in WEIGHT_BITS if settings.weight_bits is None else (settings.weight_bits,):
+            trials += [search.calibrated(each, told) for each in settings.candidates(bits)]
+            trial = min(trials, key=lambda each: (each.shortfall(floor), -each.quality))
+            if trial.shortfall(floor) == 0:
+                break
         floating: tuple[FloatLayer, ...] = ()
         if settings.part == "trunk" and trial.shortfall(floor) > 0:
             floating, searched = search.float_layers(trial, floor, told)
             trials += searched
         names = [each.name for each in floating]
-        made = search.make(trial.calibrator, trial.percentile, names)
+        made = search.make(trial.recipe, names)
         write_int8(made, manifest, temporary)
         other = load(temporary, settings.engine, settings.threads)
         told("proving", 0)
@@ -248,7 +285,7 @@ def calibrate_int8(
         _check(proof, floor)
         whole = None
         if floating:
-            search.write(search.make(trial.calibrator, trial.percentile, ()))
+            search.write(search.make(trial.recipe, ()))
             whole = load(search.path, settings.engine, settings.threads)
         times = _times([reference, other, *([] if whole is None else [whole])])
         size = temporary.stat().st_size
@@ -257,6 +294,7 @@ def calibrate_int8(
         part=settings.part,
         calibrator=trial.calibrator,
         percentile=trial.percentile,
+        weight_bits=trial.weight_bits,
         layers=len(search.graph.layers),
         floating=floating,
         tried=tuple(trials),
@@ -339,34 +377,26 @@ class _Search:
         found = {method: values[0, 0] for method, values in maps.items()}
         return int(probabilities[0].argmax()), int(targets[0, 0]), found
 
-    def make(
-        self, calibrator: Calibrator, percentile: float | None, floating: Sequence[str]
-    ) -> onnx.ModelProto:
+    def make(self, recipe: Recipe, floating: Sequence[str]) -> onnx.ModelProto:
         """A candidate."""
         magnitudes = {
-            name: magnitude(histogram, calibrator, percentile or PERCENTILES[0])
+            name: magnitude(histogram, recipe.calibrator, recipe.percentile or PERCENTILES[0])
             for name, histogram in self._histograms.items()
         }
-        return quantised(self.graph, magnitudes, floating)
+        return quantised(self.graph, magnitudes, floating, recipe.weight_bits)
 
     def write(self, made: onnx.ModelProto) -> None:
         """Where it can be loaded from."""
         write_int8(made, self._reference.manifest, self.path)
 
-    def calibrated(self, calibrator: Calibrator, percentile: float | None, tick: Tick) -> Trial:
+    def calibrated(self, recipe: Recipe, tick: Tick) -> Trial:
         """Try one way of calibrating, every layer in INT8."""
-        tick(f"trying {calibrator} {percentile or ''}".rstrip(), 1)
-        return self.tried(calibrator, percentile, ())
+        tick(f"trying {recipe}", 1)
+        return self.tried(recipe, ())
 
-    def tried(
-        self,
-        calibrator: Calibrator,
-        percentile: float | None,
-        floating: Sequence[str],
-        count: int = _SEARCHED,
-    ) -> Trial:
+    def tried(self, recipe: Recipe, floating: Sequence[str], count: int = _SEARCHED) -> Trial:
         """Try a candidate on ``count`` of the photographs seen."""
-        self.write(self.make(calibrator, percentile, floating))
+        self.write(self.make(recipe, floating))
         explainer = load(self.path, self._settings.engine, self._settings.threads)
         same = []
         alike: dict[str, list[float]] = {method: [] for method in self.methods}
@@ -376,8 +406,9 @@ class _Search:
             for method, values in found.items():
                 alike[method].append(pearson(maps[method], values))
         return Trial(
-            calibrator=calibrator,
-            percentile=percentile,
+            calibrator=recipe.calibrator,
+            percentile=recipe.percentile,
+            weight_bits=recipe.weight_bits,
             floating=len(floating),
             top1=float(np.mean(same)),
             pearson={method: float(np.median(values)) for method, values in alike.items()},
@@ -391,12 +422,11 @@ class _Search:
         Raises:
             VerificationError: not even all of them do.
         """
-        calibrator, percentile = trial.calibrator, trial.percentile
-        base = self.tried(calibrator, percentile, (), _RANKED).quality
+        base = self.tried(trial.recipe, (), _RANKED).quality
         gains = []
         for layer in self.graph.layers:
             tick(f"which layers hurt: {layer.name}", 0)
-            found = self.tried(calibrator, percentile, [layer.name], _RANKED)
+            found = self.tried(trial.recipe, [layer.name], _RANKED)
             gains.append(FloatLayer(name=layer.name, kind=layer.kind, gain=found.quality - base))
         gains.sort(key=lambda each: -each.gain)
         trials: list[Trial] = []
@@ -404,7 +434,7 @@ class _Search:
         def holds(count: int) -> bool:
             tick(f"with {count} layers in float", 0)
             names = [each.name for each in gains[:count]]
-            trials.append(self.tried(calibrator, percentile, names))
+            trials.append(self.tried(trial.recipe, names))
             return trials[-1].shortfall(floor) == 0
 
         high = 1
@@ -426,8 +456,9 @@ class _Search:
 def write_int8(made: onnx.ModelProto, manifest: Manifest, path: Path) -> None:
     """Write a quantised graph with its manifest.
 
-    The references to verify engines by are the file's own answers in ONNX Runtime, where its
-    outputs give them: float answers are not what it should reproduce.
+    The references to verify engines by are the file's own answers, computed step by step as the
+    file says, where its outputs give them: float answers are not what it should reproduce, and
+    kernels that overflow are what they should tell.
     """
     import onnx
 
@@ -441,12 +472,37 @@ def write_int8(made: onnx.ModelProto, manifest: Manifest, path: Path) -> None:
     )
     size = path.stat().st_size
     append_manifest(path, own)
-    engine = open_engine(path, own, "onnxruntime", EngineSettings())
-    references = selftest.answers(engine, own)
+    references = selftest.answers(_Literal(path), own)
     if references:
         with path.open("r+b") as file:
             file.truncate(size)
         append_manifest(path, msgspec.structs.replace(own, references=references))
+
+
+class _Literal:
+    """A file as it is written, in ONNX Runtime: quantised numbers are unpacked, then computed with.
+
+    No operations are fused, so none of the processor's integer arithmetic is used.
+    """
+
+    name = "onnxruntime"
+    description = "ONNX Runtime without optimisation"
+    reason = "to know what a quantised file means"
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self._session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+
+    def run(self, feeds: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """See ``engine.Engine.run``."""
+        values = self._session.run(list(outputs), dict(feeds))
+        return dict(zip(outputs, values, strict=True))
 
 
 def _version(package: str) -> str:

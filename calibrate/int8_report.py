@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..runtime.files import write_whole
 from .fidelity import Fidelity
-from .int8 import Int8, Trial
+from .int8 import Int8
 
 
 def trials_table(found: Int8) -> Table:
@@ -21,21 +21,11 @@ def trials_table(found: Int8) -> Table:
     for method in methods:
         table.add_column(f"{method}: correlation", justify="right")
     for trial in found.tried:
-        chosen = (trial.calibrator, trial.percentile, trial.floating) == (
-            found.calibrator,
-            found.percentile,
-            len(found.floating),
-        )
-        cells = [_name(trial), str(trial.floating), f"{trial.top1:.3f}"]
+        chosen = (trial.recipe, trial.floating) == (found.recipe, len(found.floating))
+        cells = [str(trial.recipe), str(trial.floating), f"{trial.top1:.3f}"]
         cells += [f"{trial.pearson[method]:.4f}" for method in methods]
         table.add_row(*cells, style="bold" if chosen else None)
     return table
-
-
-def _name(trial: Trial | Int8) -> str:
-    if trial.percentile is None:
-        return trial.calibrator
-    return f"{trial.calibrator} {trial.percentile:g}"
 
 
 def fidelity_table(found: Fidelity) -> Table:
@@ -85,11 +75,21 @@ def int8_lines(found: Int8) -> str:
     speed = found.milliseconds_before / found.milliseconds_after
     lines = [
         f"{found.file}: {found.bytes_after / 1e6:.1f} MB (float {found.bytes_before / 1e6:.1f}), "
-        f"{found.layers - kept} of {found.layers} layers in INT8, ranges by {_name(found)} of "
+        f"{found.layers - kept} of {found.layers} layers in INT8, ranges by {found.recipe} of "
         f"{found.calibrated_on} photographs",
         f"one explanation: {found.milliseconds_after:.2f} ms, float "
         f"{found.milliseconds_before:.2f} ms (x{speed:.2f}), {found.proof.other}",
     ]
+    if found.weight_bits == 7:
+        lines.append(
+            "weights have 7 bits, which every processor adds without overflow; those with VNNI, "
+            "and GPUs, can have 8: --weight-bits 8"
+        )
+    else:
+        lines.append(
+            "weights have 8 bits: processors without VNNI add these with overflow, and whycam "
+            "refuses the file there; for them: --weight-bits 7"
+        )
     if found.milliseconds_all_int8 is not None:
         cost = found.milliseconds_after / found.milliseconds_all_int8
         lines.append(

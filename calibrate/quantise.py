@@ -261,7 +261,10 @@ def observe(
 
 
 def quantised(
-    graph: Graph, magnitudes: Mapping[str, float], floating: Collection[str] = ()
+    graph: Graph,
+    magnitudes: Mapping[str, float],
+    floating: Collection[str] = (),
+    weight_bits: int = 8,
 ) -> onnx.ModelProto:
     """The graph with INT8 layers, in the form that ONNX Runtime, OpenVINO and TensorRT accept.
 
@@ -273,6 +276,8 @@ def quantised(
         graph: from ``read_graph``.
         magnitudes: for each of its tensors, what 127 stands for.
         floating: names of layers that stay in float.
+        weight_bits: 8, or 7: processors without VNNI add pairs of products in 16 bits, which
+            overflow with weights of 8 bits.
     """
     import onnx
     from onnxruntime.quantization import QuantType
@@ -291,7 +296,7 @@ def quantised(
     quantizer = QDQQuantizer(
         model,
         per_channel=True,
-        reduce_range=False,
+        reduce_range=weight_bits == 7,  # of weights alone
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QInt8,
         tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),

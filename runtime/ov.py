@@ -17,7 +17,9 @@ from .interface import check_feeds, check_interface, first_parts, outputs_withou
 from .manifest import Manifest
 
 # Networks compiled for one shape run up to twice as fast as for any (depthwise convolutions in
-# bf16), but each compiled network holds its weights again. Further shapes share one that takes any.
+# bf16), but each compiled network holds its weights again. Further shapes share one that takes any;
+# of a quantised file, which OpenVINO compiles wrongly for any shape on processors without VNNI
+# (2026.4), the shape used longest ago makes room.
 _SHAPES = 4
 # A batch is filled up to a shape that is compiled already if at most this part of it is waste; more
 # where no further shape may be compiled.
@@ -113,14 +115,19 @@ class _Part:
         self._manifest = manifest
         self._needed = parts
         self._properties = properties
-        self._compiled: dict[_Shape | None, _Compiled] = {}
+        self._takes_any = manifest.precision == "fp32"
+        self._compiled: dict[_Shape | None, _Compiled] = {}  # used longest ago first
         self._lock = threading.Lock()
 
     def prepare(self) -> None:
-        """Compile for one picture, if all pictures have one size."""
-        sides = [side for side in self._manifest.image_shape if side is not None]
-        fixed = len(sides) == len(self._manifest.image_shape)
-        self._for(((1, *sides), (1, 1)) if fixed else None)
+        """Compile for one picture; if they have no one size, for any."""
+        shape = self._manifest.image_shape
+        if None in shape and self._takes_any:
+            self._for(None)
+            return
+        height, width = self._manifest.preprocess.size
+        example = (height, width, 3) if None in shape else shape
+        self._for(((1, *(side or 1 for side in example)), (1, 1)))
 
     @property
     def streams(self) -> int:
@@ -151,13 +158,17 @@ class _Part:
         room = len(known) < _SHAPES
         if larger and image[0] >= larger[0][0][0] * (1 - (_WASTE if room else _WASTE_AT_LAST)):
             return larger[0]
-        return (image, target) if room else None
+        return (image, target) if room or not self._takes_any else None
 
     def _for(self, shape: _Shape | None) -> _Compiled:
         with self._lock:
-            if shape not in self._compiled:
-                self._compiled[shape] = self._compile(shape)
-            return self._compiled[shape]
+            found = self._compiled.pop(shape, None)
+            if found is None:
+                if not self._takes_any and len(self._compiled) >= _SHAPES:
+                    del self._compiled[next(iter(self._compiled))]
+                found = self._compile(shape)
+            self._compiled[shape] = found  # now the latest
+            return found
 
     def _compile(self, shape: _Shape | None) -> _Compiled:
         try:

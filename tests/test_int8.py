@@ -35,7 +35,7 @@ from whycam.runtime.onnxfile import digest, read_manifest
 from whycam.runtime.selftest import check, tolerance_of
 from whycam.runtime.tft import Tft
 
-EASY = Settings(floor={"pearson": 0.5, "top1": 0.5}, threads=1)
+EASY = Settings(weight_bits=7, floor={"pearson": 0.5, "top1": 0.5}, threads=1)
 
 
 class Residual(nn.Module):
@@ -195,10 +195,10 @@ def test_layers_that_hurt_most_stay_in_float_until_the_floor_holds(residual, pic
     spoilt = graph.layers[-1]
     reads = next(node.input[0] for node in graph.model.graph.node if node.name == spoilt.name)
 
-    def make(self, calibrator, percentile, floating):
+    def make(self, recipe, floating):
         magnitudes = {name: magnitude(h, "minmax") for name, h in self._histograms.items()}
         magnitudes[reads] *= 500
-        return quantised(self.graph, magnitudes, floating)
+        return quantised(self.graph, magnitudes, floating, recipe.weight_bits)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(int8._Search, "make", make)
@@ -393,3 +393,43 @@ def test_efficientnet_lite0_keeps_labels_and_maps(lite0_onnx, shared_data, tmp_p
     assert all(maps.pearson >= 0.99 for maps in found.proof.maps.values())
     assert found.bytes_after < found.bytes_before / 2
     assert json.loads(json.dumps(found.floor)) == int8.FLOOR
+
+
+def test_quantised_files_are_never_compiled_for_any_shape(residual, pictures, tmp_path):
+    """OpenVINO gets those wrong on processors without VNNI: every batch has its own network."""
+    out = tmp_path / "a.onnx"
+    calibrate_int8(residual, open_dataset(pictures), out, Settings(calibrator="minmax", threads=1))
+    files = [pictures / f"{i}.png" for i in range(8)]
+    explainer = whycam.load(out, "openvino", threads=1)
+    alone = [explainer.explain(file) for file in files]
+    for count in (2, 3, 5, 8, 1, 7, 2):
+        for one, each in zip(alone, explainer.explain(files[:count]), strict=False):
+            assert one.index == each.index
+            np.testing.assert_allclose(one.map, each.map, atol=1e-4)
+    for part in explainer.engine._parts.values():
+        assert None not in part._compiled
+        assert len(part._compiled) <= 4
+
+
+def test_weights_of_seven_bits_use_no_more(residual, pictures, tmp_path):
+    out = tmp_path / "a.onnx"
+    settings = Settings(calibrator="minmax", weight_bits=7, threads=1)
+    found = calibrate_int8(residual, open_dataset(pictures), out, settings)
+    assert found.weight_bits == 7
+    weights = [
+        onnx.numpy_helper.to_array(each)
+        for each in onnx.load(out).graph.initializer
+        if each.data_type == onnx.TensorProto.INT8 and each.dims and each.name.endswith("quantized")
+    ]
+    assert weights
+    assert max(np.abs(each.astype(int)).max() for each in weights) == 64
+    # Every processor computes what the file says.
+    for engine in ("onnxruntime", "openvino"):
+        loaded = whycam.load(out, engine, threads=1)
+        for agreement in check(loaded.engine, loaded.manifest):
+            assert agreement.problem(tolerance_of(loaded.manifest)) is None
+
+
+def test_weight_bits_are_eight_or_seven():
+    with pytest.raises(RequestError, match="weight_bits must be 8 or 7, not 6"):
+        Settings(weight_bits=6)
