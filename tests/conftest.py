@@ -21,6 +21,21 @@ from whycam.runtime.manifest import Manifest, Preprocess
 ROOT = Path(__file__).parent.parent
 
 
+class RootIsAFolder:
+    """The repository's folder is the package, whatever name a clone gives it.
+
+    Pytest would import its ``__init__.py`` by the folder's name, which need not be one in Python.
+    """
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collect_directory(self, path: Path, parent: pytest.Collector) -> pytest.Dir | None:
+        return pytest.Dir.from_parent(parent, path=path) if path == ROOT else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(RootIsAFolder())
+
+
 @pytest.fixture(scope="session")
 def lite0_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """EfficientNet-Lite0 with ImageNet weights and every method; takes some 20 s to export."""
