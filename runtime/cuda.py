@@ -168,8 +168,9 @@ class _Held:
         Raises:
             CudaError: the driver refuses, or reports an error of earlier work.
         """
-        if self._finalizer.detach() is not None:
+        if self._finalizer.alive:
             _call(self._release, self._handle)
+            self._finalizer.detach()
 
 
 def _release_quietly(release: str, handle: Any) -> None:

@@ -123,13 +123,13 @@ class Lane:
             CudaError: the driver reports an error of earlier work; the rest is given back.
         """
         with ExitStack() as stack:
-            # In reverse: first of all the graphs, which use all the others.
-            stack.callback(self._stream.close)
+            # In reverse: the stream first, for one that still records would refuse the others.
             for buffer in (*self._device.values(), *self._host.values(), self._scratch):
                 if buffer is not None:
                     stack.callback(buffer.close)
             for program in self._programs.values():
                 stack.callback(program.forget)
+            stack.callback(self._stream.close)
         self._programs.clear()
 
     def wait(self) -> None:
