@@ -114,7 +114,7 @@ def open_plan(path: str, gpu: int) -> Opened:
     """
     plan = read_plan(path)
     data = _read(path, plan)
-    library = _import(plan.library)
+    library = import_library(plan.library, f"a plan of {plan.library}")
     if library.__version__ != plan.library_version:
         raise EngineError(
             f"{path} was built with {plan.library} {plan.library_version}, and "
@@ -145,16 +145,22 @@ def _read(path: str, plan: Plan) -> bytes:
     return data
 
 
-def _import(name: Library) -> Any:
+def import_library(name: Library, purpose: str) -> Any:
+    """The module ``tensorrt`` or ``tensorrt_rtx``.
+
+    Raises:
+        MissingExtraError: it is not installed; names ``purpose``.
+        EngineError: it is, but cannot be loaded.
+    """
     module, extra = _LIBRARIES[name]
     try:
         library = importlib.import_module(module)
     except ImportError as error:
-        raise MissingExtraError(module, extra, f"a plan of {name}") from error
+        raise MissingExtraError(module, extra, purpose) from error
     except (OSError, RuntimeError) as error:  # a shared library that it needs
         raise EngineError(f"{name} is installed but cannot be loaded: {error}") from error
     if not hasattr(library, "Runtime"):
-        raise MissingExtraError(module, extra, f"a plan of {name}")
+        raise MissingExtraError(module, extra, purpose)
     return library
 
 
@@ -189,13 +195,17 @@ def rebuild(
     """The command that builds a plan anew as it was, or for another GPU or library."""
     library = library or plan.library
 
-    def said(sides: Range) -> str:
-        return f"{sides.least}:{sides.best}:{sides.most}"
+    def said(*sides: Range) -> str:
+        """HxW, or one number; three of them."""
+        names = ("least", "best", "most")
+        return ":".join("x".join(str(getattr(each, name)) for each in sides) for name in names)
 
     command = (
         f"whycam build MODEL.onnx -o {path} --engine {library} --precision "
-        f"{plan.manifest.precision} --batch {said(plan.batch)} --targets {plan.classes.most}"
+        f"{plan.manifest.precision} --batch {said(plan.batch)} --targets {said(plan.classes)}"
     )
+    if plan.height is not None and plan.width is not None:
+        command += f" --picture-size {said(plan.height, plan.width)}"
     if library == "tensorrt":
         return command  # is built on the GPU that it will run on
     targets = (device.compute,) if device is not None else plan.compute

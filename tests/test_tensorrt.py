@@ -6,9 +6,11 @@ test_gpu_tensorrt.py for the tests that need one.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import hashlib
 import random
+import subprocess
 import sys
 import threading
 import warnings
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import driver_standin as standin
 import msgspec
 import numpy as np
 import pytest
@@ -558,7 +561,10 @@ def test_pictures_that_the_plan_was_not_built_for_are_refused(rig_of):
             found = engine.run({"image": image, "target": np.full((1, 1), -1)}, ["maps"])
             assert (found["maps"] == size[0]).all()
         image = np.zeros((1, 721, 100, 3), np.uint8)
-        with pytest.raises(EngineError, match=r"32 to 720 pixels high, not 721.*whycam build"):
+        with pytest.raises(
+            EngineError,
+            match=r"32 to 720 pixels high, not 721.*--picture-size 32x32:480x640:720x720",
+        ):
             engine.run({"image": image, "target": np.full((1, 1), -1)}, ["maps"])
 
 
@@ -573,7 +579,7 @@ def test_pictures_that_the_plan_was_not_built_for_are_refused(rig_of):
             {"library_version": "10.12.0.36"},
             r"built with tensorrt 10\.12\.0\.36, and 10\.13\.0\.35 is installed.*whycam build "
             r"MODEL\.onnx -o \S+tiny\.plan --engine tensorrt --precision fp32 --batch 1:4:8 "
-            r"--targets 3$",
+            r"--targets 1:1:3$",
         ),
         (
             "tensorrt",
@@ -731,3 +737,113 @@ def test_commands_run_a_plan(rig_of, capsys, chelsea):
     code, _, err = command(capsys, "verify", rig.path)
     assert code == 2
     assert "not the plan that its sidecar describes" in err
+
+
+# NVIDIA's own library, where there is no GPU.
+
+
+@pytest.fixture(scope="module")
+def real_plan(tmp_path_factory) -> Path:
+    """A tiny network built by TensorRT-RTX for 8.6, which takes no GPU."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    from networks import SMALL, linear
+
+    from whycam.export import to_onnx
+
+    folder = tmp_path_factory.mktemp("real")
+    manifest = to_onnx(linear(), folder / "tiny.onnx", overrides=SMALL).manifest
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    assert trt.OnnxParser(network, logger).parse_from_file(str(folder / "tiny.onnx"))
+    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    image = manifest.image_shape
+    profile.set_shape("image", (1, *image), (2, *image), (4, *image))
+    profile.set_shape("target", (1, 1), (2, 1), (4, 2))
+    config.add_optimization_profile(profile)
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM86, 0)
+    path = folder / "tiny.plan"
+    path.write_bytes(builder.build_serialized_network(network, config))
+    write_sidecar(
+        path,
+        Plan(
+            manifest=manifest,
+            digest=f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}",
+            library="tensorrt-rtx",
+            library_version=trt.__version__,
+            compute=("8.6",),
+            batch=Range(1, 2, 4),
+            classes=Range(1, 1, 2),
+            inputs=(),
+            outputs=(),
+        ),
+    )
+    return path
+
+
+def driver_here() -> bool:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(driver_here(), reason="this machine has an NVIDIA driver")
+@pytest.mark.parametrize("verb", ["explain", "verify"])
+def test_tensorrt_rtx_without_a_driver_ends_in_one_sentence(real_plan, chelsea, verb):
+    """In a process of its own: a library that aborts would take this one with it."""
+    command = [sys.executable, "-m", "whycam.cli", verb, str(real_plan)]
+    command += [str(chelsea)] if verb == "explain" else []
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "No NVIDIA driver is running on this machine" in done.stderr
+
+
+def test_the_stand_in_has_what_nvidias_library_has(real_plan):
+    """Members by name: a stand-in of something that does not exist would prove nothing."""
+    import tensorrt_rtx as trt
+
+    rig = Library(Driver(), lambda _feeds, _outputs: {}, True, "1.7")
+    ours: Any = rig.module()
+    pairs = [
+        (trt.Runtime, standin.Runtime),
+        (trt.ICudaEngine, standin.Engine),
+        (trt.IExecutionContext, standin.Context),
+        (trt.IRuntimeConfig, standin.Config),
+        (trt.IRuntimeCache, standin.Cache),
+    ]
+    for theirs, stand_in in pairs:
+        calls = [name for name in vars(stand_in) if name.islower() and name[0] != "_"]
+        missing = [name for name in calls if not hasattr(theirs, name)]
+        assert not missing, missing
+    for name in (
+        "ILogger",
+        "TensorIOMode",
+        "TensorLocation",
+        "EngineValidity",
+        "ComputeCapability",
+    ):
+        members = [each for each in dir(getattr(ours, name)) if each.isupper()]
+        assert members
+        assert all(hasattr(getattr(trt, name), each) for each in members), name
+    assert trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    assert trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    assert all(hasattr(trt.DataType, name) for name in KINDS.values())
+
+
+def test_the_stand_in_has_what_nvidias_bindings_have():
+    runtime = pytest.importorskip("cuda.bindings.runtime")
+    for name in vars(Driver().module()):
+        if name.startswith("cuda"):
+            assert hasattr(runtime, name), name
+    for ours, theirs in (
+        (standin.Status, runtime.cudaError_t),
+        (Kind, runtime.cudaMemcpyKind),
+        (standin.Mode, runtime.cudaStreamCaptureMode),
+    ):
+        for each in ours:
+            assert int(getattr(theirs, each.name)) == each.value
