@@ -847,3 +847,28 @@ def test_the_stand_in_has_what_nvidias_bindings_have():
     ):
         for each in ours:
             assert int(getattr(theirs, each.name)) == each.value
+
+
+@pytest.mark.parametrize("name", ["absent.plan", "x" * 300 + ".plan", "nul\0.plan", ""])
+def test_plans_that_are_not_there(tmp_path, name):
+    with pytest.raises(ModelFileError):
+        whycam.load(f"{tmp_path}/{name}")
+
+
+def test_a_plan_without_a_readable_sidecar(rig_of):
+    rig = rig_of()
+    sidecar = Path(f"{rig.path}.json")
+    whole = sidecar.read_bytes()
+    for damaged in (
+        b"",
+        b"{}",
+        whole[:-9],
+        b"[" * 99_999,
+        whole.replace(b'"least": 1', b'"least": 9'),
+    ):
+        sidecar.write_bytes(damaged)
+        with pytest.raises(ModelFileError, match=r"tiny\.plan\.json is damaged"):
+            whycam.load(rig.path)
+    sidecar.unlink()
+    with pytest.raises(ModelFileError, match=r"no readable sidecar.*whycam build"):
+        whycam.load(rig.path)
