@@ -1,0 +1,236 @@
+"""A graph without float32 matrix products, which TensorRT-RTX does not compile for Turing (SM75).
+
+It takes float32 convolutions, sums and element-wise products there. So a product with stored
+weights becomes a 1x1 convolution, transposed where the weights are stored that way round: a head
+and its gradient still share one copy. A product of two computed matrices becomes a sum of products.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..runtime import selftest
+from ..runtime.engine import open_engine
+from ..runtime.errors import VerificationError
+from ..runtime.manifest import Manifest
+from .half import types_of
+
+if TYPE_CHECKING:
+    import onnx
+
+TOLERANCE = 1e-4  # of an output's norm; both sides compute in float32
+
+
+def replace_matrix_products(model: onnx.ModelProto) -> int:
+    """Rewrite in place every float32 Gemm and MatMul that is not quantised; returns how many.
+
+    Args:
+        model: with shapes inferred.
+    """
+    import onnx
+
+    graph = model.graph
+    types = types_of(model)
+    quantised = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear"}
+    rewriting = _Rewriting(model)
+    count = 0
+    for node in graph.node:
+        plain = types.get(node.output[0]) == onnx.TensorProto.FLOAT and quantised.isdisjoint(
+            node.input
+        )
+        if plain and rewriting.rewritten(node):
+            count += 1
+        else:
+            rewriting.nodes.append(node)
+    rewriting.finish()
+    return count
+
+
+def check_same(
+    reference: str | os.PathLike[str], path: str | os.PathLike[str], manifest: Manifest
+) -> float:
+    """Hold a rewritten file against the one it was made of, in ONNX Runtime.
+
+    Returns:
+        The largest norm of a difference, relative to the output's.
+
+    Raises:
+        VerificationError: it exceeds ``TOLERANCE``.
+    """
+    engines = [open_engine(each, manifest, "onnxruntime") for each in (reference, path)]
+    # What a sweep chooses jumps where a pixel lies on a threshold.
+    names = [n for n in manifest.output_shapes if n not in ("thresholds", "rpi", "masked_probabilities")]
+    if "tft" in manifest.outputs:
+        names.remove("maps")
+    worst = 0.0
+    for index in range(selftest.PATTERNS):
+        image = selftest.feed(manifest, index)
+        classes = min(2, manifest.num_classes)
+        target = -1 - np.arange(classes, dtype=np.int64)[None]
+        before, after = (each.run({"image": image, "target": target}, names) for each in engines)
+        for name in names:
+            error = _distance(before[name], after[name])
+            worst = max(worst, error)
+            if not error <= TOLERANCE:
+                raise VerificationError(
+                    f"without matrix products the graph's '{name}' differs by {error:.1e} of its "
+                    f"norm, more than {TOLERANCE:g}. No plan was written"
+                )
+    return worst
+
+
+def _distance(before: Any, after: Any) -> float:
+    a, b = (np.asarray(each, np.float64).ravel() for each in (before, after))
+    return float(np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-30))
+
+
+class _Rewriting:
+    """The operations of a graph, one after the other, some of them replaced."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        graph = model.graph
+        self.nodes: list[onnx.NodeProto] = []
+        self._graph = graph
+        self._stored = {each.name: each for each in graph.initializer}
+        self._shapes: dict[str, list[int | None]] = {
+            value.name: [
+                side.dim_value if side.HasField("dim_value") else None
+                for side in value.type.tensor_type.shape.dim
+            ]
+            for value in [*graph.value_info, *graph.input, *graph.output]
+        }
+        self._shapes |= {name: list(each.dims) for name, each in self._stored.items()}
+
+    def rewritten(self, node: onnx.NodeProto) -> bool:
+        """Whether a node is a matrix product, which has been replaced then."""
+        if node.op_type == "Gemm":
+            return self._gemm(node)
+        if node.op_type != "MatMul":
+            return False
+        left, right = node.input
+        ranks = [len(self._shapes.get(name, ())) for name in (left, right)]
+        if min(ranks) < 2:
+            return False
+        if right in self._stored and ranks[1] == 2:
+            self._by_rows(node, left, right, False, [])
+        elif left in self._stored and ranks[0] == 2:
+            self._by_columns(node, left, right)
+        else:
+            self._sum_of_products(node, left, right)
+        return True
+
+    def finish(self) -> None:
+        """Put the operations in place, and leave out weights that nothing reads."""
+        graph = self._graph
+        del graph.node[:]
+        graph.node.extend(self.nodes)
+        read = {name for node in graph.node for name in node.input}
+        del graph.initializer[:]
+        graph.initializer.extend(each for each in self._stored.values() if each.name in read)
+        del graph.value_info[:]
+
+    def _gemm(self, node: onnx.NodeProto) -> bool:
+        import onnx
+
+        set_to = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+        plain = set_to.get("alpha", 1.0) == set_to.get("beta", 1.0) == 1.0
+        if not plain or set_to.get("transA") or node.input[1] not in self._stored:
+            return False
+        if len(node.input) > 2 and len(self._shapes.get(node.input[2], ())) != 1:
+            return False
+        left, right = node.input[:2]
+        self._by_rows(node, left, right, bool(set_to.get("transB")), list(node.input[2:]))
+        return True
+
+    def _by_rows(
+        self, node: onnx.NodeProto, left: str, right: str, transposed: bool, bias: list[str]
+    ) -> None:
+        """[..., K] times a stored [K, N], or [N, K] transposed: rows are pixels of K channels."""
+        own = node.output[0]
+        sides = list(self._stored[right].dims)
+        given, wanted = sides[::-1] if transposed else sides
+        pixels = self._add("Reshape", [left, self._sizes([-1, given, 1, 1])], f"{own}_pixels")
+        kind = "Conv" if transposed else "ConvTranspose"
+        kernel = self._kernel(right)
+        made = self._add(kind, [pixels, kernel, *bias], f"{own}_made", kernel_shape=[1, 1])
+        if len(self._shapes[left]) == 2:
+            sizes = self._sizes([-1, wanted])
+        else:
+            leading = self._add("Shape", [left], f"{own}_leading", end=-1)
+            sizes = self._add("Concat", [leading, self._sizes([wanted])], f"{own}_sizes", axis=0)
+        self._add("Reshape", [made, sizes], own)
+
+    def _by_columns(self, node: onnx.NodeProto, left: str, right: str) -> None:
+        """A stored [M, K] times [..., K, N]: columns are pixels of K channels."""
+        own = node.output[0]
+        wanted, given = self._stored[left].dims
+        width = self._add("Shape", [right], f"{own}_width", start=-1)
+        front = self._sizes([-1, given])
+        sizes = self._add(
+            "Concat", [front, width, self._sizes([1])], f"{own}_pixel_sizes", axis=0
+        )
+        pixels = self._add("Reshape", [right, sizes], f"{own}_pixels")
+        made = self._add("Conv", [pixels, self._kernel(left)], f"{own}_made", kernel_shape=[1, 1])
+        leading = self._add("Shape", [right], f"{own}_leading", end=-2)
+        sizes = self._add(
+            "Concat", [leading, self._sizes([wanted]), width], f"{own}_sizes", axis=0
+        )
+        self._add("Reshape", [made, sizes], own)
+
+    def _sum_of_products(self, node: onnx.NodeProto, left: str, right: str) -> None:
+        """[..., M, K] times [..., K, N] as sum over K of [..., M, K, 1] * [..., 1, K, N]."""
+        own = node.output[0]
+        rows = self._add("Unsqueeze", [left, self._sizes([-1])], f"{own}_rows")
+        columns = self._add("Unsqueeze", [right, self._sizes([-3])], f"{own}_columns")
+        products = self._add("Mul", [rows, columns], f"{own}_products")
+        self._add("ReduceSum", [products, self._sizes([-2])], own, keepdims=0)
+
+    def _add(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        import onnx
+
+        name = f"{output}_by_{kind.lower()}"
+        self.nodes.append(onnx.helper.make_node(kind, inputs, [output], name, **attributes))
+        return output
+
+    def _sizes(self, values: list[int]) -> str:
+        """A stored list of whole numbers."""
+        from onnx import numpy_helper
+
+        name = "sizes_" + "_".join(map(str, values))
+        if name not in self._stored:
+            self._stored[name] = numpy_helper.from_array(np.array(values, np.int64), name)
+        return name
+
+    def _kernel(self, matrix: str) -> str:
+        """A stored matrix as a 1x1 kernel: the same numbers."""
+        import onnx
+
+        name = f"{matrix}_1x1"
+        if name not in self._stored:
+            kernel = onnx.TensorProto()
+            kernel.CopyFrom(self._stored[matrix])
+            kernel.name = name
+            kernel.dims.extend([1, 1])
+            self._stored[name] = kernel
+        return name
+
+
+def write_for_turing(
+    model: str | os.PathLike[str], path: Path, manifest: Manifest
+) -> tuple[int, float]:
+    """Write a file's graph without float32 matrix products, checked; returns count and distance.
+
+    Raises:
+        ModelFileError: the file cannot be read.
+        VerificationError: it does not compute the same.
+    """
+    from .half import read_onnx, write_onnx
+
+    rewritten = read_onnx(model)
+    count = replace_matrix_products(rewritten)
+    write_onnx(rewritten, path)
+    return count, check_same(model, path, manifest)
