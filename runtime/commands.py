@@ -140,19 +140,26 @@ def info(
 
     from .engine import EngineSettings, candidates
     from .onnxfile import read_manifest
-    from .report import engines_table, manifest_table
+    from .plan import is_plan, read_plan
+    from .report import engines_table, manifest_table, plan_table
 
     manifest = read_manifest(model)
-    found = candidates(manifest, EngineSettings())
+    found = candidates(manifest, EngineSettings(), model)
+    plan = read_plan(model) if is_plan(model) else None
     if labels:
         if not manifest.labels:
             raise RequestError(f"{model} holds no class names: it was exported without --labels")
         print("\n".join(manifest.labels))
     elif as_json:
         engines = [msgspec.to_builtins(each) for each in found]
-        print_json({**msgspec.to_builtins(manifest), "engines": engines})
+        built = None if plan is None else msgspec.to_builtins(plan)
+        if built is not None:
+            del built["manifest"]
+        print_json({**msgspec.to_builtins(manifest), "plan": built, "engines": engines})
     else:
         out.print(manifest_table(model, manifest))
+        if plan is not None:
+            out.print(plan_table(plan))
         out.print(engines_table(found))
 
 
@@ -167,6 +174,7 @@ def verify(
     """Check a file, and the engine here, against what PyTorch answered in float64 at export."""
     from .explainer import load
     from .onnxfile import digest
+    from .plan import is_plan
     from .report import agreements_table
     from .selftest import check, method_of, tolerance_of
 
@@ -174,7 +182,8 @@ def verify(
         explainer = load(model, engine, threads, precision=precision, cache=cache)  # type: ignore[arg-type]
         advance("digest", 1)
         problems = []
-        if digest(model) != explainer.manifest.digest:
+        # A plan's is compared before it is loaded.
+        if not is_plan(model) and digest(model) != explainer.manifest.digest:
             problems.append(
                 f"{model} is not as whycam wrote it: its digest differs. Export it again"
             )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from .errors import EngineError, ModelFileError
 from .manifest import Manifest
+from .plan import is_plan, read_plan
 
 Arrays = Mapping[str, NDArray[Any]]
 Precision = Literal["fp32", "bf16"]
@@ -34,7 +35,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
         hint: ``latency``: all threads work on one image or batch; ``throughput``: each batch is
             divided among them, and several callers are served at once.
         cache: a folder for compiled models, for a faster start the next time; None: none is kept.
-            Engines that compile nothing (ONNX Runtime) ignore it.
+            Engines that compile nothing (ONNX Runtime on CPUs and CUDA) ignore it.
+        gpu: index of the GPU, for engines that use one.
 
     Raises:
         EngineError: a value that does not exist.
@@ -44,8 +46,11 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     precision: Precision = "fp32"
     hint: Hint = "latency"
     cache: str | None = None
+    gpu: int = 0
 
     def __post_init__(self) -> None:
+        if self.gpu < 0:
+            raise EngineError(f"gpu must be 0 or more, not {self.gpu}")
         if self.threads is not None and self.threads < 1:
             raise EngineError(f"threads must be 1 or more, not {self.threads}")
         if self.precision not in PRECISIONS:
@@ -99,6 +104,12 @@ def _openvino(path: str, manifest: Manifest, settings: EngineSettings) -> Engine
     return OpenVinoEngine(path, manifest, settings)
 
 
+def _tensorrt(path: str, manifest: Manifest, settings: EngineSettings) -> Engine:
+    from .trt import TensorRtEngine
+
+    return TensorRtEngine(path, manifest, settings)
+
+
 @dataclass(frozen=True)
 class Backend:
     """An engine that whycam knows.
@@ -124,6 +135,8 @@ class Backend:
 ENGINES: dict[str, Backend] = {
     "onnxruntime": Backend("onnxruntime", "cpu", ("fp32",), _onnxruntime),
     "openvino": Backend("openvino", "openvino", ("fp32", "bf16"), _openvino),
+    # Runs plans, and nothing else does; one computes in the precision that it was built in.
+    "tensorrt": Backend("tensorrt", "tensorrt", ("fp32",), _tensorrt),
 }
 
 
@@ -142,8 +155,18 @@ class Candidate:
     why: str
 
 
-def candidates(manifest: Manifest, settings: EngineSettings) -> list[Candidate]:
-    """What ``auto`` would try for a file, in this order, with reasons."""
+def candidates(
+    manifest: Manifest, settings: EngineSettings, path: str | os.PathLike[str] | None = None
+) -> list[Candidate]:
+    """What ``auto`` would try for a file, in this order, with reasons.
+
+    Args:
+        manifest: of the file.
+        settings: wished for.
+        path: of the file; told, a TensorRT plan gets the engine for plans.
+    """
+    if path is not None and is_plan(path):
+        return [_for_plan(path, manifest, settings)]
     order, why = _preference(manifest, settings)
     found = []
     for name in order:
@@ -163,6 +186,21 @@ def candidates(manifest: Manifest, settings: EngineSettings) -> list[Candidate]:
         else:
             found.append(Candidate(name, True, "the one that can be used here"))
     return found
+
+
+def _for_plan(
+    path: str | os.PathLike[str], manifest: Manifest, settings: EngineSettings
+) -> Candidate:
+    from .trt_load import extra_of, installed
+
+    library = read_plan(path).library
+    if settings.precision != "fp32":
+        why = f"a plan computes as it was built, in {manifest.precision}: leave out the precision"
+        return Candidate("tensorrt", False, why)
+    if not installed(library):
+        why = f'{library} is not installed: pip install "whycam[{extra_of(library)}]"'
+        return Candidate("tensorrt", False, why)
+    return Candidate("tensorrt", True, f"runs plans of {library}; nothing else does")
 
 
 def _preference(manifest: Manifest, settings: EngineSettings) -> tuple[tuple[str, ...], str]:
@@ -199,6 +237,8 @@ def open_engine(
     name = os.fspath(path)
     if engine == "auto":
         return _first_that_opens(name, manifest, settings)
+    if engine in ENGINES and (engine == "tensorrt") != is_plan(name):
+        raise EngineError(_not_for(name, engine))
     if engine not in ENGINES:
         raise EngineError(
             f"there is no engine '{engine}'; choose from: auto, {', '.join(sorted(ENGINES))}"
@@ -212,8 +252,20 @@ def open_engine(
     return backend.open(name, manifest, settings)
 
 
+def _not_for(path: str, engine: str) -> str:
+    if engine == "tensorrt":
+        return (
+            f"tensorrt runs plans, and {path} is not one: make one of an ONNX file with: whycam "
+            "build MODEL.onnx -o MODEL.plan"
+        )
+    return (
+        f"{engine} cannot run {path}: a TensorRT plan runs in tensorrt alone. Give {engine} the "
+        "ONNX file that whycam build made it from"
+    )
+
+
 def _first_that_opens(path: str, manifest: Manifest, settings: EngineSettings) -> Engine:
-    considered = candidates(manifest, settings)
+    considered = candidates(manifest, settings, path)
     usable = [each for each in considered if each.usable]
     if not usable:
         listed = "; ".join(f"{each.name}: {each.why}" for each in considered)

@@ -437,11 +437,12 @@ def load(
     hint: Hint = "latency",
     cache: str | os.PathLike[str] | None = None,
     sweep_in: str | os.PathLike[str] | None = None,
+    gpu: int = 0,
 ) -> Explainer:
     """Load an explaining graph.
 
     Args:
-        path: an ONNX file made by ``whycam export``.
+        path: an ONNX file made by ``whycam export``, or a TensorRT plan made by ``whycam build``.
         engine: ``auto`` or a name in ``runtime.engine.ENGINES``; ``Explainer.engine`` says which
             one was chosen and why.
         threads: for one run; None lets the engine use every core.
@@ -453,6 +454,7 @@ def load(
         sweep_in: where TFT tries its thresholds: ``bf16``, or the network's INT8 file; the two
             best are tried again as ``precision`` says, and only these count. None: all as
             ``precision`` says.
+        gpu: index of the GPU, for engines that use one.
 
     Raises:
         ModelFileError: the file is missing, damaged, or was not made by whycam.
@@ -465,10 +467,13 @@ def load(
         precision=precision,
         hint=hint,
         cache=None if cache is None else os.fspath(cache),
+        gpu=gpu,
     )
     draft = None
     if sweep_in == "bf16":
-        draft = load(path, engine, threads, memory_mb, precision="bf16", hint=hint, cache=cache)
+        draft = load(
+            path, engine, threads, memory_mb, precision="bf16", hint=hint, cache=cache, gpu=gpu
+        )
     elif sweep_in is not None:
-        draft = load(sweep_in, engine, threads, memory_mb, hint=hint, cache=cache)
+        draft = load(sweep_in, engine, threads, memory_mb, hint=hint, cache=cache, gpu=gpu)
     return Explainer(open_engine(path, manifest, engine, settings), manifest, memory_mb, draft)

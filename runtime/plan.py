@@ -91,6 +91,8 @@ def sidecar_of(path: str | os.PathLike[str]) -> Path:
 def is_plan(path: str | os.PathLike[str]) -> bool:
     """Whether a file is taken for a TensorRT plan: by its name, or by the sidecar beside it."""
     name = os.fspath(path)
+    if name.endswith(".onnx"):  # other tools keep settings in a .onnx.json
+        return False
     return name.endswith((".plan", ".engine")) or sidecar_of(name).is_file()
 
 
