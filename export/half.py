@@ -300,9 +300,7 @@ class _Conversion:
                 self._weights[copy] = weight
             else:
                 self._nodes.append(
-                    onnx.helper.make_node(
-                        "Cast", [name], [copy], f"{name}_to_half", to=self._half
-                    )
+                    onnx.helper.make_node("Cast", [name], [copy], f"{name}_to_half", to=self._half)
                 )
             self._in_half[name] = copy
         return self._in_half[name]
@@ -368,7 +366,9 @@ def _fold_batch_norms(graph: onnx.GraphProto, inside: Collection[int]) -> None:
         name, shift = (f"{each}_with_{norm.input[1]}" for each in (before.input[1], "bias"))
         shift = f"{name}_bias"
         if name not in weights:
-            arrays = [numpy_helper.to_array(weights[each]).astype(np.float64) for each in norm.input[1:]]
+            arrays = [
+                numpy_helper.to_array(weights[each]).astype(np.float64) for each in norm.input[1:]
+            ]
             scale, beta, mean, variance = arrays
             epsilon = next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5)
             factor = scale / np.sqrt(variance + epsilon)

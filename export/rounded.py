@@ -221,9 +221,7 @@ def _differences(
         found["probabilities"] = max(found["probabilities"], float(np.nanmedian(np.abs(a - b))))
     found["maps"] = max(
         1 - _correlation(a, b)
-        for a, b in zip(
-            _maps(float_answers, manifest), _maps(answers, manifest), strict=True
-        )
+        for a, b in zip(_maps(float_answers, manifest), _maps(answers, manifest), strict=True)
     )
     return found
 

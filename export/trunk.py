@@ -95,9 +95,8 @@ def _twins(
                 "no twin there. Export the model again with this whycam"
             )
         used.add(found)
-        for name, other in zip(node.input, graph.node[found].input, strict=True):
-            if name not in weights:
-                twin[name] = other
+        read = zip(node.input, graph.node[found].input, strict=True)
+        twin.update((name, other) for name, other in read if name not in weights)
         twin.update(zip(node.output, graph.node[found].output, strict=True))
         yield found
 
@@ -121,7 +120,9 @@ def _alike(
             return False
         if name in weights and its != name and (its not in weights or not _same(graph, name, its)):
             return False
-    mine, others = ({a.name: a.SerializeToString() for a in each.attribute} for each in (node, other))
+    mine, others = (
+        {a.name: a.SerializeToString() for a in each.attribute} for each in (node, other)
+    )
     return mine == others
 
 
@@ -130,5 +131,6 @@ def _same(graph: onnx.GraphProto, name: str, other: str) -> bool:
     import numpy as np
     from onnx import numpy_helper
 
-    values = {each.name: each for each in graph.initializer if each.name in (name, other)}
-    return np.array_equal(*(numpy_helper.to_array(values[each]) for each in (name, other)))
+    tensors = {each.name: each for each in graph.initializer if each.name in (name, other)}
+    values = [numpy_helper.to_array(tensors[each]) for each in (name, other)]
+    return np.array_equal(values[0], values[1])

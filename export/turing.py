@@ -63,7 +63,9 @@ def check_same(
     """
     engines = [open_engine(each, manifest, "onnxruntime") for each in (reference, path)]
     # What a sweep chooses jumps where a pixel lies on a threshold.
-    names = [n for n in manifest.output_shapes if n not in ("thresholds", "rpi", "masked_probabilities")]
+    names = [
+        n for n in manifest.output_shapes if n not in ("thresholds", "rpi", "masked_probabilities")
+    ]
     if "tft" in manifest.outputs:
         names.remove("maps")
     worst = 0.0
@@ -170,15 +172,11 @@ class _Rewriting:
         wanted, given = self._stored[left].dims
         width = self._add("Shape", [right], f"{own}_width", start=-1)
         front = self._sizes([-1, given])
-        sizes = self._add(
-            "Concat", [front, width, self._sizes([1])], f"{own}_pixel_sizes", axis=0
-        )
+        sizes = self._add("Concat", [front, width, self._sizes([1])], f"{own}_pixel_sizes", axis=0)
         pixels = self._add("Reshape", [right, sizes], f"{own}_pixels")
         made = self._add("Conv", [pixels, self._kernel(left)], f"{own}_made", kernel_shape=[1, 1])
         leading = self._add("Shape", [right], f"{own}_leading", end=-2)
-        sizes = self._add(
-            "Concat", [leading, self._sizes([wanted]), width], f"{own}_sizes", axis=0
-        )
+        sizes = self._add("Concat", [leading, self._sizes([wanted]), width], f"{own}_sizes", axis=0)
         self._add("Reshape", [made, sizes], own)
 
     def _sum_of_products(self, node: onnx.NodeProto, left: str, right: str) -> None:
@@ -219,10 +217,8 @@ class _Rewriting:
         return name
 
 
-def write_for_turing(
-    model: str | os.PathLike[str], path: Path, manifest: Manifest
-) -> tuple[int, float]:
-    """Write a file's graph without float32 matrix products, checked; returns count and distance.
+def write_for_turing(model: str | os.PathLike[str], path: Path, manifest: Manifest) -> int:
+    """Write a file's graph without float32 matrix products, checked; returns how many there were.
 
     Raises:
         ModelFileError: the file cannot be read.
@@ -233,4 +229,5 @@ def write_for_turing(
     rewritten = read_onnx(model)
     count = replace_matrix_products(rewritten)
     write_onnx(rewritten, path)
-    return count, check_same(model, path, manifest)
+    check_same(model, path, manifest)
+    return count

@@ -114,7 +114,7 @@ def open_plan(path: str, gpu: int) -> Opened:
     """
     plan = read_plan(path)
     data = _read(path, plan)
-    library = _import(plan.library)
+    library = import_library(plan.library, f"a plan of {plan.library}")
     if library.__version__ != plan.library_version:
         raise EngineError(
             f"{path} was built with {plan.library} {plan.library_version}, and "
@@ -145,16 +145,22 @@ def _read(path: str, plan: Plan) -> bytes:
     return data
 
 
-def _import(name: Library) -> Any:
+def import_library(name: Library, purpose: str) -> Any:
+    """The module ``tensorrt`` or ``tensorrt_rtx``.
+
+    Raises:
+        MissingExtraError: it is not installed; names ``purpose``.
+        EngineError: it is, but cannot be loaded.
+    """
     module, extra = _LIBRARIES[name]
     try:
         library = importlib.import_module(module)
     except ImportError as error:
-        raise MissingExtraError(module, extra, f"a plan of {name}") from error
+        raise MissingExtraError(module, extra, purpose) from error
     except (OSError, RuntimeError) as error:  # a shared library that it needs
         raise EngineError(f"{name} is installed but cannot be loaded: {error}") from error
     if not hasattr(library, "Runtime"):
-        raise MissingExtraError(module, extra, f"a plan of {name}")
+        raise MissingExtraError(module, extra, purpose)
     return library
 
 
