@@ -46,6 +46,7 @@ _FLOAT = frozenset(
         "Sqrt",
     }
 )
+_FLOAT_IN_BF16 = frozenset({"HardSigmoid", "HardSwish"})  # TensorRT's parser takes no bf16 here
 _FLOAT_INPUTS = {"Resize": (1, 2)}  # by the operator's definition
 _BOUNDS = {"Clip": (1, 2)}  # which may lie beyond what fp16 holds
 _BF16_OPSET = 22  # the first in which convolutions take bf16
@@ -198,14 +199,14 @@ def halve(model: onnx.ModelProto, precision: HalfPrecision) -> int:
     import onnx
 
     graph = model.graph
-    runs = trunk_runs(graph)
-    _fold_batch_norms(graph, {index for run in runs for index in run})
+    _fold_batch_norms(graph, {index for run in trunk_runs(graph) for index in run})
     types = types_of(model)
     half = onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.BFLOAT16
     converted = _Conversion(graph, types, half)
     inside = {index for run in trunk_runs(graph) for index in run}
+    floating = _FLOAT if precision == "fp16" else _FLOAT | _FLOAT_IN_BF16
     for index, node in enumerate(list(graph.node)):
-        if index in inside and node.op_type not in _FLOAT:
+        if index in inside and node.op_type not in floating:
             converted.inside(node)
         else:
             converted.outside(node)

@@ -155,37 +155,34 @@ class _Rewriting:
         own = node.output[0]
         sides = list(self._stored[right].dims)
         given, wanted = sides[::-1] if transposed else sides
-        pixels = self._add("Reshape", [left, self._sizes([-1, given, 1, 1])], f"{own}_pixels")
+        pixels = self._add(
+            "Reshape", [left, self._stored_sizes([-1, given, 1, 1])], f"{own}_pixels"
+        )
         kind = "Conv" if transposed else "ConvTranspose"
         kernel = self._kernel(right)
         made = self._add(kind, [pixels, kernel, *bias], f"{own}_made", kernel_shape=[1, 1])
-        if len(self._shapes[left]) == 2:
-            sizes = self._sizes([-1, wanted])
-        else:
-            leading = self._add("Shape", [left], f"{own}_leading", end=-1)
-            sizes = self._add("Concat", [leading, self._sizes([wanted])], f"{own}_sizes", axis=0)
-        self._add("Reshape", [made, sizes], own)
+        leading = self._shapes[left][:-1]
+        self._add("Reshape", [made, self._sizes(left, [*leading, wanted], f"{own}_sizes")], own)
 
     def _by_columns(self, node: onnx.NodeProto, left: str, right: str) -> None:
         """A stored [M, K] times [..., K, N]: columns are pixels of K channels."""
         own = node.output[0]
         wanted, given = self._stored[left].dims
-        width = self._add("Shape", [right], f"{own}_width", start=-1)
-        front = self._sizes([-1, given])
-        sizes = self._add("Concat", [front, width, self._sizes([1])], f"{own}_pixel_sizes", axis=0)
+        *leading, _, width = self._shapes[right]
+        # All leading sides in one, which Reshape finds out by itself.
+        sizes = self._sizes(right, [-1, given, width, 1], f"{own}_pixel_sizes", [-1, -2, -1, 0])
         pixels = self._add("Reshape", [right, sizes], f"{own}_pixels")
         made = self._add("Conv", [pixels, self._kernel(left)], f"{own}_made", kernel_shape=[1, 1])
-        leading = self._add("Shape", [right], f"{own}_leading", end=-2)
-        sizes = self._add("Concat", [leading, self._sizes([wanted]), width], f"{own}_sizes", axis=0)
+        sizes = self._sizes(right, [*leading, wanted, width], f"{own}_sizes")
         self._add("Reshape", [made, sizes], own)
 
     def _sum_of_products(self, node: onnx.NodeProto, left: str, right: str) -> None:
         """[..., M, K] times [..., K, N] as sum over K of [..., M, K, 1] * [..., 1, K, N]."""
         own = node.output[0]
-        rows = self._add("Unsqueeze", [left, self._sizes([-1])], f"{own}_rows")
-        columns = self._add("Unsqueeze", [right, self._sizes([-3])], f"{own}_columns")
+        rows = self._add("Unsqueeze", [left, self._stored_sizes([-1])], f"{own}_rows")
+        columns = self._add("Unsqueeze", [right, self._stored_sizes([-3])], f"{own}_columns")
         products = self._add("Mul", [rows, columns], f"{own}_products")
-        self._add("ReduceSum", [products, self._sizes([-2])], own, keepdims=0)
+        self._add("ReduceSum", [products, self._stored_sizes([-2])], own, keepdims=0)
 
     def _add(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         import onnx
@@ -194,7 +191,27 @@ class _Rewriting:
         self.nodes.append(onnx.helper.make_node(kind, inputs, [output], name, **attributes))
         return output
 
-    def _sizes(self, values: list[int]) -> str:
+    def _sizes(
+        self, source: str, wanted: list[int | None], own: str, axes: list[int] | None = None
+    ) -> str:
+        """Sizes for a Reshape; what is None is as in ``source``, at the same axis or ``axes``.
+
+        Known sizes stay numbers: TensorRT infers shapes from them.
+        """
+        free = wanted.count(None)
+        if free == 0 or (free == 1 and -1 not in wanted):
+            return self._stored_sizes([-1 if side is None else side for side in wanted])
+        parts = []
+        for index, side in enumerate(wanted):
+            if side is not None:
+                parts.append(self._stored_sizes([side]))
+                continue
+            axis = index if axes is None else axes[index]
+            end = {} if axis == -1 else {"end": axis + 1}
+            parts.append(self._add("Shape", [source], f"{own}_{index}", start=axis, **end))
+        return self._add("Concat", parts, own, axis=0)
+
+    def _stored_sizes(self, values: list[int]) -> str:
         """A stored list of whole numbers."""
         from onnx import numpy_helper
 
