@@ -25,7 +25,7 @@ from whycam import WhyCamError
 from whycam.calibrate.int8 import write_int8
 from whycam.calibrate.quantise import observe, quantised, read_graph
 from whycam.calibrate.ranges import magnitude
-from whycam.export import build, to_half, to_onnx
+from whycam.export import to_half, to_onnx, to_plan
 from whycam.export.build import check_network
 from whycam.runtime import selftest
 from whycam.runtime.files import write_whole
@@ -104,7 +104,7 @@ def attempt(name: str, outputs: str, precision: str, folder: Path) -> list[dict[
             graph = graph or graph_of(name, outputs, precision, folder)
             begin = time.perf_counter()
             plan = folder / "built.plan"
-            made = build(graph, plan, compute=compute, batch=Range(1, 1, 4))
+            made = to_plan(graph, plan, compute=compute, batch=Range(1, 1, 4))
             sidecar = read_plan(plan)
             # Once more, of what was written.
             check_network(str(plan), sidecar.manifest, sidecar.inputs, sidecar.outputs)

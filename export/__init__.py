@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..runtime.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from .build import Built, build
+    from .build import Built, to_plan
     from .half import Half, to_half
     from .layer import Layer
     from .onnx import Export, layers, to_onnx
@@ -26,13 +26,13 @@ __all__ = [
     "Layer",
     "Overrides",
     "Verification",
-    "build",
     "layers",
     "to_half",
     "to_onnx",
+    "to_plan",
 ]
 
-_WITHOUT_TORCH = {"Built": "build", "build": "build", "Half": "half", "to_half": "half"}
+_WITHOUT_TORCH = {"Built": "build", "to_plan": "build", "Half": "half", "to_half": "half"}
 _WITH_TORCH = {
     "Export": "onnx",
     "Layer": "layer",

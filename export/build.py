@@ -54,7 +54,7 @@ class Built:
     seconds: float
 
 
-def build(
+def to_plan(
     model: str | os.PathLike[str],
     path: str | os.PathLike[str],
     *,

@@ -81,11 +81,10 @@ def build(
     as_json: Json = False,
 ) -> None:
     """Build a TensorRT plan, and the sidecar that says what it is."""
-    from .build import LIBRARIES, PRECISIONS
-    from .build import build as run_build
+    from .build import LIBRARIES, PRECISIONS, to_plan
 
     with progress("reading the graph", None, as_json) as advance:
-        made = run_build(
+        made = to_plan(
             model,
             output,
             library=options.one_of("--engine", engine, LIBRARIES),  # type: ignore[arg-type]

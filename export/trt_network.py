@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -267,36 +267,33 @@ def _check_loads(
         )
 
 
-@dataclass
-class _Phases:
-    """The builder's phases that are under way, outermost first."""
-
-    names: list[str] = field(default_factory=list)
-
-
 def _monitor(library: Any, cancelled: threading.Event, tick: Tick, total: Total) -> Any:
     """Moves a progress bar by the builder's outermost phase, and cancels when asked to."""
-    phases = _Phases()
 
     class Monitor(library.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             library.IProgressMonitor.__init__(self)
+            self._outermost: str | None = None
+            self._left = 0
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            phases.names.append(phase_name)
             if parent_phase is None:
+                self._outermost, self._left = phase_name, num_steps
                 total(num_steps)
             else:
                 tick(phase_name.lower(), 0)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             del step
-            if phases.names[:1] == [phase_name]:
+            if phase_name == self._outermost and self._left > 0:
+                self._left -= 1
                 tick(phase_name.lower(), 1)
             return not cancelled.is_set()
 
         def phase_finish(self, phase_name: str) -> None:
-            if phase_name in phases.names:
-                phases.names.remove(phase_name)
+            # A phase may end without having reported its last steps.
+            if phase_name == self._outermost:
+                tick(phase_name.lower(), self._left)
+                self._left = 0
 
     return Monitor()

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import onnx
 
 TOLERANCE = 1e-4  # of an output's norm; both sides compute in float32
+# A graph that resizes pictures rounds pixels to whole numbers: a sum in another order moves a few.
+_PIXELS = 1e-2
 
 
 def replace_matrix_products(model: onnx.ModelProto) -> int:
@@ -59,7 +61,7 @@ def check_same(
         The largest norm of a difference, relative to the output's.
 
     Raises:
-        VerificationError: it exceeds ``TOLERANCE``.
+        VerificationError: it exceeds what is allowed.
     """
     engines = [open_engine(each, manifest, "onnxruntime") for each in (reference, path)]
     # What a sweep chooses jumps where a pixel lies on a threshold.
@@ -68,6 +70,7 @@ def check_same(
     ]
     if "tft" in manifest.outputs:
         names.remove("maps")
+    allowed = _PIXELS if manifest.embedded_preprocess else TOLERANCE
     worst = 0.0
     for index in range(selftest.PATTERNS):
         image = selftest.feed(manifest, index)
@@ -77,10 +80,10 @@ def check_same(
         for name in names:
             error = _distance(before[name], after[name])
             worst = max(worst, error)
-            if not error <= TOLERANCE:
+            if not error <= allowed:
                 raise VerificationError(
                     f"without matrix products the graph's '{name}' differs by {error:.1e} of its "
-                    f"norm, more than {TOLERANCE:g}. No plan was written"
+                    f"norm, more than {allowed:g}. No plan was written"
                 )
     return worst
 
