@@ -207,6 +207,8 @@ def _preference(manifest: Manifest, settings: EngineSettings) -> tuple[tuple[str
     """Engines by preference, and why the first is first. docs/performance.md has the figures."""
     if settings.precision == "bf16":
         return ("openvino", "onnxruntime"), "computes in bf16 on CPUs"
+    if manifest.precision == "bf16":
+        return ("openvino", "onnxruntime"), "reads bf16 files on CPUs, which ONNX Runtime does not"
     if manifest.precision == "int8":
         return ("openvino", "onnxruntime"), "two to three times as fast for INT8 on CPUs"
     # As fast as OpenVINO for one picture, and what every export is held against PyTorch in.
