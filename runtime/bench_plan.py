@@ -134,9 +134,8 @@ def _runnable(
         what = f"{name}, {engine} {precision}"
         if precision not in backend.precisions:
             left_out.append(LeftOut(what, f"{engine} cannot compute in {precision}"))
-        elif not backend.installed:
-            install = f'not installed: pip install "whycam[{backend.extra}]"'
-            left_out.append(LeftOut(what, install))
+        elif (absent := backend.absent) is not None:
+            left_out.append(LeftOut(what, absent))
         else:
             yield engine, precision
 
