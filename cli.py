@@ -21,6 +21,7 @@ from .runtime import options
 from .runtime.cam import METHODS
 from .runtime.commands import explain, info, verify
 from .runtime.console import err, out, print_error, print_json, progress
+from .runtime.doctor_command import doctor
 from .runtime.engine import ENGINES
 from .runtime.errors import MissingExtraError, RequestError, WhyCamError
 from .runtime.options import Json, Weights
@@ -244,6 +245,9 @@ app.command(
 )(evaluate)
 app.command(epilog="Example: whycam info resnet50.onnx")(info)
 app.command(epilog="Example: whycam verify resnet50.onnx --threads 2")(verify)
+app.command(
+    epilog="Example: whycam doctor --check resnet50.onnx --pictures photos/ -o report.json"
+)(doctor)
 
 
 @app.command(

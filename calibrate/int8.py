@@ -27,10 +27,11 @@ from ..runtime.errors import DataError, ImageError, RequestError, VerificationEr
 from ..runtime.explainer import Explainer, load
 from ..runtime.files import replacing
 from ..runtime.images import read_picture
+from ..runtime.likeness import pearson
 from ..runtime.manifest import Manifest
 from ..runtime.onnxfile import append_manifest, digest, read_manifest
 from .dataset import Dataset, Sample, in_fixed_order
-from .fidelity import Fidelity, common_methods, compare, pearson
+from .fidelity import Fidelity, common_methods, compare
 from .quantise import Graph, Part, observe, quantised, read_graph
 from .ranges import CALIBRATORS, Calibrator, Histogram, magnitude
 
