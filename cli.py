@@ -22,6 +22,7 @@ from .runtime import options
 from .runtime.cam import METHODS
 from .runtime.commands import explain, info, verify
 from .runtime.console import err, out, print_error, print_json, progress
+from .runtime.doctor_command import doctor
 from .runtime.engine import ENGINES
 from .runtime.errors import RequestError, WhyCamError
 from .runtime.options import Json, Weights
@@ -249,6 +250,9 @@ app.command(
     epilog="Example: whycam build resnet50.onnx -o resnet50.plan --precision fp16 --compute 86,89"
 )(build)
 app.command(epilog="Example: whycam half resnet50.onnx -o resnet50.fp16.onnx")(half)
+app.command(
+    epilog="Example: whycam doctor --check resnet50.onnx --pictures photos/ -o report.json"
+)(doctor)
 
 
 @app.command(

@@ -138,9 +138,9 @@ def _runnable(
             left_out.append(LeftOut(what, "plans run in tensorrt, and tensorrt runs plans alone"))
         elif precision not in backend.precisions:
             left_out.append(LeftOut(what, f"{engine} cannot compute in {precision}"))
-        elif engine != "tensorrt" and not backend.installed:  # which library, the plan says
-            install = f'not installed: pip install "whycam[{backend.extra}]"'
-            left_out.append(LeftOut(what, install))
+        elif engine != "tensorrt" and (absent := backend.absent) is not None:
+            # Which library a plan needs, the plan says.
+            left_out.append(LeftOut(what, absent))
         else:
             yield engine, precision
 

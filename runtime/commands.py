@@ -11,7 +11,7 @@ from . import options
 from .cam import METHODS
 from .console import out, print_error, print_json, progress
 from .errors import RequestError, WhyCamError
-from .options import Cache, Engine, Json, Precision, SweepIn, Threads
+from .options import Cache, Engine, Gpu, Json, Precision, SweepIn, Threads
 
 if TYPE_CHECKING:
     from .explanation import Explanation
@@ -64,6 +64,7 @@ def explain(
     sweep_in: SweepIn = None,
     threads: Threads = None,
     cache: Cache = None,
+    gpu: Gpu = 0,
     as_json: Json = False,
 ) -> None:
     """Say what a network sees in pictures, and where it looked."""
@@ -81,6 +82,7 @@ def explain(
         precision=precision,  # type: ignore[arg-type]
         cache=cache,
         sweep_in=sweep_in,
+        gpu=gpu,
     )
     wanted = _thresholding(explainer.manifest, tft, naive, mask, thresholds, forwards)
     chosen = (
@@ -169,6 +171,7 @@ def verify(
     precision: Precision = "fp32",
     threads: Threads = None,
     cache: Cache = None,
+    gpu: Gpu = 0,
     as_json: Json = False,
 ) -> None:
     """Check a file, and the engine here, against what PyTorch answered in float64 at export."""
@@ -179,7 +182,15 @@ def verify(
     from .selftest import check, method_of, tolerance_of
 
     with progress("loading", 3, as_json) as advance:
-        explainer = load(model, engine, threads, precision=precision, cache=cache)  # type: ignore[arg-type]
+        explainer = load(
+            model,
+            engine,
+            threads,
+            precision=precision,  # type: ignore[arg-type]
+            cache=cache,
+            gpu=gpu,
+            check=False,  # the check is what follows
+        )
         advance("digest", 1)
         problems = []
         # A plan's is compared before it is loaded.

@@ -6,7 +6,7 @@ An engine is a file of its own beside this one, imported only when it is asked f
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal, Protocol, get_args
@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, get_args
 import msgspec
 from numpy.typing import NDArray
 
-from .errors import EngineError, ModelFileError
+from .errors import EngineError, ModelFileError, WrongAnswerError
 from .manifest import Manifest
 from .plan import is_plan, read_plan
 
@@ -98,6 +98,20 @@ def _onnxruntime(path: str, manifest: Manifest, settings: EngineSettings) -> Eng
     return OnnxRuntimeEngine(path, manifest, settings)
 
 
+def _onnxruntime_cuda(path: str, manifest: Manifest, settings: EngineSettings) -> Engine:
+    from .ort import OnnxRuntimeEngine
+    from .ort_options import CUDA
+
+    return OnnxRuntimeEngine(path, manifest, settings, CUDA)
+
+
+def _onnxruntime_tensorrt(path: str, manifest: Manifest, settings: EngineSettings) -> Engine:
+    from .ort import OnnxRuntimeEngine
+    from .ort_options import TENSORRT
+
+    return OnnxRuntimeEngine(path, manifest, settings, TENSORRT)
+
+
 def _openvino(path: str, manifest: Manifest, settings: EngineSettings) -> Engine:
     from .ov import OpenVinoEngine
 
@@ -119,21 +133,54 @@ class Backend:
         extra: of whycam, that installs it.
         precisions: that it computes in.
         open: opens a file in it.
+        provider: of ONNX Runtime, that it uses; its package comes with or without.
+        reserved: why ``auto`` leaves it to those who ask for it by name; None: it does not.
     """
 
     package: str
     extra: str
     precisions: tuple[Precision, ...]
     open: Opener
+    provider: str | None = None
+    reserved: str | None = None
 
     @property
     def installed(self) -> bool:
-        """Whether its package can be imported; it is not imported for that."""
-        return find_spec(self.package) is not None
+        """Whether its package is there; ``runtime.doctor`` tells whether all else is."""
+        return self.absent is None
+
+    @property
+    def absent(self) -> str | None:
+        """Why it is not to be had, and the command that installs it; None if it is installed."""
+        if find_spec(self.package) is None:
+            return f'not installed: pip install "whycam[{self.extra}]"'
+        if self.provider is None:
+            return None
+        from .ort_gpu import not_built_in
+
+        return not_built_in(self.provider)
 
 
+# Every export is checked against PyTorch in this one, so it need not prove itself again.
+CHECKED_AT_EXPORT = "onnxruntime"
 ENGINES: dict[str, Backend] = {
-    "onnxruntime": Backend("onnxruntime", "cpu", ("fp32",), _onnxruntime),
+    CHECKED_AT_EXPORT: Backend("onnxruntime", "cpu", ("fp32",), _onnxruntime),
+    "onnxruntime-cuda": Backend(
+        "onnxruntime",
+        "gpu",
+        ("fp32",),
+        _onnxruntime_cuda,
+        "CUDAExecutionProvider",
+        "takes seconds to start, and memory of a GPU",
+    ),
+    "onnxruntime-tensorrt": Backend(
+        "onnxruntime",
+        "gpu",
+        ("fp32",),
+        _onnxruntime_tensorrt,
+        "TensorrtExecutionProvider",
+        "builds for minutes before it starts, and takes memory of a GPU",
+    ),
     "openvino": Backend("openvino", "openvino", ("fp32", "bf16"), _openvino),
     # Runs plans, and nothing else does; one computes in the precision that it was built in.
     "tensorrt": Backend("tensorrt", "tensorrt", ("fp32",), _tensorrt),
@@ -173,9 +220,8 @@ def candidates(
         backend = ENGINES[name]
         if settings.precision not in backend.precisions:
             found.append(Candidate(name, False, f"cannot compute in {settings.precision}"))
-        elif not backend.installed:
-            install = f'not installed: pip install "whycam[{backend.extra}]"'
-            found.append(Candidate(name, False, install))
+        elif (absent := backend.absent) is not None:
+            found.append(Candidate(name, False, absent))
         elif any(each.usable for each in found):
             found.append(Candidate(name, True, "installed; used if the one before it fails"))
         elif name == order[0]:
@@ -185,7 +231,14 @@ def candidates(
             found.append(Candidate(name, True, slow))
         else:
             found.append(Candidate(name, True, "the one that can be used here"))
-    return found
+    return [*found, *_reserved(settings)]
+
+
+def _reserved(settings: EngineSettings) -> Iterator[Candidate]:
+    for name, backend in ENGINES.items():
+        if backend.reserved is not None and settings.precision in backend.precisions:
+            why = backend.absent or f"only when asked for by name: {backend.reserved}"
+            yield Candidate(name, False, why)
 
 
 def _for_plan(
@@ -220,6 +273,7 @@ def open_engine(
     manifest: Manifest,
     engine: str = "auto",
     settings: EngineSettings | None = None,
+    check: bool = True,
 ) -> Engine:
     """Open a model file in an engine.
 
@@ -229,16 +283,20 @@ def open_engine(
         engine: a name in ``ENGINES``, or ``auto``: the first of ``candidates`` that opens it;
             the engine's ``reason`` says why that one.
         settings: how it should run.
+        check: whether an engine other than ``CHECKED_AT_EXPORT`` must first reproduce what
+            PyTorch answered for the test patterns in the file. In less precision than float32,
+            of file or arithmetic, numbers differ by design, and nothing is checked.
 
     Raises:
         EngineError: unknown engine, or it cannot be used as asked.
+        WrongAnswerError: it does not reproduce PyTorch's answers.
         ModelFileError: the engine cannot load the file.
         MissingExtraError: the engine's package is not installed.
     """
     settings = settings or EngineSettings()
     name = os.fspath(path)
     if engine == "auto":
-        return _first_that_opens(name, manifest, settings)
+        return _first_that_opens(name, manifest, settings, check)
     if engine in ENGINES and (engine == "tensorrt") != is_plan(name):
         raise EngineError(_not_for(name, engine))
     if engine not in ENGINES:
@@ -251,7 +309,7 @@ def open_engine(
         raise EngineError(
             f"{engine} cannot compute in {settings.precision}; {' or '.join(able)} can"
         )
-    return backend.open(name, manifest, settings)
+    return _open(engine, name, manifest, settings, check)
 
 
 def _not_for(path: str, engine: str) -> str:
@@ -266,26 +324,52 @@ def _not_for(path: str, engine: str) -> str:
     )
 
 
-def _first_that_opens(path: str, manifest: Manifest, settings: EngineSettings) -> Engine:
+def _open(
+    name: str, path: str, manifest: Manifest, settings: EngineSettings, check: bool
+) -> Engine:
+    engine = ENGINES[name].open(path, manifest, settings)
+    exact = (manifest.precision, settings.precision) == ("fp32", "fp32")
+    if not (check and exact) or name == CHECKED_AT_EXPORT:
+        return engine
+    from . import selftest
+
+    for agreement in selftest.check(engine, manifest):
+        problem = agreement.problem()
+        if problem is not None:
+            raise WrongAnswerError(
+                f"{engine.description} answers wrongly for {path}: {problem}. Use another engine; "
+                f"for more, see: whycam verify {path} --engine {name}"
+            )
+    return engine
+
+
+def _first_that_opens(
+    path: str, manifest: Manifest, settings: EngineSettings, check: bool
+) -> Engine:
     considered = candidates(manifest, settings, path)
     usable = [each for each in considered if each.usable]
     if not usable:
         listed = "; ".join(f"{each.name}: {each.why}" for each in considered)
         raise EngineError(f"no engine here can run this file. {listed}")
-    return _opened(usable, path, manifest, settings)
+    return _opened(usable, path, manifest, settings, check)
 
 
 def _opened(
-    usable: Sequence[Candidate], path: str, manifest: Manifest, settings: EngineSettings
+    usable: Sequence[Candidate],
+    path: str,
+    manifest: Manifest,
+    settings: EngineSettings,
+    check: bool,
 ) -> Engine:
     first, *others = usable
     try:
-        engine = ENGINES[first.name].open(path, manifest, settings)
-    except ModelFileError as error:
+        engine = _open(first.name, path, manifest, settings, check)
+    except (ModelFileError, WrongAnswerError) as error:
         if not others:
             raise
-        engine = _opened(others, path, manifest, settings)
-        engine.reason = f"{first.name} cannot load the file ({error})"
+        engine = _opened(others, path, manifest, settings, check)
+        how = "cannot load the file" if isinstance(error, ModelFileError) else "answers wrongly"
+        engine.reason = f"{first.name} {how} ({error})"
         return engine
     engine.reason = first.why
     return engine

@@ -438,6 +438,7 @@ def load(
     cache: str | os.PathLike[str] | None = None,
     sweep_in: str | os.PathLike[str] | None = None,
     gpu: int = 0,
+    check: bool = True,
 ) -> Explainer:
     """Load an explaining graph.
 
@@ -455,10 +456,13 @@ def load(
             best are tried again as ``precision`` says, and only these count. None: all as
             ``precision`` says.
         gpu: index of the GPU, for engines that use one.
+        check: whether an engine other than ONNX Runtime on the CPU, where each export was checked,
+            must first reproduce PyTorch's answers for the test patterns in the file, in fp32.
 
     Raises:
         ModelFileError: the file is missing, damaged, or was not made by whycam.
         EngineError: the engine does not exist or cannot be used as asked.
+        WrongAnswerError: the engine does not reproduce PyTorch's answers.
         MissingExtraError: the engine's package is not installed.
     """
     manifest = read_manifest(path)
@@ -470,10 +474,18 @@ def load(
         gpu=gpu,
     )
     draft = None
-    if sweep_in == "bf16":
+    if sweep_in is not None:
+        other: Precision = "bf16" if sweep_in == "bf16" else "fp32"
         draft = load(
-            path, engine, threads, memory_mb, precision="bf16", hint=hint, cache=cache, gpu=gpu
+            path if sweep_in == "bf16" else sweep_in,
+            engine,
+            threads,
+            memory_mb,
+            precision=other,
+            hint=hint,
+            cache=cache,
+            gpu=gpu,
+            check=check,
         )
-    elif sweep_in is not None:
-        draft = load(sweep_in, engine, threads, memory_mb, hint=hint, cache=cache, gpu=gpu)
-    return Explainer(open_engine(path, manifest, engine, settings), manifest, memory_mb, draft)
+    opened = open_engine(path, manifest, engine, settings, check)
+    return Explainer(opened, manifest, memory_mb, draft)
