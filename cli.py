@@ -17,12 +17,14 @@ import typer
 from . import __version__
 from .calibrate.commands import app as calibrate_app
 from .calibrate.commands import evaluate
+from .export.commands import build, half
 from .runtime import options
 from .runtime.cam import METHODS
 from .runtime.commands import explain, info, verify
 from .runtime.console import err, out, print_error, print_json, progress
+from .runtime.doctor_command import doctor
 from .runtime.engine import ENGINES
-from .runtime.errors import MissingExtraError, RequestError, WhyCamError
+from .runtime.errors import RequestError, WhyCamError
 from .runtime.options import Json, Weights
 from .train.commands import app as train_app
 
@@ -251,6 +253,13 @@ app.command(
 )(evaluate)
 app.command(epilog="Example: whycam info resnet50.onnx")(info)
 app.command(epilog="Example: whycam verify resnet50.onnx --threads 2")(verify)
+app.command(
+    epilog="Example: whycam build resnet50.onnx -o resnet50.plan --precision fp16 --compute 86,89"
+)(build)
+app.command(epilog="Example: whycam half resnet50.onnx -o resnet50.fp16.onnx")(half)
+app.command(
+    epilog="Example: whycam doctor --check resnet50.onnx --pictures photos/ -o report.json"
+)(doctor)
 
 
 @app.command(
@@ -341,10 +350,10 @@ def _peers(names: list[str], models: Sequence[Path], torch_model: str | None) ->
 
     for name in names:
         options.one_of("--against", name, list(PEERS))
-    try:
-        from .export.peers import check_installed, network, peers
-    except MissingExtraError as error:
-        raise MissingExtraError("torch", "export", "comparing with other tools") from error
+    from .export import require_torch
+
+    require_torch("comparing with other tools")
+    from .export.peers import check_installed, network, peers
 
     check_installed(names)
     manifests = {str(model): read_manifest(model) for model in models}

@@ -10,7 +10,7 @@ import typer
 from ..runtime import options
 from ..runtime.console import escape, out, print_json, progress
 from ..runtime.errors import RequestError
-from ..runtime.options import Cache, Engine, Json, Precision, Threads
+from ..runtime.options import Cache, Engine, Gpu, Json, Precision, Threads
 
 app = typer.Typer(
     name="calibrate",
@@ -56,6 +56,7 @@ def thresholds(
     precision: Precision = "fp32",
     threads: Threads = None,
     cache: Cache = None,
+    gpu: Gpu = 0,
     as_json: Json = False,
 ) -> None:
     """Learn which thresholds are worth trying, so that a few forwards replace TFT's ten.
@@ -77,7 +78,14 @@ def thresholds(
     if not write and output is None and not as_json:
         raise RequestError("with --no-write say where the result goes: -o DIR, or --json")
     found_data = open_dataset(data)
-    explainer = load(model, engine, threads, precision=precision, cache=cache)  # type: ignore[arg-type]
+    explainer = load(
+        model,
+        engine,
+        threads,
+        precision=precision,  # type: ignore[arg-type]
+        cache=cache,
+        gpu=gpu,
+    )
     if output is not None:
         writable(output)  # known before the minutes it takes
     with progress("trying thresholds", len(found_data.samples), as_json) as advance:
@@ -160,6 +168,7 @@ def int8(
     report: Annotated[Path | None, typer.Option(help="Folder for int8.json and int8.csv.")] = None,
     engine: Engine = "auto",
     threads: Threads = None,
+    gpu: Gpu = 0,
     as_json: Json = False,
 ) -> None:
     """Quantise a file to INT8 and prove, on photographs held out, that labels and maps survive."""
@@ -186,6 +195,7 @@ def int8(
         methods=options.names(methods) if methods else None,  # type: ignore[arg-type]
         engine=engine,
         threads=threads,
+        gpu=gpu,
     )
     found_data = open_dataset(data)
     with progress("reading the graph", None, as_json) as advance:
@@ -233,6 +243,7 @@ def compare(
     engine: Engine = "auto",
     precision: Precision = "fp32",
     threads: Threads = None,
+    gpu: Gpu = 0,
     as_json: Json = False,
 ) -> None:
     """Say whether labels, maps and thresholds survive another precision, file or engine."""
@@ -244,7 +255,14 @@ def compare(
     from .int8_report import fidelity_lines, fidelity_table, write_fidelity_report
 
     first = load(reference, threads=threads)
-    second = load(model, engine, threads, precision=precision)  # type: ignore[arg-type]
+    second = load(
+        model,
+        engine,
+        threads,
+        precision=precision,  # type: ignore[arg-type]
+        gpu=gpu,
+        check=False,  # how far it is off is the question
+    )
     tft = None if no_tft else options.reading(mask, thresholds, first.manifest.tft)
     if pictures < 1:
         raise RequestError(f"--pictures must be 1 or more, not {pictures}")
@@ -313,6 +331,7 @@ def evaluate(
     precision: Precision = "fp32",
     threads: Threads = None,
     cache: Cache = None,
+    gpu: Gpu = 0,
     as_json: Json = False,
 ) -> None:
     """Measure how well maps explain: average increase and drop, rpi, pointing game and more."""
@@ -327,7 +346,14 @@ def evaluate(
     if curves < 0:
         raise RequestError(f"--curves must be 0 or more, not {curves}")
     found_data = open_dataset(data)
-    explainer = load(model, engine, threads, precision=precision, cache=cache)  # type: ignore[arg-type]
+    explainer = load(
+        model,
+        engine,
+        threads,
+        precision=precision,  # type: ignore[arg-type]
+        cache=cache,
+        gpu=gpu,
+    )
     options.one_of("--explained", explained, ("predicted", "label"))
     with progress("evaluating", len(found_data.samples), as_json) as advance:
         advance("evaluating", 0)

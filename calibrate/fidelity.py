@@ -13,6 +13,7 @@ from ..runtime.cam import Method
 from ..runtime.errors import DataError, ImageError, RequestError
 from ..runtime.explainer import Explainer
 from ..runtime.images import Picture, read_picture
+from ..runtime.likeness import pearson
 from ..runtime.tft import Tft
 from .dataset import Sample
 from .evaluate import PAPER
@@ -229,15 +230,6 @@ class _Tally:
             )
             found |= dict(zip(names, map(float, means), strict=True))
         return MapFidelity(**found)
-
-
-def pearson(a: Floats, b: Floats) -> float:
-    """Correlation of two maps' pixels, [-1, 1]; see ``MapFidelity`` for constant ones."""
-    x, y = (values.astype(np.float64).ravel() - values.mean(dtype=np.float64) for values in (a, b))
-    norms = np.linalg.norm(x), np.linalg.norm(y)
-    if min(norms) == 0:
-        return float(max(norms) == 0)
-    return float(x @ y / (norms[0] * norms[1]))
 
 
 def top_iou(a: Floats, b: Floats) -> float:

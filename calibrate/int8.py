@@ -27,10 +27,11 @@ from ..runtime.errors import DataError, ImageError, RequestError, VerificationEr
 from ..runtime.explainer import Explainer, load
 from ..runtime.files import replacing
 from ..runtime.images import read_picture
+from ..runtime.likeness import pearson
 from ..runtime.manifest import Manifest
 from ..runtime.onnxfile import append_manifest, digest, read_manifest
 from .dataset import Dataset, Sample, in_fixed_order
-from .fidelity import Fidelity, common_methods, compare, pearson
+from .fidelity import Fidelity, common_methods, compare
 from .quantise import Graph, Part, observe, quantised, read_graph
 from .ranges import CALIBRATORS, Calibrator, Histogram, magnitude
 
@@ -167,7 +168,7 @@ class Settings:
         held_out: to prove it on, at most.
         floor: least ``top1`` and ``pearson`` (median, of each method).
         methods: whose maps; None: those of the paper that the file has.
-        engine, threads: that candidates and proof run in.
+        engine, threads, gpu: that candidates and proof run in.
     """
 
     calibrator: str = "auto"
@@ -180,6 +181,7 @@ class Settings:
     methods: Sequence[Method] | None = None
     engine: str = "auto"
     threads: int | None = None
+    gpu: int = 0
 
     def __post_init__(self) -> None:
         if self.calibrator not in ("auto", *CALIBRATORS):
@@ -255,7 +257,7 @@ def calibrate_int8(
     if target.resolve() == Path(model).resolve():
         raise RequestError(f"{path} is the float file itself: write the INT8 file elsewhere")
     with replacing(target) as temporary, tempfile.TemporaryDirectory() as folder:
-        reference = load(model, settings.engine, settings.threads)
+        reference = load(model, settings.engine, settings.threads, gpu=settings.gpu)
         search = _Search(
             read_graph(model, settings.part),
             reference,
@@ -279,14 +281,14 @@ def calibrate_int8(
         names = [each.name for each in floating]
         made = search.make(trial.recipe, names)
         write_int8(made, manifest, temporary)
-        other = load(temporary, settings.engine, settings.threads)
+        other = load(temporary, settings.engine, settings.threads, gpu=settings.gpu)
         told("proving", 0)
         proof = compare(reference, other, held_out, search.methods, manifest.tft, told)
         _check(proof, floor)
         whole = None
         if floating:
             search.write(search.make(trial.recipe, ()))
-            whole = load(search.path, settings.engine, settings.threads)
+            whole = load(search.path, settings.engine, settings.threads, gpu=settings.gpu)
         times = _times([reference, other, *([] if whole is None else [whole])])
         size = temporary.stat().st_size
     return Int8(
@@ -397,7 +399,8 @@ class _Search:
     def tried(self, recipe: Recipe, floating: Sequence[str], count: int = _SEARCHED) -> Trial:
         """Try a candidate on ``count`` of the photographs seen."""
         self.write(self.make(recipe, floating))
-        explainer = load(self.path, self._settings.engine, self._settings.threads)
+        own = self._settings
+        explainer = load(self.path, own.engine, own.threads, gpu=own.gpu)
         same = []
         alike: dict[str, list[float]] = {method: [] for method in self.methods}
         for image, index, maps in self._probes[:count]:

@@ -14,6 +14,7 @@ from .engine import ENGINES, EngineSettings, Precision, candidates
 from .errors import RequestError
 from .manifest import Manifest
 from .onnxfile import read_manifest
+from .plan import is_plan
 from .route import route
 
 
@@ -95,7 +96,7 @@ def plan(
     for model in models:
         manifest = read_manifest(model)
         name = Path(model).name
-        runnable = list(_runnable(name, manifest, engines, precisions, left_out))
+        runnable = list(_runnable(model, manifest, engines, precisions, left_out))
         ways = list(_ways(name, manifest, methods, tft, left_out))
         for (engine, precision), batch, count in product(
             runnable, batches, threads or (os.cpu_count() or 1,)
@@ -122,21 +123,24 @@ def nothing_remains(left_out: Sequence[LeftOut]) -> RequestError:
 
 
 def _runnable(
-    name: str,
+    model: str,
     manifest: Manifest,
     engines: Sequence[str] | None,
     precisions: Sequence[str],
     left_out: list[LeftOut],
 ) -> Iterator[tuple[str, Precision]]:
-    installed = [each.name for each in candidates(manifest, EngineSettings()) if each.usable]
+    name, settings = Path(model).name, EngineSettings()
+    installed = [each.name for each in candidates(manifest, settings, model) if each.usable]
     for engine, precision in product(engines or installed or ENGINES, precisions):
         backend = ENGINES[engine]
         what = f"{name}, {engine} {precision}"
-        if precision not in backend.precisions:
+        if (engine == "tensorrt") != is_plan(model):
+            left_out.append(LeftOut(what, "plans run in tensorrt, and tensorrt runs plans alone"))
+        elif precision not in backend.precisions:
             left_out.append(LeftOut(what, f"{engine} cannot compute in {precision}"))
-        elif not backend.installed:
-            install = f'not installed: pip install "whycam[{backend.extra}]"'
-            left_out.append(LeftOut(what, install))
+        elif engine != "tensorrt" and (absent := backend.absent) is not None:
+            # Which library a plan needs, the plan says.
+            left_out.append(LeftOut(what, absent))
         else:
             yield engine, precision
 

@@ -11,7 +11,7 @@ from . import options
 from .cam import METHODS
 from .console import out, print_error, print_json, progress
 from .errors import RequestError, WhyCamError
-from .options import Cache, Engine, Json, Precision, SweepIn, Threads
+from .options import Cache, Engine, Gpu, Json, Precision, SweepIn, Threads
 
 if TYPE_CHECKING:
     from .explanation import Explanation
@@ -68,6 +68,7 @@ def explain(
     ] = None,
     threads: Threads = None,
     cache: Cache = None,
+    gpu: Gpu = 0,
     as_json: Json = False,
 ) -> None:
     """Say what a network sees in pictures, and where it looked."""
@@ -87,6 +88,7 @@ def explain(
         precision=precision,  # type: ignore[arg-type]
         cache=cache,
         sweep_in=sweep_in,
+        gpu=gpu,
     )
     wanted = _thresholding(explainer.manifest, tft, naive, mask, thresholds, forwards, again)
     chosen = (
@@ -146,19 +148,26 @@ def info(
 
     from .engine import EngineSettings, candidates
     from .onnxfile import read_manifest
-    from .report import engines_table, manifest_table
+    from .plan import is_plan, read_plan
+    from .report import engines_table, manifest_table, plan_table
 
     manifest = read_manifest(model)
-    found = candidates(manifest, EngineSettings())
+    found = candidates(manifest, EngineSettings(), model)
+    plan = read_plan(model) if is_plan(model) else None
     if labels:
         if not manifest.labels:
             raise RequestError(f"{model} holds no class names: it was exported without --labels")
         print("\n".join(manifest.labels))
     elif as_json:
         engines = [msgspec.to_builtins(each) for each in found]
-        print_json({**msgspec.to_builtins(manifest), "engines": engines})
+        built = None if plan is None else msgspec.to_builtins(plan)
+        if built is not None:
+            del built["manifest"]
+        print_json({**msgspec.to_builtins(manifest), "plan": built, "engines": engines})
     else:
         out.print(manifest_table(model, manifest))
+        if plan is not None:
+            out.print(plan_table(plan))
         out.print(engines_table(found))
 
 
@@ -168,19 +177,30 @@ def verify(
     precision: Precision = "fp32",
     threads: Threads = None,
     cache: Cache = None,
+    gpu: Gpu = 0,
     as_json: Json = False,
 ) -> None:
     """Check a file, and the engine here, against what PyTorch answered in float64 at export."""
     from .explainer import load
     from .onnxfile import digest
+    from .plan import is_plan
     from .report import agreements_table
     from .selftest import check, method_of, tolerance_of
 
     with progress("loading", 3, as_json) as advance:
-        explainer = load(model, engine, threads, precision=precision, cache=cache)  # type: ignore[arg-type]
+        explainer = load(
+            model,
+            engine,
+            threads,
+            precision=precision,  # type: ignore[arg-type]
+            cache=cache,
+            gpu=gpu,
+            check=False,  # the check is what follows
+        )
         advance("digest", 1)
         problems = []
-        if digest(model) != explainer.manifest.digest:
+        # A plan's is compared before it is loaded.
+        if not is_plan(model) and digest(model) != explainer.manifest.digest:
             problems.append(
                 f"{model} is not as whycam wrote it: its digest differs. Export it again"
             )

@@ -23,6 +23,10 @@ class EngineError(WhyCamError):
     """An inference engine is unknown, cannot be loaded, or failed while running."""
 
 
+class WrongAnswerError(EngineError):
+    """An engine's answers for a file are not those that PyTorch gave when it was exported."""
+
+
 class RequestError(WhyCamError):
     """A class, method, threshold setting or other argument of a call is not usable."""
 

@@ -437,11 +437,13 @@ def load(
     hint: Hint = "latency",
     cache: str | os.PathLike[str] | None = None,
     sweep_in: str | os.PathLike[str] | None = None,
+    gpu: int = 0,
+    check: bool = True,
 ) -> Explainer:
     """Load an explaining graph.
 
     Args:
-        path: an ONNX file made by ``whycam export``.
+        path: an ONNX file made by ``whycam export``, or a TensorRT plan made by ``whycam build``.
         engine: ``auto`` or a name in ``runtime.engine.ENGINES``; ``Explainer.engine`` says which
             one was chosen and why.
         threads: for one run; None lets the engine use every core.
@@ -453,10 +455,14 @@ def load(
         sweep_in: where TFT tries its thresholds: ``bf16``, or the network's INT8 file; the two
             best (or ``Tft.again``) are tried again as ``precision`` says, and only these count.
             None: all as ``precision`` says.
+        gpu: index of the GPU, for engines that use one.
+        check: whether an engine other than ONNX Runtime on the CPU, where each export was checked,
+            must first reproduce PyTorch's answers for the test patterns in the file, in fp32.
 
     Raises:
         ModelFileError: the file is missing, damaged, or was not made by whycam.
         EngineError: the engine does not exist or cannot be used as asked.
+        WrongAnswerError: the engine does not reproduce PyTorch's answers.
         MissingExtraError: the engine's package is not installed.
     """
     manifest = read_manifest(path)
@@ -465,10 +471,21 @@ def load(
         precision=precision,
         hint=hint,
         cache=None if cache is None else os.fspath(cache),
+        gpu=gpu,
     )
     draft = None
-    if sweep_in == "bf16":
-        draft = load(path, engine, threads, memory_mb, precision="bf16", hint=hint, cache=cache)
-    elif sweep_in is not None:
-        draft = load(sweep_in, engine, threads, memory_mb, hint=hint, cache=cache)
-    return Explainer(open_engine(path, manifest, engine, settings), manifest, memory_mb, draft)
+    if sweep_in is not None:
+        other: Precision = "bf16" if sweep_in == "bf16" else "fp32"
+        draft = load(
+            path if sweep_in == "bf16" else sweep_in,
+            engine,
+            threads,
+            memory_mb,
+            precision=other,
+            hint=hint,
+            cache=cache,
+            gpu=gpu,
+            check=check,
+        )
+    opened = open_engine(path, manifest, engine, settings, check)
+    return Explainer(opened, manifest, memory_mb, draft)

@@ -16,6 +16,7 @@ from typing import BinaryIO
 from .errors import ModelFileError
 from .files import replacing
 from .manifest import METADATA_KEY, Manifest, parse
+from .plan import is_plan, read_plan
 
 _IR_VERSION, _GRAPH, _OPSETS, _METADATA = 1, 7, 8, 14  # field numbers of ModelProto
 _NODE, _GRAPH_OUTPUT = 1, 12  # of GraphProto
@@ -27,12 +28,14 @@ _BLOCK = 1 << 20
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
-    """The manifest of an explaining graph.
+    """The manifest of an explaining graph; of a TensorRT plan, what its sidecar holds.
 
     Raises:
         ModelFileError: the file is missing, no ONNX, truncated, or not made by whycam.
     """
     name = os.fspath(path)
+    if is_plan(name):
+        return read_plan(name).manifest
     with _open(name) as file:
         for field, start, end in _fields(file, name):
             if field == _METADATA:

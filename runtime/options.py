@@ -15,7 +15,7 @@ from .tft import Tft
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
 Engine = Annotated[
-    str, typer.Option(help=f"What runs the graph: auto, {' or '.join(sorted(ENGINES))}.")
+    str, typer.Option(help=f"What runs the graph: auto, {', '.join(sorted(ENGINES))}.")
 ]
 Precision = Annotated[
     str,
@@ -31,6 +31,7 @@ SweepIn = Annotated[
 Cache = Annotated[
     Path | None, typer.Option(help="Folder for compiled models, for a faster start next time.")
 ]
+Gpu = Annotated[int, typer.Option(help="Index of the GPU, for engines that use one.")]
 Threads = Annotated[int | None, typer.Option(help="Threads for one run [default: every core].")]
 Weights = Annotated[
     str,

@@ -91,7 +91,9 @@ def sidecar_of(path: str | os.PathLike[str]) -> Path:
 def is_plan(path: str | os.PathLike[str]) -> bool:
     """Whether a file is taken for a TensorRT plan: by its name, or by the sidecar beside it."""
     name = os.fspath(path)
-    return name.endswith((".plan", ".engine")) or sidecar_of(name).is_file()
+    if name.endswith(".onnx"):  # other tools keep settings in a .onnx.json
+        return False
+    return name.endswith((".plan", ".engine")) or os.path.isfile(sidecar_of(name))
 
 
 def digest_of(path: str | os.PathLike[str]) -> str:
@@ -119,7 +121,7 @@ def read_plan(path: str | os.PathLike[str]) -> Plan:
     """
     name = os.fspath(path)
     sidecar = sidecar_of(name)
-    if not Path(name).is_file():
+    if not os.path.isfile(name):  # False, where pathlib raises: names too long, or with NUL
         raise ModelFileError(f"there is no file {name}")
     try:
         text = sidecar.read_bytes()

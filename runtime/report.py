@@ -11,6 +11,7 @@ from rich.table import Table
 from .console import escape
 from .engine import Candidate
 from .manifest import Manifest
+from .plan import Plan
 from .search import Prior
 from .selftest import Agreement
 
@@ -50,6 +51,27 @@ def _facts(path: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "precision", f"{manifest.precision}, opset {manifest.opset}"
     yield "file", f"{path.stat().st_size / 1e6:.1f} MB, {manifest.digest}"
     yield "made with", ", ".join(f"{tool} {number}" for tool, number in manifest.tools.items())
+
+
+def plan_table(plan: Plan) -> Table:
+    """What a TensorRT plan was built for."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    rows = [
+        ("plan", f"{plan.library} {plan.library_version}, {plan.digest}"),
+        ("GPUs", f"compute capability {', '.join(plan.compute)}"),
+        ("batch", f"{plan.batch.least} to {plan.batch.most}, best at {plan.batch.best}"),
+        ("targets", f"{plan.classes.least} to {plan.classes.most} classes at once"),
+    ]
+    if plan.gpu is not None:
+        rows[1] = ("GPUs", f"{rows[1][1]}; built on {plan.gpu}")
+    if plan.height is not None and plan.width is not None:
+        sides = (f"{s.least} to {s.most} pixels" for s in (plan.height, plan.width))
+        rows.append(("pictures", " high, ".join(sides) + " wide"))
+    for name, value in rows:
+        table.add_row(f"[bold]{name}[/bold]", escape(value))
+    return table
 
 
 def engines_table(found: Sequence[Candidate]) -> Table:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import cam
-from .engine import Engine, Precision
 from .manifest import Manifest, Reference
 from .preprocess import crop_resized, normalise
+
+if TYPE_CHECKING:
+    from .engine import Engine, Precision
 
 PATTERNS = 2
 
@@ -95,8 +97,13 @@ def feed(manifest: Manifest, index: int) -> NDArray[Any]:
         return pattern(index, (height, width))[None]
     # Larger than the input, and of another shape, so that resize and crop have work to do.
     size = manifest.picture_size or (height * 5 // 4 + 1, width * 3 // 2 + 1)
+    return picture(index, size)[None]
+
+
+def picture(index: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A test pattern as a picture: uint8 [h, w, 3]."""
     pixels = np.clip(128 + 50 * pattern(index, size), 0, 255)
-    return np.ascontiguousarray(np.moveaxis(pixels, 0, -1).astype(np.uint8))[None]
+    return np.ascontiguousarray(np.moveaxis(pixels, 0, -1).astype(np.uint8))
 
 
 def view(manifest: Manifest, index: int) -> NDArray[np.float32]:

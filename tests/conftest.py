@@ -70,6 +70,39 @@ def pixels_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def mixed_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """`networks.mixed` with raw outputs, finished maps, a sweep inside, and a search inside."""
+    from networks import SMALL, mixed
+
+    from whycam.export import to_onnx
+    from whycam.runtime.search import FEATURES, Prior
+    from whycam.runtime.tft import Tft
+
+    taus = Tft().taus
+    prior = Prior(
+        method="gradcam",
+        mask="binary",
+        thresholds="value",
+        taus=taus,
+        mean=(0.0,) * FEATURES,
+        scale=(1.0,) * FEATURES,
+        coefficients=((0.1,) * len(taus),) * FEATURES,
+        covariance=tuple(map(tuple, np.eye(len(taus)).tolist())),
+        pictures=40,
+    )
+    wanted: dict[str, dict[str, Any]] = {
+        "raw": {"methods": ["gradcam", "layercam", "ablation"]},
+        "map": {"outputs": ["map"]},
+        "tft": {"outputs": ["tft"]},
+        "search": {"outputs": ["tft"], "tft": Tft(forwards=3), "priors": [prior]},
+    }
+    folder = tmp_path_factory.mktemp("mixed")
+    for name, options in wanted.items():
+        to_onnx(mixed(), folder / f"{name}.onnx", overrides=SMALL, **options)
+    return {name: folder / f"{name}.onnx" for name in wanted}
+
+
+@pytest.fixture(scope="session")
 def needs() -> Callable[..., None]:
     """Skips where programs or files are missing; in CI, which installs them, that is a failure."""
 

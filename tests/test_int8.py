@@ -18,7 +18,7 @@ from torch import nn
 import whycam
 from whycam.calibrate import int8
 from whycam.calibrate.dataset import open_dataset
-from whycam.calibrate.fidelity import compare, pearson, top_iou
+from whycam.calibrate.fidelity import compare, top_iou
 from whycam.calibrate.int8 import Settings, calibrate_int8, divided
 from whycam.calibrate.quantise import observe, quantised, read_graph
 from whycam.calibrate.ranges import magnitude
@@ -31,6 +31,7 @@ from whycam.runtime.errors import (
     WhyCamError,
 )
 from whycam.runtime.files import OutputError
+from whycam.runtime.likeness import pearson
 from whycam.runtime.onnxfile import digest, read_manifest
 from whycam.runtime.selftest import check, tolerance_of
 from whycam.runtime.tft import Tft

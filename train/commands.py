@@ -87,7 +87,7 @@ def classifier(
     as_json: Json = False,
 ) -> None:
     """Fine-tune the last stage of a pretrained network on your own classes."""
-    from ..export.source import Overrides
+    from ..export import Overrides
     from .classifier import train_classifier
 
     with progress("starting", None, _quiet(as_json)) as advance:
@@ -197,7 +197,7 @@ def aft(
     as_json: Json = False,
 ) -> None:
     """Tune a classifier so that its plain maps need no clean-up, and measure what came of it."""
-    from ..export.source import Overrides
+    from ..export import Overrides
     from .aft import train_aft
     from .objective import DISTILLATION, Objective
 

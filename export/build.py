@@ -1,0 +1,379 @@
+"""An explaining graph as a TensorRT plan, with the sidecar that says what it is. Needs no torch."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import msgspec
+
+from ..runtime import cuda
+from ..runtime.cuda import Device
+from ..runtime.errors import EngineError, ModelFileError, RequestError
+from ..runtime.files import OutputError, replacing, write_whole
+from ..runtime.interface import check_interface, parts_needed
+from ..runtime.manifest import FilePrecision, Manifest
+from ..runtime.onnxfile import digest, read_manifest
+from ..runtime.plan import Library, Plan, Range, Tensor, digest_of, sidecar_of, write_sidecar
+from ..runtime.trt_load import import_library
+from .trt_network import Recipe, Shape, Tick, Total, make_plan, targets_of
+
+LIBRARIES: tuple[Library, ...] = ("tensorrt-rtx", "tensorrt")
+PRECISIONS: tuple[FilePrecision, ...] = ("fp32", "fp16", "bf16", "int8")
+COMPUTE = ("8.6", "8.9", "12.0")  # Ampere, Ada and Blackwell as people have them
+TURING = "7.5"
+PICTURES = (Range(32, 480, 1088), Range(32, 640, 1920))
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build made.
+
+    Attributes:
+        path: the plan.
+        sidecar: what lies beside it.
+        plan: the sidecar's contents.
+        converted: whether the float file was converted to half precision for it.
+        rewritten: matrix products that became convolutions or sums, for Turing.
+        size: of the plan, in bytes.
+        seconds: it took.
+    """
+
+    path: Path
+    sidecar: Path
+    plan: Plan
+    converted: bool
+    rewritten: int
+    size: int
+    seconds: float
+
+
+def to_plan(
+    model: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    library: Library = "tensorrt-rtx",
+    compute: Sequence[str] | None = None,
+    precision: FilePrecision | None = None,
+    batch: Range | None = None,
+    classes: Range | None = None,
+    pictures: tuple[Range, Range] | None = None,
+    workspace: int | None = None,
+    timing_cache: str | os.PathLike[str] | None = None,
+    tick: Tick | None = None,
+    total: Total | None = None,
+) -> Built:
+    """Build a TensorRT plan from an explaining graph.
+
+    The network is strongly typed: it computes in the precision that the graph says. Its inputs and
+    outputs are read back and must be what the manifest promises. Plan and sidecar are written
+    together or not at all.
+
+    Args:
+        model: a file made by ``whycam export``, ``half`` or ``calibrate int8``.
+        path: the plan to write; its sidecar is ``<plan>.json``.
+        library: ``tensorrt-rtx`` builds ahead of time and without a GPU, for RTX GPUs;
+            ``tensorrt`` builds on the GPU that will run the plan.
+        compute: for ``tensorrt-rtx``: capabilities, as ``8.6``; by default 8.6, 8.9 and 12.0.
+        precision: ``fp16`` and ``bf16`` convert a float file first; ``int8`` is for files that
+            are; by default the file's own.
+        batch: N of the graph contract; by default 1 to 16, fastest at 1, or 1 to 4 where the graph
+            sweeps thresholds itself.
+        classes: k of the graph contract; by default 1 to 5, or 1 where the graph sweeps.
+        pictures: heights and widths, where the graph takes pictures of any size.
+        workspace: memory that kernels may use besides, in MB; by default all there is.
+        timing_cache: for ``tensorrt``: a file that makes the next build faster; made if absent.
+        tick: told what is done, and steps since.
+        total: told how many steps there will be.
+
+    Raises:
+        RequestError: a wish that cannot be met.
+        ModelFileError: the file is missing, damaged, foreign, changed since, or the library
+            cannot parse it.
+        EngineError: the library cannot build it, or not here.
+        VerificationError: a converted graph does not give the float file's answers.
+        OutputError: the plan cannot be written.
+        MissingExtraError: a package is not installed.
+    """
+    begin = time.perf_counter()
+    told: Tick = tick or (lambda _name, _steps: None)
+    counted: Total = total or (lambda _steps: None)
+    target = Path(path)
+    manifest = _read(model)
+    wanted = _precision(model, manifest, precision)
+    _check_target(target, model)
+    if workspace is not None and workspace < 1:
+        raise RequestError(f"workspace must be 1 MB or more, not {workspace}")
+    sizes = _sizes(manifest, batch, classes, pictures)
+    found = _compute(library, compute, wanted)
+    device = _device(library)
+    cache = _timing_cache(library, timing_cache)
+    recipe = Recipe(library, found, sizes.shapes(manifest), workspace, cache)
+    with (
+        _restored_on_failure(sidecar_of(target)),
+        replacing(target) as temporary,
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder,
+    ):
+        graph, own, rewritten = _prepared(model, manifest, wanted, found, Path(folder), told)
+
+        def check(inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
+            check_network(os.fspath(model), own, inputs, outputs)
+
+        told("parsing", 0)
+        made = make_plan(graph, recipe, check, told, counted)
+        temporary.write_bytes(made.data)
+        plan = Plan(
+            # The digest is of the file that was given, whatever was made of it on the way.
+            manifest=msgspec.structs.replace(own, digest=manifest.digest),
+            digest=digest_of(temporary),
+            library=library,
+            library_version=made.version,
+            compute=found if device is None else (device.compute,),
+            gpu=None if device is None else device.name,
+            batch=sizes.batch,
+            classes=sizes.classes,
+            height=sizes.height,
+            width=sizes.width,
+            inputs=made.inputs,
+            outputs=made.outputs,
+        )
+        # Last of all: what a crash leaves between here and the plan's renaming is a sidecar whose
+        # digest is not the plan's, which no engine accepts.
+        sidecar = write_sidecar(target, plan)
+    if timing_cache is not None and made.timing_cache is not None:
+        write_whole(Path(timing_cache), made.timing_cache)
+    seconds = time.perf_counter() - begin
+    return Built(
+        target, sidecar, plan, wanted != manifest.precision, rewritten, len(made.data), seconds
+    )
+
+
+def _read(model: str | os.PathLike[str]) -> Manifest:
+    manifest = read_manifest(model)
+    found = digest(model)
+    if found != manifest.digest:
+        raise ModelFileError(
+            f"{os.fspath(model)} was changed after its manifest was written ({found[:19]}... is "
+            f"not {manifest.digest[:19]}...): what it computes is not what was checked. Export it "
+            "again"
+        )
+    return manifest
+
+
+def _precision(
+    model: str | os.PathLike[str], manifest: Manifest, wanted: FilePrecision | None
+) -> FilePrecision:
+    name, own = os.fspath(model), manifest.precision
+    if wanted is None or wanted == own:
+        return own
+    if wanted not in PRECISIONS:
+        raise RequestError(f"precision must be {' or '.join(PRECISIONS)}, not '{wanted}'")
+    if wanted == "int8":
+        raise RequestError(
+            f"{name} is {own}: INT8 takes photographs to calibrate on. Make the INT8 file first, "
+            f"and build that: whycam calibrate int8 {name if own == 'fp32' else 'FLOAT.onnx'} "
+            "PHOTOGRAPHS -o INT8.onnx"
+        )
+    if own != "fp32":
+        raise RequestError(
+            f"{name} is {own}, so it cannot be built in {wanted}: build it as it "
+            "is, or from the float file"
+        )
+    return wanted
+
+
+def _check_target(target: Path, model: str | os.PathLike[str]) -> None:
+    if target.suffix.lower() in (".onnx", ".json"):
+        raise RequestError(f"a plan is no {target.suffix} file: name it FILE.plan, not {target}")
+    if target.resolve() == Path(model).resolve():
+        raise RequestError(f"{target} is the model file itself: write the plan elsewhere")
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What is free in a graph's inputs; heights and widths are None where pictures are not."""
+
+    batch: Range
+    classes: Range
+    height: Range | None
+    width: Range | None
+
+    def shapes(self, manifest: Manifest) -> dict[str, tuple[Shape, Shape, Shape]]:
+        """Of each input: the least, the best, the most."""
+        n, k = self.batch, self.classes
+        sides = cast(tuple[Shape, Shape, Shape], (manifest.image_shape,) * 3)
+        if self.height is not None and self.width is not None:
+            h, w = self.height, self.width
+            sides = (h.least, w.least, 3), (h.best, w.best, 3), (h.most, w.most, 3)
+        least, best, most = sides
+        return {
+            "image": ((n.least, *least), (n.best, *best), (n.most, *most)),
+            "target": ((n.least, k.least), (n.best, k.best), (n.most, k.most)),
+        }
+
+
+def _sizes(
+    manifest: Manifest,
+    batch: Range | None,
+    classes: Range | None,
+    pictures: tuple[Range, Range] | None,
+) -> _Sizes:
+    # A graph that sweeps runs each image ten times more for each class.
+    sweeps = "tft" in manifest.outputs
+    n = batch or Range(1, 1, 4 if sweeps else 16)
+    k = classes or Range(1, 1, 1 if sweeps else min(5, manifest.num_classes))
+    if k.most > manifest.num_classes:
+        raise RequestError(
+            f"{k.most} classes cannot be explained at once: the model has {manifest.num_classes}"
+        )
+    if None in manifest.image_shape:
+        return _Sizes(n, k, *(pictures or PICTURES))
+    if pictures is not None:
+        taken = "x".join(map(str, manifest.image_shape))
+        raise RequestError(
+            "a range of picture sizes is for graphs that take pictures of any size (whycam export "
+            f"--embed-preprocess); this one takes {taken} alone"
+        )
+    return _Sizes(n, k, None, None)
+
+
+def _compute(
+    library: Library, wanted: Sequence[str] | None, precision: FilePrecision
+) -> tuple[str, ...]:
+    """The capabilities to build for; none for a library that builds on the spot."""
+    if library not in LIBRARIES:
+        raise RequestError(f"a plan is built by {' or '.join(LIBRARIES)}, not '{library}'")
+    if library == "tensorrt":
+        if wanted:
+            raise RequestError(
+                "tensorrt builds for the GPU that it runs on, and for no other: leave out the "
+                "compute capabilities, or build with tensorrt-rtx"
+            )
+        return ()
+    found = tuple(dict.fromkeys(COMPUTE if wanted is None else wanted))
+    known = targets_of(import_library(library, "whycam build"))
+    unknown = [each for each in found if each not in known]
+    if unknown or not found:
+        raise RequestError(
+            f"tensorrt-rtx has no target for {', '.join(unknown) or 'nothing'}; it builds for "
+            f"{', '.join(known)}. For Jetson (8.7), servers (9.0) and others build with plain "
+            "TensorRT, on the machine that runs the plan: whycam build --engine tensorrt"
+        )
+    if precision == "bf16" and TURING in found:
+        raise RequestError("GPUs of 7.5 (Turing) have no bf16: build for them in fp16")
+    return found
+
+
+def _device(library: Library) -> Device | None:
+    """The GPU that a plan is built on; None for one that is built ahead of time."""
+    if library != "tensorrt":
+        return None
+    try:
+        return cuda.device(0)
+    except EngineError as error:
+        raise EngineError(
+            "tensorrt builds a plan on the GPU that will run it, and none can be used here "
+            f"({error}). Build on that machine, or ahead of time for RTX GPUs: whycam build "
+            "--engine tensorrt-rtx"
+        ) from error
+
+
+def _timing_cache(library: Library, path: str | os.PathLike[str] | None) -> bytes | None:
+    if path is None:
+        return None
+    if library != "tensorrt":
+        raise RequestError(
+            "tensorrt-rtx times nothing while it builds, so it has no timing cache: leave it out"
+        )
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise OutputError(f"cannot read the timing cache {path}: {error.strerror}") from error
+
+
+def _prepared(
+    model: str | os.PathLike[str],
+    manifest: Manifest,
+    precision: FilePrecision,
+    compute: Sequence[str],
+    folder: Path,
+    tick: Tick,
+) -> tuple[Path, Manifest, int]:
+    """The graph that the library is given, its manifest, and how many products it lost."""
+    graph, rewritten = Path(model), 0
+    if precision != manifest.precision:
+        from .half import to_half
+
+        tick(f"converting to {precision}", 0)
+        half = to_half(model, folder / "half.onnx", precision)  # type: ignore[arg-type]
+        graph, manifest = half.path, half.manifest
+    if TURING in compute:
+        from .turing import write_for_turing
+
+        tick("replacing matrix products", 0)
+        turing = folder / "turing.onnx"
+        rewritten = write_for_turing(graph, turing, manifest)
+        graph = turing
+    return graph, manifest, rewritten
+
+
+def check_network(
+    path: str, manifest: Manifest, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
+) -> None:
+    """A network, as read back from the library, must be what the manifest promises.
+
+    Raises:
+        ModelFileError: it is not.
+    """
+    check_interface(
+        path,
+        manifest,
+        {each.name: (each.dtype, [_side(side) for side in each.shape]) for each in inputs},
+        [each.name for each in outputs],
+        parts_needed(manifest.output_shapes, manifest),
+    )
+    promised = {
+        name: ("int64" if name == "targets" else "float32", (None, *shape))
+        for name, shape in manifest.output_shapes.items()
+    }
+    for each in outputs:
+        found = (each.dtype, tuple(map(_side, each.shape)))
+        if found != promised.get(each.name):
+            raise ModelFileError(
+                f"{path} does not match its manifest: TensorRT finds an output '{each.name}' "
+                f"{_said(found)}, the manifest has {_said(promised.get(each.name))}"
+            )
+
+
+def _side(side: int) -> int | None:
+    return None if side < 0 else side
+
+
+def _said(tensor: tuple[str, tuple[int | None, ...]] | None) -> str:
+    if tensor is None:
+        return "none of that name"
+    kind, shape = tensor
+    return f"{kind} [{', '.join('any' if side is None else str(side) for side in shape)}]"
+
+
+@contextmanager
+def _restored_on_failure(file: Path) -> Iterator[None]:
+    """Puts a small file back as it was, if the block does not succeed."""
+    before = file.read_bytes() if file.is_file() else None
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError, OutputError):
+            if before is None:
+                file.unlink(missing_ok=True)
+            elif file.read_bytes() != before:
+                write_whole(file, before)
+        raise

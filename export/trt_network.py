@@ -1,0 +1,299 @@
+"""From an ONNX file to a serialised TensorRT plan: parse, profile, build, every status checked."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..runtime.errors import EngineError, ModelFileError, RequestError
+from ..runtime.plan import Library, Tensor
+from ..runtime.trt_load import Log, import_library, shape_of
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+Shape = tuple[int, ...]
+Tick = Callable[[str, int], None]
+Total = Callable[[int], None]
+_DTYPES = {"FLOAT": "float32", "INT64": "int64", "UINT8": "uint8"}
+_MEGABYTE = 1 << 20
+_NOT_TARGETS = ("NONE", "CURRENT")
+_SAID_ERRORS = 5
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a plan is to be built.
+
+    Attributes:
+        library: that builds it.
+        compute: capabilities it is built for ahead of time; empty: for the GPU of this machine.
+        shapes: of each input: the least, the best, the most.
+        workspace: memory that kernels may use besides, in MB; None: all there is.
+        timing_cache: of an earlier build, or None.
+    """
+
+    library: Library
+    compute: tuple[str, ...]
+    shapes: Mapping[str, tuple[Shape, Shape, Shape]]
+    workspace: int | None = None
+    timing_cache: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """A plan in memory.
+
+    Attributes:
+        data: the plan.
+        inputs, outputs: as read back from the network.
+        version: of the library.
+        timing_cache: for the next build, or None.
+    """
+
+    data: bytes
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    version: str
+    timing_cache: bytes | None
+
+
+def targets_of(library: Any) -> dict[str, Any]:
+    """The capabilities that a library builds for ahead of time, as ``8.6``; empty: none."""
+    members = getattr(getattr(library, "ComputeCapability", None), "__members__", {})
+    return {
+        f"{name[2:-1]}.{name[-1]}": member
+        for name, member in members.items()
+        if name not in _NOT_TARGETS
+    }
+
+
+def make_plan(
+    graph: Path,
+    recipe: Recipe,
+    check: Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], None],
+    tick: Tick,
+    total: Total,
+) -> Made:
+    """Build a plan, on a thread of its own: Ctrl-C ends it at the builder's next step.
+
+    Args:
+        graph: the ONNX file.
+        recipe: how.
+        check: raises where the network's inputs and outputs are not what they should be; called
+            before the long part.
+        tick: told what is done, and steps since.
+        total: told how many steps there will be.
+
+    Raises:
+        ModelFileError: the library cannot parse the graph.
+        EngineError: it cannot build it, or is not usable here.
+        RequestError: a timing cache of another TensorRT or GPU.
+        MissingExtraError: it is not installed.
+    """
+    library = import_library(recipe.library, "whycam build")
+    cancelled = threading.Event()
+    found: list[Made | BaseException] = []
+
+    def work() -> None:
+        try:
+            monitor = _monitor(library, cancelled, tick, total)
+            found.append(_built(library, graph, recipe, check, monitor))
+        except BaseException as error:
+            # Without its frames, which hold the builder: a library has one logger at a time.
+            found.append(error.with_traceback(None))
+
+    worker = threading.Thread(target=work, name="whycam build", daemon=True)
+    worker.start()
+    try:
+        while worker.is_alive():
+            worker.join(0.1)
+    except KeyboardInterrupt:
+        cancelled.set()
+        worker.join()
+        raise
+    (result,) = found
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+def _built(
+    library: Any,
+    graph: Path,
+    recipe: Recipe,
+    check: Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], None],
+    monitor: Any,
+) -> Made:
+    log = Log(library)
+    builder = _builder(library, recipe, log)
+    network = builder.create_network(_flags(library))
+    config = builder.create_builder_config()
+    profile = builder.create_optimization_profile()
+    if network is None or config is None or profile is None:
+        raise EngineError(f"{recipe.library} could not begin a network. {log.said()}")
+    parser = library.OnnxParser(network, log.logger)  # owns weights: alive until the plan is built
+    if not parser.parse_from_file(str(graph)):
+        raise ModelFileError(_parse_errors(parser, recipe, log))
+    inputs = _tensors(network.num_inputs, network.get_input)
+    outputs = _tensors(network.num_outputs, network.get_output)
+    check(inputs, outputs)
+    _set_shapes(profile, inputs, recipe)
+    if config.add_optimization_profile(profile) < 0:
+        raise EngineError(
+            f"{recipe.library} refuses the ranges {_said(recipe.shapes)}. {log.said()}"
+        )
+    _configure(library, config, recipe, log)
+    config.progress_monitor = monitor
+    data = builder.build_serialized_network(network, config)
+    if data is None:
+        raise EngineError(f"{recipe.library} could not build the plan. {log.said()}")
+    plan = bytes(data)
+    if not recipe.compute:
+        _check_loads(library, plan, (*inputs, *outputs), recipe, log)
+    cache = config.get_timing_cache() if recipe.timing_cache is not None else None
+    return Made(
+        plan,
+        inputs,
+        outputs,
+        str(library.__version__),
+        None if cache is None else bytes(cache.serialize()),
+    )
+
+
+def _builder(library: Any, recipe: Recipe, log: Log) -> trt.Builder:
+    try:
+        builder: trt.Builder | None = library.Builder(log.logger)
+    except (RuntimeError, TypeError) as error:  # the binding's way to say that there is no GPU
+        raise EngineError(f"{recipe.library} has no builder here: {error}. {log.said()}") from error
+    if builder is None:
+        raise EngineError(f"{recipe.library} has no builder here. {log.said()}")
+    return builder
+
+
+def _flags(library: Any) -> int:
+    """Strongly typed: precision is what the graph says. In versions without the flag always so."""
+    flags = getattr(library, "NetworkDefinitionCreationFlag", None)
+    flag = getattr(flags, "__members__", {}).get("STRONGLY_TYPED")
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _parse_errors(parser: Any, recipe: Recipe, log: Log) -> str:
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    said = [
+        f"'{error.node_name()}' ({error.node_operator()}): {' '.join(error.desc().split())}"
+        for error in errors[:_SAID_ERRORS]
+    ]
+    if len(errors) > _SAID_ERRORS:
+        said.append(f"and {len(errors) - _SAID_ERRORS} more")
+    return (
+        f"{recipe.library} cannot parse the graph: {'; '.join(said) or log.said()}. whycam export "
+        "uses operators that it takes: export the model again with this whycam and opset 18, and "
+        "if that does not help, report the operators named here"
+    )
+
+
+def _tensors(count: int, get: Callable[[int], Any]) -> tuple[Tensor, ...]:
+    return tuple(
+        Tensor(
+            name=tensor.name,
+            dtype=_DTYPES.get(tensor.dtype.name, tensor.dtype.name.lower()),
+            shape=shape_of(tensor.shape),
+        )
+        for tensor in map(get, range(count))
+    )
+
+
+def _set_shapes(profile: Any, inputs: tuple[Tensor, ...], recipe: Recipe) -> None:
+    for tensor in inputs:
+        shapes = recipe.shapes.get(tensor.name)
+        if shapes is None:
+            raise ModelFileError(f"the graph has an input '{tensor.name}' that no engine feeds")
+        try:
+            profile.set_shape(tensor.name, *shapes)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise EngineError(
+                f"{recipe.library} refuses the range {_said({tensor.name: shapes})}: {error}"
+            ) from error
+
+
+def _said(shapes: Mapping[str, tuple[Shape, Shape, Shape]]) -> str:
+    return ", ".join(
+        f"'{name}' " + " to ".join("x".join(map(str, shape)) for shape in (least, most))
+        for name, (least, _, most) in shapes.items()
+    )
+
+
+def _configure(library: Any, config: Any, recipe: Recipe, log: Log) -> None:
+    if recipe.workspace is not None:
+        config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, recipe.workspace * _MEGABYTE)
+    if recipe.compute:
+        targets = targets_of(library)
+        config.num_compute_capabilities = len(recipe.compute)
+        for index, capability in enumerate(recipe.compute):
+            if not config.set_compute_capability(targets[capability], index):
+                raise EngineError(f"{recipe.library} refuses {capability}. {log.said()}")
+    if recipe.timing_cache is not None:
+        cache = config.create_timing_cache(recipe.timing_cache)
+        if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+            raise RequestError(
+                "the timing cache is damaged, or of another TensorRT or GPU: delete it, or name "
+                f"another. {log.said()}"
+            )
+
+
+def _check_loads(
+    library: Any, plan: bytes, tensors: tuple[Tensor, ...], recipe: Recipe, log: Log
+) -> None:
+    """Where there is a GPU: the plan can be loaded, and has the network's inputs and outputs."""
+    engine = library.Runtime(log.logger).deserialize_cuda_engine(plan)
+    if engine is None:
+        raise EngineError(f"{recipe.library} cannot load the plan that it built. {log.said()}")
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    found = {
+        name: (
+            _DTYPES.get(engine.get_tensor_dtype(name).name, ""),
+            shape_of(engine.get_tensor_shape(name)),
+        )
+        for name in names
+    }
+    if found != {each.name: (each.dtype, each.shape) for each in tensors}:
+        raise EngineError(
+            f"the plan that {recipe.library} built has other inputs or outputs than its network: "
+            f"{found}"
+        )
+
+
+def _monitor(library: Any, cancelled: threading.Event, tick: Tick, total: Total) -> Any:
+    """Moves a progress bar by the builder's outermost phase, and cancels when asked to."""
+
+    class Monitor(library.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            library.IProgressMonitor.__init__(self)
+            self._outermost: str | None = None
+            self._left = 0
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            if parent_phase is None:
+                self._outermost, self._left = phase_name, num_steps
+                total(num_steps)
+            else:
+                tick(phase_name.lower(), 0)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            del step
+            if phase_name == self._outermost and self._left > 0:
+                self._left -= 1
+                tick(phase_name.lower(), 1)
+            return not cancelled.is_set()
+
+        def phase_finish(self, phase_name: str) -> None:
+            # A phase may end without having reported its last steps.
+            if phase_name == self._outermost:
+                tick(phase_name.lower(), self._left)
+                self._left = 0
+
+    return Monitor()
