@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from test_half import changed
 
+import whycam
 from whycam.calibrate.int8 import write_int8
 from whycam.calibrate.quantise import observe, quantised, read_graph
 from whycam.calibrate.ranges import magnitude
@@ -422,6 +423,26 @@ def test_plain_tensorrt_builds_on_its_gpu_with_a_timing_cache(mixed_files, tmp_p
     with pytest.raises(EngineError, match="cannot load the plan that it built"):
         to_plan(path, tmp_path / "y.plan", library="tensorrt")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["cache", "x.plan", "x.plan.json"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_plain_tensorrt_builds_what_this_gpu_runs(mixed_files, tmp_path, precision):
+    pytest.importorskip("tensorrt")
+    path = mixed_files["raw"]
+    if precision == "int8":
+        path = int8_of(path, tmp_path / "int8.onnx")
+    for _ in range(2):  # the second time with what the first one timed
+        made = to_plan(
+            path,
+            tmp_path / "x.plan",
+            library="tensorrt",
+            precision=precision,
+            timing_cache=tmp_path / "cache",
+        )
+    explainer = whycam.load(made.path, "tensorrt")
+    for agreement in selftest.check(explainer.engine, made.plan.manifest):
+        assert agreement.problem(selftest.tolerance_of(made.plan.manifest)) is None
 
 
 def test_builder_that_cannot_be_made_is_an_error(mixed_files, tmp_path, monkeypatch):

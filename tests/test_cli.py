@@ -24,6 +24,8 @@ VERBS = (
     "info",
     "bench",
     "verify",
+    "build",
+    "half",
     "train classifier",
     "train aft",
     "calibrate thresholds",

@@ -194,7 +194,10 @@ def test_labels_and_maps_survive_fp16_on_photographs(lite0_onnx, shared_data, tm
     made = to_half(lite0_onnx, tmp_path / "half.onnx")
     samples = in_fixed_order(open_dataset(shared_data / "imagenet-samples").samples)[:40]
     first, second = whycam.load(lite0_onnx), whycam.load(made.path)
-    found = compare(first, second, samples, ["gradcam", "layercam"], None)
-    assert found.top1 >= 0.97  # one of 40
-    for maps in found.maps.values():
-        assert maps.pearson >= 0.999
+    # ONNX Runtime leaves most roundings of an fp16 file out; the rounded engine leaves none out.
+    rounded = whycam.Explainer(RoundedEngine(read_onnx(made.path)), made.manifest)
+    for other in (second, rounded):
+        found = compare(first, other, samples, ["gradcam", "layercam"], None)
+        assert found.top1 >= 0.97  # all but one of 40
+        for maps in found.maps.values():
+            assert maps.pearson_low >= 0.999

@@ -1,0 +1,48 @@
+"""What half precision does to labels and maps, with every result of the trunk rounded.
+
+    python benchmarks/rounded.py lite0.onnx FOLDER --pictures 200
+
+ONNX Runtime's CPU leaves most roundings of an fp16 file out and refuses bf16, so ``whycam calibrate
+compare`` cannot show them. This runs the converted graphs with their roundings made explicit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import whycam
+from whycam.calibrate.dataset import in_fixed_order, open_dataset
+from whycam.calibrate.fidelity import compare
+from whycam.calibrate.int8_report import fidelity_lines, fidelity_table
+from whycam.export import to_half
+from whycam.export.half import read_onnx
+from whycam.export.rounded import RoundedEngine
+from whycam.runtime.console import out, progress
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path, help="a float file made by whycam export")
+    parser.add_argument("photographs", type=Path)
+    parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--precisions", default="fp16,bf16")
+    options = parser.parse_args()
+    samples = in_fixed_order(open_dataset(options.photographs).samples)[: options.pictures]
+    reference = whycam.load(options.model)
+    for precision in options.precisions.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            made = to_half(options.model, Path(folder) / "half.onnx", precision)
+            engine = RoundedEngine(read_onnx(made.path))
+        with progress(precision, len(samples), False) as advance:
+            found = compare(
+                reference, whycam.Explainer(engine, made.manifest), samples, None, None, advance
+            )
+        out.print(f"{precision}, every result rounded")
+        out.print(fidelity_table(found))
+        out.print(fidelity_lines(found), soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()
