@@ -24,6 +24,7 @@ VERBS = (
     "info",
     "bench",
     "verify",
+    "doctor",
     "train classifier",
     "train aft",
     "calibrate thresholds",

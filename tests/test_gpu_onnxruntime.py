@@ -53,7 +53,7 @@ def on_gpu(place: Place, lite0_onnx: Path) -> whycam.Explainer:
 def test_it_is_the_provider_that_was_asked_for(on_gpu, place):
     assert on_gpu.engine.name == place.engine
     assert "GPU 0" in on_gpu.engine.description
-    assert place.provider.removesuffix("ExecutionProvider") in on_gpu.engine.description
+    assert f" on {place.shown}, " in on_gpu.engine.description
     for run in on_gpu.engine._runs.values():
         assert run.__self__._session.get_providers()[0] == place.provider
 
