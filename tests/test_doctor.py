@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from whycam.runtime.doctor_machine import conflicts, without_places
 from whycam.runtime.doctor_process import in_process
 from whycam.runtime.engine import ENGINES
 from whycam.runtime.errors import EngineError, RequestError, WhyCamError
+from whycam.runtime.nvidia import Driver
 from whycam.runtime.onnxfile import read_manifest
 from whycam.runtime.plan import Plan, Range, write_sidecar
 from whycam.runtime.selftest import Tolerance
@@ -206,17 +208,46 @@ def test_requests_that_cannot_be_met(doctor, arguments, message):
     assert message in " ".join(err.split())
 
 
-def test_a_plan_wants_the_file_it_was_built_from(manifest_of, tmp_path):
-    plan = tmp_path / "model.plan"
-    plan.write_bytes(b"a plan")
-    one = Range(1, 1, 1)
-    made = Plan(
-        manifest=manifest_of(digest="sha256:abc"), digest="", library="tensorrt",
-        library_version="10", compute=("8.6",), batch=one, classes=one, inputs=(), outputs=(),
-    )  # fmt: skip
-    write_sidecar(plan, made)
+@pytest.fixture
+def plan_of(tmp_path) -> Callable[[Any], Path]:
+    def write(manifest: Any) -> Path:
+        plan = tmp_path / "model.plan"
+        plan.write_bytes(b"a plan")
+        one = Range(1, 1, 1)
+        made = Plan(
+            manifest=manifest, digest="", library="tensorrt", library_version="10",
+            compute=("8.6",), batch=one, classes=one, inputs=(), outputs=(),
+        )  # fmt: skip
+        write_sidecar(plan, made)
+        return plan
+
+    return write
+
+
+def test_a_plan_wants_the_file_it_was_built_from(manifest_of, plan_of):
     with pytest.raises(RequestError, match="against the ONNX file it was built from, tiny"):
-        examine([plan])
+        examine([plan_of(manifest_of(digest="sha256:abc"))])
+
+
+def test_a_plan_that_nothing_here_runs_is_a_problem(here, all_ready, plan_of, curved_onnx):
+    here(lambda _: None)
+    plan = plan_of(read_manifest(curved_onnx))
+    found = examine([curved_onnx, plan], settings=QUICK)
+    outcomes = {(each.model, each.engine): each.outcome for each in found.checks}
+    assert outcomes["model.plan", "tensorrt"] == "failed"
+    assert outcomes["curved.onnx", "openvino"] == "right"
+    (problem,) = found.problems
+    assert "tensorrt is not ready here" in problem
+
+
+def test_either_library_for_plans_will_do(monkeypatch):
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr(doctor_job, "driver", lambda: Driver(problem="no GPU"))
+    backend = replace(ENGINES["onnxruntime"], package="tensorrt", extra="tensorrt")
+    monkeypatch.setitem(ENGINES, "tensorrt", backend)
+    found = doctor_job.survey("tensorrt", 0)
+    assert "tensorrt_rtx 1." in str(found.version)
+    assert (found.installed, found.problem) == (True, "no GPU")
 
 
 # How answers are compared.
