@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from .doctor_compare import Arrays, Comparison, compare
-from .doctor_job import ANSWERS, PICTURES, Answers, Job
+from .doctor_job import ANSWERS, PICTURES, PLANS, Answers, Job
 from .doctor_machine import without_places
 from .doctor_process import in_process
 from .engine import CHECKED_AT_EXPORT, ENGINES, Precision
@@ -21,7 +21,6 @@ from .manifest import Manifest
 from .plan import is_plan
 from .selftest import PATTERNS, picture, tolerance_of
 
-PLANS = "tensorrt"  # the engine for plans, and for nothing else
 _PATTERN_SIZE = (300, 400)
 Tick = Callable[[str, int], None]
 
@@ -117,6 +116,10 @@ def checked(
     with tempfile.TemporaryDirectory(prefix="whycam-doctor-") as place:
         folder = Path(place)
         _store_pictures(folder, manifest, shown)
+        if onnx is not None and PLANS not in ready:
+            why = f"the engine {PLANS} is not ready here, and nothing else runs plans"
+            yield _failed(model, manifest, PLANS, "fp32", why)
+            return
         told(f"{model.name}: reference", 1)
         reference = _Run(onnx or model, CHECKED_AT_EXPORT, "fp32", folder, settings, None)
         base = reference.answers

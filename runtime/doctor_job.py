@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,8 @@ from .route import route
 from .selftest import check, tolerance_of
 
 JOB, PICTURES, RESULT, ANSWERS = "job.json", "pictures.npz", "result.json", "answers.npz"
+PLANS = "tensorrt"  # the engine for TensorRT plans, and for nothing else
+_FOR_PLANS = ("tensorrt", "tensorrt_rtx")
 _WARM_UP = 2
 
 
@@ -100,6 +103,8 @@ class Answers(msgspec.Struct, frozen=True, kw_only=True):
 def survey(engine: str, gpu: int) -> Survey:
     """Load an engine's library and ask for its devices."""
     backend = ENGINES[engine]
+    if engine == PLANS:
+        return _survey_of_plans(backend.extra)
     if backend.absent is not None:
         return Survey(installed=False, problem=backend.absent)
     try:
@@ -126,6 +131,25 @@ def survey(engine: str, gpu: int) -> Survey:
         problem = problem_of(place, gpu, library)
     listed = tuple(f"GPU {each.index}: {each.name}" for each in found.gpus)
     return Survey(version=number, devices=listed, problem=problem)
+
+
+def _survey_of_plans(extra: str) -> Survey:
+    """Of the two libraries that run plans, either will do."""
+    found = [name for name in _FOR_PLANS if find_spec(name) is not None]
+    if not found:
+        return Survey(installed=False, problem=f'not installed: pip install "whycam[{extra}]"')
+    try:
+        versions = [f"{name} {importlib.import_module(name).__version__}" for name in found]
+        importlib.import_module("cuda.bindings.driver")
+    except Exception as error:  # whatever a broken installation raises
+        said = f'installed, but cannot be imported: {error}; pip install "whycam[{extra}]"'
+        return Survey(problem=f"{' or '.join(found)} and cuda-bindings: {said}")
+    gpus = driver()
+    return Survey(
+        version=", ".join(versions),
+        devices=tuple(f"GPU {each.index}: {each.name}" for each in gpus.gpus),
+        problem=gpus.problem,
+    )
 
 
 def methods_of(manifest: Manifest) -> tuple[Method, ...]:

@@ -88,7 +88,7 @@ def without_places(text: str, known: Iterable[str | os.PathLike[str]] = ()) -> s
     if len(host) > 1:
         text = re.sub(rf"\b{re.escape(host)}\b", "host", text)
     # Not after a colon or a slash, which is an address in the web.
-    text = re.sub(r"(?<![\w:/.~])(?:/[^\s/:'\"()]+)+/([^\s/:'\"()]*)", r"\1", text)
+    text = re.sub(r"(?<![\w:/.])~?(?:/[^\s/:'\"()]+)+/([^\s/:'\"()]*)", r"\1", text)
     return re.sub(r"\b[A-Za-z]:\\(?:[^\s\\:'\"]+\\)*([^\s\\:'\"]*)", r"\1", text)
 
 

@@ -103,6 +103,18 @@ def mixed_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
+def curved_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network of seven classes for 32 x 32 pixels, with raw outputs and a sweep of its own."""
+    from networks import SMALL, curved
+
+    from whycam.export import to_onnx
+
+    path = tmp_path_factory.mktemp("curved") / "curved.onnx"
+    to_onnx(curved(), path, outputs=["raw", "tft"], overrides=SMALL)
+    return path
+
+
+@pytest.fixture(scope="session")
 def needs() -> Callable[..., None]:
     """Skips where programs or files are missing; in CI, which installs them, that is a failure."""
 

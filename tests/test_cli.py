@@ -26,6 +26,7 @@ VERBS = (
     "verify",
     "build",
     "half",
+    "doctor",
     "train classifier",
     "train aft",
     "calibrate thresholds",

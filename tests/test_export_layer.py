@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from torch import nn
 import whycam
 from whycam.export import Overrides, layers, to_onnx
 from whycam.export.layer import capture, find_layer, split
-from whycam.runtime.errors import ExportError, TargetLayerError
+from whycam.runtime import selftest
+from whycam.runtime.errors import ExportError, TargetLayerError, WhyCamError
 
 slow = pytest.mark.slow
 
@@ -316,11 +318,34 @@ def test_vit_b_16_is_refused_with_the_share_of_work_behind_its_patches(tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_early_layer_of_a_transformer_can_be_explained_when_named(tmp_path: Path) -> None:
-    file = tmp_path / "model.onnx"
+@pytest.fixture(scope="module")
+def early(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
+    """A transformer, and its file that explains the layer that cuts patches."""
+    file = tmp_path_factory.mktemp("early") / "model.onnx"
     model = small_vit()
     nn.init.normal_(model.heads.head.weight)  # torchvision starts it at zero: no gradients
     to_onnx(model, file, overrides=Overrides(image_size=32), target_layer="conv_proj")
+    return model, file
+
+
+def test_openvino_is_refused_where_its_gradients_are_wrong(early: tuple[nn.Module, Path]) -> None:
+    """They were, here, without a word. Where they no longer are, it may load."""
+    pytest.importorskip("openvino")
+    _, file = early
+    unchecked = whycam.load(file, "openvino", check=False)
+    found = selftest.check(unchecked.engine, unchecked.manifest)
+    if any(agreement.problem() for agreement in found):
+        with pytest.raises(WhyCamError, match=r"answers wrongly for .*whycam verify"):
+            whycam.load(file, "openvino")
+    else:
+        whycam.load(file, "openvino")
+    assert whycam.load(file).engine.name == "onnxruntime"
+
+
+def test_early_layer_of_a_transformer_can_be_explained_when_named(
+    early: tuple[nn.Module, Path],
+) -> None:
+    model, file = copy.deepcopy(early[0]), early[1]
     image = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
     found = whycam.load(file, threads=1).engine.run(
         {"image": image, "target": np.array([[2], [4]])}, ["activations", "gradients"]
