@@ -73,7 +73,7 @@ class Controls:
         """What the next frame will be explained and drawn with."""
         return self._look
 
-    def change(self, **fields: Any) -> Look:
+    def change(self, /, **fields: Any) -> Look:
         """Replace some of the look's attributes, all or none.
 
         Raises:
