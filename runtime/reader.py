@@ -284,7 +284,11 @@ class _Attempt:
                     raise SourceError(f"{reader.source.name} sends no more frames")
                 return
             if picture is None:
-                broken, reader.corrupt, reader.read = broken + 1, reader.corrupt + 1, reader.read + 1
+                broken, reader.corrupt, reader.read = (
+                    broken + 1,
+                    reader.corrupt + 1,
+                    reader.read + 1,
+                )
                 if reader.corrupt == 1:
                     text = f"a frame of {reader.source.name} could not be decoded and is left out"
                     reader._tell(Event("corrupt", text))

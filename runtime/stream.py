@@ -308,9 +308,7 @@ def _forwards(explanation: Explanation) -> int:
     return 0 if explanation.rpi is None else int(np.count_nonzero(~np.isnan(explanation.rpi)))
 
 
-def _check_numbers(
-    fps: float | None, limit: int | None, stall: float, retries: int | None
-) -> None:
+def _check_numbers(fps: float | None, limit: int | None, stall: float, retries: int | None) -> None:
     if fps is not None and not 0 < fps <= 1000:
         raise RequestError(f"fps must lie between 0 and 1000, not {fps}")
     if limit is not None and limit < 1:

@@ -1,6 +1,7 @@
 // The two charts: what each threshold gains, and where the time of a frame goes.
 
 const SPAN = 10; // seconds of history
+const LEFT = 52; // pixels for the labels
 const SVG = "http://www.w3.org/2000/svg";
 
 function element(name, attributes, text) {
@@ -55,7 +56,7 @@ export class Curve {
     const width = this.svg.clientWidth || 300;
     const height = this.svg.clientHeight || 120;
     this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-    const left = 44, right = width - 12, top = 18, floor = height - 20;
+    const left = LEFT, right = width - 12, top = 18, floor = height - 20;
     const known = this.past.filter((value) => value !== undefined);
     const peak = niceTop(Math.max(...known), 0.001);
     const first = taus[0], last = taus[taus.length - 1];
@@ -123,7 +124,7 @@ export class History {
     const paint = canvas.getContext("2d");
     paint.setTransform(ratio, 0, 0, ratio, 0, 0);
     paint.clearRect(0, 0, width, height);
-    const left = 48, right = width - 4, top = 10, floor = height - 18;
+    const left = LEFT, right = width - 4, top = 10, floor = height - 18;
     const most = niceTop(Math.max(...points.map((p) => Math.max(p.latency, p.explain + p.draw))), 5);
     const now = performance.now() / 1000;
     const x = (at) => right - ((right - left) * (now - at)) / SPAN;
@@ -157,8 +158,8 @@ export class History {
     paint.fillStyle = this.colour(colour);
     paint.globalAlpha = 0.85;
     paint.beginPath();
-    for (const p of this.points) paint.lineTo(Math.max(48, x(p.at)), y(upper(p)));
-    for (const p of [...this.points].reverse()) paint.lineTo(Math.max(48, x(p.at)), y(lower(p)));
+    for (const p of this.points) paint.lineTo(Math.max(LEFT, x(p.at)), y(upper(p)));
+    for (const p of [...this.points].reverse()) paint.lineTo(Math.max(LEFT, x(p.at)), y(lower(p)));
     paint.fill();
     paint.globalAlpha = 1;
   }

@@ -9,8 +9,7 @@ const RANKS = ["", "the most probable", "second most probable", "third most prob
 /** Bars that stay where they are while their contents change; a press keeps that class. */
 export class Ranking {
   constructor(list, choose) {
-    Object.assign(this, { list, rows: [], target: -1 });
-    this.press = (row) => choose(this.target === row.index ? -1 : row.index);
+    Object.assign(this, { list, choose, rows: [] });
   }
 
   row() {
@@ -18,14 +17,14 @@ export class Ranking {
     const button = document.createElement("button");
     const name = document.createElement("span");
     const share = document.createElement("span");
-    const row = { item, button, name, share, index: 0 };
+    const row = { item, button, name, share, index: 0, kept: false };
     button.type = "button";
     name.className = "name";
     button.append(name, share);
     // The class that was there when the finger came down, whatever has taken its place since.
-    button.addEventListener("pointerdown", () => { row.held = row.index; });
+    button.addEventListener("pointerdown", () => { row.held = row.kept ? -1 : row.index; });
     button.addEventListener("click", () => {
-      this.press({ index: row.held ?? row.index });
+      this.choose(row.held ?? (row.kept ? -1 : row.index));
       row.held = undefined;
     });
     item.append(button);
@@ -33,7 +32,6 @@ export class Ranking {
   }
 
   show(ranking, explained, target) {
-    this.target = target;
     while (this.rows.length < ranking.length) {
       this.rows.push(this.row());
       this.list.append(this.rows.at(-1).item);
@@ -47,8 +45,9 @@ export class Ranking {
       row.share.textContent = percent(probability);
       row.button.style.setProperty("--share", probability);
       row.button.classList.toggle("explained", index === explained);
-      row.button.setAttribute("aria-pressed", index === target);
-      row.button.title = index === target ? "Explain the most probable again" : "Keep explaining this";
+      row.kept = index === target || label === target; // programs may name a class
+      row.button.setAttribute("aria-pressed", row.kept);
+      row.button.title = row.kept ? "Explain the most probable again" : "Keep explaining this";
     });
   }
 }
@@ -127,8 +126,11 @@ export class ClassSearch {
     this.active = Math.min(Math.max(0, to), this.found.length - 1);
     [...this.list.children].forEach((item, at) => item.classList.toggle("active", at === this.active));
     const item = this.list.children[this.active];
-    if (this.found.length) this.input.setAttribute("aria-activedescendant", item.id);
-    else this.input.removeAttribute("aria-activedescendant");
+    if (!item) {
+      this.input.removeAttribute("aria-activedescendant");
+      return;
+    }
+    this.input.setAttribute("aria-activedescendant", item.id);
     // Not scrollIntoView, which would move the page too.
     if (item.offsetTop < this.list.scrollTop) this.list.scrollTop = item.offsetTop;
     const below = item.offsetTop + item.offsetHeight - this.list.clientHeight;
