@@ -24,6 +24,7 @@ from .runtime.console import err, out, print_error, print_json, progress
 from .runtime.engine import ENGINES
 from .runtime.errors import MissingExtraError, RequestError, WhyCamError
 from .runtime.options import Json, Weights
+from .runtime.stream_commands import stream
 from .train.commands import app as train_app
 
 if TYPE_CHECKING:
@@ -244,6 +245,9 @@ app.command(
 )(evaluate)
 app.command(epilog="Example: whycam info resnet50.onnx")(info)
 app.command(epilog="Example: whycam verify resnet50.onnx --threads 2")(verify)
+app.command(
+    epilog="Example: whycam stream lite0.onnx --source walk.mp4 --tft track --output why.mp4"
+)(stream)
 
 
 @app.command(

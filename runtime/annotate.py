@@ -140,7 +140,8 @@ def _levels(
     if cut > 0:
         _, levels = cv2.threshold(levels, max(cut * 255 - 0.5, 0), 0, cv2.THRESH_TOZERO)
     column, row, columns, rows = cv2.boundingRect(levels)
-    return levels[row : row + rows, column : column + columns], top + row, left + column
+    found = np.asarray(levels[row : row + rows, column : column + columns], np.uint8)
+    return found, top + row, left + column
 
 
 def _edges(placement: Placement) -> tuple[int, int, int, int]:
@@ -178,7 +179,7 @@ def _caption(drawn: Picture, explanation: Explanation, note: str) -> None:
     size = min(max(11, min(height, width) // 30), 48)
     if height < 4 * size or width < 8 * size:
         return  # a frame too small to read on
-    rest = [explanation.method]
+    rest: list[str] = [explanation.method]
     if explanation.threshold is not None:
         rest.append(f"tau {explanation.threshold:.2g}")
     if explanation.rpi is not None and explanation.improved:

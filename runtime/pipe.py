@@ -35,7 +35,7 @@ class Pipe(Generic[T]):
     def put(self, item: T) -> bool:
         """Hand over an item; False: nobody takes any more."""
         with self._changed:
-            if self._latest and len(self._items) >= self._size:
+            if self._latest and len(self._items) >= self._size and not self._closed:
                 self._items.popleft()
                 self.dropped += 1
             while len(self._items) >= self._size and not self._closed:
@@ -54,10 +54,12 @@ class Pipe(Generic[T]):
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Nobody takes any more: what waits is thrown away, and ``put`` and iteration stop."""
+        """Nobody takes any more: ``put`` and iteration stop, whatever waits.
+
+        Changes nothing but a flag, so that a signal handler may call it at any moment.
+        """
         with self._changed:
             self._closed = True
-            self._items.clear()
             self._changed.notify_all()
 
     @property
@@ -72,11 +74,13 @@ class Pipe(Generic[T]):
         with self._changed:
             while not self._items and not self._ended and not self._closed:
                 self._changed.wait()
+            if self._closed:
+                raise StopIteration
             if self._items:
                 item = self._items.popleft()
                 self._changed.notify_all()
                 return item
-            if self._error is not None and not self._closed:
+            if self._error is not None:
                 raise self._error
             raise StopIteration
 

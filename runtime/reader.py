@@ -185,15 +185,15 @@ class Reader:
             silent = 0.0 if since is None else time.monotonic() - since
             if attempt.ready:
                 if self.source.live and silent > self._stall:
-                    attempt.abandoned = True
+                    attempt.abandoned.set()
                     self._abandoned.append(attempt)
                     return f"{self.source.name} has sent no frame for {self._stall:g} s"
             elif self.source.live and silent > _OPENING_SECONDS:
-                attempt.abandoned = True
+                attempt.abandoned.set()
                 self._abandoned.append(attempt)
                 return f"{self.source.name} did not open within {_OPENING_SECONDS:g} s"
             if self._stopped.is_set():
-                attempt.abandoned = True
+                attempt.abandoned.set()
                 attempt.done.wait(1.0)
                 return None
         if attempt.error is None:
@@ -231,7 +231,7 @@ class _Attempt:
         self.waiting: float | None = time.monotonic()
         self.frames = self.taken = 0
         self.seconds = 0.0
-        self.abandoned = False
+        self.abandoned = threading.Event()
         self.error: BaseException | None = None
         self.done = threading.Event()
         self._reader = reader
@@ -272,35 +272,26 @@ class _Attempt:
     def _read_all(self, capture: Capture) -> None:
         reader, live = self._reader, self._reader.source.live
         started, broken = time.perf_counter(), 0
-        while not self.abandoned:
+        while True:
             begun = time.perf_counter()
             self.waiting = time.monotonic()
             there, picture = self._next(capture)
             self.waiting = None
-            if self.abandoned:
+            if self.abandoned.is_set():
                 return
             if not there:
                 if live and reader.source.again:
                     raise SourceError(f"{reader.source.name} sends no more frames")
                 return
+            index, reader.read = reader.read, reader.read + 1
             if picture is None:
-                broken, reader.corrupt, reader.read = (
-                    broken + 1,
-                    reader.corrupt + 1,
-                    reader.read + 1,
-                )
-                if reader.corrupt == 1:
-                    text = f"a frame of {reader.source.name} could not be decoded and is left out"
-                    reader._tell(Event("corrupt", text))
-                if broken >= _CORRUPT_IN_A_ROW:
-                    raise SourceError(
-                        f"{broken} frames of {reader.source.name} in a row could not be decoded"
-                    )
+                broken += 1
+                self._leave_out(broken)
                 continue
             broken = 0
             decoded = arrived = time.perf_counter()
             seconds = self._time(capture, arrived)
-            index, self.taken, reader.read = reader.read, self.taken + 1, reader.read + 1
+            self.taken += 1
             if self._lost_before and self.frames == 0:
                 reader.reconnects += 1
                 reader._tell(Event("back", f"{reader.source.name} is back"))
@@ -315,6 +306,18 @@ class _Attempt:
             reader.handed += 1
             if not reader.frames.put(Frame(index, seconds, picture, decoded - begun, arrived)):
                 return
+
+    def _leave_out(self, broken: int) -> None:
+        """Count a frame that could not be decoded, the last of so many in a row."""
+        reader = self._reader
+        reader.corrupt += 1
+        if reader.corrupt == 1:
+            text = f"a frame of {reader.source.name} could not be decoded and is left out"
+            reader._tell(Event("corrupt", text))
+        if broken >= _CORRUPT_IN_A_ROW:
+            raise SourceError(
+                f"{broken} frames of {reader.source.name} in a row could not be decoded"
+            )
 
     def _next(self, capture: Capture) -> tuple[bool, Picture | None]:
         """Whether there is a frame, and the frame in RGB; None: it is corrupt."""

@@ -129,12 +129,14 @@ class _Pictures:
         self.count = count
 
     def read(self) -> tuple[bool, Picture | None]:
-        for picture in self._pictures:
-            try:
-                return True, read_picture(picture)
-            except ImageError:
-                return True, None
-        return False, None
+        try:
+            picture = next(self._pictures)
+        except StopIteration:
+            return False, None
+        try:
+            return True, read_picture(picture)
+        except ImageError:
+            return True, None
 
     def release(self) -> None:
         pass
@@ -154,7 +156,7 @@ def _camera(device: int | str, name: str, fps: float | None) -> Source:
             capture.set(cv2.CAP_PROP_FPS, fps)  # as near to it as the camera can
         # What waits in a driver's buffer is old. Not every driver can do without.
         capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
-        return capture  # type: ignore[no-any-return]
+        return capture
 
     return Source(name, True, opened)
 
@@ -165,7 +167,7 @@ def _file(path: str) -> Capture:
     capture = cv2.VideoCapture(path)
     if not capture.isOpened():
         raise SourceError(f"{path} is no video that OpenCV can read, or is damaged")
-    return capture  # type: ignore[no-any-return]
+    return capture
 
 
 def _address(url: str) -> Capture:
@@ -183,7 +185,7 @@ def _address(url: str) -> Capture:
             f"cannot open {_without_password(url)} within {_OPEN_SECONDS:g} s: is the address "
             "right, and can it be reached from here?"
         )
-    return capture  # type: ignore[no-any-return]
+    return capture
 
 
 def _gstreamer(pipeline: str) -> Capture:
@@ -200,7 +202,7 @@ def _gstreamer(pipeline: str) -> Capture:
             f"cannot start the GStreamer pipeline '{pipeline}': try it with gst-launch-1.0; it "
             "must end in ... ! videoconvert ! video/x-raw,format=BGR ! appsink drop=1 max-buffers=1"
         )
-    return capture  # type: ignore[no-any-return]
+    return capture
 
 
 def _has_length(capture: Any) -> bool:

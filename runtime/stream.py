@@ -1,4 +1,4 @@
-"""Explanations over a video, frame by frame: reader, network and drawing on threads of their own."""
+"""Explanations over a video, frame by frame: reader and network on threads of their own."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .annotate import Overlay
 from .cam import Method
@@ -56,6 +57,7 @@ class Stream:
 
     Attributes:
         controls: what it explains and draws with; any thread may change it between two frames.
+        source: in words.
         live: whether frames come at their own pace. If so, or with ``drop``, old frames give way
             to new ones where the network is slower.
         fps: frames a second that the source gives, or 0 where it does not say.
@@ -112,7 +114,7 @@ class Stream:
         found = find_source(source, fps)
         if loop and (found.live or not found.again):
             raise RequestError(f"{found.name} cannot begin again: loop is for files")
-        self.live = found.live
+        self.source, self.live = found.name, found.live
         dropping = found.live if drop is None else drop
         self._reader = Reader(
             found, drop=dropping, loop=loop, fps=fps, stall=stall, retries=retries, tell=tell
@@ -169,6 +171,10 @@ class Stream:
         self._given += 1
         return self._draw(explained)
 
+    def stop(self) -> None:
+        """End the iteration at its next step, from any thread or signal handler."""
+        self._explained.close()
+
     def close(self) -> None:
         """End all threads; a read or a run of the network under way is waited for a moment."""
         for pipe in self._pipes:
@@ -210,7 +216,7 @@ class Stream:
             self._tracker.forwards if tracked else _forwards(explanation),
         )
 
-    def _ranked(self, probabilities: np.ndarray) -> tuple[tuple[int, str, float], ...]:
+    def _ranked(self, probabilities: NDArray[np.float32]) -> tuple[tuple[int, str, float], ...]:
         count = min(_RANKED, len(probabilities))
         best = np.argpartition(-probabilities, count - 1)[:count]
         order = best[np.argsort(-probabilities[best], kind="stable")]

@@ -227,7 +227,7 @@ def _first_equal(values: Floats, cuts: Floats) -> NDArray[np.intp]:
 
 
 def kept(values: Floats, cut: np.float32) -> np.intp:
-    """How many pixels a threshold leaves: thresholds of one map that leave as many leave the same."""
+    """How many pixels a threshold leaves; two that leave as many of one map leave the same."""
     # A pixel of value 0 is 0 whether kept or muted.
     return np.count_nonzero((values >= cut) & (values != 0))
 
