@@ -11,8 +11,9 @@ from collections.abc import Collection
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from .errors import MissingExtraError, RequestError
+from .errors import MissingExtraError, RequestError, WhyCamError
 from .live import Controls, StreamFrame
+from .reader import Event
 from .serve_feed import Feed
 from .serve_gate import checked_token, is_loopback, new_token, own_names
 from .serve_packet import State, hello
@@ -20,7 +21,7 @@ from .serve_packet import State, hello
 if TYPE_CHECKING:
     import uvicorn
 
-HOST = "127.0.0.1"
+LOOPBACK = "127.0.0.1"
 _MESSAGE_BYTES = 16 * 1024
 # How long pages may take to hear that the stream has ended.
 _FAREWELL = 1.0
@@ -52,14 +53,13 @@ class Server:
         *,
         engine: str = "",
         source: str = "",
-        host: str = HOST,
+        host: str = LOOPBACK,
         port: int = 8080,
         token: str | None = None,
         clients: int = 8,
         names: Collection[str] = (),
     ) -> None:
-        if not 0 <= port <= 65535:
-            raise RequestError(f"a port is a number from 0 to 65535, not {port}")
+        _check_port(port)
         if clients < 1:
             raise RequestError(f"clients must be 1 or more, not {clients}")
         self.token = None if token is None else checked_token(token)
@@ -81,14 +81,10 @@ class Server:
         """
         if self._thread is not None:
             raise RequestError("a server can be started once: make another one")
-        try:
-            import uvicorn
-            import websockets  # noqa: F401  Uvicorn looks for it when a page connects
+        _check_extra()
+        import uvicorn
 
-            from .serve_app import HEADERS, application
-        except ImportError as error:
-            package = (error.name or "starlette").partition(".")[0]
-            raise MissingExtraError(package, "serve", "the web page of a stream") from error
+        from .serve_app import HEADERS, application
 
         bound = _bind(self._host, self._port)
         address, port = bound.getsockname()[:2]
@@ -131,16 +127,24 @@ class Server:
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
         return address if self.token is None else f"{address}#token={self.token}"
 
-    def publish(self, frame: StreamFrame) -> None:
-        """Show a frame on every page; returns at once, from any thread."""
+    def publish(self, frame: StreamFrame) -> bool:
+        """Show a frame on every page; returns at once, from any thread: True, go on."""
         self.feed.offer(frame)
+        return True
 
     def tell(self, state: State, text: str = "") -> None:
         """Say on every page how the stream is: ``live``, ``lost`` or ``ended``, and in words."""
         self.feed.tell(state, text)
 
+    def tell_event(self, event: Event) -> None:
+        """Say what became of the stream's source."""
+        if event.kind == "lost":
+            self.tell("lost", event.text)
+        elif event.kind == "back":
+            self.tell("live")
+
     def stop(self) -> None:
-        """Let the pages know that the stream has ended, and end the thread."""
+        """Let the pages know that the stream has ended, and end the thread, in 3 s at most."""
         self.feed.end()
         if self._thread is None:
             return
@@ -157,6 +161,8 @@ class Server:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if isinstance(error, WhyCamError):
+            self.tell("ended", f"the stream has ended: {error}")
         self.stop()
 
     def _serve(self, server: uvicorn.Server, bound: socket.socket, ready: threading.Event) -> None:
@@ -182,6 +188,35 @@ class Server:
             server.should_exit = True
             await serving
             stopping.cancel()
+
+
+def check(host: str, port: int, token: str | None) -> None:
+    """See at once, before a model is loaded, what would keep a server from starting.
+
+    Raises:
+        RequestError: see ``Server``.
+        MissingExtraError: see ``Server.start``.
+    """
+    _check_port(port)
+    if token is not None:
+        checked_token(token)
+    _check_extra()
+    _bind(host, port).close()
+
+
+def _check_port(port: int) -> None:
+    if not 0 <= port <= 65535:
+        raise RequestError(f"a port is a number from 0 to 65535, not {port}")
+
+
+def _check_extra() -> None:
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+        import websockets  # noqa: F401  Uvicorn looks for it when a page connects
+    except ImportError as error:
+        package = (error.name or "starlette").partition(".")[0]
+        raise MissingExtraError(package, "serve", "the web page of a stream") from error
 
 
 def _bind(host: str, port: int) -> socket.socket:

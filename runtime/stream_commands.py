@@ -21,6 +21,7 @@ from .console import err, escape, out, print_json, progress
 from .errors import RequestError
 from .live import StreamFrame
 from .options import Engine, Json, Precision, Threads
+from .reader import Event
 from .stream import Stream
 from .track import FORWARDS
 
@@ -49,6 +50,23 @@ def stream(
     show: Annotated[
         bool, typer.Option("--show", help="Open a window; q or Esc closes it.")
     ] = False,
+    serve: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PORT",
+            help="Show it as a web page with controls, for this machine; 0: any free port.",
+        ),
+    ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            help="With --serve: the address to bind to, as 0.0.0.0; pages on other machines then "
+            "need the token that is printed [default: 127.0.0.1]."
+        ),
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(help="With --serve: your own token [default: a new one].")
+    ] = None,
     method: Annotated[
         str | None,
         typer.Option(
@@ -120,6 +138,8 @@ def stream(
     """
     from .explainer import load
     from .live import Look
+    from .serve import LOOPBACK, Server
+    from .serve import check as check_page
     from .window import Window
 
     if output is not None and os.path.exists(source) and output.exists():
@@ -133,6 +153,17 @@ def stream(
         smoothing=smoothing,
         contour=contour,
     )
+    if serve is not None:
+        check_page(host or LOOPBACK, serve, token)
+    elif host is not None or token is not None:
+        raise RequestError("--host and --token are settings of --serve: add it")
+    pages: list[Server] = []
+
+    def tell(event: Event) -> None:
+        err.print(escape(event.text), soft_wrap=True)
+        for page in pages:
+            page.tell_event(event)
+
     _silence_opencv()
     with ExitStack() as stack:
         # A window that cannot be opened, and a place that cannot be written, are known first.
@@ -153,9 +184,21 @@ def stream(
             caption=caption,
             forwards=forwards,
             retries=retries,
-            tell=lambda event: err.print(escape(event.text), soft_wrap=True),
+            tell=tell,
         )
         stack.enter_context(opened)
+        if serve is not None:
+            page = Server(
+                opened.controls,
+                engine=explainer.engine.description,
+                source=opened.source,
+                host=host or LOOPBACK,
+                port=serve,
+                token=token,
+            )
+            pages.append(stack.enter_context(page))
+            sinks.append(page.publish)
+            err.print(escape(f"page: {page.url}"), soft_wrap=True)
         sinks += _files(stack, opened, output, record, codec)
         stopped, report = _run(opened, sinks, limit, as_json)
     report |= {"source": opened.source, "model": str(model)}
