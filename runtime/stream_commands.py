@@ -191,7 +191,7 @@ def stream(
             page = Server(
                 opened.controls,
                 engine=explainer.engine.description,
-                source=opened.source,
+                source=os.path.basename(source) if os.path.exists(source) else opened.source,
                 host=host or LOOPBACK,
                 port=serve,
                 token=token,

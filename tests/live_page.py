@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -66,14 +67,12 @@ class Publisher:
 class Page:
     """What a page does, by hand: nothing is said to be seen that the test does not say."""
 
-    def __init__(self, server: Server, token: str | None = None, **options: Any) -> None:
+    def __init__(self, url: str, token: str | None = None) -> None:
         from websockets.sync.client import connect
 
         offered = ["whycam.1", f"token.{token}"] if token else ["whycam.1"]
-        port = server.url.split("#")[0].rstrip("/").rpartition(":")[2]
-        self.socket = connect(
-            f"ws://127.0.0.1:{port}/stream", subprotocols=offered, compression=None, **options
-        )
+        place = f"ws://127.0.0.1:{urlsplit(url).port}/stream"
+        self.socket = connect(place, subprotocols=offered, compression=None)
 
     def __enter__(self) -> Page:
         return self

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from live_page import Page, frame_of
 from PIL import Image
 
+from whycam.cli import main
 from whycam.runtime.errors import MissingExtraError, RequestError
 from whycam.runtime.live import Controls, StreamFrame
 from whycam.runtime.serve import Server
@@ -84,7 +86,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 5) -> None:
 
 
 def test_page_is_told_what_the_file_supports(server, tiny):
-    with Page(server) as page:
+    with Page(server.url) as page:
         hello = page.hear("hello")
     assert (hello["model"], hello["engine"], hello["source"]) == (
         "tiny",
@@ -101,13 +103,13 @@ def test_methods_whose_thresholds_cannot_be_swept_say_so(manifest_of):
     manifest = manifest_of(
         embedded_preprocess=True, outputs=("map",), map_method="gradcam", methods=("gradcam",)
     )
-    with Server(Controls(manifest), port=0) as server, Page(server) as page:
+    with Server(Controls(manifest), port=0) as server, Page(server.url) as page:
         assert page.hear("hello")["methods"] == [{"name": "gradcam", "sweeps": ["off"]}]
 
 
 def test_picture_and_numbers_of_a_frame_come_together(server, frames, controls):
     controls.change(tft="every")
-    with Page(server) as page:
+    with Page(server.url) as page:
         page.hear("state")
         for index in range(4):
             frame = frames(index)
@@ -126,19 +128,19 @@ def test_picture_and_numbers_of_a_frame_come_together(server, frames, controls):
 
 def test_large_frames_are_shrunk(server, tiny, controls):
     server.publish(frame_of(tiny, controls, 1, (1080, 2560)))
-    with Page(server) as page:
+    with Page(server.url) as page:
         got = page.see()
     assert got["size"] == [1080, 2560]
     assert shown(got).shape == (540, 1280, 3)
 
 
 def test_lost_source_is_told_to_pages_there_and_to_come(server):
-    with Page(server) as early:
+    with Page(server.url) as early:
         assert early.hear("state")["state"] == "live"
         server.tell("lost", "the camera does not answer")
         told = early.hear("state")
     assert (told["state"], told["text"]) == ("lost", "the camera does not answer")
-    with Page(server) as late:
+    with Page(server.url) as late:
         assert late.hear("state")["state"] == "lost"
 
 
@@ -146,7 +148,7 @@ def test_lost_source_is_told_to_pages_there_and_to_come(server):
 
 
 def test_slow_page_gets_the_newest_frame_when_it_is_ready(server, frames):
-    with Page(server) as page:
+    with Page(server.url) as page:
         page.hear("state")
         under_way = []
         for index in range(2):
@@ -171,7 +173,7 @@ def test_page_that_reads_nothing_does_not_hold_up_the_stream_or_others(server, t
             b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
         )
         wait_for(lambda: server.feed.clients == 1)
-        with Page(server) as page:
+        with Page(server.url) as page:
             page.hear("state")
             begun = time.perf_counter()
             for _ in range(1000):
@@ -188,7 +190,7 @@ def test_frame_is_encoded_once_for_all_pages_and_not_at_all_without_any(server, 
     for index in range(5):
         server.publish(frames(index))
     assert server.feed.encoded == 0
-    pages = [Page(server) for _ in range(3)]
+    pages = [Page(server.url) for _ in range(3)]
     assert [page.see()["index"] for page in pages] == [4, 4, 4]
     assert server.feed.encoded == 1
     server.publish(frames(5))
@@ -206,7 +208,7 @@ def test_frame_is_encoded_once_for_all_pages_and_not_at_all_without_any(server, 
 
 
 def test_change_acts_on_the_stream_and_is_told_to_every_page(server, controls):
-    with Page(server) as mine, Page(server) as other:
+    with Page(server.url) as mine, Page(server.url) as other:
         assert other.hear("look")["look"]["opacity"] == controls.look.opacity
         mine.hear("look")
         wanted = {"opacity": 0.25, "method": "layercam", "target": 2, "tft": "every"}
@@ -217,7 +219,7 @@ def test_change_acts_on_the_stream_and_is_told_to_every_page(server, controls):
 
 
 def test_change_by_the_program_is_told_with_the_next_frame(server, controls, frames):
-    with Page(server) as page:
+    with Page(server.url) as page:
         page.hear("look")
         controls.change(smoothing=0.0)
         server.publish(frames(0))
@@ -243,7 +245,7 @@ def test_change_by_the_program_is_told_with_the_next_frame(server, controls, fra
 )
 def test_bad_message_is_refused_in_words_and_changes_nothing(server, controls, message, words):
     before = controls.look
-    with Page(server) as page:
+    with Page(server.url) as page:
         page.say(message)
         told = page.hear("refused")
         assert words in told["text"]
@@ -254,7 +256,7 @@ def test_bad_message_is_refused_in_words_and_changes_nothing(server, controls, m
 
 
 def test_huge_message_ends_that_connection_alone(server, controls):
-    with Page(server) as page, Page(server) as other:
+    with Page(server.url) as page, Page(server.url) as other:
         page.say("x" * 20_000)
         with pytest.raises(closed.ConnectionClosed) as ended:
             page.hear("refused")
@@ -279,7 +281,7 @@ def test_any_bytes_are_read_or_refused(message):
 def test_token_is_asked_for(controls, given_token, code):
     with Server(controls, port=0, token=TOKEN) as server:
         assert server.url.endswith(f"/#token={TOKEN}")
-        with Page(server, given_token) as page:
+        with Page(server.url, given_token) as page:
             if code is None:
                 assert page.hear("hello")["model"] == "tiny"
                 return
@@ -293,9 +295,9 @@ def test_other_machines_need_a_token_that_is_made_where_none_is_given(controls):
         token = server.url.partition("#token=")[2]
         assert len(token) >= 20
         assert not server.url.startswith("http://0.0.0.0")
-        with Page(server) as page, pytest.raises(closed.ConnectionClosed):
+        with Page(server.url) as page, pytest.raises(closed.ConnectionClosed):
             page.hear("hello")
-        with Page(server, token) as page:
+        with Page(server.url, token) as page:
             page.hear("hello")
         assert request(server, Host="evil.example").status == 403
         assert request(server, Host="192.168.1.20:8080").status == 200
@@ -341,13 +343,13 @@ def test_no_name_under_a_foreign_domain_is_let_in(text):
 
 def test_pages_beyond_those_allowed_are_turned_away(controls):
     with Server(controls, port=0, clients=1) as server:
-        with Page(server) as first:
+        with Page(server.url) as first:
             first.hear("hello")
-            with Page(server) as second, pytest.raises(closed.ConnectionClosed) as ended:
+            with Page(server.url) as second, pytest.raises(closed.ConnectionClosed) as ended:
                 second.hear("hello")
         assert ended.value.rcvd.code == 4429
         wait_for(lambda: server.feed.clients == 0)
-        with Page(server) as third:
+        with Page(server.url) as third:
             third.hear("hello")
 
 
@@ -381,7 +383,7 @@ def test_stop_tells_the_pages_and_leaves_no_thread_and_no_port(controls, frames)
     before = set(threading.enumerate())
     server = Server(controls, port=0).start()
     port = urlsplit(server.url).port
-    with Page(server) as page:
+    with Page(server.url) as page:
         page.hear("state")
         server.publish(frames(0))
         server.stop()
@@ -404,7 +406,7 @@ def test_interrupt_of_the_stream_stops_the_server(controls, server):
     with pytest.raises(KeyboardInterrupt), Server(controls, port=0) as other:
         raise KeyboardInterrupt
     with pytest.raises(ConnectionRefusedError):
-        Page(other)
+        Page(other.url)
 
 
 def test_port_in_use_is_told(server, controls):
@@ -436,3 +438,67 @@ def test_without_the_extra_its_install_is_named(controls, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(MissingExtraError, match=r"'uvicorn'.*pip install \"whycam\[serve\]\""):
         Server(controls, port=0).start()
+
+
+# From the command line.
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(3):
+        pixels = np.random.default_rng(index).integers(0, 256, (40, 60, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return folder
+
+
+def whycam(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    return stop.value.code
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_stream_serves_its_page_while_it_runs(tiny, pictures, monkeypatch, capsys):
+    monkeypatch.setattr("whycam.runtime.explainer.load", lambda *_, **__: tiny)
+    port, heard = free_port(), []
+
+    def visit() -> None:
+        wait_for(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, 30)
+        with Page(f"http://127.0.0.1:{port}/") as page:
+            heard.append(page.hear("hello")["source"])
+            page.say({"kind": "change", "look": {"opacity": 0, "tft": "every"}})
+            wait_for(lambda: page.see()["look"]["opacity"] == 0)
+            heard.append(page.see()["explanation"]["taus"])
+            with suppress(closed.ConnectionClosed):
+                while True:
+                    page.see()
+
+    visitor = threading.Thread(target=visit)
+    visitor.start()
+    play = ["--loop", "--drop", "--fps", 25, "--limit", 60]
+    assert whycam("stream", "tiny.onnx", "-s", pictures, *play, "--serve", port) == 0
+    visitor.join(10)
+    assert heard == ["pictures", list(tiny.manifest.tft.taus)]
+    assert f"page: http://127.0.0.1:{port}/" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--host", "0.0.0.0"], "settings of --serve"),
+        (["--serve", "PORT"], "the port is in use"),
+        (["--serve", "0", "--token", "short"], "12 to 128"),
+    ],
+)
+def test_what_cannot_be_served_is_told_before_the_model_is_read(server, capsys, arguments, words):
+    port = str(urlsplit(server.url).port)
+    given = [port if each == "PORT" else each for each in arguments]
+    assert whycam("stream", "no-such-model.onnx", *given) == 2
+    assert words in capsys.readouterr().err

@@ -144,7 +144,7 @@ const connection = new Connection({
     }
   },
   stale(seconds) {
-    if (seconds) say("wait", `still for ${seconds} s`);
+    if (seconds && shown.frames) say("wait", `still for ${seconds} s`);
     else sayState();
   },
 });

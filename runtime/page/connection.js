@@ -95,13 +95,16 @@ export class Connection {
     const size = new DataView(data).getUint32(0);
     const numbers = JSON.parse(new TextDecoder().decode(new Uint8Array(data, 4, size)));
     const jpeg = new Blob([new Uint8Array(data, 4 + size)], { type: "image/jpeg" });
-    const picture = await createImageBitmap(jpeg);
-    if (this.paused) await new Promise((resolve) => { this.resume = resolve; });
-    // A hidden page is given no animation frames, so it asks for no more pictures either.
-    await new Promise(requestAnimationFrame);
-    if (socket === this.socket || !this.socket) this.on.frame(numbers, picture);
-    picture.close();
-    if (socket === this.socket) this.send({ kind: "seen", sequence: numbers.sequence });
+    try {
+      const picture = await createImageBitmap(jpeg);
+      if (this.paused) await new Promise((resolve) => { this.resume = resolve; });
+      // A hidden page is given no animation frames, so it asks for no more pictures either.
+      await new Promise(requestAnimationFrame);
+      if (socket === this.socket || !this.socket) this.on.frame(numbers, picture);
+      picture.close();
+    } finally {
+      if (socket === this.socket) this.send({ kind: "seen", sequence: numbers.sequence });
+    }
   }
 
   closed(code) {
