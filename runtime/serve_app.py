@@ -65,7 +65,9 @@ def application(
     """
 
     async def stream(socket: WebSocket) -> None:
-        offered = socket.scope["subprotocols"]
+        # Not the scope's own list, which some versions of Uvicorn leave in one piece.
+        lines = socket.headers.getlist("sec-websocket-protocol")
+        offered = [each.strip() for line in lines for each in line.split(",")]
         await socket.accept(PROTOCOL if PROTOCOL in offered else None)
         given = [
             each.removeprefix(TOKEN_PREFIX) for each in offered if each.startswith(TOKEN_PREFIX)

@@ -235,7 +235,7 @@ def test_page_tells_loss_and_end_and_goes_on_when_the_stream_begins_again(browse
         assert browser.find_element("id", "veil-text").text == "The camera does not answer."
         server.tell("live")
         until(lambda: state(browser) == "live")
-        until(lambda: state(browser).startswith("still for"))
+        until(lambda: state(browser).startswith("stands still"))
     until(lambda: state(browser) == "ended")
     assert "The stream has ended." in browser.find_element("id", "veil-text").text
     with Server(controls, port=urlsplit(server.url).port) as again:

@@ -39,7 +39,8 @@ function sayState() {
 }
 
 function sentence(text) {
-  return `${text[0].toUpperCase()}${text.slice(1)}${/[.!?…]$/.test(text) ? "" : "."}`;
+  const begun = /^[a-z]+\b[^=]/.test(text) ? text[0].toUpperCase() + text.slice(1) : text;
+  return /[.!?…]$/.test(begun) ? begun : `${begun}.`;
 }
 
 function figure(id, value, unit = "") {
@@ -129,6 +130,7 @@ const connection = new Connection({
   },
   link(name, seconds) {
     shown.open = name === "open";
+    document.querySelector(".side").inert = !shown.open;
     $("ask").hidden = name !== "token";
     if (name === "open") sayState();
     if (name === "token") {
@@ -143,8 +145,8 @@ const connection = new Connection({
         : seconds > 1 ? "The stream does not answer. Trying again …" : "Connecting …");
     }
   },
-  stale(seconds) {
-    if (seconds && shown.frames) say("wait", `still for ${seconds} s`);
+  stale(still) {
+    if (still && shown.frames) say("wait", "stands still");
     else sayState();
   },
 });

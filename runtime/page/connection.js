@@ -9,7 +9,7 @@ const STORE = "whycam-token";
 export class Connection {
   /**
    * @param {object} on what to call: hello, look, refused, frame, state (all with the message),
-   *   link(name, seconds): "open", "waiting", "token", "full"; stale(seconds).
+   *   link(name, seconds): "open", "waiting", "token", "full"; stale(whether a live stream stands still).
    */
   constructor(on) {
     this.on = on;
@@ -130,7 +130,7 @@ export class Connection {
     const still = performance.now() - this.lastFrame;
     const open = this.socket?.readyState === WebSocket.OPEN;
     if (open && this.live && !this.paused && !document.hidden) {
-      this.on.stale(still > STALE ? Math.round(still / 1000) : 0);
+      this.on.stale(still > STALE);
     }
   }
 }
