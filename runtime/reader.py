@@ -138,7 +138,8 @@ class Reader:
         try:
             self._rounds()
         except BaseException as error:
-            self._error = error
+            if not self._opened.is_set():
+                self._error = error
             self.frames.end(error)
         else:
             self.frames.end()
