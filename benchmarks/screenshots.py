@@ -1,6 +1,6 @@
 """Make docs/pictures/stream.jpg: the page of a stream in Chromium, on a desk and on a phone.
 
-    python docs/screenshots.py lite0.onnx cockatoo.mp4 --at 12
+    python benchmarks/screenshots.py lite0.onnx cockatoo.mp4
 
 Plays the video with `--tft track`, as `whycam stream --serve` does, and waits for a moment of it.
 Needs the extra `dev`, and Debian's packages chromium and chromium-driver.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import io
 import shutil
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +31,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("video")
-    parser.add_argument("--at", type=float, default=12.0, help="seconds of the video")
+    parser.add_argument("--at", type=float, default=10.3, help="seconds of the video")
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/pictures/stream.jpg"))
     given = parser.parse_args()
     explainer = whycam.load(given.model)
-    browsers = [open_browser(*DESK, phone=False), open_browser(*PHONE, phone=True)]
+    desk, phone = open_browser(*DESK, phone=False), open_browser(*PHONE, phone=True)
     try:
-        shots = play(explainer, given.video, given.at, browsers)
+        shots = play(explainer, given.video, given.at, desk, phone)
     finally:
-        for browser in browsers:
-            browser.quit()
+        desk.quit()
+        phone.quit()
     save(join(*shots), given.output)
     print(f"{given.output}: {given.output.stat().st_size} bytes")
 
 
-def play(explainer: whycam.Explainer, video: str, at: float, browsers: list[Any]) -> list[bytes]:
-    """What the browsers show of a video at a time of it; it goes on while they are asked."""
+def play(
+    explainer: whycam.Explainer, video: str, at: float, desk: Any, phone: Any
+) -> tuple[bytes, ...]:
+    """What both browsers show of a video at a time of it.
+
+    The phone comes in for the last frame, so that the figures are those of one page.
+    """
     opened = whycam.stream(explainer, video, tft="track", drop=True, loop=True, caption=False)
     server = Server(
         opened.controls,
@@ -55,31 +59,24 @@ def play(explainer: whycam.Explainer, video: str, at: float, browsers: list[Any]
         source=Path(video).name,
         port=0,
     )
-    done = threading.Event()
-
-    def run() -> None:
+    with opened, server:
+        desk.get(server.url)
         for frame in opened:
             server.publish(frame)
-            if done.is_set():
-                return
-
-    with opened, server:
-        player = threading.Thread(target=run)
-        player.start()
-        try:
-            for browser in browsers:
-                browser.get(server.url)
-            first = browsers[0]
-            reached = "return (window.whycam?.numbers?.seconds ?? 0)"
-            WebDriverWait(first, 120, 0.02).until(lambda _: first.execute_script(reached) >= at)
-        finally:
-            done.set()
-            player.join()
+            if frame.seconds >= at:
+                break
         # Both show the last frame, for it is a few seconds until they say that it stands still.
-        last = f"return window.whycam.numbers.sequence == {server.feed.sequence}"
-        for browser in browsers:
-            WebDriverWait(browser, 3, 0.02).until(lambda each: each.execute_script(last))
-        return [browser.get_screenshot_as_png() for browser in browsers]
+        return tuple(shown(page, server) for page in (desk, phone))
+
+
+def shown(page: Any, server: Server) -> bytes:
+    """A page with the last frame on it."""
+    if not page.current_url.startswith("http"):
+        page.get(server.url)
+    last = f"return window.whycam?.numbers?.sequence == {server.feed.sequence}"
+    WebDriverWait(page, 3, 0.02).until(lambda _: page.execute_script(last))
+    page.execute_script("document.getAnimations().forEach((each) => each.finish())")
+    return bytes(page.get_screenshot_as_png())
 
 
 def open_browser(width: int, height: int, phone: bool) -> Any:
