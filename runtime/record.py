@@ -14,10 +14,10 @@ from .live import StreamFrame
 
 
 def record_of(frame: StreamFrame) -> dict[str, Any]:
-    """The numbers of a frame, ready for JSON."""
+    """The numbers of a frame, ready for JSON; ``index`` is the class explained."""
     timing = {name: round(value, 6) for name, value in msgspec.to_builtins(frame.timing).items()}
     return {
-        "index": frame.index,
+        "frame": frame.index,
         "seconds": round(frame.seconds, 6),
         **frame.explanation.to_dict(),
         "ranking": [
@@ -25,7 +25,6 @@ def record_of(frame: StreamFrame) -> dict[str, Any]:
             for index, label, probability in frame.ranking
         ],
         "dropped": frame.dropped,
-        "tft_mode": frame.look.tft,
         "timing": timing,
     }
 

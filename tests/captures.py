@@ -18,13 +18,13 @@ CORRUPT = "corrupt"
 
 def picture(number: int, size: tuple[int, int] = (48, 64)) -> np.ndarray:
     """uint8 [h, w, 3]: grey says which frame it is, and a bright square gives it a map."""
-    found = np.full((*size, 3), (12 * number) % 240, np.uint8)
+    found = np.full((*size, 3), (20 * number) % 240, np.uint8)
     found[size[0] // 3 : size[0] // 2, size[1] // 3 : size[1] // 2] = 255
     return found
 
 
 def number_of(frame: np.ndarray) -> int:
-    return round(float(np.median(frame[0])) / 12)
+    return round(float(np.median(frame[0])) / 20)
 
 
 class FakeCapture:
