@@ -26,6 +26,7 @@ from .runtime.doctor_command import doctor
 from .runtime.engine import ENGINES
 from .runtime.errors import RequestError, WhyCamError
 from .runtime.options import Json, Weights
+from .runtime.stream_commands import stream
 from .train.commands import app as train_app
 
 if TYPE_CHECKING:
@@ -260,6 +261,9 @@ app.command(epilog="Example: whycam half resnet50.onnx -o resnet50.fp16.onnx")(h
 app.command(
     epilog="Example: whycam doctor --check resnet50.onnx --pictures photos/ -o report.json"
 )(doctor)
+app.command(
+    epilog="Example: whycam stream lite0.onnx --source walk.mp4 --tft track --output why.mp4"
+)(stream)
 
 
 @app.command(

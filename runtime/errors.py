@@ -11,6 +11,10 @@ class ImageError(WhyCamError):
     """A picture cannot be read or has an unusable type, shape or size."""
 
 
+class SourceError(WhyCamError):
+    """A video source is missing, cannot be opened, was lost for good, or gives no frame."""
+
+
 class ModelFileError(WhyCamError):
     """A model file is missing, damaged, foreign, or does not match its manifest."""
 

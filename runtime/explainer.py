@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -112,11 +112,49 @@ class Explainer:
             results.extend(self._explain_batch(pictures, part, way, geometry, progress))
         return results if many else results[0]
 
-    def _way(self, method: Method | None, tft: Thresholding) -> Route:
+    def explain_prepared(
+        self,
+        picture: Picture,
+        images: Images,
+        placement: Placement,
+        target: int | str = -1,
+        method: Method | None = None,
+        tft: Thresholding = None,
+        choose: Callable[[Request, Tft], Choice] | None = None,
+    ) -> tuple[Explanation, Floats]:
+        """Explain one picture whose input was prepared before, as a stream's frames are.
+
+        Args:
+            picture: uint8 [h, w, 3], RGB.
+            images, placement: of this picture alone, see ``inputs``.
+            target, method, tft: see ``explain``.
+            choose: finds the threshold with TFT, instead of a sweep.
+
+        Returns:
+            The explanation, and the probabilities of all classes, float32 [C].
+
+        Raises:
+            RequestError, EngineError: see ``explain``.
+        """
+        way = self._way(method, tft, outside=choose is not None)
+        (wanted,) = per_picture(target, 1, False, self.manifest)
+        found = self._outputs(images, np.array([[wanted]], np.int64), way.outputs, way.swept)
+        index = int(found["targets"][0, 0])
+        values = self._maps(images, found, way, None)[0, 0]
+        request = Request(images[0], values, index, float(found["probabilities"][0, index]))
+        if choose is not None and isinstance(way.settings, Tft):
+            choice: Choice | None = choose(request, way.settings)
+        else:
+            (choice,) = self._choices([request], [(0, 0)], found, way)
+        explained = self._explanation(picture, placement, request, choice, way, "input")
+        return explained, found["probabilities"][0]
+
+    def _way(self, method: Method | None, tft: Thresholding, outside: bool = False) -> Route:
+        """``outside``: thresholds are tried by somebody else."""
         way = route(self.manifest, method, tft)
-        if self.draft is None or not isinstance(way.settings, Tft):
+        if not isinstance(way.settings, Tft) or (self.draft is None and not outside):
             return way
-        if way.prior is not None:
+        if way.prior is not None and not outside:
             raise RequestError(
                 f"forwards={way.settings.forwards} and sweep_in are two ways to save forwards: use "
                 "one of them"

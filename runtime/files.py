@@ -28,7 +28,8 @@ def replacing(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir():
             raise OutputError(f"cannot write {target}: it is a folder")
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        # The ending stays: some writers choose a format by it.
+        handle, name = tempfile.mkstemp(target.suffix, f".{target.stem}.", target.parent)
         os.close(handle)
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror or error}") from error

@@ -73,7 +73,7 @@ class Controls:
         """What the next frame will be explained and drawn with."""
         return self._look
 
-    def change(self, **fields: Any) -> Look:
+    def change(self, /, **fields: Any) -> Look:
         """Replace some of the look's attributes, all or none.
 
         Raises:
@@ -98,6 +98,11 @@ class Controls:
     def _checked(self, look: Look) -> Look:
         per_picture(look.target, 1, False, self._manifest)
         route(self._manifest, look.method, None if look.tft == "off" else True)
+        if look.tft == "track" and self._manifest.embedded_preprocess:
+            raise RequestError(
+                "tft=track shows the network masked images, and a graph with --embed-preprocess "
+                "takes whole pictures only: use every, or export without --embed-preprocess"
+            )
         return look
 
 

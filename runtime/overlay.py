@@ -28,13 +28,13 @@ def blend(picture: Picture, values: NDArray[np.float32], opacity: float = 0.6) -
 
     # In 8 bits throughout: what an eye can tell apart, at a tenth of the time that floats take.
     levels = cv2.convertScaleAbs(values, alpha=255)
-    kept, colours = _tables(opacity)
+    kept, colours = tables(opacity)
     shown = cv2.multiply(picture, cv2.applyColorMap(levels, kept), scale=1 / 255)
     return np.asarray(cv2.add(shown, cv2.applyColorMap(levels, colours)))
 
 
-@lru_cache(maxsize=8)
-def _tables(opacity: float) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+@lru_cache(maxsize=128)
+def tables(opacity: float) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """For each level of a map, how much of the picture stays, and the colour laid over it.
 
     Each uint8 [256, 1, 3], of 255.

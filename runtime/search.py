@@ -187,17 +187,18 @@ def next_step(belief: Belief) -> Array:
     return xp.astype(index == first, expected.dtype)
 
 
-def observe(belief: Belief, step: Array, gain: Array) -> Belief:
-    """Condition the Gaussian on one gain seen, with noise of variance 1e-2.
+def observe(belief: Belief, step: Array, gain: Array, noise: float = _NOISE) -> Belief:
+    """Condition the Gaussian on one gain seen.
 
     Args:
         belief: before.
         step: which threshold, one-hot float [..., T].
         gain: y there, float [...].
+        noise: variance of what is seen around the gain that is believed in.
     """
     xp = array_api_compat.array_namespace(belief.mean)
     column = xp.sum(belief.covariance * step[..., None, :], axis=-1)
-    variance = xp.sum(column * step, axis=-1) + _NOISE
+    variance = xp.sum(column * step, axis=-1) + noise
     weights = column / variance[..., None]
     surprise = gain - xp.sum(belief.mean * step, axis=-1)
     return Belief(

@@ -176,8 +176,8 @@ def _searched(
         tried = [int(step) for step in chosen.argmax(-1)]
         wanted, same = [], []
         for index, step in enumerate(tried):
-            kept = int(_kept(requests[index].map, cuts[index][step]))
-            same.append(known[index].setdefault(kept, step))
+            pixels = int(kept(requests[index].map, cuts[index][step]))
+            same.append(known[index].setdefault(pixels, step))
             if same[-1] == step:
                 wanted.append((index, step))
         _evaluate(classify, requests, cuts, wanted, masked, settings, batch)
@@ -199,7 +199,7 @@ def _evaluate(
 ) -> None:
     """Write into ``masked`` what the network answers at the (request, threshold) pairs wanted."""
     for chunk in _chunks(wanted, batch):
-        images = np.stack([_masked(requests[i], cuts[i][step], settings) for i, step in chunk])
+        images = np.stack([masked_for(requests[i], cuts[i][step], settings) for i, step in chunk])
         for (index, step), row in zip(chunk, classify(images), strict=True):
             masked[index][step] = row[requests[index].target]
 
@@ -214,23 +214,25 @@ def _chunks(items: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int,
         yield items[start : start + size]
 
 
-def _masked(request: Request, cut: np.float32, settings: Tft) -> Floats:
+def masked_for(request: Request, cut: np.float32, settings: Tft) -> Floats:
+    """The image as the network is shown it at one threshold, float32 [3, H, W]."""
     thresholded = tft.threshold_map(request.map, cut)
     return masked_image(request.image, tft.mask_of(thresholded, settings.mask))
 
 
 def _first_equal(values: Floats, cuts: Floats) -> NDArray[np.intp]:
     """For each threshold the first one that leaves the same thresholded map."""
-    kept = _all_kept(values, cuts)
-    _, first, inverse = np.unique(kept, return_index=True, return_inverse=True)
+    pixels = _all_kept(values, cuts)
+    _, first, inverse = np.unique(pixels, return_index=True, return_inverse=True)
     return np.asarray(first[inverse], dtype=np.intp)
 
 
 def _all_kept(values: Floats, cuts: Floats) -> NDArray[np.intp]:
-    return np.array([_kept(values, cut) for cut in cuts])
+    return np.array([kept(values, cut) for cut in cuts])
 
 
-def _kept(values: Floats, cut: np.float32) -> np.intp:
+def kept(values: Floats, cut: np.float32) -> np.intp:
+    """How many pixels a threshold leaves; two that leave as many of one map leave the same."""
     # A pixel of value 0 is 0 whether kept or muted.
     return np.count_nonzero((values >= cut) & (values != 0))
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from agreement import overlap
+from chromium import chromium
 from PIL import Image
 
 import whycam
@@ -45,21 +46,12 @@ def address(home) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    selenium = pytest.importorskip("selenium.webdriver")
-    from selenium.webdriver.chrome.service import Service
-
-    options = selenium.ChromeOptions()
-    for switch in (
-        "--headless=new", "--no-sandbox", "--window-size=1120,900", "--disable-gpu",
-        "--disable-dev-shm-usage", "--use-fake-device-for-media-stream",
+    with chromium(
+        "--window-size=1120,900",
+        "--use-fake-device-for-media-stream",
         "--use-fake-ui-for-media-stream",
-    ):  # fmt: skip
-        options.add_argument(switch)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    options.binary_location = shutil.which("chromium") or ""
-    driver = selenium.Chrome(options=options, service=Service(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
+    ) as driver:
+        yield driver
 
 
 @pytest.fixture(scope="module")

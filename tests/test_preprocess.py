@@ -33,7 +33,8 @@ def torchvision_view(picture: np.ndarray, resize: int | tuple[int, int], size: t
     return np.asarray(chain(Image.fromarray(picture)))
 
 
-SHAPES = [(301, 457), (457, 301), (225, 225), (64, 50), (33, 901), (901, 33), (3, 2), (1, 1)]
+SHAPES = [(301, 457), (457, 301), (225, 225), (64, 50), (33, 901), (901, 33), (3, 2), (1, 1),
+          (720, 1280), (320, 180), (96, 640)]  # fmt: skip
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -1,0 +1,129 @@
+"""How close following the threshold of a video stays to sweeping all of them at each frame.
+
+    python benchmarks/track.py lite0.onnx cockatoo.mp4 bikes.mp4 --methods gradcam,layercam
+
+Both choose from the same maps. For each video, method and reading of TFT: forwards a frame, the
+mean rpi beside the full sweep's, and the IoU of what the two masks keep. Accuracy only: a busy
+machine does not change the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import whycam
+from whycam.runtime.bench_report import machine
+from whycam.runtime.reader import Frame, Reader
+from whycam.runtime.source import find_source
+from whycam.runtime.sweep import Choice, Request, sweep
+from whycam.runtime.tft import Tft
+from whycam.runtime.track import FORWARDS, Tracker
+
+READINGS = (Tft("binary", "value"), Tft("soft", "rank"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("videos", nargs="+")
+    parser.add_argument("--methods", default="gradcam")
+    parser.add_argument("--forwards", type=float, default=FORWARDS)
+    parser.add_argument("--frames", type=int, help="of each video")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    explainer = whycam.load(options.model, threads=options.threads)
+    rows = [
+        measured(explainer, video, method, reading, options.forwards, options.frames)
+        for video in options.videos
+        for method in options.methods.split(",")
+        for reading in READINGS
+    ]
+    about = {**machine(), "threads": options.threads}
+    if options.json:
+        print(json.dumps({**about, "rows": rows}))
+        return
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()))
+    out = Console(highlight=False, width=140)
+    out.print(table)
+    out.print(about)
+
+
+def measured(
+    explainer: whycam.Explainer,
+    video: str,
+    method: str,
+    reading: Tft,
+    forwards: float,
+    limit: int | None,
+) -> dict[str, Any]:
+    tracker = Tracker(explainer.probabilities, forwards)
+    pairs: list[tuple[Choice, Choice]] = []
+    spent: list[int] = []
+
+    def both(request: Request, _: Tft) -> Choice:
+        (full,) = sweep(explainer.probabilities, [request], reading, explainer.batch)
+        followed = tracker.choose(request, reading)
+        pairs.append((full, followed))
+        spent.append(tracker.forwards)
+        return full
+
+    indices = []
+    for frame in frames_of(video, limit, f"{Path(video).name} {method} {reading.mask}"):
+        images, (placement,) = explainer.inputs([frame.picture])
+        found, _ = explainer.explain_prepared(
+            frame.picture, images, placement, -1, method, True, both
+        )
+        indices.append(found.index)
+    full, followed = (np.array([_best(pair[side]) for pair in pairs]) for side in (0, 1))
+    return {
+        "video": Path(video).name,
+        "method": method,
+        "reading": f"{reading.mask}, {reading.thresholds}",
+        "frames": len(pairs),
+        "class changes": int(np.count_nonzero(np.diff(indices))),
+        "forwards": float(np.mean(spent)),
+        "most": max(spent[1:], default=0),
+        "rpi, swept": float(full.mean()),
+        "rpi, tracked": float(followed.mean()),
+        "ratio": float(followed.mean() / full.mean()) if full.mean() else 1.0,
+        "IoU": float(np.mean([overlap(*pair) for pair in pairs])),
+        "same tau": float(np.mean([a.threshold == b.threshold for a, b in pairs])),
+    }
+
+
+def frames_of(video: str, limit: int | None, title: str) -> Any:
+    reader = Reader(find_source(video), drop=False)
+    total = min(n for n in (reader.total, limit) if n is not None)
+    frame: Frame
+    for number, frame in enumerate(
+        track(reader.frames, description=title, total=total, transient=True)
+    ):
+        if limit is not None and number >= limit:
+            break
+        yield frame
+    reader.close()
+
+
+def _best(choice: Choice) -> float:
+    return float(np.nanmax(choice.rpi))
+
+
+def overlap(a: Choice, b: Choice) -> float:
+    one, other = a.mask > 0, b.mask > 0
+    union = np.count_nonzero(one | other)
+    return np.count_nonzero(one & other) / union if union else 1.0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+// The page: what the stream says is shown, what the person does is asked for.
+
+import { Curve, History, percent } from "./charts.js";
+import { ClassSearch, Ranking } from "./classes.js";
+import { Connection } from "./connection.js";
+import { Controls } from "./controls.js";
+
+const CHARTS = 100; // ms between drawings of the charts
+const FIGURES = 250; // ms between changes of the figures, which are to be read
+const $ = (id) => document.getElementById(id);
+
+const change = (look) => connection.send({ kind: "change", look });
+const choose = (target) => change({ target });
+const curve = new Curve($("curve"), $("curve-text"));
+const history = new History($("history"));
+const ranking = new Ranking($("ranking"), choose);
+const search = new ClassSearch($("class"), $("class-list"), choose);
+const controls = new Controls(change);
+const shown = { frames: 0, numbers: null, state: { state: "live", text: "" }, open: false };
+window.whycam = shown; // for tests, and for the curious
+let target = -1;
+let refusal;
+const next = { charts: 0, figures: 0 };
+
+/** The pill in the corner, and the words over a picture that is no longer live. */
+function say(kind, pill, veil = "") {
+  $("state").dataset.state = kind;
+  if ($("state").textContent !== pill) $("state").textContent = pill;
+  $("frame").classList.toggle("off", veil !== "");
+  if ($("veil-text").textContent !== veil) $("veil-text").textContent = veil;
+}
+
+function sayState() {
+  const { state, text } = shown.state;
+  if (state === "ended") say("ended", "ended", sentence(text || "the stream has ended"));
+  else if (state === "lost") say("wait", "source lost", sentence(text || "the source is lost"));
+  else if (!shown.frames) say("wait", "waiting", "Waiting for the first picture …");
+  else say("live", "live");
+}
+
+function sentence(text) {
+  const begun = /^[a-z]+\b[^=]/.test(text) ? text[0].toUpperCase() + text.slice(1) : text;
+  return /[.!?…]$/.test(begun) ? begun : `${begun}.`;
+}
+
+function figure(id, value, unit = "") {
+  const small = document.createElement("small");
+  small.textContent = unit && ` ${unit}`;
+  $(id).replaceChildren(value, small);
+}
+
+function milliseconds(seconds) {
+  const value = 1000 * seconds;
+  return value < 10 ? value.toFixed(1) : value.toFixed(0);
+}
+
+function showPicture(picture) {
+  const canvas = $("picture");
+  if (canvas.width !== picture.width || canvas.height !== picture.height) {
+    canvas.width = picture.width;
+    canvas.height = picture.height;
+  }
+  canvas.getContext("2d").drawImage(picture, 0, 0);
+}
+
+function showFigures({ timing, dropped, index, seconds, explanation, size }) {
+  figure("fps", timing.fps.toFixed(timing.fps < 100 ? 1 : 0));
+  figure("latency", milliseconds(timing.latency), "ms");
+  figure("explain", milliseconds(timing.explain), "ms");
+  figure("forwards", timing.forwards);
+  figure("dropped", dropped);
+  figure("index", index, clock(seconds));
+  $("picture").setAttribute("aria-label", `Picture of ${size[1]} by ${size[0]} pixels; ` +
+    `${explanation.label}, ${percent(explanation.probability)}, is explained`);
+}
+
+function clock(seconds) {
+  const minutes = Math.floor(seconds / 60);
+  return `${minutes}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
+}
+
+const connection = new Connection({
+  hello(message) {
+    $("about").textContent = [message.model, message.engine, message.source].filter(Boolean).join(" · ");
+    $("about").title = $("about").textContent;
+    document.title = `${message.model} · whycam`;
+    controls.setup(message);
+    search.setup(message.labels, message.classes);
+    shown.frames = 0;
+  },
+  look({ look }) {
+    target = look.target;
+    shown.look = look;
+    controls.show(look);
+    search.show(target);
+    $("refused").hidden = true;
+  },
+  refused({ text, look }) {
+    $("refused").textContent = sentence(text);
+    $("refused").hidden = false;
+    clearTimeout(refusal);
+    refusal = setTimeout(() => { $("refused").hidden = true; }, 10_000);
+    target = look.target;
+    controls.show(look, true);
+    search.show(target);
+  },
+  state(message) {
+    shown.state = message;
+    sayState();
+  },
+  frame(numbers, picture) {
+    const { explanation } = numbers;
+    showPicture(picture);
+    shown.numbers = numbers;
+    shown.frames += 1;
+    if (shown.frames === 1 && shown.open) sayState();
+    ranking.show(numbers.ranking, explanation.index, target);
+    history.add(numbers.timing);
+    const now = performance.now();
+    if (now >= next.figures) {
+      next.figures = now + FIGURES;
+      showFigures(numbers);
+      controls.follow(explanation.cut);
+    }
+    if (now >= next.charts) {
+      next.charts = now + CHARTS;
+      curve.draw(explanation);
+      history.draw();
+    }
+  },
+  link(name, seconds) {
+    shown.open = name === "open";
+    document.querySelector(".side").inert = !shown.open;
+    $("ask").hidden = name !== "token";
+    if (name === "open") sayState();
+    if (name === "token") {
+      say("bad", "locked", "This page opens with the token that whycam stream printed.");
+      $("token").focus();
+    }
+    if (name === "full") say("wait", "full", "As many pages as allowed are open. Trying again …");
+    if (name === "waiting") {
+      const ended = shown.state.state === "ended";
+      say(ended ? "ended" : "wait", ended ? "ended" : "connecting", ended
+        ? `${sentence(shown.state.text || "the stream has ended")} This page goes on when it starts again.`
+        : seconds > 1 ? "The stream does not answer. Trying again …" : "Connecting …");
+    }
+  },
+  stale(still) {
+    if (still && shown.frames) say("wait", "stands still");
+    else sayState();
+  },
+});
+
+$("ask").addEventListener("submit", (event) => {
+  event.preventDefault();
+  connection.open($("token").value.trim().replace(/^.*#token=/, ""));
+  $("token").value = "";
+});
+$("pause").addEventListener("click", () => {
+  const held = $("pause").getAttribute("aria-pressed") !== "true";
+  $("pause").setAttribute("aria-pressed", held);
+  $("pause").textContent = held ? "Go on" : "Pause";
+  connection.pause(held);
+});
+$("save").addEventListener("click", () => {
+  $("picture").toBlob((blob) => {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(blob);
+    link.download = `whycam-${shown.numbers?.index ?? 0}.png`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+  }, "image/png");
+});
+new ResizeObserver(() => {
+  history.draw();
+  if (shown.numbers) curve.draw(shown.numbers.explanation);
+}).observe($("history"));

@@ -1,0 +1,108 @@
+"""A bounded queue between two threads that can end, fail, and be given up from either side."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class Pipe(Generic[T]):
+    """Hands items from one thread to another.
+
+    Attributes:
+        dropped: items that gave way to newer ones.
+
+    Args:
+        size: how many items wait at most.
+        latest: when full, the oldest item gives way; else ``put`` waits.
+    """
+
+    def __init__(self, size: int, latest: bool = False) -> None:
+        self.dropped = 0
+        self._size = size
+        self._latest = latest
+        self._items: deque[T] = deque()
+        self._changed = threading.Condition()
+        self._ended = False
+        self._closed = False
+        self._error: BaseException | None = None
+
+    def put(self, item: T) -> bool:
+        """Hand over an item; False: nobody takes any more."""
+        with self._changed:
+            if self._latest and len(self._items) >= self._size and not self._closed:
+                self._items.popleft()
+                self.dropped += 1
+            while len(self._items) >= self._size and not self._closed:
+                self._changed.wait()
+            if self._closed or self._ended:
+                return False
+            self._items.append(item)
+            self._changed.notify_all()
+            return True
+
+    def end(self, error: BaseException | None = None) -> None:
+        """No more items follow; an error is raised where they are taken, after the last of them."""
+        with self._changed:
+            if not self._ended:
+                self._ended, self._error = True, error
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Nobody takes any more: ``put`` and iteration stop, whatever waits.
+
+        Changes nothing but a flag, so that a signal handler may call it at any moment.
+        """
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    @property
+    def closed(self) -> bool:
+        """Whether nobody takes any more."""
+        return self._closed
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        with self._changed:
+            while not self._items and not self._ended and not self._closed:
+                self._changed.wait()
+            if self._closed:
+                raise StopIteration
+            if self._items:
+                item = self._items.popleft()
+                self._changed.notify_all()
+                return item
+            if self._error is not None:
+                raise self._error
+            raise StopIteration
+
+
+def stage(name: str, work: Callable[[T], U], taken: Pipe[T], given: Pipe[U]) -> threading.Thread:
+    """A running thread that does ``work`` on each item of one pipe and hands it to the next.
+
+    Ends with the pipe before or after it; an error of the work ends both.
+    """
+
+    def run() -> None:
+        try:
+            for item in taken:
+                if not given.put(work(item)):
+                    break
+        except BaseException as error:
+            given.end(error)
+        else:
+            given.end()
+        finally:
+            taken.close()
+
+    thread = threading.Thread(target=run, name=f"whycam {name}", daemon=True)
+    thread.start()
+    return thread

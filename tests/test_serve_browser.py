@@ -1,0 +1,243 @@
+"""The stream's page in headless Chromium: what it shows, and that its controls act."""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from chromium import chromium
+from live_page import Publisher, frame_of
+from PIL import Image
+
+from whycam.runtime.errors import RequestError
+from whycam.runtime.live import Controls
+from whycam.runtime.serve import Server
+
+pytest.importorskip("uvicorn")
+pytestmark = pytest.mark.slow
+
+SIZE = (180, 320)
+TOKEN = "a-token-of-my-own"
+
+
+@pytest.fixture(scope="module")
+def browser(needs) -> Iterator[Any]:
+    needs("chromium", "chromedriver")
+    with chromium("--window-size=1280,800") as driver:
+        yield driver
+
+
+@pytest.fixture
+def server(tiny) -> Iterator[Server]:
+    controls = Controls(tiny.manifest)
+    with Server(controls, engine="a tiny engine", port=0) as server, Publisher(server, tiny, SIZE):
+        yield server
+
+
+@pytest.fixture
+def until(browser) -> Callable[..., Any]:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return lambda condition: WebDriverWait(browser, 10, 0.02).until(lambda _: condition())
+
+
+@pytest.fixture
+def page(browser, server, until) -> Iterator[Any]:
+    """The page, with a picture on it; it must have had nothing to complain of."""
+    browser.get_log("browser")
+    browser.get(server.url)
+    until(lambda: state(browser) == "live")
+    yield browser
+    assert browser.get_log("browser") == []
+
+
+def state(browser: Any) -> str:
+    return browser.find_element("id", "state").text
+
+
+def picture(browser: Any) -> np.ndarray:
+    data = browser.execute_script("return document.getElementById('picture').toDataURL()")
+    return np.asarray(
+        Image.open(io.BytesIO(base64.b64decode(data.split(",")[1]))).convert("RGB"), int
+    )
+
+
+def expected(tiny: Any, server: Server) -> np.ndarray:
+    return frame_of(tiny, server.feed.controls, 7, SIZE).image.astype(int)
+
+
+def like(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.shape == other.shape and float(np.abs(one - other).mean()) < 4  # JPEG
+
+
+def press(browser: Any, selector: str, *keys: str) -> None:
+    browser.find_element("css selector", selector).send_keys(*keys)
+
+
+def test_picture_and_figures_are_shown(page, server, tiny, until):
+    until(lambda: like(picture(page), expected(tiny, server)))
+    assert page.title == "tiny · whycam"
+    assert "a tiny engine" in page.find_element("id", "about").text
+    until(lambda: page.find_element("id", "latency").text == "5.0 ms")
+    assert page.find_element("id", "dropped").text == "3"
+    best = frame_of(tiny, server.feed.controls, 7, SIZE).ranking[0]
+    row = page.find_element("css selector", "#ranking button.explained")
+    assert row.text.split("\n") == [best[1], f"{100 * best[2]:.1f} %"]
+
+
+def test_opacity_and_method_change_the_picture(page, server, tiny, until):
+    from selenium.webdriver.common.keys import Keys
+
+    controls = server.feed.controls
+    first = picture(page)
+    press(page, "#opacity", Keys.HOME)
+    until(lambda: controls.look.opacity == 0)
+    plain = frame_of(tiny, controls, 7, SIZE).picture
+    until(lambda: like(picture(page), plain))
+    press(page, "#opacity", Keys.END)
+    until(lambda: controls.look.opacity == 1)
+    until(lambda: like(picture(page), expected(tiny, server)))
+    assert not like(picture(page), first)
+    press(page, "#method", "X")  # the one that begins with it
+    until(lambda: controls.look.method == "xgradcam")
+    until(lambda: page.execute_script("return whycam.numbers.explanation.method") == "xgradcam")
+    until(lambda: like(picture(page), expected(tiny, server)))
+
+
+def test_thresholds_are_swept_charted_and_fixed(page, server, until):
+    from selenium.webdriver.common.keys import Keys
+
+    controls = server.feed.controls
+    assert "With TFT on" in page.find_element("id", "curve-text").text
+    page.find_element("css selector", "#sweep label:nth-of-type(2)").click()
+    until(lambda: controls.look.tft == "every")
+    taus = len(controls.manifest.tft.taus)
+    until(lambda: len(page.find_elements("css selector", "#curve circle")) == taus)
+    until(lambda: "all tried" in page.find_element("id", "curve-text").text)
+    press(page, "#threshold", Keys.END)
+    until(lambda: controls.look.threshold == 1)
+    assert not page.find_element("id", "automatic").is_selected()
+    page.find_element("css selector", ".chip").click()
+    until(lambda: controls.look.threshold is None)
+
+
+def test_class_is_searched_and_pressed(page, server, until):
+    from selenium.webdriver.common.keys import Keys
+
+    controls, field = server.feed.controls, page.find_element("id", "class")
+    assert field.get_attribute("value").startswith("Automatic")
+    press(page, "#class", "zebra")
+    assert "no class" in page.find_element("id", "class-list").text
+    press(page, "#class", Keys.CONTROL, "a", Keys.CONTROL)
+    press(page, "#class", "EE", Keys.ENTER)
+    until(lambda: controls.look.target == 1)
+    until(lambda: page.execute_script("return whycam.numbers.explanation.label") == "bee")
+    assert field.get_attribute("value") == "bee"
+    kept = until(lambda: page.find_elements("css selector", "#ranking [aria-pressed='true']"))[0]
+    assert kept.text.startswith("bee")
+    kept.click()
+    until(lambda: controls.look.target == -1)
+    press(page, "#class", Keys.ESCAPE)
+    until(lambda: field.get_attribute("value").startswith("Automatic"))
+
+
+def test_changes_from_elsewhere_and_refusals_move_the_controls(page, server, until, monkeypatch):
+    controls = server.feed.controls
+    controls.change(opacity=0.25, contour=False)
+    until(lambda: page.find_element("id", "opacity-value").text == "0.25")
+    assert not page.find_element("id", "contour").is_selected()
+
+    def refuse(**_: Any) -> None:
+        raise RequestError("this stream cannot do that")
+
+    monkeypatch.setattr(controls, "change", refuse)
+    page.find_element("id", "contour").click()
+    until(lambda: page.find_element("id", "refused").text == "This stream cannot do that.")
+    assert not page.find_element("id", "contour").is_selected()
+
+
+def test_pause_holds_the_picture(page, until):
+    count = "return whycam.frames"
+    button = page.find_element("id", "pause")
+    button.click()
+    held = page.execute_script(count)
+    time.sleep(0.4)
+    assert page.execute_script(count) - held <= 1
+    button.click()
+    until(lambda: page.execute_script(count) > held + 3)
+
+
+def test_phone_shows_everything_without_scrolling_sideways(page, until):
+    sizes = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", sizes)
+    try:
+        until(lambda: page.execute_script("return innerWidth") == 390)
+        assert page.execute_script("return document.documentElement.scrollWidth") == 390
+        heights = page.execute_script(
+            "return [...document.querySelectorAll('button, select, input[type=range], "
+            "input[type=text]')].filter(e => e.offsetParent).map(e => [e.id, e.offsetHeight])"
+        )
+        assert {name for name, _ in heights} >= {"pause", "method", "opacity", "class"}
+        assert min(height for _, height in heights) >= 44
+        box = page.execute_script(
+            "const r = document.getElementById('picture').getBoundingClientRect(); "
+            "return [r.left, r.right, r.top, r.bottom]"
+        )
+        assert box[0] >= 0
+        assert box[1] <= 390
+        assert box[3] < 844
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_controls_have_names_for_those_who_do_not_see(page):
+    unnamed = page.execute_script(
+        "return [...document.querySelectorAll('input, select, button, [role=img]')]"
+        ".filter(e => !(e.labels && e.labels.length) && !e.textContent.trim() && "
+        "!e.getAttribute('aria-label') && !e.getAttribute('aria-labelledby')).map(e => e.id)"
+    )
+    assert unnamed == []
+
+
+def test_token_is_asked_for_and_leaves_the_address(browser, tiny, until):
+    controls = Controls(tiny.manifest)
+    with Server(controls, port=0, token=TOKEN) as server, Publisher(server, tiny, SIZE):
+        bare = server.url.partition("#")[0]
+        browser.get(bare)
+        until(lambda: state(browser) == "locked")
+        press(browser, "#token", "not-the-right-one\n")
+        until(lambda: browser.find_element("id", "token").get_attribute("value") == "")
+        until(lambda: state(browser) == "locked")
+        press(browser, "#token", f"{TOKEN}\n")
+        until(lambda: state(browser) == "live")
+        browser.get("about:blank")
+        browser.get(server.url)
+        until(lambda: state(browser) == "live")
+        assert browser.current_url == bare
+        browser.refresh()
+        until(lambda: state(browser) == "live")
+
+
+def test_page_tells_loss_and_end_and_goes_on_when_the_stream_begins_again(browser, tiny, until):
+    controls = Controls(tiny.manifest)
+    with Server(controls, port=0) as server:
+        browser.get(server.url)
+        server.publish(frame_of(tiny, controls, 1, SIZE))
+        until(lambda: state(browser) == "live")
+        server.tell("lost", "the camera does not answer")
+        until(lambda: state(browser) == "source lost")
+        assert browser.find_element("id", "veil-text").text == "The camera does not answer."
+        server.tell("live")
+        until(lambda: state(browser) == "live")
+        until(lambda: state(browser).startswith("stands still"))
+    until(lambda: state(browser) == "ended")
+    assert "The stream has ended." in browser.find_element("id", "veil-text").text
+    with Server(controls, port=urlsplit(server.url).port) as again:
+        again.publish(frame_of(tiny, controls, 2, SIZE))
+        until(lambda: state(browser) == "live")

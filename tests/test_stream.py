@@ -1,0 +1,374 @@
+"""Streams: frames in, explained frames out, on threads that always end."""
+
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import msgspec
+import numpy as np
+import pytest
+from captures import FakeCapture, new_threads, number_of, picture, read_video, write_video
+
+import whycam
+from whycam.cli import main
+from whycam.runtime.errors import EngineError, RequestError, SourceError
+from whycam.runtime.live import Look, StreamFrame
+from whycam.runtime.reader import Frame
+from whycam.runtime.record import RecordFile
+from whycam.runtime.video import VideoFile
+
+
+@pytest.fixture
+def film(tmp_path):
+    return write_video(tmp_path / "film.mp4", [picture(i) for i in range(12)], fps=20)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    before = set(threading.enumerate())
+    yield
+    assert new_threads(before) == set()
+
+
+@pytest.mark.parametrize("tft", ["off", "every", "track"])
+def test_frames_come_in_order_explained_as_pictures_are(tiny, film, tft):
+    frames = list(whycam.stream(tiny, film, tft=tft))
+    assert [frame.index for frame in frames] == list(range(12))
+    np.testing.assert_allclose([f.seconds for f in frames], np.arange(12) / 20, atol=1e-6)
+    for frame in frames:
+        alone = tiny.explain(frame.picture, tft=tft != "off")
+        assert frame.explanation.index == alone.index
+        assert np.array_equal(frame.explanation.original_map, alone.original_map)
+        assert frame.image.shape == frame.picture.shape
+        assert frame.ranking[0] == (alone.index, alone.label, pytest.approx(alone.probability))
+        assert frame.dropped == 0
+        assert frame.look.tft == tft
+    if tft == "every":
+        tried = [frame.timing.forwards for frame in frames]
+        assert tried == [10] * 12
+    if tft == "off":
+        assert {frame.timing.forwards for frame in frames} == {0}
+    assert frames[-1].timing.fps > 0
+    assert all(frame.timing.latency > 0 for frame in frames)
+
+
+def test_controls_act_on_the_running_stream(tiny, film):
+    with whycam.stream(tiny, film, loop=True, method="gradcam") as running:
+        first = next(running)
+        running.controls.change(method="layercam", target="cat", opacity=0.1, tft="every")
+        later = list(islice(running, 6))[-1]
+        with pytest.raises(RequestError):
+            running.controls.change(method="layercam", target="dog")
+        assert next(running).look == later.look
+    assert (first.explanation.method, first.explanation.threshold) == ("gradcam", None)
+    assert later.explanation.method == "layercam"
+    assert later.explanation.label == "cat"
+    assert later.explanation.rpi is not None
+    assert later.look.opacity == 0.1
+
+
+def test_an_error_of_the_network_reaches_whoever_takes_the_frames(manifest_of, tiny_engine, film):
+    runs = []
+
+    def break_at_the_fourth(found):
+        runs.append(1)
+        if len(runs) == 4:
+            found["probabilities"][:] = np.nan
+
+    broken = whycam.Explainer(tiny_engine(break_at_the_fourth), manifest_of())
+    taken = []
+    with pytest.raises(EngineError, match="NaN"):
+        taken.extend(frame.index for frame in whycam.stream(broken, film))
+    # What came before it was delivered. (extend keeps what it had.)
+    assert taken == [0, 1, 2]
+
+
+def test_an_error_of_the_source_reaches_whoever_takes_the_frames(tiny):
+    def pictures():
+        yield picture(0)
+        yield picture(1)
+        raise OSError("the disk is gone")
+
+    taken = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        taken.extend(frame.index for frame in whycam.stream(tiny, pictures()))
+    assert taken == [0, 1]
+
+
+def test_what_happens_in_the_loop_ends_the_threads(tiny, film):
+    with pytest.raises(ZeroDivisionError), whycam.stream(tiny, film, loop=True) as running:  # noqa: PT012
+        next(running)
+        1 / 0  # noqa: B018
+
+
+def test_a_stream_can_be_left_stopped_and_closed_twice(tiny, film):
+    running = whycam.stream(tiny, film, loop=True)
+    next(running)
+    running.stop()
+    assert list(running) == []
+    running.close()
+    running.close()
+    assert list(running) == []
+
+
+def test_a_stream_that_waits_for_a_silent_camera_can_be_stopped(tiny):
+    hanging = threading.Event()
+    running = whycam.stream(tiny, FakeCapture([picture(0), hanging]), stall=60)
+    next(running)
+    threading.Timer(0.2, running.stop).start()
+    begun = time.monotonic()
+    assert list(running) == []
+    assert time.monotonic() - begun < 10
+    hanging.set()
+    running.close()
+
+
+def test_limit_ends_it(tiny, film):
+    running = whycam.stream(tiny, film, limit=5)
+    assert len(list(running)) == 5
+    assert running.total == 12
+
+
+def test_a_camera_slower_explained_than_it_films_keeps_its_latency(manifest_of, tiny_engine):
+    class Slow(tiny_engine):
+        def run(self, feeds, outputs):
+            time.sleep(0.03)
+            return super().run(feeds, outputs)
+
+    items = [part for i in range(120) for part in (picture(i), 0.003)]
+    explainer = whycam.Explainer(Slow(), manifest_of())
+    frames = list(whycam.stream(explainer, FakeCapture(items)))
+    indices = [frame.index for frame in frames]
+    assert indices == sorted(set(indices))
+    assert len(frames) < 80
+    assert frames[-1].dropped > 20
+    # One being explained and one waiting, at most, and not all that was filmed since.
+    assert np.median([frame.timing.latency for frame in frames]) < 0.4
+
+
+def test_frames_may_change_their_size(tiny, tmp_path):
+    events = []
+    sizes = [(48, 64)] * 3 + [(90, 40)] * 3 + [(8, 8)] * 2
+    pictures = [picture(i, size) for i, size in enumerate(sizes)]
+    with VideoFile(tmp_path / "film.mp4", 25) as video:
+        for frame in whycam.stream(tiny, iter(pictures), tell=events.append, tft="track"):
+            assert frame.image.shape[:2] == sizes[frame.index]
+            video.write(frame.image, frame.seconds)
+    assert [event.kind for event in events] == ["resized", "resized"]
+    assert events[0].text == "frames have 40 x 90 pixels from frame 3 on"
+    assert {frame.shape for frame in read_video(video.path)[0]} == {(48, 64, 3)}
+
+
+def test_a_stream_of_thousands_of_frames_holds_on_to_none(tiny, film):
+    before = set(threading.enumerate())
+    with whycam.stream(tiny, film, loop=True, tft="track") as running:
+        for number, _ in enumerate(islice(running, 300)):
+            if number % 50 == 49:
+                kept = [each for each in gc.get_objects() if isinstance(each, Frame | StreamFrame)]
+                # Two in the reader's pipe, one in each hand, one in each pipe between.
+                assert len(kept) < 20
+                assert len(set(threading.enumerate()) - before) < 8
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"fps": 0},
+        {"fps": float("nan")},
+        {"limit": 0},
+        {"stall": 0},
+        {"retries": -1},
+        {"forwards": 0},
+        {"tft": "sometimes"},
+        {"opacity": 2},
+        {"target": "dog"},
+        {"method": "magic"},
+    ],
+)
+def test_unusable_settings_are_refused_at_once(tiny, film, settings):
+    with pytest.raises(RequestError):
+        whycam.stream(tiny, film, **settings)
+
+
+def test_only_files_can_be_looped(tiny):
+    with pytest.raises(RequestError, match="cannot begin again"):
+        whycam.stream(tiny, iter([picture(0)]), loop=True)
+
+
+def test_tracking_needs_a_graph_that_takes_masked_images(manifest_of, tiny_engine, film):
+    embedded = manifest_of(
+        embedded_preprocess=True, outputs=("tft",), methods=("gradcam",), map_method="gradcam"
+    )
+    explainer = whycam.Explainer(tiny_engine(), embedded)
+    with pytest.raises(RequestError, match="tft=track shows the network masked images"):
+        whycam.stream(explainer, film, tft="track")
+
+
+def test_records_are_json_lines_with_the_numbers_of_each_frame(tiny, film, tmp_path):
+    with RecordFile(tmp_path / "seen.jsonl") as records:
+        frames = list(whycam.stream(tiny, film, tft="track"))
+        for frame in frames:
+            records.write(frame)
+    lines = [json.loads(line) for line in records.path.read_text().splitlines()]
+    assert [line["frame"] for line in lines] == list(range(12))
+    for line, frame in zip(lines, frames, strict=True):
+        assert line["index"] == frame.explanation.index
+        assert line["label"] == frame.explanation.label
+        assert line["probability"] == pytest.approx(frame.explanation.probability)
+        assert line["threshold"] == frame.explanation.threshold
+        assert len(line["rpi"]) == 10
+        assert line["ranking"][0]["label"] == frame.ranking[0][1]
+        assert set(line["timing"]) == {"read", "explain", "draw", "latency", "fps", "forwards"}
+
+
+def test_importing_whycam_reads_no_video_library(run_python):
+    said = run_python("""
+        import sys, whycam
+        print(whycam.Stream.__name__, whycam.Overlay.__name__, callable(whycam.stream))
+        print([name for name in ("cv2", "PIL", "torch", "rich") if name in sys.modules])
+    """)
+    assert said == "Stream Overlay True\n[]"
+
+
+@pytest.fixture
+def command(capsys, lite0_onnx):
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            main(["stream", str(lite0_onnx), *map(str, arguments)])
+        said = capsys.readouterr()
+        return stop.value.code, said.out, " ".join(said.err.split())
+
+    return run
+
+
+def test_the_command_writes_video_and_records(command, film, tmp_path):
+    code, said, err = command(
+        "--source", film, "--tft", "track", "-o", tmp_path / "why.mp4",
+        "--record", tmp_path / "why.jsonl", "--json",
+        "--opacity", 0, "--no-contour", "--no-caption",
+    )  # fmt: skip
+    assert code == 0, err
+    report = json.loads(said)
+    assert report["frames"] == 12
+    assert report["latency"]["median"] > 0
+    assert report["written"] == [str(tmp_path / "why.mp4"), str(tmp_path / "why.jsonl")]
+    before, times = read_video(film)
+    after, shown = read_video(tmp_path / "why.mp4")
+    assert len(after) == len(before)
+    assert shown == pytest.approx(times, abs=1e-4)
+    # Nothing is drawn at opacity 0: each still says which frame it is.
+    assert [number_of(frame) for frame in after] == list(range(12))
+    assert len((tmp_path / "why.jsonl").read_text().splitlines()) == 12
+
+
+def test_the_command_sums_up_for_people(command, film):
+    code, said, _ = command("--source", film, "--limit", "3", "--fps", "10")
+    assert code == 0
+    assert said.startswith("3 frames in ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--source", "nothing.mp4"], "there is no file, folder or camera nothing.mp4"),
+        (["--source", "97"], "cannot open camera 97"),
+        (["--source", "FILM", "-o", "why.avi"], "a video is written as .mp4"),
+        (["--source", "FILM", "-o", "/proc/none/why.mp4"], "cannot write /proc/none/why.mp4"),
+        (["--source", "FILM", "--record", "/proc/none/why"], "cannot write /proc/none/why"),
+        (["--source", "FILM", "-o", "FILM"], "would replace what is read"),
+        (["--source", "FILM", "--tft", "perhaps"], "--tft must be off or every or track"),
+        (["--source", "FILM", "--target", "unicorn"], "no class is called 'unicorn'"),
+        (["--source", "FILM", "--limit", "0"], "limit must be 1 or more"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(command, film, tmp_path, arguments, message):
+    given = [str(film) if each == "FILM" else each for each in arguments]
+    code, _, err = command(*given)
+    assert code == 2
+    assert message in err
+    assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
+
+
+def test_a_window_without_a_screen_says_what_to_do(command, film, monkeypatch):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    code, _, err = command("--source", film, "--show")
+    assert code == 2
+    assert "pip install opencv-python" in err or "there is no screen here" in err
+    monkeypatch.setattr(cv2, "getBuildInformation", lambda: "  GUI:   GTK3")
+    code, _, err = command("--source", film, "--show")
+    assert code == 2
+    assert "neither DISPLAY nor WAYLAND_DISPLAY is set" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_files(lite0_onnx, film, tmp_path, number):
+    video, record = tmp_path / "why.mp4", tmp_path / "why.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "whycam.cli", "stream", lite0_onnx, "--source", film, "--loop",
+         "--drop", "-o", video, "--record", record],
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:  # until frames reach the file under its temporary name
+        if any(path.stat().st_size > 0 for path in tmp_path.glob(".why*.mp4")):
+            break
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(number)
+    said, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, err
+    frames, _ = read_video(video)
+    assert len(frames) == len(record.read_text().splitlines()) > 0
+    assert f"{len(frames)} frames in" in said
+    assert {path.name for path in tmp_path.iterdir()} == {"film.mp4", "why.mp4", "why.jsonl"}
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["cockatoo", "bikes"])
+def test_real_videos_are_explained_and_written(lite0, shared_data, tmp_path, name):
+    path = shared_data / "video" / f"{name}.mp4"
+    settings = {"tft": "track", "limit": 6, "smoothing": 0, "contour": False, "caption": False}
+    with VideoFile(tmp_path / "why.mp4", 25) as video, whycam.stream(lite0, path, **settings) as s:
+        for frame in s:
+            assert 0 < frame.explanation.probability <= 1
+            video.write(frame.image, frame.seconds)
+            values = frame.explanation.on_picture(frame.explanation.original_map)
+            near = cv2.dilate(values, np.ones((3, 3))) > 0
+            assert (frame.image == frame.picture).all(-1)[~near].all()
+            assert (frame.image != frame.picture).any()
+    written, seconds = read_video(video.path)
+    original, times = read_video(path)
+    assert seconds == pytest.approx(times[:6], abs=1e-4)
+    assert written[0].shape == original[0].shape
+
+
+def test_the_look_says_what_it_cannot_be():
+    for fields in ({"smoothing": 1.0}, {"threshold": -1.0}, {"tft": "no"}):
+        with pytest.raises(RequestError):
+            Look(**fields)
+    assert msgspec.to_builtins(Look())["tft"] == "off"
+
+
+def test_the_example_loop_is_short_and_runs(lite0_onnx, film, tmp_path):
+    example = Path(__file__).parent.parent / "examples" / "opencv_loop.py"
+    code = [line for line in example.read_text().splitlines() if line.strip()]
+    assert len(code) <= 15
+    out = tmp_path / "out.avi"
+    subprocess.run(
+        [sys.executable, example, lite0_onnx, film, out], check=True, timeout=120, env=os.environ
+    )
+    assert len(read_video(out)[0]) == 12
+
+
+def test_lost_files_are_an_error_of_the_source(tiny, tmp_path):
+    with pytest.raises(SourceError):
+        whycam.stream(tiny, tmp_path / "nothing.mp4")

@@ -1,0 +1,172 @@
+"""MP4 files: order, count and times of the frames, sizes, and what is left when writing fails."""
+
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+from captures import number_of, picture, read_video
+
+from whycam.runtime import mp4, video
+from whycam.runtime.errors import RequestError
+from whycam.runtime.files import OutputError
+from whycam.runtime.video import VideoFile
+
+
+def write(path, count=10, seconds=None, fps=25):
+    with VideoFile(path, fps) as film:
+        for number in range(count):
+            film.write(picture(number), None if seconds is None else float(seconds[number]))
+    return film
+
+
+@pytest.mark.parametrize("fps", [10, 23.976, 25, 29.97, 60])
+def test_evenly_spaced_frames_keep_order_count_and_time(tmp_path, fps):
+    film = write(tmp_path / "film.mp4", 12, np.arange(12) / fps, fps)
+    frames, seconds = read_video(film.path)
+    assert [number_of(frame) for frame in frames] == list(range(12))
+    np.testing.assert_allclose(seconds, np.arange(12) / fps, atol=1e-4)
+
+
+def test_uneven_frames_keep_their_own_times(tmp_path):
+    # As of a camera that stuttered, and then stood still for an hour.
+    times = np.array([3.0, 3.04, 3.05, 3.3, 3.31, 3603.31, 3604.0])
+    film = write(tmp_path / "film.mp4", len(times), times)
+    frames, seconds = read_video(film.path)
+    assert [number_of(frame) for frame in frames] == list(range(len(times)))
+    np.testing.assert_allclose(seconds, times - 3.0, atol=1e-4)
+
+
+def test_times_of_days_are_kept_to_the_millisecond(tmp_path):
+    times = np.array([0.0, 1.0, 2.5, 3.7, 200_000.0])
+    write(tmp_path / "film.mp4", len(times), times)
+    np.testing.assert_allclose(read_video(tmp_path / "film.mp4")[1], times, atol=1e-3)
+
+
+def test_a_file_that_is_no_mp4_is_left_as_it_is(tmp_path):
+    path = tmp_path / "film.mp4"
+    for noise in (b"", b"noise" * 100, (2**31).to_bytes(4, "big") + b"moov" + bytes(30)):
+        path.write_bytes(noise)
+        assert mp4.frame_count(path) is None
+        assert not mp4.retime(path, [0.0, 1.0])
+        assert path.read_bytes() == noise
+
+
+def test_frames_of_another_size_are_fitted_into_the_first(tmp_path):
+    with VideoFile(tmp_path / "film.mp4", 25) as film:
+        film.write(picture(0, (48, 64)))
+        film.write(np.full((96, 32, 3), 200, np.uint8))  # portrait
+        film.write(np.full((10, 200, 3), 200, np.uint8))
+    assert film.resized == 2
+    frames, _ = read_video(film.path)
+    portrait, wide = frames[1], frames[2]
+    assert portrait.shape == (48, 64, 3)
+    assert portrait[:, 28:36].min() > 150
+    assert max(portrait[:, :20].max(), portrait[:, 44:].max()) < 40
+    assert wide[23:25].min() > 150
+    assert max(wide[:16].max(), wide[32:].max()) < 40
+
+
+def test_odd_sizes_lose_one_row_or_column(tmp_path):
+    with VideoFile(tmp_path / "film.mp4", 25) as film:
+        for _ in range(3):
+            film.write(picture(1, (49, 65)))
+    assert [frame.shape for frame in read_video(film.path)[0]] == [(48, 64, 3)] * 3
+
+
+def test_nothing_is_left_without_frames_and_an_older_file_stays(tmp_path):
+    path = tmp_path / "film.mp4"
+    with VideoFile(path, 25):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    path.write_bytes(b"older")
+    with VideoFile(path, 25):
+        pass
+    assert path.read_bytes() == b"older"
+
+
+def test_what_was_written_is_kept_after_an_error(tmp_path):
+    with pytest.raises(ZeroDivisionError), VideoFile(tmp_path / "film.mp4", 25) as film:  # noqa: PT012
+        for number in range(5):
+            film.write(picture(number))
+        1 / 0  # noqa: B018
+    assert len(read_video(film.path)[0]) == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
+
+
+def test_a_disk_that_fills_up_ends_the_film_before_it_is_damaged(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    free = iter([10**9, 10**9, 1000])
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, next(free)))
+    film = VideoFile(tmp_path / "film.mp4", 25)
+    with pytest.raises(OutputError, match=r"no space is left for .* it ends after 32 frames"):  # noqa: PT012
+        for number in range(200):
+            film.write(picture(number % 20))
+        film.close()
+    with pytest.raises(OutputError, match="no space is left"):
+        film.close()
+    assert len(read_video(film.path)[0]) == 32
+
+
+def test_frames_that_do_not_reach_the_disk_are_noticed(run_python, tmp_path):
+    # The system refuses to let a file grow: OpenCV says nothing of that.
+    said = run_python(f"""
+        import resource
+        import numpy as np
+        from whycam.runtime.video import VideoFile
+        from whycam.runtime.files import OutputError
+        film = VideoFile({str(tmp_path / "film.mp4")!r}, 25)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+        rng = np.random.default_rng(0)
+        try:
+            for _ in range(60):
+                film.write(rng.integers(0, 255, (240, 320, 3), dtype=np.uint8))
+            film.close()
+        except OutputError as error:
+            print(error)
+    """)
+    assert "is the disk full?" in said.lower()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_writer_that_fails_says_so_at_the_next_frame(tmp_path, monkeypatch):
+    monkeypatch.setattr(VideoFile, "_open", lambda *_: 1 / 0)
+    film = VideoFile(tmp_path / "film.mp4", 25)
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012
+        for number in range(50):
+            film.write(picture(number))
+    with pytest.raises(ZeroDivisionError):
+        film.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "fps", "codec", "error"),
+    [
+        ("film.avi", 25, "mp4v", RequestError),
+        ("film.mp4", 0, "mp4v", RequestError),
+        ("film.mp4", float("nan"), "mp4v", RequestError),
+        ("film.mp4", 25, "mpeg4", RequestError),
+        ("file/film.mp4", 25, "mp4v", OutputError),
+    ],
+)
+def test_unusable_settings_are_refused_and_nothing_is_written(tmp_path, path, fps, codec, error):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(error):
+        VideoFile(tmp_path / path, fps, codec)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_codec_that_is_not_there_is_named(tmp_path):
+    film = VideoFile(tmp_path / "film.mp4", 25, "zzzz")
+    film.write(picture(0))
+    with pytest.raises(OutputError, match="cannot write 64 x 48 pixels as 'zzzz'"):
+        film.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_build_of_opencv_reads_the_codec(tmp_path):
+    assert video.CODEC == "mp4v"
+    data = Path(write(tmp_path / "film.mp4").path).read_bytes()
+    assert b"mp4v" in data
