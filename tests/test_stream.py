@@ -118,6 +118,12 @@ def test_a_stream_can_be_left_stopped_and_closed_twice(tiny, film):
     assert list(running) == []
 
 
+def test_leaving_the_loop_ends_the_threads(tiny, film):
+    for frame in whycam.stream(tiny, film, loop=True):
+        assert frame.index == 0
+        break
+
+
 def test_a_stream_that_waits_for_a_silent_camera_can_be_stopped(tiny):
     hanging = threading.Event()
     running = whycam.stream(tiny, FakeCapture([picture(0), hanging]), stall=60)
