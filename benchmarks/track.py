@@ -20,8 +20,9 @@ from rich.progress import track
 from rich.table import Table
 
 import whycam
+from whycam.runtime.attempt import Frame
 from whycam.runtime.bench_report import machine
-from whycam.runtime.reader import Frame, Reader
+from whycam.runtime.reader import Reader
 from whycam.runtime.source import find_source
 from whycam.runtime.sweep import Choice, Request, sweep
 from whycam.runtime.tft import Tft
@@ -103,7 +104,7 @@ def measured(
 
 def frames_of(video: str, limit: int | None, title: str) -> Any:
     reader = Reader(find_source(video), drop=False)
-    total = min(n for n in (reader.total, limit) if n is not None)
+    total = min(n for n in (reader.reading.total, limit) if n is not None)
     frame: Frame
     for number, frame in enumerate(
         track(reader.frames, description=title, total=total, transient=True)

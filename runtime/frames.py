@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .attempt import Frame
 from .cam import Method
 from .explainer import Explainer, Images
 from .explanation import Explanation
 from .live import Controls, Look
 from .preprocess import Placement
-from .reader import Frame
 from .track import Tracker
 
 _RANKED = 5

@@ -10,13 +10,14 @@ from threading import Thread, current_thread
 from typing import Any
 
 from .annotate import Overlay
+from .attempt import Event, Frame
 from .cam import Method
 from .errors import RequestError
 from .explainer import Explainer
 from .frames import Explained, FrameExplainer, Prepared
 from .live import Controls, Look, StreamFrame, Sweep, Timing
 from .pipe import Pipe, stage
-from .reader import Event, Frame, Reader
+from .reader import Reader
 from .source import find_source
 from .track import FORWARDS
 
@@ -92,7 +93,7 @@ class Stream:
         self._reader = Reader(
             found, drop=dropping, loop=loop, fps=fps, stall=stall, retries=retries, tell=tell
         )
-        self.fps, self.total = self._reader.pace, self._reader.total
+        self.fps, self.total = self._reader.pace, self._reader.reading.total
         read, self._explained = self._reader.frames, Pipe[Explained](1)
         pipes: list[Pipe[Any]] = [self._explained]
         if dropping:
@@ -116,12 +117,12 @@ class Stream:
     @property
     def corrupt(self) -> int:
         """Frames that could not be decoded so far."""
-        return self._reader.corrupt
+        return self._reader.reading.corrupt
 
     @property
     def reconnects(self) -> int:
         """How often a lost source came back."""
-        return self._reader.reconnects
+        return self._reader.reading.reconnects
 
     def __enter__(self) -> Stream:
         return self
