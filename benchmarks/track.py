@@ -20,8 +20,9 @@ from rich.progress import track
 from rich.table import Table
 
 import whycam
+from whycam.runtime.attempt import Frame
 from whycam.runtime.bench_report import machine
-from whycam.runtime.reader import Frame, Reader
+from whycam.runtime.reader import Reader
 from whycam.runtime.source import find_source
 from whycam.runtime.sweep import Choice, Request, sweep
 from whycam.runtime.tft import Tft
@@ -68,14 +69,14 @@ def measured(
     limit: int | None,
 ) -> dict[str, Any]:
     tracker = Tracker(explainer.probabilities, forwards)
-    pairs: list[tuple[Choice, Choice]] = []
-    spent: list[int] = []
+    seen: list[tuple[int, float, float, float, bool]] = []
 
     def both(request: Request, _: Tft) -> Choice:
         (full,) = sweep(explainer.probabilities, [request], reading, explainer.batch)
         followed = tracker.choose(request, reading)
-        pairs.append((full, followed))
-        spent.append(tracker.forwards)
+        best, found = (float(np.nanmax(each.rpi)) for each in (full, followed))
+        same = full.threshold == followed.threshold
+        seen.append((tracker.forwards, best, found, overlap(full, followed), same))
         return full
 
     indices = []
@@ -85,26 +86,25 @@ def measured(
             frame.picture, images, placement, -1, method, True, both
         )
         indices.append(found.index)
-    full, followed = (np.array([_best(pair[side]) for pair in pairs]) for side in (0, 1))
+    spent, swept, tracked, shared, same = np.array(seen).T
     return {
         "video": Path(video).name,
         "method": method,
         "reading": f"{reading.mask}, {reading.thresholds}",
-        "frames": len(pairs),
+        "frames": len(seen),
         "class changes": int(np.count_nonzero(np.diff(indices))),
-        "forwards": float(np.mean(spent)),
-        "most": max(spent[1:], default=0),
-        "rpi, swept": float(full.mean()),
-        "rpi, tracked": float(followed.mean()),
-        "ratio": float(followed.mean() / full.mean()) if full.mean() else 1.0,
-        "IoU": float(np.mean([overlap(*pair) for pair in pairs])),
-        "same tau": float(np.mean([a.threshold == b.threshold for a, b in pairs])),
+        "forwards": float(spent.mean()),
+        "rpi, swept": float(swept.mean()),
+        "rpi, tracked": float(tracked.mean()),
+        "ratio": float(tracked.mean() / swept.mean()) if swept.any() else 1.0,
+        "IoU": float(shared.mean()),
+        "same tau": float(same.mean()),
     }
 
 
 def frames_of(video: str, limit: int | None, title: str) -> Any:
     reader = Reader(find_source(video), drop=False)
-    total = min(n for n in (reader.total, limit) if n is not None)
+    total = min(n for n in (reader.reading.total, limit) if n is not None)
     frame: Frame
     for number, frame in enumerate(
         track(reader.frames, description=title, total=total, transient=True)
@@ -113,10 +113,6 @@ def frames_of(video: str, limit: int | None, title: str) -> Any:
             break
         yield frame
     reader.close()
-
-
-def _best(choice: Choice) -> float:
-    return float(np.nanmax(choice.rpi))
 
 
 def overlap(a: Choice, b: Choice) -> float:

@@ -3,57 +3,33 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from threading import Thread, current_thread
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from .annotate import Overlay
+from .attempt import Event, Frame
 from .cam import Method
 from .errors import RequestError
-from .explainer import Explainer, Images
-from .explanation import Explanation
+from .explainer import Explainer
+from .frames import Explained, FrameExplainer, Prepared
 from .live import Controls, Look, StreamFrame, Sweep, Timing
 from .pipe import Pipe, stage
-from .preprocess import Placement
-from .reader import Event, Frame, Reader
+from .reader import Reader
 from .source import find_source
-from .track import FORWARDS, Tracker
+from .track import FORWARDS
 
-_RANKED = 5
 _FPS_OVER = 30  # frames
-
-
-@dataclass(frozen=True, eq=False)
-class _Prepared:
-    """A frame with what the network is fed of it."""
-
-    frame: Frame
-    images: Images
-    placement: Placement
-    seconds: float
-
-
-@dataclass(frozen=True, eq=False)
-class _Explained:
-    """A frame with its explanation."""
-
-    frame: Frame
-    explanation: Explanation
-    ranking: tuple[tuple[int, str, float], ...]
-    look: Look
-    seconds: float
-    forwards: int
+_PATIENCE = 5.0  # seconds that a run of the network under way is waited for
 
 
 class Stream:
     """The frames of a source, explained and drawn, as long as it is iterated.
 
-    A context manager; ``close`` ends its threads, and so does the end of the iteration. Errors of
-    any thread are raised where the frames are taken.
+    A context manager; ``close`` ends its threads, and so does the end of the iteration, or
+    forgetting the stream. Errors of any thread are raised where the frames are taken.
 
     Attributes:
         controls: what it explains and draws with; any thread may change it between two frames.
@@ -102,9 +78,7 @@ class Stream:
     ) -> None:
         _check_numbers(fps, limit, stall, retries)
         self.controls = Controls(explainer.manifest, look)
-        self._explainer = explainer
-        self._tracker = Tracker(explainer.probabilities, forwards)
-        self._tracked: tuple[Method | None, bool] = (None, False)
+        frames = FrameExplainer(explainer, self.controls, forwards)
         self._overlay = Overlay(caption=caption)
         self._limit, self._given = limit, 0
         self._tell = tell
@@ -119,21 +93,21 @@ class Stream:
         self._reader = Reader(
             found, drop=dropping, loop=loop, fps=fps, stall=stall, retries=retries, tell=tell
         )
-        self.fps, self.total = self._reader.pace, self._reader.total
-        frames = self._reader.frames
-        self._explained: Pipe[_Explained] = Pipe(1)
-        self._pipes: list[Pipe[Any]] = [self._explained]
+        self.fps, self.total = self._reader.pace, self._reader.reading.total
+        read, self._explained = self._reader.frames, Pipe[Explained](1)
+        pipes: list[Pipe[Any]] = [self._explained]
         if dropping:
             # Prepared when the network is free, and not before: a frame that waits grows old.
-            stages = [stage("explainer", self._explain_frame, frames, self._explained)]
+            threads = [stage("explainer", frames.prepare_and_explain, read, self._explained)]
         else:
-            prepared: Pipe[_Prepared] = Pipe(1)
-            self._pipes.append(prepared)
-            stages = [
-                stage("preparation", self._prepare, frames, prepared),
-                stage("explainer", self._explain, prepared, self._explained),
+            prepared = Pipe[Prepared](1)
+            pipes.append(prepared)
+            threads = [
+                stage("preparation", frames.prepare, read, prepared),
+                stage("explainer", frames.explain, prepared, self._explained),
             ]
-        self._threads = stages
+        # The threads do not know of the stream: a loop that is left ends them, without a close.
+        self._finalizer = weakref.finalize(self, _close, pipes, self._reader, threads)
 
     @property
     def dropped(self) -> int:
@@ -143,12 +117,12 @@ class Stream:
     @property
     def corrupt(self) -> int:
         """Frames that could not be decoded so far."""
-        return self._reader.corrupt
+        return self._reader.reading.corrupt
 
     @property
     def reconnects(self) -> int:
         """How often a lost source came back."""
-        return self._reader.reconnects
+        return self._reader.reading.reconnects
 
     def __enter__(self) -> Stream:
         return self
@@ -177,53 +151,9 @@ class Stream:
 
     def close(self) -> None:
         """End all threads; a read or a run of the network under way is waited for a moment."""
-        for pipe in self._pipes:
-            pipe.close()
-        self._reader.close()
-        for thread in self._threads:
-            thread.join(5.0)
+        self._finalizer()
 
-    def _prepare(self, frame: Frame) -> _Prepared:
-        begun = time.perf_counter()
-        images, (placement,) = self._explainer.inputs([frame.picture])
-        return _Prepared(frame, images, placement, time.perf_counter() - begun)
-
-    def _explain_frame(self, frame: Frame) -> _Explained:
-        return self._explain(self._prepare(frame))
-
-    def _explain(self, prepared: _Prepared) -> _Explained:
-        begun = time.perf_counter()
-        look, frame = self.controls.look, prepared.frame
-        tracked = look.tft == "track"
-        if (look.method, tracked) != self._tracked:
-            self._tracker.reset()  # what it knows is of other maps, or of long ago
-            self._tracked = look.method, tracked
-        explanation, probabilities = self._explainer.explain_prepared(
-            frame.picture,
-            prepared.images,
-            prepared.placement,
-            look.target,
-            look.method,
-            None if look.tft == "off" else True,
-            self._tracker.choose if tracked else None,
-        )
-        return _Explained(
-            frame,
-            explanation,
-            self._ranked(probabilities),
-            look,
-            prepared.seconds + time.perf_counter() - begun,
-            self._tracker.forwards if tracked else _forwards(explanation),
-        )
-
-    def _ranked(self, probabilities: NDArray[np.float32]) -> tuple[tuple[int, str, float], ...]:
-        count = min(_RANKED, len(probabilities))
-        best = np.argpartition(-probabilities, count - 1)[:count]
-        order = best[np.argsort(-probabilities[best], kind="stable")]
-        label = self._explainer.manifest.label
-        return tuple((int(i), label(int(i)), float(probabilities[i])) for i in order)
-
-    def _draw(self, explained: _Explained) -> StreamFrame:
+    def _draw(self, explained: Explained) -> StreamFrame:
         begun = time.perf_counter()
         frame, look, overlay = explained.frame, explained.look, self._overlay
         self._watch_size(frame)
@@ -309,9 +239,13 @@ def stream(
     return Stream(explainer, source, look, **options)
 
 
-def _forwards(explanation: Explanation) -> int:
-    """Of a sweep: as many as there are thresholds that it tried."""
-    return 0 if explanation.rpi is None else int(np.count_nonzero(~np.isnan(explanation.rpi)))
+def _close(pipes: Sequence[Pipe[Any]], reader: Reader, threads: Sequence[Thread]) -> None:
+    for pipe in pipes:
+        pipe.close()
+    reader.close()
+    for thread in threads:
+        if thread is not current_thread():  # which may be collecting garbage
+            thread.join(_PATIENCE)
 
 
 def _check_numbers(fps: float | None, limit: int | None, stall: float, retries: int | None) -> None:

@@ -70,6 +70,19 @@ def test_a_wandering_threshold_is_followed_with_the_forwards_allowed(reading):
     assert np.mean(kept) > 0.97 * np.mean(swept)
 
 
+@pytest.mark.parametrize("budget", [2, 5])
+def test_as_many_forwards_are_spent_as_are_allowed(budget):
+    rng = np.random.default_rng(2)
+    scene = Scene(width=0.05)
+    tracker = Tracker(scene.classify, budget)
+    spent = []
+    for _ in range(120):
+        scene.best = float(rng.uniform(0.1, 0.9))  # nothing to follow: all it may spend is worth it
+        tracker.choose(scene.request(seed=int(rng.integers(1000))), READINGS[0])
+        spent.append(tracker.forwards)
+    assert np.mean(spent[30:]) == pytest.approx(budget, abs=0.4)
+
+
 def test_a_still_scene_costs_less_than_a_new_class():
     scene = Scene()
     tracker = Tracker(scene.classify, 3)
