@@ -12,9 +12,9 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from .attempt import Event
 from .errors import MissingExtraError, RequestError, WhyCamError
 from .live import Controls, StreamFrame
-from .reader import Event
 from .serve_feed import Feed
 from .serve_gate import checked_token, is_loopback, new_token, own_names
 from .serve_packet import State, hello

@@ -16,12 +16,12 @@ from typing import Annotated, Any
 import typer
 
 from . import options
+from .attempt import Event
 from .cam import METHODS
 from .console import err, escape, out, print_json, progress
 from .errors import RequestError
 from .live import StreamFrame
 from .options import Engine, Json, Precision, Threads
-from .reader import Event
 from .stream import Stream
 from .track import FORWARDS
 
