@@ -228,6 +228,8 @@ def _said(shapes: Mapping[str, tuple[Shape, Shape, Shape]]) -> str:
 
 
 def _configure(library: Any, config: Any, recipe: Recipe, log: Log) -> None:
+    # On by default: products of float32 with 10 bits of mantissa. Less precision is asked for.
+    config.clear_flag(library.BuilderFlag.TF32)
     if recipe.workspace is not None:
         config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, recipe.workspace * _MEGABYTE)
     if recipe.compute:

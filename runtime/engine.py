@@ -284,8 +284,9 @@ def open_engine(
             the engine's ``reason`` says why that one.
         settings: how it should run.
         check: whether an engine other than ``CHECKED_AT_EXPORT`` must first reproduce what
-            PyTorch answered for the test patterns in the file. In less precision than float32,
-            of file or arithmetic, numbers differ by design, and nothing is checked.
+            PyTorch answered for the test patterns in the file, and any engine what an INT8 file
+            says. In half precision, of file or arithmetic, nothing is checked: numbers differ by
+            design.
 
     Raises:
         EngineError: unknown engine, or it cannot be used as asked.
@@ -329,12 +330,19 @@ def _open(
 ) -> Engine:
     engine = ENGINES[name].open(path, manifest, settings)
     exact = (manifest.precision, settings.precision) == ("fp32", "fp32")
-    if not (check and exact) or name == CHECKED_AT_EXPORT:
+    quantised = manifest.precision == "int8"
+    if not check or not (quantised or (exact and name != CHECKED_AT_EXPORT)):
         return engine
     from . import selftest
 
     for agreement in selftest.check(engine, manifest):
-        problem = agreement.problem()
+        problem = agreement.problem(selftest.QUANTISED if quantised else selftest.EXACT)
+        if problem is not None and quantised:
+            raise WrongAnswerError(
+                f"{engine.description} computes other numbers than {path} says ({problem}): "
+                "processors without VNNI add products of 8-bit weights with overflow. Use the "
+                "float file, or calibrate for them: whycam calibrate int8 --weight-bits 7"
+            )
         if problem is not None:
             raise WrongAnswerError(
                 f"{engine.description} answers wrongly for {path}: {problem}. Use another engine; "
