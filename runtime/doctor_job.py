@@ -125,10 +125,11 @@ def survey(engine: str, gpu: int) -> Survey:
     problem = found.problem
     if backend.provider is not None:
         from .ort_gpu import problem as problem_of
+        from .ort_gpu import try_memory
         from .ort_options import CUDA, TENSORRT
 
         place = next(each for each in (CUDA, TENSORRT) if each.engine == engine)
-        problem = problem_of(place, gpu, library)
+        problem = problem_of(place, gpu, library) or try_memory(library, gpu)
     listed = tuple(f"GPU {each.index}: {each.name}" for each in found.gpus)
     return Survey(version=number, devices=listed, problem=problem)
 

@@ -147,8 +147,8 @@ class OnnxRuntimeEngine:
         return Cache(engines, timing)
 
     def _not_loaded(self, error: Exception) -> EngineError | ModelFileError:
-        said = _said(error)
-        if _DEVICE_FAILURE.search(said):
+        said = ort_gpu.said(error)
+        if ort_gpu.of_device(error):
             return EngineError(f"the engine '{self.name}' cannot be used here: {said}")
         return ModelFileError(f"ONNX Runtime cannot load {self._path}: {said}")
 
@@ -188,7 +188,7 @@ class OnnxRuntimeEngine:
                 return run(feeds, outputs)
             return in_parts(run, feeds, outputs, limit, self._manifest)
         except Exception as error:
-            said = _said(error)
+            said = ort_gpu.said(error)
             if re.search(r"out of memory|Failed to allocate memory", said):
                 said += ": load with a smaller memory_mb, for smaller batches"
             raise EngineError(f"ONNX Runtime failed: {said}") from error
@@ -250,15 +250,6 @@ def _nodes(placed: Mapping[str, int]) -> str:
         f"{count} {name.removesuffix('ExecutionProvider')}" for name, count in placed.items()
     )
     return f" (operators: {listed})" if listed else ""
-
-
-_DEVICE_FAILURE = re.compile(r"(?:CUDA|CUDNN|CUBLAS|CURAND)\w* (?:failure|error) \d+: [^;]*")
-
-
-def _said(error: Exception) -> str:
-    """What went wrong; of a device's failure without the machine and the places in its source."""
-    found = _DEVICE_FAILURE.search(str(error))
-    return found[0].strip() if found else str(error)
 
 
 _ELEMENTS = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}

@@ -22,6 +22,7 @@ from .nvidia import NO_DRIVER, Driver, driver
 from .ort_options import CPU, CUDA, TENSORRT, Place
 
 _CURE = 'pip install "whycam[gpu]"'
+_DEVICE_FAILURE = re.compile(r"(?:CUDA|CUDNN|CUBLAS|CURAND)\w* (?:failure|error) \d+: [^;]*")
 _TENSORRT_LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")
 
 
@@ -96,15 +97,15 @@ def _unloadable(place: Place, library: Any) -> str | None:
     return None
 
 
-def why_unloadable(said: str, place: Place, cuda: str | None) -> str:
+def why_unloadable(message: str, place: Place, cuda: str | None) -> str:
     """What the system's loader says of a provider's library, and what to install.
 
     Args:
-        said: its message.
+        message: its own.
         place: of the provider.
         cuda: the version that the provider was built for.
     """
-    found = re.search(r"(lib[\w+-]+\.so[\w.]*|[\w-]+\.dll)", said)
+    found = re.search(r"(lib[\w+-]+\.so[\w.]*|[\w-]+\.dll)", message)
     missing = found[1] if found else ""
     if missing.startswith(("libcuda.so", "nvcuda")):
         return NO_DRIVER
@@ -119,7 +120,7 @@ def why_unloadable(said: str, place: Place, cuda: str | None) -> str:
     if missing and "onnxruntime_providers" not in missing:
         what = "cuDNN" if "cudnn" in missing else f"CUDA {major}"
         return f"{what} is not installed ({missing} is missing). Install it with: {_CURE}"
-    return f"the library of {place.provider} does not load: {said}. Install it again: {_CURE}"
+    return f"the library of {place.provider} does not load: {message}. Install it again: {_CURE}"
 
 
 @cache
@@ -133,10 +134,10 @@ def preload() -> str:
     """
     import onnxruntime
 
-    said = io.StringIO()
+    printed = io.StringIO()
     if hasattr(onnxruntime, "preload_dlls"):
         # It prints what it does not find, also where nothing that is needed is missing.
-        with redirect_stdout(said), suppress(Exception):
+        with redirect_stdout(printed), suppress(Exception):
             onnxruntime.preload_dlls()
     spec = find_spec("tensorrt_libs")
     for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
@@ -145,7 +146,7 @@ def preload() -> str:
             for file in sorted(Path(folder).glob(pattern)):
                 with suppress(OSError):
                     ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL)
-    return said.getvalue()
+    return printed.getvalue()
 
 
 def provider_library(place: Place, library: Any) -> ctypes.CDLL:
@@ -161,6 +162,29 @@ def provider_library(place: Place, library: Any) -> ctypes.CDLL:
     # The provider refers to symbols of the first.
     ctypes.CDLL(str(folder / f"{start}onnxruntime_providers_shared{end}"), mode=ctypes.RTLD_GLOBAL)
     return ctypes.CDLL(str(folder / f"{start}onnxruntime_providers_{name}{end}"))
+
+
+def try_memory(library: Any, gpu: int) -> str | None:
+    """Send a number to a GPU and back; why that fails, or None."""
+    import numpy as np
+
+    there = np.ones(1, np.float32)
+    try:
+        back = library.OrtValue.ortvalue_from_numpy(there, "cuda", gpu).numpy()
+    except Exception as error:
+        return f"the GPU does not answer: {said(error)}"
+    return None if np.array_equal(there, back) else "the GPU gives back other numbers than it got"
+
+
+def said(error: Exception) -> str:
+    """What went wrong; of a device's failure without the machine and the places in its source."""
+    found = _DEVICE_FAILURE.search(str(error))
+    return found[0].strip() if found else str(error)
+
+
+def of_device(error: Exception) -> bool:
+    """Whether a device failed, not the file."""
+    return _DEVICE_FAILURE.search(str(error)) is not None
 
 
 def tensorrt_version(library: Any) -> str:

@@ -463,3 +463,22 @@ def test_driver_without_gpus_says_why():
     assert "cuInit answers 100 (no CUDA-capable device is detected)" in str(refused.problem)
     assert "CUDA_VISIBLE_DEVICES" in str(nvidia.driver(lambda: FakeCuda()).problem)
     assert "not whole" in str(nvidia.driver(lambda: SimpleNamespace()).problem)
+
+
+@pytest.mark.parametrize(
+    ("back", "expected"),
+    [
+        (lambda there: there, None),
+        (lambda there: 2 * there, "other numbers"),
+        (lambda _: 1 / 0, "does not answer: division by zero"),
+    ],
+    ids=["right", "wrong", "failing"],
+)
+def test_a_gpu_must_give_back_what_it_got(back, expected):
+    def send(there: Any, device: str, gpu: int) -> Any:
+        assert (device, gpu) == ("cuda", 1)
+        return SimpleNamespace(numpy=lambda: back(there))
+
+    library = SimpleNamespace(OrtValue=SimpleNamespace(ortvalue_from_numpy=send))
+    found = ort_gpu.try_memory(library, 1)
+    assert found is None if expected is None else expected in str(found)
