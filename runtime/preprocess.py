@@ -6,6 +6,7 @@ antialias, centre crop, normalise.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -15,7 +16,6 @@ from numpy.typing import NDArray
 
 from .images import Picture
 from .manifest import Preprocess
-from .resize import can_resize, resized_window
 
 # Very long pictures: past this many times the input's pixels, only the window itself is
 # resized. Pillow holds a window's edges in single precision, which can move a pixel's value by
@@ -86,12 +86,10 @@ def crop_resized(picture: Picture, spec: Preprocess) -> tuple[Picture, Placement
     filtering = Image.Resampling[spec.interpolation.upper()]
     if resized == placement.picture:
         part = picture[top:bottom, left:right]
-    elif can_resize(placement.picture, resized, spec.interpolation):
-        rows, columns = slice(top, bottom), slice(left, right)
-        part = resized_window(picture, resized, rows, columns, spec.interpolation)
     elif resized[0] * resized[1] <= _MAX_EXCESS * spec.size[0] * spec.size[1]:
-        whole = Image.fromarray(picture).resize((resized[1], resized[0]), filtering)
-        part = np.asarray(whole)[top:bottom, left:right]
+        columns, skipped, width = _columns(placement.picture, resized, left, right, spec)
+        around = Image.fromarray(picture[:, columns]).resize((width, resized[0]), filtering)
+        part = np.asarray(around)[top:bottom, left - skipped : right - skipped]
     else:
         scale = [full / new for full, new in zip(placement.picture, resized, strict=True)]
         box = left * scale[1], top * scale[0], right * scale[1], bottom * scale[0]
@@ -103,6 +101,39 @@ def crop_resized(picture: Picture, spec: Preprocess) -> tuple[Picture, Placement
     row, column = top - starts[0], left - starts[1]
     view[row : row + part.shape[0], column : column + part.shape[1]] = part
     return view, placement
+
+
+# How far a filter reaches, in pixels of the smaller of the two pictures. Nearest is not among them:
+# Pillow adds its steps up from the picture's edge.
+_REACH = {"bilinear": 1, "bicubic": 2, "lanczos": 3}
+
+
+def _columns(
+    full: tuple[int, int], resized: tuple[int, int], left: int, right: int, spec: Preprocess
+) -> tuple[slice, int, int]:
+    """The columns of a picture that are enough to resize, if only left .. right are looked at.
+
+    Their edges fall on a pixel's edge in both pictures, so that every weight stays as it is, and
+    lie so far outside that the filter does not feel them. The pixels are those of the whole
+    picture's resize, exactly, for a good third less work on a video of 16 : 9.
+
+    Returns:
+        The columns; how many of the resized picture's come before them; how many they become.
+    """
+    height, width = full
+    everything = slice(0, width), 0, resized[1]
+    if spec.interpolation not in _REACH or len(spec.resize) != 1:
+        return everything
+    common = math.gcd(width, resized[1])
+    step, stride = resized[1] // common, width // common
+    margin = math.ceil(_REACH[spec.interpolation] * max(1.0, resized[1] / width)) + 1
+    begin = max(0, (left - margin) // step)
+    end = min(common, -(-(right + margin) // step))
+    # Pillow resizes tall pictures in another order, which rounds in another way: from 13 on, and
+    # from about twice their width on.
+    if (end - begin) * stride < height:
+        return everything
+    return slice(begin * stride, end * stride), begin * step, (end - begin) * step
 
 
 def _start(resized: int, wanted: int) -> int:
