@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format types bench clean
+.PHONY: help demo test test-fast lint format types bench docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -47,6 +47,13 @@ types: $(VENV)/dev.stamp ## mypy, strict
 
 bench: $(VENV)/dev.stamp ## times against plain classification and peers, on this machine
 	$(BIN)/python benchmarks/overhead.py
+
+$(VENV)/docs.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
+docs: $(VENV)/docs.stamp ## the documentation as a site in build/site, links checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site
 
 clean: ## remove the virtual environment and everything made
 	rm -rf $(VENV) .demo build *.egg-info
