@@ -24,6 +24,7 @@ VERBS = (
     "info",
     "bench",
     "verify",
+    "stream",
     "train classifier",
     "train aft",
     "calibrate thresholds",
