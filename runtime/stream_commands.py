@@ -19,7 +19,7 @@ from . import options
 from .attempt import Event
 from .cam import METHODS
 from .console import err, escape, out, print_json, progress
-from .errors import RequestError
+from .errors import RequestError, WhyCamError
 from .live import StreamFrame
 from .options import Engine, Json, Precision, Threads
 from .stream import Stream
@@ -165,13 +165,13 @@ def stream(
             page.tell_event(event)
 
     _silence_opencv()
-    with ExitStack() as stack:
+    places, began = [place for place in (output, record) if place is not None], time.time()
+    with _kept_told(places, began), ExitStack() as stack:
         # A window that cannot be opened, and a place that cannot be written, are known first.
         sinks: list[Sink] = []
         if show:
             window = stack.enter_context(Window(f"whycam: {source}"))
             sinks.append(lambda frame: window.show(frame.image))
-        places = [place for place in (output, record) if place is not None]
         explainer = load(model, engine, threads, precision=precision)  # type: ignore[arg-type]
         opened = Stream(
             explainer,
@@ -202,13 +202,29 @@ def stream(
         sinks += _files(stack, opened, output, record, codec)
         stopped, report = _run(opened, sinks, limit, as_json)
     report |= {"source": opened.source, "model": str(model)}
-    report |= {"written": [str(place) for place in places if place.exists()]}
+    report |= {"written": _written(places, began)}
     if as_json:
         print_json(report)
     else:
         out.print(_summary(report), soft_wrap=True)
     if stopped is not None:
         raise typer.Exit(128 + stopped)
+
+
+@contextmanager
+def _kept_told(places: list[Path], began: float) -> Iterator[None]:
+    """After an error people want to know what they still have."""
+    try:
+        yield
+    except WhyCamError:
+        for place in _written(places, began):
+            err.print(escape(f"kept: what was written to {place} before this"), soft_wrap=True)
+        raise
+
+
+def _written(places: list[Path], began: float) -> list[str]:
+    """Those files that were written since."""
+    return [str(p) for p in places if p.exists() and p.stat().st_mtime >= began - 1]
 
 
 def _check_other(output: Path, source: str) -> None:

@@ -27,6 +27,7 @@ VERBS = (
     "build",
     "half",
     "doctor",
+    "stream",
     "train classifier",
     "train aft",
     "calibrate thresholds",

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 import weakref
+from collections import namedtuple
 from itertools import islice
 from pathlib import Path
 
@@ -272,6 +274,18 @@ def test_the_command_writes_video_and_records(command, film, tmp_path):
     # Nothing is drawn at opacity 0: each still says which frame it is.
     assert [number_of(frame) for frame in after] == list(range(12))
     assert len((tmp_path / "why.jsonl").read_text().splitlines()) == 12
+
+
+def test_what_was_written_before_an_error_is_kept_and_said(command, film, tmp_path, monkeypatch):
+    free = iter([10**9, 0])
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(next(free)))
+    video = tmp_path / "why.mp4"
+    code, _, err = command("--source", film, "--loop", "-o", video)
+    assert code == 2
+    assert f"no space is left for {video}" in err
+    assert f"kept: what was written to {video}" in err
+    assert len(read_video(video)[0]) == 16
 
 
 def test_the_command_sums_up_for_people(command, film):
