@@ -17,7 +17,7 @@ from whycam.calibrate.dataset import in_fixed_order, open_dataset
 from whycam.calibrate.fidelity import compare
 from whycam.calibrate.int8_report import fidelity_lines, fidelity_table
 from whycam.export import to_half
-from whycam.export.half import read_onnx
+from whycam.export.onnx_graph import read_onnx
 from whycam.export.rounded import RoundedEngine
 from whycam.runtime.console import out, progress
 

@@ -9,26 +9,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import msgspec
 
-from ..runtime import cuda
-from ..runtime.cuda import Device
-from ..runtime.errors import EngineError, ModelFileError, RequestError
+from ..runtime.errors import ModelFileError, RequestError
 from ..runtime.files import OutputError, replacing, write_whole
 from ..runtime.interface import check_interface, parts_needed
 from ..runtime.manifest import FilePrecision, Manifest
-from ..runtime.onnxfile import digest, read_manifest
 from ..runtime.plan import Library, Plan, Range, Tensor, digest_of, sidecar_of, write_sidecar
-from ..runtime.trt_load import import_library
-from .trt_network import Recipe, Shape, Tick, Total, make_plan, targets_of
-
-LIBRARIES: tuple[Library, ...] = ("tensorrt-rtx", "tensorrt")
-PRECISIONS: tuple[FilePrecision, ...] = ("fp32", "fp16", "bf16", "int8")
-COMPUTE = ("8.6", "8.9", "12.0")  # Ampere, Ada and Blackwell as people have them
-TURING = "7.5"
-PICTURES = (Range(32, 480, 1088), Range(32, 640, 1920))
+from .build_request import (
+    TURING,
+    capabilities_of,
+    check_target,
+    checked_manifest,
+    device_of,
+    precision_of,
+    sizes_of,
+    timing_cache_of,
+)
+from .trt_network import Recipe, Tick, Total, make_plan
 
 
 @dataclass(frozen=True)
@@ -105,15 +104,15 @@ def to_plan(
     told: Tick = tick or (lambda _name, _steps: None)
     counted: Total = total or (lambda _steps: None)
     target = Path(path)
-    manifest = _read(model)
-    wanted = _precision(model, manifest, precision)
-    _check_target(target, model)
+    manifest = checked_manifest(model)
+    wanted = precision_of(model, manifest, precision)
+    check_target(target, model)
     if workspace is not None and workspace < 1:
         raise RequestError(f"workspace must be 1 MB or more, not {workspace}")
-    sizes = _sizes(manifest, batch, classes, pictures)
-    found = _compute(library, compute, wanted)
-    device = _device(library)
-    cache = _timing_cache(library, timing_cache)
+    sizes = sizes_of(manifest, batch, classes, pictures)
+    found = capabilities_of(library, compute, wanted)
+    device = device_of(library)
+    cache = timing_cache_of(library, timing_cache)
     recipe = Recipe(library, found, sizes.shapes(manifest), workspace, cache)
     with (
         _restored_on_failure(sidecar_of(target)),
@@ -152,151 +151,6 @@ def to_plan(
     return Built(
         target, sidecar, plan, wanted != manifest.precision, rewritten, len(made.data), seconds
     )
-
-
-def _read(model: str | os.PathLike[str]) -> Manifest:
-    manifest = read_manifest(model)
-    found = digest(model)
-    if found != manifest.digest:
-        raise ModelFileError(
-            f"{os.fspath(model)} was changed after its manifest was written ({found[:19]}... is "
-            f"not {manifest.digest[:19]}...): what it computes is not what was checked. Export it "
-            "again"
-        )
-    return manifest
-
-
-def _precision(
-    model: str | os.PathLike[str], manifest: Manifest, wanted: FilePrecision | None
-) -> FilePrecision:
-    name, own = os.fspath(model), manifest.precision
-    if wanted is None or wanted == own:
-        return own
-    if wanted not in PRECISIONS:
-        raise RequestError(f"precision must be {' or '.join(PRECISIONS)}, not '{wanted}'")
-    if wanted == "int8":
-        raise RequestError(
-            f"{name} is {own}: INT8 takes photographs to calibrate on. Make the INT8 file first, "
-            f"and build that: whycam calibrate int8 {name if own == 'fp32' else 'FLOAT.onnx'} "
-            "PHOTOGRAPHS -o INT8.onnx"
-        )
-    if own != "fp32":
-        raise RequestError(
-            f"{name} is {own}, so it cannot be built in {wanted}: build it as it "
-            "is, or from the float file"
-        )
-    return wanted
-
-
-def _check_target(target: Path, model: str | os.PathLike[str]) -> None:
-    if target.suffix.lower() in (".onnx", ".json"):
-        raise RequestError(f"a plan is no {target.suffix} file: name it FILE.plan, not {target}")
-    if target.resolve() == Path(model).resolve():
-        raise RequestError(f"{target} is the model file itself: write the plan elsewhere")
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    """What is free in a graph's inputs; heights and widths are None where pictures are not."""
-
-    batch: Range
-    classes: Range
-    height: Range | None
-    width: Range | None
-
-    def shapes(self, manifest: Manifest) -> dict[str, tuple[Shape, Shape, Shape]]:
-        """Of each input: the least, the best, the most."""
-        n, k = self.batch, self.classes
-        sides = cast(tuple[Shape, Shape, Shape], (manifest.image_shape,) * 3)
-        if self.height is not None and self.width is not None:
-            h, w = self.height, self.width
-            sides = (h.least, w.least, 3), (h.best, w.best, 3), (h.most, w.most, 3)
-        least, best, most = sides
-        return {
-            "image": ((n.least, *least), (n.best, *best), (n.most, *most)),
-            "target": ((n.least, k.least), (n.best, k.best), (n.most, k.most)),
-        }
-
-
-def _sizes(
-    manifest: Manifest,
-    batch: Range | None,
-    classes: Range | None,
-    pictures: tuple[Range, Range] | None,
-) -> _Sizes:
-    # A graph that sweeps runs each image ten times more for each class.
-    sweeps = "tft" in manifest.outputs
-    n = batch or Range(1, 1, 4 if sweeps else 16)
-    k = classes or Range(1, 1, 1 if sweeps else min(5, manifest.num_classes))
-    if k.most > manifest.num_classes:
-        raise RequestError(
-            f"{k.most} classes cannot be explained at once: the model has {manifest.num_classes}"
-        )
-    if None in manifest.image_shape:
-        return _Sizes(n, k, *(pictures or PICTURES))
-    if pictures is not None:
-        taken = "x".join(map(str, manifest.image_shape))
-        raise RequestError(
-            "a range of picture sizes is for graphs that take pictures of any size (whycam export "
-            f"--embed-preprocess); this one takes {taken} alone"
-        )
-    return _Sizes(n, k, None, None)
-
-
-def _compute(
-    library: Library, wanted: Sequence[str] | None, precision: FilePrecision
-) -> tuple[str, ...]:
-    """The capabilities to build for; none for a library that builds on the spot."""
-    if library not in LIBRARIES:
-        raise RequestError(f"a plan is built by {' or '.join(LIBRARIES)}, not '{library}'")
-    if library == "tensorrt":
-        if wanted:
-            raise RequestError(
-                "tensorrt builds for the GPU that it runs on, and for no other: leave out the "
-                "compute capabilities, or build with tensorrt-rtx"
-            )
-        return ()
-    found = tuple(dict.fromkeys(COMPUTE if wanted is None else wanted))
-    known = targets_of(import_library(library, "whycam build"))
-    unknown = [each for each in found if each not in known]
-    if unknown or not found:
-        raise RequestError(
-            f"tensorrt-rtx has no target for {', '.join(unknown) or 'nothing'}; it builds for "
-            f"{', '.join(known)}. For Jetson (8.7), servers (9.0) and others build with plain "
-            "TensorRT, on the machine that runs the plan: whycam build --engine tensorrt"
-        )
-    if precision == "bf16" and TURING in found:
-        raise RequestError("GPUs of 7.5 (Turing) have no bf16: build for them in fp16")
-    return found
-
-
-def _device(library: Library) -> Device | None:
-    """The GPU that a plan is built on; None for one that is built ahead of time."""
-    if library != "tensorrt":
-        return None
-    try:
-        return cuda.device(0)
-    except EngineError as error:
-        raise EngineError(
-            "tensorrt builds a plan on the GPU that will run it, and none can be used here "
-            f"({error}). Build on that machine, or ahead of time for RTX GPUs: whycam build "
-            "--engine tensorrt-rtx"
-        ) from error
-
-
-def _timing_cache(library: Library, path: str | os.PathLike[str] | None) -> bytes | None:
-    if path is None:
-        return None
-    if library != "tensorrt":
-        raise RequestError(
-            "tensorrt-rtx times nothing while it builds, so it has no timing cache: leave it out"
-        )
-    try:
-        return Path(path).read_bytes()
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        raise OutputError(f"cannot read the timing cache {path}: {error.strerror}") from error
 
 
 def _prepared(
@@ -367,7 +221,10 @@ def _said(tensor: tuple[str, tuple[int | None, ...]] | None) -> str:
 @contextmanager
 def _restored_on_failure(file: Path) -> Iterator[None]:
     """Puts a small file back as it was, if the block does not succeed."""
-    before = file.read_bytes() if file.is_file() else None
+    try:
+        before = file.read_bytes() if file.is_file() else None
+    except OSError as error:
+        raise OutputError(f"cannot read {file}, to replace it: {error.strerror}") from error
     try:
         yield
     except BaseException:

@@ -81,7 +81,8 @@ def build(
     as_json: Json = False,
 ) -> None:
     """Build a TensorRT plan, and the sidecar that says what it is."""
-    from .build import LIBRARIES, PRECISIONS, to_plan
+    from .build import to_plan
+    from .build_request import LIBRARIES, PRECISIONS
 
     with progress("reading the graph", None, as_json) as advance:
         made = to_plan(

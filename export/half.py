@@ -1,14 +1,14 @@
 """A graph's trunk in half precision: weights stored in 16 bits, everything after A in float32.
 
-onnxruntime.transformers.float16 was tried first: it has no bf16, rounds weights that do not fit to
-the largest value without a word, and stores a weight twice where a kept operation reads it too.
+onnxruntime.transformers.float16 was tried first, with everything but the trunk blocked: it has no
+bf16, cuts weights that do not fit to 65504 without a word, and leaves operations in an order that
+onnx.checker refuses.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,10 +17,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.errors import ExportError, MissingExtraError, ModelFileError, RequestError
+from ..runtime.errors import ExportError, RequestError
 from ..runtime.files import replacing
 from ..runtime.manifest import Manifest
 from ..runtime.onnxfile import append_manifest, digest, read_manifest
+from .fold import fold_batch_norms
+from .onnx_graph import read_onnx, types_of, with_opset, write_onnx
 from .rounded import HalfCheck, check_half
 from .trunk import trunk_runs
 
@@ -109,7 +111,7 @@ def to_half(
     with replacing(target) as temporary:
         converted = read_onnx(model)
         if precision == "bf16":
-            converted = _with_opset(converted, _BF16_OPSET)
+            converted = with_opset(converted, _BF16_OPSET)
         count = halve(converted, precision)
         write_onnx(converted, temporary)
         own = msgspec.structs.replace(
@@ -132,64 +134,6 @@ def to_half(
     )
 
 
-def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """An ONNX file, with types and shapes inferred; metadata is left out.
-
-    Raises:
-        ModelFileError: it cannot be read.
-        MissingExtraError: the package onnx is not installed.
-    """
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingExtraError("onnx", "build", "converting an ONNX file") from error
-    try:
-        model = onnx.load(os.fspath(path))
-        del model.metadata_props[:]
-        inferred: onnx.ModelProto = onnx.shape_inference.infer_shapes(model)
-    except Exception as error:
-        raise ModelFileError(f"cannot read {path} for conversion: {error}") from error
-    for index, node in enumerate(inferred.graph.node):
-        node.name = node.name or f"node_{index}"
-    return inferred
-
-
-def write_onnx(model: onnx.ModelProto, path: Path) -> None:
-    """Write a graph, checked by ONNX's own rules.
-
-    Raises:
-        ExportError: it breaks them.
-        OutputError: the place cannot be written.
-    """
-    import onnx
-
-    try:
-        onnx.checker.check_model(model)
-        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
-    except Exception as error:
-        raise ExportError(f"the converted graph is not valid ONNX: {error}") from error
-    onnx.save(model, str(path))
-
-
-def types_of(model: onnx.ModelProto) -> dict[str, int]:
-    """The element type of each tensor, as far as it is known."""
-    graph = model.graph
-    found = {
-        value.name: value.type.tensor_type.elem_type
-        for value in [*graph.value_info, *graph.input, *graph.output]
-    }
-    return found | {each.name: each.data_type for each in graph.initializer}
-
-
-def _with_opset(model: onnx.ModelProto, wanted: int) -> onnx.ModelProto:
-    from onnx import version_converter
-
-    try:
-        return version_converter.convert_version(model, wanted)
-    except Exception as error:
-        raise ExportError(f"cannot convert the graph to ONNX opset {wanted}: {error}") from error
-
-
 def halve(model: onnx.ModelProto, precision: HalfPrecision) -> int:
     """Convert in place; returns how many operations compute in half precision now.
 
@@ -199,7 +143,7 @@ def halve(model: onnx.ModelProto, precision: HalfPrecision) -> int:
     import onnx
 
     graph = model.graph
-    _fold_batch_norms(graph, {index for run in trunk_runs(graph) for index in run})
+    fold_batch_norms(graph, {index for run in trunk_runs(graph) for index in run})
     types = types_of(model)
     half = onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.BFLOAT16
     converted = _Conversion(graph, types, half)
@@ -223,7 +167,6 @@ class _Conversion:
         self._graph = graph
         self._types = types
         self._half = half
-        self._suffix = "_half"
         self._nodes: list[onnx.NodeProto] = []
         self._weights = {each.name: each for each in graph.initializer}
         self._outputs = {each.name for each in graph.output}
@@ -250,7 +193,7 @@ class _Conversion:
                 attribute.t.CopyFrom(self._converted(attribute.t, node, False))
         for position, name in enumerate(node.output):
             if name in floats:
-                self._in_half[name] = node.output[position] = f"{name}{self._suffix}"
+                self._in_half[name] = node.output[position] = f"{name}_half"
                 self._made_in_half.add(name)
         self.count += bool(floats)
         self._nodes.append(node)
@@ -294,7 +237,7 @@ class _Conversion:
         import onnx
 
         if name not in self._in_half:
-            copy = f"{name}{self._suffix}"
+            copy = f"{name}_half"
             if name in self._weights:
                 weight = self._converted(self._weights[name], reader, bound)
                 weight.name = copy
@@ -337,56 +280,3 @@ def _as_fp16(
         )
     # Nothing in fp16 lies beyond such a bound.
     return np.clip(values, -most, most).astype(np.float16) if bound else values.astype(np.float16)
-
-
-def _fold_batch_norms(graph: onnx.GraphProto, inside: Collection[int]) -> None:
-    """Batch normalisation into the convolution before it: one rounding instead of two.
-
-    Equal convolutions with equal normalisations, as of two runs, share their new weights.
-    """
-    from onnx import numpy_helper
-
-    weights = {each.name: each for each in graph.initializer}
-    readers: dict[str, int] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers[name] = readers.get(name, 0) + 1
-    for value in graph.output:
-        readers[value.name] = readers.get(value.name, 0) + 1
-    convolutions = {
-        graph.node[index].output[0]: graph.node[index]
-        for index in inside
-        if graph.node[index].op_type == "Conv" and graph.node[index].input[1] in weights
-    }
-    gone = []
-    for index in sorted(inside):
-        norm = graph.node[index]
-        before = convolutions.get(norm.input[0]) if norm.op_type == "BatchNormalization" else None
-        if before is None or readers[norm.input[0]] != 1 or not set(norm.input[1:]) <= set(weights):
-            continue
-        name, shift = (f"{each}_with_{norm.input[1]}" for each in (before.input[1], "bias"))
-        shift = f"{name}_bias"
-        if name not in weights:
-            arrays = [
-                numpy_helper.to_array(weights[each]).astype(np.float64) for each in norm.input[1:]
-            ]
-            scale, beta, mean, variance = arrays
-            epsilon = next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5)
-            factor = scale / np.sqrt(variance + epsilon)
-            kernel = numpy_helper.to_array(weights[before.input[1]]).astype(np.float64)
-            bias = (
-                numpy_helper.to_array(weights[before.input[2]]).astype(np.float64)
-                if len(before.input) > 2
-                else np.zeros(len(factor))
-            )
-            folded = kernel * factor.reshape(-1, *[1] * (kernel.ndim - 1))
-            for new, values in ((name, folded), (shift, (bias - mean) * factor + beta)):
-                weights[new] = numpy_helper.from_array(values.astype(np.float32), new)
-        before.input[:] = [before.input[0], name, shift]
-        before.output[0] = norm.output[0]
-        gone.append(index)
-    for index in reversed(gone):
-        del graph.node[index]
-    read = {name for node in graph.node for name in node.input}
-    del graph.initializer[:]
-    graph.initializer.extend(each for each in weights.values() if each.name in read)

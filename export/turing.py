@@ -17,7 +17,7 @@ from ..runtime import selftest
 from ..runtime.engine import open_engine
 from ..runtime.errors import VerificationError
 from ..runtime.manifest import Manifest
-from .half import types_of
+from .onnx_graph import read_onnx, types_of, write_onnx
 
 if TYPE_CHECKING:
     import onnx
@@ -244,8 +244,6 @@ def write_for_turing(model: str | os.PathLike[str], path: Path, manifest: Manife
         ModelFileError: the file cannot be read.
         VerificationError: it does not compute the same.
     """
-    from .half import read_onnx, write_onnx
-
     rewritten = read_onnx(model)
     count = replace_matrix_products(rewritten)
     write_onnx(rewritten, path)

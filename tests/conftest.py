@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,8 @@ def pixels_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def mixed_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """`networks.mixed` with raw outputs, finished maps, a sweep inside, and a search inside."""
+def mixed_files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`networks.mixed` as one of: raw, map, tft (a sweep inside), search; exported when asked."""
     from networks import SMALL, mixed
 
     from whycam.export import to_onnx
@@ -94,12 +95,15 @@ def mixed_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "raw": {"methods": ["gradcam", "layercam", "ablation"]},
         "map": {"outputs": ["map"]},
         "tft": {"outputs": ["tft"]},
-        "search": {"outputs": ["tft"], "tft": Tft(forwards=3), "priors": [prior]},
+        "search": {"outputs": ["tft"], "tft": Tft(forwards=2), "priors": [prior]},
     }
     folder = tmp_path_factory.mktemp("mixed")
-    for name, options in wanted.items():
-        to_onnx(mixed(), folder / f"{name}.onnx", overrides=SMALL, **options)
-    return {name: folder / f"{name}.onnx" for name in wanted}
+
+    @cache
+    def exported(name: str) -> Path:
+        return to_onnx(mixed(), folder / f"{name}.onnx", overrides=SMALL, **wanted[name]).path
+
+    return exported
 
 
 @pytest.fixture(scope="session")

@@ -85,7 +85,7 @@ def expected_tensors(path: Path) -> tuple[list[Tensor], list[Tensor]]:
 def test_every_graph_builds_for_every_gpu_and_reads_back_as_promised(
     mixed_files, tmp_path, outputs, precision
 ):
-    path = mixed_files[outputs]
+    path = mixed_files(outputs)
     if precision == "int8":
         path = int8_of(path, tmp_path / "int8.onnx")
     inputs, expected = expected_tensors(path)
@@ -110,14 +110,15 @@ def test_pretrained_network_builds(lite0_onnx, tmp_path, precision):
         assert list(plan.outputs) == expected_tensors(path)[1]
 
 
+@pytest.mark.slow
 def test_search_and_bf16_build(mixed_files, tmp_path):
     for name in ("search", "raw"):
-        made = to_plan(mixed_files[name], tmp_path / f"{name}.plan", precision="bf16")
+        made = to_plan(mixed_files(name), tmp_path / f"{name}.plan", precision="bf16")
         assert made.plan.manifest.precision == "bf16"
 
 
 def test_sidecar_says_what_the_plan_is(mixed_files, tmp_path):
-    path = mixed_files["raw"]
+    path = mixed_files("raw")
     made = to_plan(
         path,
         tmp_path / "made" / "x.plan",
@@ -144,13 +145,14 @@ def test_sidecar_says_what_the_plan_is(mixed_files, tmp_path):
 
 
 def test_file_in_half_precision_builds_as_it_is(mixed_files, tmp_path):
-    half = to_half(mixed_files["raw"], tmp_path / "half.onnx").path
+    half = to_half(mixed_files("raw"), tmp_path / "half.onnx").path
     made = to_plan(half, tmp_path / "x.plan")
     assert not made.converted
     assert made.plan.manifest == read_manifest(half)
     assert to_plan(half, tmp_path / "y.plan", precision="fp16").plan.manifest.precision == "fp16"
 
 
+@pytest.mark.slow
 def test_pictures_of_any_size_have_ranges(tmp_path):
     from networks import SMALL, linear
 
@@ -167,7 +169,7 @@ def test_pictures_of_any_size_have_ranges(tmp_path):
 
 @pytest.mark.parametrize("name", ["raw", "map", "tft"])
 def test_graph_for_turing_has_no_matrix_products_and_the_same_numbers(mixed_files, tmp_path, name):
-    path, manifest = mixed_files[name], read_manifest(mixed_files[name])
+    path, manifest = mixed_files(name), read_manifest(mixed_files(name))
     count = turing.write_for_turing(path, tmp_path / "turing.onnx", manifest)
     before, after = (onnx.load(each).graph for each in (path, tmp_path / "turing.onnx"))
     products = [n for n in before.node if n.op_type in ("Gemm", "MatMul")]
@@ -190,7 +192,7 @@ def test_graph_for_turing_is_checked(mixed_files, tmp_path, monkeypatch):
     replace = turing.replace_matrix_products
     monkeypatch.setattr(turing, "replace_matrix_products", wrong)
     with pytest.raises(VerificationError, match="without matrix products"):
-        to_plan(mixed_files["raw"], tmp_path / "x.plan", compute=["7.5"])
+        to_plan(mixed_files("raw"), tmp_path / "x.plan", compute=["7.5"])
     assert not list(tmp_path.iterdir())
 
 
@@ -213,7 +215,7 @@ def command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[...,
 
 
 def test_files_that_are_no_explaining_graphs_are_named(command, mixed_files, tmp_path):
-    good = mixed_files["raw"]
+    good = mixed_files("raw")
     text = tmp_path / "text.onnx"
     text.write_text("hello")
     truncated = tmp_path / "truncated.onnx"
@@ -261,24 +263,24 @@ def test_files_that_are_no_explaining_graphs_are_named(command, mixed_files, tmp
 def test_wishes_that_cannot_be_met_are_said(command, mixed_files, options, words):
     import re
 
-    assert re.search(words, command(mixed_files["raw"], *options))
+    assert re.search(words, command(mixed_files("raw"), *options))
 
 
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="needs a machine without GPU")
 def test_tensorrt_without_a_gpu_is_one_sentence(command, mixed_files):
     pytest.importorskip("cuda.bindings.runtime")
-    line = command(mixed_files["raw"], "--engine", "tensorrt")
+    line = command(mixed_files("raw"), "--engine", "tensorrt")
     assert "on the GPU that will run it" in line
     assert "--engine tensorrt-rtx" in line
 
 
 def test_int8_file_is_not_built_in_another_precision(command, mixed_files, tmp_path):
-    path = int8_of(mixed_files["raw"], tmp_path / "int8.onnx")
+    path = int8_of(mixed_files("raw"), tmp_path / "int8.onnx")
     assert "is int8, so it cannot be built in fp16" in command(path, "--precision", "fp16")
 
 
 def test_places_that_cannot_be_written_are_named(command, mixed_files, tmp_path):
-    model = mixed_files["raw"]
+    model = mixed_files("raw")
     (tmp_path / "file").write_text("")
     assert "cannot write" in command(model, output=tmp_path / "file" / "x.plan")
     assert "it is a folder" in command(model, output=tmp_path / "new" / "..")
@@ -294,7 +296,7 @@ def test_full_disk_leaves_an_older_plan_and_its_sidecar(
     mixed_files, tmp_path, monkeypatch, failing
 ):
     plan = tmp_path / "x.plan"
-    to_plan(mixed_files["map"], plan)
+    to_plan(mixed_files("map"), plan)
     before = {each.name: each.read_bytes() for each in tmp_path.iterdir()}
     original = getattr(Path, failing)
 
@@ -306,7 +308,7 @@ def test_full_disk_leaves_an_older_plan_and_its_sidecar(
 
     monkeypatch.setattr(Path, failing, fail)
     with pytest.raises(OutputError, match="No space left"):
-        to_plan(mixed_files["raw"], plan)
+        to_plan(mixed_files("raw"), plan)
     monkeypatch.undo()
     assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == before
 
@@ -320,17 +322,17 @@ def test_interrupt_cancels_the_builder_and_leaves_nothing(mixed_files, tmp_path)
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        to_plan(mixed_files["raw"], tmp_path / "out" / "x.plan", tick=tick)
+        to_plan(mixed_files("raw"), tmp_path / "out" / "x.plan", tick=tick)
     assert not list((tmp_path / "out").iterdir())
     every: list[str] = []
-    to_plan(mixed_files["raw"], tmp_path / "x.plan", tick=lambda name, _: every.append(name))
+    to_plan(mixed_files("raw"), tmp_path / "x.plan", tick=lambda name, _: every.append(name))
     assert len(phases) < len(every), "it went on to the end"
 
 
 def test_progress_counts_the_builders_phases(mixed_files, tmp_path):
     totals, done = [], []
     to_plan(
-        mixed_files["raw"],
+        mixed_files("raw"),
         tmp_path / "x.plan",
         tick=lambda _, steps: done.append(steps),
         total=totals.append,
@@ -345,7 +347,7 @@ def test_operator_that_the_library_does_not_know_is_named(mixed_files, tmp_path)
         softmax.op_type, softmax.name, softmax.domain = "Unheard", "of_this", "some.where"
         del softmax.attribute[:]
 
-    path = changed(mixed_files["raw"], tmp_path / "odd.onnx", spoil)
+    path = changed(mixed_files("raw"), tmp_path / "odd.onnx", spoil)
     manifest = msgspec.structs.replace(read_manifest(path), digest=digest(path))
     with_manifest(path, path, manifest)
     with pytest.raises(ModelFileError, match=r"cannot parse.*'of_this' \(Unheard\)"):
@@ -355,7 +357,7 @@ def test_operator_that_the_library_does_not_know_is_named(mixed_files, tmp_path)
 
 @pytest.mark.parametrize("spoilt", ["shape", "dtype", "missing"])
 def test_network_that_is_not_the_manifests_is_refused(mixed_files, spoilt):
-    path = mixed_files["raw"]
+    path = mixed_files("raw")
     inputs, outputs = expected_tensors(path)
     check_network("x", read_manifest(path), inputs, outputs)
     last = outputs[-1]
@@ -373,7 +375,7 @@ def test_failed_build_says_what_the_library_said(mixed_files, tmp_path, monkeypa
     monkeypatch.setattr(build, "TURING", "none")
     for _ in range(2):
         with pytest.raises(EngineError, match="FP32 GEMM is not supported") as error:
-            to_plan(mixed_files["raw"], tmp_path / "x.plan", compute=["7.5"])
+            to_plan(mixed_files("raw"), tmp_path / "x.plan", compute=["7.5"])
     assert "could not build the plan" in str(error.value)
     assert not list(tmp_path.iterdir())
 
@@ -403,11 +405,11 @@ class StandIn(SimpleNamespace):
 
 
 def test_plain_tensorrt_builds_on_its_gpu_with_a_timing_cache(mixed_files, tmp_path, monkeypatch):
-    path = mixed_files["raw"]
+    path = mixed_files("raw")
     library = StandIn(expected_tensors(path))
     gpu = cuda.Device(index=0, name="NVIDIA A GPU", compute="8.7", memory=1, driver="13.0")
     monkeypatch.setattr(trt_network, "import_library", lambda *_: library)
-    monkeypatch.setattr(build.cuda, "device", lambda _: gpu)
+    monkeypatch.setattr(cuda, "device", lambda _: gpu)
     cache = tmp_path / "cache"
     for _ in range(2):
         made = to_plan(path, tmp_path / "x.plan", library="tensorrt", timing_cache=cache)
@@ -429,7 +431,7 @@ def test_plain_tensorrt_builds_on_its_gpu_with_a_timing_cache(mixed_files, tmp_p
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_plain_tensorrt_builds_what_this_gpu_runs(mixed_files, tmp_path, precision):
     pytest.importorskip("tensorrt")
-    path = mixed_files["raw"]
+    path = mixed_files("raw")
     if precision == "int8":
         path = int8_of(path, tmp_path / "int8.onnx")
     for _ in range(2):  # the second time with what the first one timed
@@ -451,7 +453,7 @@ def test_builder_that_cannot_be_made_is_an_error(mixed_files, tmp_path, monkeypa
 
     monkeypatch.setattr(trt, "Builder", builder)
     with pytest.raises(EngineError, match="has no builder here"):
-        to_plan(mixed_files["raw"], tmp_path / "x.plan")
+        to_plan(mixed_files("raw"), tmp_path / "x.plan")
 
 
 def test_build_and_half_need_no_torch(mixed_files, tmp_path, run_python):
@@ -460,7 +462,7 @@ def test_build_and_half_need_no_torch(mixed_files, tmp_path, run_python):
         import sys
         sys.modules["torch"] = None
         from whycam.export import to_plan
-        made = to_plan({str(mixed_files["map"])!r}, {str(tmp_path / "x.plan")!r},
+        made = to_plan({str(mixed_files("map"))!r}, {str(tmp_path / "x.plan")!r},
                        precision="fp16", compute=["7.5", "8.6"])
         print(made.plan.manifest.precision, made.rewritten > 0)
         import whycam.export
@@ -482,7 +484,7 @@ def test_verbs_say_what_they_made_and_what_to_do_next(mixed_files, tmp_path, cap
         assert stop.value.code == 0, captured.err
         return captured.out
 
-    model, half, plan = mixed_files["raw"], tmp_path / "half.onnx", tmp_path / "x.plan"
+    model, half, plan = mixed_files("raw"), tmp_path / "half.onnx", tmp_path / "x.plan"
     assert f"next: whycam build {half}" in run("half", model, "-o", half)
     said = run("build", half, "-o", plan, "--compute", "75,8.6", "--batch", "4", "--targets", "2")
     assert f"saved as {plan}" in said

@@ -1,0 +1,75 @@
+"""ONNX graphs in memory: read, checked by ONNX's own rules, written. Needs the package onnx."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..runtime.errors import ExportError, MissingExtraError, ModelFileError
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    """An ONNX file, with types and shapes inferred; metadata is left out.
+
+    Raises:
+        ModelFileError: it cannot be read.
+        MissingExtraError: the package onnx is not installed.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingExtraError("onnx", "build", "converting an ONNX file") from error
+    try:
+        model = onnx.load(os.fspath(path))
+        del model.metadata_props[:]
+        inferred: onnx.ModelProto = onnx.shape_inference.infer_shapes(model)
+    except Exception as error:
+        raise ModelFileError(f"cannot read {path} for conversion: {error}") from error
+    for index, node in enumerate(inferred.graph.node):
+        node.name = node.name or f"node_{index}"
+    return inferred
+
+
+def write_onnx(model: onnx.ModelProto, path: Path) -> None:
+    """Write a graph, checked by ONNX's own rules.
+
+    Raises:
+        ExportError: it breaks them.
+        OutputError: the place cannot be written.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(model)
+        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    except Exception as error:
+        raise ExportError(f"the converted graph is not valid ONNX: {error}") from error
+    onnx.save(model, str(path))
+
+
+def types_of(model: onnx.ModelProto) -> dict[str, int]:
+    """The element type of each tensor, as far as it is known."""
+    graph = model.graph
+    found = {
+        value.name: value.type.tensor_type.elem_type
+        for value in [*graph.value_info, *graph.input, *graph.output]
+    }
+    return found | {each.name: each.data_type for each in graph.initializer}
+
+
+def with_opset(model: onnx.ModelProto, wanted: int) -> onnx.ModelProto:
+    """The same graph in another operator set.
+
+    Raises:
+        ExportError: it cannot be converted.
+    """
+    from onnx import version_converter
+
+    try:
+        return version_converter.convert_version(model, wanted)
+    except Exception as error:
+        raise ExportError(f"cannot convert the graph to ONNX opset {wanted}: {error}") from error
