@@ -389,7 +389,8 @@ def test_efficientnet_lite0_keeps_labels_and_maps(lite0_onnx, shared_data, tmp_p
     data = open_dataset(shared_data / "imagenet-samples")
     settings = Settings(pictures=64, held_out=100, threads=2)
     found = calibrate_int8(lite0_onnx, data, tmp_path / "a.onnx", settings)
-    assert found.floating == ()
+    # With weights of 8 bits none; of 7, where the processor needs them, a few.
+    assert len(found.floating) <= (0 if found.weight_bits == 8 else 8)
     assert found.proof.top1 >= 0.94  # 0.975 on 200; one photograph of 100 is 0.01
     assert all(maps.pearson >= 0.99 for maps in found.proof.maps.values())
     assert found.bytes_after < found.bytes_before / 2
