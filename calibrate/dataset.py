@@ -11,7 +11,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from ..runtime.errors import DataError
-from ..runtime.images import PICTURE_ENDINGS
+from ..runtime.images import PICTURE_ENDINGS, pictures_in
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def in_fixed_order(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def _from_folder(place: Path) -> list[Sample]:
-    files = sorted(p for p in place.rglob("*") if p.suffix.lower() in PICTURE_ENDINGS)
+    files = pictures_in(place)
     samples = []
     for file in files:
         relative = file.relative_to(place)

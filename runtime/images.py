@@ -23,6 +23,18 @@ PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".
 MAX_PIXELS = 178_956_970  # Pillow's own bound against decompression bombs
 
 
+def pictures_in(folder: Path) -> list[Path]:
+    """Files that should be pictures, by their endings, in a folder and those below it, in order.
+
+    Hidden ones are not: what other programs keep there, and what a killed process left behind.
+    """
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in PICTURE_ENDINGS and not path.name.startswith(".")
+    )
+
+
 def read_picture(source: PictureSource) -> Picture:
     """A picture as RGB.
 

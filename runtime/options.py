@@ -10,7 +10,7 @@ import typer
 
 from .engine import ENGINES
 from .errors import RequestError
-from .images import PICTURE_ENDINGS
+from .images import pictures_in
 from .tft import Tft
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
@@ -46,7 +46,7 @@ def pictures(given: Sequence[Path]) -> list[tuple[Path, str]]:
     files: list[Path] = []
     for path in given:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_ENDINGS)
+            inside = pictures_in(path)
             if not inside:
                 raise RequestError(f"no pictures in the folder {path}")
             files.extend(inside)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .errors import ImageError, SourceError
-from .images import PICTURE_ENDINGS, Picture, read_picture
+from .images import PICTURE_ENDINGS, Picture, pictures_in, read_picture
 
 _OPEN_SECONDS = 10.0
 _READ_SECONDS = 10.0
@@ -110,7 +110,7 @@ def _named(text: str, fps: float | None) -> Source:
 
 
 def _folder(path: Path, fps: float | None) -> Source:
-    files = sorted(each for each in path.iterdir() if each.suffix.lower() in PICTURE_ENDINGS)
+    files = [each for each in pictures_in(path) if each.parent == path]
     if not files:
         raise SourceError(f"there are no pictures in the folder {path}")
     return _pictures(str(path), files, fps)

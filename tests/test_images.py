@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from whycam.runtime.errors import ImageError
-from whycam.runtime.images import read_picture
+from whycam.runtime.images import pictures_in, read_picture
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (13, 17, 3), np.uint8)
 GREY = PICTURE[..., 0]
@@ -219,3 +219,12 @@ def test_empty_pillow_image_is_refused():
 def test_other_things_are_refused(source):
     with pytest.raises(ImageError, match=type(source).__name__):
         read_picture(source)
+
+
+def test_hidden_files_are_no_pictures_of_a_folder(tmp_path):
+    """Of other programs, and what a killed process left half-written."""
+    for name in ("b.png", "a.JPG", "sub/c.webp", ".a.x7.png", "._a.jpg", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = [str(path.relative_to(tmp_path)) for path in pictures_in(tmp_path)]
+    assert found == ["a.JPG", "b.png", "sub/c.webp"]
