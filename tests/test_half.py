@@ -191,7 +191,7 @@ def test_what_cannot_be_converted_is_said(files, tmp_path):
 @pytest.mark.slow
 @pytest.mark.shared
 def test_labels_and_maps_survive_fp16_on_photographs(lite0_onnx, shared_data, tmp_path):
-    """As ``whycam calibrate compare`` does it; docs/_building.md has all 200 photographs."""
+    """As ``whycam calibrate compare`` does it; docs/tensorrt.md has all 200 photographs."""
     made = to_half(lite0_onnx, tmp_path / "half.onnx")
     samples = in_fixed_order(open_dataset(shared_data / "imagenet-samples").samples)[:40]
     first, second = whycam.load(lite0_onnx), whycam.load(made.path)
