@@ -312,6 +312,15 @@ def test_full_disk_leaves_an_older_plan_and_its_sidecar(
     assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == before
 
 
+@pytest.fixture
+def _hears_interrupts():
+    """Whoever starts the tests in the background has the process ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_hears_interrupts")
 def test_interrupt_cancels_the_builder_and_leaves_nothing(mixed_files, tmp_path):
     phases = []
 

@@ -92,19 +92,28 @@ def test_the_engine_of_the_export_is_not_checked_again(wrong, curved_onnx):
 @pytest.mark.parametrize(
     ("file", "settings"),
     [
-        ({"precision": "int8"}, EngineSettings()),
         ({"precision": "fp16"}, EngineSettings()),
         ({}, EngineSettings(precision="bf16")),
         ({"references": ()}, EngineSettings()),
     ],
-    ids=["int8 file", "fp16 file", "bf16 arithmetic", "no references"],
+    ids=["fp16 file", "bf16 arithmetic", "no references"],
 )
-def test_less_precision_or_no_references_are_not_refused(wrong, curved_onnx, file, settings):
+def test_half_precision_or_no_references_are_not_refused(wrong, curved_onnx, file, settings):
     wrong("openvino")
     manifest = msgspec.structs.replace(read_manifest(curved_onnx), **file)
     assert open_engine(curved_onnx, manifest, "openvino", settings).description == (
         "an engine that is wrong"
     )
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_int8_file_is_refused_by_every_engine_that_computes_something_else(
+    wrong, curved_onnx, name
+):
+    wrong(name)
+    manifest = msgspec.structs.replace(read_manifest(curved_onnx), precision="int8")
+    with pytest.raises(WhyCamError, match=r"other numbers than .* says .*--weight-bits 7"):
+        open_engine(curved_onnx, manifest, name)
 
 
 def test_openvino_proves_itself_on_an_ordinary_network(curved_onnx):
