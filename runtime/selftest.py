@@ -72,9 +72,9 @@ class Agreement:
         if worst <= allowed.probability and self.map <= allowed.map:
             return None
         return (
-            f"this engine does not reproduce PyTorch on test pattern {self.pattern}: another class "
-            f"leads by {self.lead:.1e}, probability off by {self.probability:.1e} (each at most "
-            f"{allowed.probability:g}), map by {self.map:.1e} (at most {allowed.map:g})"
+            f"this engine does not give the file's reference answer for test pattern "
+            f"{self.pattern}: another class leads by {self.lead:.1e}, probability off by "
+            f"{self.probability:.1e} (each at most {allowed.probability:g}), map by {self.map:.1e} (at most {allowed.map:g})"
         )
 
 
