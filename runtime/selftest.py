@@ -74,7 +74,8 @@ class Agreement:
         return (
             f"this engine does not give the file's reference answer for test pattern "
             f"{self.pattern}: another class leads by {self.lead:.1e}, probability off by "
-            f"{self.probability:.1e} (each at most {allowed.probability:g}), map by {self.map:.1e} (at most {allowed.map:g})"
+            f"{self.probability:.1e} (each at most {allowed.probability:g}), map by "
+            f"{self.map:.1e} (at most {allowed.map:g})"
         )
 
 
