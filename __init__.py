@@ -3,11 +3,11 @@
 What a product imports; needs neither torch nor the package that trained the model.
 """
 
-from .runtime.annotate import Overlay
 from .runtime.errors import WhyCamError
 from .runtime.explainer import Explainer, load
 from .runtime.explanation import Explanation
-from .runtime.stream import Stream, stream
+from .runtime.live.annotate import Overlay
+from .runtime.live.stream import Stream, stream
 from .runtime.tft import Tft
 
 __version__ = "0.1.0"

@@ -22,16 +22,16 @@ from .runtime import options
 from .runtime.cam import METHODS
 from .runtime.commands import explain, info, verify
 from .runtime.console import err, out, print_error, print_json, progress
-from .runtime.doctor_command import doctor
-from .runtime.engine import ENGINES
+from .runtime.doctor.command import doctor
+from .runtime.engines.engine import ENGINES
 from .runtime.errors import RequestError, WhyCamError
+from .runtime.live.command import stream
 from .runtime.options import Json, Weights
-from .runtime.stream_commands import stream
 from .train.commands import app as train_app
 
 if TYPE_CHECKING:
-    from .runtime.bench import PeerRuns
-    from .runtime.bench_plan import Configuration
+    from .runtime.bench.bench import PeerRuns
+    from .runtime.bench.plan import Configuration
     from .runtime.sweep import Floats
 
 app = typer.Typer(
@@ -314,9 +314,9 @@ def bench(
 
     Lists have commas. Every combination is timed once a round, in turn.
     """
-    from .runtime.bench import measure, steps
-    from .runtime.bench_plan import plan
-    from .runtime.bench_report import document, machine, report, write_bench
+    from .runtime.bench.bench import measure, steps
+    from .runtime.bench.plan import plan
+    from .runtime.bench.report import document, machine, report, write_bench
     from .runtime.files import writable
 
     planned = plan(
@@ -349,7 +349,7 @@ def bench(
 
 def _peers(names: list[str], models: Sequence[Path], torch_model: str | None) -> PeerRuns:
     """Other tools on the networks of files, all found before anything is measured."""
-    from .runtime.bench import PEERS
+    from .runtime.bench.bench import PEERS
     from .runtime.onnxfile import read_manifest
 
     for name in names:

@@ -34,7 +34,7 @@ import whycam
 from whycam.export import to_onnx
 from whycam.export.peers import peers
 from whycam.runtime import cam
-from whycam.runtime.bench import PEERS
+from whycam.runtime.bench.bench import PEERS
 from whycam.runtime.errors import RequestError
 from whycam.runtime.threads import one_blas_thread
 

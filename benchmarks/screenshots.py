@@ -20,7 +20,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.ui import WebDriverWait
 
 import whycam
-from whycam.runtime.serve import Server
+from whycam.runtime.serve.server import Server
 
 DESK, PHONE = (1280, 800), (390, 844)
 MOST_BYTES = 150_000

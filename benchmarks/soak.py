@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import whycam
-from whycam.runtime.video import VideoFile
+from whycam.runtime.live.video import VideoFile
 
 
 def main() -> None:

@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.table import Table
 
 import whycam
-from whycam.runtime.bench_report import machine
+from whycam.runtime.bench.report import machine
 from whycam.runtime.console import progress
-from whycam.runtime.live import SWEEPS
-from whycam.runtime.track import FORWARDS
-from whycam.runtime.video import VideoFile
+from whycam.runtime.live.controls import SWEEPS
+from whycam.runtime.live.track import FORWARDS
+from whycam.runtime.live.video import VideoFile
 
 
 def main() -> None:

@@ -15,9 +15,9 @@ import torchvision
 from rich.console import Console
 from rich.table import Table
 
-from whycam.runtime.bench import in_turn
-from whycam.runtime.bench_report import machine
-from whycam.runtime.bench_stages import seconds_of
+from whycam.runtime.bench.bench import in_turn
+from whycam.runtime.bench.report import machine
+from whycam.runtime.bench.stages import seconds_of
 from whycam.runtime.console import progress
 
 ROOT = Path(__file__).parent.parent

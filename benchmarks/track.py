@@ -20,13 +20,13 @@ from rich.progress import track
 from rich.table import Table
 
 import whycam
-from whycam.runtime.attempt import Frame
-from whycam.runtime.bench_report import machine
-from whycam.runtime.reader import Reader
-from whycam.runtime.source import find_source
+from whycam.runtime.bench.report import machine
+from whycam.runtime.live.attempt import Frame
+from whycam.runtime.live.reader import Reader
+from whycam.runtime.live.source import find_source
+from whycam.runtime.live.track import FORWARDS, Tracker
 from whycam.runtime.sweep import Choice, Request, sweep
 from whycam.runtime.tft import Tft
-from whycam.runtime.track import FORWARDS, Tracker
 
 READINGS = (Tft("binary", "value"), Tft("soft", "rank"))
 

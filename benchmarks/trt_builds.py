@@ -27,10 +27,10 @@ from whycam.calibrate.quantise import observe, quantised, read_graph
 from whycam.calibrate.ranges import magnitude
 from whycam.export import to_half, to_onnx, to_plan
 from whycam.export.build import check_network
-from whycam.runtime import selftest
+from whycam.runtime.engines import selftest
+from whycam.runtime.engines.plan import Range, read_plan
 from whycam.runtime.files import write_whole
 from whycam.runtime.onnxfile import read_manifest
-from whycam.runtime.plan import Range, read_plan
 
 NETWORKS = ("resnet50", "vgg16", "mobilenet_v3_large", "efficientnet_b0", "densenet121", "lite0")
 OUTPUTS = ("raw", "map", "tft")

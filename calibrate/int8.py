@@ -18,11 +18,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime import selftest
-from ..runtime.bench import in_turn
-from ..runtime.bench_stages import seconds_of
+from ..runtime.bench.bench import in_turn
+from ..runtime.bench.stages import seconds_of
 from ..runtime.cam import Method
-from ..runtime.engine import Arrays
+from ..runtime.engines import selftest
+from ..runtime.engines.engine import Arrays
 from ..runtime.errors import DataError, ImageError, RequestError, VerificationError
 from ..runtime.explainer import Explainer, load
 from ..runtime.files import replacing

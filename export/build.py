@@ -12,11 +12,19 @@ from pathlib import Path
 
 import msgspec
 
+from ..runtime.engines.interface import check_interface, parts_needed
+from ..runtime.engines.plan import (
+    Library,
+    Plan,
+    Range,
+    Tensor,
+    digest_of,
+    sidecar_of,
+    write_sidecar,
+)
 from ..runtime.errors import ModelFileError, RequestError
 from ..runtime.files import OutputError, replacing, write_whole
-from ..runtime.interface import check_interface, parts_needed
 from ..runtime.manifest import FilePrecision, Manifest
-from ..runtime.plan import Library, Plan, Range, Tensor, digest_of, sidecar_of, write_sidecar
 from .build_request import (
     TURING,
     capabilities_of,

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from ..runtime import cuda
-from ..runtime.cuda import Device
+from ..runtime.engines import cuda
+from ..runtime.engines.cuda import Device
+from ..runtime.engines.plan import Library, Range
+from ..runtime.engines.trt_load import import_library
 from ..runtime.errors import EngineError, ModelFileError, RequestError
 from ..runtime.files import OutputError
 from ..runtime.manifest import FilePrecision, Manifest
 from ..runtime.onnxfile import digest, read_manifest
-from ..runtime.plan import Library, Range
-from ..runtime.trt_load import import_library
 from .trt_network import Shape, targets_of
 
 LIBRARIES: tuple[Library, ...] = ("tensorrt-rtx", "tensorrt")

@@ -10,9 +10,9 @@ import typer
 
 from ..runtime import options
 from ..runtime.console import escape, out, print_json, progress
+from ..runtime.engines.plan import Range
 from ..runtime.errors import RequestError
 from ..runtime.options import Json
-from ..runtime.plan import Range
 
 if TYPE_CHECKING:
     from .build import Built

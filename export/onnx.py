@@ -16,13 +16,13 @@ import msgspec
 import torch
 
 from ..runtime.cam import METHODS, Method, Score
-from ..runtime.engine import open_engine
+from ..runtime.engines.engine import open_engine
+from ..runtime.engines.selftest import check
 from ..runtime.errors import ExportError, MissingExtraError, RequestError, VerificationError
 from ..runtime.files import replacing
 from ..runtime.manifest import OUTPUTS, Manifest, Outputs
 from ..runtime.onnxfile import append_manifest, digest, read_manifest
 from ..runtime.search import Prior, prior_for
-from ..runtime.selftest import check
 from ..runtime.tft import Tft
 from .ablation import Head, take_apart
 from .graph import ExplainingGraph, ablation_score, gradient_score

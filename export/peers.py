@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..runtime.bench import PEERS, TORCH
+from ..runtime.bench.bench import PEERS, TORCH
 from ..runtime.errors import ExportError, RequestError
 from ..runtime.manifest import Manifest
 from .source import resolve

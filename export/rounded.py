@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime import cam, selftest
-from ..runtime.engine import Arrays, Engine, open_engine
+from ..runtime import cam
+from ..runtime.engines import selftest
+from ..runtime.engines.engine import Arrays, Engine, open_engine
 from ..runtime.errors import EngineError, MissingExtraError, VerificationError
 from ..runtime.manifest import FilePrecision, Manifest
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..runtime.engines.plan import Library, Tensor
+from ..runtime.engines.trt_load import Log, import_library, shape_of
 from ..runtime.errors import EngineError, ModelFileError, RequestError
-from ..runtime.plan import Library, Tensor
-from ..runtime.trt_load import Log, import_library, shape_of
 
 if TYPE_CHECKING:
     import tensorrt as trt

@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from ..runtime import cam, selftest
+from ..runtime import cam
 from ..runtime.cam import Score
-from ..runtime.engine import Engine
+from ..runtime.engines import selftest
+from ..runtime.engines.engine import Engine
 from ..runtime.errors import VerificationError
 from ..runtime.manifest import Manifest, Preprocess, Reference
 from ..runtime.preprocess import crop_resized, normalise

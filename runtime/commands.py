@@ -146,9 +146,9 @@ def info(
     """Show what a model file says about itself, and which engines here can run it."""
     import msgspec
 
-    from .engine import EngineSettings, candidates
+    from .engines.engine import EngineSettings, candidates
+    from .engines.plan import is_plan, read_plan
     from .onnxfile import read_manifest
-    from .plan import is_plan, read_plan
     from .report import engines_table, manifest_table, plan_table
 
     manifest = read_manifest(model)
@@ -181,11 +181,11 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check a file, and the engine here, against what PyTorch answered in float64 at export."""
+    from .engines.plan import is_plan
+    from .engines.selftest import check, method_of, tolerance_of
     from .explainer import load
     from .onnxfile import digest
-    from .plan import is_plan
     from .report import agreements_table
-    from .selftest import check, method_of, tolerance_of
 
     with progress("loading", 3, as_json) as advance:
         explainer = load(

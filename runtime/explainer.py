@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from . import cam, tft
 from .cam import Method
-from .engine import Engine, EngineSettings, Hint, Precision, open_engine
+from .engines.engine import Engine, EngineSettings, Hint, Precision, open_engine
 from .errors import EngineError, RequestError
 from .explanation import Explanation
 from .images import Picture, read_picture
@@ -482,7 +482,7 @@ def load(
 
     Args:
         path: an ONNX file made by ``whycam export``, or a TensorRT plan made by ``whycam build``.
-        engine: ``auto`` or a name in ``runtime.engine.ENGINES``; ``Explainer.engine`` says which
+        engine: ``auto`` or a name in ``engines.engine.ENGINES``; ``Explainer.engine`` says which
             one was chosen and why.
         threads: for one run; None lets the engine use every core.
         memory_mb: bound on the activations of one batch, in MiB; larger ones are run in parts.

@@ -13,10 +13,10 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from .engines.plan import is_plan, read_plan
 from .errors import ModelFileError
 from .files import replacing
 from .manifest import METADATA_KEY, Manifest, parse
-from .plan import is_plan, read_plan
 
 _IR_VERSION, _GRAPH, _OPSETS, _METADATA = 1, 7, 8, 14  # field numbers of ModelProto
 _NODE, _GRAPH_OUTPUT = 1, 12  # of GraphProto

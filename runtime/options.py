@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .engine import ENGINES
+from .engines.engine import ENGINES
 from .errors import RequestError
 from .images import pictures_in
 from .tft import Tft

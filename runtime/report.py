@@ -9,11 +9,11 @@ from typing import Any
 from rich.table import Table
 
 from .console import escape
-from .engine import Candidate
+from .engines.engine import Candidate
+from .engines.plan import Plan
+from .engines.selftest import Agreement
 from .manifest import Manifest
-from .plan import Plan
 from .search import Prior
-from .selftest import Agreement
 
 
 def manifest_table(path: Path, manifest: Manifest) -> Table:

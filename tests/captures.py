@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from whycam.runtime.source import Source
+from whycam.runtime.live.source import Source
 
 CORRUPT = "corrupt"
 

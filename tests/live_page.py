@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 import numpy as np
 
 import whycam
-from whycam.runtime.live import Controls, StreamFrame, Timing
-from whycam.runtime.serve import Server
-from whycam.runtime.serve_packet import unpack
+from whycam.runtime.live.controls import Controls, StreamFrame, Timing
+from whycam.runtime.serve.packet import unpack
+from whycam.runtime.serve.server import Server
 
 
 def frame_of(

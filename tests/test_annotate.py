@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whycam import Overlay
-from whycam.runtime import text
 from whycam.runtime.errors import RequestError
 from whycam.runtime.explanation import Explanation
+from whycam.runtime.live import text
 from whycam.runtime.manifest import Preprocess
 from whycam.runtime.preprocess import place, to_picture
 

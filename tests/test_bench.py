@@ -11,11 +11,12 @@ import pytest
 
 import whycam
 from whycam.cli import main
-from whycam.runtime import bench, bench_plan
-from whycam.runtime.bench import Benchmark, in_turn, measure
-from whycam.runtime.bench_plan import Configuration, plan
-from whycam.runtime.bench_report import document, machine, remarks, report, summary
-from whycam.runtime.bench_stages import ANSWER, STAGES, WHOLE, ClockedEngine, explain_in_stages
+from whycam.runtime.bench import bench
+from whycam.runtime.bench import plan as bench_plan
+from whycam.runtime.bench.bench import Benchmark, in_turn, measure
+from whycam.runtime.bench.plan import Configuration, plan
+from whycam.runtime.bench.report import document, machine, remarks, report, summary
+from whycam.runtime.bench.stages import ANSWER, STAGES, WHOLE, ClockedEngine, explain_in_stages
 from whycam.runtime.errors import EngineError, RequestError
 from whycam.runtime.route import route
 
@@ -297,9 +298,9 @@ def test_the_command_prints_json_and_writes_its_folder(run_cli, lite0_onnx, chel
 
 
 def test_without_matplotlib_the_figures_are_written_all_the_same(found, tmp_path, monkeypatch):
-    from whycam.runtime.bench_report import write_bench
+    from whycam.runtime.bench.report import write_bench
 
-    monkeypatch.setitem(sys.modules, "whycam.runtime.bench_plot", None)
+    monkeypatch.setitem(sys.modules, "whycam.runtime.bench.plot", None)
     assert write_bench(found, machine(), tmp_path) == [tmp_path / "bench.json"]
 
 
@@ -373,9 +374,9 @@ def test_a_network_that_is_not_found_asks_for_torch_model(run_cli, lite0_onnx, t
 def test_measuring_imports_no_torch(run_python, lite0_onnx):
     said = run_python(f"""
         import sys
-        from whycam.runtime.bench import measure
-        from whycam.runtime.bench_plan import plan
-        from whycam.runtime.bench_report import document, machine, report
+        from whycam.runtime.bench.bench import measure
+        from whycam.runtime.bench.plan import plan
+        from whycam.runtime.bench.report import document, machine, report
         given = plan([{str(lite0_onnx)!r}], ["onnxruntime"], tft=[False], threads=[2])
         found = measure(given, rounds=1)
         document(found, machine()), list(report(found, machine()))

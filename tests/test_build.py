@@ -33,11 +33,11 @@ from whycam.cli import main
 from whycam.export import build, to_half, to_plan, trt_network, turing
 from whycam.export.build import check_network
 from whycam.export.commands import areas, capabilities, span
-from whycam.runtime import cuda, selftest
+from whycam.runtime.engines import cuda, selftest
+from whycam.runtime.engines.plan import Range, Tensor, digest_of, read_plan, sidecar_of
 from whycam.runtime.errors import EngineError, ModelFileError, RequestError, VerificationError
 from whycam.runtime.files import OutputError
 from whycam.runtime.onnxfile import digest, read_manifest, with_manifest
-from whycam.runtime.plan import Range, Tensor, digest_of, read_plan, sidecar_of
 
 trt = pytest.importorskip("tensorrt_rtx")
 OTHERS = ("8.6", "8.9", "12.0")

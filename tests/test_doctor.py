@@ -16,20 +16,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whycam.cli import main
-from whycam.runtime import doctor as doctor_module
-from whycam.runtime import doctor_check, doctor_job
-from whycam.runtime.doctor import EngineState, Report, examine
-from whycam.runtime.doctor_check import Settings
-from whycam.runtime.doctor_compare import compare
-from whycam.runtime.doctor_job import ANSWERS, Answers, Job, answers
-from whycam.runtime.doctor_machine import conflicts, without_places
-from whycam.runtime.doctor_process import in_process
-from whycam.runtime.engine import ENGINES
+from whycam.runtime.doctor import check as doctor_check
+from whycam.runtime.doctor import doctor as doctor_module
+from whycam.runtime.doctor import job as doctor_job
+from whycam.runtime.doctor.check import Settings
+from whycam.runtime.doctor.compare import compare
+from whycam.runtime.doctor.doctor import EngineState, Report, examine
+from whycam.runtime.doctor.job import ANSWERS, Answers, Job, answers
+from whycam.runtime.doctor.machine import conflicts, without_places
+from whycam.runtime.doctor.process import in_process
+from whycam.runtime.engines.engine import ENGINES
+from whycam.runtime.engines.nvidia import Driver
+from whycam.runtime.engines.plan import Plan, Range, write_sidecar
+from whycam.runtime.engines.selftest import Tolerance
 from whycam.runtime.errors import EngineError, RequestError, WhyCamError
-from whycam.runtime.nvidia import Driver
 from whycam.runtime.onnxfile import read_manifest
-from whycam.runtime.plan import Plan, Range, write_sidecar
-from whycam.runtime.selftest import Tolerance
 
 
 @pytest.fixture

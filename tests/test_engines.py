@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import whycam
-from whycam.runtime import engine as engines
 from whycam.runtime.cam import METHODS
-from whycam.runtime.engine import EngineSettings, candidates
+from whycam.runtime.engines import engine as engines
+from whycam.runtime.engines.engine import EngineSettings, candidates
 from whycam.runtime.errors import EngineError, MissingExtraError, ModelFileError, WhyCamError
 from whycam.runtime.onnxfile import read_manifest
 from whycam.runtime.tft import Tft

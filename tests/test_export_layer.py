@@ -16,7 +16,7 @@ from torch import nn
 import whycam
 from whycam.export import Overrides, layers, to_onnx
 from whycam.export.layer import capture, find_layer, split
-from whycam.runtime import selftest
+from whycam.runtime.engines import selftest
 from whycam.runtime.errors import ExportError, TargetLayerError, WhyCamError
 
 slow = pytest.mark.slow

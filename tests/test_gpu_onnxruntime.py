@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 import whycam
-from whycam.runtime import ort_gpu
-from whycam.runtime.engine import EngineSettings
+from whycam.runtime.engines import ort_gpu
+from whycam.runtime.engines.engine import EngineSettings
+from whycam.runtime.engines.nvidia import driver
+from whycam.runtime.engines.ort import OnnxRuntimeEngine
+from whycam.runtime.engines.ort_options import CUDA, TENSORRT, Place
 from whycam.runtime.errors import EngineError
-from whycam.runtime.nvidia import driver
 from whycam.runtime.onnxfile import read_manifest
-from whycam.runtime.ort import OnnxRuntimeEngine
-from whycam.runtime.ort_options import CUDA, TENSORRT, Place
 
 # Asked here, so that without a GPU nothing is exported either.
 _NONE = driver().problem

@@ -19,10 +19,10 @@ import pytest
 from agreement import overlap
 
 import whycam
-from whycam.runtime import cuda
+from whycam.runtime.engines import cuda
+from whycam.runtime.engines.plan import Library, read_plan, write_sidecar
+from whycam.runtime.engines.trt_load import installed
 from whycam.runtime.errors import EngineError, ModelFileError, WhyCamError
-from whycam.runtime.plan import Library, read_plan, write_sidecar
-from whycam.runtime.trt_load import installed
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
@@ -51,7 +51,7 @@ def library(request, gpu) -> Library:
     if not installed(name):
         pytest.skip(f'{name} is not installed: pip install "whycam[{name}]"')
     if name == "tensorrt-rtx":
-        from whycam.runtime.trt_load import import_library
+        from whycam.runtime.engines.trt_load import import_library
 
         target = f"SM{gpu.compute.replace('.', '')}"
         if not hasattr(import_library(name, "this test").ComputeCapability, target):
@@ -74,7 +74,7 @@ def graphs(lite0_onnx, tmp_path_factory) -> dict[str, Path]:
 def plan_of(graphs, library, gpu, tmp_path_factory):
     """Builds each plan once."""
     from whycam.export.build import build
-    from whycam.runtime.plan import Range
+    from whycam.runtime.engines.plan import Range
 
     folder = tmp_path_factory.mktemp("plans")
     made: dict[tuple[str, str], Path] = {}

@@ -20,8 +20,8 @@ from whycam.export.half import halve
 from whycam.export.onnx_graph import read_onnx
 from whycam.export.rounded import RoundedEngine
 from whycam.export.trunk import trunk_runs
-from whycam.runtime import selftest
-from whycam.runtime.engine import EngineSettings, candidates
+from whycam.runtime.engines import selftest
+from whycam.runtime.engines.engine import EngineSettings, candidates
 from whycam.runtime.errors import ExportError, RequestError, VerificationError
 from whycam.runtime.onnxfile import digest, read_manifest
 

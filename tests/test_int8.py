@@ -23,6 +23,7 @@ from whycam.calibrate.int8 import Settings, calibrate_int8, divided
 from whycam.calibrate.quantise import observe, quantised, read_graph
 from whycam.calibrate.ranges import magnitude
 from whycam.export import to_onnx
+from whycam.runtime.engines.selftest import check, tolerance_of
 from whycam.runtime.errors import (
     DataError,
     MissingExtraError,
@@ -33,7 +34,6 @@ from whycam.runtime.errors import (
 from whycam.runtime.files import OutputError
 from whycam.runtime.likeness import pearson
 from whycam.runtime.onnxfile import digest, read_manifest
-from whycam.runtime.selftest import check, tolerance_of
 from whycam.runtime.tft import Tft
 
 EASY = Settings(weight_bits=7, floor={"pearson": 0.5, "top1": 0.5}, threads=1)

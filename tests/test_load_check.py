@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import whycam
-from whycam.runtime import engine as engines
-from whycam.runtime import selftest
-from whycam.runtime.engine import EngineSettings, open_engine
+from whycam.runtime.engines import engine as engines
+from whycam.runtime.engines import selftest
+from whycam.runtime.engines.engine import EngineSettings, open_engine
 from whycam.runtime.errors import WhyCamError
 from whycam.runtime.onnxfile import read_manifest
 

@@ -19,13 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import whycam
-from whycam.runtime import nvidia, ort, ort_gpu, ort_options
-from whycam.runtime.engine import ENGINES, EngineSettings, candidates
+from whycam.runtime.engines import nvidia, ort, ort_gpu, ort_options
+from whycam.runtime.engines.engine import ENGINES, EngineSettings, candidates
+from whycam.runtime.engines.nvidia import Driver, Gpu
+from whycam.runtime.engines.ort import OnnxRuntimeEngine
+from whycam.runtime.engines.ort_options import CPU, CUDA, TENSORRT, Cache, Most
 from whycam.runtime.errors import EngineError
-from whycam.runtime.nvidia import Driver, Gpu
 from whycam.runtime.onnxfile import read_manifest
-from whycam.runtime.ort import OnnxRuntimeEngine
-from whycam.runtime.ort_options import CPU, CUDA, TENSORRT, Cache, Most
 
 RAW = ["probabilities", "targets", "activations", "gradients"]
 BOUND = replace(CPU, device="cpu")

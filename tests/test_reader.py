@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from captures import CORRUPT, FakeCapture, new_threads, number_of, picture, source_of, write_video
 
-from whycam.runtime import reader as reading
 from whycam.runtime.errors import SourceError
-from whycam.runtime.reader import Reader
-from whycam.runtime.source import find_source
+from whycam.runtime.live import reader as reading
+from whycam.runtime.live.reader import Reader
+from whycam.runtime.live.source import find_source
 
 
 @pytest.fixture

@@ -22,10 +22,10 @@ from PIL import Image
 
 from whycam.cli import main
 from whycam.runtime.errors import MissingExtraError, RequestError
-from whycam.runtime.live import Controls, StreamFrame
-from whycam.runtime.serve import Server
-from whycam.runtime.serve_gate import allowed_host, checked_token, new_token, same_origin
-from whycam.runtime.serve_packet import read_message
+from whycam.runtime.live.controls import Controls, StreamFrame
+from whycam.runtime.serve.gate import allowed_host, checked_token, new_token, same_origin
+from whycam.runtime.serve.packet import read_message
+from whycam.runtime.serve.server import Server
 
 pytest.importorskip("uvicorn")
 closed = pytest.importorskip("websockets.exceptions")

@@ -16,8 +16,8 @@ from live_page import Publisher, frame_of
 from PIL import Image
 
 from whycam.runtime.errors import RequestError
-from whycam.runtime.live import Controls
-from whycam.runtime.serve import Server
+from whycam.runtime.live.controls import Controls
+from whycam.runtime.serve.server import Server
 
 pytest.importorskip("uvicorn")
 pytestmark = pytest.mark.slow

@@ -22,9 +22,9 @@ from captures import FakeCapture, new_threads, number_of, picture, read_video, w
 import whycam
 from whycam.cli import main
 from whycam.runtime.errors import EngineError, RequestError, SourceError
-from whycam.runtime.live import Look
-from whycam.runtime.record import RecordFile
-from whycam.runtime.video import VideoFile
+from whycam.runtime.live.controls import Look
+from whycam.runtime.live.record import RecordFile
+from whycam.runtime.live.video import VideoFile
 
 
 @pytest.fixture

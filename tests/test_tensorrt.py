@@ -29,12 +29,12 @@ from hypothesis import strategies as st
 
 import whycam
 from whycam import cli
-from whycam.runtime import engine as engines
-from whycam.runtime.engine import EngineSettings
+from whycam.runtime.engines import engine as engines
+from whycam.runtime.engines.engine import EngineSettings
+from whycam.runtime.engines.plan import Plan, Range, Tensor, read_plan, write_sidecar
+from whycam.runtime.engines.trt import TensorRtEngine, _size_for
 from whycam.runtime.errors import EngineError, MissingExtraError, ModelFileError, WhyCamError
 from whycam.runtime.manifest import Manifest
-from whycam.runtime.plan import Plan, Range, Tensor, read_plan, write_sidecar
-from whycam.runtime.trt import TensorRtEngine, _size_for
 
 VERSIONS = {"tensorrt": "10.13.0.35", "tensorrt-rtx": "1.7.1.116"}
 KINDS = {"float32": "FLOAT", "int64": "INT64", "uint8": "UINT8"}
@@ -662,7 +662,7 @@ def test_a_missing_library_names_its_extra(rig_of, monkeypatch):
     with pytest.raises(MissingExtraError, match=r'pip install "whycam\[tensorrt-rtx\]"'):
         whycam.load(rig.path, "tensorrt")
     monkeypatch.delitem(sys.modules, "tensorrt_rtx")
-    monkeypatch.setattr("whycam.runtime.trt_load.find_spec", lambda _: None)
+    monkeypatch.setattr("whycam.runtime.engines.trt_load.find_spec", lambda _: None)
     with pytest.raises(EngineError, match=r'not installed: pip install "whycam\[tensorrt-rtx\]"'):
         whycam.load(rig.path)
 

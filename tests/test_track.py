@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from whycam.runtime.errors import RequestError
+from whycam.runtime.live.track import Tracker, expected_rise
 from whycam.runtime.search import Belief
 from whycam.runtime.sweep import Request, sweep
 from whycam.runtime.tft import Tft
-from whycam.runtime.track import Tracker, expected_rise
 
 SIZE = 16
 READINGS = [Tft("binary", "value"), Tft("soft", "rank")]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from captures import number_of, picture, read_video
 
-from whycam.runtime import mp4, video
 from whycam.runtime.errors import RequestError
 from whycam.runtime.files import OutputError
-from whycam.runtime.video import VideoFile
+from whycam.runtime.live import mp4, video
+from whycam.runtime.live.video import VideoFile
 
 
 def write(path, count=10, seconds=None, fps=25):
@@ -114,7 +114,7 @@ def test_frames_that_do_not_reach_the_disk_are_noticed(run_python, tmp_path):
     said = run_python(f"""
         import resource
         import numpy as np
-        from whycam.runtime.video import VideoFile
+        from whycam.runtime.live.video import VideoFile
         from whycam.runtime.files import OutputError
         film = VideoFile({str(tmp_path / "film.mp4")!r}, 25)
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))

@@ -1,0 +1,289 @@
+"""How long explanations take: engines, precisions and methods in turn, stage by stage."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..cam import Method
+from ..engines.selftest import pattern
+from ..errors import EngineError, MissingExtraError, ModelFileError, RequestError
+from ..explainer import Explainer, load
+from ..images import read_picture
+from ..manifest import Manifest
+from ..onnxfile import read_manifest
+from ..preprocess import crop_resized, normalise
+from ..route import route
+from ..sweep import Floats
+from .plan import Configuration, LeftOut, Plan, nothing_remains
+from .stages import ANSWER, ClockedEngine, classify_in_stages, explain_in_stages, seconds_of
+
+TORCH = "torch"
+# Other tools that can be compared with, and their packages.
+PEERS = {"pytorch-grad-cam": "grad-cam", "torchcam": "torchcam"}
+_WARM_UP = 3
+_STARTS = 3
+_PAUSE = 0.02  # seconds
+_PICTURE_SIZE = (375, 500)  # height, width
+
+Seconds = dict[str, list[float]]
+# One timed call: seconds by stage.
+Contender = Callable[[], dict[str, float]]
+# Other tools' answers for a file's network, by name; ``TORCH`` is its plain classification. Given:
+# the configuration, whose model, batch and threads count, and the input, float32 [N, 3, H, W].
+PeerRuns = Callable[[Configuration, Floats], Mapping[str, Callable[[], Any]]]
+Tick = Callable[[str, int], None]
+_Key = TypeVar("_Key")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one configuration.
+
+    Attributes:
+        configuration: what ran.
+        seconds: raw samples, one a round: of each of ``bench_stages.STAGES`` that it has, of
+            ``ANSWER`` and ``WHOLE``; of peers ``ANSWER`` alone.
+        peer: whether it is another tool.
+    """
+
+    configuration: Configuration
+    seconds: Seconds
+    peer: bool = False
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Fresh processes up to their first map, by the file's default method and without TFT.
+
+    Attributes:
+        configuration: the plain one, of batch 1.
+        seconds: raw samples of ``import``, ``load``, ``first map`` and their ``total``.
+        peak_bytes: most memory held, each time; None where the system does not tell.
+    """
+
+    configuration: Configuration
+    seconds: Seconds
+    peak_bytes: list[int | None]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Everything measured in one run; all rows took turns in the same rounds."""
+
+    rounds: int
+    picture: str
+    rows: tuple[Row, ...]
+    footprints: tuple[Footprint, ...]
+    left_out: tuple[LeftOut, ...]
+
+    def plain_of(self, row: Row) -> Row | None:
+        """Plain classification in the same run: by the same engine, for other tools by torch."""
+        wanted = row.configuration.plain
+        if row.peer:
+            wanted = replace(wanted, engine=TORCH)
+        return next((each for each in self.rows if each.configuration == wanted), None)
+
+
+def in_turn(
+    contenders: Mapping[_Key, Callable[[], _Result]],
+    rounds: int,
+    warm_up: int = _WARM_UP,
+    tick: Tick | None = None,
+) -> dict[_Key, list[_Result]]:
+    """What each contender returns in each round. Every one runs once a round, nothing is dropped.
+
+    So a machine that changes speed changes it for all.
+    """
+    for run in contenders.values():
+        for _ in range(warm_up):
+            run()
+    found: dict[_Key, list[_Result]] = {name: [] for name in contenders}
+    for turn in range(rounds):
+        for name, run in contenders.items():
+            # The threads of the contender before may still spin, and the caches be its own: let
+            # both settle, so that each is timed as in a loop of its own.
+            time.sleep(_PAUSE)
+            run()
+            found[name].append(run())
+        if tick is not None:
+            tick(f"round {turn + 1} of {rounds}", 1)
+    return found
+
+
+def steps(plan: Plan, rounds: int) -> int:
+    """How many steps ``measure`` tells its ``tick`` of: groups twice, and rounds."""
+    return 2 * len({each.plain for each in plan.configurations}) + rounds
+
+
+def measure(
+    plan: Plan,
+    picture: str | None = None,
+    rounds: int = 20,
+    peers: PeerRuns | None = None,
+    tick: Tick | None = None,
+) -> Benchmark:
+    """Measure everything planned.
+
+    Args:
+        plan: from ``bench_plan.plan``.
+        picture: a picture file; None: a generated one, as JPEG of 500 x 375 pixels or, where a
+            file takes one size only, of that.
+        rounds: how often each configuration is timed.
+        peers: other tools to run beside.
+        tick: told what is done and how many steps that was, see ``steps``.
+
+    Raises:
+        RequestError: rounds below 1, nothing can be run, a picture of a size the file excludes.
+        ImageError: the picture cannot be read.
+    """
+    if rounds < 1:
+        raise RequestError(f"rounds must be 1 or more, not {rounds}")
+    told: Tick = tick or (lambda _name, _steps: None)
+    left_out = list(plan.left_out)
+    contenders: dict[Configuration, Contender] = {}
+    with tempfile.TemporaryDirectory(prefix="whycam-bench-") as folder:
+        shown: dict[str, str] = {}
+        for group in _groups(plan):
+            told(f"loading {Path(group.model).name}, {group.engine} {group.precision}", 1)
+            if group.model not in shown:
+                shown[group.model] = picture or _generated(read_manifest(group.model), folder)
+            own = [each for each in plan.configurations if each.plain == group]
+            contenders |= _opened(own, shown[group.model], left_out)
+        if not any(each.method for each in contenders):
+            raise nothing_remains(left_out)
+        footprints = []
+        for group in dict.fromkeys(replace(each.plain, batch=1) for each in contenders):
+            told(f"starting {Path(group.model).name}, {group.engine} {group.precision}", 1)
+            footprints.append(_footprint(group, shown[group.model], min(rounds, _STARTS)))
+        others = _peers(contenders, shown, peers) if peers is not None else {}
+        samples = in_turn({**contenders, **others}, rounds, tick=told)
+    rows = tuple(Row(each, _by_stage(samples[each]), each in others) for each in samples)
+    return Benchmark(rounds, picture or "generated", rows, tuple(footprints), tuple(left_out))
+
+
+def _groups(plan: Plan) -> list[Configuration]:
+    return list(dict.fromkeys(each.plain for each in plan.configurations))
+
+
+def _by_stage(samples: list[dict[str, float]]) -> Seconds:
+    return {stage: [each[stage] for each in samples] for stage in samples[0]}
+
+
+def _generated(manifest: Manifest, folder: str) -> str:
+    """A JPEG file that is as much work to decode as a photograph: waves, edges and grain."""
+    from PIL import Image
+
+    size = manifest.picture_size or _PICTURE_SIZE
+    path = Path(folder) / f"{size[1]}x{size[0]}.jpg"
+    grain = np.random.default_rng(0).normal(0, 6, (3, *size))
+    pixels = np.clip(128 + 40 * pattern(0, size) + grain, 0, 255).astype(np.uint8)
+    Image.fromarray(np.moveaxis(pixels, 0, -1)).save(path, quality=90)
+    return str(path)
+
+
+def _opened(
+    group: list[Configuration], picture: str, left_out: list[LeftOut]
+) -> dict[Configuration, Contender]:
+    """The configurations of one model, engine and batch that run here, each tried once."""
+    plain = group[0].plain
+    what = f"{Path(plain.model).name}, {plain.engine} {plain.precision}, batch {plain.batch}"
+    try:
+        loaded = load(plain.model, plain.engine, plain.threads, precision=plain.precision)
+    except (EngineError, MissingExtraError, ModelFileError) as error:
+        left_out.append(LeftOut(what, str(error)))
+        return {}
+    explainer = Explainer(ClockedEngine(loaded.engine), loaded.manifest)
+    found: dict[Configuration, Contender] = {}
+    for each in group:
+        run = _contender(explainer, each, [picture] * each.batch)
+        try:
+            run()
+        except EngineError as error:
+            left_out.append(LeftOut(f"{what}, {each.method or 'classification'}", str(error)))
+        else:
+            found[each] = run
+    return found
+
+
+def _contender(explainer: Explainer, what: Configuration, sources: Sequence[str]) -> Contender:
+    if what.method is None:
+        return lambda: classify_in_stages(explainer, sources)
+    way = route(explainer.manifest, what.method, what.tft)
+    return lambda: explain_in_stages(explainer, sources, way)[0]
+
+
+def _peers(
+    contenders: Mapping[Configuration, Contender], shown: Mapping[str, str], peers: PeerRuns
+) -> dict[Configuration, Contender]:
+    """Other tools, once for each model, batch and number of threads."""
+    found: dict[Configuration, Contender] = {}
+    for each in contenders:
+        base = replace(each.plain, engine=TORCH, precision="fp32")
+        if base in found:
+            continue
+        spec = read_manifest(each.model).preprocess
+        view, _ = crop_resized(read_picture(shown[each.model]), spec)
+        for name, run in peers(base, normalise(np.stack([view] * each.batch), spec)).items():
+            method: Method | None = None if name == TORCH else "gradcam"
+            found[replace(base, engine=name, method=method)] = _answering(run)
+    return found
+
+
+def _answering(run: Callable[[], Any]) -> Contender:
+    return lambda: {ANSWER: seconds_of(run)}
+
+
+# VmHWM where there is one: Linux starts a program's ru_maxrss at what its parent held.
+_FIRST_MAP = """
+import json, sys, time
+marks = [time.perf_counter()]
+import whycam
+marks.append(time.perf_counter())
+model, picture, engine, precision, threads = sys.argv[1:]
+explainer = whycam.load(model, engine, int(threads), precision=precision)
+marks.append(time.perf_counter())
+explainer.explain(picture)
+marks.append(time.perf_counter())
+peak = None
+try:
+    import resource
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    with open("/proc/self/status") as status:
+        held = [line.split()[1] for line in status if line.startswith("VmHWM:")]
+    peak = int(held[0]) * 1024 if held else peak
+except (ImportError, OSError):
+    pass
+print(json.dumps({"marks": marks, "peak": peak}))
+"""
+
+
+def _footprint(group: Configuration, picture: str, times: int) -> Footprint:
+    given = [group.model, picture, group.engine, group.precision, str(group.threads)]
+    seconds: Seconds = {"import": [], "load": [], "first map": [], "total": []}
+    peaks: list[int | None] = []
+    for _ in range(times):
+        done = subprocess.run(
+            [sys.executable, "-c", _FIRST_MAP, *given], capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise EngineError(f"a fresh process could not explain with {group.model}: {last}")
+        found = json.loads(done.stdout.splitlines()[-1])
+        begin, imported, loaded, mapped = found["marks"]
+        spent = (imported - begin, loaded - imported, mapped - loaded, mapped - begin)
+        for samples, value in zip(seconds.values(), spent, strict=True):
+            samples.append(value)
+        peaks.append(found["peak"])
+    return Footprint(group, seconds, peaks)

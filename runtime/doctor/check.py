@@ -1,0 +1,255 @@
+"""A model file in one engine after the other, held against ONNX Runtime on the CPU in fp32."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from ..engines.engine import CHECKED_AT_EXPORT, ENGINES, Precision
+from ..engines.plan import is_plan
+from ..engines.selftest import PATTERNS, picture, tolerance_of
+from ..errors import EngineError, RequestError
+from ..images import Picture
+from ..manifest import Manifest
+from .compare import Arrays, Comparison, compare
+from .job import ANSWERS, PICTURES, PLANS, Answers, Job
+from .machine import without_places
+from .process import in_process
+
+_PATTERN_SIZE = (300, 400)
+Tick = Callable[[str, int], None]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """How to examine.
+
+    Attributes:
+        engines: to check; None: all that are ready. Those named must be ready.
+        gpu, threads, cache: see ``engine.EngineSettings``.
+        rounds: how often each call is timed.
+        limit_s: seconds that one engine may take for one model; building for TensorRT takes
+            minutes.
+
+    Raises:
+        RequestError: a value that cannot be.
+    """
+
+    engines: tuple[str, ...] | None = None
+    gpu: int = 0
+    threads: int | None = None
+    cache: str | None = None
+    rounds: int = 10
+    limit_s: float = 1800
+
+    def __post_init__(self) -> None:
+        for name in self.engines or ():
+            if name not in ENGINES:
+                raise RequestError(
+                    f"there is no engine '{name}'; choose from: {', '.join(sorted(ENGINES))}"
+                )
+        if self.rounds < 1 or self.limit_s <= 0:
+            raise RequestError(
+                f"rounds and limit must be positive, not {self.rounds} and {self.limit_s}"
+            )
+        if self.gpu < 0:
+            raise RequestError(f"gpu must be 0 or more, not {self.gpu}")
+        if self.threads is not None and self.threads < 1:
+            raise RequestError(f"threads must be 1 or more, not {self.threads}")
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """A model file in an engine and precision.
+
+    Attributes:
+        model: name of the file; ``digest`` and ``file_precision`` are as its manifest says.
+        engine, precision: asked for.
+        outcome: ``right``; ``wrong``: answers differ by more than they may; ``failed``: it
+            crashed, took too long or gave an error; ``not possible``: it does not go together.
+        why: of an outcome other than right.
+        description: of the engine, by itself.
+        comparison: with the reference, ONNX Runtime on the CPU in fp32; None for itself.
+        references: agreement with PyTorch's answers in the file, see ``selftest.Agreement``.
+        method: which was timed.
+        median_ms: of ``classification``, ``explanation`` and ``tft`` of one picture, from the
+            prepared input on.
+    """
+
+    model: str
+    digest: str
+    file_precision: str
+    engine: str
+    precision: str
+    outcome: Literal["right", "wrong", "failed", "not possible"]
+    why: str | None = None
+    description: str | None = None
+    comparison: Comparison | None = None
+    references: tuple[dict[str, Any], ...] = ()
+    method: str | None = None
+    median_ms: dict[str, float] = {}
+
+
+def checked(
+    model: Path,
+    manifest: Manifest,
+    onnx: Path | None,
+    shown: Sequence[Picture],
+    ready: Sequence[str],
+    settings: Settings,
+    told: Tick,
+) -> Iterator[Check]:
+    """A model in every engine and precision that can be had.
+
+    Args:
+        model: an ONNX file, or a TensorRT plan.
+        manifest: of it.
+        onnx: the file that a plan was built from; None for an ONNX file.
+        shown: pictures, beside the test patterns.
+        ready: engines that load here.
+        settings: how.
+        told: told what is done and how many steps that was.
+    """
+    with tempfile.TemporaryDirectory(prefix="whycam-doctor-") as place:
+        folder = Path(place)
+        _store_pictures(folder, manifest, shown)
+        if onnx is not None and PLANS not in ready:
+            why = f"the engine {PLANS} is not ready here, and nothing else runs plans"
+            yield _failed(model, manifest, PLANS, "fp32", why)
+            return
+        told(f"{model.name}: reference", 1)
+        reference = _Run(onnx or model, CHECKED_AT_EXPORT, "fp32", folder, settings, None)
+        base = reference.answers
+        if onnx is None:
+            yield reference.check(model, manifest, None)
+        for name, precision in _asked(model, ready, settings):
+            told(f"{model.name}: {name} {precision}", 1)
+            if base is None:
+                yield _failed(
+                    model, manifest, name, precision, "there is no reference to hold it against"
+                )
+                continue
+            run = _Run(model, name, precision, folder, settings, base.targets)
+            yield run.check(model, manifest, reference)
+
+
+def _asked(
+    model: Path, ready: Sequence[str], settings: Settings
+) -> Iterator[tuple[str, Precision]]:
+    """Engines and precisions that a model is to be checked in, beside the reference."""
+    for name in ready:
+        if (name == PLANS) != is_plan(model) or name not in (settings.engines or ready):
+            continue
+        for precision in ENGINES[name].precisions:
+            if (name, precision) != (CHECKED_AT_EXPORT, "fp32"):
+                yield name, precision
+
+
+def _store_pictures(folder: Path, manifest: Manifest, shown: Sequence[Picture]) -> None:
+    from PIL import Image
+
+    size = manifest.picture_size
+    found = [picture(index, size or _PATTERN_SIZE) for index in range(PATTERNS)]
+    for each in shown:
+        if size is None or each.shape[:2] == size:
+            found.append(each)
+        else:
+            found.append(np.asarray(Image.fromarray(each).resize(size[::-1])))
+    named: dict[str, Any] = {str(index): each for index, each in enumerate(found)}
+    np.savez(folder / PICTURES, **named)
+
+
+class _Run:
+    """A model in one engine and precision: what it answered, or what went wrong."""
+
+    def __init__(
+        self,
+        model: Path,
+        engine: str,
+        precision: Precision,
+        folder: Path,
+        settings: Settings,
+        targets: tuple[int, ...] | None,
+    ) -> None:
+        self.engine, self.precision = engine, precision
+        self.answers: Answers | None = None
+        self.arrays: Arrays = {}
+        self.outcome: Literal["failed", "not possible"] = "failed"
+        self.why = ""
+        job = Job(
+            kind="answers",
+            engine=engine,
+            gpu=settings.gpu,
+            model=str(model),
+            precision=precision,
+            threads=settings.threads,
+            cache=settings.cache,
+            targets=targets,
+            rounds=settings.rounds,
+        )
+        known = [str(model), str(folder), *([settings.cache] if settings.cache else [])]
+        try:
+            found: Answers = in_process(job, folder, settings.limit_s, Answers)
+        except EngineError as error:
+            self.why = without_places(str(error), known)
+            return
+        if found.error is not None:
+            self.why = without_places(found.error, known)
+            # A processor without bf16 says so; it could not be asked otherwise.
+            if not found.loaded and precision != "fp32":
+                self.outcome = "not possible"
+            return
+        with np.load(folder / ANSWERS) as stored:
+            self.arrays = {name: stored[name] for name in stored.files}
+        self.answers = found
+
+    def check(self, model: Path, manifest: Manifest, reference: _Run | None) -> Check:
+        """What to report, held against a reference unless it is one."""
+        found = self.answers
+        if found is None:
+            return _failed(model, manifest, self.engine, self.precision, self.why, self.outcome)
+        exact = (manifest.precision, self.precision) == ("fp32", "fp32")
+        comparison = None
+        wrong = list(found.wrong)
+        if reference is not None:
+            allowed = tolerance_of(manifest, self.precision)
+            comparison = compare(reference.arrays, self.arrays, found.targets, allowed, exact)
+            wrong += comparison.problems
+        return Check(
+            model=model.name,
+            digest=manifest.digest,
+            file_precision=manifest.precision,
+            engine=self.engine,
+            precision=self.precision,
+            outcome="wrong" if wrong else "right",
+            why="; ".join(wrong) or None,
+            description=found.description,
+            comparison=comparison,
+            references=found.references,
+            method=found.method,
+            median_ms={
+                name: float(np.median(samples)) for name, samples in found.milliseconds.items()
+            },
+        )
+
+
+def _failed(
+    model: Path,
+    manifest: Manifest,
+    engine: str,
+    precision: str,
+    why: str,
+    outcome: Literal["failed", "not possible"] = "failed",
+) -> Check:
+    return Check(
+        model=model.name,
+        digest=manifest.digest,
+        file_precision=manifest.precision,
+        engine=engine,
+        precision=precision,
+        outcome=outcome,
+        why=why,
+    )

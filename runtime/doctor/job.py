@@ -1,0 +1,267 @@
+"""One engine, asked in a process of its own: a driver that crashes takes nobody along.
+
+Run as ``python -m whycam.runtime.doctor.job FOLDER``, which holds ``job.json`` and, for answers,
+``pictures.npz``. Leaves ``result.json`` there and, of answers, ``answers.npz``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from ..bench.bench import in_turn
+from ..bench.stages import ANSWER, ClockedEngine, classify_in_stages, explain_in_stages
+from ..cam import Method
+from ..engines.engine import ENGINES, Precision
+from ..engines.nvidia import Driver, driver
+from ..engines.selftest import check, tolerance_of
+from ..errors import RequestError, WhyCamError
+from ..explainer import Explainer, load
+from ..images import Picture
+from ..manifest import Manifest
+from ..route import route
+
+JOB, PICTURES, RESULT, ANSWERS = "job.json", "pictures.npz", "result.json", "answers.npz"
+PLANS = "tensorrt"  # the engine for TensorRT plans, and for nothing else
+_FOR_PLANS = ("tensorrt", "tensorrt_rtx")
+_WARM_UP = 2
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked of an engine.
+
+    Attributes:
+        kind: ``driver``: of NVIDIA's, what it says; ``survey``: whether an engine loads;
+            ``answers``: what it answers for pictures.
+        engine, model, precision, gpu, threads, cache: see ``explainer.load``.
+        targets: the class to explain of each picture; None: the most probable one.
+        rounds: how often each kind of call is timed.
+    """
+
+    kind: Literal["driver", "survey", "answers"]
+    engine: str = ""
+    gpu: int = 0
+    model: str = ""
+    precision: Precision = "fp32"
+    threads: int | None = None
+    cache: str | None = None
+    targets: tuple[int, ...] | None = None
+    rounds: int = 10
+
+
+class Survey(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether an engine loads.
+
+    Attributes:
+        installed: whether its package is there.
+        version: of its library.
+        devices: that it can use, for people.
+        problem: why it does not load, and what to do.
+    """
+
+    installed: bool = True
+    version: str | None = None
+    devices: tuple[str, ...] = ()
+    problem: str | None = None
+
+
+class Answers(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine did; its arrays are in ``answers.npz``, named ``<picture>.<what>``.
+
+    Attributes:
+        description: of the engine.
+        targets: the classes explained.
+        methods: whose maps there are.
+        method: the one whose thresholds were looked for, and which was timed.
+        swept: whether TFT was run; where not, ``unswept`` says why.
+        references: agreement with PyTorch's answers in the file, ``selftest.Agreement``.
+        wrong: what differs there by more than it may.
+        milliseconds: raw samples, by ``classification``, ``explanation`` and ``tft``.
+        error: why there is nothing of all this; ``loaded`` tells whether the file was loaded.
+    """
+
+    description: str = ""
+    targets: tuple[int, ...] = ()
+    methods: tuple[str, ...] = ()
+    method: str = ""
+    swept: bool = False
+    unswept: str | None = None
+    references: tuple[dict[str, Any], ...] = ()
+    wrong: tuple[str, ...] = ()
+    milliseconds: dict[str, tuple[float, ...]] = {}
+    error: str | None = None
+    loaded: bool = True
+
+
+def survey(engine: str, gpu: int) -> Survey:
+    """Load an engine's library and ask for its devices."""
+    backend = ENGINES[engine]
+    if engine == PLANS:
+        return _survey_of_plans(backend.extra)
+    if backend.absent is not None:
+        return Survey(installed=False, problem=backend.absent)
+    try:
+        library = importlib.import_module(backend.package)
+    except Exception as error:  # whatever a broken installation raises
+        return Survey(problem=f"{backend.package} is installed, but cannot be imported: {error}")
+    number = str(getattr(library, "__version__", "unknown")).split("-")[0]
+    if engine == "openvino":
+        core = library.Core()
+        devices = [
+            f"{each}: {core.get_property(each, 'FULL_DEVICE_NAME')}"
+            for each in core.available_devices
+        ]
+        return Survey(version=number, devices=tuple(devices))
+    if engine == "onnxruntime":
+        return Survey(version=number, devices=("CPU",))
+    found = driver()
+    problem = found.problem
+    if backend.provider is not None:
+        from ..engines.ort_gpu import problem as problem_of
+        from ..engines.ort_gpu import try_memory
+        from ..engines.ort_options import CUDA, TENSORRT
+
+        place = next(each for each in (CUDA, TENSORRT) if each.engine == engine)
+        problem = problem_of(place, gpu, library) or try_memory(library, gpu)
+    listed = tuple(f"GPU {each.index}: {each.name}" for each in found.gpus)
+    return Survey(version=number, devices=listed, problem=problem)
+
+
+def _survey_of_plans(extra: str) -> Survey:
+    """Of the two libraries that run plans, either will do."""
+    found = [name for name in _FOR_PLANS if find_spec(name) is not None]
+    if not found:
+        return Survey(installed=False, problem=f'not installed: pip install "whycam[{extra}]"')
+    try:
+        versions = [f"{name} {importlib.import_module(name).__version__}" for name in found]
+        importlib.import_module("cuda.bindings.driver")
+    except Exception as error:  # whatever a broken installation raises
+        said = f'installed, but cannot be imported: {error}; pip install "whycam[{extra}]"'
+        return Survey(problem=f"{' or '.join(found)} and cuda-bindings: {said}")
+    gpus = driver()
+    return Survey(
+        version=", ".join(versions),
+        devices=tuple(f"GPU {each.index}: {each.name}" for each in gpus.gpus),
+        problem=gpus.problem,
+    )
+
+
+def methods_of(manifest: Manifest) -> tuple[Method, ...]:
+    """Whose maps are compared: all but Score-CAM's, which takes thousands of forward passes."""
+    return tuple(method for method in manifest.methods if method != "scorecam")
+
+
+def answers(job: Job, pictures: list[Picture], folder: Path) -> Answers:
+    """Everything a file answers for pictures in an engine; the arrays go into a file.
+
+    Raises:
+        WhyCamError: the engine cannot do it.
+    """
+    try:
+        explainer = load(
+            job.model,
+            job.engine,
+            job.threads,
+            precision=job.precision,
+            cache=job.cache,
+            gpu=job.gpu,
+            check=False,  # how far it is off is the question
+        )
+    except WhyCamError as error:
+        return Answers(error=str(error), loaded=False)
+    manifest = explainer.manifest
+    method: Method = manifest.map_method or "gradcam"
+    unswept = _unswept(manifest, method)
+    # In batches here, one by one below.
+    rows = explainer.classify(pictures)
+    targets = job.targets or tuple(int(row.argmax()) for row in rows)
+    arrays: dict[str, Any] = {}
+    for index, (picture, target) in enumerate(zip(pictures, targets, strict=True)):
+        found = dict(_of_picture(explainer, picture, target, method, unswept is None))
+        arrays |= {f"{index}.{name}": values for name, values in found.items()}
+        arrays[f"{index}.probabilities"] = rows[index]
+    np.savez(folder / ANSWERS, **arrays)
+    agreements = check(explainer.engine, manifest)
+    allowed = tolerance_of(manifest, job.precision)
+    return Answers(
+        description=explainer.engine.description,
+        targets=targets,
+        methods=methods_of(manifest),
+        method=method,
+        swept=unswept is None,
+        unswept=unswept,
+        references=tuple(each.to_dict() for each in agreements),
+        wrong=tuple(text for each in agreements if (text := each.problem(allowed))),
+        milliseconds=_timed(explainer, pictures[0], method, unswept is None, job.rounds),
+    )
+
+
+def _unswept(manifest: Manifest, method: Method) -> str | None:
+    try:
+        route(manifest, method, True)
+    except RequestError as error:
+        return str(error)
+    return None
+
+
+def _of_picture(
+    explainer: Explainer, picture: Picture, target: int, method: Method, swept: bool
+) -> Iterator[tuple[str, Any]]:
+    if "raw" in explainer.manifest.outputs:
+        images, _ = explainer.inputs([picture])
+        feeds = {"image": images, "target": np.array([[target]], np.int64)}
+        yield from explainer.engine.run(feeds, ["activations", "gradients"]).items()
+    for each in methods_of(explainer.manifest):
+        yield f"map.{each}", explainer.explain(picture, target, each).original_map
+    if swept:
+        found = explainer.explain(picture, target, method, tft=True)
+        yield "mask", found.mask
+        yield "threshold", found.threshold
+        yield "masked", (1 + found.rpi) * found.probability
+
+
+def _timed(
+    explainer: Explainer, picture: Picture, method: Method, swept: bool, rounds: int
+) -> dict[str, tuple[float, ...]]:
+    """Milliseconds from the prepared input to the answer, all kinds of call in turn."""
+    clocked = Explainer(ClockedEngine(explainer.engine), explainer.manifest)
+    plain, thresholded = (
+        route(explainer.manifest, method, tft) for tft in ((None, True) if swept else (None, None))
+    )
+    calls: dict[str, Callable[[], dict[str, float]]] = {
+        "classification": lambda: classify_in_stages(clocked, [picture]),
+        "explanation": lambda: explain_in_stages(clocked, [picture], plain)[0],
+    }
+    if swept:
+        calls["tft"] = lambda: explain_in_stages(clocked, [picture], thresholded)[0]
+    found = in_turn(calls, rounds, _WARM_UP)
+    return {name: tuple(1e3 * each[ANSWER] for each in runs) for name, runs in found.items()}
+
+
+def main(folder: Path) -> None:
+    """Do the job in a folder."""
+    job = msgspec.json.decode((folder / JOB).read_bytes(), type=Job)
+    result: Driver | Survey | Answers
+    if job.kind == "driver":
+        result = driver()
+    elif job.kind == "survey":
+        result = survey(job.engine, job.gpu)
+    else:
+        with np.load(folder / PICTURES) as stored:
+            pictures = [stored[name] for name in sorted(stored.files, key=int)]
+        try:
+            result = answers(job, pictures, folder)
+        except WhyCamError as error:
+            result = Answers(error=str(error))
+    (folder / RESULT).write_bytes(msgspec.json.encode(result))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,1 @@
+"""Inference engines behind one small protocol, each imported only when asked for."""

@@ -1,0 +1,255 @@
+"""The engine ONNX Runtime: on the CPU, and on NVIDIA GPUs by CUDA or TensorRT."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import EngineError, MissingExtraError, ModelFileError
+from ..files import writable
+from ..manifest import Manifest
+from ..onnxfile import digest, without_outputs
+from . import ort_gpu, ort_options
+from .engine import Arrays, EngineSettings
+from .interface import check_feeds, check_interface, first_parts, outputs_without, parts_needed
+from .nvidia import driver
+from .ort_binding import BoundSession
+from .ort_options import CPU, Cache, Most, Place
+
+Found = dict[str, NDArray[Any]]
+_Run = Callable[[Arrays, Sequence[str]], Found]
+_CONVOLUTIONS = {"Conv", "ConvTranspose", "FusedConv", "ConvInteger", "QLinearConv"}
+
+
+class OnnxRuntimeEngine:
+    """See ``engine.Engine``.
+
+    A session computes everything its file declares, wanted or not. So each part of the graph that
+    is asked for alone, classification above all, gets a session of its own, made when first
+    needed.
+
+    Raises:
+        MissingExtraError: ONNX Runtime is not installed.
+        EngineError: it cannot compute there, or would use the CPU instead; says what is missing.
+        ModelFileError: it cannot load the file.
+    """
+
+    def __init__(
+        self, path: str, manifest: Manifest, settings: EngineSettings, place: Place = CPU
+    ) -> None:
+        self.name = place.engine
+        try:
+            import onnxruntime
+        except ImportError as error:
+            package = "onnxruntime" if place == CPU else "onnxruntime-gpu"
+            raise MissingExtraError(package, place.extra, f"the engine '{self.name}'") from error
+        self._library = onnxruntime
+        self._path = path
+        self._manifest = manifest
+        self._settings = settings
+        self._place = place
+        self._lock = threading.Lock()
+        self._runs: dict[frozenset[str], _Run] = {}
+        self._placed: Counter[str] = Counter()
+        self._digest = ""
+        self.reason = "asked for"
+        self._prepare()
+        self._run_of(first_parts(manifest))
+        self.description = self._described()
+
+    def _prepare(self) -> None:
+        """See to it that nothing is computed elsewhere, or in less precision, than asked for."""
+        wrong = ort_gpu.problem(self._place, self._settings.gpu, self._library)
+        if wrong is None and self._place == ort_options.TENSORRT:
+            wrong = ort_options.tf32_conflict(self._manifest, os.environ)
+            if self._manifest.precision == "fp32":
+                os.environ.setdefault(ort_options.TF32, "0")
+        if wrong is not None:
+            raise EngineError(f"the engine '{self.name}' cannot be used here: {wrong}")
+
+    def _described(self) -> str:
+        where = f"ONNX Runtime {self._library.__version__} on {self._place.shown}"
+        if self._place.device != "cuda":
+            return f"{where}, {self._manifest.precision}"
+        gpus = driver().gpus
+        if self._settings.gpu < len(gpus):
+            where += f", GPU {self._settings.gpu} ({gpus[self._settings.gpu].name})"
+        return f"{where}, {self._manifest.precision}{_nodes(self._placed)}"
+
+    def _run_of(self, parts: frozenset[str]) -> _Run:
+        with self._lock:
+            if parts not in self._runs:
+                session = self._open(parts)
+                self._runs[parts] = self._bound(session) if self._place.device else _plain(session)
+            return self._runs[parts]
+
+    def _bound(self, session: Any) -> _Run:
+        device, shapes = self._place.device or "cpu", self._manifest.output_shapes
+        index = self._settings.gpu if device == "cuda" else 0
+        return BoundSession(self._library, session, shapes, device, index).run
+
+    def _open(self, parts: frozenset[str]) -> Any:
+        options = self._library.SessionOptions()
+        options.log_severity_level = 3  # errors reach the caller as exceptions
+        # Idle threads would go on spinning after a run and take a core from whatever follows it,
+        # the map's own arithmetic to begin with.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        if self._settings.threads is not None:
+            options.intra_op_num_threads = self._settings.threads
+        if self._place.provider != CPU.provider:
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        cache = self._cache(parts)
+        providers = ort_options.providers(self._place, self._manifest, self._settings, parts, cache)
+        surplus = outputs_without(parts, self._manifest)
+        model = without_outputs(self._path, surplus) if surplus else self._path
+        try:
+            # Without its fallback, which prints a line and goes on in the CPU.
+            session = self._library.InferenceSession(
+                model, options, providers=providers, enable_fallback=0
+            )
+        except Exception as error:
+            raise self._not_loaded(error) from error
+        self._check_place(session, parts)
+        inputs = {
+            node.name: (
+                _ELEMENTS.get(node.type, node.type),
+                [side if isinstance(side, int) else None for side in node.shape],
+            )
+            for node in session.get_inputs()
+        }
+        outputs = [node.name for node in session.get_outputs()]
+        check_interface(self._path, self._manifest, inputs, outputs, parts)
+        return session
+
+    def _cache(self, parts: frozenset[str]) -> Cache | None:
+        if self._settings.cache is None or self._place != ort_options.TENSORRT:
+            return None
+        root = writable(self._settings.cache)
+        # Computed: the one in the manifest would still be there after the file was changed.
+        self._digest = self._digest or digest(self._path)
+        gpu = driver().gpus[self._settings.gpu]
+        versions = {
+            "ort": self._library.__version__,
+            "trt": ort_gpu.tensorrt_version(self._library),
+        }
+        names = ort_options.cache_names(
+            self._digest, parts, versions, f"{gpu.name}-sm{gpu.capability}"
+        )
+        engines, timing = (str(writable(Path(root) / name)) for name in names)
+        return Cache(engines, timing)
+
+    def _not_loaded(self, error: Exception) -> EngineError | ModelFileError:
+        said = ort_gpu.said(error)
+        if ort_gpu.of_device(error):
+            return EngineError(f"the engine '{self.name}' cannot be used here: {said}")
+        return ModelFileError(f"ONNX Runtime cannot load {self._path}: {said}")
+
+    def _check_place(self, session: Any, parts: frozenset[str]) -> None:
+        """What was asked for must be what computes."""
+        wanted = self._place.provider
+        if wanted == CPU.provider:
+            return
+        if session.get_providers()[0] != wanted:
+            raise EngineError(
+                f"the engine '{self.name}' cannot be used here: ONNX Runtime took "
+                f"{session.get_providers()[0]} instead of {wanted} and did not say why; see: "
+                "whycam doctor"
+            )
+        placed = placement(session)
+        if placed is None:
+            return
+        if not placed.get(wanted):
+            raise EngineError(f"{self._place.shown} in ONNX Runtime takes no part of {self._path}")
+        left = [kind for kind in placed.get(CPU.provider, []) if kind in _CONVOLUTIONS]
+        if left:
+            raise EngineError(
+                f"ONNX Runtime would compute {len(left)} convolutions of {self._path} on the CPU: "
+                f"{self._place.shown} does not take them"
+            )
+        if parts == first_parts(self._manifest):
+            self._placed = Counter({name: len(kinds) for name, kinds in placed.items()})
+
+    def run(self, feeds: Arrays, outputs: Sequence[str]) -> Found:
+        """See ``engine.Engine.run``."""
+        check_feeds(feeds, self._manifest)
+        parts = parts_needed(outputs, self._manifest)
+        run = self._run_of(parts)
+        try:
+            limit = ort_options.most(self._place, self._manifest, parts)
+            if limit is None:
+                return run(feeds, outputs)
+            return in_parts(run, feeds, outputs, limit, self._manifest)
+        except Exception as error:
+            said = ort_gpu.said(error)
+            if re.search(r"out of memory|Failed to allocate memory", said):
+                said += ": load with a smaller memory_mb, for smaller batches"
+            raise EngineError(f"ONNX Runtime failed: {said}") from error
+
+
+def _plain(session: Any) -> _Run:
+    def run(feeds: Arrays, outputs: Sequence[str]) -> Found:
+        values = session.run(list(outputs), dict(feeds))
+        return dict(zip(outputs, values, strict=True))
+
+    return run
+
+
+def in_parts(
+    run: _Run, feeds: Arrays, outputs: Sequence[str], limit: Most, manifest: Manifest
+) -> Found:
+    """A run of any size as several that stay below a limit.
+
+    Args:
+        run: one run.
+        feeds, outputs: see ``engine.Engine.run``.
+        limit: of one run.
+        manifest: knows which outputs have a row for each class.
+    """
+    image, target = feeds["image"], feeds["target"]
+    count, classes = target.shape
+    rows = []
+    for i in range(0, count, limit.images):
+        part = slice(i, i + limit.images)
+        columns = [
+            run({"image": image[part], "target": target[part, j : j + limit.classes]}, outputs)
+            for j in range(0, classes, limit.classes)
+        ]
+        rows.append({name: _beside(name, columns, manifest) for name in outputs})
+    return {
+        name: rows[0][name] if len(rows) == 1 else np.concatenate([row[name] for row in rows])
+        for name in outputs
+    }
+
+
+def _beside(name: str, columns: Sequence[Found], manifest: Manifest) -> NDArray[Any]:
+    if len(columns) == 1 or manifest.output_shapes[name][0] is not None:
+        return columns[0][name]
+    return np.concatenate([each[name] for each in columns], axis=1)
+
+
+def placement(session: Any) -> Mapping[str, list[str]] | None:
+    """The operators that each provider computes; None where ONNX Runtime does not tell."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return None
+    found: dict[str, list[str]] = {}
+    for part in session.get_provider_graph_assignment_info():
+        found.setdefault(part.ep_name, []).extend(node.op_type for node in part.get_nodes())
+    return found
+
+
+def _nodes(placed: Mapping[str, int]) -> str:
+    listed = ", ".join(
+        f"{count} {name.removesuffix('ExecutionProvider')}" for name, count in placed.items()
+    )
+    return f" (operators: {listed})" if listed else ""
+
+
+_ELEMENTS = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}

@@ -1,0 +1,195 @@
+"""What ONNX Runtime is told for each place it can compute in. Nothing here imports it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import EngineError
+from ..manifest import Manifest
+from .engine import EngineSettings
+
+Options = Mapping[str, str]
+# TensorRT's engines serve a range of shapes and hold memory for the largest, so there is one: so
+# many images, those of a sweep inside the graph counted, and as many classes as there are ranks.
+_IMAGES, _CLASSES = 32, 5
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where ONNX Runtime computes.
+
+    Attributes:
+        engine: name in ``engine.ENGINES``.
+        provider: ONNX Runtime's name for it.
+        shown: for people.
+        extra: of whycam, that installs it.
+        device: in whose memory inputs and outputs are bound, as ONNX Runtime calls it; None: it
+            is handed arrays and returns arrays.
+    """
+
+    engine: str
+    provider: str
+    shown: str
+    extra: str
+    device: str | None
+
+
+CPU = Place("onnxruntime", "CPUExecutionProvider", "the CPU", "cpu", None)
+CUDA = Place("onnxruntime-cuda", "CUDAExecutionProvider", "CUDA", "gpu", "cuda")
+TENSORRT = Place("onnxruntime-tensorrt", "TensorrtExecutionProvider", "TensorRT", "gpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Most:
+    """The largest batch that goes into one run, and the most classes explained in it."""
+
+    images: int
+    classes: int
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Where TensorRT keeps what it has built.
+
+    Attributes:
+        engines: folder of one part of one file, in one set of versions, on one kind of GPU: ONNX
+            Runtime's own names do not tell files with other weights apart.
+        timing: folder of measured kernels, of any file.
+    """
+
+    engines: str
+    timing: str
+
+
+def providers(
+    place: Place,
+    manifest: Manifest,
+    settings: EngineSettings,
+    parts: frozenset[str],
+    cache: Cache | None = None,
+) -> list[tuple[str, Options]]:
+    """ONNX Runtime's ``providers``, the one asked for first.
+
+    Args:
+        place: where to compute.
+        manifest: of the file.
+        settings: as asked for.
+        parts: of the graph, that the session is for; see ``interface.parts_needed``.
+        cache: for TensorRT; None: what it builds is not kept.
+
+    Raises:
+        EngineError: TensorRT cannot run the file.
+    """
+    if place.provider == CPU.provider:
+        return [(place.provider, {})]
+    cuda = (CUDA.provider, _cuda(settings.gpu))
+    if place.provider == CUDA.provider:
+        return [cuda]
+    own = _tensorrt(manifest, settings.gpu, parts, cache)
+    # What TensorRT leaves over stays on the GPU.
+    return [(place.provider, own), cuda]
+
+
+def most(place: Place, manifest: Manifest, parts: frozenset[str]) -> Most | None:
+    """What one run may hold; None: anything."""
+    if place.provider != TENSORRT.provider:
+        return None
+    if "sweep" not in parts:
+        return Most(_IMAGES, _CLASSES)
+    # Every class of every picture is tried at each threshold, all in one run.
+    return Most(max(1, _IMAGES // len(manifest.tft.taus)), 1)
+
+
+def _cuda(gpu: int) -> Options:
+    return {
+        "device_id": str(gpu),
+        # The default on Ampere and later GPUs: products of 10 bits, which is not fp32.
+        "use_tf32": "0",
+        # The default measures convolutions anew for every batch size; a sweep has many.
+        "cudnn_conv_algo_search": "HEURISTIC",
+        # The default doubles what it takes each time; a batch size seen once would keep that.
+        "arena_extend_strategy": "kSameAsRequested",
+        # The default, said because the other value may read inputs before they have arrived.
+        "do_copy_in_default_stream": "1",
+    }
+
+
+def _tensorrt(
+    manifest: Manifest, gpu: int, parts: frozenset[str], cache: Cache | None
+) -> dict[str, str]:
+    sides = [str(side) for side in manifest.image_shape if side is not None]
+    if len(sides) != len(manifest.image_shape):
+        raise EngineError(
+            f"{TENSORRT.engine} builds for one size of pictures, and this file takes any: export "
+            f"it with --picture-size HxW, or use {CUDA.engine}"
+        )
+    limit = most(TENSORRT, manifest, parts)
+    assert limit is not None
+    # Kernels are chosen for the best shape: one explanation, or the thresholds of one.
+    best = 1 if parts else min(limit.images, len(manifest.tft.taus))
+    found = {
+        "device_id": str(gpu),
+        # Only what the file itself holds. TensorRT may then use it in the head as well: ONNX
+        # Runtime builds weakly typed networks.
+        "trt_fp16_enable": _switch(manifest.precision == "fp16"),
+        "trt_int8_enable": _switch(manifest.precision == "int8"),
+        "trt_profile_min_shapes": _shapes(1, 1, sides),
+        "trt_profile_opt_shapes": _shapes(best, 1, sides),
+        "trt_profile_max_shapes": _shapes(limit.images, limit.classes, sides),
+        "trt_engine_cache_enable": _switch(cache is not None),
+        "trt_timing_cache_enable": _switch(cache is not None),
+    }
+    if manifest.precision == "bf16":
+        found["trt_bf16_enable"] = "1"  # older versions do not know it, and need not
+    if cache is not None:
+        found["trt_engine_cache_path"] = cache.engines
+        found["trt_timing_cache_path"] = cache.timing
+    return found
+
+
+def _switch(on: bool) -> str:
+    return "1" if on else "0"
+
+
+def _shapes(images: int, classes: int, sides: list[str]) -> str:
+    return f"image:{'x'.join([str(images), *sides])},target:{images}x{classes}"
+
+
+def cache_names(
+    digest: str, parts: frozenset[str], versions: Mapping[str, str], gpu: str
+) -> tuple[str, str]:
+    """Names of the folders of a ``Cache``: engines, timing.
+
+    Args:
+        digest: of the file, ``sha256:...``.
+        parts: of the graph.
+        versions: of ONNX Runtime and TensorRT, by ``ort`` and ``trt``.
+        gpu: name and capability.
+    """
+    where = _slug("-".join([f"trt{versions['trt']}", gpu]))
+    part = "-".join(sorted(parts)) or "classification"
+    file = digest.removeprefix("sha256:")[:16]
+    return _slug(f"{file}-{part}-ort{versions['ort']}-{where}"), f"timing-{where}"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")
+
+
+def tf32_conflict(manifest: Manifest, environment: Mapping[str, Any]) -> str | None:
+    """Why TensorRT would not compute an fp32 file in fp32, or None."""
+    value = environment.get(TF32)
+    if manifest.precision != "fp32" or value in (None, "0"):
+        return None
+    return (
+        f"{TF32} is {value!r} in the environment, and then TensorRT computes fp32 files with "
+        f"10 bits (TF32). Unset it, or set it to 0"
+    )
+
+
+# The only way to forbid TF32 to TensorRT inside ONNX Runtime, which has no option for it. NVIDIA's
+# libraries read it once in a process.
+TF32 = "NVIDIA_TF32_OVERRIDE"

@@ -1,0 +1,180 @@
+"""Check an engine's answers against those PyTorch gave at export, with no torch at hand."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import cam
+from ..manifest import Manifest, Reference
+from ..preprocess import crop_resized, normalise
+
+if TYPE_CHECKING:
+    from .engine import Engine, Precision
+
+PATTERNS = 2
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far an engine may be from a reference.
+
+    Attributes:
+        probability: absolute; also what another class may lead by.
+        map: absolute, of the finished map in [0, 1].
+    """
+
+    probability: float
+    map: float
+
+
+# Engines differ in the order of their sums. A network on a test pattern is less sure of itself than
+# on a photograph, so reduced precision moves it more.
+EXACT = Tolerance(1e-3, 1e-2)
+_REDUCED = Tolerance(5e-2, 2e-1)
+# What rounding in 8 bits leaves between engines that compute a quantised file as it says; where
+# sums overflow, other classes lead by a third and maps are others.
+QUANTISED = Tolerance(1e-1, 4e-1)
+_CONSTANT = 1e-5  # range of a map's values as a share of the largest
+
+
+def tolerance_of(manifest: Manifest, precision: Precision = "fp32") -> Tolerance:
+    """What is allowed for a file in an engine that computes in ``precision``."""
+    return EXACT if (manifest.precision, precision) == ("fp32", "fp32") else _REDUCED
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How close an engine came to one reference.
+
+    Attributes:
+        pattern: which test pattern.
+        lead: of the most probable class over the reference's, in probability; 0: it is the same.
+        probability: absolute difference of its probability.
+        map: largest absolute difference of the finished maps.
+    """
+
+    pattern: int
+    lead: float
+    probability: float
+    map: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, ready for JSON."""
+        return asdict(self)
+
+    def problem(self, allowed: Tolerance = EXACT) -> str | None:
+        """What differs by more than it may, or None."""
+        worst = max(self.probability, self.lead)
+        if worst <= allowed.probability and self.map <= allowed.map:
+            return None
+        return (
+            f"this engine does not give the file's reference answer for test pattern "
+            f"{self.pattern}: another class leads by {self.lead:.1e}, probability off by "
+            f"{self.probability:.1e} (each at most {allowed.probability:g}), map by "
+            f"{self.map:.1e} (at most {allowed.map:g})"
+        )
+
+
+def pattern(index: int, size: tuple[int, int]) -> NDArray[np.float32]:
+    """A test image, the same on every machine: float32 [3, H, W], like a normalised photograph.
+
+    Smooth waves with edges, different in each channel and for each index.
+    """
+    height, width = size
+    y, x = np.meshgrid(np.arange(height) / height, np.arange(width) / width, indexing="ij")
+    channels = []
+    for channel in range(3):
+        turn = 1.3 * index + 0.7 * channel
+        waves = np.sin(6.3 * (x * (2 + index) + y) + turn) + np.cos(9.1 * (y - x * x) - turn)
+        blob = (x - 0.3 - 0.3 * index) ** 2 + (y - 0.45) ** 2 < 0.04 * (1 + channel)
+        channels.append(0.7 * waves + 1.5 * blob - 0.4)
+    return np.stack(channels).astype(np.float32)
+
+
+def feed(manifest: Manifest, index: int) -> NDArray[Any]:
+    """A test pattern as the graph takes it: float32 [1, 3, H, W] or uint8 [1, h, w, 3]."""
+    height, width = manifest.preprocess.size
+    if not manifest.embedded_preprocess:
+        return pattern(index, (height, width))[None]
+    # Larger than the input, and of another shape, so that resize and crop have work to do.
+    size = manifest.picture_size or (height * 5 // 4 + 1, width * 3 // 2 + 1)
+    return picture(index, size)[None]
+
+
+def picture(index: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A test pattern as a picture: uint8 [h, w, 3]."""
+    pixels = np.clip(128 + 50 * pattern(index, size), 0, 255)
+    return np.ascontiguousarray(np.moveaxis(pixels, 0, -1).astype(np.uint8))
+
+
+def view(manifest: Manifest, index: int) -> NDArray[np.float32]:
+    """What the network sees of a test pattern: float32 [1, 3, H, W]."""
+    fed = feed(manifest, index)
+    if not manifest.embedded_preprocess:
+        return fed
+    return normalise(crop_resized(fed[0], manifest.preprocess)[0], manifest.preprocess)[None]
+
+
+def method_of(manifest: Manifest) -> cam.Method:
+    """Whose map the references hold."""
+    return manifest.map_method or "gradcam"
+
+
+def check(engine: Engine, manifest: Manifest) -> list[Agreement]:
+    """Run the test patterns and compare with the manifest's references."""
+    return [_compare(engine, manifest, reference) for reference in manifest.references]
+
+
+def answers(engine: Engine, manifest: Manifest) -> tuple[Reference, ...]:
+    """References made of an engine's own answers; none for a file without raw outputs."""
+    if "raw" not in manifest.outputs:
+        return ()
+    found = []
+    for index in range(PATTERNS):
+        feeds = {"image": feed(manifest, index), "target": np.full((1, 1), -1, np.int64)}
+        method = method_of(manifest)
+        names = ["probabilities", "targets", "activations", "gradients"]
+        own = engine.run(feeds, [*names, *(["ablation_weights"] if method == "ablation" else [])])
+        raw = cam.raw_map(method, own["activations"], own["gradients"], own.get("ablation_weights"))
+        target = int(own["targets"][0, 0])
+        found.append(
+            Reference(
+                pattern=index,
+                target=target,
+                probability=float(own["probabilities"][0, target]),
+                raw_map=tuple(float(f"{value:.7g}") for value in raw.ravel()),
+            )
+        )
+    return tuple(found)
+
+
+def _compare(engine: Engine, manifest: Manifest, reference: Reference) -> Agreement:
+    feeds = {
+        "image": feed(manifest, reference.pattern),
+        "target": np.array([[reference.target]], np.int64),
+    }
+    size = manifest.preprocess.size
+    if manifest.map_method is not None:
+        name = "original_maps" if "tft" in manifest.outputs else "maps"
+        found = engine.run(feeds, ["probabilities", name])
+        maps = found[name]
+    else:
+        found = engine.run(feeds, ["probabilities", "activations", "gradients"])
+        raw = cam.raw_map("gradcam", found["activations"], found["gradients"])
+        maps = cam.finish(raw, size)
+    expected = np.asarray(reference.raw_map, np.float32).reshape(1, 1, *manifest.activations[1:])
+    differences = np.abs(maps - cam.finish(expected, size))
+    row = found["probabilities"][0]
+    return Agreement(
+        pattern=reference.pattern,
+        lead=float(row.max() - row[reference.target]),
+        probability=float(abs(row[reference.target] - reference.probability)),
+        # Stretched to [0, 1], a map that is constant up to rounding is rounding alone.
+        map=0.0
+        if np.ptp(expected) < _CONSTANT * np.abs(expected).max()
+        else float(differences.max()),
+    )

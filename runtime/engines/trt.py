@@ -1,0 +1,219 @@
+"""The engine TensorRT, on NVIDIA GPUs: runs plans that ``whycam build`` made."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import EngineError
+from ..manifest import Manifest
+from . import cuda
+from .engine import Arrays, EngineSettings
+from .interface import check_feeds
+from .plan import Range
+from .trt_lane import Lane, Recording
+from .trt_load import open_plan, rebuild
+from .trt_rtx import JustInTime
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+# Runs at once. A GPU works at one thing at a time; a second lane lets one run's copies go on while
+# another computes, a third keeps the GPU busy while Python is between the two.
+_LANES = {"latency": 1, "throughput": 3}
+
+
+class TensorRtEngine:
+    """See ``engine.Engine``.
+
+    A plan computes everything that its network declares; only the outputs that are asked for are
+    copied from the GPU. Further callers than there are lanes wait for their turn.
+    """
+
+    name = "tensorrt"
+
+    def __init__(self, path: str, manifest: Manifest, settings: EngineSettings) -> None:
+        self._path = path
+        self._manifest = manifest
+        self._gpu = settings.gpu
+        self._opened = open_plan(path, settings.gpu)
+        plan, device = self._opened.plan, self._opened.device
+        self.description = (
+            f"{_TITLES[plan.library]} {plan.library_version} on {device.name} (compute "
+            f"capability {device.compute}), {manifest.precision}"
+        )
+        self.reason = "asked for"
+        self._just_in_time: JustInTime | None = None
+        if plan.library == "tensorrt-rtx":
+            with cuda.current(self._gpu):
+                self._just_in_time = JustInTime(self._opened, settings.cache)
+        self._recording = Recording(self._just_in_time is None, self._say_refused)
+        self._free = threading.Condition()
+        self._idle: list[Lane] = []
+        self._made = 0
+        self._most = _LANES[settings.hint]
+        self._closed = False
+        # Made now: too little memory should be known at once.
+        with self._lane():
+            pass
+
+    def _say_refused(self, reason: str) -> None:
+        self.description += f", without CUDA graphs ({reason})"
+
+    def close(self) -> None:
+        """Give back what is on the GPU; runs under way end first. Later ones are refused."""
+        with self._free:
+            self._closed = True
+            idle, self._idle = self._idle, []
+            self._made -= len(idle)
+            self._free.notify_all()
+        with ExitStack() as stack:
+            if idle:
+                stack.enter_context(cuda.current(self._gpu))
+            for lane in idle:
+                stack.callback(lane.close)
+        if self._just_in_time is not None:
+            self._just_in_time.save()
+
+    def __enter__(self) -> TensorRtEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def run(self, feeds: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """See ``engine.Engine.run``.
+
+        More images or classes than the plan was built for go through in parts, fewer are filled
+        up; the answers are the same.
+        """
+        check_feeds(feeds, self._manifest)
+        unknown = [name for name in outputs if name not in self._opened.outputs]
+        if unknown:
+            raise EngineError(f"{self._path} has no output {unknown}")
+        image, target = feeds["image"], feeds["target"]
+        self._check_size(image.shape)
+        plan = self._opened.plan
+        rows = _parts(target.shape[0], plan.batch.most)
+        columns = _parts(target.shape[1], plan.classes.most)
+        with self._lane() as lane:
+            found = [
+                [
+                    lane.run(
+                        image[row],
+                        target[row, column],
+                        _size_for(row.stop - row.start, plan.batch),
+                        max(column.stop - column.start, plan.classes.least),
+                        outputs,
+                    )
+                    for column in columns
+                ]
+                for row in rows
+            ]
+        return {name: self._joined(name, found) for name in outputs}
+
+    def _joined(self, name: str, found: list[list[dict[str, NDArray[Any]]]]) -> NDArray[Any]:
+        """One output of several runs, which are rows of columns."""
+        per_class = self._manifest.output_shapes[name][0] is None
+        lines = [
+            np.concatenate([each[name] for each in line], axis=1)
+            if per_class and len(line) > 1
+            else line[0][name]
+            for line in found
+        ]
+        return lines[0] if len(lines) == 1 else np.concatenate(lines)
+
+    def _check_size(self, shape: tuple[int, ...]) -> None:
+        """Pictures of any size: as far as the plan was built for it."""
+        plan = self._opened.plan
+        if not self._manifest.embedded_preprocess:
+            return
+        for what, side, sides in zip(
+            ("high", "wide"), shape[1:3], (plan.height, plan.width), strict=True
+        ):
+            if sides is not None and not sides.least <= side <= sides.most:
+                raise EngineError(
+                    f"{self._path} was built for pictures {sides.least} to {sides.most} pixels "
+                    f"{what}, not {side}. Resize the picture, or build for its size: "
+                    f"{rebuild(plan, self._path)}, with a wider range"
+                )
+
+    @contextmanager
+    def _lane(self) -> Iterator[Lane]:
+        """A lane for this thread alone, with its GPU current. One that failed is given up."""
+        lane = self._take()
+        try:
+            with cuda.current(self._gpu):
+                lane = lane or self._new_lane()
+                try:
+                    yield lane
+                except BaseException:
+                    # Copies may still be under way into memory that is about to be given back.
+                    with suppress(EngineError):
+                        lane.wait()
+                    with suppress(EngineError):
+                        lane.close()
+                    raise
+        except BaseException:
+            with self._free:
+                self._made -= 1
+                self._free.notify()
+            raise
+        self._put_back(lane)
+
+    def _take(self) -> Lane | None:
+        """An idle lane, or None: one may be made."""
+        with self._free:
+            while not self._idle and self._made >= self._most and not self._closed:
+                self._free.wait()
+            if self._closed:
+                raise EngineError(f"{self._path}: this engine was closed; load the plan again")
+            if self._idle:
+                return self._idle.pop()
+            self._made += 1
+            return None
+
+    def _put_back(self, lane: Lane) -> None:
+        with self._free:
+            if not self._closed:
+                self._idle.append(lane)
+                self._free.notify()
+                return
+            self._made -= 1
+        with cuda.current(self._gpu):
+            lane.close()
+
+    def _new_lane(self) -> Lane:
+        just_in_time = self._just_in_time
+        if just_in_time is not None:
+            return Lane(self._opened, self._recording, just_in_time.context, shared_scratch=False)
+        return Lane(self._opened, self._recording, self._context, shared_scratch=True)
+
+    def _context(self) -> trt.IExecutionContext | None:
+        strategy = self._opened.library.ExecutionContextAllocationStrategy.USER_MANAGED
+        return self._opened.engine.create_execution_context(strategy)
+
+
+_TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+
+
+def _parts(count: int, most: int) -> list[slice]:
+    return [slice(start, min(start + most, count)) for start in range(0, count, most)]
+
+
+def _size_for(count: int, batch: Range) -> int:
+    """The batch to run for so many images: each size that is run is prepared for, so few are.
+
+    The plan's own three, and 2, 3, 4, 6, 8, 12, ... between: a third is filled at the most.
+    """
+    sizes = {batch.least, batch.best, batch.most}
+    step = 1
+    while step < batch.most:
+        sizes |= {step, 3 * step // 2}
+        step *= 2
+    return min(size for size in sizes if batch.least <= size <= batch.most and size >= count)

@@ -1,0 +1,1 @@
+"""Explanations over video: sources, frames, drawing, writing."""

@@ -1,0 +1,207 @@
+"""Draw explanations over the frames of a video: cheaply, steadily, readably."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import RequestError
+from ..explanation import Explanation
+from ..images import Picture
+from ..overlay import tables
+from ..preprocess import Placement
+from . import text
+
+_SAMPLES = 24  # rows and columns of a frame that are compared with the frame before
+_CUT = 40.0  # mean difference of these samples, of 255, from which on the scene is another one
+
+
+class Overlay:
+    """Draws explanations over frames, one after the other; for any OpenCV loop.
+
+    Holds what was drawn on the last frame: the map fades from one frame to the next, and begins
+    anew when the class, the method, the frame's size or the scene changes.
+
+    Attributes:
+        opacity: of the colours where the map is 1, in [0, 1].
+        smoothing: how much of the drawn map stays from one frame to the next, in [0, 1); 0: none.
+        threshold: draw only map values from here on, in [0, 1]; None: as the explanation was
+            thresholded.
+        contour: whether the region above the threshold is outlined.
+        caption: whether label, probability and threshold are written over the frame.
+    """
+
+    def __init__(
+        self,
+        opacity: float = 0.6,
+        smoothing: float = 0.5,
+        threshold: float | None = None,
+        contour: bool = True,
+        caption: bool = True,
+    ) -> None:
+        for name, value in (("opacity", opacity), ("threshold", threshold)):
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise RequestError(f"{name} must lie between 0 and 1, not {value}")
+        if not 0.0 <= smoothing < 1.0:
+            raise RequestError(f"smoothing must lie in [0, 1), not {smoothing}")
+        self.opacity, self.smoothing, self.threshold = opacity, smoothing, threshold
+        self.contour, self.caption = contour, caption
+        self._map: NDArray[np.float32] | None = None
+        self._cut = 0.0
+        self._key: tuple[object, ...] = ()
+        self._samples: NDArray[np.int16] | None = None
+
+    def reset(self) -> None:
+        """Forget the frames before."""
+        self._map = self._samples = None
+
+    def draw(self, picture: Picture, explanation: Explanation, note: str = "") -> Picture:
+        """Lay an explanation over a frame.
+
+        Args:
+            picture: uint8 [h, w, 3], RGB; left as it is. (OpenCV's BGR frames do as well: only
+                the colours of the heat change places.)
+            explanation: of this frame.
+            note: what the caption says besides.
+
+        Returns:
+            uint8 [h, w, 3], a new picture; the same as ``picture`` where the map is 0 and no
+            caption stands.
+
+        Raises:
+            RequestError: the explanation is of a picture of another size.
+        """
+        placement = explanation.placement
+        if picture.shape[:2] != placement.picture:
+            raise RequestError(
+                f"the explanation is of a picture of {placement.picture[0]} x "
+                f"{placement.picture[1]} pixels (height x width), not of one of "
+                f"{picture.shape[0]} x {picture.shape[1]}"
+            )
+        drawn = np.array(picture, order="C")
+        values, cut = self._smoothed(picture, explanation)
+        levels, top, left = _levels(values, cut, explanation)
+        if levels.size:
+            _tint(drawn[top : top + levels.shape[0], left : left + levels.shape[1]], levels, self)
+            if self.contour and cut > 0:
+                _outline(drawn, levels, top, left)
+        if self.caption:
+            _caption(drawn, explanation, note)
+        return drawn
+
+    def _smoothed(
+        self, picture: Picture, explanation: Explanation
+    ) -> tuple[NDArray[np.float32], float]:
+        """The map to draw and where it is cut, part of the last frame's left in both."""
+        values, cut = explanation.original_map, float(explanation.cut)
+        key = (explanation.index, explanation.method, picture.shape, values.shape)
+        if self._map is not None and self.smoothing > 0 and not self._cut_to(picture, key):
+            stays = np.float32(self.smoothing)
+            values = values + stays * (self._map - values)
+            cut += self.smoothing * (self._cut - cut)
+        elif self.smoothing > 0:
+            self._cut_to(picture, key)
+        self._map, self._cut = values, cut
+        return values, cut if self.threshold is None else self.threshold
+
+    def _cut_to(self, picture: Picture, key: tuple[object, ...]) -> bool:
+        """Whether this frame goes on from another one than the last."""
+        rows, columns = (max(1, side // _SAMPLES) for side in picture.shape[:2])
+        samples = picture[rows // 2 :: rows, columns // 2 :: columns].astype(np.int16)
+        before, self._samples = self._samples, samples
+        same, self._key = key == self._key, key
+        if not same or before is None or before.shape != samples.shape:
+            return True
+        return bool(np.abs(samples - before).mean() > _CUT)
+
+
+def _levels(
+    values: NDArray[np.float32], cut: float, explanation: Explanation
+) -> tuple[NDArray[np.uint8], int, int]:
+    """The map above its cut at the frame's own pixels, in steps of 1/255, and where it lies.
+
+    Returns:
+        uint8 [r, c], the smallest rectangle that holds all that is not 0, and its first row and
+        column; [0, 0] if there is nothing.
+    """
+    import cv2
+
+    height, width = explanation.placement.picture
+    if explanation.geometry == "picture":
+        top, left, bottom, right = 0, 0, height, width
+    else:
+        top, left, bottom, right = _edges(explanation.placement)
+    levels = cv2.convertScaleAbs(values, alpha=255)
+    if levels.shape != (bottom - top, right - left):
+        levels = cv2.resize(levels, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
+    # What is seen of the network's input, where that reaches over the picture's edges.
+    levels = levels[max(0, -top) : height - top, max(0, -left) : width - left]
+    top, left = max(top, 0), max(left, 0)
+    if cut > 0:
+        _, levels = cv2.threshold(levels, max(cut * 255 - 0.5, 0), 0, cv2.THRESH_TOZERO)
+    column, row, columns, rows = cv2.boundingRect(levels)
+    found = np.asarray(levels[row : row + rows, column : column + columns], np.uint8)
+    return found, top + row, left + column
+
+
+def _edges(placement: Placement) -> tuple[int, int, int, int]:
+    """The network's input in whole picture pixels, half a pixel off at most."""
+    top, left = round(placement.top), round(placement.left)
+    return top, left, max(round(placement.bottom), top + 1), max(round(placement.right), left + 1)
+
+
+def _tint(region: Picture, levels: NDArray[np.uint8], overlay: Overlay) -> None:
+    """As ``overlay.blend``, in place."""
+    import cv2
+
+    kept, colours = tables(overlay.opacity)
+    shown = cv2.multiply(region, cv2.applyColorMap(levels, kept), scale=1 / 255)
+    region[:] = cv2.add(shown, cv2.applyColorMap(levels, colours), dst=shown)
+
+
+def _outline(drawn: Picture, levels: NDArray[np.uint8], top: int, left: int) -> None:
+    """Trace the edge of what is not 0: white on black, readable on any picture."""
+    import cv2
+
+    contours, _ = cv2.findContours(
+        levels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=(left, top)
+    )
+    thickness = max(1, round(min(drawn.shape[:2]) / 400))
+    cv2.drawContours(drawn, contours, -1, (0, 0, 0), 3 * thickness)
+    cv2.drawContours(drawn, contours, -1, (255, 255, 255), thickness)
+
+
+def _caption(drawn: Picture, explanation: Explanation, note: str) -> None:
+    """Two lines at the lower left, on a shade that leaves the frame visible."""
+    import cv2
+
+    height, width = drawn.shape[:2]
+    size = min(max(11, min(height, width) // 30), 48)
+    if height < 4 * size or width < 8 * size:
+        return  # a frame too small to read on
+    rest: list[str] = [explanation.method]
+    if explanation.threshold is not None:
+        rest.append(f"tau {explanation.threshold:.2g}")
+    if explanation.rpi is not None and explanation.improved:
+        rest.append(f"rpi {np.nanmax(explanation.rpi):+.0%}")
+    number = f" {explanation.probability:.2f}"
+    lines = [
+        _fitting(explanation.label, width - text.width_of(number, size) - size, size) + number,
+        _fitting("  ".join([*rest, note] if note else rest), width - size, size),
+    ]
+    space = round(1.4 * size)
+    longest = max(text.width_of(line, size) for line in lines) + size
+    # In coarse steps, so that the shade does not tremble with the digits.
+    shade = drawn[height - 2 * space - size // 2 :, : min(width, -(-longest // 64) * 64)]
+    shade[:] = cv2.convertScaleAbs(shade, alpha=0.35)
+    for row, line in enumerate(lines):
+        text.write(drawn, line, size // 2, height - (2 - row) * space - size // 4, size)
+
+
+def _fitting(line: str, width: int, size: int) -> str:
+    """A line, cut short where it is too wide."""
+    if text.width_of(line, size) <= width:
+        return line
+    while line and text.width_of(line + "…", size) > width:
+        line = line[:-1]
+    return line + "…"

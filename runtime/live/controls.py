@@ -1,0 +1,154 @@
+"""What a running stream is told and what it gives: how to explain and draw, and each frame."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from ..cam import Method
+from ..errors import RequestError
+from ..explanation import Explanation
+from ..images import Picture
+from ..manifest import Manifest
+from ..route import route
+from ..targets import per_picture
+
+Sweep = Literal["off", "every", "track"]
+SWEEPS: tuple[Sweep, ...] = get_args(Sweep)
+
+
+class Look(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a stream explains and draws; see ``Controls`` for changing it while it runs.
+
+    Attributes:
+        method: one of ``manifest.methods``; None: the file's own, or Grad-CAM.
+        tft: ``off``; ``every``: all thresholds at each frame; ``track``: the best threshold is
+            followed from frame to frame with a few forwards.
+        target: the class explained: index, label, or rank from -1, the most probable.
+        threshold: draw only map values from here on, in [0, 1]; None: tau* where TFT runs, else
+            the whole map.
+        opacity: of the colours where the map is 1, in [0, 1].
+        smoothing: how much of the drawn map stays from one frame to the next, in [0, 1); 0: none.
+        contour: whether the region above the threshold is outlined.
+    """
+
+    method: Method | None = None
+    tft: Sweep = "off"
+    target: int | str = -1
+    threshold: float | None = None
+    opacity: float = 0.6
+    smoothing: float = 0.5
+    contour: bool = True
+
+    def __post_init__(self) -> None:
+        if self.tft not in SWEEPS:
+            raise RequestError(f"tft must be {', '.join(SWEEPS)}, not {self.tft!r}")
+        for name, value, most in (
+            ("threshold", self.threshold, 1.0),
+            ("opacity", self.opacity, 1.0),
+            ("smoothing", self.smoothing, 0.99),
+        ):
+            if value is not None and not 0.0 <= value <= most:
+                raise RequestError(f"{name} must lie between 0 and {most:g}, not {value}")
+
+
+class Controls:
+    """The look in force, which any thread may replace while the stream runs."""
+
+    def __init__(self, manifest: Manifest, look: Look | None = None) -> None:
+        self._manifest = manifest
+        self._lock = threading.Lock()
+        self._look = self._checked(look or Look())
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the file that explains: its classes and methods are what can be chosen."""
+        return self._manifest
+
+    @property
+    def look(self) -> Look:
+        """What the next frame will be explained and drawn with."""
+        return self._look
+
+    def change(self, /, **fields: Any) -> Look:
+        """Replace some of the look's attributes, all or none.
+
+        Raises:
+            RequestError: an attribute that does not exist, or a value that cannot be used with
+                this file; the look stays as it was.
+        """
+        unknown = set(fields) - set(Look.__struct_fields__)
+        if unknown:
+            raise RequestError(
+                f"a stream has no setting {', '.join(sorted(unknown))}; there are: "
+                f"{', '.join(Look.__struct_fields__)}"
+            )
+        with self._lock:
+            try:
+                # Through its plain form, so that types are checked whoever sends them.
+                wanted = msgspec.convert(msgspec.to_builtins(self._look) | fields, Look)
+            except msgspec.ValidationError as error:
+                raise RequestError(f"a setting of the stream cannot be used: {error}") from error
+            self._look = self._checked(wanted)
+            return self._look
+
+    def _checked(self, look: Look) -> Look:
+        per_picture(look.target, 1, False, self._manifest)
+        route(self._manifest, look.method, None if look.tft == "off" else True)
+        if look.tft == "track" and self._manifest.embedded_preprocess:
+            raise RequestError(
+                "tft=track shows the network masked images, and a graph with --embed-preprocess "
+                "takes whole pictures only: use every, or export without --embed-preprocess"
+            )
+        return look
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where the time of a frame went, in seconds.
+
+    Attributes:
+        read: decoding, on the reader's thread.
+        explain: preprocessing, network, map and thresholds.
+        draw: the overlay.
+        latency: from the moment the frame was there until it was drawn.
+        fps: frames drawn a second, over the last ones.
+        forwards: passes through the network beside the explanation itself.
+    """
+
+    read: float
+    explain: float
+    draw: float
+    latency: float
+    fps: float
+    forwards: int
+
+
+@dataclass(frozen=True, eq=False)
+class StreamFrame:
+    """One frame of a stream, explained and drawn.
+
+    Attributes:
+        index: of the frame in its source, from 0.
+        seconds: its time in the source.
+        picture: as it was read, uint8 [h, w, 3], RGB.
+        image: with the explanation drawn over it, the same shape.
+        explanation: of this frame.
+        ranking: the most probable classes: index, label, probability; five at most.
+        timing: see ``Timing``.
+        dropped: frames of a live source that were passed over so far.
+        look: what it was explained and drawn with.
+    """
+
+    index: int
+    seconds: float
+    picture: Picture
+    image: Picture
+    explanation: Explanation
+    ranking: tuple[tuple[int, str, float], ...]
+    timing: Timing
+    dropped: int
+    look: Look

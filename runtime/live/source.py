@@ -1,0 +1,219 @@
+"""Where a stream's frames come from: cameras, files, addresses, pipelines, folders, captures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..errors import ImageError, SourceError
+from ..images import PICTURE_ENDINGS, Picture, pictures_in, read_picture
+
+_OPEN_SECONDS = 10.0
+_READ_SECONDS = 10.0
+_PICTURES_A_SECOND = 25.0
+
+
+class Capture(Protocol):
+    """What is read from; ``cv2.VideoCapture`` is one."""
+
+    def read(self) -> tuple[bool, Any]:
+        """Whether there was a frame, and the frame: uint8 [h, w, 3], BGR."""
+        ...
+
+    def release(self) -> None:
+        """Let go of the device or file."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """A place that frames come from.
+
+    Attributes:
+        name: for people.
+        live: whether frames come at their own pace, and are lost if nobody takes them.
+        open: opens it; raises ``SourceError``.
+        rgb: whether ``open`` gives RGB frames; OpenCV's are BGR.
+        again: whether it can be opened a second time.
+        fps: frames a second, where that is known without opening it.
+    """
+
+    name: str
+    live: bool
+    open: Callable[[], Capture]
+    rgb: bool = False
+    again: bool = True
+    fps: float | None = None
+
+
+def find_source(source: Any, fps: float | None = None) -> Source:
+    """Recognise a source; nothing is opened yet.
+
+    Args:
+        source: a camera's number or device; a video file; a folder of pictures, which are taken in
+            the order of their names, or one picture; an address (``rtsp://...``); a GStreamer
+            pipeline, which has a ``!``; an object with the ``read`` and ``release`` of
+            ``cv2.VideoCapture``; or an iterable of RGB pictures, uint8 [h, w, 3].
+        fps: frames a second of pictures, which have no rate of their own; what a camera is asked
+            for.
+
+    Raises:
+        SourceError: there is no such thing.
+    """
+    if isinstance(source, bool):
+        raise SourceError(f"a source is a camera, a file, an address or a folder, not {source}")
+    if isinstance(source, int | np.integer):
+        return _camera(int(source), f"camera {source}", fps)
+    if isinstance(source, str | os.PathLike):
+        return _named(os.fspath(source), fps)
+    if callable(getattr(source, "read", None)) and callable(getattr(source, "release", None)):
+        return Source(
+            f"the {type(source).__name__}", not _has_length(source), lambda: source, again=False
+        )
+    if isinstance(source, Iterable):
+        rate = fps or _PICTURES_A_SECOND
+        name = f"the {type(source).__name__} of pictures"
+        pictures = iter(source)
+        return Source(name, False, lambda: _Pictures(pictures), rgb=True, again=False, fps=rate)
+    raise SourceError(
+        f"cannot read a stream from {type(source).__name__}: pass a camera's number, a file, an "
+        "address, a folder, a cv2.VideoCapture or an iterable of RGB pictures"
+    )
+
+
+def _named(text: str, fps: float | None) -> Source:
+    if text.isdecimal():
+        return _camera(int(text), f"camera {text}", fps)
+    if "!" in text and not os.path.exists(text):
+        return Source("the GStreamer pipeline", True, lambda: _gstreamer(text))
+    if "://" in text:
+        # A recording behind an address ends and has a length: it is no live source.
+        live = not text.split("?")[0].lower().endswith((".mp4", ".mkv", ".mov", ".avi", ".webm"))
+        return Source(_without_password(text), live, lambda: _address(text))
+    path = Path(text)
+    if path.is_dir():
+        return _folder(path, fps)
+    if path.is_char_device():
+        return _camera(text, text, fps)
+    if not path.exists():
+        raise SourceError(f"there is no file, folder or camera {text}")
+    if path.stat().st_size == 0:
+        raise SourceError(f"{text} is empty")
+    if path.suffix.lower() in PICTURE_ENDINGS:
+        return _pictures(text, [path], fps)
+    return Source(text, False, lambda: _file(text))
+
+
+def _folder(path: Path, fps: float | None) -> Source:
+    files = [each for each in pictures_in(path) if each.parent == path]
+    if not files:
+        raise SourceError(f"there are no pictures in the folder {path}")
+    return _pictures(str(path), files, fps)
+
+
+def _pictures(name: str, files: list[Path], fps: float | None) -> Source:
+    rate = fps or _PICTURES_A_SECOND
+    return Source(name, False, lambda: _Pictures(iter(files), len(files)), rgb=True, fps=rate)
+
+
+class _Pictures:
+    """Pictures one after the other, behind the face of a capture; each read when its turn comes."""
+
+    def __init__(self, pictures: Iterator[Any], count: int | None = None) -> None:
+        self._pictures = pictures
+        self.count = count
+
+    def read(self) -> tuple[bool, Picture | None]:
+        try:
+            picture = next(self._pictures)
+        except StopIteration:
+            return False, None
+        try:
+            return True, read_picture(picture)
+        except ImageError:
+            return True, None
+
+    def release(self) -> None:
+        pass
+
+
+def _camera(device: int | str, name: str, fps: float | None) -> Source:
+    def opened() -> Capture:
+        import cv2
+
+        capture = cv2.VideoCapture(device)
+        if not capture.isOpened():
+            raise SourceError(
+                f"cannot open {name}: is it connected, not in use by another program, and may "
+                "this user read it? (Linux: ls -l /dev/video*)"
+            )
+        if fps is not None:
+            capture.set(cv2.CAP_PROP_FPS, fps)  # as near to it as the camera can
+        # What waits in a driver's buffer is old. Not every driver can do without.
+        capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+        return capture
+
+    return Source(name, True, opened)
+
+
+def _file(path: str) -> Capture:
+    import cv2
+
+    capture = cv2.VideoCapture(path)
+    if not capture.isOpened():
+        raise SourceError(f"{path} is no video that OpenCV can read, or is damaged")
+    return capture
+
+
+def _address(url: str) -> Capture:
+    import cv2
+
+    limits = [
+        cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
+        int(1e3 * _OPEN_SECONDS),
+        cv2.CAP_PROP_READ_TIMEOUT_MSEC,
+        int(1e3 * _READ_SECONDS),
+    ]
+    capture = cv2.VideoCapture(url, cv2.CAP_FFMPEG, limits)
+    if not capture.isOpened():
+        raise SourceError(
+            f"cannot open {_without_password(url)} within {_OPEN_SECONDS:g} s: is the address "
+            "right, and can it be reached from here?"
+        )
+    return capture
+
+
+def _gstreamer(pipeline: str) -> Capture:
+    import cv2
+
+    if not cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER):
+        raise SourceError(
+            "the OpenCV here was built without GStreamer, as those from PyPI are: install your "
+            "distribution's (Debian: apt install python3-opencv) or build it with WITH_GSTREAMER"
+        )
+    capture = cv2.VideoCapture(pipeline, cv2.CAP_GSTREAMER)
+    if not capture.isOpened():
+        raise SourceError(
+            f"cannot start the GStreamer pipeline '{pipeline}': try it with gst-launch-1.0; it "
+            "must end in ... ! videoconvert ! video/x-raw,format=BGR ! appsink drop=1 max-buffers=1"
+        )
+    return capture
+
+
+def _has_length(capture: Any) -> bool:
+    """Whether somebody's capture is of a file: cameras do not know how many frames follow."""
+    import cv2
+
+    get = getattr(capture, "get", None)
+    return get is not None and get(cv2.CAP_PROP_FRAME_COUNT) > 0
+
+
+def _without_password(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"

@@ -1,0 +1,259 @@
+"""Explanations over a video, frame by frame: reader and network on threads of their own."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from threading import Thread, current_thread
+from typing import Any
+
+from ..cam import Method
+from ..errors import RequestError
+from ..explainer import Explainer
+from .annotate import Overlay
+from .attempt import Event, Frame
+from .controls import Controls, Look, StreamFrame, Sweep, Timing
+from .frames import Explained, FrameExplainer, Prepared
+from .pipe import Pipe, stage
+from .reader import Reader
+from .source import find_source
+from .track import FORWARDS
+
+_FPS_OVER = 30  # frames
+_PATIENCE = 5.0  # seconds that a run of the network under way is waited for
+
+
+class Stream:
+    """The frames of a source, explained and drawn, as long as it is iterated.
+
+    A context manager; ``close`` ends its threads, and so does the end of the iteration, or
+    forgetting the stream. Errors of any thread are raised where the frames are taken.
+
+    Attributes:
+        controls: what it explains and draws with; any thread may change it between two frames.
+        source: in words.
+        live: whether frames come at their own pace. If so, or with ``drop``, old frames give way
+            to new ones where the network is slower.
+        fps: frames a second that the source gives, or 0 where it does not say.
+        total: how many frames the source has, or None.
+
+    Args:
+        explainer: explains them.
+        source: see ``find_source``.
+        look: how to explain and draw.
+        fps: take at most so many frames a second of the source; the rate of pictures, which have
+            none.
+        drop: whether old frames give way to new ones; None: for live sources only. A file is
+            then played at its own pace.
+        loop: a file begins again when it ends.
+        limit: end after so many frames.
+        caption: whether label, probability, threshold and speed are written over the frames.
+        forwards: passes a frame that ``tft="track"`` spends on thresholds, on average.
+        stall: seconds without a frame after which a live source counts as lost.
+        retries: how often a lost source is opened again; None: until it comes back.
+        tell: called with each ``Event``, on another thread.
+
+    Raises:
+        SourceError: the source cannot be opened.
+        RequestError: a setting that cannot be used with this file.
+    """
+
+    def __init__(
+        self,
+        explainer: Explainer,
+        source: Any,
+        look: Look | None = None,
+        *,
+        fps: float | None = None,
+        drop: bool | None = None,
+        loop: bool = False,
+        limit: int | None = None,
+        caption: bool = True,
+        forwards: float = FORWARDS,
+        stall: float = 5.0,
+        retries: int | None = None,
+        tell: Callable[[Event], None] = lambda _: None,
+    ) -> None:
+        _check_numbers(fps, limit, stall, retries)
+        self.controls = Controls(explainer.manifest, look)
+        frames = FrameExplainer(explainer, self.controls, forwards)
+        self._overlay = Overlay(caption=caption)
+        self._limit, self._given = limit, 0
+        self._tell = tell
+        self._size: tuple[int, int] | None = None
+        self._drawn: deque[float] = deque(maxlen=_FPS_OVER)
+        self._latency = 0.0
+        found = find_source(source, fps)
+        if loop and (found.live or not found.again):
+            raise RequestError(f"{found.name} cannot begin again: loop is for files")
+        self.source, self.live = found.name, found.live
+        dropping = found.live if drop is None else drop
+        self._reader = Reader(
+            found, drop=dropping, loop=loop, fps=fps, stall=stall, retries=retries, tell=tell
+        )
+        self.fps, self.total = self._reader.pace, self._reader.reading.total
+        read, self._explained = self._reader.frames, Pipe[Explained](1)
+        pipes: list[Pipe[Any]] = [self._explained]
+        if dropping:
+            # Prepared when the network is free, and not before: a frame that waits grows old.
+            threads = [stage("explainer", frames.prepare_and_explain, read, self._explained)]
+        else:
+            prepared = Pipe[Prepared](1)
+            pipes.append(prepared)
+            threads = [
+                stage("preparation", frames.prepare, read, prepared),
+                stage("explainer", frames.explain, prepared, self._explained),
+            ]
+        # The threads do not know of the stream: a loop that is left ends them, without a close.
+        self._finalizer = weakref.finalize(self, _close, pipes, self._reader, threads)
+
+    @property
+    def dropped(self) -> int:
+        """Frames that gave way to newer ones so far."""
+        return self._reader.frames.dropped
+
+    @property
+    def corrupt(self) -> int:
+        """Frames that could not be decoded so far."""
+        return self._reader.reading.corrupt
+
+    @property
+    def reconnects(self) -> int:
+        """How often a lost source came back."""
+        return self._reader.reading.reconnects
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[StreamFrame]:
+        return self
+
+    def __next__(self) -> StreamFrame:
+        if self._limit is not None and self._given >= self._limit:
+            self.close()
+            raise StopIteration
+        try:
+            explained = next(self._explained)
+        except BaseException:
+            self.close()
+            raise
+        self._given += 1
+        return self._draw(explained)
+
+    def stop(self) -> None:
+        """End the iteration at its next step, from any thread or signal handler."""
+        self._explained.close()
+
+    def close(self) -> None:
+        """End all threads; a read or a run of the network under way is waited for a moment."""
+        self._finalizer()
+
+    def _draw(self, explained: Explained) -> StreamFrame:
+        begun = time.perf_counter()
+        frame, look, overlay = explained.frame, explained.look, self._overlay
+        self._watch_size(frame)
+        overlay.opacity, overlay.smoothing = look.opacity, look.smoothing
+        overlay.threshold, overlay.contour = look.threshold, look.contour
+        fps = self._rate()
+        note = f"{fps:.0f} fps  {1e3 * self._latency:.0f} ms" if fps else ""
+        image = overlay.draw(frame.picture, explained.explanation, note)
+        now = time.perf_counter()
+        self._drawn.append(now)
+        self._latency = now - frame.arrived
+        timing = Timing(
+            read=frame.read,
+            explain=explained.seconds,
+            draw=now - begun,
+            latency=self._latency,
+            fps=self._rate(),
+            forwards=explained.forwards,
+        )
+        return StreamFrame(
+            index=frame.index,
+            seconds=frame.seconds,
+            picture=frame.picture,
+            image=image,
+            explanation=explained.explanation,
+            ranking=explained.ranking,
+            timing=timing,
+            dropped=self.dropped,
+            look=look,
+        )
+
+    def _rate(self) -> float:
+        if len(self._drawn) < 2:
+            return 0.0
+        return (len(self._drawn) - 1) / max(self._drawn[-1] - self._drawn[0], 1e-9)
+
+    def _watch_size(self, frame: Frame) -> None:
+        height, width = frame.picture.shape[:2]
+        if self._size not in (None, (height, width)):
+            text = f"frames have {width} x {height} pixels from frame {frame.index} on"
+            self._tell(Event("resized", text))
+        self._size = height, width
+
+
+def stream(
+    explainer: Explainer,
+    source: Any,
+    *,
+    method: Method | None = None,
+    tft: Sweep = "off",
+    target: int | str = -1,
+    threshold: float | None = None,
+    opacity: float = 0.6,
+    smoothing: float = 0.5,
+    contour: bool = True,
+    **options: Any,
+) -> Stream:
+    """Explain a camera, a video or a folder of pictures, frame by frame.
+
+    >>> for frame in whycam.stream(explainer, 0, tft="track"):  # doctest: +SKIP
+    ...     print(frame.explanation.label, frame.timing.fps)
+
+    Args:
+        explainer: from ``whycam.load``.
+        source: a camera's number, a file, an address, a folder, a ``cv2.VideoCapture`` or an
+            iterable of RGB pictures; see ``runtime.live.source.find_source``.
+        method, tft, target, threshold, opacity, smoothing, contour: see ``Look``.
+        options: see ``Stream``.
+
+    Raises:
+        SourceError: the source cannot be opened.
+        RequestError: a setting that cannot be used with this file.
+    """
+    look = Look(
+        method=method,
+        tft=tft,
+        target=target,
+        threshold=threshold,
+        opacity=opacity,
+        smoothing=smoothing,
+        contour=contour,
+    )
+    return Stream(explainer, source, look, **options)
+
+
+def _close(pipes: Sequence[Pipe[Any]], reader: Reader, threads: Sequence[Thread]) -> None:
+    for pipe in pipes:
+        pipe.close()
+    reader.close()
+    for thread in threads:
+        if thread is not current_thread():  # which may be collecting garbage
+            thread.join(_PATIENCE)
+
+
+def _check_numbers(fps: float | None, limit: int | None, stall: float, retries: int | None) -> None:
+    if fps is not None and not 0 < fps <= 1000:
+        raise RequestError(f"fps must lie between 0 and 1000, not {fps}")
+    if limit is not None and limit < 1:
+        raise RequestError(f"limit must be 1 or more, not {limit}")
+    if not stall > 0:
+        raise RequestError(f"stall must be more than 0 seconds, not {stall}")
+    if retries is not None and retries < 0:
+        raise RequestError(f"retries must be 0 or more, not {retries}")

@@ -1,0 +1,193 @@
+"""Follow the best threshold of a video's maps from frame to frame, with a few forwards a frame.
+
+What the thresholds of a class gain is believed to be a Gaussian, as in ``search``, that wanders
+from frame to frame. The belief of the last frame with the same class, faded by how much the map
+has changed since, is where the next frame begins; each forward pass goes to the threshold that
+promises most, and sharpens it. A map like the last costs one or two forwards, a new scene or a new
+class as many as a sweep.
+
+Symbols: gains y_t = logit p(masked at tau_t) - logit p(whole frame), t = 1 ... T. From one frame
+to the next, with rho in [0, 1],
+
+    y' ~ Normal(mu + rho (y - mu), rho^2 C + (1 - rho^2) S)
+
+where C is what was left unknown of y, and mu and S are of all frames, learnt while they pass.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import search, tft
+from ..errors import RequestError
+from ..search import Belief
+from ..sweep import Choice, Classify, Floats, Request, choice_of, kept, masked_for
+from ..tft import Tft
+
+# Chosen on Grad-CAM of EfficientNet-Lite0 over two videos; see benchmarks/track.py.
+FORWARDS = 3.9
+_VARIANCE, _OWN_VARIANCE = 2.0, 0.05  # of gains at first: shared with near thresholds, and not
+_LENGTH = 0.15  # thresholds so far apart have about half of it in common
+_NOISE = 0.1  # of a gain seen: frames differ by more than what the model knows of
+_RHO, _RHO_OTHER_CLASS = 0.95, 0.67
+_LEARNING = 0.03  # a frame's share in mu and S
+_STEERING = 0.2  # how fast the forwards spent come back to those allowed
+_CLASSES = 64  # remembered
+
+
+@dataclass(frozen=True, eq=False)
+class _Remembered:
+    """What is believed of a class since it was last explained.
+
+    Attributes:
+        mean, covariance: of its gains, float64 [T] and [T, T].
+        map: of that frame, centred and of unit length, float32 [H, W].
+    """
+
+    mean: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    map: Floats
+
+
+class Tracker:
+    """Chooses the threshold of each frame of a video, see above.
+
+    Attributes:
+        forwards: passes through the network that the last choice took.
+
+    Args:
+        classify: runs the network.
+        budget: forwards a frame, on average; from the number of thresholds on, all are tried.
+    """
+
+    def __init__(self, classify: Classify, budget: float = FORWARDS) -> None:
+        if not budget >= 1:
+            raise RequestError(f"a tracker needs 1 forward a frame or more, not {budget}")
+        self.forwards = 0
+        self._classify, self._budget = classify, budget
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: another source, or another kind of map."""
+        self._settings: Tft | None = None
+        self._classes: OrderedDict[int, _Remembered] = OrderedDict()
+        self._last: _Remembered | None = None
+        self._worth = 0.02  # an expected rpi below which no forward is spent
+
+    def choose(self, request: Request, settings: Tft) -> Choice:
+        """The threshold of the next frame.
+
+        Args:
+            request: its map.
+            settings: the reading of TFT, and the thresholds; ``forwards`` is not looked at.
+
+        Returns:
+            As ``sweep``; rpi is NaN where a threshold was not tried.
+        """
+        begins = settings != self._settings
+        if begins:
+            self.reset()
+            self._settings = settings
+            self._mu = np.zeros(len(settings.taus))
+            self._s = _first_covariance(settings.taus)
+        unit = _unit(request.map)
+        belief = self._expected(request.target, unit)
+        # The first frame is swept in full: so much is learnt from it.
+        sweeps = begins or self._budget >= len(settings.taus)
+        masked, belief = self._try(request, settings, belief, sweeps)
+        if not sweeps:
+            self._worth *= float(np.exp(_STEERING * (self.forwards - self._budget)))
+            self._worth = min(max(self._worth, 1e-5), 1e5)
+        self._remember(request.target, _Remembered(belief.mean, belief.covariance, unit))
+        probability = np.asarray(request.probability, np.float32)
+        rpi = tft.relative_probability_increase(masked, probability)
+        return choice_of(request.map, rpi, masked, settings)
+
+    def _expected(self, target: int, unit: Floats) -> Belief:
+        """What is believed of a frame before anything is tried."""
+        mean, covariance = self._mu, self._s
+        before, rho = self._classes.get(target), _RHO
+        if before is None:
+            before, rho = self._last, _RHO_OTHER_CLASS
+        if before is not None and before.map.shape == unit.shape:
+            rho *= max(0.0, float(np.vdot(unit, before.map)))
+            mean = self._mu + rho * (before.mean - self._mu)
+            covariance = rho**2 * before.covariance + (1 - rho**2) * self._s
+        return Belief(mean, covariance, np.zeros(len(mean), bool), np.float64(0))
+
+    def _try(
+        self, request: Request, settings: Tft, belief: Belief, sweeps: bool
+    ) -> tuple[Floats, Belief]:
+        """Try thresholds as long as one is worth it: probabilities, NaN where none was tried."""
+        steps = len(settings.taus)
+        cuts = tft.cut_values(request.map, settings.taus, settings.thresholds)
+        masked = np.full(steps, np.nan, np.float32)
+        whole = search.logit(np.float64(request.probability))
+        known: dict[int, int] = {}  # pixels kept: the step that kept them
+        self.forwards = 0
+        while not belief.tried.all():
+            rise = expected_rise(belief)
+            step = int(rise.argmax())
+            if not sweeps and self.forwards and rise[step] < self._worth:
+                break
+            same = known.setdefault(int(kept(request.map, cuts[step])), step)
+            if same == step:
+                image = masked_for(request, cuts[step], settings)
+                masked[step] = self._classify(image[None])[0, request.target]
+                self.forwards += 1
+            else:
+                masked[step] = masked[same]
+            gain = search.logit(np.float64(masked[step])) - whole
+            belief = search.observe(belief, np.eye(steps)[step], gain, _NOISE)
+        return masked, belief
+
+    def _remember(self, target: int, found: _Remembered) -> None:
+        away = found.mean - self._mu
+        spread = found.covariance + np.outer(away, away)
+        self._mu = self._mu + _LEARNING * away
+        self._s = (1 - _LEARNING) * self._s + _LEARNING * spread
+        self._classes[target] = self._last = found
+        self._classes.move_to_end(target)
+        if len(self._classes) > _CLASSES:
+            self._classes.popitem(last=False)
+
+
+def expected_rise(belief: Belief) -> NDArray[np.float64]:
+    """E[max(e^y - e^best, 0)], by how much more a threshold should raise p, where p is small.
+
+    With y ~ Normal(m, v), s^2 = v: e^(m + v/2) Phi((m + v - b) / s) - e^b Phi((m - b) / s), which
+    is in units of rpi; a frame whose class is unsure has more to gain than one that is sure of it.
+
+    Returns:
+        float64 [T]; -1 where tried.
+    """
+    variance = np.clip(np.diagonal(belief.covariance), 1e-6, None)
+    deviation = np.sqrt(variance)
+    risen = np.exp(np.clip(belief.mean + variance / 2, -20, 20))
+    rise = risen * _below((belief.mean + variance - belief.best) / deviation)
+    rise -= np.exp(belief.best) * _below((belief.mean - belief.best) / deviation)
+    return np.where(belief.tried, -1.0, np.maximum(rise, 0.0))
+
+
+def _below(z: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The normal distribution function, within 2e-4; see ``search.expected_improvement``."""
+    z = np.clip(z, -8.0, 8.0)
+    return np.asarray(1.0 / (1.0 + np.exp(-1.5976 * z - 0.07056 * z**3)))
+
+
+def _first_covariance(taus: Sequence[float]) -> NDArray[np.float64]:
+    """Of the gains of T thresholds, before anything was seen."""
+    apart = np.subtract.outer(np.array(taus), np.array(taus)) / _LENGTH
+    shared = _VARIANCE * np.exp(-0.5 * apart**2)
+    return np.asarray(shared + _OWN_VARIANCE * np.eye(len(taus)))
+
+
+def _unit(values: Floats) -> Floats:
+    """Centred and of unit length, so that a product of two is their correlation."""
+    away = values - values.mean()
+    return np.asarray(away / (np.linalg.norm(away) + 1e-9), np.float32)

@@ -1,0 +1,1 @@
+"""A running stream as a web page."""

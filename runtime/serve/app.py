@@ -1,0 +1,185 @@
+"""The web application: the page's files, and one WebSocket for each page."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from importlib import resources
+from pathlib import PurePosixPath
+
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from ..errors import WhyCamError
+from .feed import Client, Feed
+from .gate import allowed_host, right_token, same_origin
+from .packet import Seen, look_message, read_message, refused, state_message
+
+PROTOCOL = "whycam.1"
+TOKEN_PREFIX = "token."
+
+# Close codes that the page puts into words.
+ENDED, WRONG_TOKEN, FULL = 1001, 4401, 4429
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+
+
+def application(
+    feed: Feed,
+    hello: str,
+    token: str | None,
+    clients: int,
+    names: Collection[str],
+    loopback: bool,
+) -> ASGIApp:
+    """The application.
+
+    Args:
+        feed: of the stream.
+        hello: what every page is told first.
+        token: that opens it; None: open to all who reach it.
+        clients: how many pages at most.
+        names: host names that it is reached under, see ``allowed_host``.
+        loopback: whether it can be reached from this machine alone.
+    """
+
+    async def stream(socket: WebSocket) -> None:
+        # Not the scope's own list, which some versions of Uvicorn leave in one piece.
+        lines = socket.headers.getlist("sec-websocket-protocol")
+        offered = [each.strip() for line in lines for each in line.split(",")]
+        await socket.accept(PROTOCOL if PROTOCOL in offered else None)
+        given = [
+            each.removeprefix(TOKEN_PREFIX) for each in offered if each.startswith(TOKEN_PREFIX)
+        ]
+        if not right_token(given[0] if given else "", token):
+            await socket.close(WRONG_TOKEN, "the token is missing or wrong")
+        elif feed.clients >= clients:
+            await socket.close(FULL, f"{clients} pages are connected, no more are allowed")
+        else:
+            with feed.client() as client:
+                await _session(socket, client, feed, hello)
+
+    routes = [_file(path, data) for path, data in page_files().items()]
+    inner = Starlette(routes=[*routes, WebSocketRoute("/stream", stream)])
+    inner.router.redirect_slashes = False
+    return _Gate(inner, names, loopback)
+
+
+def page_files() -> dict[str, bytes]:
+    """The page's files by the path they are served under."""
+    folder = resources.files(__package__) / "page"
+    files = {entry.name: entry.read_bytes() for entry in folder.iterdir() if entry.is_file()}
+    return {
+        "/" if name == "index.html" else f"/{name}": data
+        for name, data in files.items()
+        if PurePosixPath(name).suffix in _TYPES
+    }
+
+
+def _file(path: str, data: bytes) -> Route:
+    kind = _TYPES[PurePosixPath(path).suffix or ".html"]
+
+    async def get(_: Request) -> Response:
+        return Response(data, headers={"Content-Type": kind})
+
+    return Route(path, get)
+
+
+class _Gate:
+    """Lets in what names this server as its host, and WebSockets of its own page."""
+
+    def __init__(self, inner: ASGIApp, names: Collection[str], loopback: bool) -> None:
+        self._inner, self._names, self._loopback = inner, names, loopback
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        host = headers.get("host")
+        known = allowed_host(host, self._names, self._loopback)
+        if scope["type"] == "websocket":
+            if not known or not same_origin(headers.get("origin"), host):
+                await send({"type": "websocket.close", "code": 1008})  # answered with 403
+                return
+        elif not known:
+            told = PlainTextResponse("This server does not go by that name.", 403)
+            await told(scope, receive, send)
+            return
+        await self._inner(scope, receive, send)
+
+
+async def _session(socket: WebSocket, client: Client, feed: Feed, hello: str) -> None:
+    await socket.send_text(hello)
+    tasks = {
+        asyncio.create_task(_send(socket, client, feed)),
+        asyncio.create_task(_receive(socket, client, feed)),
+    }
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        error = task.exception()
+        if error is not None and not isinstance(error, WebSocketDisconnect):
+            raise error
+
+
+async def _send(socket: WebSocket, client: Client, feed: Feed) -> None:
+    """What is new, whenever there is something new; of frames only the newest."""
+    while True:
+        await client.wake.wait()
+        client.wake.clear()
+        ended = feed.ended
+        if client.wants(feed.sequence):
+            sequence, packet = await feed.packet()
+            client.sent(sequence)
+            await socket.send_bytes(packet)
+            client.wake.set()  # another may have come meanwhile
+        look = feed.controls.look
+        if client.look != look:
+            client.look = look
+            await socket.send_text(look_message(look))
+        if client.state != feed.state:
+            client.state = feed.state
+            await socket.send_text(state_message(*feed.state))
+        if ended:
+            await socket.close(ENDED, "the stream has ended")
+            return
+
+
+async def _receive(socket: WebSocket, client: Client, feed: Feed) -> None:
+    """What the page asks for, one message after the other."""
+    while True:
+        message = await socket.receive()
+        if message["type"] == "websocket.disconnect":
+            return
+        try:
+            said = read_message(message.get("text") or message.get("bytes") or b"")
+            if isinstance(said, Seen):
+                client.seen(said.sequence)
+            else:
+                feed.controls.change(**said.look)
+                feed.wake()
+        except WhyCamError as error:
+            await socket.send_text(refused(str(error), feed.controls.look))

@@ -1,0 +1,154 @@
+"""The newest frame for any number of pages: encoded once, and never waited for by the stream."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from ..live.controls import Controls, Look, StreamFrame
+from .packet import State, pack
+
+# Frames under way to one page: one that is being shown, one that travels.
+_UNDER_WAY = 2
+# Enough for an eye; a stream on the same cores has better uses for them than more pictures.
+_MOST_A_SECOND = 30.0
+
+
+class Client:
+    """One page: what it has been sent, and what it has shown of it. Lives in the event loop."""
+
+    def __init__(self) -> None:
+        self.wake = asyncio.Event()
+        self.wake.set()
+        self.look: Look | None = None
+        self.state: tuple[State, str] | None = None
+        self._sent = 0
+        self._under_way: list[int] = []
+
+    def sent(self, sequence: int) -> None:
+        """A frame goes out."""
+        self._sent = sequence
+        self._under_way.append(sequence)
+
+    def seen(self, sequence: int) -> None:
+        """The page has shown a frame, and all before it."""
+        self._under_way = [each for each in self._under_way if each > sequence]
+        self.wake.set()
+
+    def wants(self, sequence: int) -> bool:
+        """Whether the newest frame is new to this page, and it keeps up."""
+        return sequence > self._sent and len(self._under_way) < _UNDER_WAY
+
+
+class Feed:
+    """From the stream's thread to the pages' event loop.
+
+    ``offer``, ``tell`` and ``end`` may be called from any thread, before, while and after the loop
+    runs; the rest belongs to the loop.
+
+    Attributes:
+        controls: of the stream.
+        state: how the stream is, and in words.
+        ended: whether there is nothing more to come; pages are let go.
+        encoded: how many pictures have been encoded.
+    """
+
+    def __init__(self, controls: Controls) -> None:
+        self.controls = controls
+        self.state: tuple[State, str] = ("live", "")
+        self.ended = False
+        self.encoded = 0
+        self._newest: tuple[int, StreamFrame | None] = (0, None)
+        self._clients: set[Client] = set()
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._encoder: ThreadPoolExecutor | None = None
+        self._encoding: asyncio.Future[tuple[int, bytes]] | None = None
+        self._not_before = 0.0
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Connect with the running event loop."""
+        with ThreadPoolExecutor(1, "whycam-page-jpeg") as self._encoder:
+            with self._lock:
+                self._loop = asyncio.get_running_loop()
+            try:
+                yield
+            finally:
+                with self._lock:
+                    self._loop = None
+
+    def offer(self, frame: StreamFrame) -> None:
+        """Take a frame in the place of the one before; costs the stream microseconds."""
+        with self._lock:
+            self._newest = (self._newest[0] + 1, frame)
+        self._call_wake()
+
+    def tell(self, state: State, text: str) -> None:
+        """Say how the stream is."""
+        self.state = (state, text)
+        self._call_wake()
+
+    def end(self) -> None:
+        """Nothing more will come."""
+        if self.state[0] != "ended":
+            self.state = ("ended", "the stream has ended")
+        self.ended = True
+        self._call_wake()
+
+    def _call_wake(self) -> None:
+        with self._lock:
+            if self._loop is not None and self._clients:
+                self._loop.call_soon_threadsafe(self.wake)
+
+    def wake(self) -> None:
+        """Let every page look what is new."""
+        for client in self._clients:
+            client.wake.set()
+
+    @property
+    def clients(self) -> int:
+        """How many pages are connected."""
+        return len(self._clients)
+
+    @property
+    def sequence(self) -> int:
+        """Of the newest frame; 0: there is none yet."""
+        return self._newest[0]
+
+    @contextmanager
+    def client(self) -> Iterator[Client]:
+        """Join while the block runs."""
+        client = Client()
+        with self._lock:
+            self._clients.add(client)
+        try:
+            yield client
+        finally:
+            with self._lock:
+                self._clients.discard(client)
+
+    async def packet(self) -> tuple[int, bytes]:
+        """The newest frame's sequence and message, encoded once however many ask.
+
+        All who ask while it is made get the same one.
+        """
+        last = self._encoding
+        if last is None or (
+            last.done() and (last.exception() is not None or last.result()[0] < self.sequence)
+        ):
+            last = self._encoding = asyncio.ensure_future(self._encode())
+        return await asyncio.shield(last)
+
+    async def _encode(self) -> tuple[int, bytes]:
+        loop = asyncio.get_running_loop()
+        if not self.ended:
+            await asyncio.sleep(self._not_before - loop.time())
+        self._not_before = loop.time() + 1 / _MOST_A_SECOND
+        sequence, frame = self._newest
+        assert frame is not None, "asked for a frame before there is one"
+        self.encoded += 1
+        return sequence, await loop.run_in_executor(self._encoder, pack, sequence, frame)

@@ -1,0 +1,105 @@
+"""Who may talk to the page's server: tokens, and the names and origins that requests come under.
+
+Any page open in a browser on this machine, wherever it comes from, can open connections here.
+Two checks keep it out: a request must name this server as its host, which a foreign name that was
+made to point here (DNS rebinding) does not; and a browser's WebSocket must come from this server's
+own page, as its ``Origin`` says.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import re
+import secrets
+import socket
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from ..errors import RequestError
+
+# What may stand in a URL's fragment and in a WebSocket subprotocol without quoting.
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{12,128}")
+
+
+def new_token() -> str:
+    """A token that cannot be guessed, 144 bits."""
+    return secrets.token_urlsafe(18)
+
+
+def checked_token(token: str) -> str:
+    """A token of the user's own.
+
+    Raises:
+        RequestError: too short, too long, or with other characters than a URL takes.
+    """
+    if not _TOKEN.fullmatch(token):
+        raise RequestError(
+            "a token must have 12 to 128 letters, digits, - or _; leave it out, and one is made"
+        )
+    return token
+
+
+def right_token(given: str, token: str | None) -> bool:
+    """Whether a token opens the server; takes the same time wherever the two differ."""
+    return token is None or hmac.compare_digest(given.encode(), token.encode())
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an IP address can be reached from this machine alone."""
+    return ipaddress.ip_address(_without_scope(address)).is_loopback
+
+
+def own_names() -> frozenset[str]:
+    """What this machine is called in its network."""
+    name = socket.gethostname().lower()
+    short = name.partition(".")[0]
+    return frozenset({name, short, f"{short}.local"})
+
+
+def allowed_host(header: str | None, names: Collection[str], loopback: bool) -> bool:
+    """Whether a request's ``Host`` names this server, whatever the port: ports are forwarded.
+
+    Args:
+        header: as sent.
+        names: allowed beside ``localhost``, in lower case.
+        loopback: whether only loopback addresses are allowed; else any address is: rebinding
+            needs a name.
+    """
+    name = _name_of(header)
+    if name is None:
+        return False
+    if name == "localhost" or name in names:
+        return True
+    try:
+        address = ipaddress.ip_address(_without_scope(name))
+    except ValueError:
+        return False
+    return address.is_loopback or not loopback
+
+
+def same_origin(origin: str | None, host: str | None) -> bool:
+    """Whether a WebSocket comes from this server's own page; programs send no ``Origin``."""
+    if origin is None:
+        return True
+    try:
+        parts = urlsplit(origin)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and parts.netloc.lower() == (host or "").lower()
+
+
+def _name_of(header: str | None) -> str | None:
+    """The host of ``host[:port]``, ``[v6]:port`` without brackets; None where there is none."""
+    try:
+        parts = urlsplit(f"//{header or ''}")
+        _ = parts.port  # raises where it is no number
+    except ValueError:
+        return None
+    if parts.netloc != header or parts.username is not None:
+        return None
+    return parts.hostname
+
+
+def _without_scope(address: str) -> str:
+    return address.partition("%")[0]

@@ -1,0 +1,141 @@
+"""What the server and its page say to each other.
+
+To the page go JSON texts with a ``kind`` (``hello``, ``look``, ``state``, ``refused``), and for
+each frame a binary message: the length of its numbers (4 bytes, big-endian), these as JSON, a JPEG.
+From the page come JSON texts: ``seen`` (a frame was shown, another may be sent) and ``change``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from ..errors import EngineError, RequestError
+from ..images import Picture
+from ..live.controls import SWEEPS, Look, StreamFrame
+from ..manifest import Manifest
+from ..route import route
+
+State = Literal["live", "lost", "ended"]
+
+# More is not seen on a page, and takes longer to encode and to send.
+_LONGEST_SIDE = 1280
+_JPEG_QUALITY = 80
+
+
+class Seen(msgspec.Struct, tag_field="kind", tag="seen", forbid_unknown_fields=True):
+    """The page has shown a frame."""
+
+    sequence: int
+
+
+class Change(msgspec.Struct, tag_field="kind", tag="change", forbid_unknown_fields=True):
+    """The page wants some of the look's attributes changed."""
+
+    look: dict[str, Any]
+
+
+_received = msgspec.json.Decoder(Seen | Change)
+_encode = msgspec.json.Encoder().encode
+
+
+def read_message(text: str | bytes) -> Seen | Change:
+    """What a page says.
+
+    Raises:
+        RequestError: not JSON, or not one of the messages there are.
+    """
+    try:
+        said: Seen | Change = _received.decode(text)
+        return said
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RequestError(f"the message cannot be read: {error}") from error
+
+
+def hello(manifest: Manifest, engine: str, source: str) -> str:
+    """What a page needs to know once: classes, methods, thresholds."""
+    return _text(
+        kind="hello",
+        model=manifest.model,
+        engine=engine,
+        source=source,
+        methods=[{"name": name, "sweeps": _sweeps(manifest, name)} for name in manifest.methods],
+        own_method=manifest.map_method or "gradcam",
+        labels=manifest.labels,
+        classes=manifest.num_classes,
+        taus=manifest.tft.taus,
+    )
+
+
+def look_message(look: Look) -> str:
+    """How the stream explains and draws from now on."""
+    return _text(kind="look", look=look)
+
+
+def state_message(state: State, text: str) -> str:
+    """How the stream is."""
+    return _text(kind="state", state=state, text=text)
+
+
+def refused(text: str, look: Look) -> str:
+    """Why a message changed nothing, and what is in force."""
+    return _text(kind="refused", text=text, look=look)
+
+
+def pack(sequence: int, frame: StreamFrame) -> bytes:
+    """A frame's numbers and picture in one message, so that they belong together.
+
+    Args:
+        sequence: counts what was published, from 1.
+        frame: any size; its picture is shrunk to 1280 pixels along the longer side.
+    """
+    numbers = _encode(
+        {
+            "sequence": sequence,
+            "index": frame.index,
+            "seconds": frame.seconds,
+            "size": frame.image.shape[:2],
+            "ranking": [(int(i), label, float(p)) for i, label, p in frame.ranking],
+            "explanation": frame.explanation.to_dict(),
+            "timing": frame.timing,
+            "dropped": frame.dropped,
+            "look": frame.look,
+        }
+    )
+    return len(numbers).to_bytes(4, "big") + numbers + _jpeg(frame.image)
+
+
+def unpack(packet: bytes) -> tuple[dict[str, Any], bytes]:
+    """Numbers and JPEG of ``pack``, for programs that read the stream."""
+    size = int.from_bytes(packet[:4], "big")
+    return msgspec.json.decode(packet[4 : 4 + size]), packet[4 + size :]
+
+
+def _jpeg(picture: Picture) -> bytes:
+    import cv2
+
+    height, width = picture.shape[:2]
+    scale = _LONGEST_SIDE / max(height, width)
+    if scale < 1:
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        picture = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
+    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    done, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    if not done:
+        raise EngineError(f"OpenCV cannot encode a picture of {picture.shape} as JPEG")
+    return bytes(data)
+
+
+def _sweeps(manifest: Manifest, method: str) -> list[str]:
+    """What of TFT can be had with a method."""
+    try:
+        route(manifest, method, True)  # type: ignore[arg-type]
+    except RequestError:
+        return ["off"]
+    return list(SWEEPS)
+
+
+def _text(**message: Any) -> str:
+    return _encode(message).decode()
