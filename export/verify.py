@@ -21,6 +21,7 @@ from ..runtime.manifest import Manifest, Preprocess, Reference
 from ..runtime.preprocess import crop_resized, normalise
 from ..runtime.search import begin, expected_improvement, features, logit, observe
 from ..runtime.sweep import Classify, Request, choice_of, masked_probabilities
+from ..runtime.tft import LEAST_PROBABILITY
 from .ablation import Head, logit_drops
 from .graph import ExplainingGraph, ablation_score, gradient_score
 
@@ -287,7 +288,8 @@ def _probability_difference(
     ):
         return math.inf
     increase = np.maximum(expected - np.float32(request.probability), 0)
-    by_rpi = np.abs(rpi * request.probability - increase)[tried].max()
+    related = max(request.probability, LEAST_PROBABILITY)
+    by_rpi = np.abs(rpi * related - increase)[tried].max()
     return float(max(by_rpi, np.abs(masked - expected)[tried].max()))
 
 

@@ -142,10 +142,14 @@ def mask_of(thresholded: Array, mask: Mask) -> Array:
     return xp.astype(thresholded != 0.0, thresholded.dtype)
 
 
+# What an increase is related to where the class is less probable: float32 ends at 1e-38.
+LEAST_PROBABILITY = 1e-30
+
+
 def relative_probability_increase(masked: Array, probability: Array) -> Array:
     """RPI = max(y^ - y, 0) / y (equation 7). masked [..., T], probability [...]."""
     xp = array_api_compat.array_namespace(masked)
-    y = xp.clip(probability[..., None], min=1e-30)
+    y = xp.clip(probability[..., None], min=LEAST_PROBABILITY)
     return xp.clip(masked - probability[..., None], min=0.0) / y
 
 

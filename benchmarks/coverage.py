@@ -1,0 +1,426 @@
+"""Which networks whycam explains: torchvision's and timm's, one after the other.
+
+    python benchmarks/coverage.py photographs/ -o coverage/ --work /tmp/graphs
+    python benchmarks/coverage.py photographs/ -o coverage/ --models timm/resnet10t
+    python benchmarks/coverage.py photographs/ -o coverage/ --work /tmp/graphs --steps overhead
+
+Of each network one file with raw outputs, finished maps and a TFT sweep is exported, which includes
+the check against autograd in float64. Its maps are compared with those of pytorch-grad-cam on
+photographs, a TensorRT-RTX plan is built from it, an INT8 file is made and compared with it, and an
+explanation is timed beside plain classification. A refusal is kept word for word.
+
+Weights are random: none can be downloaded everywhere. Statistics of batch normalisation are those
+of the photographs, and logits are spread as training spreads them, so that maps are not flat.
+
+Every network runs in a worker process, under a time limit; a worker that dies is the network's
+result, and a new one is started. Rows are kept in coverage.json, and only what is missing there is
+done. Steps may be done apart; times are worth something only while nothing else runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+import torchvision
+from coverage_table import markdown, summary
+from numpy.typing import NDArray
+from timing import console, environment
+
+import whycam
+from whycam import Tft, WhyCamError
+from whycam.calibrate.int8 import write_int8
+from whycam.calibrate.quantise import observe, quantised, read_graph
+from whycam.calibrate.ranges import magnitude
+from whycam.export import to_onnx, to_plan
+from whycam.export.layer import capture, find_layer, split
+from whycam.export.source import Source, resolve
+from whycam.runtime import cam
+from whycam.runtime.bench.bench import in_turn
+from whycam.runtime.bench.stages import seconds_of
+from whycam.runtime.engines.engine import open_engine
+from whycam.runtime.engines.plan import Range
+from whycam.runtime.files import write_whole
+from whycam.runtime.images import read_picture
+from whycam.runtime.likeness import pearson
+from whycam.runtime.manifest import Preprocess
+from whycam.runtime.onnxfile import append_manifest, digest, read_manifest, without_outputs
+from whycam.runtime.preprocess import crop_resized, normalise
+
+STEPS = ("export", "peer", "rtx", "int8", "overhead")
+# One small network of each of timm's modules that holds convolutional networks.
+# fmt: off
+FAMILIES = (
+    "test_byobnet", "convmixer_768_32", "convnext_atto", "cs3darknet_focus_s", "cspnext_tiny",
+    "densenet121", "dla46_c", "dpn48b", "tinynet_e", "fasternet_t0", "fastvit_t8",
+    "focalnet_tiny_srf", "ghostnet_050", "hardcorenas_a", "hgnetv2_b0", "hrnet_w18_small",
+    "inception_next_atto", "inception_resnet_v2", "inception_v3", "inception_v4",
+    "lcnetv2_small", "mambaout_femto", "convformer_s18", "lcnet_035", "nasnetalarge",
+    "nfnet_l0", "pnasnet5large", "rdnet_tiny", "regnetx_002", "repghostnet_050", "repvit_m0_9",
+    "res2net50_48w_2s", "resnest14d", "resnet10t", "resnetv2_18", "rexnet_100", "selecsls42",
+    "legacy_seresnet18", "skresnet18", "starnet_s050", "tresnet_m", "vgg11",
+    "ese_vovnet19b_slim_dw", "legacy_xception", "xception41",
+)
+# fmt: on
+# Convolutions and attention together: tried, and not counted among convolutional families.
+# fmt: off
+HYBRIDS = (
+    "botnet26t_256", "csatv2", "edgenext_xx_small", "efficientformerv2_s0", "efficientvit_b0",
+    "efficientvit_m0", "levit_128s", "test_coatnet", "mobilevitv2_050", "shvit_s1",
+    "swiftformer_xs", "visformer_tiny",
+)
+# fmt: on
+# What must be refused, and say why.
+OTHERS = ("vit_tiny_patch16_224", "mixer_s32_224", "xcit_nano_12_p16_224")
+DETECTORS = ("detection.ssdlite320_mobilenet_v3_large", "segmentation.lraspp_mobilenet_v3_large")
+# As the graph's sweep with ten thresholds, in a third of the time.
+THRESHOLDS = Tft(taus=(0.2, 0.5, 0.8))
+COMPUTE = ("8.6", "8.9", "12.0")
+GROUPS: dict[str, Callable[[str], bool]] = {
+    "torchvision": lambda n: n.startswith("torchvision/") and not is_other(n),
+    "timm, one of each convolutional family": lambda n: n.removeprefix("timm/") in FAMILIES,
+    "timm, convolutions with attention": lambda n: n.removeprefix("timm/") in HYBRIDS,
+    "Transformers, detectors, segmenters": lambda n: is_other(n),
+}
+_TRANSFORMERS = ("vit_", "swin_", "maxvit_")
+_SPREAD = 3.0  # standard deviation of a trained classifier's logits
+_SHOWN = 8  # photographs for ranges, and as many others to compare on
+_ROUNDS = 15
+
+
+def known() -> list[str]:
+    """Every network that is tried, small ones first."""
+    models = torchvision.models.list_models(module=torchvision.models)
+
+    def work(name: str) -> float:
+        return float(torchvision.models.get_model_weights(name).DEFAULT.meta["_ops"])
+
+    return [
+        *(f"timm/{name}" for name in FAMILIES),
+        *(f"torchvision/{name}" for name in sorted(models, key=work)),
+        *(f"timm/{name}" for name in HYBRIDS + OTHERS),
+        *(f"torchvision/{name}" for name in DETECTORS),
+    ]
+
+
+def is_other(spec: str) -> bool:
+    """Whether it is no convolutional classifier."""
+    name = spec.partition("/")[2]
+    return name in OTHERS or name in DETECTORS or name.startswith(_TRANSFORMERS)
+
+
+def loaded(spec: str) -> Source:
+    if spec.removeprefix("torchvision/") in DETECTORS:
+        kind, _, name = spec.removeprefix("torchvision/").partition(".")
+        builder = getattr(getattr(torchvision.models, kind), name)
+        return resolve(builder(weights=None, weights_backbone=None))
+    return resolve(spec, "none")
+
+
+def lively(model: torch.nn.Module, images: torch.Tensor) -> torch.nn.Module:
+    """Random weights that answer like trained ones: statistics of their own, logits apart."""
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    for each in norms:
+        each.reset_running_stats()
+        each.momentum = None  # the mean of all batches
+    with torch.no_grad():
+        if norms:
+            model.train()(images)
+        spread = float(model.eval()(images[:2]).std(dim=1).mean())
+        last = [m for m in model.modules() if isinstance(getattr(m, "weight", None), torch.Tensor)]
+        for values in last[-1].parameters(recurse=False):
+            values *= _SPREAD / max(spread, 1e-6)
+    return model
+
+
+def prepared(paths: list[Path], spec: Preprocess) -> NDArray[np.float32]:
+    """Photographs as the network takes them, [N, 3, H, W]."""
+    return normalise(np.stack([crop_resized(read_picture(p), spec)[0] for p in paths]), spec)
+
+
+class Attempt:
+    """One network; each step fills in its part of the row."""
+
+    def __init__(self, spec: str, photographs: list[Path], folder: Path, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.spec = spec
+        self.photographs = photographs
+        self.threads = threads
+        self.path = folder / f"{spec.replace('/', '.')}.onnx"
+        self.folder = folder
+        self._model: torch.nn.Module | None = None
+
+    def model(self) -> torch.nn.Module:
+        """The network, made lively once."""
+        if self._model is None:
+            source = loaded(self.spec)
+            images = torch.from_numpy(prepared(self.photographs[:4], source.preprocess))
+            torch.manual_seed(0)
+            self._model = lively(source.model, images)
+            frozen = self._model.eval().requires_grad_(False)
+            self._source = replace(source, model=frozen)
+        return self._model
+
+    def export(self) -> dict[str, Any]:
+        """The file, and how far it is from PyTorch in float64."""
+        torch.manual_seed(0)
+        try:
+            self.model()
+        except WhyCamError:
+            raise
+        except Exception:  # a network that trains otherwise: export says what is wrong with it
+            self._source = loaded(self.spec)
+        made = to_onnx(self._source, self.path, outputs=["raw", "map", "tft"], tft=THRESHOLDS)
+        seen = made.verification
+        return {
+            "layer": made.manifest.target_layer,
+            "shape": made.manifest.activations,
+            "size": made.manifest.preprocess.size,
+            "methods": made.manifest.methods,
+            "probabilities": seen.probabilities,
+            "activations": seen.activations,
+            "gradients": seen.gradients,
+            "maps": seen.maps,
+            "sweep": seen.tft,
+            "parameters": sum(p.numel() for p in self._source.model.parameters()),
+            "megabytes": round(made.size / 1e6, 1),
+        }
+
+    def raw(self) -> Path:
+        """The same file with raw outputs alone, as ``--outputs raw`` writes it."""
+        path = self.path.with_suffix(".raw.onnx")
+        if not path.exists():
+            manifest = read_manifest(self.path)
+            raw = msgspec.structs.replace(manifest, outputs=("raw",), map_method=None)
+            surplus = set(manifest.output_shapes) - set(raw.output_shapes)
+            path.write_bytes(without_outputs(self.path, surplus))
+            append_manifest(path, msgspec.structs.replace(raw, digest=digest(path)))
+        return path
+
+    def peer(self) -> dict[str, Any]:
+        """Grad-CAM of photographs by pytorch-grad-cam, at our layer of the same network."""
+        from pytorch_grad_cam import GradCAM
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+        manifest = read_manifest(self.path)
+        model = self.model().requires_grad_(True)
+        layer = dict(model.named_modules()).get(manifest.target_layer)
+        where = "module"
+        if layer is None:
+            captured = capture(model, manifest.preprocess.size)
+            parts = split(captured, find_layer(captured))
+            model = torch.nn.Sequential(parts.trunk, parts.head).requires_grad_(True)
+            layer, where = model[0], "recorded trunk"
+        engine = open_engine(self.path, manifest, "onnxruntime")
+        furthest, alike = 0.0, []
+        for photograph in self.photographs[:3]:
+            image = prepared([photograph], manifest.preprocess)
+            found = explained(engine, image)
+            with GradCAM(model=model, target_layers=[layer]) as theirs:
+                wanted = [ClassifierOutputTarget(int(found["targets"][0, 0]))]
+                expected = theirs(torch.from_numpy(image), wanted)[0]
+            furthest = max(furthest, float(np.abs(found["map"] - expected).max()))
+            alike.append(pearson(found["map"], expected))
+        return {"furthest": furthest, "pearson": min(alike), "at": where}
+
+    def rtx(self) -> dict[str, Any]:
+        """One plan for three generations of GPUs."""
+        plan = self.folder / "coverage.plan"
+        try:
+            made = to_plan(self.path, plan, compute=COMPUTE, batch=Range(1, 1, 2))
+            return {"megabytes": round(made.size / 1e6, 1)}
+        finally:
+            for path in (plan, plan.with_name(f"{plan.name}.json")):
+                path.unlink(missing_ok=True)
+
+    def int8(self) -> dict[str, Any]:
+        """Plain calibration by largest magnitudes: what a network gives without a search."""
+        path = self.path.with_suffix(".int8.onnx")
+        graph = read_graph(self.raw())
+        manifest = read_manifest(self.raw())
+        shown = [prepared([p], manifest.preprocess) for p in self.photographs[:_SHOWN]]
+        seen = observe(graph, iter(shown), self.threads)
+        ranges = {name: magnitude(counted, "minmax", 100.0) for name, counted in seen.items()}
+        try:
+            write_int8(quantised(graph, ranges, weight_bits=7), manifest, path)
+            reference, other = (
+                open_engine(each, read_manifest(each), "onnxruntime") for each in (self.raw(), path)
+            )
+            same, alike = [], []
+            for photograph in self.photographs[_SHOWN : 2 * _SHOWN]:
+                image = prepared([photograph], manifest.preprocess)
+                expected = explained(reference, image)
+                best = int(expected["targets"][0, 0])
+                found = explained(other, image, best)
+                same.append(int(found["probabilities"].argmax()) == best)
+                alike.append(pearson(expected["map"], found["map"]))
+            return {
+                "layers": len(graph.layers),
+                "top1": float(np.mean(same)),
+                "pearson": statistics.median(alike),
+                "megabytes": round(path.stat().st_size / 1e6, 1),
+            }
+        finally:
+            path.unlink(missing_ok=True)
+
+    def overhead(self) -> dict[str, Any]:
+        """Grad-CAM beside plain classification, both by ONNX Runtime, one photograph."""
+        manifest = read_manifest(self.raw())
+        engine = whycam.load(self.raw(), "onnxruntime", self.threads).engine
+        image = prepared(self.photographs[:1], manifest.preprocess)
+        feeds = {"image": image, "target": np.full((1, 1), -1, np.int64)}
+        contenders: dict[str, Callable[[], Any]] = {
+            "plain": lambda: engine.run(feeds, ["probabilities"]),
+            "explain": lambda: explained(engine, image),
+        }
+        timed = {name: partial(seconds_of, run) for name, run in contenders.items()}
+        medians = {n: statistics.median(s) for n, s in in_turn(timed, _ROUNDS).items()}
+        return {
+            "plain_ms": round(medians["plain"] * 1e3, 3),
+            "ratio": round(medians["explain"] / medians["plain"], 3),
+        }
+
+
+def explained(engine: Any, image: NDArray[np.float32], target: int = -1) -> dict[str, Any]:
+    """Grad-CAM from raw outputs, as the runtime makes it; ``map`` [H, W]."""
+    feeds = {"image": image, "target": np.full((1, 1), target, np.int64)}
+    found = engine.run(feeds, ["probabilities", "targets", "activations", "gradients"])
+    raw = cam.raw_map("gradcam", found["activations"], found["gradients"])
+    return {**found, "map": cam.finish(raw, image.shape[2:])[0, 0]}
+
+
+def attempt(
+    spec: str,
+    steps: list[str],
+    row: dict[str, Any],
+    photographs: list[Path],
+    folder: Path,
+    threads: int,
+) -> dict[str, Any]:
+    """Do the steps that the row lacks. Runs in the worker."""
+    trial = Attempt(spec, photographs, folder, threads)
+    for step in steps:
+        begin = time.perf_counter()
+        try:
+            if step != "export" and not trial.path.exists():
+                trial.export()
+            row[step] = getattr(trial, step)()
+        except WhyCamError as error:
+            row[step] = {"error": str(error)}
+        except MemoryError:
+            row[step] = {"error": "out of memory"}
+        except Exception as error:  # a defect: kept as such, and the run goes on
+            row[step] = {"error": f"{type(error).__name__}: {error}", "defect": True}
+        row[step]["seconds"] = round(time.perf_counter() - begin, 1)
+        if step == "export" and "error" in row[step]:
+            break
+    return row
+
+
+class Worker:
+    """A process that does one network after the other; replaced when it dies or hangs."""
+
+    def __init__(self) -> None:
+        self._pool: ProcessPoolExecutor | None = None
+
+    def run(self, limit: float, *arguments: Any) -> dict[str, Any]:
+        """What ``attempt`` returns; after ``limit`` seconds, or a death, what became of it."""
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(1, context, max_tasks_per_child=12)
+        try:
+            return self._pool.submit(attempt, *arguments).result(limit)
+        except TimeoutError:
+            return self._lost(f"not done within {limit:.0f} s")
+        except BrokenProcessPool:
+            return self._lost("the process died, for want of memory or by a crash of a library")
+
+    def _lost(self, why: str) -> dict[str, Any]:
+        assert self._pool is not None
+        for process in list((self._pool._processes or {}).values()):
+            process.kill()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool = None
+        return {"lost": why}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("photographs", type=Path, help="folder of 16 photographs or more")
+    parser.add_argument("-o", type=Path, required=True, help="folder for coverage.json, models.md")
+    parser.add_argument("--models", help="torchvision/NAME,timm/NAME; default: all")
+    parser.add_argument("--steps", default=",".join(STEPS))
+    parser.add_argument("--work", type=Path, help="folder for ONNX files, kept")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--limit", type=float, default=900, help="seconds for one network")
+    parser.add_argument("--minutes", type=float, help="begin no network after so many")
+    options = parser.parse_args()
+    photographs = sorted(p for p in options.photographs.iterdir() if p.suffix.lower() in _PICTURES)
+    photographs = photographs[:: max(1, len(photographs) // (2 * _SHOWN))][: 2 * _SHOWN]
+    if len(photographs) < 2 * _SHOWN:
+        parser.error(f"{options.photographs} has fewer than {2 * _SHOWN} photographs")
+    wanted = options.steps.split(",")
+    if set(wanted) - set(STEPS):
+        parser.error(f"steps are {', '.join(STEPS)}")
+    kept = options.o / "coverage.json"
+    rows: dict[str, Any] = json.loads(kept.read_text())["rows"] if kept.exists() else {}
+    begun = time.monotonic()
+    worker = Worker()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.work or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        for spec in options.models.split(",") if options.models else known():
+            row = rows.get(spec, {})
+            missing = [step for step in wanted if step not in row]
+            if not missing or "lost" in row or "error" in row.get("export", {}):
+                continue
+            if options.minutes is not None and time.monotonic() - begun > options.minutes * 60:
+                break
+            arguments = (spec, missing, row, photographs, folder, options.threads)
+            rows[spec] = {**row, **worker.run(options.limit, *arguments)}
+            console.print(spec, shown(rows[spec]), soft_wrap=True, highlight=False)
+            about = {**environment(options.threads), "timm": metadata.version("timm")}
+            document = json.dumps({**about, "rows": rows}, indent=1)
+            write_whole(kept, document.encode())
+            write_whole(options.o / "models.md", markdown(rows, GROUPS).encode())
+            if options.work is None:
+                for path in folder.glob(f"{spec.replace('/', '.')}.*"):
+                    path.unlink()
+    console.print(summary(rows))
+    raise SystemExit(any(defects(row) for row in rows.values()))
+
+
+def shown(row: dict[str, Any]) -> str:
+    return "; ".join(
+        f"{step} {found.get('error', 'done')} {found.get('seconds', '')} s"
+        if isinstance(found, dict)
+        else f"{step}: {found}"
+        for step, found in row.items()
+    )
+
+
+def defects(row: dict[str, Any]) -> bool:
+    return "lost" in row or any(isinstance(v, dict) and v.get("defect") for v in row.values())
+
+
+_PICTURES = {".jpg", ".jpeg", ".png", ".webp"}
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    main()

@@ -1,0 +1,97 @@
+"""What benchmarks/coverage.py found, as the tables of docs/models.md."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Row = dict[str, Any]
+STEPS = ("export", "peer", "rtx", "int8", "overhead")
+HEADER = (
+    ("network", "---"),
+    ("target layer", "---"),
+    ("A", "---"),
+    ("against float64", "---:"),
+    ("pytorch-grad-cam", "---:"),
+    ("explain / classify", "---:"),
+    ("TensorRT-RTX", "---:"),
+    ("INT8: class, maps", "---:"),
+)
+
+
+def markdown(rows: dict[str, Row], groups: dict[str, Callable[[str], bool]]) -> str:
+    """One table for each group of networks, and the refusals of all of them word for word."""
+    parts = []
+    for title, belongs in groups.items():
+        own = {name: row for name, row in rows.items() if belongs(name)}
+        if not own:
+            continue
+        exported = sum(is_exported(row) for row in own.values())
+        parts += [f"### {title}", "", f"{exported} of {len(own)} exported.", ""]
+        if exported:
+            parts += [_line(name for name, _ in HEADER), _line(rule for _, rule in HEADER)]
+            parts += [_line(_cells(n, row)) for n, row in own.items() if is_exported(row)]
+            parts.append("")
+        refused = [
+            f"- `{name}`, {step}: {_said(why)}"
+            for name, row in own.items()
+            for step, why in refusals(row)
+        ]
+        if refused:
+            parts += ["What was refused, in the tool's own words:", "", *refused, ""]
+    return "\n".join(parts)
+
+
+def is_exported(row: Row) -> bool:
+    return "export" in row and "error" not in row["export"]
+
+
+def refusals(row: Row) -> list[tuple[str, str]]:
+    """(step, why) of what did not work."""
+    found = [(step, row[step]["error"]) for step in STEPS if "error" in row.get(step, {})]
+    return found + ([("all", row["lost"])] if "lost" in row else [])
+
+
+def summary(rows: dict[str, Row]) -> str:
+    """In one line, for the terminal."""
+    told = [f"{len(rows)} networks tried"]
+    for step in STEPS:
+        tried = [row[step] for row in rows.values() if step in row]
+        told.append(f"{step} {sum('error' not in each for each in tried)} of {len(tried)}")
+    return ", ".join(told)
+
+
+def _cells(name: str, row: Row) -> list[str]:
+    export = row["export"]
+    channels, height, width = export["shape"]
+    worst = max(export[each] for each in ("probabilities", "activations", "gradients"))
+    return [
+        f"`{name.partition('/')[2]}`",
+        f"`{export['layer']}`",
+        f"{channels} x {height} x {width}",
+        f"{worst:.0e}",
+        _of(row, "peer", lambda found: f"{found['furthest']:.0e}{_where(found)}"),
+        _of(row, "overhead", lambda found: f"{found['ratio']:.2f}"),
+        _of(row, "rtx", lambda found: f"{found['megabytes']:.0f} MB"),
+        _of(row, "int8", lambda found: f"{found['top1']:.0%}, {found['pearson']:.3f}"),
+    ]
+
+
+def _where(found: Row) -> str:
+    return "" if found["at"] == "module" else " *"
+
+
+def _of(row: Row, step: str, shown: Callable[[Row], str]) -> str:
+    if step not in row:
+        return "not run"
+    return "no" if "error" in row[step] else shown(row[step])
+
+
+def _line(cells: Sequence[str] | Any) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _said(why: str) -> str:
+    """A message on one line, without lists of layers."""
+    return re.sub(r"\s+", " ", why.partition("\n")[0]).strip()
