@@ -127,6 +127,13 @@ def export(
         str | None,
         typer.Option(help="Whose map the outputs map and tft are [default: first method]."),
     ] = None,
+    fuse: Annotated[
+        str | None,
+        typer.Option(
+            help="With the outputs map or tft: earlier layers whose Layer-CAM maps are fused with "
+            "the target layer's, for finer detail; see --list-layers."
+        ),
+    ] = None,
     mask: Annotated[
         str | None, typer.Option(help="The file's TFT: binary or soft [default: binary].")
     ] = None,
@@ -224,6 +231,7 @@ def export(
             score=options.one_of("--score", score, ("logit", "prob")),  # type: ignore[arg-type]
             outputs=options.names(outputs),
             map_method=map_method,
+            fused_layers=() if fuse is None else options.names(fuse),
             tft=options.reading(mask, thresholds, Tft(), forwards, again),
             priors=priors,
             embed_preprocess=embed_preprocess,

@@ -315,31 +315,33 @@ def trace_gradient(
 ) -> fx.GraphModule:
     """Record (activations [M, K, h, w], target [M]) -> (logits [M, C], targets [M], gradients).
 
+    Where the head returns activations of layers on its way as well, these come after the targets,
+    and a gradient for each layer after these.
+
     Args:
-        head: activations to logits.
+        head: activations to logits, or to (activations of a later layer, ..., logits).
         activations: an example with the right K, h, w and M >= 2; M becomes dynamic.
         num_classes: C.
         score: what is differentiated, the class's ``logit`` or its ``prob``ability.
     """
     pooled = differentiable(head)
 
-    def logits_and_gradient(
-        a: torch.Tensor, target: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def logits_and_gradients(a: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, ...]:
         a = a.detach().requires_grad_(True)
-        z = pooled(a)
+        found = pooled(a)
+        *later, z = found if isinstance(found, tuple) else (found,)
         resolved = resolve_targets(z.detach(), target)
         one_hot = (torch.arange(num_classes, device=z.device) == resolved[:, None]).to(z.dtype)
         value = z if score == "logit" else torch.softmax(z, dim=-1)
-        (gradient,) = torch.autograd.grad((value * one_hot).sum(), a)
-        return z.detach(), resolved, gradient
+        gradients = torch.autograd.grad((value * one_hot).sum(), [a, *later])
+        return z.detach(), resolved, *(each.detach() for each in later), *gradients
 
     target = torch.zeros(activations.shape[0], dtype=torch.int64, device=activations.device)
     fake = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     inputs = [_with_dynamic_batch(fake, tensor) for tensor in (activations, target)]
     with torch.enable_grad(), enable_python_dispatcher(), sdpa_kernel(SDPBackend.MATH), fake:
         traced = make_fx(
-            logits_and_gradient,
+            logits_and_gradients,
             decomposition_table=_decompositions(),
             _allow_non_fake_inputs=True,
         )(*inputs)

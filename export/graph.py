@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..runtime.cam import Method, Score, ablation_weights, finish, raw_map
+from ..runtime.cam import Method, Score, ablation_weights, finish, fuse, raw_map
 from ..runtime.search import Prior, begin, features, logit, next_step, observe
 from ..runtime.tft import (
     Tft,
@@ -32,7 +32,7 @@ class ExplainingGraph(torch.nn.Module):
     ``tft``, or for each forward of its search; once more again for those that ``tft.again`` tries
     twice. The head runs on one copy of A per explained class,
     so that the recorded gradient needs no batching rules of its own; for one class there is no
-    copy.
+    copy. With earlier layers that holds from the first of these on.
 
     Attributes:
         method: whose finished map is an output; None for none.
@@ -55,9 +55,9 @@ class ExplainingGraph(torch.nn.Module):
         super().__init__()
         self.split = split
         self.trunk = split.trunk
-        example = torch.zeros(2, *split.layer.shape)
+        example = torch.zeros(2, *split.layers[0].shape)
         self.gradient = trace_gradient(
-            split.head, example, split.num_classes, gradient_score(score)
+            split.tail, example, split.num_classes, gradient_score(score)
         )
         self.head = head if "ablation" in methods else None
         self.score = score
@@ -80,6 +80,8 @@ class ExplainingGraph(torch.nn.Module):
             names.append("maps" if self.tft is None else "original_maps")
         if self.tft is not None:
             names += ["maps", "thresholds", "rpi", "masked_probabilities"]
+        for index in range(len(self.split.earlier)):
+            names += [f"activations_{index}", f"gradients_{index}"]
         if self.resample is not None:
             names.append("network_input")
         return names
@@ -88,14 +90,23 @@ class ExplainingGraph(torch.nn.Module):
         """Compute the outputs that ``output_names`` names."""
         if self.resample is not None:
             image = self.resample(image)
-        activations = self.trunk(image)
+        first = self.split.stem(image)
         n, k = target.shape
-        shape = self.split.layer.shape
-        repeated = activations[:, None].expand(n, k, *shape).reshape(-1, *shape)
-        logits, targets, gradients = self.gradient(repeated, target.reshape(-1))
+        shapes = [layer.shape for layer in self.split.layers]
+        repeated = first[:, None].expand(n, k, *shapes[0]).reshape(-1, *shapes[0])
+        logits, targets, *found = self.gradient(repeated, target.reshape(-1))
         logits = logits.reshape(n, k, -1)[:, 0]
         targets = targets.reshape(n, k)
-        gradients = gradients.reshape(n, k, *shape)
+        # Of each layer, first to last; its activations are the same for all classes of an image.
+        seen = [first] + [
+            each.reshape(n, k, *shape)[:, 0]
+            for each, shape in zip(found[: len(shapes) - 1], shapes[1:], strict=True)
+        ]
+        grown = [
+            each.reshape(n, k, *shape)
+            for each, shape in zip(found[len(shapes) - 1 :], shapes, strict=True)
+        ]
+        activations, gradients = seen[-1], grown[-1]
         probabilities = torch.softmax(logits, dim=-1)
         outputs = [probabilities, targets, activations, gradients]
         weights = None
@@ -107,7 +118,9 @@ class ExplainingGraph(torch.nn.Module):
             outputs.append(weights)
         if self.method is not None:
             own_weights = weights if self.method == "ablation" else None
-            maps = finish(raw_map(self.method, activations, gradients, own_weights), self.size)
+            pairs = zip(seen, grown, strict=True)
+            raws = [raw_map(self.method, a, g, own_weights) for a, g in pairs]
+            maps = finish(fuse(raws) if self.split.earlier else raws[0], self.size)
             outputs.append(maps)
             if self.tft is not None:
                 own = torch.gather(probabilities, 1, targets)
@@ -115,6 +128,8 @@ class ExplainingGraph(torch.nn.Module):
                     outputs += self._sweep(image, maps, own, targets, self.tft)
                 else:
                     outputs += self._search(image, maps, own, targets, self.tft, self.prior)
+        for each in zip(seen[:-1], grown[:-1], strict=True):
+            outputs += each
         if self.resample is not None:
             outputs.append(image)
         return tuple(outputs)

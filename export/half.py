@@ -92,7 +92,8 @@ def to_half(
         precision: ``fp16``, or ``bf16``: the range of float32 with three digits.
 
     Raises:
-        RequestError: the file is not in float32, or is the one to write.
+        RequestError: the file is not in float32, is the one to write, or both fuses layers and
+            sweeps thresholds inside.
         ModelFileError: the file is missing, damaged, or not made by whycam.
         ExportError: the trunk cannot be converted, as where a weight does not fit.
         VerificationError: the converted file does not give the float file's answers; none is left.
@@ -108,6 +109,12 @@ def to_half(
         raise RequestError(f"{model} is {manifest.precision} already: convert the float file")
     if target.resolve() == Path(model).resolve():
         raise RequestError(f"{path} is the float file itself: write the {precision} file elsewhere")
+    if manifest.fused_layers and "tft" in manifest.outputs:
+        # Its trunk runs once for each class from the first of these layers on, its sweep does not.
+        raise RequestError(
+            f"{model} fuses layers and sweeps thresholds inside, which has no half-precision form: "
+            "export it without the output tft, or without --fuse"
+        )
     with replacing(target) as temporary:
         converted = read_onnx(model)
         if precision == "bf16":

@@ -63,6 +63,10 @@ class Split:
         layer: where the cut is.
         num_classes: C.
         live_bytes: bytes of float32 activations alive at once for one image, at the peak.
+        earlier: layers before the target layer that are explained with it, in the network's order.
+        stem: image to the activations of the first of these; the trunk, where there are none.
+        tail: from there to (activations of each layer after it, ..., logits); the head, where
+            there are none.
     """
 
     trunk: fx.GraphModule
@@ -70,6 +74,14 @@ class Split:
     layer: Layer
     num_classes: int
     live_bytes: int
+    earlier: tuple[Layer, ...]
+    stem: fx.GraphModule
+    tail: fx.GraphModule
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """All that are explained, in the network's order."""
+        return (*self.earlier, self.layer)
 
 
 def capture(model: torch.nn.Module, image_size: tuple[int, int]) -> fx.GraphModule:
@@ -292,24 +304,71 @@ def find_layer(graph_module: fx.GraphModule, name: str | None = None) -> Layer:
     return _layer(target)
 
 
-def split(graph_module: fx.GraphModule, layer: Layer) -> Split:
-    """Cut a captured graph into trunk and head. Weights are shared with ``graph_module``."""
+def earlier_layers(
+    graph_module: fx.GraphModule, layer: Layer, names: Sequence[str]
+) -> tuple[Layer, ...]:
+    """Layers before the target layer, by their modules' or nodes' names, in the network's order.
+
+    Raises:
+        TargetLayerError: one does not exist, cannot be cut at, is named twice, or is not before the
+            target layer.
+    """
+    path, _, _ = tensor_path(graph_module.graph)
+    cuts = cuts_of(path)
+    order = [node.name for node in path]
+    found = {node.name: node for node in (_named_target(name, path, cuts) for name in names)}
+    if len(found) < len(names):
+        raise TargetLayerError(f"the layers {', '.join(names)} are not {len(names)} different ones")
+    late = [node for node in found if order.index(node) >= order.index(layer.node)]
+    if late:
+        raise TargetLayerError(
+            f"layer '{_layer(found[late[0]]).name}' is not before the target layer "
+            f"'{layer.name}': maps are fused with those of earlier layers"
+        )
+    return tuple(_layer(found[node]) for node in sorted(found, key=order.index))
+
+
+def split(graph_module: fx.GraphModule, layer: Layer, earlier: Sequence[Layer] = ()) -> Split:
+    """Cut a captured graph into trunk and head. Weights are shared with ``graph_module``.
+
+    Args:
+        graph_module: from ``capture``.
+        layer: the target layer.
+        earlier: from ``earlier_layers``.
+    """
     graph = graph_module.graph
     path, image, logits = tensor_path(graph)
-    target = next(node for node in graph.nodes if node.name == layer.node)
+    nodes = {node.name: node for node in graph.nodes}
+    target = nodes[layer.node]
+    trunk = subgraph(graph_module, image, target)
+    head = subgraph(graph_module, target, logits, batch_of=image)
+    stem, tail = trunk, head
+    if earlier:
+        first, *later = (nodes[each.node] for each in (*earlier, layer))
+        stem = subgraph(graph_module, image, first)
+        tail = subgraph(graph_module, first, logits, batch_of=image, on_the_way=later)
     return Split(
-        trunk=subgraph(graph_module, image, target),
-        head=subgraph(graph_module, target, logits, batch_of=image),
+        trunk=trunk,
+        head=head,
         layer=layer,
         num_classes=int(shape_of(logits)[1]),
         live_bytes=peak_bytes(path),
+        earlier=tuple(earlier),
+        stem=stem,
+        tail=tail,
     )
 
 
 def subgraph(
-    owner: fx.GraphModule, start: fx.Node, end: fx.Node, batch_of: fx.Node | None = None
+    owner: fx.GraphModule,
+    start: fx.Node,
+    end: fx.Node,
+    batch_of: fx.Node | None = None,
+    on_the_way: Sequence[fx.Node] = (),
 ) -> fx.GraphModule:
     """The part of ``owner`` that computes ``end`` from ``start``.
+
+    With nodes ``on_the_way`` it returns theirs and ``end`` as a tuple.
 
     Sizes that the graph read off ``batch_of`` (the batch, the only dynamic one) are read off
     the new input instead.
@@ -331,7 +390,7 @@ def subgraph(
     for node in owner.graph.nodes:
         if node in needed:
             copies[node] = graph.node_copy(node, lambda old: copies[old])
-    graph.output(copies[end])
+    graph.output(tuple(copies[node] for node in (*on_the_way, end)) if on_the_way else copies[end])
     return fx.GraphModule(owner, graph)
 
 

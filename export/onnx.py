@@ -20,13 +20,22 @@ from ..runtime.engines.engine import open_engine
 from ..runtime.engines.selftest import check
 from ..runtime.errors import ExportError, MissingExtraError, RequestError, VerificationError
 from ..runtime.files import replacing
-from ..runtime.manifest import OUTPUTS, Manifest, Outputs
+from ..runtime.manifest import OUTPUTS, FusedLayer, Manifest, Outputs
 from ..runtime.onnxfile import append_manifest, digest, read_manifest
 from ..runtime.search import Prior, prior_for
 from ..runtime.tft import Tft
 from .ablation import Head, take_apart
 from .graph import ExplainingGraph, ablation_score, gradient_score
-from .layer import Layer, Split, capture, check_is_head, find_layer, list_layers, split
+from .layer import (
+    Layer,
+    Split,
+    capture,
+    check_is_head,
+    earlier_layers,
+    find_layer,
+    list_layers,
+    split,
+)
 from .resample import Resample
 from .source import Overrides, Source, resolve
 from .verify import Float64, Verification, references, verify
@@ -71,6 +80,7 @@ def to_onnx(
     score: Score | None = None,
     outputs: Sequence[str] = ("raw",),
     map_method: str | None = None,
+    fused_layers: Sequence[str] = (),
     tft: Tft | None = None,
     priors: Sequence[Prior] = (),
     embed_preprocess: bool = False,
@@ -99,6 +109,9 @@ def to_onnx(
             method), ``tft`` (that map thresholded by a sweep inside the graph); or several.
         map_method: whose map ``map`` and ``tft`` are; by default the first of ``methods``, or
             Grad-CAM.
+        fused_layers: earlier layers, by their modules' names, whose Layer-CAM maps are fused with
+            the target layer's in the graph's own map: finer detail, for a backward pass through
+            what lies between.
         tft: the reading of TFT that the file recommends; that of the sweep inside the graph. With
             ``forwards`` that is a search, which needs ``priors`` and the output ``tft``; with
             ``again`` it shows the network its best thresholds once more.
@@ -135,11 +148,12 @@ def to_onnx(
         step("finding the target layer")
         captured = capture(source.model, source.preprocess.size)
         layer = find_layer(captured, target_layer)
-        parts = split(captured, layer)
+        parts = split(captured, layer, earlier_layers(captured, layer, fused_layers))
         if target_layer is None:
             check_is_head(parts)
         head = take_apart(parts.head)
-        own = _map_method(map_method, methods, groups)
+        own = _map_method(map_method or ("layercam" if fused_layers else None), methods, groups)
+        _check_fused(fused_layers, own)
         chosen = _methods(methods, own, groups, head, score)
         _check_labels(source.labels, parts)
         prior = _prior(priors, own, tft)
@@ -149,6 +163,7 @@ def to_onnx(
             _manifest(source, parts, head, chosen, score, tft, opset),
             outputs=groups,
             map_method=own,
+            fused_layers=tuple(FusedLayer(each.name, each.shape) for each in parts.earlier),
             priors=tuple(each for each in priors if each.method in chosen),
             embedded_preprocess=embed_preprocess,
             picture_size=picture_size,
@@ -232,6 +247,14 @@ def _check_picture_size(size: tuple[int, int] | None, embedded: bool) -> None:
 
 
 _LARGEST_SIDE = 2**15
+
+
+def _check_fused(layers: Sequence[str], own: Method | None) -> None:
+    if layers and own != "layercam":
+        raise RequestError(
+            "layers are fused in maps of layercam that the graph finishes: choose the outputs map "
+            f"or tft, and no other map_method{'' if own is None else f' ({own})'}"
+        )
 
 
 def _check_search(tft: Tft | None, groups: Sequence[Outputs]) -> None:

@@ -70,6 +70,8 @@ def _errors(errors: Verification) -> Iterator[str]:
     yield f"gradients {errors.gradients:.1e} relative"
     if errors.ablation is not None:
         yield f"ablation {errors.ablation:.1e} relative"
+    if errors.earlier is not None:
+        yield f"gradients at fused layers {errors.earlier:.1e} relative"
     if errors.maps is not None:
         yield f"finished maps {errors.maps:.1e}"
     if errors.tft is not None:

@@ -31,12 +31,14 @@ TOLERANCE = {
     "activations": 1e-3,
     "gradients": 1e-4,
     "ablation": 1e-3,
+    "earlier": 1e-2,
     "pixels": 1.01,
     "maps": 1e-4,
     "tft": 1e-4,
 }
 _SAID = {
     "pixels": "its preprocessing differs from Pillow's",
+    "earlier": "gradients at earlier layers differ from PyTorch in float64",
     "maps": "finished maps differ from the runtime's",
     "tft": "its sweep differs from the runtime's",
 }
@@ -57,6 +59,7 @@ class Verification:
     Attributes:
         probabilities: absolute.
         activations, gradients, ablation: relative to the largest value of the reference.
+        earlier: of gradients at fused layers, relative, by their norms.
         pixels: of preprocessing inside the graph against Pillow, absolute, of 255; 99.9 % of all.
         maps: of the graph's finished maps, absolute, against the runtime's arithmetic.
         tft: of the masked probabilities in the graph's sweep, absolute, against the runtime's.
@@ -67,6 +70,7 @@ class Verification:
     activations: float
     gradients: float
     ablation: float | None
+    earlier: float | None
     pixels: float | None
     maps: float | None
     tft: float | None
@@ -94,6 +98,10 @@ class Float64:
             )
         self.trunk = _double(graph.split.trunk)
         self.head = _double(graph.split.head)
+        self.earlier = len(graph.split.earlier)
+        self.stem, self.tail = self.trunk, self.head
+        if self.earlier:
+            self.stem, self.tail = _double(graph.split.stem), _double(graph.split.tail)
         self.score = graph.score
 
     def logits(self, image: torch.Tensor) -> torch.Tensor:
@@ -112,6 +120,23 @@ class Float64:
             score = self.score_of(self.head(a), targets, gradient_score(self.score))
             (gradient,) = torch.autograd.grad(score.sum(), a)
         return gradient
+
+    def layers(
+        self, first: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Activations and gradients [M, K, h, w] of every layer, from the first one's activations.
+
+        Args:
+            first: float64 [M, K, h, w], once for each explained class.
+            targets: int64 [M].
+        """
+        a = first.detach().requires_grad_(True)
+        with torch.enable_grad():
+            found = self.tail(a)
+            *later, logits = found if isinstance(found, tuple) else (found,)
+            score = self.score_of(logits, targets, gradient_score(self.score))
+            gradients = torch.autograd.grad(score.sum(), [a, *later])
+        return [each.detach() for each in (a, *later)], list(gradients)
 
     def ablation(
         self, activations: torch.Tensor, targets: torch.Tensor, channel: int
@@ -163,6 +188,8 @@ def references(exact: Float64, manifest: Manifest, head: Head) -> tuple[Referenc
         else:
             gradient = exact.gradient(activations, target)[:, None]
         raw = cam.raw_map(method, activations, gradient, weights)
+        if exact.earlier:
+            raw = _fused(*exact.layers(exact.stem(image), target))
         found.append(
             Reference(
                 pattern=index,
@@ -172,6 +199,13 @@ def references(exact: Float64, manifest: Manifest, head: Head) -> tuple[Referenc
             )
         )
     return tuple(found)
+
+
+def _fused(activations: list[torch.Tensor], gradients: list[torch.Tensor]) -> torch.Tensor:
+    """Layer-CAM of several layers, [M, 1, h, w]."""
+    pairs = zip(activations, gradients, strict=True)
+    fused: torch.Tensor = cam.fuse([cam.raw_map("layercam", a, g[:, None]) for a, g in pairs])
+    return fused
 
 
 def verify(
@@ -208,6 +242,8 @@ def verify(
             errors["maps"] = _map_difference(graph, found)
         if graph.tft is not None:
             errors["tft"] = _sweep_difference(graph, view, found)
+        if exact.earlier:
+            errors["earlier"] = _earlier_difference(exact, found)
         for name, error in errors.items():
             worst[name] = max(worst.get(name, 0.0), error)
             if not error <= TOLERANCE[name]:
@@ -223,6 +259,7 @@ def verify(
         worst["activations"],
         worst["gradients"],
         worst.get("ablation"),
+        worst.get("earlier"),
         worst.get("pixels"),
         worst.get("maps"),
         worst.get("tft"),
@@ -239,8 +276,32 @@ def _map_difference(graph: ExplainingGraph, found: dict[str, NDArray[Any]]) -> f
         found["gradients"],
         found.get("ablation_weights") if graph.method == "ablation" else None,
     )
+    if graph.split.earlier:
+        before = [
+            cam.raw_map(graph.method, found[f"activations_{i}"], found[f"gradients_{i}"])
+            for i in range(len(graph.split.earlier))
+        ]
+        raw = cam.fuse([*before, raw])
     maps = found["maps" if graph.tft is None else "original_maps"]
     return float(np.abs(maps - cam.finish(raw, graph.size)).max())
+
+
+def _earlier_difference(exact: Float64, found: dict[str, NDArray[np.generic]]) -> float:
+    """Of the gradients at earlier layers, relative, by their norms.
+
+    Not of single elements: between such a layer and the logits lie so many ReLUs that one of them
+    is always close enough to zero for float32 to take the other side.
+    """
+    targets = torch.from_numpy(np.asarray(found["targets"]))
+    first = _tensor(found["activations_0"]).repeat_interleave(targets.shape[1], dim=0)
+    _, expected = exact.layers(first, targets.flatten())
+    worst = 0.0
+    for index in range(exact.earlier):
+        own = _tensor(found[f"gradients_{index}"]).flatten(0, 1)
+        scale = float(expected[index].norm())
+        difference = float((own - expected[index]).norm())
+        worst = max(worst, difference / scale if scale > 0 else difference)
+    return worst
 
 
 def _sweep_difference(
@@ -377,6 +438,9 @@ def _check_shapes(
         "original_maps": (batch, classes, *graph.size),
         "thresholds": (batch, classes),
     }
+    for index, layer in enumerate(graph.split.earlier):
+        expected[f"activations_{index}"] = (batch, *layer.shape)
+        expected[f"gradients_{index}"] = (batch, classes, *layer.shape)
     if graph.tft is not None:
         steps = len(graph.tft.taus)
         expected |= dict.fromkeys(("rpi", "masked_probabilities"), (batch, classes, steps))

@@ -8,6 +8,7 @@ weights alpha [N, k, K], raw maps [N, k, h, w].
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
@@ -24,6 +25,7 @@ Score = Literal["logit", "prob"]
 # Below this part of a map's magnitude, differences are float32 rounding: the map is constant.
 _CONSTANT = 1e-6
 _EPS = 1e-7
+_GAMMA = 2.0  # of Layer-CAM's fusion, as published
 
 
 def raw_map(
@@ -49,6 +51,35 @@ def raw_map(
     summed = alpha @ activations.reshape((n, channels, height * width))
     raw = summed.reshape((n, alpha.shape[1], height, width))
     return raw if method == "cam" else _relu(raw)
+
+
+def fuse(raws: Sequence[Array]) -> Array:
+    """One raw map from Layer-CAM's of several layers (Jiang et al. 2021, equation 9).
+
+    Each is related to its largest value and bent by tanh(2 x), lest a layer with one high peak hide
+    the others; where several layers show something, the most counts. Resized to the finest layer.
+
+    Args:
+        raws: float [N, k, h, w], one for each layer, no negative values.
+
+    Returns:
+        float [N, k, h, w] of the finest layer, in [0, 1).
+    """
+    xp = array_api_compat.array_namespace(raws[0])
+    size = finest([tuple(int(side) for side in raw.shape[-2:]) for raw in raws])
+    fused = None
+    for raw in raws:
+        peak = xp.max(raw, axis=(-2, -1), keepdims=True)
+        zero = peak <= 0.0
+        unit = xp.where(zero, 0.0 * raw, raw / xp.where(zero, 1.0 + peak, peak))
+        bent = resize(xp.tanh(_GAMMA * unit), size)
+        fused = bent if fused is None else xp.maximum(fused, bent)
+    return fused
+
+
+def finest(sizes: Sequence[tuple[int, ...]]) -> tuple[int, int]:
+    """(h, w) of the finest of several layers."""
+    return max(size[-2] for size in sizes), max(size[-1] for size in sizes)
 
 
 def channel_weights(method: Method, activations: Array, gradients: Array) -> Array:

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 import msgspec
 
-from .cam import Method, Score
+from .cam import Method, Score, finest
 from .errors import ModelFileError, RequestError
 from .search import Prior
 from .tft import Tft
@@ -50,6 +50,18 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"std must be positive, not {self.std}")
 
 
+class FusedLayer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A layer before the target layer, whose Layer-CAM map is fused with the target layer's.
+
+    Attributes:
+        name: of the layer.
+        activations: (K, h, w) there.
+    """
+
+    name: str
+    activations: tuple[int, int, int]
+
+
 class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The right answer for one built-in test pattern, kept to check engines by.
 
@@ -59,8 +71,8 @@ class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         pattern: which pattern of ``selftest.pattern``.
         target: the class explained, the most probable one.
         probability: its probability.
-        raw_map: its map before resizing, row by row, h * w numbers; by the method that the graph
-            finishes itself, else Grad-CAM.
+        raw_map: its map before resizing, row by row, the numbers of ``Manifest.map_shape``; by the
+            method that the graph finishes itself, else Grad-CAM.
     """
 
     pattern: int
@@ -86,6 +98,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             finished maps; ``tft``: maps thresholded in the graph.
         methods: the methods it supports.
         map_method: the method of the graph's own maps; None without ``map`` and ``tft``.
+        fused_layers: whose Layer-CAM maps are fused with the target layer's in the graph's own
+            maps, from the picture to the target layer; empty: the target layer alone.
         embedded_preprocess: whether the graph takes pictures, uint8 [N, h, w, 3], and does
             ``preprocess`` itself; else it takes float32 [N, 3, H, W], normalised.
         picture_size: (h, w) of the pictures it takes; None: any.
@@ -114,6 +128,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     outputs: tuple[Outputs, ...] = ("raw",)
     methods: tuple[Method, ...]
     map_method: Method | None = None
+    fused_layers: tuple[FusedLayer, ...] = ()
     embedded_preprocess: bool = False
     picture_size: tuple[int, int] | None = None
     gradient_score: Score
@@ -136,6 +151,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise ValueError(f"map_method {self.map_method} does not go with {self.outputs}")
         if self.map_method is not None and self.map_method not in self.methods:
             raise ValueError(f"map_method {self.map_method} is none of {self.methods}")
+        if self.fused_layers and self.map_method != "layercam":
+            raise ValueError(f"layers are fused by layercam, not by {self.map_method}")
         if "raw" not in self.outputs and self.methods != (self.map_method,):
             raise ValueError(f"{self.methods} need raw outputs")
 
@@ -145,6 +162,12 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         if not self.embedded_preprocess:
             return (3, *self.preprocess.size)
         return (*(self.picture_size or (None, None)), 3)
+
+    @property
+    def map_shape(self) -> tuple[int, int]:
+        """(h, w) of a map before it is resized: of the finest layer that it shows."""
+        layers = [self.activations, *(layer.activations for layer in self.fused_layers)]
+        return finest(layers)
 
     @property
     def output_shapes(self) -> dict[str, tuple[int | None, ...]]:

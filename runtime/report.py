@@ -94,10 +94,12 @@ def input_line(manifest: Manifest) -> str:
 
 def outputs_line(manifest: Manifest) -> str:
     """What the graph returns."""
+    layers = [layer.name for layer in manifest.fused_layers]
+    fused = f" of {', '.join(layers)} and {manifest.target_layer} fused" if layers else ""
     said = {
         "raw": "raw (activations, gradients)",
-        "map": f"map ({manifest.map_method})",
-        "tft": f"tft ({manifest.map_method}, {tft_line(manifest)})",
+        "map": f"map ({manifest.map_method}{fused})",
+        "tft": f"tft ({manifest.map_method}{fused}, {tft_line(manifest)})",
     }
     return ", ".join(said[name] for name in manifest.outputs)
 

@@ -130,8 +130,8 @@ def check(engine: Engine, manifest: Manifest) -> list[Agreement]:
 
 
 def answers(engine: Engine, manifest: Manifest) -> tuple[Reference, ...]:
-    """References made of an engine's own answers; none for a file without raw outputs."""
-    if "raw" not in manifest.outputs:
+    """References made of an engine's own answers; none where raw outputs do not make its maps."""
+    if "raw" not in manifest.outputs or manifest.fused_layers:
         return ()
     found = []
     for index in range(PATTERNS):
@@ -166,7 +166,7 @@ def _compare(engine: Engine, manifest: Manifest, reference: Reference) -> Agreem
         found = engine.run(feeds, ["probabilities", "activations", "gradients"])
         raw = cam.raw_map("gradcam", found["activations"], found["gradients"])
         maps = cam.finish(raw, size)
-    expected = np.asarray(reference.raw_map, np.float32).reshape(1, 1, *manifest.activations[1:])
+    expected = np.asarray(reference.raw_map, np.float32).reshape(1, 1, *manifest.map_shape)
     differences = np.abs(maps - cam.finish(expected, size))
     row = found["probabilities"][0]
     return Agreement(
