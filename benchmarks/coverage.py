@@ -386,9 +386,10 @@ def main() -> None:
         folder = options.work or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         for spec in options.models.split(",") if options.models else known():
-            row = rows.get(spec, {})
+            # What was lost is tried again: the machine may have been busy.
+            row = {step: found for step, found in rows.get(spec, {}).items() if step != "lost"}
             missing = [step for step in wanted if step not in row]
-            if not missing or "lost" in row or "error" in row.get("export", {}):
+            if not missing or "error" in row.get("export", {}):
                 continue
             if options.minutes is not None and time.monotonic() - begun > options.minutes * 60:
                 break

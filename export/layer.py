@@ -8,7 +8,7 @@ passes; only at a cut is the network a composition ``head(trunk(x))``.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,19 +190,36 @@ def is_elementwise(node: fx.Node) -> bool:
     return torch.Tag.pointwise in tags
 
 
-def _module_path(node: fx.Node) -> str:
+def _outputs_of_modules(graph: fx.Graph) -> dict[str, fx.Node]:
+    """The node that is a module's output, by the module's path; for modules called once.
+
+    A ReLU that a block calls twice has two outputs: its name says neither, nor could another tool
+    that hooks the module tell them apart.
+    """
+    calls: dict[str, set[str]] = {}
+    last: dict[str, fx.Node] = {}
+    for node in graph.nodes:
+        for call, (path, *_) in (node.meta.get("nn_module_stack") or {}).items():
+            calls.setdefault(path, set()).add(call)
+            last[path] = node
+    return {path: node for path, node in last.items() if path and len(calls[path]) == 1}
+
+
+def _module_path(node: fx.Node, outputs: Mapping[str, fx.Node]) -> str:
+    """The innermost module whose output the node is; empty if there is none."""
     stack = node.meta.get("nn_module_stack") or {}
-    return str(list(stack.values())[-1][0]) if stack else ""
+    paths = [str(path) for path, *_ in stack.values()]
+    return next((path for path in reversed(paths) if outputs.get(path) is node), "")
 
 
-def _layer(node: fx.Node) -> Layer:
+def _layer(node: fx.Node, outputs: Mapping[str, fx.Node]) -> Layer:
     _, channels, height, width = shape_of(node)
     op = str(getattr(node.target, "_opname", getattr(node.target, "__name__", node.target)))
     if node.target is operator.getitem:  # the first result of a normalisation
         source = node.all_input_nodes[0].target
         op = str(getattr(source, "_opname", op))
     return Layer(
-        name=_module_path(node) or node.name,
+        name=_module_path(node, outputs) or node.name,
         op=op.strip("_").removeprefix("native_").removesuffix("_legit_no_training"),
         shape=(channels, height, width),
         node=node.name,
@@ -212,7 +229,9 @@ def _layer(node: fx.Node) -> Layer:
 def list_layers(graph_module: fx.GraphModule) -> list[Layer]:
     """Every place where the network can be cut with spatial activations, from image to logits."""
     path, image, _ = tensor_path(graph_module.graph)
-    return [_layer(node) for node in cuts_of(path) if node is not image and _is_spatial(node)]
+    outputs = _outputs_of_modules(graph_module.graph)
+    cuts = [node for node in cuts_of(path) if node is not image and _is_spatial(node)]
+    return [_layer(node, outputs) for node in cuts]
 
 
 def _has_weights(nodes: Sequence[fx.Node]) -> bool:
@@ -259,7 +278,8 @@ def _named_target(name: str, path: Sequence[fx.Node], cuts: Sequence[fx.Node]) -
         for node in path
         if any(entry[0] == name for entry in (node.meta.get("nn_module_stack") or {}).values())
     ]
-    listing = _listing([_layer(cut) for cut in candidates])
+    outputs = _outputs_of_modules(path[0].graph)
+    listing = _listing([_layer(cut, outputs) for cut in candidates])
     if not inside:
         raise TargetLayerError(f"the model has no layer '{name}'. It can be cut at:\n{listing}")
     if inside[-1] not in candidates:
@@ -301,7 +321,7 @@ def find_layer(graph_module: fx.GraphModule, name: str | None = None) -> Layer:
             "which every path to the logits meets. Name one with --target-layer; the model can "
             f"be cut at:\n{_listing(list_layers(graph_module))}"
         )
-    return _layer(target)
+    return _layer(target, _outputs_of_modules(graph_module.graph))
 
 
 def earlier_layers(
@@ -319,13 +339,14 @@ def earlier_layers(
     found = {node.name: node for node in (_named_target(name, path, cuts) for name in names)}
     if len(found) < len(names):
         raise TargetLayerError(f"the layers {', '.join(names)} are not {len(names)} different ones")
+    outputs = _outputs_of_modules(graph_module.graph)
     late = [node for node in found if order.index(node) >= order.index(layer.node)]
     if late:
         raise TargetLayerError(
-            f"layer '{_layer(found[late[0]]).name}' is not before the target layer "
+            f"layer '{_layer(found[late[0]], outputs).name}' is not before the target layer "
             f"'{layer.name}': maps are fused with those of earlier layers"
         )
-    return tuple(_layer(found[node]) for node in sorted(found, key=order.index))
+    return tuple(_layer(found[node], outputs) for node in sorted(found, key=order.index))
 
 
 def split(graph_module: fx.GraphModule, layer: Layer, earlier: Sequence[Layer] = ()) -> Split:

@@ -15,7 +15,7 @@ from torch import nn
 
 import whycam
 from whycam.export import Overrides, layers, to_onnx
-from whycam.export.layer import capture, find_layer, split
+from whycam.export.layer import capture, find_layer, list_layers, split
 from whycam.runtime.engines import selftest
 from whycam.runtime.errors import ExportError, TargetLayerError, WhyCamError
 
@@ -154,6 +154,29 @@ def resnet() -> tuple[nn.Module, torch.fx.GraphModule]:
     return model, capture(model, (64, 64))
 
 
+def test_layer_is_named_after_a_module_that_other_tools_can_hook(resnet) -> None:
+    """A residual block calls its one ReLU twice: hooked, it would give another layer as well."""
+    model, captured = resnet
+    modules = dict(model.named_modules())
+    image = torch.randn(2, 3, 64, 64)
+    for layer in list_layers(captured):
+        if layer.name not in modules:
+            continue
+        seen: list[torch.Tensor] = []
+
+        def keep(module: nn.Module, given: object, made: torch.Tensor, seen: list = seen) -> None:
+            seen.append(made.clone())  # what follows may work in place
+
+        hook = modules[layer.name].register_forward_hook(keep)
+        with torch.no_grad():
+            model(image)
+            activations = split(captured, layer).trunk(image)
+        hook.remove()
+        assert len(seen) == 1
+        torch.testing.assert_close(activations, seen[0])
+    assert find_layer(captured).name == "layer4.1"
+
+
 @pytest.mark.parametrize("path", ["layer4", "layer3", "layer2.1", "layer1.0.relu", "maxpool"])
 def test_named_module_becomes_the_target_layer(resnet, path: str) -> None:
     model, captured = resnet
@@ -191,7 +214,7 @@ def test_unusable_named_layer_is_refused_with_those_that_can_be_named(
         find_layer(resnet[1], path)
     assert reason in str(caught.value)
     assert f"'{path}'" in str(caught.value)
-    assert "layer4.1.relu  relu  512 x 2 x 2" in str(caught.value)
+    assert "layer4.1  relu  512 x 2 x 2" in str(caught.value)
 
 
 class Branches(nn.Module):
