@@ -174,8 +174,8 @@ class Small(nn.Module):
             input_size=(3, 64, 64), crop_pct=0.875, interpolation="bilinear",
             mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
         )
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU())
-        self.last = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU())
+        self.layer3 = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU())
+        self.layer4 = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU())
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.classifier = nn.Linear(16, classes)
         torch.manual_seed(3)
@@ -186,7 +186,7 @@ class Small(nn.Module):
             self.classifier.bias[likely] = 0.0
 
     def forward(self, x):
-        return self.classifier(self.pool(self.last(self.stem(x))))
+        return self.classifier(self.pool(self.layer4(self.layer3(x))))
 
 
 def make_model():
@@ -399,6 +399,7 @@ NOT_RUN = {
     r"^(\S*/)?pip3? ": "installs packages; which extras it names is checked",
     r"^python3? -m venv ": "makes a virtual environment",
     r"^make ": "sets up a virtual environment; that there is such a target is checked",
+    r"^source \.venv/bin/activate": "changes the reader's shell",
     r"^(sudo )?apt-get ": "installs packages of the system",
     r"^(cmake|build/explain) ": "tests/test_example_cpp.py builds and runs it",
     r"^(cd \S+ && )?(npm|node) ": "tests/test_example_node.py and test_example_browser.py run it",
