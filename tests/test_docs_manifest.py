@@ -12,14 +12,22 @@ from documents import ROOT
 
 from whycam.runtime.cam import METHODS
 from whycam.runtime.engines.plan import VERSION as PLAN_VERSION
-from whycam.runtime.engines.plan import Plan, Range, Tensor
-from whycam.runtime.manifest import METADATA_KEY, VERSION, Manifest, Preprocess, Reference
-from whycam.runtime.search import Prior
-from whycam.runtime.tft import Tft
+from whycam.runtime.engines.plan import Plan
+from whycam.runtime.manifest import METADATA_KEY, VERSION
 
 PAGE = (ROOT / "docs" / "manifest.md").read_text("utf-8")
 WORDS = {int: "integer", float: "number", str: "text", bool: "boolean"}
-STRUCTS = (Manifest, Preprocess, Tft, Reference, Prior, Plan, Range, Tensor)
+
+
+def within(kind: Any) -> set[type[msgspec.Struct]]:
+    """The structs that a type is, or holds."""
+    found = set().union(*(within(each) for each in get_args(kind)))
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        found |= {kind}.union(*(within(field.type) for field in msgspec.structs.fields(kind)))
+    return found
+
+
+STRUCTS = sorted(within(Plan), key=lambda struct: struct.__name__)  # a plan holds the manifest
 
 
 def said(kind: Any) -> str:
