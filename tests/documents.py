@@ -27,7 +27,7 @@ PAGES = sorted(
 )
 
 # Verbs that take seconds even with the small networks here.
-_DEAR = (["train"], ["doctor", "--check"], ["bench"], ["calibrate", "int8"], ["build"])
+_DEAR = (["export"], ["train"], ["doctor", "--check"], ["bench"], ["calibrate", "int8"], ["build"])
 
 
 @dataclass(frozen=True)
