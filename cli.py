@@ -66,7 +66,8 @@ def export(
     model: Annotated[
         str,
         typer.Argument(
-            help="torchvision/NAME, timm/NAME, package.module:factory or file.py:factory."
+            help="torchvision/NAME, timm/NAME, package.module:factory, file.py:factory, or the "
+            "folder of a training."
         ),
     ],
     output: Annotated[

@@ -38,7 +38,7 @@ def quality_bars(found: Evaluation) -> Figure:
         axis.set_xticks(range(len(methods)), methods)
         axis.set_title(title, fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, fontsize=9)
+    _legend(figure)
     return figure
 
 
@@ -53,7 +53,7 @@ def rpi_curves(found: Evaluation) -> Figure:
     axis.set_ylabel("mean relative probability increase")
     axis.set_ylim(bottom=0)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False)
+    _legend(figure)
     return figure
 
 
@@ -71,5 +71,13 @@ def threshold_histogram(found: Evaluation) -> Figure:
     axis.set_xlabel(r"best threshold $\tau^*$")
     axis.set_ylabel("share of photographs")
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=9)
+    _legend(figure)
     return figure
+
+
+def _legend(figure: Figure) -> None:
+    """Below the plots, where it hides none of what is drawn."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9
+    )

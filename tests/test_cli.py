@@ -53,6 +53,22 @@ def whycam(capsys):
     return run
 
 
+def test_help_of_aft_names_the_defaults_that_it_uses(whycam):
+    objective = pytest.importorskip("whycam.train.objective")
+    said = " ".join(whycam("train", "aft", "--help").out.replace("│", " ").split())
+    weights = ", ".join(
+        f"{name} {objective.WEIGHTS[name]:g}" for name in ("faithful", "aligned", "tuner")
+    )
+    assert f"[default: {weights}]" in said
+    assert f"network before [default: {objective.DISTILLATION:g}]" in said
+
+
+def test_help_of_export_names_every_kind_of_model(whycam):
+    said = " ".join(whycam("export", "--help").out.split())
+    for kind in ("torchvision/NAME", "timm/NAME", "file.py:factory", "folder of a training"):
+        assert kind in said
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself_with_an_example(whycam, verb):
     result = whycam(*verb.split(), "--help")

@@ -193,3 +193,17 @@ def test_report_is_table_json_csv_and_plots(tiny, photographs, tmp_path):
     assert results_table(found).row_count == 2 * 3
     for name in ("quality.png", "rpi.png", "thresholds.png"):
         assert min(Image.open(tmp_path / name).size) > 300
+
+
+def test_legends_hide_nothing_that_is_drawn(tiny, photographs):
+    plots = pytest.importorskip("whycam.calibrate.plots")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    found = evaluate(tiny, open_dataset(photographs), methods=["gradcam", "layercam"])
+    for draw in (plots.quality_bars, plots.rpi_curves, plots.threshold_histogram):
+        figure = draw(found)
+        FigureCanvasAgg(figure).draw()
+        (legend,) = figure.legends
+        box = legend.get_window_extent()
+        assert legend.get_texts()
+        assert not any(box.overlaps(axis.get_window_extent()) for axis in figure.axes)

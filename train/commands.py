@@ -147,11 +147,13 @@ def aft(
     ] = "faithful",
     weight: Annotated[
         str | None,
-        typer.Option(help="lambda of each variant, with commas [default: see docs/aft.md]."),
+        typer.Option(
+            help="lambda of each variant, with commas [default: faithful 2, aligned 10, tuner 10]."
+        ),
     ] = None,
     distillation: Annotated[
         float | None,
-        typer.Option(help="Weight of agreement with the network before [default: docs/aft.md]."),
+        typer.Option(help="Weight of agreement with the network before [default: 4]."),
     ] = None,
     classification: Annotated[
         float, typer.Option(help="Weight of the cross-entropy with the labels.")
