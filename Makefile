@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format types bench docs clean
+.PHONY: help demo test test-fast lint format types bench docs dist clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -55,5 +55,15 @@ $(VENV)/docs.stamp: pyproject.toml | $(BIN)/python
 docs: $(VENV)/docs.stamp ## the documentation as a site in build/site, links checked
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site
 
+$(VENV)/dist.stamp: | $(BIN)/python
+	$(BIN)/python -m pip install --quiet 'build>=1.4'
+	touch $@
+
+# The wheel is built from the archive, so nothing that lies about in a checkout gets into it.
+dist: $(VENV)/dist.stamp ## source archive and wheel in dist/
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	@ls -l dist
+
 clean: ## remove the virtual environment and everything made
-	rm -rf $(VENV) .demo build *.egg-info
+	rm -rf $(VENV) .demo build dist *.egg-info
