@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BARE = "none"
 TORCH = ("export", "train", "demo", "dev")  # in this order, in one environment
 _TIMEOUT_S = 1800
+_FEW, _MANY = 12, 40  # photographs: for a quick look, and what learning thresholds takes
 _ENGINE = "onnxruntime|openvino"
 _DOC = re.compile(r"^::: (whycam[\w.]*)$", re.MULTILINE)
 
@@ -43,7 +44,7 @@ class Verb:
     """A command of whycam, and what it cannot do without.
 
     Attributes:
-        arguments: {model}, {picture}, {few}, {classes} and {out} are filled in.
+        arguments: {model}, {picture}, {few}, {many}, {classes} and {out} are filled in.
         needs: modules, each with the extras whose installation an error may advise; ``a|b``: one of
             the two will do.
     """
@@ -70,7 +71,7 @@ VERBS = (
     Verb("bench {model} --rounds 1 --tft off", (_RUNS,)),
     Verb("stream {model} --source {few} -o {out}/why.mp4 --record {out}/why.jsonl", (_RUNS,)),
     Verb(_SERVED, (*_SERVE, _RUNS)),
-    Verb("calibrate thresholds {model} {few} --no-write -o {out} --methods gradcam", (_RUNS,)),
+    Verb("calibrate thresholds {model} {many} --no-write -o {out} --methods gradcam", (_RUNS,)),
     Verb("calibrate compare {model} {model} {few}", (_RUNS,)),
     Verb("calibrate int8 {model} {few} -o {out}/int8.onnx --calibrator minmax", (_ONNX, _CPU)),
     Verb("half {model} -o {out}/half.onnx", (_ONNX, _CPU)),
@@ -379,17 +380,20 @@ def groups(extras: Sequence[str]) -> Iterator[list[str]]:
 def prepared(model: Path, photographs: Path, work: Path) -> dict[str, Path]:
     """The few pictures that every verb gets, away from the sources."""
     pictures = sorted(p for p in photographs.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
-    few, classes = work / "few", work / "classes"
-    few.mkdir()
-    for index, picture in enumerate(pictures[:24]):
-        shutil.copy(picture, few / f"{index:02}.jpg")
-        (classes / "ab"[index % 2]).mkdir(parents=True, exist_ok=True)
-        shutil.copy(picture, classes / "ab"[index % 2])
+    few, many, classes = work / "few", work / "many", work / "classes"
+    for folder in (few, many, classes / "a", classes / "b"):
+        folder.mkdir(parents=True)
+    for index, picture in enumerate(pictures[:_MANY]):
+        shutil.copy(picture, many / f"{index:02}.jpg")
+        if index < _FEW:
+            shutil.copy(picture, few / f"{index:02}.jpg")
+            shutil.copy(picture, classes / "ab"[index % 2])
     shutil.copy(model, work / "lite0.onnx")
     return {
         "model": work / "lite0.onnx",
         "picture": few / "00.jpg",
         "few": few,
+        "many": many,
         "classes": classes,
     }
 
@@ -398,7 +402,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("wheel", type=Path)
     parser.add_argument("model", type=Path, help="an ONNX file made by whycam export")
-    parser.add_argument("photographs", type=Path, help="a folder with 24 of them or more")
+    parser.add_argument("photographs", type=Path, help="a folder with 40 of them or more")
     parser.add_argument("--extras", help=f"of the wheel's, and {BARE} [default: all]")
     parser.add_argument("--python", default=sys.executable, help="what makes the environments")
     parser.add_argument("--json", type=Path, help="write everything here")
