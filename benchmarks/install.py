@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BARE = "none"
 TORCH = ("export", "train", "demo", "dev")  # in this order, in one environment
 _TIMEOUT_S = 1800
-_FEW, _MANY = 12, 40  # photographs: for a quick look, and what learning thresholds takes
+_FEW, _MANY = 20, 40  # photographs: for a quick look, and what learning thresholds takes
 _ENGINE = "onnxruntime|openvino"
 _DOC = re.compile(r"^::: (whycam[\w.]*)$", re.MULTILINE)
 

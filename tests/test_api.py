@@ -122,6 +122,15 @@ def test_the_page_names_each_module_once_and_each_says_what_is_public():
     assert [m for m in MODULES if not getattr(importlib.import_module(m), "__all__", None)] == []
 
 
+def test_the_page_names_what_is_public_before_it_describes_it():
+    parts = re.split(r"^::: whycam[\w.]*$", PAGE, flags=re.MULTILINE)
+    for module, part in zip(MODULES, parts, strict=False):
+        named = {name for name in re.findall(r"`(\w+)`", part) if not name.startswith("whycam")}
+        public = set(importlib.import_module(module).__all__)
+        assert public <= named | {"WhyCamError"}, module
+        assert named - public <= {"__all__", "WhyCamError"}, module
+
+
 def test_a_module_that_says_what_is_public_is_on_the_page():
     names = [m.name for m in pkgutil.walk_packages(whycam.__path__, "whycam.")]
     own = [name for name in names if re.match(r"whycam\.(runtime|export|calibrate|train)\b", name)]
