@@ -71,7 +71,11 @@ VERBS = (
     Verb("bench {model} --rounds 1 --tft off", (_RUNS,)),
     Verb("stream {model} --source {few} -o {out}/why.mp4 --record {out}/why.jsonl", (_RUNS,)),
     Verb(_SERVED, (*_SERVE, _RUNS)),
-    Verb("calibrate thresholds {model} {many} --no-write -o {out} --methods gradcam", (_RUNS,)),
+    Verb(
+        "calibrate thresholds {model} {many} --no-write -o {out} --methods gradcam "
+        "--mask binary --thresholds value",
+        (_RUNS,),
+    ),
     Verb("calibrate compare {model} {model} {few}", (_RUNS,)),
     Verb("calibrate int8 {model} {few} -o {out}/int8.onnx --calibrator minmax", (_ONNX, _CPU)),
     Verb("half {model} -o {out}/half.onnx", (_ONNX, _CPU)),
@@ -98,7 +102,7 @@ WITHOUT_GPU = {
 # What is no verb: a program of the repository, run in a copy of these files.
 PROGRAMS = {
     "demo": ("examples", ["examples/demo.py", "{out}"]),
-    "docs": ("docs mkdocs.yml README.md", ["-m", "mkdocs", "build", "--strict", "-d", "{out}"]),
+    "docs": ("docs mkdocs.yml", ["-m", "mkdocs", "build", "--strict", "-d", "{out}"]),
     "dev": ("tests pyproject.toml", ["-m", "pytest", "-q", "tests/test_cam.py"]),
 }
 
