@@ -5,8 +5,9 @@
 
 For each extra: everything public is imported, with the sources out of reach; the verbs it is for do
 their work; every other verb must end with exit code 2 and one red line that names the right ``pip
-install``. Extras that need torch share one environment, each installed over those before. Packages
-come from the index that pip knows; an extra it does not have is reported with pip's own words.
+install``. Extras that need torch share one environment, each installed over those before, where
+what has worked is not tried again. Packages come from the index that pip knows; an extra it does
+not have is reported with pip's own words.
 
 This is no test, since it takes minutes, gigabytes and a connection. Exit code 1: something failed.
 """
@@ -129,6 +130,7 @@ class Environment:
         self.folder = folder
         self.python = folder / "bin" / "python"
         self.bare = self.size()
+        self.worked: set[Verb] = set()  # what need not be tried again when more is installed
 
     def size(self) -> int:
         """Bytes of all files, links not followed."""
@@ -245,6 +247,8 @@ def check_verb(there: Environment, verb: Verb, places: dict[str, Path], outcome:
     done = there.whycam(arguments, out)
     if not missing:
         outcome.done.append(short(verb.arguments))
+        if done.returncode == 0:
+            there.worked.add(verb)
         if done.returncode != 0:
             outcome.faults.append(f"{short(verb.arguments)}: {done.stderr.strip()[-400:]}")
         elif "build" in arguments[0]:
@@ -356,6 +360,8 @@ def check(
     check_imports(there, outcome)
     places = {**given, "out": work / "out"}
     for verb in VERBS:
+        if verb in there.worked:
+            continue
         print(f"  {extra}: {short(verb.arguments)}", file=sys.stderr, flush=True)
         check_verb(there, verb, places, outcome)
     if extra in WITHOUT_GPU and not gpu_here():
