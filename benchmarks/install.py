@@ -347,8 +347,7 @@ def check(
     done = there.install(str(wheel) if extra == BARE else f"{wheel}[{extra}]")
     outcome.seconds = time.perf_counter() - begin
     if done.returncode != 0:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        outcome.absent = " ".join(errors[-2:])[:400] or done.stderr[-400:]
+        outcome.absent = reasons(done.stderr)
         return outcome
     outcome.size_mb = (there.size() - there.bare) / 1e6
     outcome.torch = there.has("torch")
@@ -371,6 +370,12 @@ def check(
     if extra == BARE:
         check_advice(there, places, outcome)
     return outcome
+
+
+def reasons(said: str) -> str:
+    """The errors in what pip said, also those of a package's own set-up, each once."""
+    found = re.findall(r"^ *((?:[\w.]*Error|ERROR|error): .*)$", said, re.MULTILINE)
+    return "; ".join(dict.fromkeys(found))[:400] or said.strip()[-400:]
 
 
 def extras_of(wheel: Path) -> list[str]:
