@@ -344,7 +344,7 @@ def check(
 ) -> Outcome:
     """Install one extra and run everything."""
     outcome, begin = Outcome(extra), time.perf_counter()
-    done = there.install(str(wheel) if extra == BARE else f"{wheel}[{extra}]")
+    done = there.install(str(wheel) if extra == BARE else f"{wheel}[{extra.replace('+', ',')}]")
     outcome.seconds = time.perf_counter() - begin
     if done.returncode != 0:
         outcome.absent = reasons(done.stderr)
@@ -418,7 +418,9 @@ def main() -> None:
     parser.add_argument("wheel", type=Path)
     parser.add_argument("model", type=Path, help="an ONNX file made by whycam export")
     parser.add_argument("photographs", type=Path, help="a folder with 40 of them or more")
-    parser.add_argument("--extras", help=f"of the wheel's, and {BARE} [default: all]")
+    parser.add_argument(
+        "--extras", help=f"of the wheel's, {BARE}, or several as cpu+serve [default: each]"
+    )
     parser.add_argument("--python", default=sys.executable, help="what makes the environments")
     parser.add_argument("--json", type=Path, help="write everything here")
     options = parser.parse_args()
