@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format types bench docs clean
+.PHONY: help demo test test-fast lint format types bench docs dist clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -40,9 +40,11 @@ format: $(VENV)/dev.stamp ## let ruff rewrite the files
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# mypy does not follow setuptools' editable finder; a link gives it the package by its name.
-types: $(VENV)/dev.stamp ## mypy, strict
-	mkdir -p $(VENV)/typed && ln -sfn "$(CURDIR)" $(VENV)/typed/whycam
+# What reads sources does not follow setuptools' editable finder; a link gives it the package by name.
+$(VENV)/typed/whycam: | $(BIN)/python
+	mkdir -p $(@D) && ln -sfn "$(CURDIR)" $@
+
+types: $(VENV)/dev.stamp $(VENV)/typed/whycam ## mypy, strict
 	MYPYPATH=$(VENV)/typed $(BIN)/mypy
 
 bench: $(VENV)/dev.stamp ## times against plain classification and peers, on this machine
@@ -52,8 +54,18 @@ $(VENV)/docs.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@
 
-docs: $(VENV)/docs.stamp ## the documentation as a site in build/site, links checked
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site
+docs: $(VENV)/docs.stamp $(VENV)/typed/whycam ## the documentation as a site in build/site, links checked
+	PYTHONPATH=$(VENV)/typed NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site
+
+$(VENV)/dist.stamp: | $(BIN)/python
+	$(BIN)/python -m pip install --quiet 'build>=1.4'
+	touch $@
+
+# The wheel is built from the archive, so nothing that lies about in a checkout gets into it.
+dist: $(VENV)/dist.stamp ## source archive and wheel in dist/
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	@ls -l dist
 
 clean: ## remove the virtual environment and everything made
-	rm -rf $(VENV) .demo build *.egg-info
+	rm -rf $(VENV) .demo build dist *.egg-info

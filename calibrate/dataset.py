@@ -75,6 +75,9 @@ def open_dataset(path: str | Path) -> Dataset:
             with the columns file and label, a header or none, paths relative to it; or a folder
             with JPEGImages and Annotations as Pascal VOC has them.
 
+    Returns:
+        The list, in a fixed order.
+
     Raises:
         DataError: nothing there, or it cannot be read.
     """

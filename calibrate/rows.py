@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..runtime.files import OutputError
+from ..runtime.errors import OutputError
 
 ROWS = "pictures.jsonl"
 

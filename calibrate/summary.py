@@ -79,7 +79,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
         explained: which class, ``predicted`` or ``label``.
         pictures: photographs measured.
         labelled: of these, with a known class.
-        accuracy: on these; None without any.
+        accuracy: on these; None without any. ``accuracy_standard_error`` is that of it.
         results: one entry for each method and variant.
         taus: thresholds of the sweep.
         rpi: for each method the mean relative probability increase at each threshold.
@@ -109,7 +109,18 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
     def result(self, method: str, variant: str) -> Result:
-        """One method in one variant; KeyError if it was not measured."""
+        """What was found for one method in one variant.
+
+        Args:
+            method: as ``gradcam``.
+            variant: as ``original`` or ``tft``.
+
+        Returns:
+            One of ``results``.
+
+        Raises:
+            KeyError: it was not measured.
+        """
         for each in self.results:
             if (each.method, each.variant) == (method, variant):
                 return each

@@ -43,16 +43,16 @@ _WITH_TORCH = {
 }
 
 
-def require_torch(purpose: str) -> None:
+def require_torch(purpose: str, extra: str = "export") -> None:
     """See that torch is here, before a module that imports it is asked for.
 
     Raises:
-        MissingExtraError: it is not; names ``purpose``.
+        MissingExtraError: it is not; names ``purpose``, and ``extra`` as what brings it.
     """
     try:
         import torch
     except ImportError as error:
-        raise MissingExtraError("torch", "export", purpose) from error
+        raise MissingExtraError("torch", extra, purpose) from error
     del torch
 
 

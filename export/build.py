@@ -22,8 +22,8 @@ from ..runtime.engines.plan import (
     sidecar_of,
     write_sidecar,
 )
-from ..runtime.errors import ModelFileError, RequestError
-from ..runtime.files import OutputError, replacing, write_whole
+from ..runtime.errors import ModelFileError, OutputError, RequestError
+from ..runtime.files import replacing, write_whole
 from ..runtime.manifest import FilePrecision, Manifest
 from .build_request import (
     TURING,
@@ -98,6 +98,9 @@ def to_plan(
         timing_cache: for ``tensorrt``: a file that makes the next build faster; made if absent.
         tick: told what is done, and steps since.
         total: told how many steps there will be.
+
+    Returns:
+        What was built.
 
     Raises:
         RequestError: a wish that cannot be met.

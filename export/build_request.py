@@ -12,8 +12,7 @@ from ..runtime.engines import cuda
 from ..runtime.engines.cuda import Device
 from ..runtime.engines.plan import Library, Range
 from ..runtime.engines.trt_load import import_library
-from ..runtime.errors import EngineError, ModelFileError, RequestError
-from ..runtime.files import OutputError
+from ..runtime.errors import EngineError, ModelFileError, OutputError, RequestError
 from ..runtime.manifest import FilePrecision, Manifest
 from ..runtime.onnxfile import digest, read_manifest
 from .trt_network import Shape, targets_of

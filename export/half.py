@@ -91,6 +91,9 @@ def to_half(
         path: the file to write.
         precision: ``fp16``, or ``bf16``: the range of float32 with three digits.
 
+    Returns:
+        What was made, with the proof.
+
     Raises:
         RequestError: the file is not in float32, is the one to write, or both fuses layers and
             sweeps thresholds inside.

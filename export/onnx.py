@@ -208,7 +208,18 @@ def layers(
     num_classes: int | None = None,
     overrides: Overrides | None = None,
 ) -> tuple[list[Layer], Layer | None]:
-    """Where a model can be cut, from image to logits, and the layer that export would choose."""
+    """Where a model can be cut, and where ``to_onnx`` would cut it.
+
+    Args:
+        model: as ``to_onnx`` takes it.
+        weights, num_classes, overrides: as ``to_onnx`` takes them; weights do not matter here.
+
+    Returns:
+        The places from image to logits, and the one that would be chosen, or None.
+
+    Raises:
+        ExportError: the model cannot be loaded, or its graph not be recorded.
+    """
     source = resolve(model, weights, None, num_classes, overrides)
     captured = capture(source.model, source.preprocess.size)
     try:

@@ -2,6 +2,24 @@
 
 from __future__ import annotations
 
+__all__ = [
+    "DataError",
+    "EngineError",
+    "ExportError",
+    "ImageError",
+    "MissingExtraError",
+    "ModelFileError",
+    "OutputError",
+    "RequestError",
+    "SourceError",
+    "TargetLayerError",
+    "TrainingError",
+    "VerificationError",
+    "WhyCamError",
+    "WindowError",
+    "WrongAnswerError",
+]
+
 
 class WhyCamError(Exception):
     """Base of every error whycam raises on purpose (the command line exits with code 2)."""
@@ -15,8 +33,16 @@ class SourceError(WhyCamError):
     """A video source is missing, cannot be opened, was lost for good, or gives no frame."""
 
 
+class WindowError(WhyCamError):
+    """No window can be opened here."""
+
+
 class ModelFileError(WhyCamError):
     """A model file is missing, damaged, foreign, or does not match its manifest."""
+
+
+class OutputError(WhyCamError):
+    """A file cannot be written: no such folder, no permission, disk full."""
 
 
 class DataError(WhyCamError):
@@ -52,7 +78,13 @@ class VerificationError(WhyCamError):
 
 
 class MissingExtraError(WhyCamError):
-    """An optional dependency is absent; the message holds the exact ``pip install``."""
+    """An optional dependency is absent; the message holds the exact ``pip install``.
+
+    Args:
+        package: what is absent.
+        extra: of whycam, that brings it.
+        purpose: what it is needed for.
+    """
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(

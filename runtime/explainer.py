@@ -45,6 +45,15 @@ class Explainer:
         batch: how many images at most go through the network at once.
         draft: runs the same network in less precision: TFT tries every threshold there, and the
             best again here: two, or ``Tft.again``.
+
+    Args:
+        engine: runs the graph; ``load`` finds one.
+        manifest: of the graph, see ``read_manifest``.
+        memory_mb: bound on the activations of one batch, in MiB.
+        draft: see above.
+
+    Raises:
+        RequestError: no memory, or a draft of another network.
     """
 
     def __init__(
@@ -202,6 +211,10 @@ class Explainer:
         Args:
             pictures: from ``read_picture``, uint8 [h, w, 3]; of one size where the graph takes
                 pictures itself.
+
+        Returns:
+            float32 [N, 3, H, W], resized, cropped and normalised; or uint8 [N, h, w, 3] where the
+            graph takes pictures itself. Then a ``Placement`` for each.
 
         Raises:
             RequestError: a picture of another size than the file was exported for.
@@ -496,6 +509,9 @@ def load(
         gpu: index of the GPU, for engines that use one.
         check: whether an engine other than ONNX Runtime on the CPU, where each export was checked,
             must first reproduce PyTorch's answers for the test patterns in the file, in fp32.
+
+    Returns:
+        An ``Explainer``, ready to explain.
 
     Raises:
         ModelFileError: the file is missing, damaged, or was not made by whycam.

@@ -71,7 +71,14 @@ class Explanation:
     geometry: str = "input"
 
     def on_picture(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Carry ``map``, ``original_map`` or ``mask`` to the picture's own pixels, [h, w]."""
+        """Carry ``map``, ``original_map`` or ``mask`` to the picture's own pixels.
+
+        Args:
+            values: float32, one of the three.
+
+        Returns:
+            float32 [h, w], 0 outside what the network saw.
+        """
         if self.geometry == "picture":
             return values
         return to_picture(values, self.placement)
@@ -101,6 +108,9 @@ class Explanation:
 
         Returns:
             uint8 [h, w, 3], RGB, the picture's own size.
+
+        Raises:
+            RequestError: an opacity out of its range.
         """
         if not 0 <= opacity <= 1:
             raise RequestError(f"opacity must lie in [0, 1], not {opacity}")
@@ -133,9 +143,13 @@ class Explanation:
             path: its ending says the type.
             figure: write ``figure()`` instead of ``overlay()``.
 
+        Returns:
+            Where the file is.
+
         Raises:
             RequestError: an ending that is no picture type.
             OutputError: a place that cannot be written.
+            MissingExtraError: a figure without matplotlib.
         """
         target = Path(path)
         if target.suffix.lower() not in PICTURE_TYPES:
@@ -154,9 +168,10 @@ class Explanation:
 
     def _drawn(self, figure: bool) -> Picture:
         if figure:
+            drawn = self.figure()
             from .figure import rasterised
 
-            return rasterised(self.figure())
+            return rasterised(drawn)
         text = f"{self.label} {self.probability:.3f}  {self.method}"
         if self.threshold is not None:
             text += f"  tau {self.threshold:.2g}"

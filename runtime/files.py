@@ -8,11 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import WhyCamError
-
-
-class OutputError(WhyCamError):
-    """A file cannot be written: no such folder, no permission, disk full."""
+from .errors import OutputError
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from .errors import ModelFileError, RequestError
 from .search import Prior
 from .tft import Tft
 
+__all__ = ["Manifest", "Preprocess", "Reference"]
+
 VERSION = 1
 METADATA_KEY = "whycam"
 
@@ -27,7 +29,8 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         size: (H, W) of the network input.
         resize: what the picture is resized to before the crop. One number: its shorter side;
             two: (height, width) whatever the picture's proportions; none: not at all.
-        interpolation: of the resize, with antialias, as Pillow does it.
+        interpolation: of the resize.
+        antialias: whether the resize averages where it shrinks, as Pillow does it; always so.
         crop: ``center`` is the only one there is; a picture smaller than the crop gets a black
             border.
         color: the channel order the network wants.

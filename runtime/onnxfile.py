@@ -18,6 +18,8 @@ from .errors import ModelFileError
 from .files import replacing
 from .manifest import METADATA_KEY, Manifest, parse
 
+__all__ = ["digest", "read_manifest", "with_manifest"]
+
 _IR_VERSION, _GRAPH, _OPSETS, _METADATA = 1, 7, 8, 14  # field numbers of ModelProto
 _NODE, _GRAPH_OUTPUT = 1, 12  # of GraphProto
 _NODE_INPUT, _NODE_OUTPUT, _NODE_OPERATOR = 1, 2, 4  # of NodeProto
@@ -71,6 +73,14 @@ def with_manifest(
 
     Graph, digest and other people's metadata stay as they are. The copy takes its place whole or
     not at all, and is never in memory as a whole.
+
+    Args:
+        source: the ONNX file.
+        target: where the copy goes.
+        manifest: what it shall say of itself.
+
+    Returns:
+        Where the copy is.
 
     Raises:
         ModelFileError: the source is missing, no ONNX, or truncated.

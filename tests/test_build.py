@@ -35,8 +35,13 @@ from whycam.export.build import check_network
 from whycam.export.commands import areas, capabilities, span
 from whycam.runtime.engines import cuda, selftest
 from whycam.runtime.engines.plan import Range, Tensor, digest_of, read_plan, sidecar_of
-from whycam.runtime.errors import EngineError, ModelFileError, RequestError, VerificationError
-from whycam.runtime.files import OutputError
+from whycam.runtime.errors import (
+    EngineError,
+    ModelFileError,
+    OutputError,
+    RequestError,
+    VerificationError,
+)
 from whycam.runtime.onnxfile import digest, read_manifest, with_manifest
 
 trt = pytest.importorskip("tensorrt_rtx")

@@ -210,6 +210,25 @@ def test_verify_refuses_a_file_whose_weights_changed(whycam, lite0_onnx, tmp_pat
     assert "digest" in result.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [
+        ("export torchvision/resnet18 -o x.onnx", "export"),
+        ("train classifier torchvision/resnet18 --data . -o x", "train"),
+        ("train aft torchvision/resnet18 --data . -o x", "train"),
+    ],
+)
+def test_without_torch_a_verb_names_the_extra_that_brings_all_it_needs(
+    whycam, monkeypatch, tmp_path, arguments, extra
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    result = whycam(*arguments.split())
+    assert result.code == 2
+    assert f'pip install "whycam[{extra}]"' in " ".join(result.err.split())
+    assert not list(tmp_path.iterdir())
+
+
 def test_export_needs_a_place_to_write(whycam):
     result = whycam("export", "torchvision/resnet18")
     assert result.code == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 
 import whycam
 from whycam import WhyCamError
-from whycam.runtime.errors import RequestError
+from whycam.runtime.errors import MissingExtraError, RequestError
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,17 @@ def test_overlay_leaves_the_picture_alone_where_the_map_is_zero(explained):
 def test_original_overlay_ignores_the_threshold(explained):
     shown = explained["tft"].overlay(original=True)
     np.testing.assert_array_equal(shown, explained["plain"].overlay())
+
+
+@pytest.mark.parametrize("draw", [lambda e: e.figure(), lambda e: e.save("x.png", figure=True)])
+def test_without_matplotlib_a_figure_names_the_extra(tiny, monkeypatch, tmp_path, draw):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "whycam.runtime.figure", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    found = tiny.explain(np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(MissingExtraError, match=r'pip install "whycam\[plot\]"'):
+        draw(found)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("opacity", [-0.1, 1.1, float("nan")])

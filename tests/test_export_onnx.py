@@ -22,8 +22,7 @@ from torch import nn
 import whycam
 from whycam.export import Overrides, graph, to_onnx
 from whycam.export.source import resolve
-from whycam.runtime.errors import ExportError, RequestError, VerificationError
-from whycam.runtime.files import OutputError
+from whycam.runtime.errors import ExportError, OutputError, RequestError, VerificationError
 from whycam.runtime.images import read_picture
 from whycam.runtime.preprocess import crop_resized, normalise
 

@@ -27,11 +27,11 @@ from whycam.runtime.engines.selftest import check, tolerance_of
 from whycam.runtime.errors import (
     DataError,
     MissingExtraError,
+    OutputError,
     RequestError,
     VerificationError,
     WhyCamError,
 )
-from whycam.runtime.files import OutputError
 from whycam.runtime.likeness import pearson
 from whycam.runtime.onnxfile import digest, read_manifest
 from whycam.runtime.tft import Tft

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from whycam.runtime.files import OutputError
+from whycam.runtime.errors import OutputError
 from whycam.train.cache import CHUNK, Cache
 
 LAYOUT = {"a": ((2, 3), "float16"), "b": ((), "int64")}

@@ -12,8 +12,7 @@ from networks import CLASSES, SMALL, linear
 from whycam.cli import main
 from whycam.export import to_onnx
 from whycam.export.triton import repository_name, write_repository
-from whycam.runtime.errors import ModelFileError, RequestError
-from whycam.runtime.files import OutputError
+from whycam.runtime.errors import ModelFileError, OutputError, RequestError
 
 LABELS = [f"class {i}" for i in range(CLASSES - 1)] + ['"quoted", näme']
 

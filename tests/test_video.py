@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from captures import number_of, picture, read_video
 
-from whycam.runtime.errors import RequestError
-from whycam.runtime.files import OutputError
+from whycam.runtime.errors import OutputError, RequestError
 from whycam.runtime.live import mp4, video
 from whycam.runtime.live.video import VideoFile
 
@@ -115,7 +114,7 @@ def test_frames_that_do_not_reach_the_disk_are_noticed(run_python, tmp_path):
         import resource
         import numpy as np
         from whycam.runtime.live.video import VideoFile
-        from whycam.runtime.files import OutputError
+        from whycam.runtime.errors import OutputError
         film = VideoFile({str(tmp_path / "film.mp4")!r}, 25)
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
         rng = np.random.default_rng(0)

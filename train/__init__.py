@@ -1,1 +1,45 @@
-"""Training for cleaner maps. Needs torch: import ``whycam.train.aft`` or ``.classifier``."""
+"""Training on your own photographs: a classifier, and cleaner maps for one (AFT).
+
+Needs the extra ``train``, so what is named here is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ..export import require_torch
+
+if TYPE_CHECKING:
+    from .aft import Tuned, train_aft
+    from .classifier import Trained, train_classifier
+    from .loop import Plan
+    from .objective import Objective
+    from .run import Machines
+
+__all__ = [
+    "Machines",
+    "Objective",
+    "Plan",
+    "Trained",
+    "Tuned",
+    "train_aft",
+    "train_classifier",
+]
+
+_MODULES = {
+    "Machines": "run",
+    "Objective": "objective",
+    "Plan": "loop",
+    "Trained": "classifier",
+    "Tuned": "aft",
+    "train_aft": "aft",
+    "train_classifier": "classifier",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require_torch("training", "train")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)

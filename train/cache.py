@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.files import OutputError
+from ..runtime.errors import OutputError
 
 CHUNK = 128
 OPEN_FILES = 256  # each memory map holds a file open, and systems allow a process about a thousand

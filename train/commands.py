@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..export import require_torch
 from ..runtime import options
 from ..runtime.cam import METHODS
 from ..runtime.console import out, print_json, progress
@@ -87,6 +88,7 @@ def classifier(
     as_json: Json = False,
 ) -> None:
     """Fine-tune the last stage of a pretrained network on your own classes."""
+    require_torch("training", "train")
     from ..export import Overrides
     from .classifier import train_classifier
 
@@ -199,6 +201,7 @@ def aft(
     as_json: Json = False,
 ) -> None:
     """Tune a classifier so that its plain maps need no clean-up, and measure what came of it."""
+    require_torch("training", "train")
     from ..export import Overrides
     from .aft import train_aft
     from .objective import DISTILLATION, Objective

@@ -16,8 +16,14 @@ import torch
 from ..calibrate.dataset import Dataset
 from ..export.saved import SavedModel, is_saved, read_saved
 from ..export.source import Source
-from ..runtime.errors import MissingExtraError, RequestError, TrainingError, WhyCamError
-from ..runtime.files import OutputError, write_whole
+from ..runtime.errors import (
+    MissingExtraError,
+    OutputError,
+    RequestError,
+    TrainingError,
+    WhyCamError,
+)
+from ..runtime.files import write_whole
 
 try:
     from lightning_fabric import Fabric

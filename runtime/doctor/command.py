@@ -53,7 +53,8 @@ def doctor(
     """
     import msgspec
 
-    from ..files import OutputError, writable, write_whole
+    from ..errors import OutputError
+    from ..files import writable, write_whole
     from .check import Settings
     from .doctor import examine, steps
     from .report import report_parts

@@ -29,6 +29,9 @@ class Overlay:
             thresholded.
         contour: whether the region above the threshold is outlined.
         caption: whether label, probability and threshold are written over the frame.
+
+    Raises:
+        RequestError: a number out of its range.
     """
 
     def __init__(

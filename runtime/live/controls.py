@@ -16,6 +16,8 @@ from ..manifest import Manifest
 from ..route import route
 from ..targets import per_picture
 
+__all__ = ["Controls", "Look", "StreamFrame", "Timing"]
+
 Sweep = Literal["off", "every", "track"]
 SWEEPS: tuple[Sweep, ...] = get_args(Sweep)
 
@@ -56,7 +58,15 @@ class Look(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Controls:
-    """The look in force, which any thread may replace while the stream runs."""
+    """The look in force, which any thread may replace while the stream runs.
+
+    Args:
+        manifest: of the file that explains.
+        look: at the beginning; None: the usual one.
+
+    Raises:
+        RequestError: a look that cannot be used with this file.
+    """
 
     def __init__(self, manifest: Manifest, look: Look | None = None) -> None:
         self._manifest = manifest

@@ -9,8 +9,11 @@ from typing import Any
 
 import msgspec
 
-from ..files import OutputError, replacing
+from ..errors import OutputError
+from ..files import replacing
 from .controls import StreamFrame
+
+__all__ = ["RecordFile", "record_of"]
 
 
 def record_of(frame: StreamFrame) -> dict[str, Any]:

@@ -223,6 +223,9 @@ def stream(
         method, tft, target, threshold, opacity, smoothing, contour: see ``Look``.
         options: see ``Stream``.
 
+    Returns:
+        A ``Stream`` to iterate over, which has begun to read.
+
     Raises:
         SourceError: the source cannot be opened.
         RequestError: a setting that cannot be used with this file.

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import RequestError
-from ..files import OutputError, replacing
+from ..errors import OutputError, RequestError
+from ..files import replacing
 from ..images import Picture
 from . import mp4
 from .pipe import Pipe
+
+__all__ = ["VideoFile"]
 
 # MPEG-4 Part 2: the one codec for .mp4 that every build of OpenCV can write.
 CODEC = "mp4v"

@@ -5,14 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
-from ..errors import WhyCamError
+from ..errors import WindowError
 from ..images import Picture
 
 _KEYS = (ord("q"), 27)  # Esc
-
-
-class WindowError(WhyCamError):
-    """No window can be opened here."""
 
 
 class Window:

@@ -18,6 +18,8 @@ from ..live.controls import SWEEPS, Look, StreamFrame
 from ..manifest import Manifest
 from ..route import route
 
+__all__ = ["unpack"]
+
 State = Literal["live", "lost", "ended"]
 
 # More is not seen on a page, and takes longer to encode and to send.

@@ -22,6 +22,8 @@ from .packet import State, hello
 if TYPE_CHECKING:
     import uvicorn
 
+__all__ = ["Server"]
+
 LOOPBACK = "127.0.0.1"
 _MESSAGE_BYTES = 16 * 1024
 # How long pages may take to hear that the stream has ended.
@@ -134,7 +136,12 @@ class Server:
         return True
 
     def tell(self, state: State, text: str = "") -> None:
-        """Say on every page how the stream is: ``live``, ``lost`` or ``ended``, and in words."""
+        """Say on every page how the stream is.
+
+        Args:
+            state: ``live``, ``lost`` or ``ended``.
+            text: the same in words, as the reason of a loss.
+        """
         self.feed.tell(state, text)
 
     def tell_event(self, event: Event) -> None:
