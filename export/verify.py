@@ -49,6 +49,7 @@ _CHANNELS_CHECKED = 4
 # untrained networks, whose classes are all alike, have no larger ones.
 _LEAST_WEIGHT = 1e-4
 _LEAST_PROBABILITY = 1e-12
+_FLAT = 1e-3  # below this part of its magnitude a map's differences hold no four digits
 _DRAWS = 6
 
 
@@ -283,7 +284,10 @@ def _map_difference(graph: ExplainingGraph, found: dict[str, NDArray[Any]]) -> f
         ]
         raw = cam.fuse([*before, raw])
     maps = found["maps" if graph.tft is None else "original_maps"]
-    return float(np.abs(maps - cam.finish(raw, graph.size)).max())
+    differences = np.abs(maps - cam.finish(raw, graph.size)).max((-2, -1))
+    # Stretched to [0, 1], a map that is all but constant is the rounding of its numbers.
+    shows = np.ptp(raw, axis=(-2, -1)) > _FLAT * np.abs(raw).max((-2, -1))
+    return float(differences[shows].max(initial=0.0))
 
 
 def _earlier_difference(exact: Float64, found: dict[str, NDArray[np.generic]]) -> float:

@@ -16,6 +16,7 @@ from agreement import assert_same, without_own_maps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import CLASSES, SMALL, curved, linear
+from torch import nn
 
 import whycam
 from whycam.export import to_onnx
@@ -69,6 +70,16 @@ def test_class_that_is_all_but_impossible_does_not_make_an_export_wrong(tmp_path
         model, tmp_path / "sure.onnx", overrides=SMALL, outputs=["raw", "tft"], tft=Tft(taus=(0.5,))
     )
     assert made.verification.tft <= 1e-4
+
+
+def test_map_that_is_all_but_constant_does_not_make_an_export_wrong(tmp_path):
+    """Whether it counts as constant hangs on rounding, and so does all that it shows if not."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Hardtanh(1.0, 1.0 + 2e-6), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(4, 5),
+    ).eval()  # fmt: skip
+    made = to_onnx(model, tmp_path / "flat.onnx", overrides=SMALL, outputs=["raw", "map"])
+    assert made.verification.maps <= 1e-4
 
 
 @pytest.mark.parametrize("method", OWN)
