@@ -59,13 +59,13 @@ def test_class_that_is_all_but_impossible_does_not_make_an_export_wrong(tmp_path
     """Masking the picture brings a class of probability 1e-34 to life."""
     model = linear()
     with torch.no_grad():
-        # Class 0 wins by 80 or more where there is a picture; where there is none, all are equal.
+        # Class 0 wins by some 75 where there is a picture; where there is none, all are equal.
         for name, values in model.named_parameters():
             if name.endswith("bias"):
                 values.zero_()
         seen = model[:-1](torch.randn(8, 3, 32, 32)).mean(0)
         model[-1].weight.zero_()
-        model[-1].weight[0] = 80 * seen / (seen @ seen)
+        model[-1].weight[0] = 120 * seen / (seen @ seen)
     made = to_onnx(
         model, tmp_path / "sure.onnx", overrides=SMALL, outputs=["raw", "tft"], tft=Tft(taus=(0.5,))
     )
