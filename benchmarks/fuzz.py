@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kind", default=",".join(KINDS), help=f"Of: {', '.join(KINDS)}.")
     parser.add_argument("--case", help="Run this one alone, as onnx:123.")
-    parser.add_argument("--limit", type=float, default=60, help="Seconds for a case.")
+    parser.add_argument("--limit", type=float, default=120, help="Seconds for a case.")
     parser.add_argument("--keep", type=Path, default=Path("fuzz-failures"))
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

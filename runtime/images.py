@@ -58,7 +58,9 @@ def read_picture(source: PictureSource) -> Picture:
             return _read_file(Path(source))
     if isinstance(source, np.ndarray):
         return _from_array(source)
-    if hasattr(source, "convert") and hasattr(source, "mode"):
+    from PIL import Image
+
+    if isinstance(source, Image.Image):
         with _without_warnings():
             return _from_pillow(source, "the Pillow image")
     raise ImageError(

@@ -8,6 +8,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -217,7 +218,10 @@ def test_empty_pillow_image_is_refused():
         read_picture(Image.new("RGB", (0, 5)))
 
 
-@pytest.mark.parametrize("source", [None, 7, b"bytes", [[1, 2], [3, 4]], object()])
+@pytest.mark.parametrize(
+    "source",
+    [None, 7, b"bytes", [[1, 2], [3, 4]], object(), SimpleNamespace(convert=None, mode="RGB")],
+)
 def test_other_things_are_refused(source):
     with pytest.raises(ImageError, match=type(source).__name__):
         read_picture(source)
