@@ -190,3 +190,13 @@ def test_classes_that_there_are_not_are_refused(manifest_of):
         with pytest.raises(WhyCamError, match=rf"classes {chosen} to {chosen} of 3"):
             check_found({"targets": np.full((1, 1), chosen)}, feeds, manifest_of())
     check_found({"targets": np.full((1, 1), 2)}, feeds, manifest_of())
+
+
+def test_outputs_beyond_the_promised_ones_are_let_through(manifest_of):
+    """The export compares more than it promises."""
+    feeds = {"target": np.zeros((1, 1), np.int64)}
+    check_found(
+        {"activations": np.zeros((1, 9, 9))},
+        feeds,
+        manifest_of(outputs=("map",), map_method="gradcam", methods=("gradcam",)),
+    )
