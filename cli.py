@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 the request cannot be met (one red line says why), 1 our f
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import traceback
@@ -384,6 +385,10 @@ _INTERRUPTED = 130  # what shells expect after SIGINT
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The entry point: runs a command and exits."""
+    # File names may hold bytes that are no text, and labels letters that a terminal has not.
+    for printed in (sys.stdout, sys.stderr):
+        if isinstance(printed, io.TextIOWrapper):
+            printed.reconfigure(errors="backslashreplace")
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     sys.exit(_run([argument for argument in given if argument != "--debug"], debug))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -82,14 +83,14 @@ def open_dataset(path: str | Path) -> Dataset:
         DataError: nothing there, or it cannot be read.
     """
     place = Path(path)
+    if not os.path.exists(path):  # False, where pathlib raises: names too long, or with NUL
+        raise DataError(f"there is no folder or file {place}")
     if place.is_file():
         kind, samples = "csv", _from_csv(place)
     elif (place / "JPEGImages").is_dir() and (place / "Annotations").is_dir():
         kind, samples = "voc", _from_voc(place)
-    elif place.is_dir():
-        kind, samples = "folder", _from_folder(place)
     else:
-        raise DataError(f"there is no folder or file {place}")
+        kind, samples = "folder", _from_folder(place)
     if not samples:
         raise DataError(f"no pictures in {place}")
     return Dataset(place, kind, tuple(samples))

@@ -27,11 +27,23 @@ def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
         model = onnx.load(os.fspath(path))
         del model.metadata_props[:]
         inferred: onnx.ModelProto = onnx.shape_inference.infer_shapes(model)
+        _read_names(inferred.graph)
     except Exception as error:
         raise ModelFileError(f"cannot read {path} for conversion: {error}") from error
     for index, node in enumerate(inferred.graph.node):
         node.name = node.name or f"node_{index}"
     return inferred
+
+
+def _read_names(graph: onnx.GraphProto) -> None:
+    """protobuf hands on names that are no text as bytes, or refuses when they are read."""
+    named = (*graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info)
+    names = [each.name for each in named]
+    for node in graph.node:
+        names += [node.op_type, node.domain, *node.input, *node.output]
+        names += [attribute.name for attribute in node.attribute]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("it has names that are no text")
 
 
 def write_onnx(model: onnx.ModelProto, path: Path) -> None:

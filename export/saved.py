@@ -35,7 +35,7 @@ class SavedModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 def is_saved(path: str | os.PathLike[str]) -> bool:
     """Whether a folder holds a trained model."""
-    return (Path(path) / DESCRIPTION).is_file()
+    return os.path.isfile(Path(path) / DESCRIPTION)  # False, where pathlib raises
 
 
 def save_model(folder: Path, description: SavedModel, state: dict[str, torch.Tensor]) -> None:

@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -259,7 +260,7 @@ def _call_factory(spec: str) -> torch.nn.Module:
 
 
 def _module_from_file(path: Path) -> ModuleType:
-    if not path.is_file():
+    if not os.path.isfile(path):  # False, where pathlib raises: names too long, or with NUL
         raise ExportError(f"there is no file {path}")
     specification = importlib.util.spec_from_file_location(path.stem, path)
     assert specification is not None
@@ -333,7 +334,7 @@ def _load_weights(model: torch.nn.Module, path: Path) -> None:
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ExportError(f"there is no weight file {path}")
     try:
         if path.suffix == ".safetensors":

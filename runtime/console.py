@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape as escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -21,14 +22,10 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
-def escape(text: str) -> str:
-    """Text as it is, where rich would read markup."""
-    return text.replace("[", "\\[")
-
-
 def print_json(document: Any) -> None:
-    """One JSON document on standard output."""
-    out.print_json(document if isinstance(document, str) else json.dumps(document))
+    """One JSON document on standard output, in ASCII: any terminal and any pipe can take it."""
+    text = document if isinstance(document, str) else json.dumps(document)
+    out.print_json(text, ensure_ascii=True)
 
 
 def print_error(text: str) -> None:

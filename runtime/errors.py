@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 __all__ = [
     "DataError",
     "EngineError",
@@ -20,9 +22,22 @@ __all__ = [
     "WrongAnswerError",
 ]
 
+_LONGEST = 1600  # characters of a message; what a damaged file says of itself may be megabytes
+_KEPT_AT_END = 400
+_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
+# Terminals obey the first; the second are bytes of file names that are not UTF-8.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
 
 class WhyCamError(Exception):
-    """Base of every error whycam raises on purpose (the command line exits with code 2)."""
+    """Base of every error whycam raises on purpose (the command line exits with code 2).
+
+    Messages quote file names, other libraries and what files hold. Whatever these are, a message
+    is one paragraph that any terminal can show.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_shown(_BREAKS.sub(" ", message.strip())))
 
 
 class ImageError(WhyCamError):
@@ -68,6 +83,9 @@ class ExportError(WhyCamError):
 class TargetLayerError(ExportError):
     """No layer, or not the named one, can serve as target layer; lists those that can."""
 
+    def __init__(self, message: str) -> None:
+        Exception.__init__(self, message)  # a list has lines
+
 
 class TrainingError(WhyCamError):
     """Training cannot begin, go on, or be resumed."""
@@ -91,3 +109,10 @@ class MissingExtraError(WhyCamError):
             f"{purpose} needs the package '{package}', which is not installed. "
             f'Install it with: pip install "whycam[{extra}]"'
         )
+
+
+def _shown(text: str) -> str:
+    text = _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[: _LONGEST - _KEPT_AT_END]} [...] {text[-_KEPT_AT_END:]}"

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from . import cam, tft
 from .cam import Method
 from .engines.engine import Engine, EngineSettings, Hint, Precision, open_engine
+from .engines.plan import is_plan
 from .errors import EngineError, RequestError
 from .explanation import Explanation
 from .images import Picture, read_picture
 from .manifest import Manifest
-from .onnxfile import read_manifest
+from .onnxfile import check_digest, read_manifest
 from .preprocess import Placement, crop_resized, normalise, place
 from .route import Route, Thresholding, route
 from .scorecam import Progress, score_weights
@@ -507,8 +508,9 @@ def load(
             best (or ``Tft.again``) are tried again as ``precision`` says, and only these count.
             None: all as ``precision`` says.
         gpu: index of the GPU, for engines that use one.
-        check: whether an engine other than ONNX Runtime on the CPU, where each export was checked,
-            must first reproduce PyTorch's answers for the test patterns in the file, in fp32.
+        check: whether the file must be, bit for bit, what whycam wrote, and an engine other than
+            ONNX Runtime on the CPU, where each export was checked, must first reproduce PyTorch's
+            answers for the test patterns in the file, in fp32.
 
     Returns:
         An ``Explainer``, ready to explain.
@@ -539,7 +541,10 @@ def load(
             hint=hint,
             cache=cache,
             gpu=gpu,
-            check=check,
+            # In bf16 nothing is compared, and the file is the same.
+            check=check and sweep_in != "bf16",
         )
+    if check and not is_plan(path):  # a plan's digest is compared wherever one is loaded
+        check_digest(path, manifest)
     opened = open_engine(path, manifest, engine, settings, check)
     return Explainer(opened, manifest, memory_mb, draft)

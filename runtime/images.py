@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,25 +54,60 @@ def read_picture(source: PictureSource) -> Picture:
         ImageError: unreadable, truncated, too large, empty, or of another type or shape.
     """
     if isinstance(source, str | os.PathLike):
-        return _read_file(Path(source))
+        with _without_warnings():
+            return _read_file(Path(source))
     if isinstance(source, np.ndarray):
         return _from_array(source)
-    if hasattr(source, "convert") and hasattr(source, "mode"):
-        return _from_pillow(source, "the Pillow image")
+    from PIL import Image
+
+    if isinstance(source, Image.Image):
+        with _without_warnings():
+            return _from_pillow(source, "the Pillow image")
     raise ImageError(
         f"cannot read a picture from {type(source).__name__}: pass a path, a uint8 array "
         "[H, W, 3] in RGB order, or a Pillow image"
     )
 
 
+_lock = threading.Lock()
+_reading = 0
+_filters = warnings.catch_warnings()
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """What Pillow warns of (odd metadata, large pictures) is read all the same, or refused here.
+
+    Python's filters are one list for all threads: the first reader changes them, and the last one
+    puts them back. Each for itself, as two come and go, would leave them changed for good.
+    """
+    global _reading, _filters
+    with _lock:
+        if _reading == 0:
+            _filters = warnings.catch_warnings()
+            _filters.__enter__()
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+        _reading += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _reading -= 1
+            if _reading == 0:
+                _filters.__exit__(None, None, None)
+
+
 def _read_file(path: Path) -> Picture:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return _from_pillow(image, str(path))
+        with Image.open(path) as image:
+            if image.format == "EPS":
+                raise ImageError(
+                    f"{path} is a PostScript program, which would have to be run to see it; "
+                    "convert it to PNG"
+                )
+            return _from_pillow(image, str(path))
     except ImageError:
         raise
     except FileNotFoundError as error:

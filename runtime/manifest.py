@@ -15,6 +15,9 @@ __all__ = ["Manifest", "Preprocess", "Reference"]
 
 VERSION = 1
 METADATA_KEY = "whycam"
+_LARGEST = 1e6
+_FLOAT32 = 3.4e38
+_PATTERNS = 100  # that may ever be used; each is made by a formula with its number in it
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Outputs = Literal["raw", "map", "tft"]
@@ -51,6 +54,11 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"unusable sizes: input {self.size}, resize {self.resize}")
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, not {self.std}")
+        # For pixels in [0, 1]; far from that float32 overflows.
+        if max(map(abs, self.mean)) > _LARGEST or not all(
+            1 / _LARGEST <= value <= _LARGEST for value in self.std
+        ):
+            raise ValueError(f"mean {self.mean} and std {self.std} are not those of pixels")
 
 
 class FusedLayer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -82,6 +90,12 @@ class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     target: int
     probability: float
     raw_map: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.pattern < _PATTERNS:
+            raise ValueError(f"there is no test pattern {self.pattern}")
+        if not all(-_FLOAT32 <= value <= _FLOAT32 for value in self.raw_map):
+            raise ValueError("a reference map with numbers that are too large")
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -158,6 +172,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise ValueError(f"layers are fused by layercam, not by {self.map_method}")
         if "raw" not in self.outputs and self.methods != (self.map_method,):
             raise ValueError(f"{self.methods} need raw outputs")
+
+        cells = self.activations[1] * self.activations[2]
+        for reference in self.references:
+            if not 0 <= reference.target < self.num_classes or len(reference.raw_map) != cells:
+                raise ValueError(f"a reference for class {reference.target} that does not fit")
 
     @property
     def image_shape(self) -> tuple[int | None, ...]:

@@ -8,6 +8,8 @@ manifest.
 from __future__ import annotations
 
 import hashlib
+import io
+import math
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -21,11 +23,46 @@ from .manifest import METADATA_KEY, Manifest, parse
 __all__ = ["digest", "read_manifest", "with_manifest"]
 
 _IR_VERSION, _GRAPH, _OPSETS, _METADATA = 1, 7, 8, 14  # field numbers of ModelProto
-_NODE, _GRAPH_OUTPUT = 1, 12  # of GraphProto
+_NODE, _INITIALIZER, _GRAPH_OUTPUT = 1, 5, 12  # of GraphProto
 _NODE_INPUT, _NODE_OUTPUT, _NODE_OPERATOR = 1, 2, 4  # of NodeProto
 _VALUE_NAME = 1  # of ValueInfoProto
+_DIMS, _DATA_TYPE, _RAW_DATA, _EXTERNAL_DATA = 1, 2, 9, 13  # of TensorProto
+# Bytes of a number, by data type.
+_WIDTHS = {
+    **dict.fromkeys((2, 3, 9, 17, 18, 19, 20, 24), 1.0),
+    **dict.fromkeys((4, 5, 10, 16), 2.0),
+    **dict.fromkeys((1, 6, 12), 4.0),
+    **dict.fromkeys((7, 11, 13, 14), 8.0),
+    **dict.fromkeys((21, 22, 23), 0.5),
+    15: 16.0,
+}
+# Which messages lie in which, as far as tensors can lie in them.
+_INSIDE = {
+    ("model", _GRAPH): "graph",
+    ("model", 20): "training",
+    ("model", 25): "function",
+    ("training", 1): "graph",
+    ("training", 2): "graph",
+    ("function", 7): "node",
+    ("function", 11): "attribute",
+    ("graph", _NODE): "node",
+    ("graph", _INITIALIZER): "tensor",
+    ("graph", 15): "sparse",
+    ("node", 5): "attribute",
+    ("attribute", 5): "tensor",
+    ("attribute", 6): "graph",
+    ("attribute", 10): "tensor",
+    ("attribute", 11): "graph",
+    ("attribute", 22): "sparse",
+    ("attribute", 23): "sparse",
+    ("sparse", 1): "tensor",
+    ("sparse", 2): "tensor",
+}
 _WITH_SUBGRAPHS = {b"If", b"Loop", b"Scan", b"SequenceMap"}
+# What stands in every node that holds a tensor, or a file's place for one.
+_WITH_TENSORS = (b"Constant", b"location", *_WITH_SUBGRAPHS)
 _LENGTH_DELIMITED = 2
+_FIXED = {1: 8, 5: 4}  # bytes of numbers that are not packed
 _BLOCK = 1 << 20
 
 
@@ -33,22 +70,91 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     """The manifest of an explaining graph; of a TensorRT plan, what its sidecar holds.
 
     Raises:
-        ModelFileError: the file is missing, no ONNX, truncated, or not made by whycam.
+        ModelFileError: the file is missing, no ONNX, truncated, not made by whycam, or wants
+            weights from other files.
     """
     name = os.fspath(path)
     if is_plan(name):
         return read_plan(name).manifest
     with _open(name) as file:
-        for field, start, end in _fields(file, name):
+        fields = list(_fields(file, name))
+        for field, start, end in fields:
             if field == _METADATA:
                 file.seek(start)
                 key, value = _entry(file.read(end - start), name)
                 if key == METADATA_KEY:
-                    return parse(value, name)
+                    manifest = parse(value, name)
+                    _check_weights(file, fields, name)
+                    return manifest
     raise ModelFileError(
         f"{name} is an ONNX file without a whycam manifest: it classifies but cannot explain. "
         "Make one from the PyTorch model with: whycam export MODEL -o FILE.onnx"
     )
+
+
+def _check_weights(file: BinaryIO, fields: list[tuple[int, int, int]], name: str) -> None:
+    """Every weight is in the file, where the digest covers it, and as large as its shape says.
+
+    Engines look for weights in other files wherever a file says they lie, and OpenVINO reads past
+    the end of short ones, which ends the process.
+    """
+    broken = _broken(name, fields[-1][2])
+    for field, start, end in fields:
+        if field == _GRAPH:
+            for inner, _, first, last in _walk(file, start, end, broken):
+                if inner == _INITIALIZER:  # large: looked at, not read
+                    _check_tensor(_walk(file, first, last, broken), file, name, broken)
+                elif kind := _INSIDE.get(("graph", inner)):
+                    _check_inside(_read(file, first, last), kind, name, broken)
+        elif kind := _INSIDE.get(("model", field)):
+            _check_inside(_read(file, start, end), kind, name, broken)
+
+
+def _read(file: BinaryIO, start: int, end: int) -> bytes:
+    file.seek(start)
+    return file.read(end - start)
+
+
+def _check_inside(message: bytes, kind: str, name: str, broken: ModelFileError) -> None:
+    """Tensors among the operations."""
+    if kind == "node" and not any(word in message for word in _WITH_TENSORS):
+        return
+    file = io.BytesIO(message)
+    left = [(0, len(message), kind)]
+    while left:
+        start, end, kind = left.pop()
+        if kind == "tensor":
+            _check_tensor(_walk(file, start, end, broken), file, name, broken)
+            continue
+        for field, wire, first, last in _walk(file, start, end, broken):
+            inner = _INSIDE.get((kind, field))
+            if inner is not None and wire == _LENGTH_DELIMITED:
+                left.append((first, last, inner))
+
+
+def _check_tensor(
+    fields: Iterator[tuple[int, int, int, int]], file: BinaryIO, name: str, broken: ModelFileError
+) -> None:
+    count, width, raw = 1, 0.0, None
+    for field, wire, start, end in fields:
+        if field == _EXTERNAL_DATA:
+            raise ModelFileError(
+                f"{name} keeps weights in other files, which whycam never does: the file is not as "
+                "whycam wrote it. Export it again"
+            )
+        if field == _RAW_DATA:
+            raw = end - start
+        elif field == _DIMS and wire == 0:
+            count *= _varint(_read(file, start, end), 0, broken)[0]
+        elif field == _DIMS:
+            packed, at = _read(file, start, end), 0
+            while at < len(packed):
+                side, at = _varint(packed, at, broken)
+                count *= side
+        elif field == _DATA_TYPE:
+            width = _WIDTHS.get(_varint(_read(file, start, end), 0, broken)[0], 0.0)
+    if raw is not None and raw != math.ceil(count * width):
+        raise broken
 
 
 def digest(path: str | os.PathLike[str]) -> str:
@@ -64,6 +170,21 @@ def digest(path: str | os.PathLike[str]) -> str:
             for block in _blocks(file, end - start):
                 hasher.update(block)
     return f"sha256:{hasher.hexdigest()}"
+
+
+def check_digest(path: str | os.PathLike[str], manifest: Manifest) -> None:
+    """See that an ONNX file is, bit for bit, what whycam wrote.
+
+    One flipped bit changes answers without a sign, or ends the process in the middle of an engine.
+
+    Raises:
+        ModelFileError: it is not.
+    """
+    if manifest.digest and digest(path) != manifest.digest:
+        raise ModelFileError(
+            f"{os.fspath(path)} is not as whycam wrote it: its digest differs. It was damaged, or "
+            "changed by another tool: export it again"
+        )
 
 
 def with_manifest(
@@ -193,27 +314,38 @@ def _fields(file: BinaryIO, name: str) -> Iterator[tuple[int, int, int]]:
     if size == 0:
         raise broken
     seen = set()
-    position = 0
-    while position < size:
+    for field, wire, start, end in _walk(file, 0, size, broken):
+        if wire in _FIXED:
+            raise broken  # ModelProto has none
+        seen.add(field)
+        yield field, start, end
+    if _GRAPH not in seen or _OPSETS not in seen:
+        raise broken
+
+
+def _walk(
+    file: BinaryIO, begin: int, end: int, broken: ModelFileError
+) -> Iterator[tuple[int, int, int, int]]:
+    """(number, wire type, start and end of the payload) of each field of a message in a file."""
+    position = begin
+    while position < end:
         file.seek(position)
         head = file.read(20)
         tag, used = _varint(head, 0, broken)
         field, wire = tag >> 3, tag & 7
         if wire == _LENGTH_DELIMITED:
             length, used = _varint(head, used, broken)
-            start = position + used
         elif wire == 0:
-            start = position + used
             length = _varint(head, used, broken)[1] - used
+        elif wire in _FIXED:
+            length = _FIXED[wire]
         else:
-            raise broken  # ModelProto has no other wire types
-        if field == 0 or start + length > size:
             raise broken
-        seen.add(field)
-        yield field, start, start + length
+        start = position + used
         position = start + length
-    if _GRAPH not in seen or _OPSETS not in seen:
-        raise broken
+        if field == 0 or position > end:
+            raise broken
+        yield field, wire, start, position
 
 
 def _varint(data: bytes | memoryview, at: int, broken: ModelFileError) -> tuple[int, int]:
@@ -237,8 +369,10 @@ def _messages(
             length, at = _varint(data, at, broken)
         elif tag & 7 == 0:
             length = _varint(data, at, broken)[1] - at
+        elif tag & 7 in _FIXED:
+            length = _FIXED[tag & 7]
         else:
-            raise broken  # the messages read here have no other wire types
+            raise broken
         if at + length > len(data):
             raise broken
         yield tag >> 3, first, at, at + length

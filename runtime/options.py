@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -45,7 +46,7 @@ def pictures(given: Sequence[Path]) -> list[tuple[Path, str]]:
     """Each picture with a name for its outputs, unique even where stems repeat."""
     files: list[Path] = []
     for path in given:
-        if path.is_dir():
+        if os.path.isdir(path):  # False, where pathlib raises: names too long
             inside = pictures_in(path)
             if not inside:
                 raise RequestError(f"no pictures in the folder {path}")

@@ -315,3 +315,47 @@ def test_evaluating_a_graph_without_raw_outputs_is_refused(whycam, pixels_onnx, 
     result = whycam("evaluate", pixels_onnx, chelsea.parent)
     assert result.code == 2
     assert "--outputs raw" in result.err
+
+
+# Markup, a terminal's control characters, lines, bytes that are no UTF-8, names too long.
+ODD = ["[/red].png", "a\\[/b].png", "\x1b[2J.png", "two\nlines.png", "\udcff.png", "x" * 300, "a\\"]
+
+
+@pytest.mark.parametrize("name", ODD, ids=ascii)
+@pytest.mark.parametrize(
+    "command", [["info"], ["evaluate", "MODEL"], ["explain", "MODEL"], ["stream", "MODEL", "-s"]]
+)
+def test_any_file_name_can_be_complained_of(whycam, curved_onnx, command, name):
+    given = [curved_onnx if word == "MODEL" else word for word in command]
+    result = whycam(*given, name)
+    assert result.code == 2
+    assert result.err.startswith("error: ")
+    assert len(result.err.splitlines()) == 1
+    assert "a fault of whycam" not in result.err
+
+
+@pytest.mark.parametrize(
+    "name", ["[red].png", "a\\[b]", "\x1b[2J", "two\nlines", "\udcff", "a\\"], ids=ascii
+)
+def test_a_picture_with_any_name_is_explained(whycam, curved_onnx, chelsea, tmp_path, name):
+    picture = tmp_path / f"{name}.png"
+    shutil.copy(chelsea, picture)
+    result = whycam("explain", curved_onnx, picture, "-o", tmp_path / "out")
+    assert result.code == 0, result.err
+    assert len(list((tmp_path / "out").iterdir())) == 1
+    row = whycam("explain", curved_onnx, picture, "--json").json()["explanations"][0]
+    assert row["file"] == str(picture)
+
+
+@pytest.mark.parametrize("text", ["[/b]", "\\[/b]", "[red]", "\\", "\u200f\U0001f431"], ids=ascii)
+def test_what_a_file_says_of_itself_is_shown_as_it_stands(whycam, curved_onnx, tmp_path, text):
+    import msgspec
+
+    from whycam.runtime.onnxfile import read_manifest, with_manifest
+
+    path = tmp_path / "named.onnx"
+    own = read_manifest(curved_onnx)
+    with_manifest(curved_onnx, path, msgspec.structs.replace(own, model=text))
+    result = whycam("info", path)
+    assert result.code == 0, result.err
+    assert f"{text}, weights" in result.out

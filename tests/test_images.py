@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -215,7 +218,10 @@ def test_empty_pillow_image_is_refused():
         read_picture(Image.new("RGB", (0, 5)))
 
 
-@pytest.mark.parametrize("source", [None, 7, b"bytes", [[1, 2], [3, 4]], object()])
+@pytest.mark.parametrize(
+    "source",
+    [None, 7, b"bytes", [[1, 2], [3, 4]], object(), SimpleNamespace(convert=None, mode="RGB")],
+)
 def test_other_things_are_refused(source):
     with pytest.raises(ImageError, match=type(source).__name__):
         read_picture(source)
@@ -228,3 +234,36 @@ def test_hidden_files_are_no_pictures_of_a_folder(tmp_path):
         (tmp_path / name).touch()
     found = [str(path.relative_to(tmp_path)) for path in pictures_in(tmp_path)]
     assert found == ["a.JPG", "b.png", "sub/c.webp"]
+
+
+def palette_with_transparency(path: Path) -> Path:
+    """Pillow warns when it is converted."""
+    Image.fromarray(GREY).convert("P").save(path, transparency=bytes(range(200)))
+    return path
+
+
+@pytest.mark.parametrize("opened", [False, True], ids=["file", "Pillow image"])
+def test_what_pillow_only_warns_of_is_read_without_a_warning(tmp_path, opened):
+    path = palette_with_transparency(tmp_path / "palette.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning):
+            Image.open(path).convert("RGB")
+        found = read_picture(Image.open(path) if opened else path)
+    np.testing.assert_array_equal(found, np.stack([GREY] * 3, axis=-1))
+
+
+def test_threads_that_read_leave_the_filters_of_warnings_as_they_were(tmp_path):
+    paths = [palette_with_transparency(tmp_path / f"{number}.png") for number in range(8)]
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(read_picture, paths * 50))
+    assert warnings.filters == before
+
+
+def test_a_program_is_not_run_to_see_a_picture(tmp_path):
+    """Pillow would hand PostScript to Ghostscript, by any name the file has."""
+    path = tmp_path / "cat.jpg"
+    Image.fromarray(PICTURE).save(path, "EPS")
+    with pytest.raises(ImageError, match=r"cat\.jpg is a PostScript program"):
+        read_picture(path)

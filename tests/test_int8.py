@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -33,7 +34,7 @@ from whycam.runtime.errors import (
     WhyCamError,
 )
 from whycam.runtime.likeness import pearson
-from whycam.runtime.onnxfile import digest, read_manifest
+from whycam.runtime.onnxfile import digest, read_manifest, with_manifest
 from whycam.runtime.tft import Tft
 
 EASY = Settings(weight_bits=7, floor={"pearson": 0.5, "top1": 0.5}, threads=1)
@@ -369,6 +370,8 @@ def test_weights_that_are_not_numbers_are_an_error(residual, pictures, tmp_path)
             weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
     broken = tmp_path / "broken.onnx"
     onnx.save(model, broken)
+    own = msgspec.structs.replace(read_manifest(broken), digest=digest(broken))
+    with_manifest(broken, broken, own)  # as an export of such a network would be
     with pytest.raises(WhyCamError, match="NaN"):
         calibrate_int8(broken, open_dataset(pictures), tmp_path / "a.onnx", EASY)
     assert not (tmp_path / "a.onnx").exists()

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 
 import whycam
 from whycam.runtime.engines import engine as engines
 from whycam.runtime.engines import selftest
 from whycam.runtime.engines.engine import EngineSettings, open_engine
+from whycam.runtime.engines.interface import check_found
 from whycam.runtime.errors import WhyCamError
 from whycam.runtime.onnxfile import read_manifest
 
@@ -141,3 +144,59 @@ def test_a_map_that_is_constant_up_to_rounding_is_not_held_against_an_engine(man
     (found,) = selftest.check(Flat(), manifest_of(references=(reference,)))
     assert found.map == 0
     assert found.problem() is None
+
+
+def flipped(source: Path, target: Path) -> Path:
+    """One bit in the middle of the weights."""
+    data = bytearray(source.read_bytes())
+    largest = max(onnx.load(source).graph.initializer, key=lambda each: len(each.raw_data))
+    data[bytes(data).index(largest.raw_data) + len(largest.raw_data) // 2] ^= 1
+    target.write_bytes(data)
+    return target
+
+
+@pytest.mark.parametrize("name", ["auto", "onnxruntime", "openvino"])
+def test_a_file_with_a_flipped_bit_is_refused_before_an_engine_sees_it(curved_onnx, tmp_path, name):
+    with pytest.raises(WhyCamError, match=r"changed\.onnx is not as whycam wrote it: its digest"):
+        whycam.load(flipped(curved_onnx, tmp_path / "changed.onnx"), name)
+
+
+def test_what_a_flipped_bit_does_can_be_looked_at(curved_onnx, tmp_path):
+    changed = flipped(curved_onnx, tmp_path / "changed.onnx")
+    assert whycam.load(changed, "onnxruntime", check=False).engine.name == "onnxruntime"
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    ("promised", "output"),
+    [
+        ({"num_classes": 8, "labels": ()}, "probabilities"),
+        ({"activations": (8, 12, 13)}, "activations"),
+    ],
+)
+def test_answers_of_another_shape_than_promised_are_refused(curved_onnx, name, promised, output):
+    pytest.importorskip(name)
+    own = read_manifest(curved_onnx)
+    manifest = msgspec.structs.replace(own, references=(), **promised)
+    engine = open_engine(curved_onnx, manifest, name, EngineSettings(threads=1))
+    feeds = {"image": selftest.feed(own, 0), "target": np.full((1, 1), -1, np.int64)}
+    with pytest.raises(WhyCamError, match=f"'{output}' as .* its manifest says .*Export it again"):
+        engine.run(feeds, [output, "targets"])
+
+
+def test_classes_that_there_are_not_are_refused(manifest_of):
+    feeds = {"target": np.zeros((1, 1), np.int64)}
+    for chosen in (-1, 3, 2**62):
+        with pytest.raises(WhyCamError, match=rf"classes {chosen} to {chosen} of 3"):
+            check_found({"targets": np.full((1, 1), chosen)}, feeds, manifest_of())
+    check_found({"targets": np.full((1, 1), 2)}, feeds, manifest_of())
+
+
+def test_outputs_beyond_the_promised_ones_are_let_through(manifest_of):
+    """The export compares more than it promises."""
+    feeds = {"target": np.zeros((1, 1), np.int64)}
+    check_found(
+        {"activations": np.zeros((1, 9, 9))},
+        feeds,
+        manifest_of(outputs=("map",), map_method="gradcam", methods=("gradcam",)),
+    )

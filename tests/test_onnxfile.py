@@ -215,6 +215,8 @@ def test_missing_field_is_named(manifest_of, field):
         {"preprocess": {"size": [0, 8], "resize": []}},
         {"preprocess": {"size": [8, 8], "resize": [8, 8, 8]}},
         {"preprocess": {"size": [8, 8], "resize": [], "std": [1, 0, 1]}},
+        {"preprocess": {"size": [8, 8], "resize": [], "std": [1, 1e-320, 1]}},
+        {"preprocess": {"size": [8, 8], "resize": [], "mean": [0, 1e308, 0]}},
         {"preprocess": {"size": [8, 8], "resize": [], "interpolation": "area"}},
         {"tft": {"mask": "hard"}},
         {"tft": {"taus": [0.5, 0.1]}},
@@ -323,3 +325,104 @@ def test_truncated_file_has_no_outputs_to_drop(tmp_path_factory, two_branches, l
         path.write_bytes(whole[:length])
         with pytest.raises(ModelFileError):
             without_outputs(path, {"c"})
+
+
+def with_constant(model: onnx.ModelProto, tensor: onnx.TensorProto) -> onnx.ModelProto:
+    """The weight as an operation."""
+    del model.graph.initializer[:]
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["w"], value=tensor))
+    return model
+
+
+def with_branch(model: onnx.ModelProto, tensor: onnx.TensorProto) -> onnx.ModelProto:
+    """The weight as an operation of a subgraph."""
+    inner = with_constant(graph(WEIGHTS), tensor).graph
+    model.graph.node.append(
+        helper.make_node("If", ["yes"], ["z"], then_branch=inner, else_branch=inner)
+    )
+    return model
+
+
+def as_weight(model: onnx.ModelProto, tensor: onnx.TensorProto) -> onnx.ModelProto:
+    model.graph.initializer[0].CopyFrom(tensor)
+    return model
+
+
+PLACES = pytest.mark.parametrize("put", [as_weight, with_constant, with_branch])
+
+
+def written(path: Path, model: onnx.ModelProto, manifest: Manifest) -> Path:
+    helper.set_model_props(model, {"whycam": manifest.to_json()})
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@PLACES
+@pytest.mark.parametrize("location", ["../secret.bin", "/etc/passwd", "beside.bin", "link.bin"])
+def test_weights_in_other_files_are_refused_wherever_these_lie(
+    tmp_path, manifest_of, put, location
+):
+    (tmp_path / "in").mkdir()
+    for place in (tmp_path / "secret.bin", tmp_path / "in" / "beside.bin"):
+        place.write_bytes(WEIGHTS.tobytes())
+    (tmp_path / "in" / "link.bin").symlink_to(tmp_path / "secret.bin")
+    tensor = onnx.TensorProto(name="w", data_type=1, dims=WEIGHTS.shape, data_location=1)
+    tensor.external_data.add(key="location", value=location)
+    path = written(tmp_path / "in" / "model.onnx", put(graph(WEIGHTS), tensor), manifest_of())
+    with pytest.raises(ModelFileError, match=r"model\.onnx keeps weights in other files"):
+        read_manifest(path)
+
+
+@PLACES
+@pytest.mark.parametrize("change", [{"raw_data": b"1234"}, {"dims": [4]}, {"dims": [-5]},
+                                    {"data_type": 7}, {"data_type": 99}], ids=str)  # fmt: skip
+def test_weights_of_another_size_than_their_shape_are_refused(tmp_path, manifest_of, put, change):
+    fields = {"name": "w", "data_type": 1, "dims": WEIGHTS.shape, "raw_data": WEIGHTS.tobytes()}
+    good = put(graph(WEIGHTS), onnx.TensorProto(**fields))
+    assert read_manifest(written(tmp_path / "good.onnx", good, manifest_of())) == manifest_of()
+    bad = put(graph(WEIGHTS), onnx.TensorProto(**fields | change))
+    with pytest.raises(ModelFileError, match=r"bad\.onnx is not a readable ONNX file"):
+        read_manifest(written(tmp_path / "bad.onnx", bad, manifest_of()))
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "float64", "int8", "uint8", "int32",
+                                  "int64", "bool", "int4", "uint4", "bfloat16"])  # fmt: skip
+def test_weights_of_every_type_are_as_large_as_their_shape(tmp_path, manifest_of, kind):
+    number = TensorProto.DataType.Value(
+        {"float32": "FLOAT", "float64": "DOUBLE"}.get(kind, kind.upper())
+    )
+    tensor = helper.make_tensor("w", number, [3, 5], np.zeros(15))
+    raw = onnx.numpy_helper.to_array(tensor)
+    tensor = onnx.numpy_helper.from_array(raw, "w")
+    model = as_weight(graph(WEIGHTS), tensor)
+    assert read_manifest(written(tmp_path / "m.onnx", model, manifest_of())) == manifest_of()
+
+
+REFERENCE = {"pattern": 0, "target": 0, "probability": 0.5, "raw_map": [0.5] * 16}
+
+
+@pytest.mark.parametrize("wrong", [
+    {"pattern": -1}, {"pattern": 10**400}, {"target": 3}, {"target": -1}, {"target": 2**64},
+    {"raw_map": [0.5] * 15}, {"raw_map": []}, {"raw_map": [1e39] * 16},
+], ids=str)  # fmt: skip
+def test_reference_that_does_not_fit_the_graph_is_a_model_file_error(manifest_of, wrong):
+    fields = json.loads(manifest_of().to_json())
+    parse(json.dumps(fields | {"references": [REFERENCE]}), "model.onnx")
+    with pytest.raises(ModelFileError, match=r"model\.onnx: its manifest is damaged"):
+        parse(json.dumps(fields | {"references": [REFERENCE | wrong]}), "model.onnx")
+
+
+TREES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(field=st.sampled_from([*REQUIRED, "outputs", "tft", "references", "priors", "picture_size"]),
+       value=TREES)  # fmt: skip
+def test_field_with_any_value_is_a_manifest_or_a_model_file_error(manifest_of, field, value):
+    text = json.dumps(json.loads(manifest_of().to_json()) | {field: value})
+    with suppress(ModelFileError):  # and no other error
+        assert isinstance(parse(text, "model.onnx"), Manifest)

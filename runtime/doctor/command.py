@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -73,7 +74,7 @@ def doctor(
     shown = [] if pictures is None else [path for path, _ in options.pictures([pictures])]
     if output is not None:
         writable(output.parent)  # known before the minutes it takes
-        if output.is_dir():
+        if os.path.isdir(output):
             raise OutputError(f"cannot write {output}: it is a folder")
     with progress("looking around", steps(models), as_json) as advance:
         found = examine(models, shown, settings, advance)

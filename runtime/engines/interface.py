@@ -116,6 +116,31 @@ def check_feeds(feeds: Arrays, manifest: Manifest) -> None:
         raise EngineError(f"{len(feeds['image'])} images, but targets for {len(feeds['target'])}")
 
 
+def check_found(found: Arrays, feeds: Arrays, manifest: Manifest) -> None:
+    """What a graph returned must be what its manifest promises, so that nobody reads past its end.
+
+    Raises:
+        EngineError: an output of another shape, or a class that there is not.
+    """
+    count, classes = feeds["target"].shape
+    shapes = manifest.output_shapes
+    # The export asks for more than it promises.
+    for name in found.keys() & shapes.keys():
+        values = found[name]
+        wanted = (count, *(classes if side is None else side for side in shapes[name]))
+        if values.shape != wanted:
+            raise EngineError(
+                f"the graph returned '{name}' as {list(values.shape)}, and its manifest says "
+                f"{list(wanted)}: the file is not as whycam wrote it. Export it again"
+            )
+    chosen = found.get("targets")
+    if chosen is not None and not 0 <= chosen.min() <= chosen.max() < manifest.num_classes:
+        raise EngineError(
+            f"the graph chose the classes {chosen.min()} to {chosen.max()} of "
+            f"{manifest.num_classes}: the file is not as whycam wrote it. Export it again"
+        )
+
+
 def first_parts(manifest: Manifest) -> frozenset[str]:
     """The parts that most requests need: loaded at once, so that a broken file is known at once."""
     if manifest.map_method is None:

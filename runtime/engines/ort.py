@@ -19,7 +19,14 @@ from ..manifest import Manifest
 from ..onnxfile import digest, without_outputs
 from . import ort_gpu, ort_options
 from .engine import Arrays, EngineSettings
-from .interface import check_feeds, check_interface, first_parts, outputs_without, parts_needed
+from .interface import (
+    check_feeds,
+    check_found,
+    check_interface,
+    first_parts,
+    outputs_without,
+    parts_needed,
+)
 from .nvidia import driver
 from .ort_binding import BoundSession
 from .ort_options import CPU, Cache, Most, Place
@@ -185,13 +192,16 @@ class OnnxRuntimeEngine:
         try:
             limit = ort_options.most(self._place, self._manifest, parts)
             if limit is None:
-                return run(feeds, outputs)
-            return in_parts(run, feeds, outputs, limit, self._manifest)
+                found = run(feeds, outputs)
+            else:
+                found = in_parts(run, feeds, outputs, limit, self._manifest)
         except Exception as error:
             said = ort_gpu.said(error)
             if re.search(r"out of memory|Failed to allocate memory", said):
                 said += ": load with a smaller memory_mb, for smaller batches"
             raise EngineError(f"ONNX Runtime failed: {said}") from error
+        check_found(found, feeds, self._manifest)
+        return found
 
 
 def _plain(session: Any) -> _Run:

@@ -14,7 +14,14 @@ from ..errors import EngineError, MissingExtraError, ModelFileError
 from ..files import writable
 from ..manifest import Manifest
 from .engine import Arrays, EngineSettings
-from .interface import check_feeds, check_interface, first_parts, outputs_without, parts_needed
+from .interface import (
+    check_feeds,
+    check_found,
+    check_interface,
+    first_parts,
+    outputs_without,
+    parts_needed,
+)
 
 # Networks compiled for one shape run up to twice as fast as for any (depthwise convolutions in
 # bf16), but each compiled network holds its weights again. Further shapes share one that takes any;
@@ -92,11 +99,14 @@ class OpenVinoEngine:
         image, target = feeds["image"], feeds["target"]
         size = -(-len(image) // part.streams) if self._divides else len(image)
         if size == len(image):
-            return part.run(image, target, outputs)
-        slices = [slice(start, start + size) for start in range(0, len(image), size)]
-        with ThreadPoolExecutor(len(slices)) as pool:
-            found = list(pool.map(lambda s: part.run(image[s], target[s], outputs), slices))
-        return {name: np.concatenate([each[name] for each in found]) for name in outputs}
+            found = part.run(image, target, outputs)
+        else:
+            slices = [slice(start, start + size) for start in range(0, len(image), size)]
+            with ThreadPoolExecutor(len(slices)) as pool:
+                runs = list(pool.map(lambda s: part.run(image[s], target[s], outputs), slices))
+            found = {name: np.concatenate([each[name] for each in runs]) for name in outputs}
+        check_found(found, feeds, self._manifest)
+        return found
 
 
 class _Part:
@@ -182,7 +192,7 @@ class _Part:
             if shape is not None:
                 model.reshape({"image": list(shape[0]), "target": list(shape[1])})
             return _Compiled(self._core.compile_model(model, "CPU", self._properties))
-        except RuntimeError as error:
+        except (RuntimeError, UnicodeDecodeError) as error:  # it quotes names that are no text
             raise ModelFileError(f"OpenVINO cannot load {self._path}: {_said(error)}") from error
 
     def _check(self, model: Any) -> None:

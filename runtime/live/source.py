@@ -96,12 +96,12 @@ def _named(text: str, fps: float | None) -> Source:
         live = not text.split("?")[0].lower().endswith((".mp4", ".mkv", ".mov", ".avi", ".webm"))
         return Source(_without_password(text), live, lambda: _address(text))
     path = Path(text)
+    if not os.path.exists(text):  # False, where pathlib raises: names too long, or with NUL
+        raise SourceError(f"there is no file, folder or camera {text}")
     if path.is_dir():
         return _folder(path, fps)
     if path.is_char_device():
         return _camera(text, text, fps)
-    if not path.exists():
-        raise SourceError(f"there is no file, folder or camera {text}")
     if path.stat().st_size == 0:
         raise SourceError(f"{text} is empty")
     if path.suffix.lower() in PICTURE_ENDINGS:

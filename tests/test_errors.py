@@ -1,0 +1,39 @@
+"""Messages: one paragraph that any terminal can show, whatever they quote."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from whycam.runtime.errors import MissingExtraError, ModelFileError, TargetLayerError, WhyCamError
+
+# Any characters, those that end lines, move cursors or are half of a pair above all.
+ANY = st.text(
+    st.characters() | st.sampled_from("\n\r\v\f\x1b\x00\x7f\x85\u2028\ud800\udcff"), max_size=60
+)
+
+
+@given(text=ANY)
+def test_any_message_is_one_line_that_can_be_written_as_utf8(text):
+    said = str(WhyCamError(f"{text}: what to do"))
+    assert len(said.splitlines()) == 1
+    assert said.encode().decode() == said
+    assert not any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in said)
+    assert said.endswith("what to do")
+
+
+def test_words_are_left_as_they_are():
+    text = "C:\\photos\\[new]  crème brûlée 数.png is no picture"
+    assert str(WhyCamError(text)) == text
+    assert str(MissingExtraError("a", "b", "c")).endswith('pip install "whycam[b]"')
+
+
+def test_long_messages_keep_their_beginning_and_their_end():
+    said = str(ModelFileError(f"model.onnx: {'x' * 10**6}: export it again"))
+    assert len(said) < 2000
+    assert said.startswith("model.onnx: xxx")
+    assert said.endswith("xxx: export it again")
+
+
+@pytest.mark.parametrize("text", ["it can be cut at:\n  a\n  b"])
+def test_the_list_of_layers_keeps_its_lines(text):
+    assert str(TargetLayerError(text)) == text
