@@ -281,7 +281,7 @@ def _named_target(name: str, path: Sequence[fx.Node], cuts: Sequence[fx.Node]) -
     outputs = _outputs_of_modules(path[0].graph)
     listing = _listing([_layer(cut, outputs) for cut in candidates])
     if not inside:
-        raise TargetLayerError(f"the model has no layer '{name}'. It can be cut at:\n{listing}")
+        raise TargetLayerError(f"the model has no layer '{name}'. It can be cut at: {listing}")
     if inside[-1] not in candidates:
         shape = shape_of(inside[-1])[1:]
         why = (
@@ -291,19 +291,22 @@ def _named_target(name: str, path: Sequence[fx.Node], cuts: Sequence[fx.Node]) -
             "logits"
         )
         raise TargetLayerError(
-            f"layer '{name}' cannot be the target layer: {why}. The model can be cut at:\n{listing}"
+            f"layer '{name}' cannot be the target layer: {why}. The model can be cut at: {listing}"
         )
     return inside[-1]
 
 
 def _listing(layers: Sequence[Layer]) -> str:
     if not layers:
-        return "  (nowhere: no operation has spatial activations that everything passes through)"
-    shown = layers[-20:]
-    lines = [f"  {layer.name}  {layer.op}  {' x '.join(map(str, layer.shape))}" for layer in shown]
+        return "nowhere (no operation has spatial activations that everything passes through)"
+    shown = layers[-_LISTED:]
+    parts = [f"{layer.name} ({layer.op}, {' x '.join(map(str, layer.shape))})" for layer in shown]
     if len(layers) > len(shown):
-        lines.insert(0, f"  ... {len(layers) - len(shown)} earlier ones")
-    return "\n".join(lines)
+        parts.insert(0, f"{len(layers) - len(shown)} earlier ones (--list-layers shows them)")
+    return ", ".join(parts)
+
+
+_LISTED = 8
 
 
 def find_layer(graph_module: fx.GraphModule, name: str | None = None) -> Layer:
@@ -319,7 +322,7 @@ def find_layer(graph_module: fx.GraphModule, name: str | None = None) -> Layer:
         raise TargetLayerError(
             "no target layer found: the network has no convolution with spatial extent after "
             "which every path to the logits meets. Name one with --target-layer; the model can "
-            f"be cut at:\n{_listing(list_layers(graph_module))}"
+            f"be cut at: {_listing(list_layers(graph_module))}"
         )
     return _layer(target, _outputs_of_modules(graph_module.graph))
 

@@ -83,9 +83,6 @@ class ExportError(WhyCamError):
 class TargetLayerError(ExportError):
     """No layer, or not the named one, can serve as target layer; lists those that can."""
 
-    def __init__(self, message: str) -> None:
-        Exception.__init__(self, message)  # a list has lines
-
 
 class TrainingError(WhyCamError):
     """Training cannot begin, go on, or be resumed."""

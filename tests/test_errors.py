@@ -1,10 +1,9 @@
 """Messages: one paragraph that any terminal can show, whatever they quote."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whycam.runtime.errors import MissingExtraError, ModelFileError, TargetLayerError, WhyCamError
+from whycam.runtime.errors import MissingExtraError, ModelFileError, WhyCamError
 
 # Any characters, those that end lines, move cursors or are half of a pair above all.
 ANY = st.text(
@@ -24,7 +23,7 @@ def test_any_message_is_one_line_that_can_be_written_as_utf8(text):
 def test_words_are_left_as_they_are():
     text = "C:\\photos\\[new]  crème brûlée 数.png is no picture"
     assert str(WhyCamError(text)) == text
-    assert str(MissingExtraError("a", "b", "c")).endswith('pip install "whycam[b]"')
+    assert str(MissingExtraError("a", "cpu", "c")).endswith('pip install "whycam[cpu]"')
 
 
 def test_long_messages_keep_their_beginning_and_their_end():
@@ -32,8 +31,3 @@ def test_long_messages_keep_their_beginning_and_their_end():
     assert len(said) < 2000
     assert said.startswith("model.onnx: xxx")
     assert said.endswith("xxx: export it again")
-
-
-@pytest.mark.parametrize("text", ["it can be cut at:\n  a\n  b"])
-def test_the_list_of_layers_keeps_its_lines(text):
-    assert str(TargetLayerError(text)) == text

@@ -214,7 +214,7 @@ def test_unusable_named_layer_is_refused_with_those_that_can_be_named(
         find_layer(resnet[1], path)
     assert reason in str(caught.value)
     assert f"'{path}'" in str(caught.value)
-    assert "layer4.1  relu  512 x 2 x 2" in str(caught.value)
+    assert "layer4.1 (relu, 512 x 2 x 2)" in str(caught.value)
 
 
 class Branches(nn.Module):
