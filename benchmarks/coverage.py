@@ -322,7 +322,7 @@ def attempt(
                 trial.export()
             row[step] = getattr(trial, step)()
         except WhyCamError as error:
-            row[step] = {"error": str(error)}
+            row[step] = {"error": str(error).replace(f"{folder}/", "")}
         except MemoryError:
             row[step] = {"error": "out of memory"}
         except Exception as error:  # a defect: kept as such, and the run goes on
@@ -364,6 +364,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("photographs", type=Path, help="folder of 16 photographs or more")
     parser.add_argument("-o", type=Path, required=True, help="folder for coverage.json, models.md")
+    parser.add_argument("--page", type=Path, help="a document whose tables to write anew as well")
     parser.add_argument("--models", help="torchvision/NAME,timm/NAME; default: all")
     parser.add_argument("--steps", default=",".join(STEPS))
     parser.add_argument("--work", type=Path, help="folder for ONNX files, kept")
@@ -403,6 +404,9 @@ def main() -> None:
             if options.work is None:
                 for path in folder.glob(f"{spec.replace('/', '.')}.*"):
                     path.unlink()
+    if options.page is not None:
+        above = options.page.read_text("utf-8").partition(_BELOW)[0]
+        write_whole(options.page, f"{above}{_BELOW}\n\n{markdown(rows, GROUPS)}".encode())
     console.print(summary(rows))
     raise SystemExit(any(defects(row) for row in rows.values()))
 
@@ -420,6 +424,7 @@ def defects(row: dict[str, Any]) -> bool:
     return "lost" in row or any(isinstance(v, dict) and v.get("defect") for v in row.values())
 
 
+_BELOW = "<!-- benchmarks/coverage.py writes what follows -->"
 _PICTURES = {".jpg", ".jpeg", ".png", ".webp"}
 
 if __name__ == "__main__":
