@@ -173,7 +173,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         if "raw" not in self.outputs and self.methods != (self.map_method,):
             raise ValueError(f"{self.methods} need raw outputs")
 
-        cells = self.activations[1] * self.activations[2]
+        cells = self.map_shape[0] * self.map_shape[1]
         for reference in self.references:
             if not 0 <= reference.target < self.num_classes or len(reference.raw_map) != cells:
                 raise ValueError(f"a reference for class {reference.target} that does not fit")
