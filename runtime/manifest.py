@@ -72,6 +72,10 @@ class FusedLayer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     activations: tuple[int, int, int]
 
+    def __post_init__(self) -> None:
+        if min(self.activations) < 1:
+            raise ValueError(f"fused layer '{self.name}' has no activations: {self.activations}")
+
 
 class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The right answer for one built-in test pattern, kept to check engines by.

@@ -17,6 +17,7 @@ from whycam.export import to_half, to_onnx, to_plan
 from whycam.runtime import cam
 from whycam.runtime.engines.plan import Range, read_plan
 from whycam.runtime.errors import RequestError, TargetLayerError
+from whycam.runtime.manifest import FusedLayer
 from whycam.runtime.onnxfile import read_manifest
 from whycam.runtime.tft import Tft
 
@@ -149,6 +150,11 @@ def test_fused_file_is_built_for_rtx(file, tmp_path, compute):
     pytest.importorskip("tensorrt_rtx")
     built = to_plan(file, tmp_path / "fused.plan", compute=compute, batch=Range(1, 1, 2))
     assert read_plan(built.path).manifest.fused_layers == read_manifest(file).fused_layers
+
+
+def test_fused_layer_without_activations_is_a_damaged_manifest():
+    with pytest.raises(ValueError, match="no activations"):
+        FusedLayer("layer3", (64, 0, 7))
 
 
 def test_command_line_fuses_layers(tmp_path, capsys, monkeypatch):
