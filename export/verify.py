@@ -188,9 +188,10 @@ def references(exact: Float64, manifest: Manifest, head: Head) -> tuple[Referenc
             weights = cam.ablation_weights(logits.float(), drops, selected, score).double()
         else:
             gradient = exact.gradient(activations, target)[:, None]
-        raw = cam.raw_map(method, activations, gradient, weights)
         if exact.earlier:
             raw = _fused(*exact.layers(exact.stem(image), target))
+        else:
+            raw = selftest.agreed_map(method, activations, gradient, weights)
         found.append(
             Reference(
                 pattern=index,
@@ -271,22 +272,20 @@ def verify(
 def _map_difference(graph: ExplainingGraph, found: dict[str, NDArray[Any]]) -> float:
     """The file's own maps against the runtime's arithmetic on the file's raw outputs."""
     assert graph.method is not None
-    raw = cam.raw_map(
-        graph.method,
-        found["activations"],
-        found["gradients"],
-        found.get("ablation_weights") if graph.method == "ablation" else None,
-    )
+    weights = found.get("ablation_weights") if graph.method == "ablation" else None
+    raw = cam.raw_map(graph.method, found["activations"], found["gradients"], weights)
+    # A map's rounding is a part of the terms of its sums, which may cancel: the gradient of a head
+    # that ignores scale is at right angles to the mean. Stretched to [0, 1], it can be all there is.
+    terms = selftest.terms(graph.method, found["activations"], found["gradients"], weights)
     if graph.split.earlier:
         before = [
             cam.raw_map(graph.method, found[f"activations_{i}"], found[f"gradients_{i}"])
             for i in range(len(graph.split.earlier))
         ]
-        raw = cam.fuse([*before, raw])
+        raw = terms = cam.fuse([*before, raw])
     maps = found["maps" if graph.tft is None else "original_maps"]
     differences = np.abs(maps - cam.finish(raw, graph.size)).max((-2, -1))
-    # Stretched to [0, 1], a map that is all but constant is the rounding of its numbers.
-    shows = np.ptp(raw, axis=(-2, -1)) > _FLAT * np.abs(raw).max((-2, -1))
+    shows = np.ptp(raw, axis=(-2, -1)) > _FLAT * terms.max((-2, -1))
     return float(differences[shows].max(initial=0.0))
 
 

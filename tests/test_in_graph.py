@@ -82,6 +82,21 @@ def test_map_that_is_all_but_constant_does_not_make_an_export_wrong(tmp_path):
     assert made.verification.maps <= 1e-4
 
 
+@pytest.mark.parametrize("method", ["gradcam", "hirescam"])
+def test_map_whose_sum_cancels_to_rounding_does_not_make_an_export_wrong(tmp_path, method):
+    """A head that ignores scale, over activations that are all but the same everywhere."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Hardtanh(1.0, 1.0 + 1e-6), nn.Conv2d(4, 64, 1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(64), nn.Linear(64, 5),
+    ).eval()  # fmt: skip
+    path = tmp_path / "cancels.onnx"
+    made = to_onnx(model, path, overrides=SMALL, outputs=["raw", "map"], map_method=method)
+    assert made.verification.maps <= 1e-4
+    for engine in ("onnxruntime", "openvino"):
+        assert whycam.load(path, engine).explain(pictures(1))[0].map.shape == (32, 32)
+
+
 @pytest.mark.parametrize("method", OWN)
 def test_finished_map_of_each_method_is_the_runtimes(made, method):
     head = linear if method == "cam" else curved
