@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.text import Text
 
 import whycam
 from whycam.cli import main
@@ -279,7 +280,7 @@ def test_people_get_three_tables_and_what_was_left_out(found):
     parts = list(report(replace(found, left_out=left), machine()))
     tables = [part for part in parts if not isinstance(part, str)]
     assert [table.row_count for table in tables] == [5, 5, 1]
-    assert parts[-1] == r"left out: a.onnx, cam \[1]: it has none"
+    assert Text.from_markup(parts[-1]).plain == "left out: a.onnx, cam [1]: it has none"
 
 
 def test_the_command_prints_json_and_writes_its_folder(run_cli, lite0_onnx, chelsea, tmp_path):

@@ -252,3 +252,24 @@ def test_wrong_shapes_are_an_error_of_the_engine(openvino):
     feeds = {"image": np.zeros((1, 3, 10, 10), np.float32), "target": np.zeros((1, 1), np.int64)}
     with pytest.raises(EngineError, match=r"must be float32 \[any, 3, 224, 224\], not"):
         openvino.engine.run(feeds, ["probabilities"])
+
+
+def test_interrupt_is_survived_after_another_thread_let_go_of_openvino(lite0_onnx, run_python):
+    """OpenVINO takes the stack for signals away from the thread that loaded it."""
+    pytest.importorskip("openvino")
+    said = run_python(f"""
+        import gc, os, signal, threading
+        import whycam
+
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        held = [whycam.load({str(lite0_onnx)!r}, "openvino", threads=1)]
+        last = threading.Thread(target=lambda: (held.clear(), gc.collect()))
+        last.start()
+        last.join()
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            print("not heard")
+        except KeyboardInterrupt:
+            print("interrupted")
+    """)
+    assert said == "interrupted"

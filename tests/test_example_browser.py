@@ -45,7 +45,7 @@ def address(home) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser(home) -> Iterator[Any]:
     with chromium(
         "--window-size=1120,900",
         "--use-fake-device-for-media-stream",

@@ -113,10 +113,11 @@ def survey(engine: str, gpu: int) -> Survey:
         return Survey(problem=f"{backend.package} is installed, but cannot be imported: {error}")
     number = str(getattr(library, "__version__", "unknown")).split("-")[0]
     if engine == "openvino":
-        core = library.Core()
+        from ..engines.ov import core
+
         devices = [
-            f"{each}: {core.get_property(each, 'FULL_DEVICE_NAME')}"
-            for each in core.available_devices
+            f"{each}: {core().get_property(each, 'FULL_DEVICE_NAME')}"
+            for each in core().available_devices
         ]
         return Survey(version=number, devices=tuple(devices))
     if engine == "onnxruntime":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,19 @@ _WASTE, _WASTE_AT_LAST = 0.25, 0.5
 _Shape = tuple[tuple[int, ...], tuple[int, ...]]
 
 
+@cache
+def core() -> Any:
+    """OpenVINO's entrance, one for the process, as long as it lives.
+
+    Its CPU plugin gives the thread that loads it a stack for signals, and frees it when the last
+    core goes (2026.4). On another thread than that, the first is left with a stack that is gone,
+    and the next signal, as Ctrl-C, would end the process.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class OpenVinoEngine:
     """See ``engine.Engine``.
 
@@ -48,7 +62,7 @@ class OpenVinoEngine:
             import openvino
         except ImportError as error:
             raise MissingExtraError("openvino", "openvino", "the engine 'openvino'") from error
-        self._core = openvino.Core()
+        self._core = core()
         self._path = path
         self._manifest = manifest
         self._properties = self._of(settings)
