@@ -25,14 +25,15 @@ $(VENV)/dev.stamp: pyproject.toml | $(BIN)/python
 demo: $(VENV)/demo.stamp ## export a pretrained network, explain photographs, write figures to .demo/
 	$(BIN)/python examples/demo.py .demo
 
-# Two processes: each holds torch and, at times, a large network. Where one dies, the run ends there.
-WORKERS := -n 2 --dist loadfile --max-worker-restart=0
+# Two processes: each holds torch and, at times, a large network. With more than a thread each they
+# would wait for one another; where one dies, the run ends there.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
 
 test: $(VENV)/dev.stamp ## all tests
-	$(BIN)/python -m pytest $(WORKERS)
+	$(TESTS)
 
 test-fast: $(VENV)/dev.stamp ## the tests that take seconds
-	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
+	$(TESTS) -m "not slow"
 
 lint: $(VENV)/dev.stamp ## ruff, format and rules
 	$(BIN)/ruff format --check .
