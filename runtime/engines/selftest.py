@@ -137,9 +137,7 @@ def agreed_map(
     return raw if raw.max() - raw.min() > _CANCELLED * largest else 0.0 * raw
 
 
-def terms(
-    method: cam.Method, activations: Any, gradients: Any, weights: Any | None = None
-) -> Any:
+def terms(method: cam.Method, activations: Any, gradients: Any, weights: Any | None = None) -> Any:
     """A raw map as it were if nothing cancelled in its sums, which float32 rounds in parts of it.
 
     Args and returns: as `cam.raw_map`.
