@@ -275,7 +275,7 @@ def _map_difference(graph: ExplainingGraph, found: dict[str, NDArray[Any]]) -> f
     weights = found.get("ablation_weights") if graph.method == "ablation" else None
     raw = cam.raw_map(graph.method, found["activations"], found["gradients"], weights)
     # A map's rounding is a part of the terms of its sums, which may cancel: the gradient of a head
-    # that ignores scale is at right angles to the mean. Stretched to [0, 1], it can be all there is.
+    # that ignores scale is at right angles to the mean. Stretched to [0, 1], it is all there is.
     terms = selftest.terms(graph.method, found["activations"], found["gradients"], weights)
     if graph.split.earlier:
         before = [
