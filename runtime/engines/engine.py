@@ -339,9 +339,11 @@ def _open(
         problem = agreement.problem(selftest.QUANTISED if quantised else selftest.EXACT)
         if problem is not None and quantised:
             raise WrongAnswerError(
-                f"{engine.description} computes other numbers than {path} says ({problem}): "
-                "processors without VNNI add products of 8-bit weights with overflow. Use the "
-                "float file, or calibrate for them: whycam calibrate int8 --weight-bits 7"
+                f"{engine.description} computes other numbers than {path} says ({problem}). "
+                "Processors without VNNI add products of 8-bit weights with overflow: whycam "
+                "calibrate int8 --weight-bits 7 avoids that. If it is no such processor, or the "
+                "weights have 7 bits, single roundings decide this network's answers: use the "
+                "float file, or leave more layers in float with a higher --floor"
             )
         if problem is not None:
             raise WrongAnswerError(
