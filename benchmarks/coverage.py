@@ -54,6 +54,7 @@ from whycam.export.source import Source, resolve
 from whycam.runtime import cam
 from whycam.runtime.bench.bench import in_turn
 from whycam.runtime.bench.stages import seconds_of
+from whycam.runtime.engines import selftest
 from whycam.runtime.engines.engine import open_engine
 from whycam.runtime.engines.plan import Range
 from whycam.runtime.files import write_whole
@@ -100,6 +101,7 @@ GROUPS: dict[str, Callable[[str], bool]] = {
 }
 _TRANSFORMERS = ("vit_", "swin_", "maxvit_")
 _SPREAD = 3.0  # standard deviation of a trained classifier's logits
+_CANCELLED = 1e-3  # range of a map's values, as a share of the terms of its sums
 _SHOWN = 8  # photographs for ranges, and as many others to compare on
 _ROUNDS = 15
 
@@ -232,11 +234,15 @@ class Attempt:
         for photograph in self.photographs[:3]:
             image = prepared([photograph], manifest.preprocess)
             found = explained(engine, image)
+            if not found["shows"]:
+                continue
             with GradCAM(model=model, target_layers=[layer]) as theirs:
                 wanted = [ClassifierOutputTarget(int(found["targets"][0, 0]))]
                 expected = theirs(torch.from_numpy(image), wanted)[0]
             furthest = max(furthest, float(np.abs(found["map"] - expected).max()))
             alike.append(pearson(found["map"], expected))
+        if not alike:
+            return {"error": "its maps are what float32 rounds of sums that cancel: no two agree"}
         return {"furthest": furthest, "pearson": min(alike), "at": where}
 
     def rtx(self) -> dict[str, Any]:
@@ -298,11 +304,13 @@ class Attempt:
 
 
 def explained(engine: Any, image: NDArray[np.float32], target: int = -1) -> dict[str, Any]:
-    """Grad-CAM from raw outputs, as the runtime makes it; ``map`` [H, W]."""
+    """Grad-CAM from raw outputs, as the runtime makes it; ``map`` [H, W], and whether it shows."""
     feeds = {"image": image, "target": np.full((1, 1), target, np.int64)}
     found = engine.run(feeds, ["probabilities", "targets", "activations", "gradients"])
     raw = cam.raw_map("gradcam", found["activations"], found["gradients"])
-    return {**found, "map": cam.finish(raw, image.shape[2:])[0, 0]}
+    terms = selftest.terms("gradcam", found["activations"], found["gradients"])
+    shows = bool(np.ptp(raw) > _CANCELLED * terms.max())
+    return {**found, "map": cam.finish(raw, image.shape[2:])[0, 0], "shows": shows}
 
 
 def attempt(

@@ -34,7 +34,7 @@ TOLERANCE = {
     "earlier": 1e-2,
     "pixels": 1.01,
     "maps": 1e-4,
-    "tft": 1e-4,
+    "tft": 1e-3,  # of PyTorch in float32 as well, on pictures mostly masked
 }
 _SAID = {
     "pixels": "its preprocessing differs from Pillow's",
