@@ -63,6 +63,7 @@ from whycam.runtime.likeness import pearson
 from whycam.runtime.manifest import Preprocess
 from whycam.runtime.onnxfile import append_manifest, digest, read_manifest, without_outputs
 from whycam.runtime.preprocess import crop_resized, normalise
+from whycam.runtime.threads import one_blas_thread
 
 STEPS = ("export", "peer", "rtx", "int8", "overhead")
 # One small network of each of timm's modules that holds convolutional networks.
@@ -94,12 +95,12 @@ DETECTORS = ("detection.ssdlite320_mobilenet_v3_large", "segmentation.lraspp_mob
 THRESHOLDS = Tft(taus=(0.2, 0.5, 0.8))
 COMPUTE = ("8.6", "8.9", "12.0")
 GROUPS: dict[str, Callable[[str], bool]] = {
-    "torchvision": lambda n: n.startswith("torchvision/") and not is_other(n),
+    "torchvision": lambda n: n.startswith("torchvision/") and not is_other(n) and not is_hybrid(n),
     "timm, one of each convolutional family": lambda n: n.removeprefix("timm/") in FAMILIES,
-    "timm, convolutions with attention": lambda n: n.removeprefix("timm/") in HYBRIDS,
+    "Convolutions with attention": lambda n: is_hybrid(n),
     "Transformers, detectors, segmenters": lambda n: is_other(n),
 }
-_TRANSFORMERS = ("vit_", "swin_", "maxvit_")
+_TRANSFORMERS = ("vit_", "swin_")
 _SPREAD = 3.0  # standard deviation of a trained classifier's logits
 _CANCELLED = 1e-3  # range of a map's values, as a share of the terms of its sums
 _SHOWN = 8  # photographs for ranges, and as many others to compare on
@@ -119,6 +120,11 @@ def known() -> list[str]:
         *(f"timm/{name}" for name in HYBRIDS + OTHERS),
         *(f"torchvision/{name}" for name in DETECTORS),
     ]
+
+
+def is_hybrid(spec: str) -> bool:
+    """Whether convolutions and attention take turns in it."""
+    return spec.partition("/")[2] in (*HYBRIDS, "maxvit_t")
 
 
 def is_other(spec: str) -> bool:
@@ -307,10 +313,12 @@ def explained(engine: Any, image: NDArray[np.float32], target: int = -1) -> dict
     """Grad-CAM from raw outputs, as the runtime makes it; ``map`` [H, W], and whether it shows."""
     feeds = {"image": image, "target": np.full((1, 1), target, np.int64)}
     found = engine.run(feeds, ["probabilities", "targets", "activations", "gradients"])
-    raw = cam.raw_map("gradcam", found["activations"], found["gradients"])
+    with one_blas_thread():  # as explain does: several would wait for ONNX Runtime's
+        raw = cam.raw_map("gradcam", found["activations"], found["gradients"])
+        finished = cam.finish(raw, image.shape[2:])[0, 0]
     terms = selftest.terms("gradcam", found["activations"], found["gradients"])
     shows = bool(np.ptp(raw) > _CANCELLED * terms.max())
-    return {**found, "map": cam.finish(raw, image.shape[2:])[0, 0], "shows": shows}
+    return {**found, "map": finished, "shows": shows}
 
 
 def attempt(
