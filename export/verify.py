@@ -274,10 +274,11 @@ def _map_difference(graph: ExplainingGraph, found: dict[str, NDArray[Any]]) -> f
     assert graph.method is not None
     weights = found.get("ablation_weights") if graph.method == "ablation" else None
     raw = cam.raw_map(graph.method, found["activations"], found["gradients"], weights)
-    # A map's rounding is a part of the terms of its sums, which may cancel: the gradient of a head
-    # that ignores scale is at right angles to the mean. Stretched to [0, 1], it is all there is.
-    terms = selftest.terms(graph.method, found["activations"], found["gradients"], weights)
-    if graph.split.earlier:
+    if not graph.split.earlier:
+        # A map's rounding is a part of the terms of its sums, which may cancel: the gradient of a
+        # head that ignores scale is at right angles to the mean. Stretched, it is all there is.
+        terms = selftest.terms(graph.method, found["activations"], found["gradients"], weights)
+    else:
         before = [
             cam.raw_map(graph.method, found[f"activations_{i}"], found[f"gradients_{i}"])
             for i in range(len(graph.split.earlier))

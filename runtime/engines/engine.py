@@ -342,7 +342,7 @@ def _open(
                 f"{engine.description} computes other numbers than {path} says ({problem}). "
                 "Processors without VNNI add products of 8-bit weights with overflow: whycam "
                 "calibrate int8 --weight-bits 7 avoids that. If it is no such processor, or the "
-                "weights have 7 bits, single roundings decide this network's answers: use the "
+                "weights have 7 bits, single roundings may decide this network's answers: use the "
                 "float file, or leave more layers in float with a higher --floor"
             )
         if problem is not None:
