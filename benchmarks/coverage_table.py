@@ -33,6 +33,18 @@ def markdown(rows: dict[str, Row], groups: dict[str, Callable[[str], bool]]) -> 
             parts += [_line(name for name, _ in HEADER), _line(rule for _, rule in HEADER)]
             parts += [_line(_cells(n, row)) for n, row in own.items() if is_exported(row)]
             parts.append("")
+        rounded = {n: row["peer"]["rounded"] for n, row in own.items() if _is_rounded(row)}
+        if rounded:
+            parts += [
+                "†: two float32 programs round apart; distance of each one's maps from those of",
+                "pytorch-grad-cam in float64, ours and its own:",
+                "; ".join(
+                    f"`{name.partition('/')[2]}` {each['ours']:.0e}, {each['theirs']:.0e}"
+                    for name, each in rounded.items()
+                )
+                + ".",
+                "",
+            ]
         refused = [
             f"- `{name}`, {step}: {_said(why)}"
             for name, row in own.items()
@@ -79,7 +91,11 @@ def _cells(name: str, row: Row) -> list[str]:
 
 
 def _where(found: Row) -> str:
-    return "" if found["at"] == "module" else " *"
+    return ("" if found["at"] == "module" else " *") + (" †" if "rounded" in found else "")
+
+
+def _is_rounded(row: Row) -> bool:
+    return "rounded" in row.get("peer", {})
 
 
 def _of(row: Row, step: str, shown: Callable[[Row], str]) -> str:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any, cast
 
 import msgspec
@@ -403,6 +404,7 @@ def _translate(graph: ExplainingGraph, manifest: Manifest, opset: int) -> torch.
             f"the exporter can only write this model for opset {written}, not {opset}"
         )
     _one_copy_of_each_weight(program)
+    _small_letters(program)
     # Notes of the exporter, such as paths on this machine, are nobody's business.
     program.model.metadata_props.clear()
     for node in program.model.graph.all_nodes():
@@ -421,6 +423,27 @@ def _one_copy_of_each_weight(program: torch.onnx.ONNXProgram) -> None:
     from onnx_ir.passes.common import DeduplicateInitializersPass
 
     DeduplicateInitializersPass(size_limit=_LIMIT)(program.model)
+
+
+def _small_letters(program: torch.onnx.ONNXProgram) -> None:
+    """Einsum's indices may be any letters; TensorRT reads small ones alone."""
+    from onnx_ir import AttrString
+
+    for node in program.model.graph.all_nodes():
+        if node.domain == "" and node.op_type == "Einsum":
+            equation = node.attributes["equation"].as_string()
+            node.attributes["equation"] = AttrString("equation", small_letters(equation))
+
+
+def small_letters(equation: str) -> str:
+    """An equation of Einsum with its indices named a, b, c .. as they come.
+
+    More than 26 indices have no such names: the equation stays as it is.
+    """
+    met = dict.fromkeys(letter for letter in equation if letter.isalpha())
+    if len(met) > len(ascii_lowercase):
+        return equation
+    return equation.translate(str.maketrans(dict(zip(met, ascii_lowercase, strict=False))))
 
 
 def _declare_only(program: torch.onnx.ONNXProgram, names: Sequence[str]) -> None:

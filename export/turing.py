@@ -2,7 +2,8 @@
 
 It takes float32 convolutions, sums and element-wise products there. So a product with stored
 weights becomes a 1x1 convolution, transposed where the weights are stored that way round: a head
-and its gradient still share one copy. A product of two computed matrices becomes a sum of products.
+and its gradient still share one copy. A product of two computed matrices, by MatMul or Einsum,
+becomes a sum of products.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ _PIXELS = 1e-2
 
 
 def replace_matrix_products(model: onnx.ModelProto) -> int:
-    """Rewrite in place every float32 Gemm and MatMul that is not quantised; returns how many.
+    """Rewrite in place every float32 Gemm, MatMul and Einsum of two; returns how many.
+
+    What is quantised stays, for there are products of INT8.
 
     Args:
         model: with shapes inferred.
@@ -117,6 +120,8 @@ class _Rewriting:
         """Whether a node is a matrix product, which has been replaced then."""
         if node.op_type == "Gemm":
             return self._gemm(node)
+        if node.op_type == "Einsum":
+            return self._einsum(node)
         if node.op_type != "MatMul":
             return False
         left, right = node.input
@@ -190,6 +195,32 @@ class _Rewriting:
         products = self._add("Mul", [rows, columns], f"{own}_products")
         self._add("ReduceSum", [products, self._stored_sizes([-2])], own, keepdims=0)
 
+    def _einsum(self, node: onnx.NodeProto) -> bool:
+        """Both sides with every index as an axis, those that are summed last; then as above."""
+        terms, arrow, kept = _equation(node).partition("->")
+        sides = terms.split(",")
+        if not arrow or "." in terms or len(sides) != 2 or any(len(set(s)) < len(s) for s in sides):
+            return False
+        own = node.output[0]
+        summed = [index for index in dict.fromkeys(terms) if index not in {*kept, ","}]
+        indices = [*kept, *summed]
+        spread = []
+        for number, (source, letters) in enumerate(zip(node.input, sides, strict=True)):
+            order = [letters.index(each) for each in indices if each in letters]
+            turned = self._add("Transpose", [source], f"{own}_turned_{number}", perm=order)
+            missing = [axis for axis, each in enumerate(indices) if each not in letters]
+            if missing:
+                axes = self._stored_sizes(missing)
+                turned = self._add("Unsqueeze", [turned, axes], f"{own}_spread_{number}")
+            spread.append(turned)
+        if not summed:
+            self._add("Mul", spread, own)
+            return True
+        products = self._add("Mul", spread, f"{own}_products")
+        last = self._stored_sizes([axis - len(summed) for axis in range(len(summed))])
+        self._add("ReduceSum", [products, last], own, keepdims=0)
+        return True
+
     def _add(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         import onnx
 
@@ -238,6 +269,11 @@ class _Rewriting:
             kernel.dims.extend([1, 1])
             self._stored[name] = kernel
         return name
+
+
+def _equation(node: onnx.NodeProto) -> str:
+    """What an Einsum computes, without blanks."""
+    return "".join(str(node.attribute[0].s, "ascii", "replace").split())
 
 
 def write_for_turing(model: str | os.PathLike[str], path: Path, manifest: Manifest) -> int:

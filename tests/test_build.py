@@ -23,6 +23,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 from test_half import changed
 
 import whycam
@@ -185,6 +186,55 @@ def test_graph_for_turing_has_no_matrix_products_and_the_same_numbers(mixed_file
     )
     copies = [i for i in after.initializer if np.prod(i.dims) == head.size and len(i.dims) == 4]
     assert len(copies) == 1, "the head and its gradient share one copy"
+
+
+@pytest.mark.slow
+def test_products_written_as_einsum_build_for_every_gpu(tmp_path):
+    from networks import SMALL, attending
+
+    from whycam.export import to_onnx
+
+    path = tmp_path / "attending.onnx"
+    to_onnx(attending(), path, outputs=["raw", "map"], overrides=SMALL)
+    assert [n for n in onnx.load(path).graph.node if n.op_type == "Einsum"]
+    for compute in (("7.5",), OTHERS):
+        assert to_plan(path, tmp_path / "x.plan", compute=compute).size > 0
+
+
+EQUATIONS = ["ij,jk->ik", "bij,bjk->bik", "bhid,bhjd->bhij", "i,j->ij", "ij,ij->", "ab,c->cab"]
+
+
+@pytest.mark.parametrize("equation", [*EQUATIONS, "i j , k j -> k i"])
+def test_einsum_becomes_a_sum_of_products_of_the_same_numbers(equation):
+    sides = {letter: 2 + index for index, letter in enumerate("abcdhijk")}
+    terms, _, kept = equation.replace(" ", "").partition("->")
+    shapes = [tuple(sides[letter] for letter in term) for term in terms.split(",")]
+    model = _product(equation, shapes, tuple(sides[letter] for letter in kept))
+    assert turing.replace_matrix_products(model) == 1
+    assert "Einsum" not in {node.op_type for node in model.graph.node}
+    rng = np.random.default_rng(0)
+    values = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+    made = ReferenceEvaluator(model).run(None, {f"x{i}": each for i, each in enumerate(values)})
+    expected = np.einsum(equation.replace(" ", ""), *values)
+    np.testing.assert_allclose(made[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("equation", ["...i,...i->...", "ii,i->i", "ij,jk", "ij,jk,kl->il"])
+def test_other_einsums_are_left_as_they_are(equation):
+    count = equation.count(",") + 1
+    model = _product(equation, [(3, 3)] * count, (3, 3))
+    before = list(model.graph.node)
+    assert turing.replace_matrix_products(model) == 0
+    assert list(model.graph.node) == before
+
+
+def _product(equation: str, shapes: list[tuple[int, ...]], made: tuple[int, ...]) -> Any:
+    kind = onnx.TensorProto.FLOAT
+    inputs = [onnx.helper.make_tensor_value_info(f"x{i}", kind, s) for i, s in enumerate(shapes)]
+    names = [value.name for value in inputs]
+    node = onnx.helper.make_node("Einsum", names, ["y"], "product", equation=equation)
+    outputs = [onnx.helper.make_tensor_value_info("y", kind, made)]
+    return onnx.helper.make_model(onnx.helper.make_graph([node], "einsum", inputs, outputs))
 
 
 def test_graph_for_turing_is_checked(mixed_files, tmp_path, monkeypatch):

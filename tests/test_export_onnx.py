@@ -21,6 +21,7 @@ from torch import nn
 
 import whycam
 from whycam.export import Overrides, graph, to_onnx
+from whycam.export.onnx import small_letters
 from whycam.export.source import resolve
 from whycam.runtime.errors import ExportError, OutputError, RequestError, VerificationError
 from whycam.runtime.images import read_picture
@@ -127,6 +128,19 @@ def test_weights_are_stored_once(tmp_path: Path, name: str, methods: list[str]) 
     done = to_onnx(model, tmp_path / "model.onnx", methods=methods)
     assert done.size == done.path.stat().st_size <= 1.02 * size + 2**20
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]  # no external data
+
+
+@pytest.mark.parametrize(
+    ("equation", "small"),
+    [
+        ("B G I D, B G J D -> B G I J", "a b c d, a b e d -> a b c e"),
+        ("...Ij,...jK", "...ab,...bc"),
+        ("ba,ac->bc", "ab,bc->ac"),
+        ("ABCDEFGHIJKLMNOPQRSTUVWXYZa->A", "ABCDEFGHIJKLMNOPQRSTUVWXYZa->A"),
+    ],
+)
+def test_indices_of_products_become_small_letters(equation: str, small: str) -> None:
+    assert small_letters(equation) == small
 
 
 def test_file_holds_no_paths_of_this_machine(curved_file: Path) -> None:
