@@ -51,6 +51,7 @@ _LEAST_WEIGHT = 1e-4
 _LEAST_PROBABILITY = 1e-12
 _FLAT = 1e-3  # below this part of its magnitude a map's differences hold no four digits
 _DRAWS = 6
+_ROUNDING = TOLERANCE["activations"] / 2
 
 
 @dataclass(frozen=True)
@@ -234,9 +235,18 @@ def verify(
             target[:, 0] = -1
             found = engine.run({"image": image, "target": target}, graph.output_names)
             _check_shapes(found, graph, batch, classes)
-            if not _at_a_kink(exact, found, rng):
+            view = found.get("network_input", image)
+            rounding = _own_rounding(graph, exact, view)
+            if rounding <= _ROUNDING and not _at_a_kink(exact, found, rng):
                 break
-        view = found.get("network_input", image)
+        if not rounding <= _ROUNDING:
+            raise VerificationError(
+                f"the network magnifies rounding: on {_DRAWS} test images, activations of PyTorch "
+                f"itself in float32 and in float64 differ, on the last by {rounding:.1e} of the "
+                "largest. No float32 engine has defined answers then. Statistics of batch "
+                "normalisation that do not fit the images, as in an untrained network, do this. "
+                "No file was written"
+            )
         errors = _differences(exact, view, target, found, rng)
         if graph.resample is not None:
             errors["pixels"] = _pixel_difference(image, view, manifest.preprocess)
@@ -461,6 +471,13 @@ def _repeated(found: dict[str, NDArray[np.generic]]) -> tuple[torch.Tensor, torc
     activations = torch.from_numpy(np.asarray(found["activations"])).double()
     targets = torch.from_numpy(np.asarray(found["targets"]))
     return activations.repeat_interleave(targets.shape[1], dim=0), targets.flatten()
+
+
+def _own_rounding(graph: ExplainingGraph, exact: Float64, view: NDArray[np.float32]) -> float:
+    """How far PyTorch's float32 is from its float64, as a part of the largest activation."""
+    x = torch.from_numpy(view)
+    with torch.no_grad():
+        return _relative(graph.trunk(x).double(), exact.trunk(x.double()))
 
 
 def _at_a_kink(

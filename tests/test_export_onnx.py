@@ -20,7 +20,7 @@ from PIL import Image
 from torch import nn
 
 import whycam
-from whycam.export import Overrides, graph, to_onnx
+from whycam.export import Overrides, graph, to_onnx, verify
 from whycam.export.onnx import small_letters
 from whycam.export.source import resolve
 from whycam.runtime.errors import ExportError, OutputError, RequestError, VerificationError
@@ -255,6 +255,40 @@ def test_verification_reports_small_differences_for_a_good_file(tmp_path: Path) 
     for error in (found.probabilities, found.activations, found.gradients, found.ablation):
         assert 0 < error < 1e-5
     assert found.inputs >= 2
+
+
+class Magnifying(nn.Module):
+    """Adds a part of what float32 rounds off a large sum, so that it decides the answer."""
+
+    def __init__(self, above: float) -> None:
+        super().__init__()
+        self.net, self.above = linear(), above
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        large = 1e6 * (x[:, :1].mean((2, 3), keepdim=True) > self.above)
+        return self.net(x + 10 * ((x + large) - large - x))
+
+
+def test_network_that_magnifies_rounding_is_not_called_a_wrong_graph(tmp_path: Path) -> None:
+    with pytest.raises(VerificationError, match=r"magnifies rounding.*No file was written"):
+        to_onnx(Magnifying(-1e6).eval(), tmp_path / "model.onnx", overrides=SMALL)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_image_on_which_a_network_magnifies_rounding_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    own = verify._own_rounding
+
+    def watched(*arguments: Any) -> float:
+        seen.append(own(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(verify, "_own_rounding", watched)
+    # The patterns' first channels are darker than that, and some of the drawn images'.
+    to_onnx(Magnifying(0.05).eval(), tmp_path / "model.onnx", overrides=SMALL)
+    assert max(seen) > verify.TOLERANCE["activations"] > min(seen)
 
 
 class Moody(nn.Module):
