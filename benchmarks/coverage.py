@@ -139,7 +139,12 @@ def loaded(spec: str) -> Source:
         kind, _, name = spec.removeprefix("torchvision/").partition(".")
         builder = getattr(getattr(torchvision.models, kind), name)
         return resolve(builder(weights=None, weights_backbone=None))
-    return resolve(spec, "none")
+    source = resolve(spec, "none")
+    # Weights may come with another size than the network is made for without them.
+    side = getattr(source.model, "image_size", None)
+    if not isinstance(side, int):
+        return source
+    return replace(source, preprocess=msgspec.structs.replace(source.preprocess, size=(side, side)))
 
 
 def lively(model: torch.nn.Module, images: torch.Tensor) -> torch.nn.Module:

@@ -443,7 +443,8 @@ def small_letters(equation: str) -> str:
     met = dict.fromkeys(letter for letter in equation if letter.isalpha())
     if len(met) > len(ascii_lowercase):
         return equation
-    return equation.translate(str.maketrans(dict(zip(met, ascii_lowercase, strict=False))))
+    small = dict(zip(met, ascii_lowercase, strict=False))
+    return "".join(small.get(letter, letter) for letter in equation)
 
 
 def _declare_only(program: torch.onnx.ONNXProgram, names: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +118,44 @@ def test_int8_file_is_refused_by_every_engine_that_computes_something_else(
     manifest = msgspec.structs.replace(read_manifest(curved_onnx), precision="int8")
     with pytest.raises(WhyCamError, match=r"other numbers than .* says .*--weight-bits 7"):
         open_engine(curved_onnx, manifest, name)
+
+
+class Chaotic:
+    """Other answers for every image, however near."""
+
+    name = description = reason = "chaotic"
+
+    def run(self, feeds: Any, outputs: Any) -> dict[str, Any]:
+        rng = np.random.default_rng(zlib.crc32(feeds["image"].tobytes()))
+        found = {"probabilities": rng.random((1, 7)), "original_maps": rng.random((1, 1, 32, 32))}
+        return {name: found[name].astype(np.float32) for name in outputs}
+
+
+def test_int8_file_whose_answers_single_roundings_decide_is_told_apart(
+    wrong, curved_onnx, monkeypatch
+):
+    wrong("onnxruntime")
+    monkeypatch.setattr(Turned, "run", lambda _, *arguments: Chaotic().run(*arguments))
+    manifest = msgspec.structs.replace(read_manifest(curved_onnx), precision="int8")
+    with pytest.raises(WhyCamError, match=r"other numbers .*single roundings decide") as caught:
+        open_engine(curved_onnx, manifest, "onnxruntime")
+    assert "--weight-bits" not in str(caught.value)
+
+
+@pytest.mark.parametrize("pictures", [False, True])
+def test_what_next_to_nothing_changes_is_measured(curved_onnx, pictures):
+    manifest = msgspec.structs.replace(read_manifest(curved_onnx), embedded_preprocess=pictures)
+    found = selftest.shaken(Chaotic(), manifest, manifest.references[0])
+    assert found.probability > 0.05
+    assert found.map > 0.4
+
+
+def test_next_to_nothing_changes_next_to_nothing_in_a_sound_engine(curved_onnx):
+    engine, manifest = whycam.load(curved_onnx).engine, read_manifest(curved_onnx)
+    for reference in manifest.references:
+        found = selftest.shaken(engine, manifest, reference)
+        assert found.probability < 1e-4
+        assert 0 < found.map < 1e-2
 
 
 def test_openvino_proves_itself_on_an_ordinary_network(curved_onnx):

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import msgspec
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from ..errors import EngineError, ModelFileError, WrongAnswerError
 from ..manifest import Manifest
 from .plan import is_plan, read_plan
+
+if TYPE_CHECKING:
+    from .selftest import Agreement
 
 Arrays = Mapping[str, NDArray[Any]]
 Precision = Literal["fp32", "bf16"]
@@ -335,15 +338,14 @@ def _open(
         return engine
     from . import selftest
 
-    for agreement in selftest.check(engine, manifest):
+    for reference, agreement in zip(
+        manifest.references, selftest.check(engine, manifest), strict=True
+    ):
         problem = agreement.problem(selftest.QUANTISED if quantised else selftest.EXACT)
         if problem is not None and quantised:
             raise WrongAnswerError(
                 f"{engine.description} computes other numbers than {path} says ({problem}). "
-                "Processors without VNNI add products of 8-bit weights with overflow: whycam "
-                "calibrate int8 --weight-bits 7 avoids that. If it is no such processor, or the "
-                "weights have 7 bits, single roundings may decide this network's answers: use the "
-                "float file, or leave more layers in float with a higher --floor"
+                f"{_why_other_numbers(selftest.shaken(engine, manifest, reference))}"
             )
         if problem is not None:
             raise WrongAnswerError(
@@ -383,3 +385,23 @@ def _opened(
         return engine
     engine.reason = first.why
     return engine
+
+
+_RESTLESS = 0.5  # of what engines may differ by
+
+
+def _why_other_numbers(shaken: Agreement) -> str:
+    """Of an INT8 file, from what next to nothing in the image changes."""
+    from . import selftest
+
+    allowed = selftest.QUANTISED
+    if max(shaken.probability / allowed.probability, shaken.map / allowed.map) < _RESTLESS:
+        return (
+            "Processors without VNNI add products of 8-bit weights with overflow: whycam calibrate "
+            "int8 --weight-bits 7 avoids that"
+        )
+    return (
+        "In 8 bits, single roundings decide this network's answers: an image that changes by next "
+        f"to nothing moves the engine's own probability by {shaken.probability:.1e} and its map by "
+        f"{shaken.map:.1e}. Use the float file, or leave more layers in float with a higher --floor"
+    )

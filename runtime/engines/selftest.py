@@ -38,6 +38,7 @@ _REDUCED = Tolerance(5e-2, 2e-1)
 # What rounding in 8 bits leaves between engines that compute a quantised file as it says; where
 # sums overflow, other classes lead by a third and maps are others.
 QUANTISED = Tolerance(1e-1, 4e-1)
+_SHAKES = 4
 _CONSTANT = 1e-5  # range of a map's values as a share of the largest
 _CANCELLED = 1e-4  # range of a map's values as a share of its terms; float32 rounds 1e-6 of these
 
@@ -175,23 +176,57 @@ def answers(engine: Engine, manifest: Manifest) -> tuple[Reference, ...]:
     return tuple(found)
 
 
-def _compare(engine: Engine, manifest: Manifest, reference: Reference) -> Agreement:
-    feeds = {
-        "image": feed(manifest, reference.pattern),
-        "target": np.array([[reference.target]], np.int64),
-    }
-    size = manifest.preprocess.size
+def shaken(engine: Engine, manifest: Manifest, reference: Reference) -> Agreement:
+    """How far an engine is from itself when a test pattern changes by next to nothing.
+
+    By a millionth, or where the graph takes uint8 pictures, by one step in one pixel of a thousand;
+    the worst of a few such changes. As much as two engines differ by, where single roundings decide
+    a network's answers.
+    """
+    image = feed(manifest, reference.pattern)
+    before = _answer(engine, manifest, image, reference.target)
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(_SHAKES):
+        if image.dtype == np.uint8:
+            moved = image ^ (rng.random(image.shape) < 1e-3).astype(np.uint8)
+        else:
+            moved = image + (1e-6 * rng.standard_normal(image.shape)).astype(np.float32)
+        row, maps = _answer(engine, manifest, moved, reference.target)
+        found.append(
+            Agreement(
+                pattern=reference.pattern,
+                lead=0.0,
+                probability=float(abs(row - before[0])[reference.target]),
+                map=float(np.abs(maps - before[1]).max()),
+            )
+        )
+    return Agreement(
+        reference.pattern,
+        0.0,
+        max(each.probability for each in found),
+        max(each.map for each in found),
+    )
+
+
+def _answer(
+    engine: Engine, manifest: Manifest, image: NDArray[Any], target: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Probabilities [C] and the finished map [1, 1, H, W] of one image."""
+    feeds = {"image": image, "target": np.array([[target]], np.int64)}
     if manifest.map_method is not None:
         name = "original_maps" if "tft" in manifest.outputs else "maps"
         found = engine.run(feeds, ["probabilities", name])
-        maps = found[name]
-    else:
-        found = engine.run(feeds, ["probabilities", "activations", "gradients"])
-        raw = cam.raw_map("gradcam", found["activations"], found["gradients"])
-        maps = cam.finish(raw, size)
+        return found["probabilities"][0], found[name]
+    found = engine.run(feeds, ["probabilities", "activations", "gradients"])
+    raw = cam.raw_map("gradcam", found["activations"], found["gradients"])
+    return found["probabilities"][0], cam.finish(raw, manifest.preprocess.size)
+
+
+def _compare(engine: Engine, manifest: Manifest, reference: Reference) -> Agreement:
+    row, maps = _answer(engine, manifest, feed(manifest, reference.pattern), reference.target)
     expected = np.asarray(reference.raw_map, np.float32).reshape(1, 1, *manifest.map_shape)
-    differences = np.abs(maps - cam.finish(expected, size))
-    row = found["probabilities"][0]
+    differences = np.abs(maps - cam.finish(expected, manifest.preprocess.size))
     return Agreement(
         pattern=reference.pattern,
         lead=float(row.max() - row[reference.target]),
