@@ -106,10 +106,6 @@ class Float64:
             self.stem, self.tail = _double(graph.split.stem), _double(graph.split.tail)
         self.score = graph.score
 
-    def logits(self, image: torch.Tensor) -> torch.Tensor:
-        """[N, C] for an image batch in float64."""
-        return self.head(self.trunk(image))  # type: ignore[no-any-return]
-
     def score_of(self, logits: torch.Tensor, targets: torch.Tensor, score: Score) -> torch.Tensor:
         """The logit or probability of each row's target, [M]."""
         values = logits if score == "logit" else torch.softmax(logits, dim=-1)
@@ -177,10 +173,10 @@ def references(exact: Float64, manifest: Manifest, head: Head) -> tuple[Referenc
     method = selftest.method_of(manifest)
     for index in range(selftest.PATTERNS):
         image = torch.from_numpy(selftest.view(manifest, index)).double()
-        logits = exact.logits(image)
+        activations = exact.trunk(image)
+        logits = exact.head(activations)
         probabilities = torch.softmax(logits, dim=-1)
         target = probabilities.argmax(dim=-1)
-        activations = exact.trunk(image)
         gradient = weights = None
         if method == "ablation":  # of float32 precision; ``verify`` holds samples against float64
             drops = logit_drops(head, activations.float(), logits.float())
@@ -236,7 +232,9 @@ def verify(
             found = engine.run({"image": image, "target": target}, graph.output_names)
             _check_shapes(found, graph, batch, classes)
             view = found.get("network_input", image)
-            rounding = _own_rounding(graph, exact, view)
+            with torch.no_grad():
+                activations = exact.trunk(torch.from_numpy(view).double())
+                rounding = _relative(graph.trunk(torch.from_numpy(view)).double(), activations)
             if rounding <= _ROUNDING and not _at_a_kink(exact, found, rng):
                 break
         if not rounding <= _ROUNDING:
@@ -247,7 +245,7 @@ def verify(
                 "normalisation that do not fit the images, as in an untrained network, do this. "
                 "No file was written"
             )
-        errors = _differences(exact, view, target, found, rng)
+        errors = _differences(exact, activations, target, found, rng)
         if graph.resample is not None:
             errors["pixels"] = _pixel_difference(image, view, manifest.preprocess)
         if graph.method is not None:
@@ -473,13 +471,6 @@ def _repeated(found: dict[str, NDArray[np.generic]]) -> tuple[torch.Tensor, torc
     return activations.repeat_interleave(targets.shape[1], dim=0), targets.flatten()
 
 
-def _own_rounding(graph: ExplainingGraph, exact: Float64, view: NDArray[np.float32]) -> float:
-    """How far PyTorch's float32 is from its float64, as a part of the largest activation."""
-    x = torch.from_numpy(view)
-    with torch.no_grad():
-        return _relative(graph.trunk(x).double(), exact.trunk(x.double()))
-
-
 def _at_a_kink(
     exact: Float64, found: dict[str, NDArray[np.generic]], rng: np.random.Generator
 ) -> bool:
@@ -497,16 +488,13 @@ def _at_a_kink(
 
 def _differences(
     exact: Float64,
-    image: NDArray[np.float32],
+    activations: torch.Tensor,
     target: NDArray[np.int64],
     found: dict[str, NDArray[np.generic]],
     rng: np.random.Generator,
 ) -> dict[str, float]:
     with torch.no_grad():
-        x = torch.from_numpy(image).double()
-        logits = exact.logits(x)
-        probabilities = torch.softmax(logits, dim=-1)
-        activations = exact.trunk(x)
+        probabilities = torch.softmax(exact.head(activations), dim=-1)
     # Gradients are compared at the file's own activations: what the trunk rounds is judged by
     # the activations, and must not be counted again through the kinks of the head.
     own, targets = _repeated(found)

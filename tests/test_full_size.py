@@ -26,7 +26,7 @@ MODELS = {
     LITE0: Tft("soft", "rank"),
 }
 # How many photographs are compared; a hundred take an hour.
-PHOTOGRAPHS = int(os.environ.get("WHYCAM_PHOTOGRAPHS", "6"))
+PHOTOGRAPHS = int(os.environ.get("WHYCAM_PHOTOGRAPHS", "3"))
 
 
 @pytest.fixture(scope="module", params=MODELS, ids=lambda name: Path(name).stem)

@@ -115,8 +115,10 @@ def rig_of(tmp_path, monkeypatch, manifest_of, tiny_engine) -> Iterator[Callable
         monkeypatch.setitem(sys.modules, module.__name__, module)
         return Rig(driver, made, path, manifest, monkeypatch)
 
+    gc.freeze()  # what earlier tests of this process hold takes seconds to look through
     yield build
     gc.collect()  # engines of this test give back to this test's driver
+    gc.unfreeze()
 
 
 def feeds_of(n: int, k: int = 1, seed: int = 0) -> dict[str, np.ndarray]:

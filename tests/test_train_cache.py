@@ -51,7 +51,7 @@ def test_chunk_that_was_not_finished_does_not_count(tmp_path):
 
 def test_too_small_a_disk_is_said_beforehand(tmp_path):
     with pytest.raises(OutputError, match=r"GiB are free.*--cache"):
-        Cache(tmp_path, 10**9, {"a": ((1000, 1000), "float64")}).check_space()
+        Cache(tmp_path, 10**5, {"a": ((10**5, 1000), "float64")}).check_space()
 
 
 def test_place_that_is_no_folder_is_an_error(tmp_path):
