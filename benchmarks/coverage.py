@@ -48,7 +48,7 @@ from whycam import Tft, WhyCamError
 from whycam.calibrate.int8 import write_int8
 from whycam.calibrate.quantise import observe, quantised, read_graph
 from whycam.calibrate.ranges import magnitude
-from whycam.export import to_onnx, to_plan
+from whycam.export import Export, to_onnx, to_plan
 from whycam.export.layer import capture, find_layer, split
 from whycam.export.source import Source, resolve
 from whycam.runtime import cam
@@ -57,6 +57,7 @@ from whycam.runtime.bench.stages import seconds_of
 from whycam.runtime.engines import selftest
 from whycam.runtime.engines.engine import open_engine
 from whycam.runtime.engines.plan import Range
+from whycam.runtime.errors import VerificationError
 from whycam.runtime.files import write_whole
 from whycam.runtime.images import read_picture
 from whycam.runtime.likeness import pearson
@@ -151,12 +152,14 @@ def loaded(spec: str) -> Source:
 def lively(model: torch.nn.Module, images: torch.Tensor) -> torch.nn.Module:
     """Random weights that answer like trained ones: statistics of their own, logits apart."""
     norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    model.eval()
     for each in norms:
         each.reset_running_stats()
         each.momentum = None  # the mean of all batches
+        each.train()
     with torch.no_grad():
         if norms:
-            model.train()(images)
+            model(images)
         spread = float(model.eval()(images[:2]).std(dim=1).mean())
         last = [m for m in model.modules() if isinstance(getattr(m, "weight", None), torch.Tensor)]
         for values in last[-1].parameters(recurse=False):
@@ -170,11 +173,7 @@ def prepared(paths: list[Path], spec: Preprocess) -> NDArray[np.float32]:
 
 
 def with_tests(images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Photographs [N, 3, H, W], grainy ones, and the test patterns that every file answers for.
-
-    With statistics of smooth photographs alone, some networks swell on the others to logits of
-    thousands, of which float32 keeps no digit that shows.
-    """
+    """Photographs [N, 3, H, W], grainy ones, and the test patterns that every file answers for."""
     grain = np.random.default_rng(0).standard_normal(images.shape).astype(np.float32)
     size = (images.shape[2], images.shape[3])
     patterns = [selftest.pattern(index, size) for index in range(selftest.PATTERNS)]
@@ -184,13 +183,16 @@ def with_tests(images: NDArray[np.float32]) -> NDArray[np.float32]:
 class Attempt:
     """One network; each step fills in its part of the row."""
 
-    def __init__(self, spec: str, photographs: list[Path], folder: Path, threads: int) -> None:
+    def __init__(
+        self, spec: str, photographs: list[Path], folder: Path, threads: int, patterns: bool
+    ) -> None:
         torch.set_num_threads(threads)
         self.spec = spec
         self.photographs = photographs
         self.threads = threads
         self.path = folder / f"{spec.replace('/', '.')}.onnx"
         self.folder = folder
+        self.patterns = patterns
         self._model: torch.nn.Module | None = None
 
     def model(self) -> torch.nn.Module:
@@ -199,7 +201,8 @@ class Attempt:
             source = loaded(self.spec)
             images = prepared(self.photographs[:4], source.preprocess)
             torch.manual_seed(0)
-            self._model = lively(source.model, torch.from_numpy(with_tests(images)))
+            shown = with_tests(images) if self.patterns else images
+            self._model = lively(source.model, torch.from_numpy(shown))
             frozen = self._model.eval().requires_grad_(False)
             self._source = replace(source, model=frozen)
         return self._model
@@ -213,9 +216,19 @@ class Attempt:
             raise
         except Exception:  # a network that trains otherwise: export says what is wrong with it
             self._source = loaded(self.spec)
-        made = to_onnx(self._source, self.path, outputs=["raw", "map", "tft"], tft=THRESHOLDS)
+        try:
+            made = self._exported()
+        except VerificationError as error:
+            if self.patterns or "magnifies rounding" not in str(error):
+                raise
+            # With statistics of smooth photographs alone some networks swell on other images to
+            # logits of thousands, of which float32 keeps no digit that shows.
+            self.patterns, self._model = True, None
+            self.model()
+            made = self._exported()
         seen = made.verification
         return {
+            "patterns": self.patterns,
             "layer": made.manifest.target_layer,
             "shape": made.manifest.activations,
             "size": made.manifest.preprocess.size,
@@ -228,6 +241,9 @@ class Attempt:
             "parameters": sum(p.numel() for p in self._source.model.parameters()),
             "megabytes": round(made.size / 1e6, 1),
         }
+
+    def _exported(self) -> Export:
+        return to_onnx(self._source, self.path, outputs=["raw", "map", "tft"], tft=THRESHOLDS)
 
     def raw(self) -> Path:
         """The same file with raw outputs alone, as ``--outputs raw`` writes it."""
@@ -367,7 +383,8 @@ def attempt(
     threads: int,
 ) -> dict[str, Any]:
     """Do the steps that the row lacks. Runs in the worker."""
-    trial = Attempt(spec, photographs, folder, threads)
+    patterns = row.get("export", {}).get("patterns", False)
+    trial = Attempt(spec, photographs, folder, threads, patterns)
     for step in steps:
         begin = time.perf_counter()
         try:
@@ -411,6 +428,11 @@ class Worker:
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._pool = None
         return {"lost": why}
+
+    def close(self) -> None:
+        """End the process."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
 
 
 def main() -> None:
@@ -457,6 +479,7 @@ def main() -> None:
             if options.work is None:
                 for path in folder.glob(f"{spec.replace('/', '.')}.*"):
                     path.unlink()
+    worker.close()
     if options.page is not None:
         above = options.page.read_text("utf-8").partition(_BELOW)[0]
         write_whole(options.page, f"{above}{_BELOW}\n\n{markdown(rows, GROUPS)}".encode())

@@ -79,7 +79,7 @@ def _cells(name: str, row: Row) -> list[str]:
     channels, height, width = export["shape"]
     worst = max(export[each] for each in ("probabilities", "activations", "gradients"))
     return [
-        f"`{name.partition('/')[2]}`",
+        f"`{name.partition('/')[2]}`{' ‡' if export.get('patterns') else ''}",
         f"`{export['layer']}`",
         f"{channels} x {height} x {width}",
         f"{worst:.0e}",
