@@ -173,11 +173,13 @@ def prepared(paths: list[Path], spec: Preprocess) -> NDArray[np.float32]:
 
 
 def with_tests(images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Photographs [N, 3, H, W], grainy ones, and the test patterns that every file answers for."""
-    grain = np.random.default_rng(0).standard_normal(images.shape).astype(np.float32)
+    """Photographs [N, 3, H, W], and what else a file is tried on: test patterns, random fields."""
+    rng = np.random.default_rng(7)
     size = (images.shape[2], images.shape[3])
     patterns = [selftest.pattern(index, size) for index in range(selftest.PATTERNS)]
-    return np.concatenate([images, images[:2] + 0.3 * grain[:2], np.stack(patterns)])
+    coarse = np.asarray(cam.resize(rng.standard_normal((4, 3, 8, 8)), size))
+    fields = 1.2 * coarse + 0.3 * rng.standard_normal((4, 3, *size))
+    return np.concatenate([images, np.stack(patterns), fields.astype(np.float32)])
 
 
 class Attempt:
