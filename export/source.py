@@ -380,22 +380,22 @@ def _check_finite(model: torch.nn.Module) -> None:
 
 
 def _override(own: Preprocess, wanted: Overrides) -> Preprocess:
-    changes: dict[str, Any] = {}
-    if wanted.image_size is not None:
-        size = _sides(wanted.image_size)
-        changes["size"] = size
-        changes["resize"] = _scaled(own, size)
-    if wanted.resize is not None:
-        changes["resize"] = (wanted.resize,)
-    for name in ("interpolation", "mean", "std"):
-        value = getattr(wanted, name)
-        if value is not None:
-            changes[name] = value
+    changes: dict[str, Any] = {
+        name: getattr(wanted, name)
+        for name in ("interpolation", "mean", "std")
+        if getattr(wanted, name) is not None
+    }
     try:
+        if wanted.image_size is not None:
+            size = _sides(wanted.image_size)
+            changes["size"] = size
+            changes["resize"] = _scaled(own, size)
+        if wanted.resize is not None:
+            changes["resize"] = (wanted.resize,)
         return msgspec.convert(
             msgspec.to_builtins(msgspec.structs.replace(own, **changes)), Preprocess
         )
-    except (ValueError, msgspec.ValidationError) as error:
+    except (ValueError, OverflowError, msgspec.ValidationError) as error:
         raise ExportError(f"unusable preprocessing: {error}") from error
 
 

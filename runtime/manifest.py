@@ -50,7 +50,8 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
-        if len(self.resize) > 2 or min((*self.size, *self.resize), default=0) < 1:
+        sides = (*self.size, *self.resize)
+        if len(self.resize) > 2 or min(sides) < 1 or max(sides) > _LARGEST:
             raise ValueError(f"unusable sizes: input {self.size}, resize {self.resize}")
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, not {self.std}")

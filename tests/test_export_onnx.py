@@ -670,6 +670,14 @@ def test_manifest_holds_the_preprocessing_and_what_was_overridden(tmp_path: Path
     assert done.notes == ()
 
 
+@pytest.mark.parametrize(
+    "wanted", [{"image_size": 10**400}, {"resize": 10**400}, {"image_size": -3}, {"resize": 0}]
+)
+def test_sizes_that_no_picture_has_are_refused(tmp_path: Path, wanted: dict[str, int]) -> None:
+    with pytest.raises(ExportError, match="unusable preprocessing"):
+        to_onnx(linear(), tmp_path / "model.onnx", overrides=Overrides(**wanted))
+
+
 def test_assumed_preprocessing_is_pointed_out(tmp_path: Path) -> None:
     done = to_onnx(linear(), tmp_path / "model.onnx", overrides=SMALL)
     assert "says nothing of its preprocessing" in done.notes[0]

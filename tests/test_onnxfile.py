@@ -214,6 +214,7 @@ def test_missing_field_is_named(manifest_of, field):
         {"preprocess": {"size": [8, 8]}},
         {"preprocess": {"size": [0, 8], "resize": []}},
         {"preprocess": {"size": [8, 8], "resize": [8, 8, 8]}},
+        {"preprocess": {"size": [8, 8], "resize": [10**400]}},
         {"preprocess": {"size": [8, 8], "resize": [], "std": [1, 0, 1]}},
         {"preprocess": {"size": [8, 8], "resize": [], "std": [1, 1e-320, 1]}},
         {"preprocess": {"size": [8, 8], "resize": [], "mean": [0, 1e308, 0]}},
