@@ -287,7 +287,7 @@ class Attempt:
         for photograph in self.photographs[:3]:
             image = prepared([photograph], manifest.preprocess)
             found = explained(engine, image)
-            if not found["shows"]:
+            if not shows(found):
                 continue
             target = int(found["targets"][0, 0])
             expected = theirs(torch.from_numpy(image), target)
@@ -365,15 +365,19 @@ class Attempt:
 
 
 def explained(engine: Any, image: NDArray[np.float32], target: int = -1) -> dict[str, Any]:
-    """Grad-CAM from raw outputs, as the runtime makes it; ``map`` [H, W], and whether it shows."""
+    """Grad-CAM from raw outputs, as the runtime makes it, in ``map`` [H, W]."""
     feeds = {"image": image, "target": np.full((1, 1), target, np.int64)}
     found = engine.run(feeds, ["probabilities", "targets", "activations", "gradients"])
     with one_blas_thread():  # as explain does: several would wait for ONNX Runtime's
         raw = cam.raw_map("gradcam", found["activations"], found["gradients"])
-        finished = cam.finish(raw, image.shape[2:])[0, 0]
+        return {**found, "map": cam.finish(raw, image.shape[2:])[0, 0]}
+
+
+def shows(found: dict[str, Any]) -> bool:
+    """Whether an explanation's map is more than what its sums round."""
+    raw = cam.raw_map("gradcam", found["activations"], found["gradients"])
     terms = selftest.terms("gradcam", found["activations"], found["gradients"])
-    shows = bool(np.ptp(raw) > _CANCELLED * terms.max())
-    return {**found, "map": finished, "shows": shows}
+    return bool(np.ptp(raw) > _CANCELLED * terms.max())
 
 
 def attempt(
