@@ -192,11 +192,10 @@ class _Rewriting:
         own = node.output[0]
         rows = self._add("Unsqueeze", [left, self._stored_sizes([-1])], f"{own}_rows")
         columns = self._add("Unsqueeze", [right, self._stored_sizes([-3])], f"{own}_columns")
-        products = self._add("Mul", [rows, columns], f"{own}_products")
-        self._add("ReduceSum", [products, self._stored_sizes([-2])], own, keepdims=0)
+        self._multiply(own, [rows, columns], [-2])
 
     def _einsum(self, node: onnx.NodeProto) -> bool:
-        """Both sides with every index as an axis, those that are summed last; then as above."""
+        """Both sides with every index as an axis, those that are summed last."""
         terms, arrow, kept = _equation(node).partition("->")
         sides = terms.split(",")
         if not arrow or "." in terms or len(sides) != 2 or any(len(set(s)) < len(s) for s in sides):
@@ -213,13 +212,16 @@ class _Rewriting:
                 axes = self._stored_sizes(missing)
                 turned = self._add("Unsqueeze", [turned, axes], f"{own}_spread_{number}")
             spread.append(turned)
-        if not summed:
-            self._add("Mul", spread, own)
-            return True
-        products = self._add("Mul", spread, f"{own}_products")
-        last = self._stored_sizes([axis - len(summed) for axis in range(len(summed))])
-        self._add("ReduceSum", [products, last], own, keepdims=0)
+        self._multiply(own, spread, list(range(-len(summed), 0)))
         return True
+
+    def _multiply(self, own: str, sides: list[str], summed: list[int]) -> None:
+        """Products of elements, added up along some axes."""
+        if not summed:
+            self._add("Mul", sides, own)
+            return
+        products = self._add("Mul", sides, f"{own}_products")
+        self._add("ReduceSum", [products, self._stored_sizes(summed)], own, keepdims=0)
 
     def _add(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         import onnx
@@ -273,7 +275,8 @@ class _Rewriting:
 
 def _equation(node: onnx.NodeProto) -> str:
     """What an Einsum computes, without blanks."""
-    return "".join(str(node.attribute[0].s, "ascii", "replace").split())
+    written = next((each.s for each in node.attribute if each.name == "equation"), b"")
+    return "".join(str(written, "ascii", "replace").split())
 
 
 def write_for_turing(model: str | os.PathLike[str], path: Path, manifest: Manifest) -> int:
