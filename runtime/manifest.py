@@ -13,31 +13,41 @@ from .tft import Tft
 
 __all__ = ["Manifest", "Preprocess", "Reference"]
 
-VERSION = 1
+VERSION = 2
 METADATA_KEY = "whycam"
 _LARGEST = 1e6
 _FLOAT32 = 3.4e38
+_SAME_STD = 1e-3  # JSON may have rounded 1/255
 _PATTERNS = 100  # that may ever be used; each is made by a formula with its number in it
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Outputs = Literal["raw", "map", "tft"]
 OUTPUTS: tuple[Outputs, ...] = get_args(Outputs)
 FilePrecision = Literal["fp32", "fp16", "bf16", "int8"]
+Color = Literal["RGB", "BGR", "L"]
+Task = Literal["softmax", "sigmoid", "binary", "none"]
+Layout = Literal["NCHW", "NHWC"]
+ImageType = Literal["float32", "float16", "uint8"]
+INPUTS = ("image", "target")
 
 
 class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """From an RGB picture of any size to the network's input, as the model was trained.
+    """From an RGB image of any size to the network's input, as the model was trained.
+
+    The input's values are (x / 255 - mean) / std of pixels x from 0 to 255; with mean 0 and std
+    1 / 255 they are the pixels themselves.
 
     Attributes:
         size: (H, W) of the network input.
-        resize: what the picture is resized to before the crop. One number: its shorter side;
-            two: (height, width) whatever the picture's proportions; none: not at all.
+        resize: what the image is resized to before the crop. One number: its shorter side;
+            two: (height, width) whatever the image's proportions; none: not at all.
         interpolation: of the resize.
         antialias: whether the resize averages where it shrinks, as Pillow does it; always so.
-        crop: ``center`` is the only one there is; a picture smaller than the crop gets a black
+        crop: ``center`` is the only one there is; an image smaller than the crop gets a black
             border.
-        color: the channel order the network wants.
-        mean, std: per channel, for values in [0, 1].
+        color: the network's channels in order; ``L`` is one channel of grey, by Pillow's weights
+            (ITU-R 601-2).
+        mean, std: one for each of the network's channels in their order, for values in [0, 1].
     """
 
     size: tuple[int, int]
@@ -45,14 +55,19 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     interpolation: Interpolation = "bilinear"
     antialias: bool = True
     crop: Literal["center"] = "center"
-    color: Literal["RGB"] = "RGB"
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    color: Color = "RGB"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
         sides = (*self.size, *self.resize)
         if len(self.resize) > 2 or min(sides) < 1 or max(sides) > _LARGEST:
             raise ValueError(f"unusable sizes: input {self.size}, resize {self.resize}")
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise ValueError(
+                f"mean {self.mean} and std {self.std} need {self.channels} numbers each for color "
+                f"{self.color}"
+            )
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, not {self.std}")
         # For pixels in [0, 1]; far from that float32 overflows.
@@ -60,6 +75,11 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             1 / _LARGEST <= value <= _LARGEST for value in self.std
         ):
             raise ValueError(f"mean {self.mean} and std {self.std} are not those of pixels")
+
+    @property
+    def channels(self) -> int:
+        """How many channels the network's input has: 3, or 1 for ``L``."""
+        return 1 if self.color == "L" else 3
 
 
 class FusedLayer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,12 +101,13 @@ class FusedLayer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The right answer for one built-in test pattern, kept to check engines by.
 
-    PyTorch's in float64; for an INT8 file with raw outputs, its own in ONNX Runtime.
+    From PyTorch in float64 or, for ONNX sources, from the original file; for an INT8 file with raw
+    outputs, its own in ONNX Runtime.
 
     Attributes:
         pattern: which pattern of ``selftest.pattern``.
         target: the class explained, the most probable one.
-        probability: its probability.
+        probability: its probability, or its value where the task is ``none``.
         raw_map: its map before resizing, row by row, the numbers of ``Manifest.map_shape``; by the
             method that the graph finishes itself, else Grad-CAM.
     """
@@ -113,18 +134,31 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         target_layer: the layer that is explained.
         activations: (K, h, w) at that layer.
         pooled_linear: whether the head is global average pooling and one linear layer.
-        num_classes: C.
-        labels: C class names, or empty.
-        preprocess: how a picture becomes the input.
+        task: what ``probabilities`` holds. ``softmax``: of classes that exclude each other;
+            ``sigmoid``: of independent labels; ``binary``: of two classes, from one logit;
+            ``none``: values that are no probabilities, as regression gives them.
+        num_classes: C; 2 for ``binary``.
+        labels: C class names, or empty; for ``binary`` (``not NAME``, ``NAME``).
+        preprocess: how an image becomes the input.
+        layout: of the input ``image``, without ``embedded_preprocess``.
+        image_dtype: of the input ``image``, without ``embedded_preprocess``. ``uint8``: the file
+            normalises by itself and is fed pixels of the network's size and colour order.
+        names: contract name to the graph's own name of an input or output, where they differ.
+        own_outputs: the graph's names of outputs that the file had before it was explained.
+        top: the graph has no input ``target`` and explains so many classes, the most probable
+            ones; None: it has that input.
+        batch: N, where the graph takes only that; None: any.
         outputs: groups of outputs the graph has. ``raw``: activations, gradients; ``map``:
             finished maps; ``tft``: maps thresholded in the graph.
         methods: the methods it supports.
-        map_method: the method of the graph's own maps; None without ``map`` and ``tft``.
-        fused_layers: whose Layer-CAM maps are fused with the target layer's in the graph's own
-            maps, from the picture to the target layer; empty: the target layer alone.
-        embedded_preprocess: whether the graph takes pictures, uint8 [N, h, w, 3], and does
-            ``preprocess`` itself; else it takes float32 [N, 3, H, W], normalised.
-        picture_size: (h, w) of the pictures it takes; None: any.
+        map_methods: the methods whose finished maps the graph has; empty without ``map`` and
+            ``tft``. The first one's are ``maps`` (with ``tft`` ``original_maps``, and ``maps``
+            thresholded), those of every other method ``maps_METHOD``.
+        fused_layers: whose Layer-CAM maps are fused with the target layer's in the maps of
+            ``map_methods[0]``, from the image to the target layer; empty: the target layer alone.
+        embedded_preprocess: whether the graph takes RGB images, uint8 [N, h, w, 3], and does
+            ``preprocess`` itself.
+        picture_size: (h, w) of the images it takes with ``embedded_preprocess``; None: any.
         gradient_score, ablation_score: what gradients and Ablation-CAM are taken of.
         tft: the reading that TFT uses unless told otherwise; in the graph, always.
         precision: of the trunk's weights and arithmetic (``int8``: by ``whycam calibrate``); head,
@@ -144,12 +178,19 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     target_layer: str
     activations: tuple[int, int, int]
     pooled_linear: bool
+    task: Task = "softmax"
     num_classes: int
     labels: tuple[str, ...]
     preprocess: Preprocess
+    layout: Layout = "NCHW"
+    image_dtype: ImageType = "float32"
+    names: dict[str, str] = {}
+    own_outputs: tuple[str, ...] = ()
+    top: int | None = None
+    batch: int | None = None
     outputs: tuple[Outputs, ...] = ("raw",)
     methods: tuple[Method, ...]
-    map_method: Method | None = None
+    map_methods: tuple[Method, ...] = ()
     fused_layers: tuple[FusedLayer, ...] = ()
     embedded_preprocess: bool = False
     picture_size: tuple[int, int] | None = None
@@ -169,26 +210,81 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise ValueError("classes, activations and image_bytes must be positive")
         if self.labels and len(self.labels) != self.num_classes:
             raise ValueError(f"{len(self.labels)} labels for {self.num_classes} classes")
-        if not self.outputs or (self.map_method is None) != (self.outputs == ("raw",)):
-            raise ValueError(f"map_method {self.map_method} does not go with {self.outputs}")
-        if self.map_method is not None and self.map_method not in self.methods:
-            raise ValueError(f"map_method {self.map_method} is none of {self.methods}")
-        if self.fused_layers and self.map_method != "layercam":
-            raise ValueError(f"layers are fused by layercam, not by {self.map_method}")
-        if "raw" not in self.outputs and self.methods != (self.map_method,):
-            raise ValueError(f"{self.methods} need raw outputs")
+        self._check_task()
+        self._check_maps()
+        self._check_interface()
 
         cells = self.map_shape[0] * self.map_shape[1]
         for reference in self.references:
             if not 0 <= reference.target < self.num_classes or len(reference.raw_map) != cells:
                 raise ValueError(f"a reference for class {reference.target} that does not fit")
 
+    def _check_task(self) -> None:
+        if self.task == "binary" and self.num_classes != 2:
+            raise ValueError(f"task binary has 2 classes, not {self.num_classes}")
+        if self.task != "none":
+            return
+        if "tft" in self.outputs:
+            raise ValueError("outputs tft need probabilities, and task none has none")
+        if unfit := sorted({"ablation", "scorecam"}.intersection(self.methods)):
+            raise ValueError(f"methods {unfit} need probabilities, and task none has none")
+
+    def _check_maps(self) -> None:
+        first = self.map_method
+        if not self.outputs or (first is None) != (self.outputs == ("raw",)):
+            raise ValueError(f"map_methods {self.map_methods} do not go with {self.outputs}")
+        distinct = set(self.map_methods)
+        if not distinct.issubset(self.methods) or len(distinct) != len(self.map_methods):
+            raise ValueError(
+                f"map_methods {self.map_methods} must be some of {self.methods}, each once"
+            )
+        if self.fused_layers and first != "layercam":
+            raise ValueError(f"layers are fused by layercam, not by {first}")
+        if "raw" not in self.outputs and distinct != set(self.methods):
+            raise ValueError(f"{self.methods} need raw outputs, or finished maps of each")
+
+    def _check_interface(self) -> None:
+        if self.top is not None and not 1 <= self.top <= self.num_classes:
+            raise ValueError(f"top {self.top} of {self.num_classes} classes")
+        if self.batch is not None and not 1 <= self.batch <= _LARGEST:
+            raise ValueError(f"a batch of {self.batch} images")
+        known = {*INPUTS, *self.output_shapes}
+        if not known.issuperset(self.names):
+            raise ValueError(
+                f"names for {sorted(set(self.names) - known)}, which the graph has not"
+            )
+        own = [self.names.get(name, name) for name in known]
+        if len(set(own)) != len(own) or not all(own):
+            raise ValueError(f"two inputs or outputs with one name, or none: {self.names}")
+        spec = self.preprocess
+        as_it_is = max(map(abs, spec.mean)) == 0 and all(
+            abs(255 * value - 1) < _SAME_STD for value in spec.std
+        )
+        if self.image_dtype == "uint8" and not self.embedded_preprocess and not as_it_is:
+            raise ValueError(
+                f"a uint8 input takes pixels as they are, with mean 0 and std 1/255, not mean "
+                f"{spec.mean} and std {spec.std}"
+            )
+
+    @property
+    def map_method(self) -> Method | None:
+        """Whose maps the graph finishes first, the default of requests; None: it finishes none."""
+        return self.map_methods[0] if self.map_methods else None
+
     @property
     def image_shape(self) -> tuple[int | None, ...]:
         """Of the input ``image`` without the batch; None where it is free."""
-        if not self.embedded_preprocess:
-            return (3, *self.preprocess.size)
-        return (*(self.picture_size or (None, None)), 3)
+        if self.embedded_preprocess:
+            return (*(self.picture_size or (None, None)), 3)
+        spec = self.preprocess
+        if self.layout == "NHWC":
+            return (*spec.size, spec.channels)
+        return (spec.channels, *spec.size)
+
+    @property
+    def image_type(self) -> ImageType:
+        """The element type of the input ``image``."""
+        return "uint8" if self.embedded_preprocess else self.image_dtype
 
     @property
     def map_shape(self) -> tuple[int, int]:
@@ -196,9 +292,20 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         layers = [self.activations, *(layer.activations for layer in self.fused_layers)]
         return finest(layers)
 
+    def map_output(self, method: Method) -> str | None:
+        """The output with a method's finished maps, not thresholded; None if there is none."""
+        if method not in self.map_methods:
+            return None
+        if method != self.map_method:
+            return f"maps_{method}"
+        return "original_maps" if "tft" in self.outputs else "maps"
+
     @property
     def output_shapes(self) -> dict[str, tuple[int | None, ...]]:
-        """The graph's outputs in order, each with its shape without the batch; None is k."""
+        """The graph's outputs in order, each with its shape without the batch; None is k.
+
+        By their contract names, without ``own_outputs``.
+        """
         size = self.preprocess.size
         shapes: dict[str, tuple[int | None, ...]] = {
             "probabilities": (self.num_classes,),
@@ -216,7 +323,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             shapes["masked_probabilities"] = (None, steps)
         elif "map" in self.outputs:
             shapes["maps"] = (None, *size)
-        return shapes
+        return shapes | {f"maps_{method}": (None, *size) for method in self.map_methods[1:]}
 
     def label(self, index: int) -> str:
         """The name of a class, or its number where the file holds no names."""
