@@ -22,7 +22,7 @@ from ..runtime.bench.bench import in_turn
 from ..runtime.bench.stages import seconds_of
 from ..runtime.cam import Method
 from ..runtime.engines import selftest
-from ..runtime.engines.engine import Arrays
+from ..runtime.engines.interface import Arrays
 from ..runtime.errors import DataError, ImageError, RequestError, VerificationError
 from ..runtime.explainer import Explainer, load
 from ..runtime.files import replacing

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from ..runtime import cam
 from ..runtime.engines import selftest
-from ..runtime.engines.engine import Arrays, Engine, open_engine
+from ..runtime.engines.engine import Engine, open_engine
+from ..runtime.engines.interface import Arrays
 from ..runtime.errors import EngineError, MissingExtraError, VerificationError
 from ..runtime.manifest import FilePrecision, Manifest
 

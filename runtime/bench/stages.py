@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.engine import Arrays, Engine
+from ..engines.engine import Engine
+from ..engines.interface import Arrays
 from ..explainer import Explainer
 from ..explanation import Explanation
 from ..images import Picture, read_picture

@@ -6,7 +6,7 @@ An engine is a file of its own beside this one, imported only when it is asked f
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from ..errors import EngineError, ModelFileError, WrongAnswerError
 from ..manifest import Manifest
+from .interface import Arrays
 from .plan import is_plan, read_plan
 
 if TYPE_CHECKING:
     from .selftest import Agreement
 
-Arrays = Mapping[str, NDArray[Any]]
 Precision = Literal["fp32", "bf16"]
 Hint = Literal["latency", "throughput"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -82,9 +82,11 @@ class Engine(Protocol):
         """Run the graph once.
 
         Args:
-            feeds: ``image``, float32 [N, 3, H, W] or uint8 [N, h, w, 3] as the manifest has it,
-                and ``target`` int64 [N, k].
-            outputs: the outputs wanted, by name. Engines skip the work for others if they can.
+            feeds: ``image``, [N, *manifest.image_shape], uint8 where ``manifest.image_type`` is
+                and else float32; and ``target`` int64 [N, k], ranks alone where the graph has no
+                such input (``manifest.top``).
+            outputs: the outputs wanted, by their contract names. Engines skip the work for others
+                if they can.
 
         Raises:
             EngineError: the engine refused the inputs or failed.
@@ -164,7 +166,7 @@ class Backend:
         return not_built_in(self.provider)
 
 
-# Every export is checked against PyTorch in this one, so it need not prove itself again.
+# Every export is checked in this one, so it need not prove itself again.
 CHECKED_AT_EXPORT = "onnxruntime"
 ENGINES: dict[str, Backend] = {
     CHECKED_AT_EXPORT: Backend("onnxruntime", "cpu", ("fp32",), _onnxruntime),
@@ -267,7 +269,7 @@ def _preference(manifest: Manifest, settings: EngineSettings) -> tuple[tuple[str
         return ("openvino", "onnxruntime"), "reads bf16 files on CPUs, which ONNX Runtime does not"
     if manifest.precision == "int8":
         return ("openvino", "onnxruntime"), "two to three times as fast for INT8 on CPUs"
-    # As fast as OpenVINO for one picture, and what every export is held against PyTorch in.
+    # As fast as OpenVINO for one image, and what every export is checked in.
     return ("onnxruntime", "openvino"), "the engine that the export was checked in"
 
 
@@ -286,14 +288,13 @@ def open_engine(
         engine: a name in ``ENGINES``, or ``auto``: the first of ``candidates`` that opens it;
             the engine's ``reason`` says why that one.
         settings: how it should run.
-        check: whether an engine other than ``CHECKED_AT_EXPORT`` must first reproduce what
-            PyTorch answered for the test patterns in the file, and any engine what an INT8 file
-            says. In half precision, of file or arithmetic, nothing is checked: numbers differ by
-            design.
+        check: whether an engine other than ``CHECKED_AT_EXPORT`` must first reproduce the
+            export's reference answers in the file, and any engine what an INT8 file says. In half
+            precision, of file or arithmetic, nothing is checked: numbers differ by design.
 
     Raises:
         EngineError: unknown engine, or it cannot be used as asked.
-        WrongAnswerError: it does not reproduce PyTorch's answers.
+        WrongAnswerError: it does not reproduce the export's reference answers.
         ModelFileError: the engine cannot load the file.
         MissingExtraError: the engine's package is not installed.
     """

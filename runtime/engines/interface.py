@@ -1,20 +1,30 @@
-"""What engines share: a graph's inputs and outputs, checked, and which outputs a request needs."""
+"""What engines share: the graph contract's inputs, outputs and names, and which outputs to ask for.
+
+A graph has the names, the layout, the element type and the batch that its file had before it was
+explained. Engines know the graph; everybody else speaks the contract: ``image``, ``target``,
+``probabilities`` and so on, any number of images, any ranks. ``run_graph`` and ``renamed`` lie
+between the two.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import EngineError, ModelFileError
 from ..manifest import Manifest
 
-if TYPE_CHECKING:
-    from .engine import Arrays
+# Named arrays.
+Arrays = Mapping[str, NDArray[Any]]
+Found = dict[str, NDArray[Any]]
+# Runs a graph once: inputs by name and the outputs asked for to these outputs.
+Run = Callable[[Arrays, Sequence[str]], Found]
 
 # Outputs that cost work of their own, by what has to be computed for them. Engines compute all that
-# a loaded file declares, wanted or not.
+# a loaded file declares, wanted or not. Every further map method is a part of its own.
 _PARTS: dict[str, tuple[str, ...]] = {
     "gradient": ("activations", "gradients"),
     "ablation": ("ablation_weights",),
@@ -29,7 +39,10 @@ def parts_needed(outputs: Collection[str], manifest: Manifest) -> frozenset[str]
 
 
 def outputs_without(parts: Collection[str], manifest: Manifest) -> tuple[str, ...]:
-    """The outputs of all other parts, which a file cut for ``parts`` need not have."""
+    """The outputs of all other parts, which a file cut for ``parts`` need not have.
+
+    By their contract names; see ``surplus_outputs`` for what to cut from the file.
+    """
     return tuple(
         name
         for part, names in _parts(manifest)
@@ -37,6 +50,42 @@ def outputs_without(parts: Collection[str], manifest: Manifest) -> tuple[str, ..
         for name in names
         if name in manifest.output_shapes
     )
+
+
+def surplus_outputs(parts: Collection[str], manifest: Manifest) -> set[str]:
+    """The graph's own names of the outputs that a file cut for ``parts`` does without.
+
+    Those the file had before it was explained go as well; empty: nothing need be cut.
+    """
+    without = outputs_without(parts, manifest)
+    if not without:
+        return set()
+    surplus = {graph_name(name, manifest) for name in without}
+    return surplus.union(manifest.own_outputs) - needed_outputs(parts, manifest)
+
+
+def needed_outputs(parts: Collection[str], manifest: Manifest) -> frozenset[str]:
+    """The graph's own names of the outputs that a file cut for ``parts`` must have."""
+    names = set(manifest.output_shapes).difference(outputs_without(parts, manifest))
+    return frozenset(graph_name(name, manifest) for name in names)
+
+
+def graph_name(name: str, manifest: Manifest) -> str:
+    """What the graph itself calls an input or output of the contract."""
+    return manifest.names.get(name, name)
+
+
+def renamed(run: Run, manifest: Manifest) -> Run:
+    """Let a run that speaks the graph's own names speak the contract's."""
+    if not manifest.names:
+        return run
+
+    def run_by_contract(feeds: Arrays, outputs: Sequence[str]) -> Found:
+        own = [graph_name(name, manifest) for name in outputs]
+        found = run({graph_name(name, manifest): feeds[name] for name in feeds}, own)
+        return {name: found[key] for name, key in zip(outputs, own, strict=True)}
+
+    return run_by_contract
 
 
 def _parts(manifest: Manifest) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -48,6 +97,72 @@ def _parts(manifest: Manifest) -> Iterator[tuple[str, tuple[str, ...]]]:
             continue
         else:
             yield part, names
+    for method in manifest.map_methods[1:]:
+        yield f"map_{method}", (f"maps_{method}",)
+
+
+def run_graph(run: Run, feeds: Arrays, outputs: Sequence[str], manifest: Manifest) -> Found:
+    """Run a graph for any number of images and any ranks, and check what it returns.
+
+    Args:
+        run: runs the graph once. It is fed ``image`` in the graph's own layout and element type,
+            of ``manifest.batch`` images where that is fixed; ``target`` only where the graph has
+            this input.
+        feeds: ``image`` and ``target``, see ``engine.Engine.run``.
+        outputs: the outputs wanted.
+        manifest: of the graph.
+
+    Raises:
+        EngineError: feeds or answers that are not what the manifest promises.
+    """
+    check_feeds(feeds, manifest)
+    image, target = feeds["image"], feeds["target"]
+    if manifest.image_type == "float16":
+        image = image.astype(np.float16)
+    size = manifest.batch or len(image)
+    parts = [
+        _run_once(run, image[start : start + size], target[start : start + size], outputs, manifest)
+        for start in range(0, len(image), size)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in outputs}
+
+
+def _run_once(
+    run: Run,
+    image: NDArray[Any],
+    target: NDArray[np.int64],
+    outputs: Sequence[str],
+    manifest: Manifest,
+) -> Found:
+    count = len(image)
+    size = manifest.batch or count
+    fed = {"image": filled(image, size)}
+    if manifest.top is None:
+        fed["target"] = filled(target, size)
+    found = run(fed, outputs)
+    check_found(found, size, manifest.top or target.shape[1], manifest)
+    if size > count:
+        found = {name: values[:count] for name, values in found.items()}
+    return found if manifest.top is None else _at_ranks(found, target, manifest)
+
+
+def filled(values: NDArray[Any], count: int) -> NDArray[Any]:
+    """A batch of ``count``, with the last entry repeated as often as needed."""
+    missing = count - len(values)
+    return np.concatenate([values, np.repeat(values[-1:], missing, axis=0)]) if missing else values
+
+
+def _at_ranks(found: Found, target: NDArray[np.int64], manifest: Manifest) -> Found:
+    """Of all classes that a graph explains, one column a rank, those that were asked for."""
+    columns = -1 - target
+    rows = np.arange(len(target))[:, None]
+    shapes = manifest.output_shapes
+    return {
+        name: values[rows, columns] if shapes[name][0] is None else values
+        for name, values in found.items()
+    }
 
 
 def check_interface(
@@ -62,30 +177,32 @@ def check_interface(
     Args:
         path: of the file, for the message.
         manifest: of the file.
-        inputs: name to element type (``float32``, ``uint8``, ``int64``) and shape; None is any.
-        outputs: names.
+        inputs: the graph's own name to element type (``float32``, ``float16``, ``uint8``,
+            ``int64``) and shape; None is any.
+        outputs: the graph's own names.
         parts: what the file was cut to, see ``parts_needed``.
 
     Raises:
         ModelFileError: it does not.
     """
-    kind = "uint8" if manifest.embedded_preprocess else "float32"
-    shape = manifest.image_shape
-    found, sides = inputs.get("image", ("", ()))
+    kind, shape = manifest.image_type, manifest.image_shape
+    image, target = graph_name("image", manifest), graph_name("target", manifest)
+    found, sides = inputs.get(image, ("", ()))
     fits = len(sides) == len(shape) + 1 and all(
         wanted in (None, side) for wanted, side in zip(shape, sides[1:], strict=True)
     )
-    if found != kind or not fits or "target" not in inputs:
+    if found != kind or not fits or (manifest.top is None and target not in inputs):
         promised = ", ".join("any" if side is None else str(side) for side in shape)
+        also = "" if manifest.top is not None else f" and '{target}' int64 [N, k]"
         has = ", ".join(
             f"'{name}' {element} [{', '.join('any' if d is None else str(d) for d in dims)}]"
             for name, (element, dims) in inputs.items()
         )
         raise ModelFileError(
-            f"{path} does not match its manifest: it should take 'image' {kind} "
-            f"[N, {promised}] and 'target' int64 [N, k], but takes {has}"
+            f"{path} does not match its manifest: it should take '{image}' {kind} "
+            f"[N, {promised}]{also}, but takes {has}"
         )
-    missing = set(manifest.output_shapes) - {*outputs, *outputs_without(parts, manifest)}
+    missing = needed_outputs(parts, manifest).difference(outputs)
     if missing:
         raise ModelFileError(f"{path} does not match its manifest: no output {sorted(missing)}")
 
@@ -94,9 +211,11 @@ def check_feeds(feeds: Arrays, manifest: Manifest) -> None:
     """What a graph is fed must be what its manifest says.
 
     Raises:
-        EngineError: a missing input, another type or shape, or batches that differ.
+        EngineError: a missing input, another type or shape, batches that differ, or a class that
+            a graph without the input ``target`` does not explain.
     """
-    kind = "uint8" if manifest.embedded_preprocess else "float32"
+    # Half precision is the graph's own affair: masks are multiplied in float32.
+    kind = "uint8" if manifest.image_type == "uint8" else "float32"
     wanted = {"image": (kind, (None, *manifest.image_shape)), "target": ("int64", (None, None))}
     for name, (element, shape) in wanted.items():
         values = feeds.get(name)
@@ -112,17 +231,28 @@ def check_feeds(feeds: Arrays, manifest: Manifest) -> None:
                 f"the input '{name}' must be {element} [{said}], not {values.dtype} "
                 f"{list(values.shape)}"
             )
-    if len(feeds["image"]) != len(feeds["target"]):
-        raise EngineError(f"{len(feeds['image'])} images, but targets for {len(feeds['target'])}")
+    target = feeds["target"]
+    if len(feeds["image"]) != len(target):
+        raise EngineError(f"{len(feeds['image'])} images, but targets for {len(target)}")
+    if manifest.top is not None and not -manifest.top <= target.min() <= target.max() < 0:
+        raise EngineError(
+            f"this graph explains the ranks -1 to -{manifest.top}, not the targets "
+            f"{target.min()} to {target.max()}"
+        )
 
 
-def check_found(found: Arrays, feeds: Arrays, manifest: Manifest) -> None:
+def check_found(found: Arrays, count: int, classes: int, manifest: Manifest) -> None:
     """What a graph returned must be what its manifest promises, so that nobody reads past its end.
+
+    Args:
+        found: outputs by their contract names.
+        count: N, images in this run.
+        classes: k, classes explained in it.
+        manifest: of the graph.
 
     Raises:
         EngineError: an output of another shape, or a class that there is not.
     """
-    count, classes = feeds["target"].shape
     shapes = manifest.output_shapes
     # The export asks for more than it promises.
     for name in found.keys() & shapes.keys():
@@ -143,6 +273,6 @@ def check_found(found: Arrays, feeds: Arrays, manifest: Manifest) -> None:
 
 def first_parts(manifest: Manifest) -> frozenset[str]:
     """The parts that most requests need: loaded at once, so that a broken file is known at once."""
-    if manifest.map_method is None:
-        return parts_needed(["gradients"], manifest)
-    return parts_needed(["original_maps" if "tft" in manifest.outputs else "maps"], manifest)
+    method = manifest.map_method
+    first = None if method is None else manifest.map_output(method)
+    return parts_needed([first or "gradients"], manifest)

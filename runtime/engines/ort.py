@@ -6,7 +6,7 @@ import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +18,23 @@ from ..files import writable
 from ..manifest import Manifest
 from ..onnxfile import digest, without_outputs
 from . import ort_gpu, ort_options
-from .engine import Arrays, EngineSettings
+from .engine import EngineSettings
 from .interface import (
-    check_feeds,
-    check_found,
+    Arrays,
+    Found,
+    Run,
     check_interface,
     first_parts,
-    outputs_without,
+    graph_name,
     parts_needed,
+    renamed,
+    run_graph,
+    surplus_outputs,
 )
 from .nvidia import driver
 from .ort_binding import BoundSession
 from .ort_options import CPU, Cache, Most, Place
 
-Found = dict[str, NDArray[Any]]
-_Run = Callable[[Arrays, Sequence[str]], Found]
 _CONVOLUTIONS = {"Conv", "ConvTranspose", "FusedConv", "ConvInteger", "QLinearConv"}
 
 
@@ -64,7 +66,7 @@ class OnnxRuntimeEngine:
         self._settings = settings
         self._place = place
         self._lock = threading.Lock()
-        self._runs: dict[frozenset[str], _Run] = {}
+        self._runs: dict[frozenset[str], Run] = {}
         self._placed: Counter[str] = Counter()
         self._digest = ""
         self.reason = "asked for"
@@ -91,17 +93,20 @@ class OnnxRuntimeEngine:
             where += f", GPU {self._settings.gpu} ({gpus[self._settings.gpu].name})"
         return f"{where}, {self._manifest.precision}{_nodes(self._placed)}"
 
-    def _run_of(self, parts: frozenset[str]) -> _Run:
+    def _run_of(self, parts: frozenset[str]) -> Run:
         with self._lock:
             if parts not in self._runs:
                 session = self._open(parts)
-                self._runs[parts] = self._bound(session) if self._place.device else _plain(session)
+                run = self._bound(session) if self._place.device else _plain(session)
+                self._runs[parts] = renamed(run, self._manifest)
             return self._runs[parts]
 
-    def _bound(self, session: Any) -> _Run:
-        device, shapes = self._place.device or "cpu", self._manifest.output_shapes
+    def _bound(self, session: Any) -> Run:
+        manifest, device = self._manifest, self._place.device or "cpu"
         index = self._settings.gpu if device == "cuda" else 0
-        return BoundSession(self._library, session, shapes, device, index).run
+        shapes = {graph_name(name, manifest): s for name, s in manifest.output_shapes.items()}
+        classes: int | str = manifest.top or graph_name("target", manifest)
+        return BoundSession(self._library, session, shapes, classes, device, index).run
 
     def _open(self, parts: frozenset[str]) -> Any:
         options = self._library.SessionOptions()
@@ -115,7 +120,7 @@ class OnnxRuntimeEngine:
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         cache = self._cache(parts)
         providers = ort_options.providers(self._place, self._manifest, self._settings, parts, cache)
-        surplus = outputs_without(parts, self._manifest)
+        surplus = surplus_outputs(parts, self._manifest)
         model = without_outputs(self._path, surplus) if surplus else self._path
         try:
             # Without its fallback, which prints a line and goes on in the CPU.
@@ -186,25 +191,24 @@ class OnnxRuntimeEngine:
 
     def run(self, feeds: Arrays, outputs: Sequence[str]) -> Found:
         """See ``engine.Engine.run``."""
-        check_feeds(feeds, self._manifest)
+        return run_graph(self._run, feeds, outputs, self._manifest)
+
+    def _run(self, feeds: Arrays, outputs: Sequence[str]) -> Found:
         parts = parts_needed(outputs, self._manifest)
         run = self._run_of(parts)
         try:
             limit = ort_options.most(self._place, self._manifest, parts)
             if limit is None:
-                found = run(feeds, outputs)
-            else:
-                found = in_parts(run, feeds, outputs, limit, self._manifest)
+                return run(feeds, outputs)
+            return in_parts(run, feeds, outputs, limit, self._manifest)
         except Exception as error:
             said = ort_gpu.said(error)
             if re.search(r"out of memory|Failed to allocate memory", said):
                 said += ": load with a smaller memory_mb, for smaller batches"
             raise EngineError(f"ONNX Runtime failed: {said}") from error
-        check_found(found, feeds, self._manifest)
-        return found
 
 
-def _plain(session: Any) -> _Run:
+def _plain(session: Any) -> Run:
     def run(feeds: Arrays, outputs: Sequence[str]) -> Found:
         values = session.run(list(outputs), dict(feeds))
         return dict(zip(outputs, values, strict=True))
@@ -213,25 +217,28 @@ def _plain(session: Any) -> _Run:
 
 
 def in_parts(
-    run: _Run, feeds: Arrays, outputs: Sequence[str], limit: Most, manifest: Manifest
+    run: Run, feeds: Arrays, outputs: Sequence[str], limit: Most, manifest: Manifest
 ) -> Found:
     """A run of any size as several that stay below a limit.
 
     Args:
         run: one run.
-        feeds, outputs: see ``engine.Engine.run``.
+        feeds: ``image``, and ``target`` where the graph has that input.
+        outputs: see ``engine.Engine.run``.
         limit: of one run.
         manifest: knows which outputs have a row for each class.
     """
-    image, target = feeds["image"], feeds["target"]
-    count, classes = target.shape
+    image, target = feeds["image"], feeds.get("target")
     rows = []
-    for i in range(0, count, limit.images):
+    for i in range(0, len(image), limit.images):
         part = slice(i, i + limit.images)
-        columns = [
-            run({"image": image[part], "target": target[part, j : j + limit.classes]}, outputs)
-            for j in range(0, classes, limit.classes)
-        ]
+        if target is None:
+            columns = [run({"image": image[part]}, outputs)]
+        else:
+            columns = [
+                run({"image": image[part], "target": target[part, j : j + limit.classes]}, outputs)
+                for j in range(0, target.shape[1], limit.classes)
+            ]
         rows.append({name: _beside(name, columns, manifest) for name in outputs})
     return {
         name: rows[0][name] if len(rows) == 1 else np.concatenate([row[name] for row in rows])
@@ -262,4 +269,9 @@ def _nodes(placed: Mapping[str, int]) -> str:
     return f" (operators: {listed})" if listed else ""
 
 
-_ELEMENTS = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}
+_ELEMENTS = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(uint8)": "uint8",
+    "tensor(int64)": "int64",
+}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .engine import Arrays
+from .interface import Arrays
 
 # Buffers are kept for so many batch sizes: an explanation has one, its sweep another.
 _SHAPES = 4
@@ -25,6 +25,7 @@ class BoundSession:
         library: the module onnxruntime.
         session: its session.
         shapes: of the outputs without the batch; None where it is the number of classes explained.
+        classes: that number, or the input that has one column for each class.
         device: ``cuda``, or ``cpu``, as ONNX Runtime calls it.
         index: of the device.
     """
@@ -34,15 +35,19 @@ class BoundSession:
         library: Any,
         session: Any,
         shapes: Mapping[str, tuple[int | None, ...]],
+        classes: int | str,
         device: str,
         index: int = 0,
     ) -> None:
         self._library = library
         self._session = session
         self._shapes = shapes
+        self._classes = classes
         self._device, self._index = device, index
         self._types = {
-            node.name: _TYPES[node.type] for node in (*session.get_inputs(), *session.get_outputs())
+            node.name: _TYPES[node.type]
+            for node in (*session.get_inputs(), *session.get_outputs())
+            if node.type in _TYPES  # outputs of the file's own may be of any type
         }
         self._idle: list[_Buffers] = []
 
@@ -52,7 +57,9 @@ class BoundSession:
             buffers = self._idle.pop()
         except IndexError:
             buffers = _Buffers(self)
-        count, classes = feeds["target"].shape
+        count = len(next(iter(feeds.values())))
+        explained = self._classes
+        classes = explained if isinstance(explained, int) else feeds[explained].shape[1]
         binding = self._session.io_binding()
         for name, values in feeds.items():
             # Never a view of the caller's array, which the next run would overwrite.
@@ -97,4 +104,9 @@ class _Buffers:
         return found
 
 
-_TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int64)": np.int64}
+_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(uint8)": np.uint8,
+    "tensor(int64)": np.int64,
+}

@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import EngineError
 from ..manifest import Manifest
 from .engine import EngineSettings
+from .interface import graph_name
 
 Options = Mapping[str, str]
 # TensorRT's engines serve a range of shapes and hold memory for the largest, so there is one: so
@@ -97,10 +98,14 @@ def most(place: Place, manifest: Manifest, parts: frozenset[str]) -> Most | None
     """What one run may hold; None: anything."""
     if place.provider != TENSORRT.provider:
         return None
-    if "sweep" not in parts:
-        return Most(_IMAGES, _CLASSES)
-    # Every class of every picture is tried at each threshold, all in one run.
-    return Most(max(1, _IMAGES // len(manifest.tft.taus)), 1)
+    if manifest.batch is not None:
+        images = manifest.batch
+    elif "sweep" in parts:
+        # Every class of every image is tried at each threshold, all in one run.
+        images = max(1, _IMAGES // (len(manifest.tft.taus) * (manifest.top or 1)))
+    else:
+        images = _IMAGES
+    return Most(images, manifest.top or (1 if "sweep" in parts else _CLASSES))
 
 
 def _cuda(gpu: int) -> Options:
@@ -130,15 +135,18 @@ def _tensorrt(
     assert limit is not None
     # Kernels are chosen for the best shape: one explanation, or the thresholds of one.
     best = 1 if parts else min(limit.images, len(manifest.tft.taus))
+    least = 1
+    if manifest.batch is not None:
+        least = best = limit.images
     found = {
         "device_id": str(gpu),
         # Only what the file itself holds. TensorRT may then use it in the head as well: ONNX
         # Runtime builds weakly typed networks.
         "trt_fp16_enable": _switch(manifest.precision == "fp16"),
         "trt_int8_enable": _switch(manifest.precision == "int8"),
-        "trt_profile_min_shapes": _shapes(1, 1, sides),
-        "trt_profile_opt_shapes": _shapes(best, 1, sides),
-        "trt_profile_max_shapes": _shapes(limit.images, limit.classes, sides),
+        "trt_profile_min_shapes": _shapes(least, 1, sides, manifest),
+        "trt_profile_opt_shapes": _shapes(best, 1, sides, manifest),
+        "trt_profile_max_shapes": _shapes(limit.images, limit.classes, sides, manifest),
         "trt_engine_cache_enable": _switch(cache is not None),
         "trt_timing_cache_enable": _switch(cache is not None),
     }
@@ -154,8 +162,10 @@ def _switch(on: bool) -> str:
     return "1" if on else "0"
 
 
-def _shapes(images: int, classes: int, sides: list[str]) -> str:
-    return f"image:{'x'.join([str(images), *sides])},target:{images}x{classes}"
+def _shapes(images: int, classes: int, sides: list[str], manifest: Manifest) -> str:
+    image, target = graph_name("image", manifest), graph_name("target", manifest)
+    shape = f"{image}:{'x'.join([str(images), *sides])}"
+    return shape if manifest.top is not None else f"{shape},{target}:{images}x{classes}"
 
 
 def cache_names(

@@ -14,14 +14,19 @@ from numpy.typing import NDArray
 from ..errors import EngineError, MissingExtraError, ModelFileError
 from ..files import writable
 from ..manifest import Manifest
-from .engine import Arrays, EngineSettings
+from .engine import EngineSettings
 from .interface import (
-    check_feeds,
-    check_found,
+    Arrays,
+    Found,
     check_interface,
+    filled,
     first_parts,
-    outputs_without,
+    graph_name,
+    needed_outputs,
     parts_needed,
+    renamed,
+    run_graph,
+    surplus_outputs,
 )
 
 # Networks compiled for one shape run up to twice as fast as for any (depthwise convolutions in
@@ -32,7 +37,7 @@ _SHAPES = 4
 # A batch is filled up to a shape that is compiled already if at most this part of it is waste; more
 # where no further shape may be compiled.
 _WASTE, _WASTE_AT_LAST = 0.25, 0.5
-_Shape = tuple[tuple[int, ...], tuple[int, ...]]
+_Shape = tuple[tuple[int, ...], tuple[int, ...]]  # of image and target; () where it has none
 
 
 @cache
@@ -108,19 +113,20 @@ class OpenVinoEngine:
 
     def run(self, feeds: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """See ``engine.Engine.run``."""
-        check_feeds(feeds, self._manifest)
+        return run_graph(self._run, feeds, outputs, self._manifest)
+
+    def _run(self, feeds: Arrays, outputs: Sequence[str]) -> Found:
         part = self._part(parts_needed(outputs, self._manifest))
-        image, target = feeds["image"], feeds["target"]
-        size = -(-len(image) // part.streams) if self._divides else len(image)
-        if size == len(image):
-            found = part.run(image, target, outputs)
-        else:
-            slices = [slice(start, start + size) for start in range(0, len(image), size)]
-            with ThreadPoolExecutor(len(slices)) as pool:
-                runs = list(pool.map(lambda s: part.run(image[s], target[s], outputs), slices))
-            found = {name: np.concatenate([each[name] for each in runs]) for name in outputs}
-        check_found(found, feeds, self._manifest)
-        return found
+        count = len(feeds["image"])
+        divides = self._divides and self._manifest.batch is None
+        size = -(-count // part.streams) if divides else count
+        if size == count:
+            return part.run(feeds, outputs)
+        slices = [slice(start, start + size) for start in range(0, count, size)]
+        batches = [{name: values[s] for name, values in feeds.items()} for s in slices]
+        with ThreadPoolExecutor(len(slices)) as pool:
+            runs = list(pool.map(lambda batch: part.run(batch, outputs), batches))
+        return {name: np.concatenate([each[name] for each in runs]) for name in outputs}
 
 
 class _Part:
@@ -151,7 +157,9 @@ class _Part:
             return
         height, width = self._manifest.preprocess.size
         example = (height, width, 3) if None in shape else shape
-        self._for(((1, *(side or 1 for side in example)), (1, 1)))
+        batch = self._manifest.batch or 1
+        target = (batch, 1) if self._manifest.top is None else ()
+        self._for(((batch, *(side or 1 for side in example)), target))
 
     @property
     def streams(self) -> int:
@@ -159,15 +167,14 @@ class _Part:
         with self._lock:
             return next((each.streams for each in self._compiled.values()), 1)
 
-    def run(
-        self, image: NDArray[Any], target: NDArray[Any], outputs: Sequence[str]
-    ) -> dict[str, NDArray[Any]]:
+    def run(self, feeds: Arrays, outputs: Sequence[str]) -> Found:
         """One batch."""
-        count = len(image)
-        shape = self._shape_for(image.shape, target.shape)
-        if shape is not None and shape[0][0] > count:
-            image, target = _filled(image, shape[0][0]), _filled(target, shape[0][0])
-        found = self._for(shape).run({"image": image, "target": target}, outputs)
+        count = len(feeds["image"])
+        target = feeds["target"].shape if "target" in feeds else ()
+        shape = self._shape_for(feeds["image"].shape, target)
+        size = count if shape is None else shape[0][0]
+        fed = {name: filled(values, size) for name, values in feeds.items()}
+        found = renamed(self._for(shape).run, self._manifest)(fed, outputs)
         return {name: values[:count] for name, values in found.items()}
 
     def _shape_for(self, image: tuple[int, ...], target: tuple[int, ...]) -> _Shape | None:
@@ -199,19 +206,29 @@ class _Part:
             # Read again each time: kept, it would hold the weights once more.
             model = self._core.read_model(self._path)
             self._check(model)
-            surplus = set(outputs_without(self._needed, self._manifest))
-            for result in list(model.get_results()):
-                if surplus.intersection(result.output(0).get_names()):
-                    model.remove_result(result)
+            self._cut(model)
             if shape is not None:
-                model.reshape({"image": list(shape[0]), "target": list(shape[1])})
+                shapes = {"image": shape[0]} | ({"target": shape[1]} if shape[1] else {})
+                model.reshape(
+                    {graph_name(name, self._manifest): list(s) for name, s in shapes.items()}
+                )
             return _Compiled(self._core.compile_model(model, "CPU", self._properties))
         except (RuntimeError, UnicodeDecodeError) as error:  # it quotes names that are no text
             raise ModelFileError(f"OpenVINO cannot load {self._path}: {_said(error)}") from error
 
+    def _cut(self, model: Any) -> None:
+        """Take away the outputs that are not needed."""
+        surplus = surplus_outputs(self._needed, self._manifest)
+        needed = needed_outputs(self._needed, self._manifest)
+        for result in list(model.get_results()):
+            names = result.output(0).get_names()
+            # One tensor may be an output of two names.
+            if surplus.intersection(names) and needed.isdisjoint(names):
+                model.remove_result(result)
+
     def _check(self, model: Any) -> None:
         inputs = {
-            port.get_any_name(): (
+            _input_name(port, self._manifest): (
                 port.get_element_type().to_dtype().name,
                 [None if side.is_dynamic else side.get_length() for side in port.partial_shape],
             )
@@ -244,9 +261,11 @@ class _Compiled:
         return found
 
 
-def _filled(values: NDArray[Any], count: int) -> NDArray[Any]:
-    """A batch with its last entry repeated."""
-    return np.concatenate([values, np.repeat(values[-1:], count - len(values), axis=0)])
+def _input_name(port: Any, manifest: Manifest) -> str:
+    """The name that the manifest knows an input by, if it has several."""
+    names: set[str] = port.get_names()
+    known = names.intersection(graph_name(name, manifest) for name in ("image", "target"))
+    return known.pop() if known else str(port.get_any_name())
 
 
 def _said(error: Exception) -> str:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from ..errors import EngineError
 from ..manifest import Manifest
 from . import cuda
-from .engine import Arrays, EngineSettings
-from .interface import check_feeds
+from .engine import EngineSettings
+from .interface import Arrays, Found, run_graph
 from .plan import Range
 from .trt_lane import Lane, Recording
 from .trt_load import open_plan, rebuild
@@ -92,21 +92,24 @@ class TensorRtEngine:
         More images or classes than the plan was built for go through in parts, fewer are filled
         up; the answers are the same.
         """
-        check_feeds(feeds, self._manifest)
+        return run_graph(self._run, feeds, outputs, self._manifest)
+
+    def _run(self, feeds: Arrays, outputs: Sequence[str]) -> Found:
         unknown = [name for name in outputs if name not in self._opened.outputs]
         if unknown:
             raise EngineError(f"{self._path} has no output {unknown}")
-        image, target = feeds["image"], feeds["target"]
+        image, target = feeds["image"], feeds.get("target")
         self._check_size(image.shape)
         plan = self._opened.plan
-        rows = _parts(target.shape[0], plan.batch.most)
-        columns = _parts(target.shape[1], plan.classes.most)
+        rows = _parts(len(image), plan.batch.most)
+        classes = self._manifest.top if target is None else target.shape[1]
+        columns = [slice(0, classes)] if target is None else _parts(classes or 1, plan.classes.most)
         with self._lane() as lane:
             found = [
                 [
                     lane.run(
                         image[row],
-                        target[row, column],
+                        None if target is None else target[row, column],
                         _size_for(row.stop - row.start, plan.batch),
                         max(column.stop - column.start, plan.classes.least),
                         outputs,

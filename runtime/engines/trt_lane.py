@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import EngineError
 from .cuda import DeviceBuffer, Graph, HostBuffer, Stream
+from .interface import graph_name
 from .trt_load import Opened, shape_of
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class Lane:
         self._scratch: DeviceBuffer | None = None
         self._device: dict[str, DeviceBuffer] = {}
         self._host: dict[str, HostBuffer] = {}
-        self._programs: OrderedDict[tuple[_Shape, _Shape], _Program] = OrderedDict()
+        self._programs: OrderedDict[tuple[_Shape, ...], _Program] = OrderedDict()
         self._stream = Stream()
         size = opened.engine.device_memory_size_v2 if shared_scratch else 0
         if size > 0:
@@ -143,7 +144,7 @@ class Lane:
     def run(
         self,
         image: NDArray[Any],
-        target: NDArray[np.int64],
+        target: NDArray[np.int64] | None,
         count: int,
         classes: int,
         outputs: Sequence[str],
@@ -151,7 +152,7 @@ class Lane:
         """Run the network once.
 
         Args:
-            image, target: [n, ...] and [n, k].
+            image, target: [n, ...] and [n, k]; no target where the network has no such input.
             count, classes: what the network is run for, at least n and k: the last row and column
                 are repeated, and nothing of them comes back.
             outputs: those wanted; no others leave the GPU.
@@ -162,16 +163,21 @@ class Lane:
         Raises:
             EngineError: TensorRT or the driver refused. The lane is of no use then.
         """
-        program = self._program((count, *image.shape[1:]), (count, classes))
+        shapes = {"image": (count, *image.shape[1:])}
+        if target is not None:
+            shapes["target"] = (count, classes)
+        program = self._program(shapes)
         self._make_room(program, outputs)
         if not program.bound:
             self._bind(program)
-        rows, columns = target.shape
+        rows = len(image)
+        columns = classes if target is None else target.shape[1]
         fed = self._array(program, "image")
         fed[:rows], fed[rows:] = image, image[-1]
-        fed = self._array(program, "target")
-        fed[:rows, :columns], fed[:rows, columns:] = target, target[:, -1:]
-        fed[rows:] = fed[rows - 1]
+        if target is not None:
+            fed = self._array(program, "target")
+            fed[:rows, :columns], fed[:rows, columns:] = target, target[:, -1:]
+            fed[rows:] = fed[rows - 1]
         self._start(program, outputs)
         self._stream.synchronise()
         program.warm = True
@@ -205,7 +211,7 @@ class Lane:
             self._recording.refuse(str(error))
 
     def _enqueue(self, program: _Program, outputs: frozenset[str]) -> None:
-        for name in ("image", "target"):
+        for name in self._opened.inputs:
             self._stream.upload(self._host[name], self._device[name], self._size(program, name))
         if not program.context.execute_async_v3(int(self._stream.handle)):
             raise self._refused("did not run the plan")
@@ -215,9 +221,9 @@ class Lane:
     def _size(self, program: _Program, name: str) -> int:
         return math.prod(program.shapes[name]) * np.dtype(self._opened.dtypes[name]).itemsize
 
-    def _program(self, image: _Shape, target: _Shape) -> _Program:
-        """What is prepared for a shape, now or before."""
-        key = (image, target)
+    def _program(self, inputs: Mapping[str, _Shape]) -> _Program:
+        """What is prepared for the inputs' shapes, now or before."""
+        key = tuple(inputs.values())
         if key not in self._programs:
             if len(self._programs) >= self._limit:
                 _, oldest = self._programs.popitem(last=False)
@@ -227,23 +233,24 @@ class Lane:
                 context = self._new_context()
             if context is None:
                 raise self._refused("made no execution context, most often for want of GPU memory")
-            self._programs[key] = _Program(context, self._shapes(context, image, target))
+            self._programs[key] = _Program(context, self._shapes(context, inputs))
         self._programs.move_to_end(key)
         return self._programs[key]
 
     def _shapes(
-        self, context: trt.IExecutionContext, image: _Shape, target: _Shape
+        self, context: trt.IExecutionContext, inputs: Mapping[str, _Shape]
     ) -> dict[str, _Shape]:
         """Set a context to a shape; returns those of all inputs and outputs."""
-        shapes: dict[str, _Shape] = {"image": image, "target": target}
-        for name, shape in shapes.items():
-            if not context.set_input_shape(name, shape):
+        shapes = dict(inputs)
+        for name, shape in inputs.items():
+            if not context.set_input_shape(self._name(name), shape):
                 raise self._refused(f"does not take '{name}' {list(shape)}")
         try:
             missing = context.infer_shapes()
         except RuntimeError as error:
             raise self._refused(f"cannot tell the outputs' shapes ({error})") from error
-        shapes |= {name: shape_of(context.get_tensor_shape(name)) for name in self._opened.outputs}
+        for name in self._opened.outputs:
+            shapes[name] = shape_of(context.get_tensor_shape(self._name(name)))
         if missing or any(side < 0 for shape in shapes.values() for side in shape):
             raise self._refused(f"cannot tell the outputs' shapes: {shapes}")
         return shapes
@@ -255,7 +262,7 @@ class Lane:
             if name not in self._device or self._device[name].nbytes < size:
                 self._replace(self._device, name, DeviceBuffer, size)
             # An output of its own each, wanted or not: TensorRT may read them again itself.
-            host = name in ("image", "target") or name in outputs
+            host = name in self._opened.inputs or name in outputs
             if host and (name not in self._host or self._host[name].nbytes < size):
                 self._replace(self._host, name, HostBuffer, size)
 
@@ -271,9 +278,14 @@ class Lane:
         if self._scratch is not None:
             program.context.set_device_memory(self._scratch.address, self._scratch.nbytes)
         for name in program.shapes:
-            if not program.context.set_tensor_address(name, self._device[name].address):
+            address = self._device[name].address
+            if not program.context.set_tensor_address(self._name(name), address):
                 raise self._refused(f"does not take memory for '{name}'")
         program.bound = True
+
+    def _name(self, name: str) -> str:
+        """What the network calls an input or output of the contract, or of the file's own."""
+        return graph_name(name, self._opened.plan.manifest)
 
     def _refused(self, what: str) -> EngineError:
         return EngineError(f"{self._opened.plan.library} {what}. {self._opened.log.said()}")

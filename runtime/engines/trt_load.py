@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EngineError, MissingExtraError, ModelFileError
+from ..manifest import INPUTS
 from . import cuda
 from .cuda import Device
-from .interface import check_interface, parts_needed
+from .interface import check_interface, graph_name, parts_needed
 from .plan import Library, Plan, Range, read_plan
 
 if TYPE_CHECKING:
@@ -27,7 +28,14 @@ _LIBRARIES: Mapping[Library, tuple[str, str]] = {
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx"),
 }
 # TensorRT's names of what inputs and outputs of an explaining graph are made of.
-_DTYPES = {"FLOAT": "float32", "INT64": "int64", "UINT8": "uint8"}
+_DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "INT64": "int64",
+    "INT32": "int32",
+    "UINT8": "uint8",
+    "BOOL": "bool",
+}
 _LINES = 3
 
 
@@ -40,8 +48,9 @@ class Opened:
         device: the GPU it is on.
         library: the module ``tensorrt`` or ``tensorrt_rtx``.
         engine: deserialised.
-        dtypes: of inputs and outputs, by name.
-        outputs: their names.
+        dtypes: of inputs and outputs, by their contract names; those of outputs that the file had
+            before by their own.
+        inputs, outputs: their names.
         log: what the library said.
     """
 
@@ -50,6 +59,7 @@ class Opened:
     library: Any
     engine: trt.ICudaEngine
     dtypes: Mapping[str, str]
+    inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     log: Log
 
@@ -126,8 +136,8 @@ def open_plan(path: str, gpu: int) -> Opened:
     log = Log(library)
     with cuda.current(gpu):
         engine = _deserialise(path, plan, data, library, log)
-    dtypes, outputs = _check_network(path, plan, engine, library)
-    return Opened(plan, device, library, engine, dtypes, outputs, log)
+    dtypes, inputs, outputs = _check_network(path, plan, engine, library)
+    return Opened(plan, device, library, engine, dtypes, inputs, outputs, log)
 
 
 def _read(path: str, plan: Plan) -> bytes:
@@ -240,8 +250,9 @@ def _check_validity(path: str, plan: Plan, found: tuple[Any, int], library: Any,
 
 def _check_network(
     path: str, plan: Plan, engine: trt.ICudaEngine, library: Any
-) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Element types by name, and the outputs, of a network that is what the manifest promises."""
+) -> tuple[dict[str, str], tuple[str, ...], tuple[str, ...]]:
+    """Element types, inputs and outputs of a network that is what the manifest promises."""
+    manifest = plan.manifest
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     dtypes = {name: _dtype(path, name, engine) for name in names}
     inputs = [n for n in names if engine.get_tensor_mode(n) == library.TensorIOMode.INPUT]
@@ -252,20 +263,26 @@ def _check_network(
     }
     check_interface(
         path,
-        plan.manifest,
+        manifest,
         {name: (dtypes[name], sides[name]) for name in inputs},
         outputs,
-        parts_needed(plan.manifest.output_shapes, plan.manifest),
+        parts_needed(manifest.output_shapes, manifest),
     )
+    contract = {graph_name(name, manifest): name for name in (*INPUTS, *manifest.output_shapes)}
     strange = [
         name
         for name in names
         if engine.get_tensor_location(name) != library.TensorLocation.DEVICE
-        or (name in outputs and name not in plan.manifest.output_shapes)
+        or not (name in contract or name in manifest.own_outputs)
     ]
     if strange:
         raise ModelFileError(f"{path} does not match its manifest: it also has {strange}")
-    return dtypes, outputs
+    known = {name: contract.get(name, name) for name in names}
+    return (
+        {known[name]: dtype for name, dtype in dtypes.items()},
+        tuple(known[name] for name in inputs),
+        tuple(known[name] for name in outputs),
+    )
 
 
 def _dtype(path: str, name: str, engine: trt.ICudaEngine) -> str:
