@@ -22,6 +22,7 @@ from ..runtime.explainer import Explainer
 from ..runtime.images import read_picture
 from ..runtime.manifest import Manifest
 from ..runtime.preprocess import Placement, to_picture
+from ..runtime.route import NOT_PROBABILITIES
 from ..runtime.sweep import Choice, Request, masked_image, sweep
 from ..runtime.tft import Tft
 from .dataset import Box, Classes, Dataset, Sample, read_boxes
@@ -106,6 +107,11 @@ def evaluate(
         explained=explained,
         curve_steps=curve_steps,
     )
+    if explained == "label" and manifest.top is not None:
+        raise RequestError(
+            f"this file explains its {manifest.top} most probable classes alone, so the data's "
+            "labels cannot be: export it without --top"
+        )
     classes = Classes(manifest.labels, manifest.num_classes, names)
     notes = _notes(classes, data, settings)
     tally = Tally(settings)
@@ -131,15 +137,18 @@ PAPER: tuple[Method, ...] = ("gradcam", "gradcam++", "ablation", "layercam")
 
 
 def check_measurable(manifest: Manifest) -> None:
-    """A file must take masked images and give maps of any method.
+    """A file must take masked images, and give maps of any method and probabilities.
 
     Raises:
         RequestError: it does not.
     """
-    if manifest.embedded_preprocess or "raw" not in manifest.outputs:
+    if manifest.task == "none":
+        raise RequestError(f"this measures what masks do to probabilities, and {NOT_PROBABILITIES}")
+    if manifest.image_type == "uint8" or "raw" not in manifest.outputs:
         raise RequestError(
             "this needs masked images and maps of several methods: export the model with "
-            "--outputs raw and without --embed-preprocess"
+            "--outputs raw, from a file that takes normalised images, and without "
+            "--embed-preprocess"
         )
 
 
@@ -224,7 +233,10 @@ def _look(
     probabilities, targets, maps = explainer.maps(images, target, settings.methods)
     index = int(targets[0, 0])
     probability = float(probabilities[0, index])
-    requests = [Request(images[0], maps[m][0, 0], index, probability) for m in settings.methods]
+    layout = explainer.manifest.layout
+    requests = [
+        Request(images[0], maps[m][0, 0], index, probability, layout) for m in settings.methods
+    ]
     found = _variants_of(explainer, requests, settings)
     relevant = _relevant(boxes, classes, index)
     row: dict[str, Any] = {
@@ -267,7 +279,7 @@ def _variants_of(
     if pending:
         images = np.stack(
             [
-                masked_image(request.image, tft.mask_of(values, settings.tft.mask))
+                masked_image(request.image, tft.mask_of(values, settings.tft.mask), request.layout)
                 for _, _, request, values in pending
             ]
         )
@@ -322,7 +334,12 @@ def _measured(
         found |= {"pointing": pointing(over, edges), "energy": energy_inside(over, edges)}
     if settings.curve_steps:
         insertion, deletion = insertion_deletion(
-            explainer.probabilities, request.image, values, request.target, settings.curve_steps
+            explainer.probabilities,
+            request.image,
+            values,
+            request.target,
+            settings.curve_steps,
+            request.layout,
         )
         found |= {"insertion": insertion, "deletion": deletion}
     return found

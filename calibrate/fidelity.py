@@ -173,7 +173,8 @@ def _look(
     first: NDArray[np.int64] | None = None
     for method in methods:
         ours = reference.explain(pictures, method=method, tft=tft)
-        classes = [found.index for found in ours]
+        # A graph without an input for the class explains the most probable one.
+        classes = [found.index if other.manifest.top is None else -1 for found in ours]
         theirs = other.explain(pictures, classes, method, tft)
         if first is None:
             first = other.classify(pictures).argmax(1)

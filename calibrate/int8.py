@@ -22,7 +22,7 @@ from ..runtime.bench.bench import in_turn
 from ..runtime.bench.stages import seconds_of
 from ..runtime.cam import Method
 from ..runtime.engines import selftest
-from ..runtime.engines.interface import Arrays
+from ..runtime.engines.interface import Arrays, renamed, run_graph
 from ..runtime.errors import DataError, ImageError, RequestError, VerificationError
 from ..runtime.explainer import Explainer, load
 from ..runtime.files import replacing
@@ -376,7 +376,9 @@ class _Search:
         self, explainer: Explainer, image: NDArray[Any], index: int = -1
     ) -> tuple[int, int, dict[Method, NDArray[np.float32]]]:
         """(the most probable class, the class explained, its maps)."""
-        target = np.full((1, 1), index, np.int64)
+        # A graph without an input for the class explains the most probable one.
+        wanted = index if explainer.manifest.top is None else -1
+        target = np.full((1, 1), wanted, np.int64)
         probabilities, targets, maps = explainer.maps(image, target, self.methods)
         found = {method: values[0, 0] for method, values in maps.items()}
         return int(probabilities[0].argmax()), int(targets[0, 0]), found
@@ -477,7 +479,7 @@ def write_int8(made: onnx.ModelProto, manifest: Manifest, path: Path) -> None:
     )
     size = path.stat().st_size
     append_manifest(path, own)
-    references = selftest.answers(_Literal(path), own)
+    references = selftest.answers(_Literal(path, own), own)
     if references:
         with path.open("r+b") as file:
             file.truncate(size)
@@ -494,7 +496,7 @@ class _Literal:
     description = "ONNX Runtime without optimisation"
     reason = "to know what a quantised file means"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, manifest: Manifest) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -503,9 +505,13 @@ class _Literal:
         self._session = onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]
         )
+        self._manifest = manifest
 
     def run(self, feeds: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """See ``engine.Engine.run``."""
+        return run_graph(renamed(self._run, self._manifest), feeds, outputs, self._manifest)
+
+    def _run(self, feeds: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         values = self._session.run(list(outputs), dict(feeds))
         return dict(zip(outputs, values, strict=True))
 

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runtime.manifest import Layout
+
 Floats = NDArray[np.float32]
-# Batch of images [B, 3, H, W] to probabilities [B, C].
+# Batch of images, as the network takes them, to probabilities [B, C].
 Classify = Callable[[Floats], Floats]
 
 
@@ -51,7 +53,12 @@ def energy_inside(values: Floats, boxes: Sequence[tuple[float, float, float, flo
 
 
 def insertion_deletion(
-    classify: Classify, image: Floats, values: Floats, target: int, steps: int
+    classify: Classify,
+    image: Floats,
+    values: Floats,
+    target: int,
+    steps: int,
+    layout: Layout = "NCHW",
 ) -> tuple[float, float]:
     """Areas under the insertion and deletion curves (RISE, Petsiuk et al. 2018).
 
@@ -60,24 +67,28 @@ def insertion_deletion(
 
     Args:
         classify: the network.
-        image: normalised, [3, H, W].
+        image: normalised, [C, H, W] or [H, W, C].
         values: the map, [H, W].
         target: the class.
         steps: how many times pixels are changed, equally many each time.
+        layout: of the image.
 
     Returns:
         (insertion, deletion), each in [0, 1]; insertion better high, deletion low.
     """
     import cv2
 
-    channels = np.ascontiguousarray(image.transpose(1, 2, 0))
-    blurred = cv2.GaussianBlur(channels, (11, 11), 5).transpose(2, 0, 1)
+    last = layout == "NHWC"
+    channels = image if last else np.ascontiguousarray(image.transpose(1, 2, 0))
+    # OpenCV drops an axis of one channel.
+    blurred = cv2.GaussianBlur(channels, (11, 11), 5).reshape(channels.shape)
+    blurred = blurred if last else blurred.transpose(2, 0, 1)
     order = np.argsort(-values.reshape(-1), kind="stable")
     place = np.empty(order.size, np.int64)
     place[order] = np.arange(order.size)
     rank = place.reshape(values.shape)
     shares = np.linspace(0, order.size, steps + 1)
-    changed = np.stack([rank < share for share in shares])[:, None]
+    changed = np.expand_dims(np.stack([rank < share for share in shares]), -1 if last else 1)
     curves = []
     for inside, outside in ((image, blurred), (np.zeros_like(image), image)):
         rows = classify(np.where(changed, inside, outside).astype(np.float32))

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runtime.engines.interface import filled, graph_name
 from ..runtime.errors import EngineError, MissingExtraError, ModelFileError, RequestError
+from ..runtime.manifest import Manifest
 from ..runtime.onnxfile import read_manifest
 from .ranges import Histogram
 
@@ -48,12 +50,14 @@ class Graph:
         layers: in the order in which they run.
         sums: names of the additions between them.
         tensors: activations whose ranges are needed.
+        manifest: of the file.
     """
 
     model: onnx.ModelProto
     layers: tuple[Layer, ...]
     sums: tuple[str, ...]
     tensors: tuple[str, ...]
+    manifest: Manifest
 
 
 def read_graph(path: str | os.PathLike[str], part: Part = "trunk") -> Graph:
@@ -85,7 +89,8 @@ def read_graph(path: str | os.PathLike[str], part: Part = "trunk") -> Graph:
         node.name = node.name or f"node_{index}"
     weights = {each.name: each for each in model.graph.initializer}
     shapes = _shapes(model)
-    trunk = _upstream(model, "activations")
+    manifest = read_manifest(path)
+    trunk = _upstream(model, graph_name("activations", manifest))
     if not trunk:
         raise RequestError(f"{path} has no activations inside: export it again")
     shared = {node.input[1] for node in trunk if node.op_type in _LAYERS and len(node.input) > 1}
@@ -102,7 +107,7 @@ def read_graph(path: str | os.PathLike[str], part: Part = "trunk") -> Graph:
             f"{path} has no sweep inside whose layers could be quantised: export it with "
             "--outputs tft"
         )
-    if part == "sweep" and read_manifest(path).tft.again is not None:
+    if part == "sweep" and manifest.tft.again is not None:
         again = _but_the_last_pass(again, trunk)
     chosen = again if part == "sweep" else [*trunk, *again]
     if part == "sweep":
@@ -128,7 +133,8 @@ def read_graph(path: str | os.PathLike[str], part: Part = "trunk") -> Graph:
         if node.op_type == "Add" and node.name in inside and not set(node.input) & set(weights)
     ]
     read = [node.input[0] for node in quantised_nodes] + [i for node in sums for i in node.input]
-    return Graph(model, layers, tuple(node.name for node in sums), tuple(dict.fromkeys(read)))
+    tensors = tuple(dict.fromkeys(read))
+    return Graph(model, layers, tuple(node.name for node in sums), tensors, manifest)
 
 
 def _but_the_last_pass(
@@ -246,7 +252,7 @@ def observe(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         for batch in images:
-            feeds = {"image": batch, "target": np.full((len(batch), 1), -1, np.int64)}
+            feeds = _feeds(batch, graph.manifest)
             values = dict(zip(own, session.run(own, feeds), strict=True))
             for name in graph.tensors:
                 found = values[name] if name in values else feeds[name]
@@ -258,6 +264,16 @@ def observe(
     except Exception as error:
         raise EngineError(f"ONNX Runtime failed while calibrating: {error}") from error
     return histograms
+
+
+def _feeds(images: NDArray[Any], manifest: Manifest) -> dict[str, NDArray[Any]]:
+    """What a graph takes, by its own names, to look at its activations."""
+    count = manifest.batch or len(images)
+    image = filled(images, count).astype(manifest.image_type, copy=False)
+    feeds = {graph_name("image", manifest): image}
+    if manifest.top is None:
+        feeds[graph_name("target", manifest)] = np.full((count, 1), -1, np.int64)
+    return feeds
 
 
 def quantised(

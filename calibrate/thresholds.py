@@ -259,7 +259,8 @@ def _requests(
     probabilities, targets, maps = explainer.maps(images, np.full((1, 1), -1, np.int64), methods)
     index = int(targets[0, 0])
     probability = float(probabilities[0, index])
-    return {m: Request(images[0], maps[m][0, 0], index, probability) for m in methods}
+    layout = explainer.manifest.layout
+    return {m: Request(images[0], maps[m][0, 0], index, probability, layout) for m in methods}
 
 
 def _add(

@@ -180,7 +180,7 @@ def verify(
     gpu: Gpu = 0,
     as_json: Json = False,
 ) -> None:
-    """Check a file, and the engine here, against what PyTorch answered in float64 at export."""
+    """Check a file, and the engine here, against the export's reference answers."""
     from .engines.plan import is_plan
     from .engines.selftest import check, method_of, tolerance_of
     from .explainer import load
@@ -225,7 +225,7 @@ def verify(
     if problems:
         raise typer.Exit(2)
     if not as_json:
-        out.print("[green]ok[/green]: this engine answers as PyTorch did")
+        out.print("[green]ok[/green]: this engine gives the export's reference answers")
 
 
 def _write(found: Explanation, folder: Path, name: str, figure: bool, save_maps: bool) -> list[str]:

@@ -69,7 +69,7 @@ class EngineError(WhyCamError):
 
 
 class WrongAnswerError(EngineError):
-    """An engine's answers for a file are not those that PyTorch gave when it was exported."""
+    """An engine's answers for a file are not the export's reference answers."""
 
 
 class RequestError(WhyCamError):

@@ -19,7 +19,7 @@ from .explanation import Explanation
 from .images import Picture, read_picture
 from .manifest import Manifest
 from .onnxfile import check_digest, read_manifest
-from .preprocess import Placement, crop_resized, normalise, place
+from .preprocess import Placement, arrange, crop_resized, place
 from .route import Route, Thresholding, route
 from .scorecam import Progress, score_weights
 from .sweep import Choice, Floats, Request, choice_of, drafted_sweep, sweep
@@ -32,7 +32,7 @@ _ENGINE_OVERHEAD = 2
 # Preprocessing inside the graph holds a picture as float32 up to three times.
 _PICTURE_BYTES = 12
 
-Images = NDArray[Any]  # what the graph is fed: float32 [N, 3, H, W] or uint8 [N, h, w, 3]
+Images = NDArray[Any]  # what the graph is fed, see ``Explainer.inputs``
 
 
 class Explainer:
@@ -43,7 +43,8 @@ class Explainer:
     Attributes:
         manifest: what the model file says of itself.
         engine: what runs it.
-        batch: how many images at most go through the network at once.
+        batch: how many images at most go through the network at once; the file's own where its
+            batch is fixed.
         draft: runs the same network in less precision: TFT tries every threshold there, and the
             best again here: two, or ``Tft.again``.
 
@@ -70,7 +71,7 @@ class Explainer:
         self.manifest = manifest
         per_image = max(1, manifest.image_bytes * _ENGINE_OVERHEAD)
         self._memory = memory_mb * 2**20
-        self.batch = max(1, self._memory // per_image)
+        self.batch = manifest.batch or max(1, self._memory // per_image)
         self.draft = draft
         if draft is not None:
             _check_draft(manifest, draft.manifest)
@@ -93,8 +94,9 @@ class Explainer:
             images: a path, a uint8 array [h, w, 3] in RGB order or a Pillow image; or a list,
                 tuple or array [N, h, w, 3] of them.
             targets: the class to explain: its index, its label, or a rank from -1 (the most
-                probable, the default) to -5. For several classes of one picture a list of these;
-                for many pictures one target for all, or a list with one entry a picture.
+                probable, the default) to -5; only a rank where the file was exported with
+                ``--top``. For several classes of one picture a list of these; for many pictures one
+                target for all, or a list with one entry a picture.
             method: one of ``manifest.methods``; by default what the graph itself finishes, or
                 Grad-CAM.
             tft: how to threshold: ``None``, ``"naive"`` (the method's customary share, paper
@@ -148,10 +150,11 @@ class Explainer:
         """
         way = self._way(method, tft, outside=choose is not None)
         (wanted,) = per_picture(target, 1, False, self.manifest)
-        found = self._outputs(images, np.array([[wanted]], np.int64), way.outputs, way.swept)
+        found = self.graph_outputs(images, np.array([[wanted]], np.int64), way.outputs, way.swept)
         index = int(found["targets"][0, 0])
         values = self._maps(images, found, way, None)[0, 0]
-        request = Request(images[0], values, index, float(found["probabilities"][0, index]))
+        probability = float(found["probabilities"][0, index])
+        request = Request(images[0], values, index, probability, self.manifest.layout)
         if choose is not None and isinstance(way.settings, Tft):
             choice: Choice | None = choose(request, way.settings)
         else:
@@ -214,8 +217,9 @@ class Explainer:
                 pictures itself.
 
         Returns:
-            float32 [N, 3, H, W], resized, cropped and normalised; or uint8 [N, h, w, 3] where the
-            graph takes pictures itself. Then a ``Placement`` for each.
+            float32 [N, C, H, W] or [N, H, W, C] (``manifest.layout``), resized, cropped and
+            normalised; uint8 and not normalised where the file's input is; or uint8 [N, h, w, 3]
+            where the graph takes images of any size itself. Then a ``Placement`` for each.
 
         Raises:
             RequestError: a picture of another size than the file was exported for.
@@ -232,7 +236,7 @@ class Explainer:
             places = [place((p.shape[0], p.shape[1]), spec)[0] for p in pictures]
             return np.stack(pictures), places
         views, placements = zip(*(crop_resized(picture, spec) for picture in pictures), strict=True)
-        return normalise(np.stack(views), spec), list(placements)
+        return arrange(np.stack(views), self.manifest), list(placements)
 
     def probabilities(self, images: Images) -> Floats:
         """Class probabilities of prepared inputs (see ``inputs``), float32 [N, C].
@@ -261,7 +265,7 @@ class Explainer:
         widest = max(map(len, entries))
         # Pictures with fewer classes repeat their first; those columns are not read.
         target = np.array([row + row[:1] * (widest - len(row)) for row in entries], np.int64)
-        found = self._outputs(images, target, way.outputs, way.swept)
+        found = self.graph_outputs(images, target, way.outputs, way.swept)
         found["maps"] = self._maps(images, found, way, progress)
         cells = [(i, j) for i, row in enumerate(entries) for j in range(len(row))]
         requests = [
@@ -270,6 +274,7 @@ class Explainer:
                 found["maps"][i, j],
                 int(found["targets"][i, j]),
                 float(found["probabilities"][i, found["targets"][i, j]]),
+                self.manifest.layout,
             )
             for i, j in cells
         ]
@@ -303,21 +308,37 @@ class Explainer:
         """
         ways = [route(self.manifest, method, None) for method in methods]
         outputs = dict.fromkeys(name for way in ways for name in way.outputs)
-        found = self._outputs(images, target, tuple(outputs), swept=False)
+        found = self.graph_outputs(images, target, tuple(outputs), swept=False)
         maps = {way.method: self._maps(images, found, way, None) for way in ways}
         return found["probabilities"], found["targets"], maps
 
-    def _outputs(
+    def graph_outputs(
         self, images: Images, target: NDArray[np.int64], outputs: Sequence[str], swept: bool
     ) -> dict[str, NDArray[Any]]:
-        """What the graph returns, in as many runs as memory asks for."""
+        """Run the graph for prepared inputs, in as many runs as memory asks for.
+
+        Args:
+            images: from ``inputs``, [N, ...].
+            target: classes or ranks, [N, k].
+            outputs: the outputs wanted, ``probabilities`` among them.
+            swept: whether the graph itself sweeps thresholds for these outputs.
+
+        Returns:
+            The outputs by name.
+
+        Raises:
+            EngineError: the engine failed, or the network returned NaN.
+        """
         n, k = target.shape
         # A sweep inside the graph takes one forward pass for each threshold of each class; a search
         # there takes them one after the other.
         settings = self.manifest.tft
         steps = len(settings.taus) if settings.forwards is None else 1
-        width = max(1, min(k, self.batch // steps)) if swept else k
-        height = max(1, self.batch // (steps * width)) if swept else n
+        width, height = k, n
+        if swept and self.manifest.top is None:
+            width = max(1, min(k, self.batch // steps))
+        if swept and self.manifest.batch is None:
+            height = max(1, self.batch // (steps * (self.manifest.top or width)))
         columns = [
             [
                 self.engine.run({"image": images[row], "target": target[row, part]}, outputs)
@@ -350,6 +371,7 @@ class Explainer:
                 size,
                 self.batch,
                 progress,
+                self.manifest.layout,
             )
         with one_blas_thread():
             raw = cam.raw_map(way.method, found["activations"], found.get("gradients"), weights)
@@ -391,6 +413,7 @@ class Explainer:
             index=request.target,
             label=self.manifest.label(request.target),
             probability=request.probability,
+            task=self.manifest.task,
             method=way.method,
             map=request.map if choice is None else choice.map,
             original_map=request.map,
@@ -427,16 +450,20 @@ def _joined(columns: list[list[dict[str, NDArray[Any]]]]) -> dict[str, NDArray[A
 
 
 def _check_draft(own: Manifest, draft: Manifest) -> None:
-    if (own.num_classes, own.preprocess) != (draft.num_classes, draft.preprocess):
+    if _network_of(own) != _network_of(draft):
         raise RequestError(
             f"sweep_in: {draft.model} is not the network of {own.model}: it has other classes or "
             "another preprocessing"
         )
-    if own.embedded_preprocess or draft.embedded_preprocess:
+    if "uint8" in (own.image_type, draft.image_type):
         raise RequestError(
-            "sweep_in shows the network masked images, and a graph with --embed-preprocess takes "
-            "whole pictures only"
+            "sweep_in shows the network masked images, and a graph that takes uint8 pixels (as "
+            "with --embed-preprocess) takes whole pictures only"
         )
+
+
+def _network_of(manifest: Manifest) -> tuple[Any, ...]:
+    return manifest.num_classes, manifest.task, manifest.preprocess, manifest.layout
 
 
 def _whole(maps: NDArray[Any]) -> Floats:
@@ -509,8 +536,8 @@ def load(
             None: all as ``precision`` says.
         gpu: index of the GPU, for engines that use one.
         check: whether the file must be, bit for bit, what whycam wrote, and an engine other than
-            ONNX Runtime on the CPU, where each export was checked, must first reproduce PyTorch's
-            answers for the test patterns in the file, in fp32.
+            ONNX Runtime on the CPU, where each export was checked, must first reproduce the
+            export's reference answers for the test patterns in the file, in fp32.
 
     Returns:
         An ``Explainer``, ready to explain.
@@ -518,7 +545,7 @@ def load(
     Raises:
         ModelFileError: the file is missing, damaged, or was not made by whycam.
         EngineError: the engine does not exist or cannot be used as asked.
-        WrongAnswerError: the engine does not reproduce PyTorch's answers.
+        WrongAnswerError: the engine does not reproduce the export's reference answers.
         MissingExtraError: the engine's package is not installed.
     """
     manifest = read_manifest(path)

@@ -17,6 +17,7 @@ from .cam import Method
 from .errors import MissingExtraError, RequestError
 from .files import write_whole
 from .images import Picture
+from .manifest import Task
 from .preprocess import Placement, to_picture
 from .tft import Tft
 
@@ -33,7 +34,8 @@ class Explanation:
     Attributes:
         index: the class explained.
         label: its name, or its number where the model file holds no names.
-        probability: of the class, in [0, 1].
+        probability: of the class, in [0, 1]; its value where the task is ``none``.
+        task: what the network's outputs mean, see ``Manifest.task``.
         method: how the map was made.
         map: float32 [H, W] in [0, 1] over the network's input, or [h, w] over the picture's own
             pixels with ``geometry="picture"``; thresholded if thresholding was asked for.
@@ -69,6 +71,7 @@ class Explanation:
     masked_probability: float | None = None
     tft: Tft | None = None
     geometry: str = "input"
+    task: Task = "softmax"
 
     def on_picture(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Carry ``map``, ``original_map`` or ``mask`` to the picture's own pixels.
@@ -172,7 +175,7 @@ class Explanation:
             from .figure import rasterised
 
             return rasterised(drawn)
-        text = f"{self.label} {self.probability:.3f}  {self.method}"
+        text = f"{self.label} {format_probability(self.probability, self.task, 3)}  {self.method}"
         if self.threshold is not None:
             text += f"  tau {self.threshold:.2g}"
         return overlay.caption(self.overlay(), text)
@@ -182,6 +185,7 @@ class Explanation:
         numbers = {
             "index": self.index,
             "label": self.label,
+            "task": self.task,
             "probability": self.probability,
             "method": self.method,
             "threshold": self.threshold,
@@ -199,6 +203,11 @@ class Explanation:
                 "rpi": [None if np.isnan(value) else float(value) for value in self.rpi],
             }
         return numbers
+
+
+def format_probability(probability: float, task: Task, digits: int) -> str:
+    """Write a probability with so many decimals, or the value that task ``none`` has instead."""
+    return f"{probability:.{digits}f}" if task != "none" else f"{probability:.{digits + 1}g}"
 
 
 def _encoded(picture: Picture, suffix: str) -> bytes:

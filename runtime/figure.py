@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from .explanation import Explanation, format_probability
 from .images import Picture
-
-if TYPE_CHECKING:
-    from .explanation import Explanation
 
 
 def draw(explanation: Explanation) -> Figure:
@@ -23,8 +20,10 @@ def draw(explanation: Explanation) -> Figure:
     figure = Figure(figsize=(3.4 * panels, tall + 0.5), layout="constrained")
     axes = figure.subplots(1, panels)
     label = explanation.label.replace("$", r"\$")  # no formula
+    number = format_probability(explanation.probability, explanation.task, 3)
+    symbol = "value" if explanation.task == "none" else "p"
     pictures = [
-        (explanation.picture, f"{label}  p = {explanation.probability:.3f}"),
+        (explanation.picture, f"{label}  {symbol} = {number}"),
         (explanation.overlay(original=True), explanation.method),
     ]
     if explanation.threshold is not None:

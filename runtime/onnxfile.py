@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -62,9 +63,16 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
                     check_weights(file, fields, name, _broken(name, fields[-1][2]))
                     return manifest
     raise ModelFileError(
-        f"{name} is an ONNX file without a whycam manifest: it classifies but cannot explain. "
-        "Make one from the PyTorch model with: whycam export MODEL -o FILE.onnx"
+        f"{name} is an ONNX file without a whycam manifest: it classifies but cannot explain. Make "
+        f"one that does with: {_export_command(name)} (--preprocess must be what the network was "
+        "trained with; the choices: whycam export --help)"
     )
+
+
+def _export_command(name: str) -> str:
+    """A complete command that makes an explaining file beside an ONNX file."""
+    target = f"{name.removesuffix('.onnx')}.explained.onnx"
+    return f"whycam export {shlex.quote(name)} -o {shlex.quote(target)} --preprocess imagenet"
 
 
 def digest(path: str | os.PathLike[str]) -> str:

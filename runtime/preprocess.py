@@ -1,4 +1,4 @@
-"""From an RGB picture to the network's input, and a map's way back to the picture.
+"""From an RGB image to the network's input, and a map's way back to the picture.
 
 The pixels are those of torchvision's and timm's transforms on Pillow images: resize with
 antialias, centre crop, normalise.
@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .images import Picture
-from .manifest import Preprocess
+from .manifest import Color, Layout, Manifest, Preprocess
 
 # Very long pictures: past this many times the input's pixels, only the window itself is
 # resized. Pillow holds a window's edges in single precision, which can move a pixel's value by
@@ -143,15 +143,53 @@ def _start(resized: int, wanted: int) -> int:
     return -((wanted - resized) // 2)
 
 
-def normalise(view: Picture, spec: Preprocess) -> NDArray[np.float32]:
-    """uint8 [..., H, W, 3] to float32 [..., 3, H, W]: (x / 255 - mean) / std."""
+def in_color(view: Picture, color: Color) -> Picture:
+    """RGB uint8 [..., H, W, 3] in the network's channels and their order, [..., H, W, C].
+
+    Grey is Pillow's ``convert("L")`` to the bit: (19595 R + 38470 G + 7471 B + 32768) >> 16.
+    """
+    if color == "RGB":
+        return view
+    if color == "BGR":
+        return view[..., ::-1]
+    weighted = view.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
+    return ((weighted + 32768) >> 16).astype(np.uint8)[..., None]
+
+
+def normalise(view: Picture, spec: Preprocess, layout: Layout = "NCHW") -> NDArray[np.float32]:
+    """RGB uint8 [..., H, W, 3] to the network's channels: (x / 255 - mean) / std.
+
+    Returns:
+        float32 [..., C, H, W], or [..., H, W, C] for the layout NHWC.
+    """
+    pixels = in_color(view, spec.color)
     # Looked up: a pixel has 256 values only, and planes come out in the network's order at once.
     levels = np.arange(256, dtype=np.float32) / np.float32(255)
-    normalised = np.empty((*view.shape[:-3], 3, *view.shape[-3:-1]), np.float32)
+    planes = (*pixels.shape[:-3], spec.channels, *pixels.shape[-3:-1])
+    normalised = np.empty(pixels.shape if layout == "NHWC" else planes, np.float32)
+    by_channel = normalised if layout == "NHWC" else np.moveaxis(normalised, -3, -1)
     for channel, (mean, std) in enumerate(zip(spec.mean, spec.std, strict=True)):
         table = (levels - np.float32(mean)) / np.float32(std)
-        np.take(table, view[..., channel], out=normalised[..., channel, :, :], mode="clip")
+        np.take(table, pixels[..., channel], out=by_channel[..., channel], mode="clip")
     return normalised
+
+
+def arrange(view: Picture, manifest: Manifest) -> NDArray[Any]:
+    """What a graph without preprocessing of its own is fed for views of its size.
+
+    Args:
+        view: from ``crop_resized``, RGB uint8 [..., H, W, 3].
+        manifest: of the graph.
+
+    Returns:
+        [..., *manifest.image_shape]: float32 and normalised; uint8 pixels where the input is.
+    """
+    if manifest.image_type != "uint8":
+        return normalise(view, manifest.preprocess, manifest.layout)
+    pixels = in_color(view, manifest.preprocess.color)
+    return np.ascontiguousarray(
+        np.moveaxis(pixels, -1, -3) if manifest.layout == "NCHW" else pixels
+    )
 
 
 def to_picture(values: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ from .console import escape
 from .engines.engine import Candidate
 from .engines.plan import Plan
 from .engines.selftest import Agreement
+from .explanation import format_probability
 from .manifest import Manifest
 from .search import Prior
 
@@ -26,10 +27,19 @@ def manifest_table(path: Path, manifest: Manifest) -> Table:
     return table
 
 
+_TASKS = {
+    "softmax": "probabilities by softmax, one class a picture",
+    "sigmoid": "probabilities by sigmoid, independent labels",
+    "binary": "probabilities by sigmoid of one logit",
+    "none": "no probabilities",
+}
+
+
 def _facts(path: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "model", f"{manifest.model}, weights {manifest.weights}"
     named = "with names" if manifest.labels else "without names"
-    yield "classes", f"{manifest.num_classes}, {named}"
+    what = "values" if manifest.task == "none" else "classes"
+    yield what, f"{manifest.num_classes}, {named}; {_TASKS[manifest.task]}"
     shape = " x ".join(map(str, manifest.activations))
     yield "target layer", f"{manifest.target_layer} ({shape})"
     head = "global average pooling and one linear layer" if manifest.pooled_linear else "other"
@@ -89,19 +99,31 @@ def input_line(manifest: Manifest) -> str:
     shape = ["N", *("any" if side is None else str(side) for side in manifest.image_shape)]
     if manifest.embedded_preprocess:
         return f"pictures, uint8 [{', '.join(shape)}] RGB; the graph preprocesses them itself"
-    return f"float32 [{', '.join(shape)}], preprocessed"
+    if manifest.batch is not None:
+        shape[0] = str(manifest.batch)
+    how = "resized" if manifest.image_type == "uint8" else "preprocessed"
+    return f"{manifest.image_type} [{', '.join(shape)}] ({manifest.layout}), {how}"
 
 
 def outputs_line(manifest: Manifest) -> str:
     """What the graph returns."""
     layers = [layer.name for layer in manifest.fused_layers]
     fused = f" of {', '.join(layers)} and {manifest.target_layer} fused" if layers else ""
+    first, *others = manifest.map_methods or (None,)
+    listed = ", ".join([f"{first}{fused}", *others])
     said = {
         "raw": "raw (activations, gradients)",
-        "map": f"map ({manifest.map_method}{fused})",
-        "tft": f"tft ({manifest.map_method}{fused}, {tft_line(manifest)})",
+        "map": f"map ({listed})",
+        "tft": f"tft ({first}{fused}, {tft_line(manifest)})",
     }
-    return ", ".join(said[name] for name in manifest.outputs)
+    if "tft" in manifest.outputs and others and "map" not in manifest.outputs:
+        said["tft"] += f", map ({', '.join(others)})"
+    line = ", ".join(said[name] for name in manifest.outputs)
+    if manifest.top is not None:
+        line += f"; of the {manifest.top} most probable classes"
+    if manifest.own_outputs:
+        line += f"; and those it had before: {', '.join(manifest.own_outputs)}"
+    return line
 
 
 def tft_line(manifest: Manifest) -> str:
@@ -134,7 +156,8 @@ def preprocess_line(manifest: Manifest) -> str:
 
 def explanations_table(rows: Sequence[dict[str, Any]], tft: bool) -> Table:
     """One line an explanation; ``rows`` as ``Explanation.to_dict`` gives them, with ``file``."""
-    table = Table("picture", "method", "class", "probability")
+    values = any(row.get("task") == "none" for row in rows)
+    table = Table("picture", "method", "class", "value" if values else "probability")
     if tft:
         for column in ("tau*", "rpi", "p masked"):
             table.add_column(column, justify="right")
@@ -146,7 +169,7 @@ def explanations_table(rows: Sequence[dict[str, Any]], tft: bool) -> Table:
             escape(Path(row["file"]).name),
             row["method"],
             escape(f"{row['label']} ({row['index']})"),
-            f"{row['probability']:.4f}",
+            format_probability(row["probability"], row["task"], 4),
         ]
         if tft:
             # A search knows thresholds between the tenths.
@@ -161,7 +184,7 @@ def explanations_table(rows: Sequence[dict[str, Any]], tft: bool) -> Table:
 
 
 def agreements_table(agreements: Sequence[Agreement], method: str) -> Table:
-    """An engine's answers against PyTorch's, one line a test pattern."""
+    """An engine's answers against the export's, one line a test pattern."""
     table = Table("pattern", "same class", "probability differs", f"{method} map differs")
     for agreement in agreements:
         table.add_row(

@@ -14,6 +14,8 @@ from .manifest import Manifest
 from .search import Prior, prior_for
 from .tft import Tft
 
+NOT_PROBABILITIES = "the network's outputs are values, not probabilities"
+
 Thresholding = Tft | Literal["naive"] | bool | None
 Settings = Tft | Literal["naive"] | None
 
@@ -53,14 +55,13 @@ def route(manifest: Manifest, method: Method | None, wanted: Thresholding) -> Ro
     chosen = method if method is not None else manifest.map_method or "gradcam"
     _check_method(chosen, manifest)
     settings, prior = _searched(_settings(wanted, chosen, manifest), chosen, manifest)
-    own = chosen == manifest.map_method
-    swept = own and "tft" in manifest.outputs and settings == manifest.tft
-    if manifest.embedded_preprocess and (isinstance(settings, Tft) or chosen == "scorecam"):
-        _check_embedded(swept, chosen, manifest)
+    in_graph = chosen == manifest.map_method and "tft" in manifest.outputs
+    swept = in_graph and settings == manifest.tft
+    if not swept and (isinstance(settings, Tft) or chosen == "scorecam"):
+        _check_masks(chosen, manifest)
     outputs = ["probabilities", "targets"]
-    maps = None
-    if own:
-        maps = "original_maps" if "tft" in manifest.outputs else "maps"
+    maps = manifest.map_output(chosen)
+    if maps is not None:
         outputs.append(maps)
         if swept:
             outputs += ["rpi", "masked_probabilities"]
@@ -78,10 +79,15 @@ def _check_method(method: str, manifest: Manifest) -> None:
         raise RequestError(f"there is no method '{method}'; choose from: {', '.join(METHODS)}")
     if method in manifest.methods:
         return
+    if manifest.task == "none" and method in ("ablation", "scorecam"):
+        raise RequestError(
+            f"'{method}' weighs channels by probabilities, and {NOT_PROBABILITIES}. Use another "
+            f"method: {', '.join(manifest.methods)}"
+        )
     if "raw" not in manifest.outputs:
         raise RequestError(
-            f"this file holds finished maps of '{manifest.map_method}' alone, so '{method}' cannot "
-            "be computed from it. Export again with --outputs raw"
+            f"this file holds finished maps of {' and '.join(map(repr, manifest.map_methods))} "
+            f"alone, so '{method}' cannot be computed from it. Export again with --outputs raw"
         )
     if method == "cam":
         raise RequestError(
@@ -98,6 +104,11 @@ def _check_method(method: str, manifest: Manifest) -> None:
 def _settings(wanted: Thresholding, method: Method, manifest: Manifest) -> Settings:
     if wanted is None or wanted is False:
         return None
+    if manifest.task == "none" and (wanted is True or isinstance(wanted, Tft)):
+        raise RequestError(
+            f"TFT looks for the threshold that raises a probability, and {NOT_PROBABILITIES}. Use "
+            "tft='naive' (--naive), or no threshold"
+        )
     if wanted is True:
         return manifest.tft
     if wanted == "naive":
@@ -122,10 +133,17 @@ def _searched(
     return msgspec.structs.replace(settings, taus=prior.taus), prior
 
 
-def _check_embedded(swept: bool, method: Method, manifest: Manifest) -> None:
-    """A graph that takes pictures cannot be shown masked, normalised images."""
-    if swept:
+def _check_masks(method: Method, manifest: Manifest) -> None:
+    """A graph that takes pixels cannot be shown masked, normalised images."""
+    if manifest.image_type != "uint8":
         return
+    if not manifest.embedded_preprocess:
+        what = "Score-CAM" if method == "scorecam" else "TFT"
+        raise RequestError(
+            f"{what} masks the normalised image, and this file takes uint8 pixels and normalises "
+            "them itself, so nothing outside can mask them. "
+            + ("Use another method" if method == "scorecam" else "Export again with --outputs tft")
+        )
     if method == "scorecam":
         why, how = "Score-CAM shows the network masked images", "without --embed-preprocess"
     elif "tft" not in manifest.outputs:

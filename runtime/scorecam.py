@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import cam
+from .manifest import Layout
 from .sweep import Classify, Floats, masked_image
 from .threads import one_blas_thread
 
@@ -24,6 +25,7 @@ def score_weights(
     size: tuple[int, int],
     batch: int,
     progress: Progress | None = None,
+    layout: Layout = "NCHW",
 ) -> Floats:
     """Score-CAM (Wang et al. 2020): alpha_k = p_c(x * s(up(A_k))).
 
@@ -32,12 +34,13 @@ def score_weights(
 
     Args:
         classify: the network.
-        images: float32 [N, 3, H, W], normalised.
+        images: float32 [N, C, H, W] or [N, H, W, C], normalised.
         activations: A, float32 [N, K, h, w].
         targets: the classes explained, [N, k].
         size: (H, W).
         batch: images at most in one run.
         progress: told (done, total) forward passes.
+        layout: of the images.
 
     Returns:
         float32 [N, k, K].
@@ -50,7 +53,7 @@ def score_weights(
             part = slice(start, min(start + batch, channels))
             with one_blas_thread():
                 masks = cam.finish(activations[i, part], size)
-            rows = classify(masked_image(images[i], masks[:, None]))
+            rows = classify(masked_image(images[i], masks, layout))
             shown = masks.any(axis=(-2, -1))
             weights[i, :, part] = np.where(shown, rows[:, targets[i]].T, 0)
             done += len(rows)

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from . import search, tft
 from .errors import RequestError
+from .manifest import Layout
 from .search import Prior
 from .tft import Tft
 
 Floats = NDArray[np.float32]
-# Batch of images [B, 3, H, W] to probabilities [B, C].
+# Batch of images, as the network takes them, to probabilities [B, C].
 Classify = Callable[[Floats], Floats]
 
 
@@ -23,16 +24,18 @@ class Request:
     """One map to threshold.
 
     Attributes:
-        image: float32 [3, H, W], normalised.
+        image: float32 [C, H, W], or [H, W, C] with the layout NHWC; normalised.
         map: float32 [H, W] in [0, 1].
         target: the class explained.
         probability: of that class for the whole image.
+        layout: of the image.
     """
 
     image: Floats
     map: Floats
     target: int
     probability: float
+    layout: Layout = "NCHW"
 
 
 @dataclass(frozen=True)
@@ -204,9 +207,19 @@ def _evaluate(
             masked[index][step] = row[requests[index].target]
 
 
-def masked_image(image: Floats, mask: Floats) -> Floats:
-    """x^ = M * x (equation 6), on the normalised image: what is masked gets the mean colour."""
-    return np.asarray(image * mask, dtype=np.float32)
+def masked_image(image: Floats, mask: Floats, layout: Layout = "NCHW") -> Floats:
+    """x^ = M * x (equation 6), on the normalised image: what is masked gets the mean colour.
+
+    Args:
+        image: float32 [C, H, W] or [H, W, C], as ``layout`` says.
+        mask: float32 [..., H, W].
+        layout: of the image.
+
+    Returns:
+        float32 [..., *image.shape].
+    """
+    every_channel = mask[..., None] if layout == "NHWC" else mask[..., None, :, :]
+    return np.asarray(image * every_channel, dtype=np.float32)
 
 
 def _chunks(items: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
@@ -215,9 +228,9 @@ def _chunks(items: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int,
 
 
 def masked_for(request: Request, cut: np.float32, settings: Tft) -> Floats:
-    """The image as the network is shown it at one threshold, float32 [3, H, W]."""
+    """The image as the network is shown it at one threshold, float32 of its shape."""
     thresholded = tft.threshold_map(request.map, cut)
-    return masked_image(request.image, tft.mask_of(thresholded, settings.mask))
+    return masked_image(request.image, tft.mask_of(thresholded, settings.mask), request.layout)
 
 
 def _first_equal(values: Floats, cuts: Floats) -> NDArray[np.intp]:

@@ -55,16 +55,29 @@ def _classes(entry: Sequence[Any], manifest: Manifest) -> list[int]:
 
 
 def _class(target: Any, manifest: Manifest) -> int:
+    if isinstance(target, bool) or not isinstance(target, str | int | np.integer):
+        raise RequestError(f"a target is a class index, a rank from -1 or a label, not {target!r}")
+    if manifest.top is not None:
+        return _rank(target, manifest.top)
     if isinstance(target, str):
         return _index_of(target, manifest.labels)
-    if isinstance(target, bool) or not isinstance(target, int | np.integer):
-        raise RequestError(f"a target is a class index, a rank from -1 or a label, not {target!r}")
     count = manifest.num_classes
     ranks = min(RANKS, count)
     if not -ranks <= target < count:
         raise RequestError(
             f"there is no class {target}: indices go from 0 to {count - 1}, ranks from -1 (the "
             f"most probable) to -{ranks}"
+        )
+    return int(target)
+
+
+def _rank(target: str | int | np.integer[Any], top: int) -> int:
+    """A rank that a graph without an input for the class explains."""
+    if isinstance(target, str) or not -top <= target < 0:
+        ranks = "rank -1 (the most probable class)" if top == 1 else f"ranks -1 to -{top}"
+        raise RequestError(
+            f"this file explains {ranks} alone, not {target!r}: it was exported with --top {top} "
+            "and has no input for the class. Export again without --top"
         )
     return int(target)
 

@@ -70,7 +70,7 @@ def explain_in_stages(
     target = np.full((len(images), 1), -1, np.int64)
     own: dict[str, Any] = {}
     if way.swept:
-        own = _swept_in_graph(explainer, images, target, way)
+        own = explainer.graph_outputs(images, target, way.outputs, swept=True)
         probabilities, targets = own["probabilities"], own["targets"]
         maps = own[way.maps or ""]
     else:
@@ -78,8 +78,11 @@ def explain_in_stages(
         maps = by_method[way.method]
     in_engine = engine.seconds - before
     mapped = time.perf_counter()
+    layout = explainer.manifest.layout
     requests = [
-        Request(image, maps[i, 0], int(targets[i, 0]), float(probabilities[i, targets[i, 0]]))
+        Request(
+            image, maps[i, 0], int(targets[i, 0]), float(probabilities[i, targets[i, 0]]), layout
+        )
         for i, image in enumerate(images)
     ]
     choices = _choices(explainer, requests, own, way)
@@ -131,24 +134,6 @@ def seconds_of(run: Callable[[], Any]) -> float:
     return time.perf_counter() - begin
 
 
-def _swept_in_graph(
-    explainer: Explainer, images: NDArray[Any], target: NDArray[np.int64], way: Route
-) -> dict[str, NDArray[Any]]:
-    """What a graph with a sweep of its own returns, in runs that fit memory."""
-    # One forward pass for each threshold of each picture; a search takes them one after the other.
-    settings = explainer.manifest.tft
-    steps = len(settings.taus) if settings.forwards is None else 1
-    height = max(1, explainer.batch // steps)
-    runs = [
-        explainer.engine.run(
-            {"image": images[start : start + height], "target": target[start : start + height]},
-            way.outputs,
-        )
-        for start in range(0, len(images), height)
-    ]
-    return {name: np.concatenate([run[name] for run in runs]) for name in way.outputs}
-
-
 def _choices(
     explainer: Explainer, requests: list[Request], own: dict[str, NDArray[Any]], way: Route
 ) -> Sequence[Choice | None]:
@@ -176,6 +161,7 @@ def _explanation(
         index=request.target,
         label=manifest.label(request.target),
         probability=request.probability,
+        task=manifest.task,
         method=way.method,
         map=request.map if choice is None else choice.map,
         original_map=request.map,

@@ -73,7 +73,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
         why: of an outcome other than right.
         description: of the engine, by itself.
         comparison: with the reference, ONNX Runtime on the CPU in fp32; None for itself.
-        references: agreement with PyTorch's answers in the file, see ``selftest.Agreement``.
+        references: agreement with the export's reference answers, see ``selftest.Agreement``.
         method: which was timed.
         median_ms: of ``classification``, ``explanation`` and ``tft`` of one picture, from the
             prepared input on.

@@ -38,7 +38,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         pictures: how many.
         same_class: share with the same most probable class.
-        probability: largest absolute difference, of any class.
+        probability: largest absolute difference, of any class; of values that are no
+            probabilities, as a share of the largest where that is above 1.
         activations, gradients: largest absolute difference as a share of the reference's largest
             value, worst picture; None where the file does not return them. Gradients jump where
             two activations of a max-pool nearly tie, so they are reported and not judged.
@@ -77,6 +78,9 @@ def compare(
     typical = np.max if exact else np.median
     ours, theirs = (_stacked(each, "probabilities", pictures) for each in (reference, other))
     chosen = np.asarray(targets)
+    # Values that are no probabilities may be of any size.
+    scale = max(1.0, float(np.abs(ours).max()))
+    ours, theirs = ours / scale, theirs / scale
     # By how much another class leads: 0 where the class explained is the most probable one.
     lead = theirs.max(1) - theirs[np.arange(len(chosen)), chosen]
     lead -= ours.max(1) - ours[np.arange(len(chosen)), chosen]

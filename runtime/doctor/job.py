@@ -81,7 +81,7 @@ class Answers(msgspec.Struct, frozen=True, kw_only=True):
         methods: whose maps there are.
         method: the one whose thresholds were looked for, and which was timed.
         swept: whether TFT was run; where not, ``unswept`` says why.
-        references: agreement with PyTorch's answers in the file, ``selftest.Agreement``.
+        references: agreement with the export's reference answers, ``selftest.Agreement``.
         wrong: what differs there by more than it may.
         milliseconds: raw samples, by ``classification``, ``explanation`` and ``tft``.
         error: why there is nothing of all this; ``loaded`` tells whether the file was loaded.
@@ -215,6 +215,8 @@ def _unswept(manifest: Manifest, method: Method) -> str | None:
 def _of_picture(
     explainer: Explainer, picture: Picture, target: int, method: Method, swept: bool
 ) -> Iterator[tuple[str, Any]]:
+    if explainer.manifest.top is not None:
+        target = -1  # it takes no class
     if "raw" in explainer.manifest.outputs:
         images, _ = explainer.inputs([picture])
         feeds = {"image": images, "target": np.array([[target]], np.int64)}

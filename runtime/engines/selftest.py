@@ -1,4 +1,4 @@
-"""Check an engine's answers against those PyTorch gave at export, with no torch at hand."""
+"""Check an engine's answers against the export's reference answers, with no torch at hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .. import cam
 from ..manifest import Manifest, Reference
-from ..preprocess import crop_resized, normalise
+from ..preprocess import arrange, crop_resized, normalise
 
 if TYPE_CHECKING:
     from .engine import Engine, Precision
@@ -23,7 +23,8 @@ class Tolerance:
     """How far an engine may be from a reference.
 
     Attributes:
-        probability: absolute; also what another class may lead by.
+        probability: absolute; also what another class may lead by. Of values that are no
+            probabilities, as a share of the reference where that is above 1.
         map: absolute, of the finished map in [0, 1].
     """
 
@@ -55,7 +56,7 @@ class Agreement:
     Attributes:
         pattern: which test pattern.
         lead: of the most probable class over the reference's, in probability; 0: it is the same.
-        probability: absolute difference of its probability.
+        probability: absolute difference of its probability, see ``Tolerance``.
         map: largest absolute difference of the finished maps.
     """
 
@@ -81,30 +82,55 @@ class Agreement:
         )
 
 
-def pattern(index: int, size: tuple[int, int]) -> NDArray[np.float32]:
-    """A test image, the same on every machine: float32 [3, H, W], like a normalised photograph.
+def pattern(index: int, size: tuple[int, int], channels: int = 3) -> NDArray[np.float32]:
+    """A test image, the same on every machine: float32 [C, H, W], like a normalised photograph.
 
-    Smooth waves with edges, different in each channel and for each index.
+    Smooth waves with edges, different in each channel and for each index; the mean is near 0 and
+    the standard deviation near 1.
     """
     height, width = size
     y, x = np.meshgrid(np.arange(height) / height, np.arange(width) / width, indexing="ij")
-    channels = []
-    for channel in range(3):
+    planes = []
+    for channel in range(channels):
         turn = 1.3 * index + 0.7 * channel
         waves = np.sin(6.3 * (x * (2 + index) + y) + turn) + np.cos(9.1 * (y - x * x) - turn)
         blob = (x - 0.3 - 0.3 * index) ** 2 + (y - 0.45) ** 2 < 0.04 * (1 + channel)
-        channels.append(0.7 * waves + 1.5 * blob - 0.4)
-    return np.stack(channels).astype(np.float32)
+        planes.append(0.7 * waves + 1.5 * blob - 0.4)
+    return np.stack(planes).astype(np.float32)
 
 
 def feed(manifest: Manifest, index: int) -> NDArray[Any]:
-    """A test pattern as the graph takes it: float32 [1, 3, H, W] or uint8 [1, h, w, 3]."""
+    """A test pattern as the graph takes it, [1, *manifest.image_shape]: float32 or uint8."""
     height, width = manifest.preprocess.size
     if not manifest.embedded_preprocess:
-        return pattern(index, (height, width))[None]
+        return _input(manifest, index)[None]
     # Larger than the input, and of another shape, so that resize and crop have work to do.
     size = manifest.picture_size or (height * 5 // 4 + 1, width * 3 // 2 + 1)
     return picture(index, size)[None]
+
+
+def _input(manifest: Manifest, index: int) -> NDArray[Any]:
+    """A test pattern as an input without preprocessing in the graph takes it."""
+    spec = manifest.preprocess
+    if manifest.image_type == "uint8":
+        return arrange(picture(index, spec.size), manifest)
+    # In the range that the network was trained in: as a photograph's pixels are spread.
+    mean, spread = (np.reshape(_PHOTOGRAPHS[spec.color][i], (-1, 1, 1)) for i in (0, 1))
+    pixels = mean + spread * pattern(index, spec.size, spec.channels).astype(np.float64)
+    own_mean, own_std = (np.reshape(values, (-1, 1, 1)) for values in (spec.mean, spec.std))
+    planes = (pixels - own_mean) / own_std
+    if manifest.image_type == "float16":
+        planes = planes.astype(np.float16)
+    planes = planes if manifest.layout == "NCHW" else np.moveaxis(planes, 0, -1)
+    return np.ascontiguousarray(planes, np.float32)
+
+
+# Mean and standard deviation of ImageNet's pixels in [0, 1], channel by channel.
+_PHOTOGRAPHS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "RGB": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "BGR": ((0.406, 0.456, 0.485), (0.225, 0.224, 0.229)),
+    "L": ((0.449,), (0.226,)),
+}
 
 
 def picture(index: int, size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -113,12 +139,17 @@ def picture(index: int, size: tuple[int, int]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.moveaxis(pixels, 0, -1).astype(np.uint8))
 
 
-def view(manifest: Manifest, index: int) -> NDArray[np.float32]:
-    """What the network sees of a test pattern: float32 [1, 3, H, W]."""
+def view(manifest: Manifest, index: int) -> NDArray[Any]:
+    """What the network sees of a test pattern after any preprocessing in the graph.
+
+    [1, C, H, W], or [1, H, W, C] for a file's own input in that layout; float32, or uint8 where the
+    file's own input is.
+    """
     fed = feed(manifest, index)
     if not manifest.embedded_preprocess:
         return fed
-    return normalise(crop_resized(fed[0], manifest.preprocess)[0], manifest.preprocess)[None]
+    spec = manifest.preprocess
+    return normalise(crop_resized(fed[0], spec)[0], spec)[None]
 
 
 def method_of(manifest: Manifest) -> cam.Method:
@@ -191,13 +222,15 @@ def shaken(engine: Engine, manifest: Manifest, reference: Reference) -> Agreemen
         if image.dtype == np.uint8:
             moved = image ^ (rng.random(image.shape) < 1e-3).astype(np.uint8)
         else:
-            moved = image + (1e-6 * rng.standard_normal(image.shape)).astype(np.float32)
+            step = 1e-6 * max(1.0, float(image.std()))
+            moved = image + (step * rng.standard_normal(image.shape)).astype(np.float32)
         row, maps = _answer(engine, manifest, moved, reference.target)
         found.append(
             Agreement(
                 pattern=reference.pattern,
                 lead=0.0,
-                probability=float(abs(row - before[0])[reference.target]),
+                probability=float(abs(row - before[0])[reference.target])
+                / max(1.0, abs(reference.probability)),
                 map=float(np.abs(maps - before[1]).max()),
             )
         )
@@ -213,9 +246,11 @@ def _answer(
     engine: Engine, manifest: Manifest, image: NDArray[Any], target: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Probabilities [C] and the finished map [1, 1, H, W] of one image."""
-    feeds = {"image": image, "target": np.array([[target]], np.int64)}
-    if manifest.map_method is not None:
-        name = "original_maps" if "tft" in manifest.outputs else "maps"
+    # Of a graph that takes no class, the most probable one, which the reference is of.
+    wanted = target if manifest.top is None else -1
+    feeds = {"image": image, "target": np.array([[wanted]], np.int64)}
+    name = None if manifest.map_method is None else manifest.map_output(manifest.map_method)
+    if name is not None:
         found = engine.run(feeds, ["probabilities", name])
         return found["probabilities"][0], found[name]
     found = engine.run(feeds, ["probabilities", "activations", "gradients"])
@@ -227,10 +262,11 @@ def _compare(engine: Engine, manifest: Manifest, reference: Reference) -> Agreem
     row, maps = _answer(engine, manifest, feed(manifest, reference.pattern), reference.target)
     expected = np.asarray(reference.raw_map, np.float32).reshape(1, 1, *manifest.map_shape)
     differences = np.abs(maps - cam.finish(expected, manifest.preprocess.size))
+    scale = max(1.0, abs(reference.probability))
     return Agreement(
         pattern=reference.pattern,
-        lead=float(row.max() - row[reference.target]),
-        probability=float(abs(row[reference.target] - reference.probability)),
+        lead=float(row.max() - row[reference.target]) / scale,
+        probability=float(abs(row[reference.target] - reference.probability)) / scale,
         # Stretched to [0, 1], a map that is constant up to rounding is rounding alone.
         map=0.0
         if np.ptp(expected) <= _CONSTANT * np.abs(expected).max()

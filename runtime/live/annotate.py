@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError
-from ..explanation import Explanation
+from ..explanation import Explanation, format_probability
 from ..images import Picture
 from ..overlay import tables
 from ..preprocess import Placement
@@ -187,7 +187,7 @@ def _caption(drawn: Picture, explanation: Explanation, note: str) -> None:
         rest.append(f"tau {explanation.threshold:.2g}")
     if explanation.rpi is not None and explanation.improved:
         rest.append(f"rpi {np.nanmax(explanation.rpi):+.0%}")
-    number = f" {explanation.probability:.2f}"
+    number = f" {format_probability(explanation.probability, explanation.task, 2)}"
     lines = [
         _fitting(explanation.label, width - text.width_of(number, size) - size, size) + number,
         _fitting("  ".join([*rest, note] if note else rest), width - size, size),

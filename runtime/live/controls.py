@@ -108,10 +108,11 @@ class Controls:
     def _checked(self, look: Look) -> Look:
         per_picture(look.target, 1, False, self._manifest)
         route(self._manifest, look.method, None if look.tft == "off" else True)
-        if look.tft == "track" and self._manifest.embedded_preprocess:
+        if look.tft == "track" and self._manifest.image_type == "uint8":
             raise RequestError(
-                "tft=track shows the network masked images, and a graph with --embed-preprocess "
-                "takes whole pictures only: use every, or export without --embed-preprocess"
+                "tft=track shows the network masked images, and a graph that takes uint8 pixels "
+                "(as with --embed-preprocess) takes whole pictures only: use every, or a file "
+                "that takes normalised images"
             )
         return look
 

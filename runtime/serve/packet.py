@@ -67,6 +67,8 @@ def hello(manifest: Manifest, engine: str, source: str) -> str:
         own_method=manifest.map_method or "gradcam",
         labels=manifest.labels,
         classes=manifest.num_classes,
+        task=manifest.task,
+        top=manifest.top,
         taus=manifest.tft.taus,
     )
 

@@ -1,6 +1,6 @@
 // The page: what the stream says is shown, what the person does is asked for.
 
-import { Curve, History, percent } from "./charts.js";
+import { Curve, History, amount } from "./charts.js";
 import { ClassSearch, Ranking } from "./classes.js";
 import { Connection } from "./connection.js";
 import { Controls } from "./controls.js";
@@ -71,7 +71,7 @@ function showFigures({ timing, dropped, index, seconds, explanation, size }) {
   figure("dropped", dropped);
   figure("index", index, clock(seconds));
   $("picture").setAttribute("aria-label", `Picture of ${size[1]} by ${size[0]} pixels; ` +
-    `${explanation.label}, ${percent(explanation.probability)}, is explained`);
+    `${explanation.label}, ${amount(explanation.probability, explanation.task)}, is explained`);
 }
 
 function clock(seconds) {
@@ -114,7 +114,7 @@ const connection = new Connection({
     shown.numbers = numbers;
     shown.frames += 1;
     if (shown.frames === 1 && shown.open) sayState();
-    ranking.show(numbers.ranking, explanation.index, target);
+    ranking.show(numbers.ranking, explanation.index, target, explanation.task);
     history.add(numbers.timing);
     const now = performance.now();
     if (now >= next.figures) {

@@ -18,6 +18,11 @@ export function niceTop(value, least) {
   return [1, 2, 5, 10].map((step) => step * power).find((top) => top >= wanted * 0.999);
 }
 
+/** A class's probability as a percentage, or the value that a network without any gives. */
+export function amount(value, task) {
+  return task === "none" ? String(Number(value.toPrecision(3))) : percent(value);
+}
+
 /** `value` of 1 as a percentage, with as many digits as it deserves. */
 export function percent(value) {
   const share = 100 * value;

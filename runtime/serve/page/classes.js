@@ -1,6 +1,6 @@
 // The most probable classes as bars, and the search for the class that is explained.
 
-import { percent } from "./charts.js";
+import { amount } from "./charts.js";
 
 const SHOWN = 60; // of the classes that match
 const RANKS = ["", "the most probable", "second most probable", "third most probable",
@@ -31,7 +31,7 @@ export class Ranking {
     return row;
   }
 
-  show(ranking, explained, target) {
+  show(ranking, explained, target, task) {
     while (this.rows.length < ranking.length) {
       this.rows.push(this.row());
       this.list.append(this.rows.at(-1).item);
@@ -42,8 +42,8 @@ export class Ranking {
       const [index, label, probability] = ranking[i];
       row.index = index;
       row.name.textContent = label;
-      row.share.textContent = percent(probability);
-      row.button.style.setProperty("--share", probability);
+      row.share.textContent = amount(probability, task);
+      row.button.style.setProperty("--share", task === "none" ? 0 : probability);
       row.button.classList.toggle("explained", index === explained);
       row.kept = index === target || label === target; // programs may name a class
       row.button.setAttribute("aria-pressed", row.kept);
