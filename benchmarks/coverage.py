@@ -254,7 +254,7 @@ class Attempt:
             to_onnx(self._source, path)
         if not path.exists():
             manifest = read_manifest(self.path)
-            raw = msgspec.structs.replace(manifest, outputs=("raw",), map_method=None)
+            raw = msgspec.structs.replace(manifest, outputs=("raw",), map_methods=())
             surplus = set(manifest.output_shapes) - set(raw.output_shapes)
             path.write_bytes(without_outputs(self.path, surplus))
             append_manifest(path, msgspec.structs.replace(raw, digest=digest(path)))

@@ -11,7 +11,7 @@ import whycam
 
 def without_own_maps(explainer: whycam.Explainer) -> whycam.Explainer:
     """The same file, as if it held raw outputs alone: the runtime does the arithmetic."""
-    raw = msgspec.structs.replace(explainer.manifest, outputs=("raw",), map_method=None)
+    raw = msgspec.structs.replace(explainer.manifest, outputs=("raw",), map_methods=())
     return whycam.Explainer(explainer.engine, raw)
 
 

@@ -174,7 +174,7 @@ def test_methods_that_cannot_be_learnt_are_refused(tiny, photographs, methods):
 
 
 def test_file_without_raw_outputs_is_refused(tiny_engine, manifest_of, photographs):
-    finished = manifest_of(outputs=("map",), map_method="gradcam", methods=("gradcam",))
+    finished = manifest_of(outputs=("map",), map_methods=("gradcam",), methods=("gradcam",))
     with pytest.raises(RequestError, match="--outputs raw"):
         learn(whycam.Explainer(tiny_engine(), finished), open_dataset(photographs))
 

@@ -80,7 +80,7 @@ def test_fused_map_is_that_of_autograd_on_the_model(model, file, rank):
 
 def test_fused_map_shows_finer_detail_than_the_target_layers_alone(model, file, tmp_path):
     alone = tmp_path / "alone.onnx"
-    to_onnx(model, alone, overrides=SMALL, outputs=["map"], map_method="layercam")
+    to_onnx(model, alone, overrides=SMALL, outputs=["map"], map_methods=["layercam"])
     maps = [whycam.load(path, threads=1).explain(PICTURE).map for path in (file, alone)]
     steps = [np.abs(np.diff(each, axis=0)).mean() for each in maps]
     assert steps[0] > steps[1]
@@ -117,7 +117,7 @@ def test_sweep_inside_the_graph_cuts_the_fused_map(file):
     ("options", "error", "says"),
     [
         ({"outputs": ["raw"]}, RequestError, "outputs map or tft"),
-        ({"map_method": "gradcam"}, RequestError, "layercam"),
+        ({"map_methods": ["gradcam"]}, RequestError, "layercam"),
         ({"fused_layers": ["last.2"]}, TargetLayerError, "not before the target layer"),
         ({"fused_layers": ["nowhere"]}, TargetLayerError, "no layer 'nowhere'"),
         ({"fused_layers": ["gate"]}, TargetLayerError, "no spatial extent|goes around"),

@@ -91,7 +91,7 @@ def test_map_whose_sum_cancels_to_rounding_does_not_make_an_export_wrong(tmp_pat
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(64), nn.Linear(64, 5),
     ).eval()  # fmt: skip
     path = tmp_path / "cancels.onnx"
-    made = to_onnx(model, path, overrides=SMALL, outputs=["raw", "map"], map_method=method)
+    made = to_onnx(model, path, overrides=SMALL, outputs=["raw", "map"], map_methods=[method])
     assert made.verification.maps <= 1e-4
     for engine in ("onnxruntime", "openvino"):
         assert whycam.load(path, engine).explain(pictures(1))[0].map.shape == (32, 32)
@@ -100,7 +100,7 @@ def test_map_whose_sum_cancels_to_rounding_does_not_make_an_export_wrong(tmp_pat
 @pytest.mark.parametrize("method", OWN)
 def test_finished_map_of_each_method_is_the_runtimes(made, method):
     head = linear if method == "cam" else curved
-    path = made(head, outputs=("raw", "map"), map_method=method, methods=[method, "gradcam"])
+    path = made(head, outputs=("raw", "map"), map_methods=[method], methods=[method, "gradcam"])
     explainer = whycam.load(path, threads=1)
     assert explainer.manifest.output_shapes["maps"] == (None, 32, 32)
     for each, computed in zip(
@@ -236,7 +236,7 @@ def test_other_searches_of_a_searching_file_run_in_the_runtime(searching):
     ("options", "told"),
     [
         ({"outputs": ("raw",)}, "add the output tft"),
-        ({"outputs": ("tft",), "map_method": "layercam"}, "whycam calibrate thresholds"),
+        ({"outputs": ("tft",), "map_methods": ["layercam"]}, "whycam calibrate thresholds"),
         ({"outputs": ("tft",), "priors": ()}, "whycam calibrate thresholds"),
     ],
 )
@@ -359,9 +359,9 @@ def test_graph_for_one_picture_size_takes_no_other(made):
     [
         {"outputs": ()},
         {"outputs": ("maps",)},
-        {"map_method": "gradcam"},
-        {"outputs": ("map",), "map_method": "smoothgrad"},
-        {"outputs": ("map",), "map_method": "scorecam"},
+        {"map_methods": ["gradcam"]},
+        {"outputs": ("map",), "map_methods": ["smoothgrad"]},
+        {"outputs": ("map",), "map_methods": ["scorecam"]},
         {"outputs": ("map",), "methods": ["gradcam", "layercam"]},
         {"picture_size": (10, 10)},
         {"embed_preprocess": True, "picture_size": (0, 10)},

@@ -224,18 +224,17 @@ def test_answers_of_another_shape_than_promised_are_refused(curved_onnx, name, p
 
 
 def test_classes_that_there_are_not_are_refused(manifest_of):
-    feeds = {"target": np.zeros((1, 1), np.int64)}
     for chosen in (-1, 3, 2**62):
         with pytest.raises(WhyCamError, match=rf"classes {chosen} to {chosen} of 3"):
-            check_found({"targets": np.full((1, 1), chosen)}, feeds, manifest_of())
-    check_found({"targets": np.full((1, 1), 2)}, feeds, manifest_of())
+            check_found({"targets": np.full((1, 1), chosen)}, 1, 1, manifest_of())
+    check_found({"targets": np.full((1, 1), 2)}, 1, 1, manifest_of())
 
 
 def test_outputs_beyond_the_promised_ones_are_let_through(manifest_of):
     """The export compares more than it promises."""
-    feeds = {"target": np.zeros((1, 1), np.int64)}
     check_found(
         {"activations": np.zeros((1, 9, 9))},
-        feeds,
-        manifest_of(outputs=("map",), map_method="gradcam", methods=("gradcam",)),
+        1,
+        1,
+        manifest_of(outputs=("map",), map_methods=("gradcam",), methods=("gradcam",)),
     )

@@ -101,7 +101,7 @@ def test_page_is_told_what_the_file_supports(server, tiny):
 
 def test_methods_whose_thresholds_cannot_be_swept_say_so(manifest_of):
     manifest = manifest_of(
-        embedded_preprocess=True, outputs=("map",), map_method="gradcam", methods=("gradcam",)
+        embedded_preprocess=True, outputs=("map",), map_methods=("gradcam",), methods=("gradcam",)
     )
     with Server(Controls(manifest), port=0) as server, Page(server.url) as page:
         assert page.hear("hello")["methods"] == [{"name": "gradcam", "sweeps": ["off"]}]

@@ -212,7 +212,7 @@ def test_only_files_can_be_looped(tiny):
 
 def test_tracking_needs_a_graph_that_takes_masked_images(manifest_of, tiny_engine, film):
     embedded = manifest_of(
-        embedded_preprocess=True, outputs=("tft",), methods=("gradcam",), map_method="gradcam"
+        embedded_preprocess=True, outputs=("tft",), methods=("gradcam",), map_methods=("gradcam",)
     )
     explainer = whycam.Explainer(tiny_engine(), embedded)
     with pytest.raises(RequestError, match="tft=track shows the network masked images"):

@@ -282,9 +282,9 @@ def test_only_what_is_asked_for_leaves_the_gpu(rig_of):
             name: feeds["image"].mean() + index
             for index, name in enumerate(outputs)
             if name != "targets"
-        } | {"targets": feeds["target"]}
+        } | {"targets": 0 * feeds["target"]}
 
-    rig = rig_of(network=network, outputs=("raw", "tft"), map_method="gradcam")
+    rig = rig_of(network=network, outputs=("raw", "tft"), map_methods=("gradcam",))
     down, up = Kind.cudaMemcpyDeviceToHost, Kind.cudaMemcpyHostToDevice
     wanted = {
         ("probabilities",): 3 * 4,
@@ -375,7 +375,10 @@ def test_rtx_keeps_compiled_kernels_in_the_cache(rig_of, tmp_path, tiny_engine):
 
 
 def test_ten_thousand_runs_take_no_more_memory_than_ten(rig_of):
-    rig = rig_of(network=lambda feeds, _: {"probabilities": feeds["image"][:, :, 0, 0]})
+    def network(feeds: Any, outputs: Any) -> dict[str, Any]:
+        return {"probabilities": feeds["image"][:, :, 0, 0], "targets": 0 * feeds["target"]}
+
+    rig = rig_of(network=network)
     choices = random.Random(0)
     shapes = [(n, k) for n in (1, 2, 3, 8) for k in (1, 3)]
     fed = {shape: feeds_of(*shape) for shape in shapes}
@@ -553,7 +556,7 @@ def test_pictures_that_the_plan_was_not_built_for_are_refused(rig_of):
     rig = rig_of(
         network=network,
         outputs=("map",),
-        map_method="gradcam",
+        map_methods=("gradcam",),
         methods=("gradcam",),
         embedded_preprocess=True,
     )
@@ -641,7 +644,9 @@ def test_a_network_that_is_not_the_manifests_is_refused(rig_of, manifest_of):
     rig.change(manifest=manifest_of(num_classes=3, preprocess=whycam_preprocess(16)))
     with pytest.raises(ModelFileError, match="does not match its manifest"):
         whycam.load(rig.path)
-    rig.change(manifest=manifest_of(outputs=("map",), map_method="gradcam", methods=("gradcam",)))
+    rig.change(
+        manifest=manifest_of(outputs=("map",), map_methods=("gradcam",), methods=("gradcam",))
+    )
     with pytest.raises(ModelFileError, match="does not match its manifest"):
         whycam.load(rig.path)
 
