@@ -113,19 +113,23 @@ def channel_weights(method: Method, activations: Array, gradients: Array) -> Arr
     raise ValueError(f"{method} does not take its weights from the gradients")
 
 
-def ablation_weights(logits: Array, drops: Array, selected: Array, score: Score) -> Array:
+def ablation_weights(
+    logits: Array, drops: Array, selected: Array, score: Score, independent: bool = False
+) -> Array:
     """Ablation-CAM (Desai and Ramaswamy 2020): alpha_k = (y - y_k) / y.
 
     y is the explained class's score and y_k the same with channel k of A set to zero. For
     probabilities, with odds o_j = exp(z_j - z_c) and r_j = exp(d_c - d_j), d_j what a logit loses,
     this is sum_j o_j (r_j - 1) / (1 + sum_j o_j r_j) over j != c: a form that keeps its digits
-    where y is all but 1.
+    where y is all but 1. The probability of an independent label, a sigmoid, has one other outcome:
+    o = exp(-z_c) and r = exp(d_c).
 
     Args:
         logits: z, float [N, C].
         drops: d, what each logit loses without channel k, float [N, K, C].
         selected: one-hot of the explained classes, float [N, k, C].
         score: ``prob`` (the paper) or ``logit``.
+        independent: whether probabilities are sigmoids of independent labels, not a softmax.
 
     Returns:
         float [N, k, K]; 0 where y is 0.
@@ -136,6 +140,10 @@ def ablation_weights(logits: Array, drops: Array, selected: Array, score: Score)
     if score == "logit":
         zero = y == 0.0
         return xp.where(zero, 0.0 * own_drop, own_drop / xp.where(zero, 1.0 + y, y))
+    if independent:
+        rest = xp.exp(xp.clip(-y, max=40.0))
+        grown = xp.exp(xp.clip(own_drop, max=40.0))
+        return rest * (grown - 1.0) / (1.0 + rest * grown)
     # exp(40) squared is finite in float32; a class that far behind has probability 1e-18.
     odds = xp.exp(xp.clip(logits[:, None, :] - y, max=40.0)) * (1.0 - selected)
     ratio = xp.exp(xp.clip(own_drop[..., None] - drops[:, None, :, :], max=40.0))

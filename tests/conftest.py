@@ -220,9 +220,10 @@ class TinyEngine:
     def run(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
         image, target = feeds["image"].astype(np.float64), feeds["target"]
         self.batches.append(len(image))
-        n, _, height, width = image.shape
-        pooled = image.reshape(n, 3, height // 2, 2, width // 2, 2).mean((3, 5))
-        activations = np.maximum(np.einsum("kc,nchw->nkhw", self.mix, pooled), 0)
+        n, channels, height, width = image.shape
+        pooled = image.reshape(n, channels, height // 2, 2, width // 2, 2).mean((3, 5))
+        mixed = np.einsum("kc,nchw->nkhw", self.mix[:, :channels], pooled)
+        activations = np.maximum(mixed, 0)
         logits = activations.mean((2, 3)) @ self.linear.T
         exponentials = np.exp(logits - logits.max(1, keepdims=True))
         probabilities = exponentials / exponentials.sum(1, keepdims=True)

@@ -85,7 +85,8 @@ const connection = new Connection({
     $("about").title = $("about").textContent;
     document.title = `${message.model} · whycam`;
     controls.setup(message);
-    search.setup(message.labels, message.classes);
+    search.setup(message.labels, message.classes, message.top);
+    ranking.top = message.top;
     shown.frames = 0;
   },
   look({ look }) {

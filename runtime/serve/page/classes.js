@@ -9,7 +9,7 @@ const RANKS = ["", "the most probable", "second most probable", "third most prob
 /** Bars that stay where they are while their contents change; a press keeps that class. */
 export class Ranking {
   constructor(list, choose) {
-    Object.assign(this, { list, choose, rows: [] });
+    Object.assign(this, { list, choose, rows: [], top: null });
   }
 
   row() {
@@ -40,12 +40,16 @@ export class Ranking {
       row.item.hidden = i >= ranking.length;
       if (row.item.hidden) return;
       const [index, label, probability] = ranking[i];
-      row.index = index;
+      // A file without an input for the class explains ranks, of the first few alone.
+      row.index = this.top === null ? index : -1 - i;
+      row.button.disabled = this.top !== null && i >= this.top;
       row.name.textContent = label;
       row.share.textContent = amount(probability, task);
       row.button.style.setProperty("--share", task === "none" ? 0 : probability);
       row.button.classList.toggle("explained", index === explained);
-      row.kept = index === target || label === target; // programs may name a class
+      row.kept = this.top === null
+        ? index === target || label === target // programs may name a class
+        : i > 0 && target === row.index;
       row.button.setAttribute("aria-pressed", row.kept);
       row.button.title = row.kept ? "Explain the most probable again" : "Keep explaining this";
     });
@@ -55,7 +59,7 @@ export class Ranking {
 /** A text field that offers classes whose names hold what is typed. */
 export class ClassSearch {
   constructor(input, list, choose) {
-    Object.assign(this, { input, list, choose, labels: [], count: 0, target: -1, active: 0, found: [] });
+    Object.assign(this, { input, list, choose, labels: [], count: 0, top: null, target: -1, active: 0, found: [] });
     input.addEventListener("focus", () => { input.select(); this.offer(""); });
     input.addEventListener("click", () => { if (list.hidden) this.offer(""); });
     input.addEventListener("input", () => this.offer(input.value));
@@ -68,9 +72,10 @@ export class ClassSearch {
     });
   }
 
-  setup(labels, count) {
+  setup(labels, count, top) {
     this.labels = labels;
     this.count = count;
+    this.top = top;
     this.show(this.target);
   }
 
@@ -88,6 +93,10 @@ export class ClassSearch {
 
   matches(typed) {
     const wanted = typed.trim().toLowerCase();
+    if (this.top !== null) {
+      const ranks = Array.from({ length: Math.min(this.top, RANKS.length - 1) }, (_, i) => -1 - i);
+      return ranks.filter((rank) => this.name(rank).toLowerCase().includes(wanted));
+    }
     if (!wanted) return [-1, ...Array.from({ length: Math.min(this.count, SHOWN) }, (_, i) => i)];
     const scored = [];
     for (let i = 0; i < this.count; i++) {
