@@ -1,200 +1,322 @@
-"""Logits without each channel of A, for Ablation-CAM, without running the trunk again.
+"""Logits without each channel of A, for Ablation-CAM, without running the backbone again.
 
-The head is taken apart: operations that treat channels alone (pooling, activations, flatten)
-run once; behind them a channel's absence changes one block of numbers. A first linear layer
-turns that into a subtraction, and only what follows it runs once per channel. Where no linear
-layer comes next, the rest runs on copies, in chunks of bounded size.
+The head is taken apart: operators that treat channels alone (pooling, activation functions, flatten)
+run once; behind them a channel's absence changes one block of numbers. A first linear layer turns that
+into a subtraction, and only what follows it runs once per channel. Where no linear layer comes next,
+the rest runs on copies, in chunks of bounded size.
 """
 
 from __future__ import annotations
 
-import operator
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch
-from torch import fx
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
 
-from .adjoint import differentiable
-from .layer import is_elementwise, peak_bytes, shape_of, subgraph, tensor_path
-
-aten = torch.ops.aten
+from ..runtime.errors import ExportError
+from .layers import _ELEMENTWISE, Layer, Network
+from .recorder import BATCH, Dim, Recorder, Size, Tensor
+from .subgraph import copy_between, run
 
 # What the copies of one image may occupy at once while the head runs per channel.
 CHUNK_BYTES = 64 * 2**20
-
-_CHANNELWISE = {
-    aten.max_pool2d.default,
-    aten.avg_pool2d.default,
-    aten.adaptive_avg_pool2d.default,
-    aten.adaptive_max_pool2d.default,
-}
-_RESHAPES = {
-    aten.view.default,
-    aten.reshape.default,
-    aten._unsafe_view.default,
-    aten.flatten.using_ints,
-    aten.squeeze.dims,
-    aten.squeeze.dim,
-}
+_POOLING = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}
+_REDUCTIONS = {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2"}
+_AVERAGES = {"GlobalAveragePool", "ReduceMean", "AveragePool"}
+_RESHAPES = {"Reshape", "Flatten", "Squeeze", "Unsqueeze"}
+_IDENTITIES = {"Identity", "Dropout", "Cast"}
 
 
-class Head(torch.nn.Module):
-    """The head in parts: logits = rest(weight @ channelwise(A) + bias).
+@dataclass(frozen=True)
+class Head:
+    """A head in parts: logits = rest(weight @ channelwise(A) + bias).
 
     Attributes:
-        channelwise: keeps channels apart; [M, K, h, w] to [M, K * m] or [M, K, ...].
-        weight, bias: the linear layer behind it, [D, K * m] and [D], if there is one.
-        rest: what follows; None if nothing does.
-        absent: what ``channelwise`` makes of a channel of zeros, [K, m]; None if all zero.
-        is_pooled_linear: global average pooling and one linear layer, the form that CAM asks
-            for (paper equation 1).
-        rest_bytes: activations alive at once while ``rest`` runs for one image.
+        layer: A.
+        channelwise: the nodes that keep channels apart, in order.
+        present: what they make of A, [N, K, ...] or [N, K m].
+        weight: the linear layer's [D, K m] or [K m, D] behind them; None if there is none.
+        is_transposed: whether the weight is [K m, D].
+        bias: of the linear layer; None without.
+        end: the tensor after the linear layer, where ``rest`` begins; ``present`` without one.
+        is_pooled_linear: global average pooling and one linear layer, the form that CAM asks for
+            (paper equation 1).
     """
 
-    def __init__(
-        self,
-        channelwise: fx.GraphModule,
-        weight: torch.Tensor | None,
-        bias: torch.Tensor | None,
-        rest: fx.GraphModule | None,
-        rest_bytes: int,
-    ) -> None:
-        super().__init__()
-        self.is_pooled_linear = rest is None and _pools_globally(channelwise)
-        self.channelwise = differentiable(channelwise)
-        self.weight = weight
-        self.bias = bias
-        self.rest = differentiable(rest) if rest is not None else None
-        self.rest_bytes = rest_bytes
-        _, channels, height, width = next(iter(channelwise.graph.nodes)).meta["val"].shape
-        with torch.no_grad():
-            absent = self.channelwise(torch.zeros(1, channels, height, width))
-        self.absent: torch.Tensor | None
-        self.register_buffer(
-            "absent", absent.reshape(channels, -1) if absent.any() else None, persistent=False
-        )
+    layer: Layer
+    channelwise: tuple[ir.Node, ...]
+    present: ir.Value
+    weight: ir.Value | None
+    is_transposed: bool
+    bias: ir.Value | None
+    end: ir.Value
+    is_pooled_linear: bool
 
 
-def _pools_globally(channelwise: fx.GraphModule) -> bool:
-    """Whether all it does is one mean over all positions."""
-    nodes = [node for node in channelwise.graph.nodes if node.op == "call_function"]
-    nodes = [node for node in nodes if node.target is not aten.sym_size.int]
-    averages = [node for node in nodes if _is_global_average(node)]
-    return len(averages) == 1 and all(
-        node in averages or node.target in _RESHAPES or node.target in _IDENTITIES for node in nodes
+def take_apart(network: Network, layer: Layer) -> Head:
+    """Find the channel-wise beginning of a head and the linear layer behind it."""
+    dims = network.plain.shapes.dims
+    channels = layer.shape[0]
+    end = layer.value
+    nodes: list[ir.Node] = []
+    in_order = layer.order == (0, 1, 2, 3)
+    while in_order and (node := _only_reader(network, end)) is not None:
+        if not _keeps_channels_apart(network, node, end, channels):
+            break
+        nodes.append(node)
+        end = node.outputs[0]
+    present = end
+    weight = bias = None
+    transposed = False
+    node = _only_reader(network, end)
+    if in_order and node is not None and len(dims[end]) == 2 and node.op_type in ("Gemm", "MatMul"):
+        weight, transposed, bias = _linear(node, end, network)
+        if weight is not None:
+            end = node.outputs[0]
+            following = _only_reader(network, end)
+            if bias is None and following is not None and following.op_type == "Add":
+                other = next((v for v in following.inputs if v is not end), None)
+                if other is not None and _is_weight(other) and len(dims[other]) == 1:
+                    bias, end = other, following.outputs[0]
+    pooled = end is network.logits or _is_flat_copy(network, end)
+    return Head(
+        layer,
+        tuple(nodes),
+        present,
+        weight,
+        transposed,
+        bias,
+        end,
+        pooled and weight is not None and _pools_globally(network, nodes),
     )
 
 
-_IDENTITIES = {aten.dropout.default, aten.clone.default, aten.alias.default}
+def _is_flat_copy(network: Network, value: ir.Value) -> bool:
+    """Whether the logits are this tensor in another shape."""
+    while value is not network.logits:
+        node = _only_reader(network, value)
+        if node is None or node.op_type not in _RESHAPES | _IDENTITIES:
+            return False
+        value = node.outputs[0]
+    return True
 
 
-def _is_global_average(node: fx.Node) -> bool:
-    if node.target is aten.mean.dim:
-        axes = sorted(axis % 4 for axis in node.args[1])  # type: ignore[union-attr,operator]
-        return axes == [2, 3] and len(shape_of(node.all_input_nodes[0])) == 4
-    return node.target in (aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default) and shape_of(
-        node
-    )[2:] == (1, 1)
+def _only_reader(network: Network, value: ir.Value) -> ir.Node | None:
+    if value is network.logits:
+        return None
+    known = set(network.nodes)
+    readers = {use.node for use in value.uses() if use.node in known}
+    on_path = [node for node in readers if node in network.path]
+    return on_path[0] if len(on_path) == 1 and len(readers) == 1 else None
 
 
-def take_apart(head: fx.GraphModule) -> Head:
-    """Find the channel-wise beginning of a head and the linear layer behind it."""
-    path, source, logits = tensor_path(head.graph)
-    channels = shape_of(source)[1]
-    end = source
-    following = path[1:]
-    while following and _keeps_channels_apart(following[0], end, channels):
-        end = following.pop(0)
-    channelwise = subgraph(head, source, end)
-    weight = bias = None
-    if following and following[0].target is aten.linear.default and len(shape_of(end)) == 2:
-        layer = following[0]
-        if layer.args[0] is end and _reads_only(layer, end):
-            names = (*layer.args[1:], None)[:2]
-            weight, bias = (None if name is None else _tensor(head, name) for name in names)
-            end = following.pop(0)
-    rest = subgraph(head, end, logits, batch_of=source) if following else None
-    return Head(channelwise, weight, bias, rest, peak_bytes([end, *following]))
+def _is_weight(value: ir.Value) -> bool:
+    return value.const_value is not None
 
 
-def _tensor(head: fx.GraphModule, node: object) -> torch.Tensor:
-    assert isinstance(node, fx.Node)
-    return operator.attrgetter(str(node.target))(head)  # type: ignore[no-any-return]
+def _linear(
+    node: ir.Node, source: ir.Value, network: Network
+) -> tuple[ir.Value | None, bool, ir.Value | None]:
+    """Weight, whether it is [K m, D], and bias of a linear layer that reads ``source``."""
+    weight = node.inputs[1]
+    if node.inputs[0] is not source or weight is None or not _is_weight(weight):
+        return None, False, None
+    if network.plain.shapes.dtypes[weight] != ir.DataType.FLOAT:
+        return None, False, None
+    if node.op_type == "MatMul":
+        return weight, True, None
+    plain = all(
+        node.attributes[name].as_float() == 1.0 for name in ("alpha", "beta") if name in node.attributes
+    )
+    flip_a = node.attributes.get("transA")
+    if not plain or (flip_a is not None and flip_a.as_int()):
+        return None, False, None
+    flip = node.attributes.get("transB")
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None and not _is_weight(bias):
+        return None, False, None
+    return weight, not (flip is not None and flip.as_int()), bias
 
 
-def _reads_only(node: fx.Node, source: fx.Node) -> bool:
-    return all(n is source or n.op == "get_attr" for n in node.all_input_nodes)
-
-
-def _keeps_channels_apart(node: fx.Node, source: fx.Node, channels: int) -> bool:
-    if len(source.users) != 1 and not all(
-        u.target is aten.sym_size.int or u is node for u in source.users
-    ):
+def _keeps_channels_apart(
+    network: Network, node: ir.Node, source: ir.Value, channels: int
+) -> bool:
+    shapes = network.plain.shapes
+    before, after = shapes.dims[source], shapes.dims.get(node.outputs[0], ())
+    if node.inputs[0] is not source and node.op_type not in ("Add", "Mul", "Max", "Min"):
         return False
-    if node.target is operator.getitem:  # the result of a normalisation
-        return True
-    others = [n for n in node.all_input_nodes if n is not source]
-    if node.target in _RESHAPES:
-        before, after = shape_of(source), shape_of(node)
+    if node.op_type in _RESHAPES:
         flattened = len(after) == 2 and before[1] == channels
         return flattened or (len(after) > 2 and after[1] == channels == before[1])
-    if len(shape_of(source)) != 4:
-        return False
-    if node.target is aten.mean.dim:
-        axes = {axis % 4 for axis in node.args[1]}  # type: ignore[union-attr,operator]
-        return axes <= {2, 3}
-    if node.target in _CHANNELWISE:
+    if len(before) != 4:
+        return node.op_type in _IDENTITIES
+    if node.op_type in _POOLING:
         return True
-    return is_elementwise(node) and all(n.op == "get_attr" for n in others)
+    if node.op_type in _REDUCTIONS:
+        return set(_reduced(node, network)) <= {2, 3}
+    if node.op_type == "BatchNormalization" or node.op_type in _IDENTITIES:
+        return True
+    # Element by element with constants that differ by channel at most.
+    others = [value for value in node.inputs[1:] if value is not None]
+    others += [v for v in node.inputs[:1] if v is not source and v is not None]
+    return (
+        node.op_type in _ELEMENTWISE
+        and after == before
+        and all(
+            _is_weight(value) and (not dims or len(dims) <= 1 or dims[-2:] == (1, 1))
+            for value in others
+            if (dims := shapes.dims.get(value, (0, 0))) is not None
+        )
+        and all(len(shapes.dims.get(v, ())) != 1 or shapes.dims[v] == (1,) for v in others)
+    )
 
 
-def logit_drops(head: Head, activations: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+def _reduced(node: ir.Node, network: Network) -> list[int]:
+    axes = network.plain.shapes.constants.get(node.inputs[1]) if len(node.inputs) > 1 else None  # type: ignore[arg-type]
+    if axes is None:
+        return list(range(4))
+    return [int(axis) % 4 for axis in axes.ravel()]
+
+
+def _pools_globally(network: Network, nodes: Sequence[ir.Node]) -> bool:
+    """Whether all they do is one mean over all places."""
+    dims = network.plain.shapes.dims
+    averages = []
+    for node in nodes:
+        if node.op_type not in _AVERAGES:
+            continue
+        out = dims[node.outputs[0]]
+        if math.prod([s for s in out[2:] if isinstance(s, int)]) == 1:
+            averages.append(node)
+    return len(averages) == 1 and all(
+        node in averages or node.op_type in _RESHAPES | _IDENTITIES for node in nodes
+    )
+
+
+def logit_drops(
+    network: Network, head: Head, recorder: Recorder, activations: Tensor, logits: Tensor
+) -> Tensor:
     """How much each logit falls when channel k of A is set to zero: z - z_k.
 
     Args:
-        head: the head in parts.
-        activations: A, [N, K, h, w].
+        network: whose head it is.
+        head: in parts.
+        recorder: of the graph.
+        activations: A as it is in the graph, [N, K, h, w].
         logits: z, [N, C].
 
     Returns:
         [N, K, C].
+
+    Raises:
+        ExportError: the head reads other tensors than A.
     """
-    n, channels = activations.shape[:2]
-    present = head.channelwise(activations)
+    shapes = network.plain.shapes
+    if head.layer.order != (0, 1, 2, 3):
+        raise ExportError(
+            "Ablation-CAM needs activations with the channels in second place; the layer "
+            f"'{head.layer.name}' has them last. Leave out the method ablation"
+        )
+    channels = head.layer.shape[0]
+    present = Tensor(recorder, head.present, shapes.dims[head.present], ir.DataType.FLOAT)
+    absent = _absent(network, head)
     if head.weight is None:
-        return logits[:, None] - _on_copies(head, present, channels)
-    by_channel: torch.Tensor = head.weight.reshape(head.weight.shape[0], channels, -1)  # [D, K, m]
-    present = present.reshape(n, channels, -1)
-    drop = _contributions(present, by_channel)
-    contributions = drop
-    if head.absent is not None:
-        drop = drop - _contributions(head.absent[None], by_channel)
-    if head.rest is None:
-        return drop
-    hidden = contributions.sum(dim=1, keepdim=True)
+        return logits[:, None] - _on_copies(network, head, recorder, present, absent)
+    weight = Tensor(recorder, head.weight, shapes.dims[head.weight], ir.DataType.FLOAT)
+    if head.is_transposed:
+        inner, hidden = weight.shape
+        by_channel = weight.reshape((channels, -1, hidden))  # [K, m, D]
+    else:
+        hidden, inner = weight.shape
+        by_channel = weight.reshape((hidden, channels, -1)).transpose((1, 2, 0))
+    assert isinstance(inner, int)
+    width = inner // channels
+    blocks = present.reshape((BATCH, channels, width))
+    contributions = _contributions(blocks, by_channel, width)
+    drop = contributions
+    if absent is not None:
+        constant = recorder.constant(absent[None].astype(np.float32))
+        drop = contributions - _contributions(constant, by_channel, width)
+    if head.end is network.logits or _is_flat_copy(network, head.end):
+        return drop.reshape((BATCH, channels, -1))
+    before = contributions.sum(1, keepdims=True)
     if head.bias is not None:
-        hidden = hidden + head.bias
-    without: torch.Tensor = head.rest((hidden - drop).reshape(-1, head.weight.shape[0]))
-    return logits[:, None] - without.reshape(n, channels, -1)
+        before = before + Tensor(recorder, head.bias, shapes.dims[head.bias], ir.DataType.FLOAT)
+    rows = BATCH * channels
+    without = _rest(network, head, recorder, (before - drop).reshape((rows, hidden)), "rest")
+    return logits[:, None] - without.reshape((BATCH, channels, -1))
 
 
-def _contributions(x: torch.Tensor, by_channel: torch.Tensor) -> torch.Tensor:
-    """What each channel adds to a linear layer: x [N, K, m], weights [D, K, m] to [N, K, D]."""
-    if by_channel.shape[-1] == 1:
-        return x * by_channel[..., 0].T
-    return (x.permute(1, 0, 2) @ by_channel.permute(1, 2, 0)).permute(1, 0, 2)
+def _contributions(blocks: Tensor, by_channel: Tensor, width: int) -> Tensor:
+    """What each channel adds to a linear layer: [N, K, m] and [K, m, D] to [N, K, D]."""
+    if width == 1:
+        return blocks * by_channel.reshape((by_channel.shape[0], by_channel.shape[2]))
+    return (blocks.transpose((1, 0, 2)) @ by_channel).transpose((1, 0, 2))
 
 
-def _on_copies(head: Head, present: torch.Tensor, channels: int) -> torch.Tensor:
+def _rest(network: Network, head: Head, recorder: Recorder, x: Tensor, name: str) -> Tensor:
+    wanted = (x.shape[0], *network.plain.shapes.dims[head.end][1:])
+    return copy_between(
+        network.nodes,
+        head.end,
+        network.logits,
+        x.reshape(wanted),
+        network.plain.shapes,
+        f"whycam/ablation/{name}",
+    )
+
+
+def _absent(network: Network, head: Head) -> NDArray[np.float32] | None:
+    """What the channel-wise part makes of a channel of zeros, [K, m]; None if all zero."""
+    channels, height, width = head.layer.shape
+    if not head.channelwise:
+        return None
+    zeros = np.zeros((1, channels, height, width), np.float32)
+    (found,) = run(
+        network.plain.graph, {head.layer.value: zeros}, [head.present], network.plain.shapes
+    )
+    blocks = np.asarray(found, np.float32).reshape(channels, -1)
+    return blocks if blocks.any() else None
+
+
+def _on_copies(
+    network: Network,
+    head: Head,
+    recorder: Recorder,
+    present: Tensor,
+    absent: NDArray[np.float32] | None,
+) -> Tensor:
     """The logits without each channel, [N, K, C], by running the rest of the head on copies."""
-    assert head.rest is not None
-    n, shape = present.shape[0], present.shape[1:]
-    blocks = present.reshape(n, 1, channels, -1)
-    absent = torch.zeros(1, 1) if head.absent is None else head.absent
-    every = torch.arange(channels, device=present.device)
-    chunk = max(1, min(channels, CHUNK_BYTES // max(1, head.rest_bytes)))
+    channels = head.layer.shape[0]
+    shape = present.shape[1:]
+    total = math.prod(shape)  # type: ignore[arg-type]
+    blocks = present.reshape((BATCH, 1, channels, total // channels))
+    zero = np.zeros((1, 1), np.float32) if absent is None else absent
+    chunk = max(1, min(channels, CHUNK_BYTES // max(1, _bytes_after(network, head.end))))
     pieces = []
     for start in range(0, channels, chunk):
-        one = every[start : start + chunk, None, None]
-        copies = torch.where(one == every[:, None], absent, blocks)
-        pieces.append(head.rest(copies.reshape(-1, *shape)).reshape(n, one.shape[0], -1))
-    return torch.cat(pieces, dim=1)
+        count = min(chunk, channels - start)
+        gone = np.zeros((1, count, channels, 1), bool)
+        gone[0, np.arange(count), start + np.arange(count)] = True
+        copies = recorder.xp.where(recorder.constant(gone), recorder.constant(zero), blocks)
+        rows: Dim = BATCH * count
+        flat = copies.reshape((rows, *shape))
+        logits = _rest(network, head, recorder, flat, f"copies_{start}")
+        pieces.append(logits.reshape((BATCH, count, -1)))
+    return pieces[0] if len(pieces) == 1 else recorder.xp.concat(pieces, axis=1)
+
+
+def _bytes_after(network: Network, value: ir.Value) -> int:
+    """Bytes of float32 that the largest step after a tensor holds for one image."""
+    node = value.producer()
+    place = network.path.index(node) + 1 if node in network.path else 0
+    largest = 0
+    for each in network.path[place:]:
+        for output in each.outputs:
+            dims = network.plain.shapes.dims.get(output, ())
+            count = math.prod(s.factor if isinstance(s, Size) else s for s in dims)
+            largest = max(largest, 4 * count)
+    return 2 * largest

@@ -24,7 +24,7 @@ from ..runtime.onnxfile import append_manifest, digest, read_manifest
 from .fold import fold_batch_norms
 from .onnx_graph import read_onnx, types_of, with_opset, write_onnx
 from .rounded import HalfCheck, check_half
-from .trunk import trunk_runs
+from .backbone import backbone_runs
 
 if TYPE_CHECKING:
     import onnx
@@ -153,11 +153,11 @@ def halve(model: onnx.ModelProto, precision: HalfPrecision) -> int:
     import onnx
 
     graph = model.graph
-    fold_batch_norms(graph, {index for run in trunk_runs(graph) for index in run})
+    fold_batch_norms(graph, {index for run in backbone_runs(graph) for index in run})
     types = types_of(model)
     half = onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.BFLOAT16
     converted = _Conversion(graph, types, half)
-    inside = {index for run in trunk_runs(graph) for index in run}
+    inside = {index for run in backbone_runs(graph) for index in run}
     floating = _FLOAT if precision == "fp16" else _FLOAT | _FLOAT_IN_BF16
     for index, node in enumerate(list(graph.node)):
         if index in inside and node.op_type not in floating:

@@ -1,48 +1,54 @@
-"""Export: a PyTorch classifier becomes one ONNX file that explains itself."""
+"""Export: a classifier, from PyTorch or as an ONNX file, becomes one ONNX file that explains itself."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from string import ascii_lowercase
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import torch
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
 
-from ..runtime.cam import METHODS, Method, Score
+from ..runtime.cam import Score
+from ..runtime.engines import selftest
 from ..runtime.engines.engine import open_engine
-from ..runtime.engines.selftest import check
-from ..runtime.errors import ExportError, MissingExtraError, RequestError, VerificationError
+from ..runtime.errors import ExportError, VerificationError
 from ..runtime.files import replacing
-from ..runtime.manifest import OUTPUTS, FusedLayer, Manifest, Outputs
+from ..runtime.manifest import FusedLayer, Manifest, Task
+from ..runtime.manifest import Reference as ReferenceAnswer
 from ..runtime.onnxfile import append_manifest, digest, read_manifest
-from ..runtime.search import Prior, prior_for
+from ..runtime.search import Prior
 from ..runtime.tft import Tft
 from .ablation import Head, take_apart
-from .graph import ExplainingGraph, ablation_score, gradient_score
-from .layer import (
-    Layer,
-    Split,
-    capture,
-    check_is_head,
-    earlier_layers,
-    find_layer,
-    list_layers,
-    split,
-)
-from .resample import Resample
-from .source import Overrides, Source, resolve
-from .verify import Float64, Verification, references, verify
+from .assemble import Assembly, Request, assemble
+from .layers import Layer, Network
+from .origin import Origin, load_origin
+from .preprocessing import Overrides
+from .references import OnnxReference, Reference
+from .request import Wishes, request_for
+from .scores import probabilities, seed_of
+from .subgraph import session_of, submodel
+from .task import Meaning, find_meaning
+from .verify import Subject, Verification, verify
+
+if TYPE_CHECKING:
+    import torch
+
+    from .source import Source
 
 DEFAULT_OPSET = 18
-_LIMIT = 2**31 - 2**20  # protobuf's bound on one message, less room for the metadata
+STEPS = (
+    "loading the model",
+    "finding the target layer",
+    "adding the explanation",
+    "checking against the network",
+    "writing",
+)
 
 Step = Callable[[str], None]
 
@@ -54,10 +60,12 @@ class Export:
     Attributes:
         path: the file.
         manifest: what it says of itself.
-        verification: how it compares with PyTorch.
+        verification: how it compares with the network that it was made of.
         size: of the file, in bytes.
         seconds: the whole export took.
-        notes: what had to be assumed, for the user to check.
+        notes: what had to be assumed or changed, for the user to check.
+        nodes: how many nodes were added to the network's own.
+        rules: the operators whose gradients were needed.
     """
 
     path: Path
@@ -66,62 +74,77 @@ class Export:
     size: int
     seconds: float
     notes: tuple[str, ...]
+    nodes: int
+    rules: tuple[str, ...]
 
 
 def to_onnx(
-    model: str | torch.nn.Module | Source,
+    model: str | os.PathLike[str] | torch.nn.Module | Source,
     path: str | os.PathLike[str],
     *,
     weights: str = "default",
+    weights_key: str | None = None,
     labels: str | Sequence[str] | None = None,
     num_classes: int | None = None,
     overrides: Overrides | None = None,
+    task: Task | None = None,
+    output: str | None = None,
     target_layer: str | None = None,
     methods: Sequence[str] | None = None,
     score: Score | None = None,
-    outputs: Sequence[str] = ("raw",),
-    map_method: str | None = None,
+    outputs: Sequence[str] = ("raw", "map"),
+    map_methods: Sequence[str] | None = None,
     fused_layers: Sequence[str] = (),
     tft: Tft | None = None,
     priors: Sequence[Prior] = (),
     embed_preprocess: bool = False,
     picture_size: tuple[int, int] | None = None,
+    top: int | None = None,
+    straight_through: bool = False,
+    check: Sequence[str | os.PathLike[str]] = (),
     opset: int = DEFAULT_OPSET,
     step: Step | None = None,
 ) -> Export:
-    """Export a classifier as an explaining graph, checked against PyTorch in float64.
+    """Export a classifier as an explaining graph, checked against the network itself.
 
     Args:
-        model: ``torchvision/NAME``, ``timm/NAME``, ``package.module:factory``,
+        model: an ONNX file; or ``torchvision/NAME``, ``timm/NAME``, ``package.module:factory``,
             ``file.py:factory``, a folder made by ``whycam train``, a module, or what ``resolve``
-            made of one of these. It takes [N, 3, H, W] and returns logits [N, C].
+            made of one of these, which takes [N, 3, H, W] and returns logits [N, C].
         path: the ONNX file to write.
-        weights: ``default``, ``none``, or a .pth or .safetensors file.
+        weights: ``default``, ``none``, or a .pth or .safetensors file; not for ONNX files.
+        weights_key: which of several sets of weights in that file.
         labels: ``imagenet``, a file with one name a line or a JSON list, or the names.
         num_classes: for torchvision and timm models with another number of classes than usual.
-        overrides: preprocessing that differs from the model's own.
-        target_layer: a module's path; by default the layer is found from the graph.
+        overrides: preprocessing, where the model does not bring its own or it differs.
+        task: what the outputs mean; by default what the graph's last operator says.
+        output: which of several outputs to explain, by name or number.
+        target_layer: a module's path, a node or a tensor; by default the layer is found from the
+            graph.
         methods: what the file must support; by default everything but ``ablation``, which
-            adds an output and its work to every call, and ``cam`` where the head allows it.
+            adds an output and its work, and ``cam`` where the head allows it.
         score: what gradients and Ablation-CAM are taken of. By default as each was published:
             gradients of the logit, Ablation-CAM of the probability.
         outputs: what the graph returns besides probabilities: ``raw`` (activations and
-            gradients, from which the runtime makes any map), ``map`` (the finished map of one
-            method), ``tft`` (that map thresholded by a sweep inside the graph); or several.
-        map_method: whose map ``map`` and ``tft`` are; by default the first of ``methods``, or
-            Grad-CAM.
-        fused_layers: earlier layers, by their modules' names, whose Layer-CAM maps are fused with
-            the target layer's in the graph's own map: finer detail, for a backward pass through
-            what lies between.
+            gradients), ``map`` (finished maps), ``tft`` (the first method's map thresholded by a sweep
+            inside the graph); or several.
+        map_methods: whose finished maps; by default all methods of the file but Score-CAM, and with
+            ``tft`` alone Grad-CAM.
+        fused_layers: earlier layers, whose Layer-CAM maps are fused with the target layer's in the
+            graph's own map: finer detail, for a backward pass through what lies between.
         tft: the reading of TFT that the file recommends; that of the sweep inside the graph. With
             ``forwards`` that is a search, which needs ``priors`` and the output ``tft``; with
             ``again`` it shows the network its best thresholds once more.
         priors: what was learnt of thresholds, see ``runtime.priors``; kept in the file.
-        embed_preprocess: let the graph take uint8 pictures [N, h, w, 3] and resize, crop and
+        embed_preprocess: let the graph take uint8 images [N, h, w, 3] and resize, crop and
             normalise them itself.
-        picture_size: (h, w) of these pictures, for which less work remains in each call; None: any.
-        opset: of the ONNX file.
-        step: told the name of each step as it begins.
+        picture_size: (h, w) of these images, for which less work remains in each call; None: any.
+        top: explain the K most probable classes, so that the graph needs no input ``target``.
+        straight_through: pass gradients through quantisation (Q/DQ) after the target layer as if it
+            were not there.
+        check: images of the user's own, on which the file's own outputs are compared as well.
+        opset: of the ONNX file made of a PyTorch model; an ONNX file keeps its own from 18 on.
+        step: told the name of each step as it begins, see ``STEPS``.
 
     Returns:
         What was made.
@@ -129,371 +152,363 @@ def to_onnx(
     Raises:
         ExportError: the model cannot be loaded or exported.
         TargetLayerError: there is no usable target layer.
-        VerificationError: the file does not compute what PyTorch does; none is left behind.
+        VerificationError: the file does not compute what the network does; none is left behind.
         OutputError: the file cannot be written.
     """
     begin = time.perf_counter()
     step = step or (lambda _: None)
     target = Path(path)
-    groups = _groups(outputs)
-    _check_picture_size(picture_size, embed_preprocess)
-    _check_search(tft, groups)
-    _check_packages()
+    wishes = Wishes(
+        outputs=outputs,
+        methods=methods,
+        map_methods=map_methods,
+        fused_layers=fused_layers,
+        score=score,
+        tft=tft,
+        priors=priors,
+        embed_preprocess=embed_preprocess,
+        picture_size=picture_size,
+        top=top,
+    )
+    wishes.check()
     with replacing(target) as temporary:  # first of all: an unwritable place should cost no wait
-        step("loading the model")
-        source = (
-            model
-            if isinstance(model, Source)
-            else resolve(model, weights, labels, num_classes, overrides)
+        step(STEPS[0])
+        origin = load_origin(model, weights, weights_key, labels, num_classes, overrides, opset)
+        step(STEPS[1])
+        plain = origin.plain
+        meaning = find_meaning(plain.graph.outputs, plain.shapes, task, output)
+        network = Network(plain, meaning.logits)
+        layer = network.find(target_layer)
+        earlier = network.earlier(layer, fused_layers)
+        _check_quantised(network, [*earlier, layer], straight_through)
+        head = take_apart(network, layer)
+        request, priors_kept, tft = request_for(wishes, head, meaning, origin)
+        manifest = _manifest(origin, network, meaning, layer, earlier, head, request, tft)
+        manifest = msgspec.structs.replace(manifest, priors=priors_kept)
+        reference = _reference(origin, network, meaning, layer)
+        references_earlier = tuple(_reference(origin, network, meaning, each) for each in earlier)
+        original = _original(network)
+        step(STEPS[2])
+        made = assemble(
+            network,
+            meaning,
+            [*earlier, layer],
+            head if "ablation" in request.methods else None,
+            request,
+            plain.size,
         )
-        step("finding the target layer")
-        captured = capture(source.model, source.preprocess.size)
-        layer = find_layer(captured, target_layer)
-        parts = split(captured, layer, earlier_layers(captured, layer, fused_layers))
-        if target_layer is None:
-            check_is_head(parts)
-        head = take_apart(parts.head)
-        own = _map_method(map_method or ("layercam" if fused_layers else None), methods, groups)
-        _check_fused(fused_layers, own)
-        chosen = _methods(methods, own, groups, head, score)
-        _check_labels(source.labels, parts)
-        prior = _prior(priors, own, tft)
-        if tft is not None and prior is not None:
-            tft = msgspec.structs.replace(tft, taus=prior.taus)
         manifest = msgspec.structs.replace(
-            _manifest(source, parts, head, chosen, score, tft, opset),
-            outputs=groups,
-            map_method=own,
-            fused_layers=tuple(FusedLayer(each.name, each.shape) for each in parts.earlier),
-            priors=tuple(each for each in priors if each.method in chosen),
-            embedded_preprocess=embed_preprocess,
-            picture_size=picture_size,
+            manifest,
+            names={name: own for name, own in made.names.items() if _declared(name, manifest)},
+            own_outputs=made.own_outputs,
         )
-        step("tracing the gradient")
-        with _reduced_noise():
-            graph = ExplainingGraph(
-                parts,
-                head,
-                chosen,
-                score,
-                source.preprocess.size,
-                own,
-                manifest.tft if "tft" in groups else None,
-                Resample(source.preprocess, picture_size) if embed_preprocess else None,
-                prior,
-            ).eval()
-            step("writing ONNX")
-            program = _translate(graph, manifest, opset)
-        program.save(str(temporary))
-        step("computing the reference in float64")
-        exact = Float64(source.model, graph, source.preprocess.size)
-        with torch.no_grad():
-            expected = references(exact, manifest, head)
-        step("checking against PyTorch")
-        verification = verify(
-            open_engine(temporary, manifest, "onnxruntime"), graph, exact, manifest
+        _tidy(plain.model)
+        step(STEPS[3])
+        runner = GraphRunner(plain.model, made, manifest)
+        subject = Subject(
+            runner,
+            manifest,
+            {name: _inner(tensor.shape) for name, tensor in runner.tensors.items()},
+            reference,
+            plain.size,
+            original,
+            references_earlier,
         )
-        _declare_only(program, tuple(manifest.output_shapes))
-        program.save(str(temporary))
-        manifest = msgspec.structs.replace(manifest, references=expected, digest=digest(temporary))
+        verification = verify(subject, [_prepared(image, manifest) for image in check])
+        answers = _answers(runner, reference, manifest, bool(earlier))
+        step(STEPS[4])
+        _declare_only(plain.model, made, manifest)
+        ir.save(plain.model, str(temporary))
+        manifest = msgspec.structs.replace(manifest, references=answers, digest=digest(temporary))
         append_manifest(temporary, manifest)
         _check_file(temporary)
         size = temporary.stat().st_size
-    return Export(target, manifest, verification, size, time.perf_counter() - begin, source.notes)
+    notes = (*origin.notes, *([] if meaning.note is None else [meaning.note]), *plain.changes)
+    return Export(
+        target,
+        manifest,
+        verification,
+        size,
+        time.perf_counter() - begin,
+        notes,
+        made.nodes,
+        made.rules,
+    )
 
 
 def layers(
-    model: str | torch.nn.Module,
+    model: str | os.PathLike[str] | torch.nn.Module | Source,
     *,
     weights: str = "none",
     num_classes: int | None = None,
     overrides: Overrides | None = None,
+    task: Task | None = None,
+    output: str | None = None,
 ) -> tuple[list[Layer], Layer | None]:
     """Where a model can be cut, and where ``to_onnx`` would cut it.
 
     Args:
-        model: as ``to_onnx`` takes it.
-        weights, num_classes, overrides: as ``to_onnx`` takes them; weights do not matter here.
+        model, weights, num_classes, overrides, task, output: as ``to_onnx`` takes them; weights and
+            preprocessing do not matter here.
 
     Returns:
         The places from image to logits, and the one that would be chosen, or None.
 
     Raises:
-        ExportError: the model cannot be loaded, or its graph not be recorded.
+        ExportError: the model cannot be loaded or translated.
     """
-    source = resolve(model, weights, None, num_classes, overrides)
-    captured = capture(source.model, source.preprocess.size)
+    origin = load_origin(
+        model, weights, None, None, num_classes, overrides, DEFAULT_OPSET, needs_preprocess=False
+    )
+    meaning = find_meaning(origin.plain.graph.outputs, origin.plain.shapes, task, output)
+    network = Network(origin.plain, meaning.logits)
     try:
-        chosen = find_layer(captured)
+        chosen = network.find()
     except ExportError:
         chosen = None
-    return list_layers(captured), chosen
+    return network.layers, chosen
 
 
-def _check_packages() -> None:
-    try:
-        import onnx
-        import onnxscript
-    except ImportError as error:
-        raise MissingExtraError(error.name or "onnxscript", "export", "export") from error
-    del onnx, onnxscript
-
-
-def _groups(wanted: Sequence[str]) -> tuple[Outputs, ...]:
-    unknown = [name for name in wanted if name not in OUTPUTS]
-    if unknown or not wanted:
-        raise RequestError(
-            f"there are no outputs {', '.join(map(repr, unknown)) or 'wanted'}; choose from: "
-            f"{', '.join(OUTPUTS)}"
-        )
-    return tuple(name for name in OUTPUTS if name in wanted)
-
-
-def _check_picture_size(size: tuple[int, int] | None, embedded: bool) -> None:
-    if size is not None and not embedded:
-        raise RequestError("picture_size is for graphs with embed_preprocess")
-    if size is not None and not (min(size) >= 1 and max(size) <= _LARGEST_SIDE):
-        raise RequestError(
-            f"picture_size must be (height, width) from 1 to {_LARGEST_SIDE} pixels, not {size}"
-        )
-
-
-_LARGEST_SIDE = 2**15
-
-
-def _check_fused(layers: Sequence[str], own: Method | None) -> None:
-    if layers and own != "layercam":
-        raise RequestError(
-            "layers are fused in maps of layercam that the graph finishes: choose the outputs map "
-            f"or tft, and no other map_method{'' if own is None else f' ({own})'}"
-        )
-
-
-def _check_search(tft: Tft | None, groups: Sequence[Outputs]) -> None:
-    if tft is not None and tft.again is not None and "tft" not in groups:
-        raise RequestError(
-            f"again={tft.again} is part of a sweep inside the graph: add the output tft"
-        )
-    if tft is not None and tft.forwards is not None and "tft" not in groups:
-        raise RequestError(
-            f"forwards={tft.forwards} is a search inside the graph: add the output tft. Files "
-            "without it are searched by: whycam explain --tft --forwards"
-        )
-
-
-def _prior(priors: Sequence[Prior], method: Method | None, tft: Tft | None) -> Prior | None:
-    """What the search inside the graph starts from."""
-    if method is None or tft is None or tft.forwards is None:
-        return None
-    return prior_for(priors, method, tft)
-
-
-def _map_method(
-    wanted: str | None, methods: Sequence[str] | None, groups: Sequence[Outputs]
-) -> Method | None:
-    """Whose map the graph finishes."""
-    if tuple(groups) == ("raw",):
-        if wanted is not None:
-            raise RequestError(f"map_method '{wanted}' needs the outputs map or tft")
-        return None
-    chosen = wanted or (methods[0] if methods else "gradcam")
-    if chosen not in METHODS:
-        raise RequestError(f"there is no method '{chosen}'; choose from: {', '.join(METHODS)}")
-    if chosen == "scorecam":
-        raise RequestError(
-            "Score-CAM takes one forward pass for each channel, which no graph should hold; name "
-            "another method for the outputs map and tft"
-        )
-    return cast(Method, chosen)
-
-
-def _methods(
-    wanted: Sequence[str] | None,
-    own: Method | None,
-    groups: Sequence[Outputs],
-    head: Head,
-    score: Score | None,
-) -> tuple[Method, ...]:
-    """What the file supports: without raw outputs, the one method whose map it finishes."""
-    has_cam = head.is_pooled_linear and gradient_score(score) == "logit"
-    unknown = [m for m in wanted or () if m not in METHODS]
-    if unknown or (wanted is not None and not wanted):
-        raise RequestError(
-            f"there is no method {', '.join(map(repr, unknown))}; choose from: {', '.join(METHODS)}"
-        )
-    if "raw" not in groups:
-        surplus = [m for m in wanted or () if m != own]
-        if surplus:
-            raise RequestError(
-                f"a file without raw outputs holds one method, {own}; for {', '.join(surplus)} as "
-                "well add the output raw"
+def _check_quantised(network: Network, layers: Sequence[Layer], allowed: bool) -> None:
+    """Refuse quantisation between the target layer and the scores, unless it was allowed."""
+    if allowed:
+        return
+    first = layers[0].value.producer()
+    place = network.path.index(first) if first in network.path else 0
+    for node in network.path[place + 1 :]:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            raise ExportError(
+                f"the node '{node.name}' ({node.op_type}) quantises between the target layer and the "
+                "class scores, where a gradient has no meaning in the strict sense. Explain the float "
+                "file and quantise that, or pass --straight-through to take it for the identity"
             )
-        supported: set[str | None] = {own}
-    elif wanted is None:
-        supported = {m for m in METHODS if m not in ("ablation", "cam")} | {own}
-        supported |= {"cam"} if has_cam else set()
-    else:
-        supported = {*wanted, own}
-    if "cam" in supported and not has_cam:
-        raise ExportError(
-            "'cam' needs a head of global average pooling and one linear layer, and the logit as "
-            "score; this model's head or score is another. Use 'gradcam'"
-        )
-    return tuple(m for m in METHODS if m in supported)
 
 
-def _check_labels(labels: Sequence[str], parts: Split) -> None:
-    if labels and len(labels) != parts.num_classes:
-        raise ExportError(
-            f"there are {len(labels)} labels, but the model has {parts.num_classes} classes"
-        )
+def _reference(origin: Origin, network: Network, meaning: Meaning, layer: Layer) -> Reference:
+    if origin.module is not None:
+        from .references_torch import TorchReference
+
+        try:
+            return TorchReference(origin.module, layer, network.plain.size)
+        except LookupError:
+            pass
+    return OnnxReference(network, meaning, layer)
 
 
-@contextlib.contextmanager
-def _reduced_noise() -> Iterator[None]:
-    """Exporters talk about their own internals; what matters is checked after them."""
-    noisy = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    before = [logger.level for logger in noisy]
-    for logger in noisy:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(noisy, before, strict=True):
-            logger.setLevel(level)
+def _original(network: Network) -> Callable[[NDArray[Any]], list[NDArray[Any]]]:
+    """Runs the graph as it was before anything was added."""
+    plain = network.plain
+    session = session_of(submodel(plain.graph, [plain.image], list(plain.graph.outputs), plain.shapes))
+    name = str(plain.image.name)
+    return lambda image: list(session.run(None, {name: image}))
 
 
-def _translate(graph: ExplainingGraph, manifest: Manifest, opset: int) -> torch.onnx.ONNXProgram:
-    """The graph as ONNX, with every output it has."""
-    batch, classes = torch.export.Dim("batch"), torch.export.Dim("classes")
-    sides: dict[int, Any] = {0: batch}
-    if manifest.embedded_preprocess:
-        shape = manifest.picture_size or _EXAMPLE_PICTURE
-        if manifest.picture_size is None:
-            sides |= {1: torch.export.Dim("height"), 2: torch.export.Dim("width")}
-        image = torch.zeros(2, *shape, 3, dtype=torch.uint8)
-    else:
-        image = torch.zeros(2, 3, *manifest.preprocess.size)
-    # Example sizes differ from each other and from 1, lest the exporter take one for another.
-    target = torch.zeros(2, 3, dtype=torch.int64)
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in graph.trunk.parameters())
-    if weights > _LIMIT:
-        raise ExportError(
-            f"the model has {weights / 2**30:.1f} GiB of weights; an ONNX file holds 2 GiB"
-        )
-    try:
-        program = torch.onnx.export(
-            graph,
-            (image, target),
-            dynamo=True,
-            dynamic_shapes=(sides, {0: batch, 1: classes}),
-            input_names=["image", "target"],
-            output_names=graph.output_names,
-            opset_version=opset,
-            verbose=False,
-        )
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ExportError(f"the ONNX exporter cannot translate this model: {lines[0]}") from error
-    assert program is not None
-    written = program.model.opset_imports.get("")
-    if written != opset:
-        raise ExportError(
-            f"the exporter can only write this model for opset {written}, not {opset}"
-        )
-    _one_copy_of_each_weight(program)
-    _small_letters(program)
-    # Notes of the exporter, such as paths on this machine, are nobody's business.
-    program.model.metadata_props.clear()
-    for node in program.model.graph.all_nodes():
-        node.metadata_props.clear()
-        node.doc_string = None
-    for value in [*program.model.graph.inputs, *program.model.graph.outputs]:
-        value.metadata_props.clear()
-    return program
+class GraphRunner:
+    """An explaining graph in ONNX Runtime, with all outputs that assembly made.
 
-
-_EXAMPLE_PICTURE = (301, 402)
-
-
-def _one_copy_of_each_weight(program: torch.onnx.ONNXProgram) -> None:
-    """Recording the head and its gradient apart gives their weights two names."""
-    from onnx_ir.passes.common import DeduplicateInitializersPass
-
-    DeduplicateInitializersPass(size_limit=_LIMIT)(program.model)
-
-
-def _small_letters(program: torch.onnx.ONNXProgram) -> None:
-    """Einsum's indices may be any letters; TensorRT reads small ones alone."""
-    from onnx_ir import AttrString
-
-    for node in program.model.graph.all_nodes():
-        if node.domain == "" and node.op_type == "Einsum":
-            equation = node.attributes["equation"].as_string()
-            node.attributes["equation"] = AttrString("equation", small_letters(equation))
-
-
-def small_letters(equation: str) -> str:
-    """An equation of Einsum with its indices named a, b, c .. as they come.
-
-    More than 26 indices have no such names: the equation stays as it is.
+    Attributes:
+        tensors: the outputs by contract name.
     """
-    met = dict.fromkeys(letter for letter in equation if letter.isalpha())
-    if len(met) > len(ascii_lowercase):
-        return equation
-    small = dict(zip(met, ascii_lowercase, strict=False))
-    return "".join(small.get(letter, letter) for letter in equation)
+
+    def __init__(self, model: ir.Model, made: Assembly, manifest: Manifest) -> None:
+        self.tensors = dict(made.outputs)
+        self._names = {
+            name: str(tensor.value.name) if name not in made.names else made.names[name]
+            for name, tensor in self.tensors.items()
+        }
+        for name in self._names:
+            self._names[name] = made.names.get(name, name)
+        outputs = model.graph.outputs
+        extra = None
+        if manifest.embedded_preprocess and made.network_input is not None:
+            extra = made.network_input.value
+            self.tensors["network_input"] = made.network_input
+            self._names["network_input"] = str(extra.name)
+            outputs.append(extra)
+        self._session = session_of(model)
+        if extra is not None:
+            outputs.remove(extra)
+        self._image = made.names.get("image", made.image)
+        self._target = made.names.get("target", "target") if manifest.top is None else None
+        self._own = made.own_outputs
+
+    def run(
+        self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]
+    ) -> dict[str, NDArray[Any]]:
+        """See ``verify.Runner``."""
+        named = self._feeds(feeds["image"], feeds["target"])
+        found = self._session.run([self._names[name] for name in outputs], named)
+        return dict(zip(outputs, found, strict=True))
+
+    def own(self, image: NDArray[Any]) -> list[NDArray[Any]]:
+        """See ``verify.Runner``."""
+        target = np.full((len(image), 1), -1, np.int64)
+        return list(self._session.run(list(self._own), self._feeds(image, target)))
+
+    def _feeds(self, image: NDArray[Any], target: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        return {self._image: image} | ({} if self._target is None else {self._target: target})
 
 
-def _declare_only(program: torch.onnx.ONNXProgram, names: Sequence[str]) -> None:
-    """Take back outputs that only verification asked for. No operation is there for them alone."""
-    outputs = program.model.graph.outputs
-    for value in [value for value in outputs if value.name not in names]:
+def _inner(shape: Sequence[Any]) -> tuple[int | None, ...]:
+    return tuple(side if isinstance(side, int) else None for side in shape[1:])
+
+
+def _declared(name: str, manifest: Manifest) -> bool:
+    return name in ("image", "target") or name in manifest.output_shapes
+
+
+def _prepared(path: str | os.PathLike[str], manifest: Manifest) -> NDArray[Any]:
+    """A user's image as the graph takes it, [1, ...]."""
+    from ..runtime.images import read_picture
+    from ..runtime.preprocess import arrange, crop_resized
+
+    picture = read_picture(path)
+    if manifest.embedded_preprocess:
+        return picture[None]
+    return np.ascontiguousarray(
+        arrange(crop_resized(picture, manifest.preprocess)[0][None], manifest)
+    ).astype(manifest.image_dtype)
+
+
+def _tidy(model: ir.Model) -> None:
+    """Nodes in an order in which they can run; nothing that nobody reads."""
+    import onnx_ir.passes.common as passes
+
+    model.graph.sort()
+    passes.RemoveUnusedNodesPass()(model)
+
+
+def _declare_only(model: ir.Model, made: Assembly, manifest: Manifest) -> None:
+    """Take back the outputs that only verification asked for."""
+    kept = {*made.own_outputs, *(manifest.names.get(n, n) for n in manifest.output_shapes)}
+    outputs = model.graph.outputs
+    for value in [value for value in outputs if value.name not in kept]:
         outputs.remove(value)
+    _tidy(model)
 
 
 def _check_file(path: Path) -> None:
     """Read the finished file as a user's runtime will, and try it."""
     manifest = read_manifest(path)
     engine = open_engine(path, manifest, "onnxruntime")
-    for agreement in check(engine, manifest):
+    for agreement in selftest.check(engine, manifest):
         problem = agreement.problem()
         if problem:
             raise VerificationError(f"{problem}. No file was written")
 
 
+def _answers(
+    runner: GraphRunner, reference: Reference, manifest: Manifest, is_fused: bool
+) -> tuple[ReferenceAnswer, ...]:
+    """What the network itself answers for the built-in test patterns, as far as it can be asked.
+
+    Where it cannot, the graph's own answers, which verification has held against it.
+    """
+    from ..runtime import cam
+
+    found = []
+    method = selftest.method_of(manifest)
+    names = [*runner.tensors]
+    for index in range(selftest.PATTERNS):
+        feeds = {"image": selftest.feed(manifest, index), "target": np.array([[-1]], np.int64)}
+        own = runner.run(feeds, names)
+        activations, raw = reference.forward(own.get("network_input", feeds["image"]))
+        exact = probabilities(raw, manifest.task)
+        target = int(exact[0].argmax())
+        gradients = own["gradients"][:, :1].astype(np.float64)
+        weights = own.get("ablation_weights")
+        if activations is None:
+            activations = own["activations"].astype(np.float64)
+        seed = seed_of(raw, np.array([target]), manifest.gradient_score, manifest.task)
+        true = reference.gradient(activations, seed)
+        if true is not None:
+            gradients = true[:, None]
+        if is_fused:
+            layers = [n.removeprefix("activations_") for n in names if n.startswith("activations_")]
+            raws = [
+                cam.raw_map("layercam", own[f"activations_{i}"], own[f"gradients_{i}"][:, :1])
+                for i in layers
+            ]
+            raw_map = cam.fuse(
+                [*raws, cam.raw_map("layercam", own["activations"], own["gradients"][:, :1])]
+            )
+        else:
+            own_weights = weights[:, :1] if weights is not None and method == "ablation" else None
+            raw_map = selftest.agreed_map(method, activations, gradients, own_weights)
+        found.append(
+            ReferenceAnswer(
+                pattern=index,
+                target=target,
+                probability=float(exact[0, target]),
+                raw_map=tuple(float(f"{value:.7g}") for value in np.asarray(raw_map).flatten()),
+            )
+        )
+    return tuple(found)
+
+
 def _manifest(
-    source: Source,
-    parts: Split,
+    origin: Origin,
+    network: Network,
+    meaning: Meaning,
+    layer: Layer,
+    earlier: Sequence[Layer],
     head: Head,
-    methods: tuple[Method, ...],
-    score: Score | None,
-    tft: Tft | None,
-    opset: int,
+    request: Request,
+    tft: Tft,
 ) -> Manifest:
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
     from .. import __version__
 
-    return Manifest(
-        model=source.name,
-        weights=source.weights,
-        target_layer=parts.layer.name,
-        activations=parts.layer.shape,
-        pooled_linear=head.is_pooled_linear,
-        num_classes=parts.num_classes,
-        labels=source.labels,
-        preprocess=source.preprocess,
-        methods=methods,
-        gradient_score=gradient_score(score),
-        ablation_score=ablation_score(score),
-        tft=tft or Tft(),
-        opset=opset,
-        image_bytes=parts.live_bytes,
-        tools={
-            "whycam": __version__,
-            **{name: version(name) for name in ("torch", "onnx", "onnxscript")},
-        },
-    )
+    tools = {"whycam": __version__}
+    for name in ("torch", "onnx", "onnx-ir", "onnxscript"):
+        try:
+            tools[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    if origin.module is None:
+        tools.pop("torch", None)
+    plain = network.plain
+    dtype = plain.shapes.dtypes[plain.image]
+    try:
+        return Manifest(
+            model=origin.name,
+            weights=origin.weights,
+            target_layer=layer.name,
+            activations=layer.shape,
+            pooled_linear=head.is_pooled_linear,
+            task=meaning.task,
+            num_classes=meaning.num_classes,
+            labels=_labels(origin.labels, meaning),
+            preprocess=origin.preprocess,
+            layout="NHWC" if plain.layout == "NHWC" else "NCHW",
+            image_dtype={ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16"}.get(  # type: ignore[arg-type]
+                dtype, "uint8"
+            ),
+            top=request.top,
+            outputs=request.outputs,
+            methods=request.methods,
+            map_methods=request.map_methods,
+            fused_layers=tuple(FusedLayer(each.name, each.shape) for each in earlier),
+            embedded_preprocess=request.preprocess is not None,
+            picture_size=request.picture_size,
+            gradient_score=request.gradient_score,
+            ablation_score=request.ablation_score,
+            tft=tft,
+            opset=plain.graph.opset_imports[""],
+            image_bytes=network.image_bytes(),
+            tools=tools,
+        )
+    except ValueError as error:
+        raise ExportError(f"such a file cannot be described: {error}") from error
+
+
+def _labels(labels: Sequence[str], meaning: Meaning) -> tuple[str, ...]:
+    """Class names; one name for one logit becomes two."""
+    if meaning.task == "binary" and len(labels) == 1:
+        return f"not {labels[0]}", labels[0]
+    if labels and len(labels) != meaning.num_classes:
+        raise ExportError(
+            f"there are {len(labels)} labels, but the model has {meaning.num_classes} classes"
+        )
+    return tuple(labels)

@@ -1,241 +1,132 @@
-"""Hold an exported file against PyTorch in float64: names, then shapes, then values."""
+"""Hold an explaining graph against the network it was made of: names, then shapes, then values."""
 
 from __future__ import annotations
 
-import copy
 import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import fx
 
 from ..runtime import cam
-from ..runtime.cam import Score
 from ..runtime.engines import selftest
-from ..runtime.engines.engine import Engine
 from ..runtime.errors import VerificationError
-from ..runtime.manifest import Manifest, Preprocess, Reference
+from ..runtime.manifest import Manifest
 from ..runtime.preprocess import crop_resized, normalise
-from ..runtime.search import begin, expected_improvement, features, logit, observe
-from ..runtime.sweep import Classify, Request, choice_of, masked_probabilities
-from ..runtime.tft import LEAST_PROBABILITY
-from .ablation import Head, logit_drops
-from .graph import ExplainingGraph, ablation_score, gradient_score
+from ..runtime.sweep import Request, choice_of
+from .references import Floats, Reference, directional
+from .scores import probabilities, relative_loss, seed_of
+from .verify_sweep import masked_difference
 
 # A wrong graph is off by orders of magnitude more; float32 networks stay well below.
 TOLERANCE = {
+    "own_outputs": 1e-4,
     "probabilities": 1e-4,
     "activations": 1e-3,
     "gradients": 1e-4,
+    "differences": 1e-3,  # of central differences, which max-pooling near ties disturbs
     "ablation": 1e-3,
     "earlier": 1e-2,
     "pixels": 1.01,
     "maps": 1e-4,
-    "tft": 1e-3,  # of PyTorch in float32 as well, on pictures mostly masked
+    "tft": 1e-3,  # of the network in float32 as well, on images mostly masked
 }
-_SAID = {
+_MESSAGES = {
+    "own_outputs": "the file's own outputs changed",
+    "differences": "gradients differ from central differences in float64",
     "pixels": "its preprocessing differs from Pillow's",
-    "earlier": "gradients at earlier layers differ from PyTorch in float64",
+    "earlier": "gradients at fused layers differ from central differences in float64",
     "maps": "finished maps differ from the runtime's",
     "tft": "its sweep differs from the runtime's",
 }
-_SWEEP_BATCH = 16
-_NEAR_TIE = 1e-3  # of expected improvements, in logits: float32 leaves as much of a logit
 _CHANNELS_CHECKED = 4
+_DIRECTIONS = 8
 # Float32 leaves an error of about 1e-7 in an Ablation-CAM weight however small the weight is;
 # untrained networks, whose classes are all alike, have no larger ones.
 _LEAST_WEIGHT = 1e-4
 _LEAST_PROBABILITY = 1e-12
-_FLAT = 1e-3  # below this part of its magnitude a map's differences hold no four digits
+# A map whose range is a smaller part of what was summed is judged the less strictly, for min-max
+# magnifies its rounding.
+_FLAT = 1e-2
 _DRAWS = 6
 
 
 @dataclass(frozen=True)
 class Verification:
-    """Largest differences found, engine against float64 PyTorch, over all inputs tried.
+    """Largest differences found between engine and network, over all inputs tried.
 
     Attributes:
-        probabilities: absolute.
-        activations, gradients, ablation: relative to the largest value of the reference.
-        earlier: of gradients at fused layers, relative, by their norms.
-        pixels: of preprocessing inside the graph against Pillow, absolute, of 255; 99.9 % of all.
-        maps: of the graph's finished maps, absolute, against the runtime's arithmetic.
-        tft: of the masked probabilities in the graph's sweep, absolute, against the runtime's.
+        against: what the graph was held against.
+        errors: by what was compared. ``own_outputs`` (relative to their largest value), of the outputs
+            that the file had before; ``probabilities``, absolute; ``activations``, ``gradients`` and
+            ``ablation``, relative to the largest value; ``differences``: gradients against central
+            differences in random directions, relative to the gradient's norm; ``earlier``, the same at
+            fused layers; ``pixels``, of 255; ``maps`` and ``tft``, absolute.
         inputs: how many batches were compared.
     """
 
-    probabilities: float
-    activations: float
-    gradients: float
-    ablation: float | None
-    earlier: float | None
-    pixels: float | None
-    maps: float | None
-    tft: float | None
-    inputs: int
+    against: str
+    errors: dict[str, float] = field(default_factory=dict)
+    inputs: int = 0
 
 
-class Float64:
-    """Trunk and head in float64, and autograd through the head: the reference.
+class Runner(Protocol):
+    """Runs an explaining graph with all outputs that assembly made."""
 
-    Raises:
-        VerificationError: trunk and head together are not the model.
+    def run(
+        self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]
+    ) -> dict[str, NDArray[Any]]:
+        """Outputs by contract name, for ``image`` and ``target``."""
+        ...
+
+    def own(self, image: NDArray[Any]) -> list[NDArray[Any]]:
+        """The outputs that the file had before."""
+        ...
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The graph that is verified.
+
+    Attributes:
+        engine: runs it.
+        manifest: of the file.
+        outputs: contract names and shapes of all it gives out, without batch; None is k.
+        reference: what it is held against.
+        size: (H, W) of the network's input.
+        original: computes the outputs that the file had before, in the original graph.
+        earlier: references for each fused layer.
     """
 
-    def __init__(
-        self, model: torch.nn.Module, graph: ExplainingGraph, size: tuple[int, int]
-    ) -> None:
-        with torch.no_grad():
-            image = torch.from_numpy(selftest.pattern(0, size))[None]
-            whole, parts = model(image), graph.split.head(graph.split.trunk(image))
-        if not torch.allclose(whole, parts, rtol=1e-4, atol=1e-4 * float(whole.abs().max())):
-            raise VerificationError(
-                "the recorded graph is not the model: logits differ by "
-                f"{float((whole - parts).abs().max()):.1e}. Does it behave differently from call "
-                "to call? No file was written"
-            )
-        self.trunk = _double(graph.split.trunk)
-        self.head = _double(graph.split.head)
-        self.earlier = len(graph.split.earlier)
-        self.stem, self.tail = self.trunk, self.head
-        if self.earlier:
-            self.stem, self.tail = _double(graph.split.stem), _double(graph.split.tail)
-        self.score = graph.score
-
-    def score_of(self, logits: torch.Tensor, targets: torch.Tensor, score: Score) -> torch.Tensor:
-        """The logit or probability of each row's target, [M]."""
-        values = logits if score == "logit" else torch.softmax(logits, dim=-1)
-        return values.gather(1, targets[:, None])[:, 0]
-
-    def gradient(self, activations: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """d score / d A by plain autograd; activations [M, K, h, w], targets [M]."""
-        a = activations.detach().requires_grad_(True)
-        with torch.enable_grad():
-            score = self.score_of(self.head(a), targets, gradient_score(self.score))
-            (gradient,) = torch.autograd.grad(score.sum(), a)
-        return gradient
-
-    def layers(
-        self, first: torch.Tensor, targets: torch.Tensor
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Activations and gradients [M, K, h, w] of every layer, from the first one's activations.
-
-        Args:
-            first: float64 [M, K, h, w], once for each explained class.
-            targets: int64 [M].
-        """
-        a = first.detach().requires_grad_(True)
-        with torch.enable_grad():
-            found = self.tail(a)
-            *later, logits = found if isinstance(found, tuple) else (found,)
-            score = self.score_of(logits, targets, gradient_score(self.score))
-            gradients = torch.autograd.grad(score.sum(), [a, *later])
-        return [each.detach() for each in (a, *later)], list(gradients)
-
-    def ablation(
-        self, activations: torch.Tensor, targets: torch.Tensor, channel: int
-    ) -> torch.Tensor:
-        """(y - y_k) / y for one channel, by running the head without it."""
-        without = activations.clone()
-        without[:, channel] = 0
-        both = [self.head(activations), self.head(without)]
-        if ablation_score(self.score) == "logit":
-            y, y_without = (self.score_of(logits, targets, "logit") for logits in both)
-            return (y - y_without) / y
-        # In logarithms, for a class may have probability 0 even in float64.
-        y, y_without = (
-            torch.log_softmax(logits, dim=-1).gather(1, targets[:, None])[:, 0] for logits in both
-        )
-        return -torch.expm1(y_without - y)
+    engine: Runner
+    manifest: Manifest
+    outputs: Mapping[str, tuple[int | None, ...]]
+    reference: Reference
+    size: tuple[int, int]
+    original: Callable[[NDArray[Any]], list[NDArray[Any]]] | None = None
+    earlier: tuple[Reference, ...] = ()
 
 
-def _double(recorded: fx.GraphModule) -> fx.GraphModule:
-    """A recorded graph in float64, with the float32 that is written into its operations."""
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(recorded.graph, {}))
-    for node in graph.nodes:
-        node.args = fx.node.map_aggregate(node.args, _wider)
-        node.kwargs = fx.node.map_aggregate(node.kwargs, _wider)
-    return fx.GraphModule(copy.deepcopy(recorded), graph).double()
-
-
-def _wider(argument: Any) -> Any:
-    return torch.float64 if argument is torch.float32 else argument
-
-
-def references(exact: Float64, manifest: Manifest, head: Head) -> tuple[Reference, ...]:
-    """What the float64 model answers for the built-in test patterns."""
-    found = []
-    method = selftest.method_of(manifest)
-    for index in range(selftest.PATTERNS):
-        image = torch.from_numpy(selftest.view(manifest, index)).double()
-        activations = exact.trunk(image)
-        logits = exact.head(activations)
-        probabilities = torch.softmax(logits, dim=-1)
-        target = probabilities.argmax(dim=-1)
-        gradient = weights = None
-        if method == "ablation":  # of float32 precision; ``verify`` holds samples against float64
-            drops = logit_drops(head, activations.float(), logits.float())
-            selected = torch.nn.functional.one_hot(target[:, None], logits.shape[1]).float()
-            score = ablation_score(exact.score)
-            weights = cam.ablation_weights(logits.float(), drops, selected, score).double()
-        else:
-            gradient = exact.gradient(activations, target)[:, None]
-        if exact.earlier:
-            raw = _fused(*exact.layers(exact.stem(image), target))
-        else:
-            raw = selftest.agreed_map(method, activations, gradient, weights)
-        found.append(
-            Reference(
-                pattern=index,
-                target=int(target),
-                probability=float(probabilities[0, target]),
-                raw_map=tuple(float(f"{value:.7g}") for value in raw.flatten()),
-            )
-        )
-    return tuple(found)
-
-
-def _fused(activations: list[torch.Tensor], gradients: list[torch.Tensor]) -> torch.Tensor:
-    """Layer-CAM of several layers, [M, 1, h, w]."""
-    pairs = zip(activations, gradients, strict=True)
-    fused: torch.Tensor = cam.fuse([cam.raw_map("layercam", a, g[:, None]) for a, g in pairs])
-    return fused
-
-
-def verify(
-    engine: Engine, graph: ExplainingGraph, exact: Float64, manifest: Manifest
-) -> Verification:
+def verify(subject: Subject, check: list[NDArray[Any]] | None = None) -> Verification:
     """Compare on two inputs of two batch sizes, with one and two classes an image.
 
     Args:
-        engine: runs the file, which has all of the graph's outputs.
-        graph: what was exported.
-        exact: its reference.
-        manifest: of the file.
+        subject: the graph, and what it is held against.
+        check: images of the user's own, as the graph takes them, [1, ...] each, on which the file's
+            own outputs are compared as well.
 
     Raises:
         VerificationError: an output is missing, has another shape, or differs too much.
     """
     rng = np.random.default_rng(0)
+    manifest, reference = subject.manifest, subject.reference
     worst: dict[str, float] = {}
     compared = 0
-    for batch, classes in ((1, 1), (3, 2)):
-        for _ in range(_DRAWS):
-            image = _photograph_like(rng, batch, manifest)
-            target = rng.integers(0, graph.split.num_classes, (batch, classes))
-            target[:, 0] = -1
-            found = engine.run({"image": image, "target": target}, graph.output_names)
-            _check_shapes(found, graph, batch, classes)
-            view = found.get("network_input", image)
-            with torch.no_grad():
-                activations = exact.trunk(torch.from_numpy(view).double())
-            rounding = _own_rounding(graph, exact, view, activations)
-            if rounding <= 0.5 and not _at_a_kink(exact, found, rng):
-                break
+    top = manifest.top
+    for batch, classes in ((1, top or 1), (2, top or min(2, manifest.num_classes))):
+        image, found, rounding = _drawn(subject, rng, batch, classes)
         if not rounding <= 1:
             raise VerificationError(
                 f"the network magnifies rounding: of {_DRAWS} test images there was none on which "
@@ -244,321 +135,343 @@ def verify(
                 "Statistics of batch normalisation that do not fit the images, as in an untrained "
                 "network, do this. No file was written"
             )
-        errors = _differences(exact, activations, target, found, rng)
-        if graph.resample is not None:
-            errors["pixels"] = _pixel_difference(image, view, manifest.preprocess)
-        if graph.method is not None:
-            errors["maps"] = _map_difference(graph, found)
-        if graph.tft is not None:
-            errors["tft"] = _sweep_difference(graph, view, found)
-        if exact.earlier:
-            errors["earlier"] = _earlier_difference(exact, found)
-        for name, error in errors.items():
-            worst[name] = max(worst.get(name, 0.0), error)
-            if not error <= TOLERANCE[name]:
-                said = _SAID.get(name, f"{name} differ from PyTorch in float64")
-                raise VerificationError(
-                    f"the exported graph is wrong: {said} by {error:.1e}, more "
-                    f"than {TOLERANCE[name]:.0e} (batch {batch}, {classes} classes). No file was "
-                    "written"
-                )
+        view = found.get("network_input", image)
+        errors = _differences(subject, view, found, rng)
+        if "network_input" in found:
+            errors["pixels"] = _pixel_difference(image, view, manifest)
+        if manifest.map_methods:
+            errors["maps"] = _map_difference(subject, found)
+        if "tft" in manifest.outputs:
+            errors["tft"] = _sweep_difference(subject, view, found)
+        if subject.earlier:
+            errors["earlier"] = _earlier_difference(subject, found, rng)
+        if subject.original is not None and "network_input" not in found:
+            errors["own_outputs"] = _own_difference(subject, image)
+        _judge(errors, worst, f"batch {batch}, {classes} classes")
         compared += 1
-    return Verification(
-        worst["probabilities"],
-        worst["activations"],
-        worst["gradients"],
-        worst.get("ablation"),
-        worst.get("earlier"),
-        worst.get("pixels"),
-        worst.get("maps"),
-        worst.get("tft"),
-        compared,
-    )
+    for image in check or []:
+        _judge({"own_outputs": _own_difference(subject, image)}, worst, "an image of yours")
+        compared += 1
+    return Verification(reference.description, worst, compared)
 
 
-def _map_difference(graph: ExplainingGraph, found: dict[str, NDArray[Any]]) -> float:
-    """The file's own maps against the runtime's arithmetic on the file's raw outputs."""
-    assert graph.method is not None
-    weights = found.get("ablation_weights") if graph.method == "ablation" else None
-    raw = cam.raw_map(graph.method, found["activations"], found["gradients"], weights)
-    if not graph.split.earlier:
-        # A map's rounding is a part of the terms of its sums, which may cancel: the gradient of a
-        # head that ignores scale is at right angles to the mean. Stretched, it is all there is.
-        terms = selftest.terms(graph.method, found["activations"], found["gradients"], weights)
-    else:
-        before = [
-            cam.raw_map(graph.method, found[f"activations_{i}"], found[f"gradients_{i}"])
-            for i in range(len(graph.split.earlier))
-        ]
-        raw = terms = cam.fuse([*before, raw])
-    maps = found["maps" if graph.tft is None else "original_maps"]
-    differences = np.abs(maps - cam.finish(raw, graph.size)).max((-2, -1))
-    shows = np.ptp(raw, axis=(-2, -1)) > _FLAT * terms.max((-2, -1))
-    return float(differences[shows].max(initial=0.0))
+def _judge(errors: dict[str, float], worst: dict[str, float], where: str) -> None:
+    for name, error in errors.items():
+        worst[name] = max(worst.get(name, 0.0), error)
+        if not error <= TOLERANCE[name]:
+            why = _MESSAGES.get(name, f"{name} differ from the network's own")
+            raise VerificationError(
+                f"the exported graph is wrong: {why} by {error:.1e}, more than "
+                f"{TOLERANCE[name]:.0e} ({where}). No file was written"
+            )
 
 
-def _earlier_difference(exact: Float64, found: dict[str, NDArray[np.generic]]) -> float:
-    """Of the gradients at earlier layers, relative, by their norms.
+def _drawn(
+    subject: Subject, rng: np.random.Generator, batch: int, classes: int
+) -> tuple[NDArray[Any], dict[str, NDArray[Any]], float]:
+    """A test image on which the network's own answers are defined, and what the graph says of it."""
+    manifest = subject.manifest
+    for _ in range(_DRAWS):
+        image = photograph_like(rng, batch, manifest)
+        target = rng.integers(0, manifest.num_classes, (batch, classes))
+        target[:, 0] = -1
+        found = subject.engine.run({"image": image, "target": target}, list(subject.outputs))
+        _check_shapes(found, subject, batch, classes)
+        view = found.get("network_input", image)
+        rounding = _own_rounding(subject, view)
+        if rounding <= 0.5 and not _at_a_kink(subject, found, rng):
+            break
+    if manifest.top is None and not np.array_equal(found["targets"][:, 1:], target[:, 1:]):
+        raise VerificationError(
+            "the exported graph is wrong: it explains other classes than asked for. No file was "
+            "written"
+        )
+    return image, found, rounding
 
-    Not of single elements: between such a layer and the logits lie so many ReLUs that one of them
-    is always close enough to zero for float32 to take the other side.
+
+def random_fields(
+    rng: np.random.Generator, batch: int, size: tuple[int, int], channels: int = 3
+) -> NDArray[np.float32]:
+    """Coarse ones with fine noise on top, as normalised images: float32 [batch, C, H, W]."""
+    coarse = np.asarray(cam.resize(rng.standard_normal((batch, channels, 8, 8)), size))
+    noise = rng.standard_normal((batch, channels, *size))
+    return (1.2 * coarse + 0.3 * noise).astype(np.float32)
+
+
+def photograph_like(rng: np.random.Generator, batch: int, manifest: Manifest) -> NDArray[Any]:
+    """Random fields as the graph takes its images: with the mean and spread of natural ones."""
+    spec = manifest.preprocess
+    if manifest.embedded_preprocess:
+        size = selftest.feed(manifest, 0).shape[1:3]
+        pixels = np.clip(128 + 50 * random_fields(rng, batch, size), 0, 255)
+        return np.moveaxis(pixels, 1, -1).astype(np.uint8)
+    fields = random_fields(rng, batch, spec.size, spec.channels)
+    # As a photograph's pixels would come out of this preprocessing.
+    mean, std = (np.asarray(each, np.float32)[:, None, None] for each in (spec.mean, spec.std))
+    image = (np.clip(0.45 + 0.22 * fields, 0, 1) - mean) / std
+    if manifest.image_dtype == "uint8":
+        image = np.round(image)
+    if manifest.layout == "NHWC":
+        image = np.moveaxis(image, 1, -1)
+    return np.ascontiguousarray(image.astype(manifest.image_dtype))
+
+
+def _own_rounding(subject: Subject, view: NDArray[Any]) -> float:
+    """How far the network's float32 is from its float64, over what the file may be."""
+    if not subject.reference.is_exact:
+        return 0.0
+    task = subject.manifest.task
+    exact, own = (each(view) for each in (subject.reference.forward, subject.reference.forward32))
+    parts = [_relative(own[1], exact[1]) / TOLERANCE["probabilities"]]
+    if task != "none":
+        wide, narrow = (probabilities(each[1], task) for each in (exact, own))
+        parts = [float(np.abs(wide - narrow).max()) / TOLERANCE["probabilities"]]
+    if exact[0] is not None and own[0] is not None:
+        parts.append(_relative(own[0], exact[0]) / TOLERANCE["activations"])
+    return max(parts)
+
+
+def _rows(found: Mapping[str, NDArray[Any]]) -> tuple[Floats, NDArray[np.int64]]:
+    """The file's own activations in float64, once per explained class, and the classes."""
+    targets = np.asarray(found["targets"])
+    activations = np.asarray(found["activations"], np.float64)
+    return np.repeat(activations, targets.shape[1], axis=0), targets.ravel()
+
+
+def _at_a_kink(subject: Subject, found: Mapping[str, NDArray[Any]], rng: np.random.Generator) -> bool:
+    """Whether the true gradient itself jumps here when A changes by float32 rounding.
+
+    At such a point (two activations of a max-pool tie, a ReLU sits at zero) no float32 engine
+    has a defined answer, so another input is drawn.
     """
-    targets = torch.from_numpy(np.asarray(found["targets"]))
-    first = _tensor(found["activations_0"]).repeat_interleave(targets.shape[1], dim=0)
-    _, expected = exact.layers(first, targets.flatten())
+    activations, targets = _rows(found)
+    task, score = subject.manifest.task, subject.manifest.gradient_score
+
+    def gradient(a: Floats) -> Floats | None:
+        seed = seed_of(subject.reference.head(a), targets, score, task)
+        return subject.reference.gradient(a, seed)
+
+    exact = gradient(activations)
+    if exact is None:
+        return False
+    moved = gradient(activations * (1 + 1e-6 * rng.standard_normal(activations.shape)))
+    assert moved is not None
+    return _relative(moved, exact) > TOLERANCE["gradients"] / 2
+
+
+def _differences(
+    subject: Subject,
+    view: NDArray[Any],
+    found: Mapping[str, NDArray[Any]],
+    rng: np.random.Generator,
+) -> dict[str, float]:
+    manifest, reference = subject.manifest, subject.reference
+    task = manifest.task
+    activations, raw = reference.forward(view)
+    exact = probabilities(raw, task)
+    scale = max(1.0, float(np.abs(exact).max())) if task == "none" else 1.0
+    errors = {"probabilities": float(np.abs(found["probabilities"] - exact).max()) / scale}
+    if activations is not None:
+        errors["activations"] = _relative(found["activations"], activations)
+    _check_most_probable(exact, found, scale)
+    # Gradients are compared at the file's own activations: what the backbone rounds is judged by
+    # the activations, and must not be counted again through the kinks of the head.
+    own, targets = _rows(found)
+    scores = reference.head(own)
+    seed = seed_of(scores, targets, manifest.gradient_score, task)
+    gradients = np.asarray(found["gradients"], np.float64).reshape(own.shape)
+    true = reference.gradient(own, seed)
+    if true is not None:
+        errors["gradients"] = _relative(gradients, true)
+    else:
+        errors["differences"] = _directional_error(reference, own, seed, gradients, rng)
+    if "ablation_weights" in found:
+        errors["ablation"] = _ablation_error(subject, own, scores, targets, found, rng)
+    return errors
+
+
+def _check_most_probable(exact: Floats, found: Mapping[str, NDArray[Any]], scale: float) -> None:
+    first = np.asarray(found["targets"])[:, 0]
+    lead = exact.max(-1) - exact[np.arange(len(exact)), first]
+    if float(lead.max()) > TOLERANCE["probabilities"] * scale:
+        raise VerificationError(
+            "the exported graph is wrong: it explains other classes than asked for. No file was "
+            "written"
+        )
+
+
+def _directional_error(
+    reference: Reference,
+    activations: Floats,
+    seed: Floats,
+    gradients: Floats,
+    rng: np.random.Generator,
+) -> float:
+    """Of gradients against central differences, relative to the gradient's norm.
+
+    Zeros, as ReLU leaves them, stay zeros: among them a max-pool has no derivative.
+    """
+    moving = (activations != 0).astype(np.float64)
+    directions = [moving * rng.standard_normal(activations.shape) for _ in range(_DIRECTIONS)]
+    expected = directional(reference, activations, seed, directions)
+    own = np.stack([(gradients * each).sum((1, 2, 3)) for each in directions], axis=-1)
+    norm = np.sqrt(((gradients * moving) ** 2).sum((1, 2, 3)))[:, None]
+    scale = np.maximum(norm, np.abs(expected).max(-1, keepdims=True) / 4)
+    difference = np.abs(own - expected)
+    return float((difference / np.where(scale > 0, scale, 1.0)).max())
+
+
+def _ablation_error(
+    subject: Subject,
+    activations: Floats,
+    scores: Floats,
+    targets: NDArray[np.int64],
+    found: Mapping[str, NDArray[Any]],
+    rng: np.random.Generator,
+) -> float:
+    """Of Ablation-CAM's weights against the head without a channel, for a few channels."""
+    task, score = subject.manifest.task, subject.manifest.ablation_score
+    weights = np.asarray(found["ablation_weights"], np.float64).reshape(len(targets), -1)
+    channels = rng.choice(weights.shape[1], min(_CHANNELS_CHECKED, weights.shape[1]), False)
+    columns = []
+    for channel in channels:
+        without = activations.copy()
+        without[:, channel] = 0
+        other = subject.reference.head(without)
+        columns.append(relative_loss(scores, other, targets, score, task))
+    expected = np.stack(columns, axis=1)
+    # A class that the network all but excludes says nothing: its ratios of rounded zeros.
+    rows = probabilities(scores, task)[np.arange(len(targets)), targets] > _LEAST_PROBABILITY
+    weights, expected = weights[rows], expected[rows]
+    if not rows.any():
+        return 0.0
+    scale = max(float(np.abs(weights).max()), float(np.abs(expected).max()), _LEAST_WEIGHT)
+    return float(np.abs(weights[:, channels] - expected).max()) / scale
+
+
+def _own_difference(subject: Subject, image: NDArray[Any]) -> float:
+    """Of the outputs that the file had before, relative to their largest value; 0: bit for bit."""
     worst = 0.0
-    for index in range(exact.earlier):
-        own = _tensor(found[f"gradients_{index}"]).flatten(0, 1)
-        scale = float(expected[index].norm())
-        difference = float((own - expected[index]).norm())
-        worst = max(worst, difference / scale if scale > 0 else difference)
+    assert subject.original is not None
+    for before, after in zip(subject.original(image), subject.engine.own(image), strict=True):
+        if before.shape != after.shape or before.dtype != after.dtype:
+            return math.inf
+        if not np.array_equal(before, after, equal_nan=before.dtype.kind == "f"):
+            worst = max(worst, _relative(after.astype(np.float64), before.astype(np.float64)))
+    return worst
+
+
+def _map_difference(subject: Subject, found: Mapping[str, NDArray[Any]]) -> float:
+    """The file's own maps against the runtime's arithmetic on the file's raw outputs."""
+    manifest = subject.manifest
+    worst = 0.0
+    for method in manifest.map_methods:
+        weights = found.get("ablation_weights") if method == "ablation" else None
+        raw = cam.raw_map(method, found["activations"], found["gradients"], weights)
+        if subject.earlier and method == manifest.map_method:
+            before = [
+                cam.raw_map(method, found[f"activations_{i}"], found[f"gradients_{i}"])
+                for i in range(len(subject.earlier))
+            ]
+            raw = terms = cam.fuse([*before, raw])
+        else:
+            # A map's rounding is a part of the terms of its sums, which may cancel: the gradient of
+            # a head that ignores scale is at right angles to the mean.
+            terms = selftest.terms(method, found["activations"], found["gradients"], weights)
+        maps = found[manifest.map_output(method) or ""]
+        differences = np.abs(maps - cam.finish(raw, subject.size)).max((-2, -1))
+        largest = np.maximum(terms.max((-2, -1)), np.finfo(np.float32).tiny)
+        share = np.ptp(raw, axis=(-2, -1)) / largest
+        worst = max(worst, float((differences * np.minimum(1.0, share / _FLAT)).max()))
+    return worst
+
+
+def _earlier_difference(
+    subject: Subject, found: Mapping[str, NDArray[Any]], rng: np.random.Generator
+) -> float:
+    """Of the gradients at fused layers, by central differences in random directions."""
+    targets = np.asarray(found["targets"])
+    manifest = subject.manifest
+    worst = 0.0
+    for index, reference in enumerate(subject.earlier):
+        own = np.repeat(
+            np.asarray(found[f"activations_{index}"], np.float64), targets.shape[1], axis=0
+        )
+        seed = seed_of(reference.head(own), targets.ravel(), manifest.gradient_score, manifest.task)
+        gradients = np.asarray(found[f"gradients_{index}"], np.float64).reshape(own.shape)
+        true = reference.gradient(own, seed)
+        if true is not None:
+            norm = float(np.linalg.norm(true))
+            error = float(np.linalg.norm(gradients - true)) / (norm or 1.0)
+        else:
+            error = _directional_error(reference, own, seed, gradients, rng)
+        worst = max(worst, error)
     return worst
 
 
 def _sweep_difference(
-    graph: ExplainingGraph, view: NDArray[np.float32], found: dict[str, NDArray[Any]]
+    subject: Subject, view: NDArray[Any], found: Mapping[str, NDArray[Any]]
 ) -> float:
-    """The file's sweep against the runtime's with PyTorch behind it, on the file's own maps.
+    """The file's sweep against the runtime's with the network behind it, on the file's own maps.
 
     The largest difference of the class's probability; infinite where thresholds, or the maps cut
     at them, do not follow from the file's own numbers.
     """
-    assert graph.tft is not None
+    manifest = subject.manifest
     classes = found["targets"]
 
     def classify(images: NDArray[np.float32]) -> NDArray[np.float32]:
-        with torch.no_grad():
-            logits = graph.split.head(graph.trunk(torch.from_numpy(images)))
-        return torch.softmax(logits, dim=-1).numpy()
+        _, raw = subject.reference.forward32(images)
+        return probabilities(raw, manifest.task).astype(np.float32)
 
     worst = 0.0
     for i, j in np.ndindex(*classes.shape):
         probability = float(found["probabilities"][i, classes[i, j]])
-        request = Request(view[i], found["original_maps"][i, j], int(classes[i, j]), probability)
+        request = Request(
+            view[i],
+            found["original_maps"][i, j],
+            int(classes[i, j]),
+            probability,
+            manifest.layout,
+        )
         rpi, masked = found["rpi"][i, j], found["masked_probabilities"][i, j]
-        worst = max(worst, _probability_difference(classify, request, rpi, masked, graph))
-        own = choice_of(request.map, rpi, masked, graph.tft)
+        worst = max(
+            worst, masked_difference(classify, request, rpi, masked, manifest, TOLERANCE["tft"])
+        )
+        own = choice_of(request.map, rpi, masked, manifest.tft)
         same = np.float32(own.threshold) == found["thresholds"][i, j]
         if not same or not np.array_equal(own.map, found["maps"][i, j]):
             return math.inf
     return worst
 
 
-def _probability_difference(
-    classify: Classify,
-    request: Request,
-    rpi: NDArray[np.float32],
-    masked: NDArray[np.float32],
-    graph: ExplainingGraph,
-) -> float:
-    """Of one map's masked probabilities; infinite where the graph tried other thresholds."""
-    assert graph.tft is not None
-    tried = ~np.isnan(rpi)
-    (expected,) = masked_probabilities(classify, [request], graph.tft, _SWEEP_BATCH)
-    if not np.array_equal(tried, ~np.isnan(masked)) or not _are_the_right_ones(
-        tried, request, masked, expected, graph
-    ):
-        return math.inf
-    increase = np.maximum(expected - np.float32(request.probability), 0)
-    related = max(request.probability, LEAST_PROBABILITY)
-    by_rpi = np.abs(rpi * related - increase)[tried].max()
-    return float(max(by_rpi, np.abs(masked - expected)[tried].max()))
-
-
-def _are_the_right_ones(
-    tried: NDArray[np.bool_],
-    request: Request,
-    masked: NDArray[np.float32],
-    expected: NDArray[np.float32],
-    graph: ExplainingGraph,
-) -> bool:
-    """Whether a search by the graph's own answers tries these thresholds, but for near ties."""
-    assert graph.tft is not None
-    if graph.tft.again is not None:
-        return _are_the_best(tried, masked, expected, graph.tft.again)
-    if graph.prior is None:
-        return bool(tried.all())
-    assert graph.tft.forwards is not None
-    if tried.sum() != min(graph.tft.forwards, len(tried)):
-        return False
-    whole = np.asarray(request.probability, np.float32)
-    belief = begin(graph.prior, features(request.map, whole))
-    for _ in range(int(tried.sum())):
-        promised = expected_improvement(belief)
-        step = int(np.where(tried, promised, -np.inf).argmax())
-        if promised.max() - promised[step] > _NEAR_TIE * (1 + abs(promised.max())):
-            return False
-        one_hot = np.eye(len(tried), dtype=np.float32)[step]
-        belief = observe(belief, one_hot, logit(masked[step]) - logit(whole))
-    return True
-
-
-def _are_the_best(
-    tried: NDArray[np.bool_],
-    masked: NDArray[np.float32],
-    expected: NDArray[np.float32],
-    again: int,
-) -> bool:
-    """Whether the thresholds tried again are the best of the sweep, but for near ties.
-
-    Equal masks have equal probabilities and are tried once, so there may be fewer.
-    """
-    different = np.unique(expected)[::-1]
-    wanted = min(again, len(different))
-    enough = 1 <= tried.sum() <= again and (tried.sum() == wanted or len(different) <= again)
-    least = different[wanted - 1] * (1 - _NEAR_TIE) - TOLERANCE["tft"]
-    return bool(enough and masked[tried].min() >= least)
-
-
-def random_fields(
-    rng: np.random.Generator, batch: int, size: tuple[int, int]
-) -> NDArray[np.float32]:
-    """Coarse ones with fine noise on top, as normalised photographs: float32 [batch, 3, H, W]."""
-    coarse = np.asarray(cam.resize(rng.standard_normal((batch, 3, 8, 8)), size))
-    noise = rng.standard_normal((batch, 3, *size))
-    return (1.2 * coarse + 0.3 * noise).astype(np.float32)
-
-
-def _photograph_like(rng: np.random.Generator, batch: int, manifest: Manifest) -> NDArray[Any]:
-    """Random fields as the graph takes its images."""
-    size = selftest.feed(manifest, 0).shape[1:3]
-    if not manifest.embedded_preprocess:
-        size = manifest.preprocess.size
-    image = random_fields(rng, batch, size)
-    if not manifest.embedded_preprocess:
-        return image
-    return np.clip(np.moveaxis(128 + 50 * image, 1, -1), 0, 255).astype(np.uint8)
-
-
-def _pixel_difference(
-    pictures: NDArray[np.uint8], view: NDArray[np.float32], spec: Preprocess
-) -> float:
-    """The file's view of pictures against Pillow's, in steps of 1 of 255, but for 0.1 % of pixels.
+def _pixel_difference(images: NDArray[np.uint8], view: NDArray[Any], manifest: Manifest) -> float:
+    """The file's view of images against Pillow's, in steps of 1 of 255, but for 0.1 % of pixels.
 
     Those may lie half way between two values, or where Pillow resizes in the other order.
     """
-    expected = normalise(np.stack([crop_resized(picture, spec)[0] for picture in pictures]), spec)
-    step = np.asarray(spec.std, np.float32)[:, None, None] * 255
+    spec = manifest.preprocess
+    cropped = np.stack([crop_resized(image, spec)[0] for image in images])
+    expected = normalise(cropped, spec, manifest.layout)
+    step = np.asarray(spec.std, np.float32) * 255
+    if manifest.layout == "NCHW":
+        step = step[:, None, None]
     return float(np.quantile(np.abs(view - expected) * step, 0.999))
 
 
 def _check_shapes(
-    found: dict[str, NDArray[np.generic]], graph: ExplainingGraph, batch: int, classes: int
+    found: Mapping[str, NDArray[Any]], subject: Subject, batch: int, classes: int
 ) -> None:
-    channels = graph.split.layer.shape
-    expected = {
-        "probabilities": (batch, graph.split.num_classes),
-        "targets": (batch, classes),
-        "activations": (batch, *channels),
-        "gradients": (batch, classes, *channels),
-        "ablation_weights": (batch, classes, channels[0]),
-        "network_input": (batch, 3, *graph.size),
-        "maps": (batch, classes, *graph.size),
-        "original_maps": (batch, classes, *graph.size),
-        "thresholds": (batch, classes),
-    }
-    for index, layer in enumerate(graph.split.earlier):
-        expected[f"activations_{index}"] = (batch, *layer.shape)
-        expected[f"gradients_{index}"] = (batch, classes, *layer.shape)
-    if graph.tft is not None:
-        steps = len(graph.tft.taus)
-        expected |= dict.fromkeys(("rpi", "masked_probabilities"), (batch, classes, steps))
-    for name in graph.output_names:
-        if found[name].shape != expected[name]:
+    for name, inner in subject.outputs.items():
+        expected = (batch, *(classes if side is None else side for side in inner))
+        if found[name].shape != expected:
             raise VerificationError(
                 f"the exported graph is wrong: output '{name}' has the shape {found[name].shape}, "
-                f"not {expected[name]}. No file was written"
+                f"not {expected}. No file was written"
             )
 
 
-def _repeated(found: dict[str, NDArray[np.generic]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The file's own activations in float64, once per explained class, and the classes."""
-    activations = torch.from_numpy(np.asarray(found["activations"])).double()
-    targets = torch.from_numpy(np.asarray(found["targets"]))
-    return activations.repeat_interleave(targets.shape[1], dim=0), targets.flatten()
-
-
-def _own_rounding(
-    graph: ExplainingGraph, exact: Float64, view: NDArray[np.float32], activations: torch.Tensor
-) -> float:
-    """How far PyTorch's float32 is from its float64, over what the file may be."""
-    with torch.no_grad():
-        own = graph.trunk(torch.from_numpy(view))
-        wide, narrow = (
-            torch.softmax(h(a), -1) for h, a in ((exact.head, activations), (graph.split.head, own))
-        )
-    return max(
-        _relative(own.double(), activations) / TOLERANCE["activations"],
-        float((narrow.double() - wide).abs().max()) / TOLERANCE["probabilities"],
-    )
-
-
-def _at_a_kink(
-    exact: Float64, found: dict[str, NDArray[np.generic]], rng: np.random.Generator
-) -> bool:
-    """Whether the true gradient itself jumps here when A changes by float32 rounding.
-
-    At such a point (two activations of a max-pool tie, a ReLU sits at zero) no float32 engine
-    has a defined answer, so another input is drawn.
-    """
-    activations, targets = _repeated(found)
-    noise = torch.from_numpy(rng.standard_normal(activations.shape))
-    gradient = exact.gradient(activations, targets)
-    moved = exact.gradient(activations * (1 + 1e-6 * noise), targets)
-    return _relative(moved, gradient) > TOLERANCE["gradients"] / 2
-
-
-def _differences(
-    exact: Float64,
-    activations: torch.Tensor,
-    target: NDArray[np.int64],
-    found: dict[str, NDArray[np.generic]],
-    rng: np.random.Generator,
-) -> dict[str, float]:
-    with torch.no_grad():
-        probabilities = torch.softmax(exact.head(activations), dim=-1)
-    # Gradients are compared at the file's own activations: what the trunk rounds is judged by
-    # the activations, and must not be counted again through the kinks of the head.
-    own, targets = _repeated(found)
-    errors = {
-        "probabilities": _absolute(found["probabilities"], probabilities),
-        "activations": _relative(_tensor(found["activations"]), activations),
-        "gradients": _relative(
-            _tensor(found["gradients"]).flatten(0, 1), exact.gradient(own, targets)
-        ),
-    }
-    top = probabilities.max(dim=-1).values
-    chosen = probabilities.gather(1, torch.from_numpy(np.asarray(found["targets"]))[:, :1])[:, 0]
-    if float((top - chosen).max()) > TOLERANCE["probabilities"] or not np.array_equal(
-        found["targets"][:, 1:], target[:, 1:]
-    ):
-        raise VerificationError(
-            "the exported graph is wrong: it explains other classes than asked for. No file was "
-            "written"
-        )
-    if "ablation_weights" in found:
-        weights = _tensor(found["ablation_weights"]).flatten(0, 1)
-        channels = rng.choice(weights.shape[1], min(_CHANNELS_CHECKED, weights.shape[1]), False)
-        with torch.no_grad():
-            expected = torch.stack([exact.ablation(own, targets, k) for k in channels], dim=1)
-        # A class that the network all but excludes says nothing: its ratios of rounded zeros.
-        rows = probabilities.repeat_interleave(target.shape[1], dim=0).gather(1, targets[:, None])
-        told = rows[:, 0] > _LEAST_PROBABILITY
-        weights, expected = weights[told], expected[told]
-        scale = max(float(weights.abs().max()), float(expected.abs().max()), _LEAST_WEIGHT)
-        errors["ablation"] = float((weights[:, channels] - expected).abs().max()) / scale
-    return errors
-
-
-def _tensor(values: NDArray[np.generic]) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(values)).double()
-
-
-def _absolute(values: NDArray[np.generic], expected: torch.Tensor) -> float:
-    return float((_tensor(values) - expected).abs().max())
-
-
-def _relative(values: torch.Tensor, expected: torch.Tensor) -> float:
-    scale = float(expected.abs().max())
-    difference = float((values - expected).abs().max())
+def _relative(values: NDArray[Any], expected: NDArray[Any]) -> float:
+    scale = float(np.abs(expected).max())
+    difference = float(np.abs(np.asarray(values, np.float64) - expected).max())
     return difference / scale if scale > 0 else difference

@@ -1,0 +1,426 @@
+"""Add the explaining outputs to a classifier's graph: the graph contract, part by part.
+
+Each node added is named after its part (``whycam/gradient/...``, ``whycam/map/...``), so that
+quantising, cutting and half precision know what is what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from ..runtime.cam import Method, Score, ablation_weights, finish, fuse, raw_map
+from ..runtime.errors import ExportError
+from ..runtime.manifest import Outputs, Preprocess
+from ..runtime.search import Prior
+from ..runtime.targets import RANKS
+from ..runtime.tft import Tft
+from .ablation import Head, logit_drops
+from .gradient.reverse import reverse
+from .layers import Layer, Network
+from .recorder import BATCH, CLASSES, Dim, Recorder, Size, Tensor
+from .resample import record_preprocess
+from .subgraph import copy_between
+from .sweep import record_search, record_sweep
+from .task import Meaning
+
+
+@dataclass(frozen=True)
+class Request:
+    """What shall be added to a graph.
+
+    Attributes:
+        outputs: groups of outputs.
+        methods: that the file supports.
+        map_methods: whose finished maps are outputs; the first one's are ``maps``.
+        gradient_score, ablation_score: what gradients and Ablation-CAM are taken of.
+        tft: how the graph thresholds its maps; None if it does not.
+        prior: what a search of thresholds starts from.
+        top: how many of the most probable classes are explained; None: those of the input ``target``.
+        preprocess: what the graph does to images itself; None if it takes prepared ones.
+        picture_size: (h, w) of these images; None: any.
+    """
+
+    outputs: tuple[Outputs, ...]
+    methods: tuple[Method, ...]
+    map_methods: tuple[Method, ...] = ()
+    gradient_score: Score = "logit"
+    ablation_score: Score = "prob"
+    tft: Tft | None = None
+    prior: Prior | None = None
+    top: int | None = None
+    preprocess: Preprocess | None = None
+    picture_size: tuple[int, int] | None = None
+
+
+@dataclass
+class Assembly:
+    """What was added to a graph.
+
+    Attributes:
+        outputs: contract name to tensor, of all outputs, in the contract's order; besides those that
+            a file declares, what verification asks for.
+        names: contract name to the graph's own name, where they differ.
+        own_outputs: the outputs that the graph had before.
+        image: the input that takes images.
+        network_input: what the network sees of them, [N, C, H, W] or [N, H, W, C].
+        rules: the operators whose gradients were needed.
+        nodes: how many nodes were added.
+    """
+
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    own_outputs: tuple[str, ...] = ()
+    image: str = "image"
+    network_input: Tensor | None = None
+    rules: tuple[str, ...] = ()
+    nodes: int = 0
+
+
+def assemble(
+    network: Network,
+    meaning: Meaning,
+    layers: Sequence[Layer],
+    head: Head | None,
+    request: Request,
+    size: tuple[int, int],
+) -> Assembly:
+    """Record all parts of an explaining graph.
+
+    Args:
+        network: whose graph is added to, in place.
+        meaning: of its outputs.
+        layers: that are explained, in the network's order; the target layer is the last one.
+        head: in parts, for Ablation-CAM; None without it.
+        request: what shall be added.
+        size: (H, W) of maps, which is that of the network's input.
+
+    Raises:
+        ExportError: a part cannot be made for this network.
+    """
+    graph = network.plain.graph
+    recorder = Recorder(graph)
+    made = Assembly(own_outputs=tuple(str(value.name) for value in graph.outputs))
+    before = len(graph)
+    free_contract_names(graph)
+    builder = _Builder(network, meaning, request, recorder, size)
+    with recorder.part("preprocess"):
+        made.image = builder.add_inputs()
+    made.network_input = builder.image
+    found = made.outputs
+    with recorder.part("head"):
+        builder.add_scores()
+        found["probabilities"], found["targets"] = builder.probabilities, builder.targets
+    with recorder.part("gradient"):
+        pairs, made.rules = builder.gradients(layers)
+    (found["activations"], found["gradients"]) = pairs[-1]
+    weights = None
+    if head is not None:
+        with recorder.part("ablation"):
+            weights = builder.ablation(head)
+        found["ablation_weights"] = weights
+    for index, (activations, gradients) in enumerate(pairs[:-1]):
+        found[f"activations_{index}"], found[f"gradients_{index}"] = activations, gradients
+    for method in request.map_methods:
+        first = method == request.map_methods[0]
+        with recorder.part(f"map/{method}"):
+            maps = builder.map(method, pairs if first else pairs[-1:], weights)
+        name = "original_maps" if request.tft is not None else "maps"
+        found[name if first else f"maps_{method}"] = maps
+    if request.tft is not None:
+        names = ("maps", "thresholds", "rpi", "masked_probabilities")
+        with recorder.part("sweep"):
+            swept = builder.sweep(found["original_maps"], request.tft)
+        found.update(zip(names, swept, strict=True))
+    _declare(graph, made, builder)
+    made.nodes = len(graph) - before
+    return made
+
+
+CONTRACT = (
+    "target",
+    "probabilities",
+    "targets",
+    "activations",
+    "gradients",
+    "ablation_weights",
+    "maps",
+    "original_maps",
+    "thresholds",
+    "rpi",
+    "masked_probabilities",
+)
+
+
+def free_contract_names(graph: ir.Graph) -> None:
+    """Rename tensors inside the graph that are called as the contract calls its own."""
+    reserved = {value.name for value in (*graph.inputs, *graph.outputs)}
+    for node in graph:
+        for value in node.outputs:
+            if value.name in CONTRACT and value.name not in reserved:
+                value.name = f"n/{value.name}"
+    for value in list(graph.initializers.values()):
+        if value.name in CONTRACT:
+            value.name = f"n/{value.name}"
+
+
+def _declare(graph: ir.Graph, made: Assembly, builder: _Builder) -> None:
+    """Make the new tensors outputs of the graph, under the contract's names where these are free."""
+    taken = {str(value.name) for value in (*graph.inputs, *graph.outputs)} - {"target"}
+    target = builder.target_input
+    if target is not None and target.name != "target":
+        made.names["target"] = str(target.name)
+    if made.image != "image":
+        made.names["image"] = made.image
+    for name, tensor in made.outputs.items():
+        wanted = f"whycam_{name}" if name in taken else name
+        value = tensor.value
+        if value.is_graph_output() or value.is_graph_input() or value.is_initializer():
+            with builder.recorder.part("outputs"):
+                value = builder.recorder.op("Identity", [tensor], tensor.shape).value
+        value.name = wanted
+        value.shape = ir.Shape([_said(side) for side in tensor.shape])
+        value.type = ir.TensorType(tensor.dtype)
+        graph.outputs.append(value)
+        if wanted != name:
+            made.names[name] = wanted
+
+
+def _said(side: Dim) -> int | str:
+    if isinstance(side, int):
+        return side
+    text = "*".join(side.symbols)
+    return text if side.factor == 1 else f"{side.factor}*{text}"
+
+
+class _Builder:
+    """The parts of one graph, as they are recorded."""
+
+    def __init__(
+        self,
+        network: Network,
+        meaning: Meaning,
+        request: Request,
+        recorder: Recorder,
+        size: tuple[int, int],
+    ) -> None:
+        self.network = network
+        self.shapes = network.plain.shapes
+        self.meaning = meaning
+        self.request = request
+        self.recorder = recorder
+        self.xp = recorder.xp
+        self.size = size
+        self.classes: Dim = CLASSES if request.top is None else request.top
+        self.target_input: ir.Value | None = None
+        self._copies = 0
+
+    def add_inputs(self) -> str:
+        """The inputs ``image`` and ``target``; returns the first one's name."""
+        graph, request = self.recorder.graph, self.request
+        own = self.network.plain.image
+        fed = self._existing(own)
+        if request.preprocess is not None:
+            sides: tuple[Dim, ...] = request.picture_size or (Size(1, ("h",)), Size(1, ("w",)))
+            fed = self._input("image" if own.name == "image" else str(own.name), (BATCH, *sides, 3), ir.DataType.UINT8)
+        names = {value.name for value in (*graph.inputs, *graph.outputs)}
+        if request.top is None:
+            name = "whycam_target" if "target" in names else "target"
+            target = self._input(name, (BATCH, CLASSES), ir.DataType.INT64)
+            self.target_input = target.value
+            self.target: Tensor | None = target
+            graph.inputs.append(target.value)
+            of_target = self.recorder.op("Shape", [target], (2,), ir.DataType.INT64)
+            self.recorder.symbols["k"] = of_target[1:2]
+        else:
+            self.target = None
+        of_image = self.recorder.op("Shape", [fed], (4,), ir.DataType.INT64)
+        self.recorder.symbols["N"] = of_image[0:1]
+        if request.preprocess is None:
+            self.image = self._existing(own)
+            return str(own.name)
+        if request.picture_size is None:
+            self.recorder.symbols["h"], self.recorder.symbols["w"] = of_image[1:2], of_image[2:3]
+        layout = self.network.plain.layout
+        seen = record_preprocess(
+            self.recorder, fed, request.preprocess, layout, request.picture_size  # type: ignore[arg-type]
+        )
+        self._replace_input(own, fed.value, seen)
+        self.image = seen
+        return str(fed.value.name)
+
+    def _replace_input(self, own: ir.Value, fed: ir.Value, seen: Tensor) -> None:
+        """The network reads what preprocessing makes, the graph's input is the image itself."""
+        graph = self.recorder.graph
+        place = list(graph.inputs).index(own)
+        mine = set(self.network.nodes)
+        for use in list(own.uses()):
+            if use.node in mine:
+                use.node.replace_input_with(use.idx, seen.value)
+        graph.inputs[place] = fed
+        own.name = f"n/{own.name}"
+        # From here on the network begins at what preprocessing makes.
+        self.shapes.dims[seen.value] = self.shapes.dims[own]
+        self.shapes.dtypes[seen.value] = self.shapes.dtypes[own]
+
+    def _input(self, name: str, dims: Sequence[Dim], dtype: ir.DataType) -> Tensor:
+        shape = ir.Shape([_said(side) for side in dims])
+        value = ir.Value(name=name, shape=shape, type=ir.TensorType(dtype))
+        return Tensor(self.recorder, value, tuple(dims), dtype)
+
+    def _existing(self, value: ir.Value) -> Tensor:
+        return Tensor(self.recorder, value, self.shapes.dims[value], self.shapes.dtypes[value])
+
+    def add_scores(self) -> None:
+        """Logits, probabilities and the classes that are explained."""
+        meaning = self.meaning
+        self.logits = self._scores(self._existing(meaning.logits))
+        own = meaning.output
+        is_own = (
+            meaning.activation in ("Softmax", "Sigmoid")
+            and meaning.task in ("softmax", "sigmoid")
+            and (meaning.activation == "Softmax") == (meaning.task == "softmax")
+            and self.shapes.dims[own] == (BATCH, meaning.num_classes)
+            and self.shapes.dtypes[own] == ir.DataType.FLOAT
+        )
+        self.probabilities = self._existing(own) if is_own else self._probabilities(self.logits)
+        self.targets = self._resolved()
+
+    def _scores(self, raw: Tensor) -> Tensor:
+        """Class scores float32 [rows, C] from the network's own tensor; two for one logit."""
+        rows = raw.shape[0]
+        flat = raw.cast(ir.DataType.FLOAT).reshape((rows, -1))
+        if self.meaning.task != "binary":
+            return flat
+        return self.xp.concat([flat * -0.5, flat * 0.5], axis=1)
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        if self.meaning.task == "none":
+            return logits
+        kind = "Sigmoid" if self.meaning.task == "sigmoid" else "Softmax"
+        attributes = {} if kind == "Sigmoid" else {"axis": -1}
+        return self.recorder.op(kind, [logits], logits.shape, **attributes)
+
+    def _resolved(self) -> Tensor:
+        """Classes int64 [N, k]: those asked for, ranks replaced."""
+        count = self.meaning.num_classes
+        ranks = self.request.top or min(RANKS, count)
+        best = self._top(ranks)
+        if self.target is None:
+            return best
+        target = self.target
+        rank = self.xp.minimum(self.xp.maximum(-1 - target, 0), ranks - 1)
+        chosen = self.recorder.op("GatherElements", [best, rank], target.shape, axis=1)
+        return self.xp.where(target < 0, chosen, target)
+
+    def _top(self, count: int) -> Tensor:
+        length = self.recorder.constant(np.array([count], np.int64))
+        values, indices = (self.recorder.name_for(f"TopK_{kind}") for kind in ("values", "indices"))
+        outputs = [
+            ir.Value(name=values, type=ir.TensorType(ir.DataType.FLOAT)),
+            ir.Value(name=indices, type=ir.TensorType(ir.DataType.INT64)),
+        ]
+        node = ir.Node(
+            "", "TopK", [self.logits.value, length.value], {"axis": ir.AttrInt64("axis", -1)},
+            outputs=outputs, name=self.recorder.name_for("TopK"),
+        )  # fmt: skip
+        self.recorder.graph.append(node)
+        return Tensor(self.recorder, outputs[1], (BATCH, count), ir.DataType.INT64)
+
+    @property
+    def selected(self) -> Tensor:
+        """One-hot of the explained classes, float32 [N, k, C]."""
+        every = self.xp.arange(self.meaning.num_classes)
+        return (every == self.targets[:, :, None]).cast(ir.DataType.FLOAT)
+
+    def gradients(
+        self, layers: Sequence[Layer]
+    ) -> tuple[list[tuple[Tensor, Tensor]], tuple[str, ...]]:
+        """Activations [N, K, h, w] and gradients [N, k, K, h, w] of each layer."""
+        seed = self.selected
+        self.one_hot = seed
+        task = self.meaning.task
+        if self.request.gradient_score == "prob":
+            if task == "none":
+                raise ExportError("score prob needs probabilities, and task none has none")
+            p = self.probabilities[:, None]
+            own = (seed * p).sum(-1, keepdims=True)
+            seed = own * (seed - p) if task != "sigmoid" else seed * (p * (1.0 - p))
+        rows = BATCH * self.classes
+        flat = seed.reshape((rows, self.meaning.num_classes))
+        if task == "binary":
+            flat = flat @ self.recorder.constant(np.array([[-0.5], [0.5]], np.float32))
+        raw = self.shapes.dims[self.meaning.logits]
+        flat = flat.reshape([side * self.classes if isinstance(side, Size) else side for side in raw])
+        found, rules = reverse(
+            self.network.nodes,
+            self.recorder,
+            self.shapes,
+            self.meaning.logits,
+            flat,
+            [layer.value for layer in layers],
+            self.classes,
+        )
+        pairs = []
+        for layer, gradient in zip(layers, found, strict=True):
+            activations = self._existing(layer.value).cast(ir.DataType.FLOAT).transpose(layer.order)
+            in_order = gradient.transpose(layer.order)
+            pairs.append((activations, in_order.reshape((BATCH, self.classes, *layer.shape))))
+        return pairs, tuple(rules)
+
+    def ablation(self, head: Head) -> Tensor:
+        """Ablation-CAM's channel weights, [N, k, K]."""
+        activations = self._existing(head.layer.value)
+        drops = logit_drops(self.network, head, self.recorder, activations, self._own_logits())
+        if self.meaning.task == "binary":
+            drops = self.xp.concat([drops * -0.5, drops * 0.5], axis=2)
+        independent = self.meaning.task == "sigmoid"
+        return ablation_weights(  # type: ignore[no-any-return]
+            self.logits, drops, self.one_hot, self.request.ablation_score, independent
+        )
+
+    def _own_logits(self) -> Tensor:
+        """The network's own logits, [N, C], or [N, 1] of one."""
+        return self._existing(self.meaning.logits).cast(ir.DataType.FLOAT).reshape((BATCH, -1))
+
+    def map(
+        self, method: Method, pairs: Sequence[tuple[Tensor, Tensor]], weights: Tensor | None
+    ) -> Tensor:
+        """The finished map of one method, [N, k, H, W]."""
+        own = weights if method == "ablation" else None
+        raws = [raw_map(method, a, g, own) for a, g in pairs]
+        return finish(fuse(raws) if len(raws) > 1 else raws[0], self.size)  # type: ignore[no-any-return]
+
+    def sweep(self, maps: Tensor, tft: Tft) -> list[Tensor]:
+        """Thresholded maps, thresholds, rpi and masked probabilities."""
+        indices = [self.probabilities, self.targets]
+        own = self.recorder.op("GatherElements", indices, self.targets.shape, axis=1)
+        if self.request.prior is None:
+            return record_sweep(maps, own, tft, self._masked)
+        return record_search(maps, own, tft, self.request.prior, self._masked)
+
+    def _masked(self, masks: Tensor) -> Tensor:
+        """p_c of masked images: masks [N, k, T, H, W] to [N, k, T]."""
+        image = self.image
+        if image.dtype == ir.DataType.UINT8:
+            raise ExportError(
+                "TFT masks the normalised image, and this network's input are uint8 pixels that it "
+                "normalises itself: export without the output tft"
+            )
+        mask = masks[..., None] if self.network.plain.layout == "NHWC" else masks[:, :, :, None]
+        shown = (mask.cast(image.dtype) * image[:, None, None]).reshape(
+            (BATCH * self.classes * masks.shape[2], *image.shape[1:])
+        )
+        prefix = f"whycam/sweep/{self._copies}"
+        self._copies += 1
+        start = image.value
+        raw = copy_between(
+            self.network.nodes, start, self.meaning.logits, shown, self.shapes, prefix
+        )
+        every = self._probabilities(self._scores(raw))
+        n, k, steps = masks.shape[:3]
+        every = every.reshape((n, k, steps, self.meaning.num_classes))
+        return (every * self.one_hot[:, :, None]).sum(-1)

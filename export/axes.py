@@ -1,0 +1,228 @@
+"""Which axis of a tensor is batch, channel, row and column: followed from the image, not guessed.
+
+An axis is made of atoms (what, stride, length): a row axis of 56 split into 8 windows of 7 is two atoms
+of ``Y``, and is a row axis again once they meet in order. Transposes and reshapes carry atoms along;
+convolutions and linear layers make new channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from .recorder import Dim, Dims, divide
+from .shapes import Shapes
+
+_KEEPING = {
+    "BatchNormalization",
+    "InstanceNormalization",
+    "GroupNormalization",
+    "LayerNormalization",
+    "RMSNormalization",
+    "LRN",
+    "LpNormalization",
+    "Softmax",
+    "LogSoftmax",
+    "Dropout",
+    "CumSum",
+}
+
+
+@dataclass(frozen=True)
+class Atom:
+    """A part of an axis: ``length`` steps of ``stride`` along ``what`` (B, C, Y, X)."""
+
+    what: str
+    stride: int
+    length: Dim
+
+
+Axis = tuple[Atom, ...]
+Axes = tuple[Axis | None, ...]
+
+
+def find_axes(
+    nodes: Iterable[ir.Node], image: ir.Value, layout: str, shapes: Shapes
+) -> dict[ir.Value, Axes]:
+    """The axes of every tensor that depends on the image, as far as they can be followed.
+
+    Args:
+        nodes: in an order in which they can run.
+        image: the graph's input.
+        layout: of the image.
+        shapes: of all tensors.
+    """
+    found: dict[ir.Value, Axes] = {image: _named("BCYX" if layout == "NCHW" else "BYXC", shapes.dims[image])}
+    for node in nodes:
+        if not any(value in found for value in node.inputs):
+            continue
+        for value in node.outputs:
+            dims = shapes.dims.get(value)
+            if dims is None:
+                continue
+            axes = _through(node, value, dims, found, shapes)
+            if axes is not None:
+                found[value] = axes
+    return found
+
+
+def order_of(axes: Axes | None, dims: Dims) -> tuple[int, int, int, int] | None:
+    """How a tensor of four axes is transposed to [N, K, h, w]; None if it is no such tensor."""
+    if axes is None or len(axes) != 4:
+        return None
+    places = {}
+    for place, axis in enumerate(axes):
+        if axis is not None and len(axis) == 1 and axis[0].stride == 1 and axis[0].length == dims[place]:
+            places[axis[0].what] = place
+    if set(places) != set("BCYX"):
+        return None
+    return places["B"], places["C"], places["Y"], places["X"]
+
+
+def _named(letters: str, dims: Dims) -> Axes:
+    return tuple((Atom(letter, 1, side),) for letter, side in zip(letters, dims, strict=True))
+
+
+def _through(
+    node: ir.Node, value: ir.Value, dims: Dims, found: dict[ir.Value, Axes], shapes: Shapes
+) -> Axes | None:
+    kind = node.op_type
+    source = next((each for each in node.inputs if each in found), None)
+    if source is None:
+        return None
+    axes, before = found[source], shapes.dims[source]
+    if kind in ("Conv", "ConvTranspose"):
+        return _named("BCYX", dims) if len(dims) == 4 else None
+    if kind == "Transpose":
+        order = node.attributes["perm"].as_ints() if "perm" in node.attributes else None
+        return tuple(axes[i] for i in order or range(len(axes) - 1, -1, -1))
+    if kind in ("Reshape", "Flatten", "Squeeze", "Unsqueeze"):
+        return _regrouped(axes, dims)
+    if kind in ("MatMul", "Gemm"):
+        return (*axes[:-1], (Atom("C", 1, dims[-1]),)) if len(axes) == len(dims) else None
+    if kind.startswith(("Reduce", "Global")) and len(dims) != len(axes):
+        gone = {int(axis) % len(axes) for axis in _reduced(node, shapes)}
+        return tuple(axis for i, axis in enumerate(axes) if i not in gone)
+    if kind in ("Concat", "Slice", "Split", "Pad", "Gather") and len(dims) == len(axes):
+        return tuple(_resized(axis, old, new) for axis, old, new in zip(axes, before, dims, strict=True))
+    if kind in _KEEPING or len(dims) == len(axes):
+        return _merged([found.get(each) for each in node.inputs if each is not None], dims)
+    return None
+
+
+def _reduced(node: ir.Node, shapes: Shapes) -> list[int]:
+    if len(node.inputs) > 1 and node.inputs[1] is not None:
+        return [int(axis) for axis in shapes.constants[node.inputs[1]].ravel()]
+    attribute = node.attributes.get("axes")
+    return list(attribute.as_ints()) if attribute is not None else []
+
+
+def _resized(axis: Axis | None, old: Dim, new: Dim) -> Axis | None:
+    """An axis of another length: more or fewer channels are channels; places are no longer known."""
+    if old == new:
+        return axis
+    if axis is not None and len(axis) == 1 and axis[0].what == "C":
+        return (Atom("C", 1, new),)
+    return None
+
+
+def _merged(candidates: list[Axes | None], dims: Dims) -> Axes | None:
+    """Of operands that broadcast: along each axis that of one which has its full length."""
+    known = [axes for axes in candidates if axes is not None and len(axes) <= len(dims)]
+    if not known:
+        return None
+    merged: list[Axis | None] = []
+    for place, side in enumerate(dims):
+        choice: Axis | None = None
+        for axes in known:
+            index = place - (len(dims) - len(axes))
+            axis = axes[index] if index >= 0 else None
+            if axis is not None and _length(axis) == side:
+                choice = axis
+                break
+            if axis is not None and len(axis) == 1 and choice is None and axis[0].stride == 1:
+                # Pooling and resizing keep an axis what it is, at another length.
+                choice = (Atom(axis[0].what, 1, side),)
+        merged.append(choice)
+    return tuple(merged)
+
+
+def _length(axis: Axis) -> Dim:
+    total: Dim = 1
+    for atom in axis:
+        total = total * atom.length
+    return total
+
+
+def _regrouped(axes: Axes, dims: Dims) -> Axes | None:
+    """A reshape: atoms in the same order, split and joined to the new lengths."""
+    pending: list[Atom] = []
+    for axis in axes:
+        if axis is None:
+            return None
+        pending.extend(atom for atom in axis if atom.length != 1)
+    result: list[Axis | None] = []
+    for side in dims:
+        taken: list[Atom] = []
+        left: Dim = side
+        while left != 1:
+            if not pending:
+                return None
+            atom = pending.pop(0)
+            rest = _quotient(left, atom.length)
+            if rest is not None:
+                taken.append(atom)
+                left = rest
+                continue
+            if not isinstance(left, int) or not isinstance(atom.length, int) or atom.length % left:
+                return None
+            inner = atom.length // left
+            taken.append(Atom(atom.what, atom.stride * inner, left))
+            pending.insert(0, Atom(atom.what, atom.stride, inner))
+            left = 1
+        result.append(_joined(taken))
+    if pending:
+        return None
+    missing = [what for what in "BCYX" if not any(a.what == what for axis in result if axis for a in axis)]
+    # Axes of length 1 are told apart by their order.
+    return tuple(
+        axis if axis else ((Atom(missing.pop(0), 1, 1),) if missing else None) for axis in result
+    )
+
+
+def _quotient(whole: Dim, part: Dim) -> Dim | None:
+    if isinstance(part, int) and isinstance(whole, int):
+        return whole // part if whole % part == 0 else None
+    try:
+        return divide(whole, part)
+    except Exception:
+        return None
+
+
+def _joined(atoms: list[Atom]) -> Axis:
+    """Neighbours that continue each other become one; channels may come in any order."""
+    if atoms and all(atom.what == "C" for atom in atoms):
+        return (Atom("C", 1, _length(tuple(atoms))),)
+    joined: list[Atom] = []
+    for atom in atoms:
+        last = joined[-1] if joined else None
+        if (
+            last is not None
+            and last.what == atom.what
+            and isinstance(atom.length, int)
+            and last.stride == atom.stride * atom.length
+            and isinstance(last.length, int)
+        ):
+            joined[-1] = Atom(atom.what, atom.stride, last.length * atom.length)
+        else:
+            joined.append(atom)
+    return tuple(joined)
+
+
+def is_places(axis: Axis | None) -> bool:
+    """Whether an axis runs over rows, columns or both."""
+    return axis is not None and bool(axis) and all(atom.what in "YX" for atom in axis)
+
+

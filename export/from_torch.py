@@ -1,0 +1,127 @@
+"""From a PyTorch model to a plain ONNX graph, by PyTorch's own exporter."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+
+import onnx_ir as ir
+import torch
+
+from ..runtime.errors import ExportError
+from .layers import MODULE_KEY
+
+INPUT, OUTPUT = "image", "logits"
+_LIMIT = 2**31 - 2**20  # protobuf's bound on one message, less room for the metadata
+
+
+def to_ir(
+    model: torch.nn.Module, size: tuple[int, int], opset: int, channels: int = 3
+) -> ir.Model:
+    """Translate a classifier to ONNX; the batch is free, modules' paths stay in the nodes' metadata.
+
+    Args:
+        model: in eval mode, float32; takes [N, C, H, W] and returns logits [N, classes].
+        size: (H, W).
+        opset: of the ONNX file.
+        channels: C.
+
+    Raises:
+        ExportError: the model does not run on that shape, cannot be traced, or does not return one
+            tensor [N, classes].
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    example = torch.zeros(2, channels, *size, device=device)
+    _check_output(model, example)
+    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    if weights > _LIMIT:
+        raise ExportError(
+            f"the model has {weights / 2**30:.1f} GiB of weights; an ONNX file holds 2 GiB"
+        )
+    try:
+        with _reduced_noise():
+            program = torch.onnx.export(
+                model,
+                (example,),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                opset_version=opset,
+                verbose=False,
+            )
+    except Exception as error:
+        raise ExportError(
+            "torch.onnx.export cannot translate this model (data-dependent control flow, a batch size "
+            f"fixed in its code, or an operator without an ONNX form?): {_cause(error)}"
+        ) from error
+    assert program is not None
+    written = program.model.opset_imports.get("")
+    if written != opset:
+        raise ExportError(
+            f"PyTorch's exporter can only write this model for opset {written}, not {opset}"
+        )
+    _keep_module_paths(program.model)
+    return program.model
+
+
+def _check_output(model: torch.nn.Module, example: torch.Tensor) -> None:
+    try:
+        with torch.no_grad():
+            logits = model(example)
+    except Exception as error:
+        raise ExportError(
+            f"the model does not accept a float32 image batch of shape {tuple(example.shape)}: "
+            f"{_first_line(error)}"
+        ) from error
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.shape[0] != 2:
+        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ExportError(
+            f"the model must return one tensor of logits of shape (N, classes), but for 2 images "
+            f"it returned {got}: wrap it so that it does (detectors and segmenters are not "
+            "classifiers)"
+        )
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of the innermost cause, which names the operator."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _keep_module_paths(model: ir.Model) -> None:
+    """Of the exporter's notes only the modules' paths; source lines of this machine go."""
+    model.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        kept = node.metadata_props.get(MODULE_KEY)
+        node.metadata_props.clear()
+        node.doc_string = None
+        node.name = (node.name or "").removeprefix("node_")
+        if kept is not None:
+            node.metadata_props[MODULE_KEY] = kept
+    for value in [*model.graph.inputs, *model.graph.outputs]:
+        value.metadata_props.clear()
+
+
+@contextlib.contextmanager
+def _reduced_noise() -> Iterator[None]:
+    """Exporters talk about their own internals; what matters is checked after them."""
+    noisy = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    before = [logger.level for logger in noisy]
+    for logger in noisy:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(noisy, before, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,426 @@
+"""Read an ONNX classifier of any origin into one plain form that everything after it relies on.
+
+Plain means: one graph without functions or subgraphs, opset 18 or later, initializers that are no
+inputs, one image input with a free batch, shape arithmetic replaced by constants. What the file
+computes stays as it is: its float operations are neither changed nor fused.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from ..runtime.errors import ExportError, ModelFileError
+from .recorder import Size, product
+from .shapes import Shapes, find_shapes, propagate
+
+LEAST_OPSET = 18
+_DOMAINS = {"", "ai.onnx"}
+_INTEGER_OPERATORS = {"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
+_IMAGE_TYPES = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.UINT8}
+_LARGEST_FILE = 2**31 - 2**20
+
+
+@dataclass(frozen=True)
+class PlainModel:
+    """A classifier in plain form.
+
+    Attributes:
+        model: its graph and opset; changed in place by those who add to it.
+        image: the graph input that takes images.
+        size: (H, W) of the images.
+        channels: C of the images.
+        layout: ``NCHW`` or ``NHWC``.
+        shapes: of every tensor.
+        metadata: what the file says about itself, as written by its exporter.
+        changes: what had to be changed to reach the plain form, for the user to read.
+    """
+
+    model: ir.Model
+    image: ir.Value
+    size: tuple[int, int]
+    channels: int
+    layout: str
+    shapes: Shapes
+    metadata: dict[str, str]
+    changes: tuple[str, ...]
+
+    @property
+    def graph(self) -> ir.Graph:
+        """The model's one graph."""
+        return self.model.graph
+
+
+def read_onnx_file(path: str | os.PathLike[str]) -> ir.Model:
+    """Load an ONNX file, weights included, and refuse what cannot be explained at all.
+
+    Raises:
+        ModelFileError: the file is missing, damaged, or no ONNX model.
+        ExportError: it holds operators of vendors, integer arithmetic, or more than 2 GiB.
+    """
+    name = Path(path)
+    try:
+        if name.stat().st_size == 0:
+            raise ModelFileError(f"{name} is empty")
+        proto = onnx.load(os.fspath(name))
+        if not proto.graph.node:
+            raise ModelFileError(f"{name} is not an ONNX model: its graph has no operators")
+    except OSError as error:
+        raise ModelFileError(f"cannot read {name}: {error.strerror or error}") from error
+    except ModelFileError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelFileError(f"{name} is not a readable ONNX file: {lines[0]}") from error
+    try:
+        return ir.from_proto(_upgraded(proto))
+    except ExportError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelFileError(f"{name} is not a valid ONNX model: {lines[0]}") from error
+
+
+def _upgraded(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same model in opset 18 or later."""
+    if proto.ByteSize() > _LARGEST_FILE:
+        raise ExportError(
+            f"the model has {proto.ByteSize() / 2**30:.1f} GiB of weights; an ONNX file holds 2 GiB"
+        )
+    version = next((each.version for each in proto.opset_import if each.domain in _DOMAINS), 0)
+    if version >= LEAST_OPSET:
+        return proto
+    if version < 7:
+        raise ExportError(f"ONNX opset {version} is older than what can be converted (7)")
+    # The converter wants to know shapes, and that initializers are inputs in old files.
+    try:
+        if proto.ir_version < 4:
+            _declare_initializers(proto)
+        return onnx.version_converter.convert_version(proto, LEAST_OPSET)
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ExportError(
+            f"ONNX's version converter cannot bring the file from opset {version} to {LEAST_OPSET}: "
+            f"{lines[0]}. Exporting it again with opset 13 or later may help"
+        ) from error
+
+
+def _declare_initializers(proto: onnx.ModelProto) -> None:
+    declared = {each.name for each in proto.graph.input}
+    for tensor in proto.graph.initializer:
+        if tensor.name not in declared:
+            kind = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            proto.graph.input.append(kind)
+
+
+def to_plain(
+    model: ir.Model,
+    image_size: tuple[int, int] | None = None,
+    layout: str | None = None,
+    metadata: dict[str, str] | None = None,
+) -> PlainModel:
+    """Bring a model into plain form, in place.
+
+    Args:
+        model: from ``read_onnx_file`` or PyTorch's exporter.
+        image_size: (H, W), for files whose height and width are free.
+        layout: of the image input, ``NCHW`` or ``NHWC``; found from its shape by default.
+        metadata: of the file.
+
+    Raises:
+        ExportError: it cannot be explained: operators that are not ONNX's, several inputs, control
+            flow, shapes that depend on the data.
+    """
+    changes: list[str] = []
+    passes.InlinePass()(model)
+    passes.RemoveInitializersFromInputsPass()(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    graph = model.graph
+    _normalise_domains(model)
+    _check_operators(graph)
+    _name_nodes(graph)
+    image = _image_input(graph)
+    channels, size, layout, batch = _image_geometry(image, image_size, layout)
+    inner = (channels, *size) if layout == "NCHW" else (*size, channels)
+    _resolve_conditions(graph, {image: (batch or 2, *inner)})
+    passes.RemoveUnusedNodesPass()(model)
+    if batch is not None:
+        _free_batch(graph, image, batch, inner)
+        changes.append(f"its batch size was fixed at {batch}; now it is free")
+    image.shape = ir.Shape(["N", *inner])
+    shapes = find_shapes(graph, {image: inner})
+    _drop_strided_views(graph, shapes)
+    _fold(graph, shapes)
+    passes.RemoveUnusedNodesPass()(model)
+    for value in graph.outputs:
+        if value in shapes.dims:
+            value.shape = ir.Shape(
+                [
+                    side
+                    if isinstance(side, int)
+                    else ("N" if side.factor == 1 else f"{side.factor}*N")
+                    for side in shapes.dims[value]
+                ]
+            )
+    return PlainModel(
+        model, image, size, channels, layout, shapes, dict(metadata or {}), tuple(changes)
+    )
+
+
+def _normalise_domains(model: ir.Model) -> None:
+    for node in model.graph.all_nodes():
+        if node.domain == "ai.onnx":
+            node.domain = ""
+    imports = model.graph.opset_imports
+    if "ai.onnx" in imports:
+        imports[""] = imports.pop("ai.onnx")
+
+
+def _check_operators(graph: ir.Graph) -> None:
+    for node in graph.all_nodes():
+        if node.domain not in _DOMAINS:
+            raise ExportError(
+                f"the node '{node.name}' is {node.domain}::{node.op_type}, an operator of a vendor, not "
+                "of ONNX. Such files come from an optimiser that works for one engine: explain the "
+                "file as it was before that step"
+            )
+        if node.op_type in _INTEGER_OPERATORS:
+            raise ExportError(
+                f"the node '{node.name}' ({node.op_type}) computes in integers, which have no "
+                "gradient. Quantise in the QDQ format instead, or explain the float file and quantise "
+                "it with: whycam calibrate int8"
+            )
+
+
+def _name_nodes(graph: ir.Graph) -> None:
+    """Every node and value gets a name of its own; none begins with ``whycam/``."""
+    taken: set[str] = set()
+    for index, node in enumerate(graph):
+        name = node.name or f"{node.op_type}_{index}"
+        while name in taken or name.startswith("whycam/"):
+            name = f"n/{name}"
+        node.name = name
+        taken.add(name)
+        for output in node.outputs:
+            if output.name and output.name.startswith("whycam/") and not output.is_graph_output():
+                output.name = f"n/{output.name}"
+    for value in list(graph.initializers.values()):
+        if value.name and value.name.startswith("whycam/"):
+            value.name = f"n/{value.name}"
+
+
+def _image_input(graph: ir.Graph) -> ir.Value:
+    used = [value for value in graph.inputs if value.uses()]
+    if len(used) == 1 and used[0].shape is not None and len(used[0].shape) == 4:
+        value = used[0]
+        if value.dtype not in _IMAGE_TYPES:
+            raise ExportError(
+                f"the input '{value.name}' has elements of type {value.dtype}; images are float32, "
+                "float16 or uint8"
+            )
+        return value
+    said = ", ".join(f"'{value.name}' {value.shape}" for value in used) or "none"
+    raise ExportError(
+        f"an image classifier has one input of four axes (batch, channels, height, width); this one has: "
+        f"{said}"
+    )
+
+
+def _image_geometry(
+    image: ir.Value, wanted: tuple[int, int] | None, layout: str | None
+) -> tuple[int, tuple[int, int], str, int | None]:
+    """Channels, (H, W), layout, and the batch where it is fixed."""
+    assert image.shape is not None
+    sides = [side if isinstance(side, int) and side > 0 else None for side in image.shape]
+    if layout is None:
+        layout = _layout_of(image, sides)
+    places = (1, 2, 3) if layout == "NCHW" else (3, 1, 2)
+    channels, height, width = (sides[place] for place in places)
+    if channels is None:
+        channels = 3
+    if (height is None or width is None) and wanted is None:
+        raise ExportError(
+            f"the input '{image.name}' {image.shape} takes images of any size: say which one shall be "
+            "explained with --image-size HEIGHTxWIDTH"
+        )
+    size = wanted or (height or 0, width or 0)
+    if (height not in (None, size[0])) or (width not in (None, size[1])):
+        raise ExportError(
+            f"the input '{image.name}' takes images of {height} x {width} pixels only, not "
+            f"{size[0]} x {size[1]}"
+        )
+    return channels, size, layout, sides[0]
+
+
+def _layout_of(image: ir.Value, sides: Sequence[int | None]) -> str:
+    """Few numbers along an axis are channels."""
+    first, last = sides[1], sides[3]
+    few = (1, 3, 4)
+    if first in few and last not in few:
+        return "NCHW"
+    if last in few and first not in few:
+        return "NHWC"
+    reader = next(iter(image.uses())).node
+    if reader.op_type == "Conv":
+        return "NCHW"
+    if reader.op_type == "Transpose" and list(reader.attributes["perm"].as_ints()) == [0, 3, 1, 2]:
+        return "NHWC"
+    raise ExportError(
+        f"cannot tell which axis of the input '{image.name}' {image.shape} holds the channels: say so "
+        "with --layout NCHW or --layout NHWC"
+    )
+
+
+def _resolve_conditions(graph: ir.Graph, inputs: dict[ir.Value, tuple[int, ...]]) -> None:
+    """Replace each If whose condition is known by the branch that is taken."""
+    while True:
+        node = next((each for each in graph if each.op_type in ("If", "Loop", "Scan")), None)
+        if node is None:
+            return
+        if node.op_type != "If":
+            raise ExportError(
+                f"the node '{node.name}' ({node.op_type}) is a loop inside the graph, which cannot be "
+                "differentiated: export the model with loops unrolled"
+            )
+        condition = _known_condition(graph, node, inputs)
+        branch = node.attributes["then_branch" if condition else "else_branch"].as_graph()
+        _splice(graph, node, branch)
+
+
+def _known_condition(
+    graph: ir.Graph, node: ir.Node, inputs: dict[ir.Value, tuple[int, ...]]
+) -> bool:
+    found = propagate(graph, inputs, until=node)
+    value = found.constants.get(node.inputs[0]) if node.inputs[0] is not None else None
+    if value is None:
+        raise ExportError(
+            f"the node '{node.name}' (If) decides by the image's contents: such networks cannot be "
+            "explained by one graph"
+        )
+    return bool(value)
+
+
+def _splice(graph: ir.Graph, node: ir.Node, branch: ir.Graph) -> None:
+    inner = list(branch)
+    results = list(branch.outputs)
+    for value in list(branch.initializers.values()):
+        branch.initializers.pop(str(value.name))
+        value.name = f"{node.name}/{value.name}"
+        graph.register_initializer(value)
+    for each in inner:
+        branch.remove(each)
+        each.name = f"{node.name}/{each.name}"
+        graph.insert_before(node, each)
+    for old, new in zip(node.outputs, results, strict=True):
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+
+
+def _free_batch(graph: ir.Graph, image: ir.Value, batch: int, inner: tuple[int, ...]) -> None:
+    """Let a file of a fixed batch take any: its reshapes no longer spell the batch out."""
+    found = propagate(graph, {image: (batch, *inner)})
+    depends = {image}
+    for node in graph:
+        if any(value in depends for value in node.inputs):
+            depends.update(node.outputs)
+        if node.op_type != "Reshape" or node.inputs[0] not in depends:
+            continue
+        shape = found.shapes.get(node.outputs[0])
+        if shape is None or node.inputs[1] not in found.constants:
+            continue
+        _set_shape_input(graph, node, [-1, *shape[1:]])
+
+
+def _set_shape_input(graph: ir.Graph, node: ir.Node, shape: Sequence[int]) -> None:
+    name = f"{node.name}/shape"
+    tensor = ir.tensor(np.array(shape, np.int64), name=name)
+    value = ir.Value(
+        name=name,
+        shape=ir.Shape([len(shape)]),
+        type=ir.TensorType(ir.DataType.INT64),
+        const_value=tensor,
+    )
+    graph.initializers.pop(name, None)
+    graph.register_initializer(value)
+    node.replace_input_with(1, value)
+
+
+def _drop_strided_views(graph: ir.Graph, shapes: Shapes) -> None:
+    """Replace a Gather of all elements in their order, as PyTorch writes ``as_strided``, by a reshape."""
+    for node in list(graph):
+        if node.op_type != "Gather" or node.inputs[0] is None or node.inputs[1] is None:
+            continue
+        indices = shapes.varying.get(node.inputs[1])
+        flat = node.inputs[0].producer()
+        if indices is None or flat is None or flat.op_type != "Reshape":
+            continue
+        shape = shapes.dims[node.outputs[0]]
+        one_axis = len(shapes.dims[node.inputs[0]]) == 1
+        in_order = all(
+            np.array_equal(each.ravel(), np.arange(each.size)) for each in indices
+        ) and product(shape) == shapes.dims[node.inputs[0]][0]
+        if not (one_axis and in_order):
+            continue
+        view = ir.Node("", "Reshape", [flat.inputs[0], node.inputs[1]], name=node.name, num_outputs=1)
+        view.outputs[0].name = f"{node.outputs[0].name}/view"
+        graph.insert_before(node, view)
+        for table in (shapes.dims, shapes.dtypes):
+            table[view.outputs[0]] = table[node.outputs[0]]  # type: ignore[index]
+        node.outputs[0].replace_all_uses_with(view.outputs[0], replace_graph_outputs=True)
+        graph.remove(node, safe=True)
+
+
+def _fold(graph: ir.Graph, shapes: Shapes) -> None:
+    """Replace shape arithmetic by constants; reshapes by ones that need no arithmetic."""
+    for node in list(graph):
+        output = node.outputs[0]
+        if node.op_type == "Reshape" and node.inputs[0] is not None:
+            shape = shapes.dims.get(output)
+            before = shapes.dims.get(node.inputs[0])
+            if shape is not None and before is not None:
+                numbers = [side if isinstance(side, int) else 0 for side in shape]
+                moved = [
+                    i
+                    for i, side in enumerate(shape)
+                    if isinstance(side, Size) and not (i < len(before) and before[i] == side)
+                ]
+                if len(moved) <= 1 and 0 not in [s for s in shape if isinstance(s, int)]:
+                    for i in moved:
+                        numbers[i] = -1
+                    node.attributes.pop("allowzero", None)
+                    _set_shape_input(graph, node, numbers)
+                    shapes.constants[node.inputs[1]] = np.array(numbers, np.int64)  # type: ignore[index]
+                    shapes.dims[node.inputs[1]] = (len(numbers),)  # type: ignore[index]
+                    shapes.dtypes[node.inputs[1]] = ir.DataType.INT64  # type: ignore[index]
+            continue
+        if any(value in shapes.constants for value in node.outputs) and all(
+            value in shapes.constants for value in node.outputs if value.uses()
+        ):
+            if any(value.is_graph_output() for value in node.outputs):
+                continue
+            for value in node.outputs:
+                if value.uses():
+                    _replace_by_constant(graph, value, shapes)
+            graph.remove(node, safe=True)
+
+
+def _replace_by_constant(graph: ir.Graph, value: ir.Value, shapes: Shapes) -> None:
+    array = np.ascontiguousarray(shapes.constants[value])
+    name = f"{value.name}/folded"
+    constant = ir.Value(
+        name=name,
+        shape=ir.Shape(array.shape),
+        type=ir.TensorType(shapes.dtypes[value]),
+        const_value=ir.tensor(array, name=name),
+    )
+    graph.register_initializer(constant)
+    value.replace_all_uses_with(constant)
+    for table in (shapes.constants, shapes.dims, shapes.dtypes):
+        table[constant] = table[value]  # type: ignore[index, assignment]

@@ -1,0 +1,600 @@
+"""Record arithmetic as ONNX nodes: an array namespace whose arrays are tensors of a graph.
+
+``runtime.cam``, ``runtime.tft`` and ``runtime.search`` are written against the Python array API. Given
+a ``Tensor`` instead of a NumPy array, the same lines append ONNX operators to a graph. Only operators
+that every engine takes are recorded (opset 18 and later).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ..runtime.errors import ExportError
+
+INT64_MAX = 2**63 - 1
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True)
+class Size:
+    """A dimension that is known only at run time: ``factor`` times the product of ``symbols``.
+
+    Attributes:
+        factor: a whole number, 1 or more.
+        symbols: in alphabetical order: ``N`` images, ``k`` classes explained of each, ``h`` and ``w``
+            of an image of any size.
+    """
+
+    factor: int
+    symbols: tuple[str, ...]
+
+    def __mul__(self, other: Dim) -> Size:
+        if isinstance(other, int):
+            return Size(self.factor * other, self.symbols)
+        return Size(self.factor * other.factor, tuple(sorted(self.symbols + other.symbols)))
+
+    __rmul__ = __mul__
+
+
+Dim = int | Size
+Dims = tuple[Dim, ...]
+BATCH, CLASSES = Size(1, ("N",)), Size(1, ("k",))
+
+
+def product(dims: Sequence[Dim]) -> Dim:
+    """The product of dimensions; 1 of none."""
+    return math.prod(dims)  # type: ignore[arg-type, return-value]
+
+
+def broadcast(*shapes: Dims) -> Dims:
+    """The shape that operands of these shapes have together, by NumPy's rule.
+
+    Raises:
+        ExportError: they do not fit.
+    """
+    rank = max(map(len, shapes))
+    padded = [(1,) * (rank - len(shape)) + tuple(shape) for shape in shapes]
+    dims: list[Dim] = []
+    for sides in zip(*padded, strict=True):
+        others = {side for side in sides if side != 1}
+        if len(others) > 1:
+            raise ExportError(f"shapes {shapes} cannot be broadcast together")
+        dims.append(others.pop() if others else 1)
+    return tuple(dims)
+
+
+class Recorder:
+    """Appends nodes to a graph.
+
+    Attributes:
+        graph: that is recorded into.
+        symbols: an int64 [1] tensor that holds each symbol of ``Size``.
+        xp: the array namespace of its tensors.
+    """
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.symbols: dict[str, Tensor] = {}
+        self.xp = Namespace(self)
+        self._part = "whycam"
+        self._counts: dict[str, int] = {}
+        self._constants: dict[tuple[Any, ...], Tensor] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Name the nodes recorded meanwhile ``whycam/<name>/...``."""
+        before, self._part = self._part, f"whycam/{name}"
+        try:
+            yield
+        finally:
+            self._part = before
+
+    def name_for(self, kind: str) -> str:
+        """A name that no other node or value of the graph has."""
+        stem = f"{self._part}/{kind}"
+        count = self._counts.get(stem, 0)
+        self._counts[stem] = count + 1
+        return f"{stem}_{count}"
+
+    def constant(self, values: Any, dtype: ir.DataType | None = None) -> Tensor:
+        """A constant, stored in the file once however often it is asked for."""
+        array = np.asarray(values, dtype=None if dtype is None else dtype.numpy())
+        if array.dtype == np.float64 and dtype is None:
+            array = array.astype(np.float32)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            name = f"whycam/constant_{len(self._constants)}"
+            tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
+            value = ir.Value(
+                name=name,
+                shape=ir.Shape(array.shape),
+                type=ir.TensorType(tensor.dtype),
+                const_value=tensor,
+            )
+            self.graph.register_initializer(value)
+            self._constants[key] = Tensor(self, value, array.shape, tensor.dtype)
+        return self._constants[key]
+
+    def op(
+        self,
+        kind: str,
+        inputs: Sequence[Tensor | None],
+        dims: Sequence[Dim],
+        dtype: ir.DataType | None = None,
+        **attributes: Any,
+    ) -> Tensor:
+        """Append one node with one output.
+
+        Args:
+            kind: ONNX operator of the default domain.
+            inputs: its inputs; None where an optional one is left out.
+            dims: of the output, which the caller knows.
+            dtype: of the output; by default that of the first input.
+        """
+        first = next(each for each in inputs if each is not None)
+        name = self.name_for(kind)
+        dtype = dtype or first.dtype
+        value = ir.Value(name=name, shape=_ir_shape(dims), type=ir.TensorType(dtype))
+        node = ir.Node(
+            "",
+            kind,
+            [None if each is None else each.value for each in inputs],
+            ir.convenience.convert_attributes(attributes),
+            outputs=[value],
+            name=name,
+        )
+        self.graph.append(node)
+        return Tensor(self, value, tuple(dims), dtype)
+
+    def shape_tensor(self, dims: Sequence[Dim]) -> Tensor:
+        """An int64 [rank] tensor that holds a shape at run time."""
+        parts: list[Tensor] = []
+        run: list[int] = []
+        for dim in dims:
+            if isinstance(dim, int):
+                run.append(dim)
+                continue
+            if run:
+                parts.append(self.constant(np.array(run, np.int64)))
+                run = []
+            parts.append(self.length(dim))
+        if run:
+            parts.append(self.constant(np.array(run, np.int64)))
+        return parts[0] if len(parts) == 1 else self.op("Concat", parts, (len(dims),), axis=0)
+
+    def range(self, symbol: str) -> Tensor:
+        """int64 0 .. n - 1 for the number n that a symbol stands for."""
+        zero, one = (self.constant(np.array(number, np.int64)) for number in (0, 1))
+        stop = self.symbols[symbol].reshape(())
+        return self.op("Range", [zero, stop, one], (Size(1, (symbol,)),))
+
+    def length(self, dim: Dim) -> Tensor:
+        """A dimension as an int64 [1] tensor."""
+        if isinstance(dim, int):
+            return self.constant(np.array([dim], np.int64))
+        found = self.symbols[dim.symbols[0]]
+        for symbol in dim.symbols[1:]:
+            found = found * self.symbols[symbol]
+        return found if dim.factor == 1 else found * dim.factor
+
+
+def _ir_shape(dims: Sequence[Dim]) -> ir.Shape:
+    def said(dim: Dim) -> int | str:
+        if isinstance(dim, int):
+            return dim
+        name = "*".join(dim.symbols)
+        return name if dim.factor == 1 else f"{dim.factor}*{name}"
+
+    return ir.Shape([said(dim) for dim in dims])
+
+
+class Tensor:
+    """A tensor of a graph that is being recorded; behaves as an array of the array API.
+
+    Attributes:
+        value: in the graph.
+        shape: its dimensions, whole numbers or ``Size``.
+        dtype: its element type.
+    """
+
+    __array_priority__ = 1000  # NumPy scalars leave arithmetic to this class
+    __array_ufunc__ = None
+    device = None
+
+    def __init__(
+        self, recorder: Recorder, value: ir.Value, shape: Dims, dtype: ir.DataType
+    ) -> None:
+        self.recorder = recorder
+        self.value = value
+        self.shape = tuple(shape)
+        self.dtype = dtype
+
+    def __repr__(self) -> str:
+        return f"Tensor({self.value.name}, {self.shape}, {self.dtype})"
+
+    def __array_namespace__(self, api_version: str | None = None) -> Namespace:
+        return self.recorder.xp
+
+    @property
+    def ndim(self) -> int:
+        """How many axes it has."""
+        return len(self.shape)
+
+    def _other(self, other: Any) -> Tensor:
+        return other if isinstance(other, Tensor) else self.recorder.constant(other, self.dtype)
+
+    def _binary(self, kind: str, other: Any, swap: bool = False, boolean: bool = False) -> Tensor:
+        a, b = self, self._other(other)
+        if swap:
+            a, b = b, a
+        dtype = ir.DataType.BOOL if boolean else None
+        return self.recorder.op(kind, [a, b], broadcast(a.shape, b.shape), dtype)
+
+    def __add__(self, other: Any) -> Tensor:
+        return self._binary("Add", other)
+
+    def __radd__(self, other: Any) -> Tensor:
+        return self._binary("Add", other, swap=True)
+
+    def __sub__(self, other: Any) -> Tensor:
+        return self._binary("Sub", other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return self._binary("Sub", other, swap=True)
+
+    def __mul__(self, other: Any) -> Tensor:
+        return self._binary("Mul", other)
+
+    def __rmul__(self, other: Any) -> Tensor:
+        return self._binary("Mul", other, swap=True)
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return self._binary("Div", other)
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return self._binary("Div", other, swap=True)
+
+    def __floordiv__(self, other: int) -> Tensor:
+        """Of whole numbers that are not negative, which is all that is needed."""
+        return self._binary("Div", other)
+
+    def __neg__(self) -> Tensor:
+        return self.recorder.op("Neg", [self], self.shape)
+
+    def __ge__(self, other: Any) -> Tensor:
+        return self._binary("GreaterOrEqual", other, boolean=True)
+
+    def __gt__(self, other: Any) -> Tensor:
+        return self._binary("Greater", other, boolean=True)
+
+    def __le__(self, other: Any) -> Tensor:
+        return self._binary("LessOrEqual", other, boolean=True)
+
+    def __lt__(self, other: Any) -> Tensor:
+        return self._binary("Less", other, boolean=True)
+
+    def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
+        return self._binary("Equal", other, boolean=True)
+
+    def __ne__(self, other: Any) -> Tensor:  # type: ignore[override]
+        return ~self._binary("Equal", other, boolean=True)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __bool__(self) -> bool:
+        raise TypeError("a recorded tensor has no truth value: decide with where()")
+
+    def __and__(self, other: Tensor) -> Tensor:
+        return self._binary("And", other)
+
+    def __or__(self, other: Tensor) -> Tensor:
+        return self._binary("Or", other)
+
+    def __invert__(self) -> Tensor:
+        return self.recorder.op("Not", [self], self.shape)
+
+    def __matmul__(self, other: Tensor) -> Tensor:
+        lead = broadcast(self.shape[:-2], other.shape[:-2])
+        return self.recorder.op("MatMul", [self, other], (*lead, self.shape[-2], other.shape[-1]))
+
+    def __getitem__(self, key: Any) -> Tensor:
+        """Slices with step, whole numbers, None and one ellipsis."""
+        keys = list(key) if isinstance(key, tuple) else [key]
+        taken = sum(each is not None and each is not Ellipsis for each in keys)
+        if Ellipsis in [each for each in keys if each is Ellipsis]:
+            at = next(i for i, each in enumerate(keys) if each is Ellipsis)
+            keys[at : at + 1] = [slice(None)] * (self.ndim - taken)
+        else:
+            keys += [slice(None)] * (self.ndim - taken)
+        cuts: list[tuple[int, int, int, int]] = []
+        squeezed: list[int] = []
+        axis = 0
+        for each in keys:
+            if each is None:
+                continue
+            if isinstance(each, int):
+                side = self.shape[axis]
+                index = each + side if each < 0 and isinstance(side, int) else each
+                cuts.append((axis, index, index + 1, 1))
+                squeezed.append(axis)
+            elif each != slice(None):
+                start, stop = each.start or 0, INT64_MAX if each.stop is None else each.stop
+                cuts.append((axis, start, stop, each.step or 1))
+            axis += 1
+        found = _sliced(self, cuts) if cuts else self
+        if squeezed:
+            found = squeeze(found, squeezed)
+        places, axis = [], 0
+        for each in keys:
+            if each is None:
+                places.append(axis)
+            if not isinstance(each, int):
+                axis += 1
+        return unsqueeze(found, places) if places else found
+
+    def reshape(self, shape: Sequence[Dim]) -> Tensor:
+        """The same numbers in another shape; -1 stands for what is left, as in NumPy."""
+        dims = list(shape)
+        if -1 in dims:
+            at = dims.index(-1)
+            rest = product([dim for dim in dims if dim != -1])
+            dims[at] = divide(product(self.shape), rest)
+        if tuple(dims) == self.shape:
+            return self
+        return self.recorder.op("Reshape", [self, self._shape_for(dims)], dims, allowzero=0)
+
+    def _shape_for(self, dims: Sequence[Dim]) -> Tensor:
+        unknown = [i for i, dim in enumerate(dims) if not isinstance(dim, int)]
+        numbers = [dim if isinstance(dim, int) else 0 for dim in dims]
+        moved = [i for i in unknown if not (i < self.ndim and self.shape[i] == dims[i])]
+        if len(moved) <= 1:
+            for i in moved:
+                numbers[i] = -1
+            return self.recorder.constant(np.array(numbers, np.int64))
+        return self.recorder.shape_tensor(dims)
+
+    def sum(self, axis: int | tuple[int, ...], keepdims: bool = False) -> Tensor:
+        """As in NumPy."""
+        return _reduce("ReduceSum", self, axis, keepdims)
+
+    def cast(self, dtype: ir.DataType) -> Tensor:
+        """The same numbers in another type."""
+        if dtype == self.dtype:
+            return self
+        return self.recorder.op("Cast", [self], self.shape, dtype, to=int(dtype))
+
+    def transpose(self, order: Sequence[int]) -> Tensor:
+        """Axes in another order."""
+        if list(order) == list(range(self.ndim)):
+            return self
+        dims = [self.shape[axis] for axis in order]
+        return self.recorder.op("Transpose", [self], dims, perm=list(order))
+
+
+def divide(whole: Dim, part: Dim) -> Dim:
+    """An exact quotient of dimensions.
+
+    Raises:
+        ExportError: there is a remainder.
+    """
+    a = whole if isinstance(whole, Size) else Size(whole, ())
+    b = part if isinstance(part, Size) else Size(part, ())
+    symbols = list(a.symbols)
+    for symbol in b.symbols:
+        if symbol not in symbols:
+            raise ExportError(f"a tensor of {whole} elements cannot be divided into {part}")
+        symbols.remove(symbol)
+    if b.factor == 0 or a.factor % b.factor:
+        raise ExportError(f"a tensor of {whole} elements cannot be divided into {part}")
+    factor = a.factor // b.factor
+    return Size(factor, tuple(symbols)) if symbols else factor
+
+
+def _sliced(x: Tensor, cuts: Sequence[tuple[int, int, int, int]]) -> Tensor:
+    dims = list(x.shape)
+    for axis, start, stop, step in cuts:
+        side = dims[axis]
+        if not isinstance(side, int):
+            raise ExportError(f"cannot slice the axis {axis} of {x}, whose length varies")
+        dims[axis] = len(
+            range(*slice(start, None if stop == INT64_MAX else stop, step).indices(side))
+        )
+    axes, starts, stops, steps = (
+        x.recorder.constant(np.array(column, np.int64))
+        for column in (
+            [cut[0] for cut in cuts],
+            [cut[1] for cut in cuts],
+            [cut[2] for cut in cuts],
+            [cut[3] for cut in cuts],
+        )
+    )
+    return x.recorder.op("Slice", [x, starts, stops, axes, steps], dims)
+
+
+def squeeze(x: Tensor, axes: Sequence[int]) -> Tensor:
+    """Remove axes of length 1."""
+    dims = [dim for axis, dim in enumerate(x.shape) if axis not in axes]
+    return x.recorder.op("Squeeze", [x, x.recorder.constant(np.array(axes, np.int64))], dims)
+
+
+def unsqueeze(x: Tensor, axes: Sequence[int]) -> Tensor:
+    """Insert axes of length 1, at places in the result."""
+    dims = list(x.shape)
+    for axis in sorted(axes):
+        dims.insert(axis, 1)
+    return x.recorder.op("Unsqueeze", [x, x.recorder.constant(np.array(axes, np.int64))], dims)
+
+
+def _axes(x: Tensor, axis: int | Sequence[int]) -> list[int]:
+    axes = [axis] if isinstance(axis, int) else list(axis)
+    return sorted(each % x.ndim for each in axes)
+
+
+def _reduce(kind: str, x: Tensor, axis: int | Sequence[int], keepdims: bool) -> Tensor:
+    axes = _axes(x, axis)
+    dims = [1 if i in axes else dim for i, dim in enumerate(x.shape) if keepdims or i not in axes]
+    constant = x.recorder.constant(np.array(axes, np.int64))
+    return x.recorder.op(kind, [x, constant], dims, keepdims=int(keepdims))
+
+
+def concat(parts: Sequence[Tensor], axis: int) -> Tensor:
+    """Join along an axis whose lengths are known."""
+    axis %= parts[0].ndim
+    dims = list(parts[0].shape)
+    dims[axis] = sum(part.shape[axis] for part in parts)  # type: ignore[misc]
+    return parts[0].recorder.op("Concat", list(parts), dims, axis=axis)
+
+
+def pad(x: Tensor, before: Sequence[int], after: Sequence[int], value: float = 0.0) -> Tensor:
+    """Add elements at the edges of each axis; negative counts take away."""
+    if not any(before) and not any(after):
+        return x
+    dims = [
+        dim if a == b == 0 else dim + a + b  # type: ignore[operator]
+        for dim, a, b in zip(x.shape, before, after, strict=True)
+    ]
+    edges = x.recorder.constant(np.array([*before, *after], np.int64))
+    return x.recorder.op("Pad", [x, edges, x.recorder.constant(value, x.dtype)], dims)
+
+
+def expand(x: Tensor, shape: Dims) -> Tensor:
+    """Repeat along axes of length 1 until the tensor has a shape."""
+    if x.shape == tuple(shape):
+        return x
+    return x.recorder.op("Expand", [x, x.recorder.shape_tensor(shape)], shape)
+
+
+class Namespace:
+    """The functions of the array API that the formulas use, on recorded tensors."""
+
+    bool = ir.DataType.BOOL
+    float32 = ir.DataType.FLOAT
+    int64 = ir.DataType.INT64
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self.__name__ = __name__
+
+    def asarray(self, values: Any, dtype: ir.DataType | None = None, device: None = None) -> Tensor:
+        """A constant."""
+        del device
+        return values if isinstance(values, Tensor) else self._recorder.constant(values, dtype)
+
+    def arange(self, count: int, device: None = None) -> Tensor:
+        """int64 0 .. count - 1."""
+        del device
+        return self._recorder.constant(np.arange(count))
+
+    def ones_like(self, x: Tensor, dtype: ir.DataType | None = None) -> Tensor:
+        """Ones that broadcast as ``x`` does."""
+        one: NDArray[Any] = np.ones((), (dtype or x.dtype).numpy())
+        return expand(self._recorder.constant(one), x.shape)
+
+    def astype(self, x: Tensor, dtype: ir.DataType) -> Tensor:
+        """Cast."""
+        return x.cast(dtype)
+
+    def where(self, condition: Tensor, a: Any, b: Any) -> Tensor:
+        """Choose by element."""
+        dtype = next(each.dtype for each in (a, b) if isinstance(each, Tensor))
+        x, y = (
+            each if isinstance(each, Tensor) else self._recorder.constant(each, dtype)
+            for each in (a, b)
+        )
+        dims = broadcast(condition.shape, x.shape, y.shape)
+        return self._recorder.op("Where", [condition, x, y], dims, dtype)
+
+    def clip(self, x: Tensor, min: float | None = None, max: float | None = None) -> Tensor:
+        """Hold between bounds."""
+        if min == 0.0 and max is None:
+            return self._recorder.op("Relu", [x], x.shape)
+        bounds = [
+            None if each is None else self._recorder.constant(each, x.dtype) for each in (min, max)
+        ]
+        return self._recorder.op("Clip", [x, *(bounds if max is not None else bounds[:1])], x.shape)
+
+    def isfinite(self, x: Tensor) -> Tensor:
+        """False for NaN and infinite values."""
+        return self.abs(x) <= FLOAT32_MAX
+
+    def sum(self, x: Tensor, axis: int | tuple[int, ...], keepdims: bool = False) -> Tensor:
+        """Sum along axes."""
+        return _reduce("ReduceSum", x, axis, keepdims)
+
+    def mean(self, x: Tensor, axis: int | tuple[int, ...], keepdims: bool = False) -> Tensor:
+        """Mean along axes."""
+        return _reduce("ReduceMean", x, axis, keepdims)
+
+    def max(self, x: Tensor, axis: int | tuple[int, ...], keepdims: bool = False) -> Tensor:
+        """Largest along axes."""
+        return _reduce("ReduceMax", x, axis, keepdims)
+
+    def min(self, x: Tensor, axis: int | tuple[int, ...], keepdims: bool = False) -> Tensor:
+        """Smallest along axes."""
+        return _reduce("ReduceMin", x, axis, keepdims)
+
+    def maximum(self, a: Tensor, b: Any) -> Tensor:
+        """The larger of two, by element."""
+        return a._binary("Max", b)
+
+    def minimum(self, a: Tensor, b: Any) -> Tensor:
+        """The smaller of two, by element."""
+        return a._binary("Min", b)
+
+    def abs(self, x: Tensor) -> Tensor:
+        """Magnitude."""
+        return self._recorder.op("Abs", [x], x.shape)
+
+    def exp(self, x: Tensor) -> Tensor:
+        """e to the x."""
+        return self._recorder.op("Exp", [x], x.shape)
+
+    def log(self, x: Tensor) -> Tensor:
+        """Natural logarithm."""
+        return self._recorder.op("Log", [x], x.shape)
+
+    def sqrt(self, x: Tensor) -> Tensor:
+        """Square root."""
+        return self._recorder.op("Sqrt", [x], x.shape)
+
+    def sin(self, x: Tensor) -> Tensor:
+        """Sine."""
+        return self._recorder.op("Sin", [x], x.shape)
+
+    def tanh(self, x: Tensor) -> Tensor:
+        """Hyperbolic tangent."""
+        return self._recorder.op("Tanh", [x], x.shape)
+
+    def floor(self, x: Tensor) -> Tensor:
+        """The next whole number below."""
+        return self._recorder.op("Floor", [x], x.shape)
+
+    def matrix_transpose(self, x: Tensor) -> Tensor:
+        """The last two axes exchanged."""
+        order = [*range(x.ndim - 2), x.ndim - 1, x.ndim - 2]
+        return x.transpose(order)
+
+    def reshape(self, x: Tensor, shape: Sequence[Dim]) -> Tensor:
+        """Another shape."""
+        return x.reshape(shape)
+
+    def concat(self, parts: Sequence[Tensor], axis: int) -> Tensor:
+        """Join along an axis."""
+        return concat(parts, axis)
+
+    def stack(self, parts: Sequence[Tensor], axis: int) -> Tensor:
+        """Join along a new axis."""
+        place = axis % (parts[0].ndim + 1)
+        return concat([unsqueeze(part, [place]) for part in parts], place)
+
+    def broadcast_to(self, x: Tensor, shape: Dims) -> Tensor:
+        """Repeat to a shape."""
+        return expand(x, tuple(shape))

@@ -1,0 +1,146 @@
+"""What an exported graph is held against: the network itself, in float64 where that can be had.
+
+Two kinds answer the same questions. ``TorchReference`` (in ``references_torch``) runs the PyTorch model
+and autograd at the module's hook; ``OnnxReference`` runs the original file in ONNX Runtime, and its head
+in float64 by ONNX's reference evaluator, whose gradients are central differences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ..runtime.errors import ExportError
+from .layers import Layer, Network
+from .subgraph import session_of, submodel
+from .task import Meaning
+
+Floats = NDArray[np.float64]
+
+# Of central differences, as a part of the largest activation: so small that hardly a kink of a
+# max-pool or ReLU lies within it, in float64 still large enough for eight digits.
+_STEP = 1e-8
+
+
+class Reference(Protocol):
+    """A network in parts, as its owner has it.
+
+    Attributes:
+        description: what it is, for messages.
+        is_exact: whether ``forward`` computes in float64; else in float32, as engines do.
+    """
+
+    description: str
+    is_exact: bool
+
+    def forward(self, image: NDArray[Any]) -> tuple[Floats | None, Floats]:
+        """Activations [N, K, h, w] (None where they cannot be had) and raw scores [N, C]."""
+        ...
+
+    def forward32(self, image: NDArray[Any]) -> tuple[Floats | None, Floats]:
+        """The same in the network's own float32."""
+        ...
+
+    def head(self, activations: Floats) -> Floats:
+        """Raw scores [M, C] in float64 from activations [M, K, h, w]."""
+        ...
+
+    def gradient(self, activations: Floats, seed: Floats) -> Floats | None:
+        """d (sum of seed * scores) / d A, [M, K, h, w], in float64; None where only differences are."""
+        ...
+
+
+class OnnxReference:
+    """The original graph, cut before anything was added to it."""
+
+    description = "the original file"
+    is_exact = False
+
+    def __init__(self, network: Network, meaning: Meaning, layer: Layer) -> None:
+        graph, shapes = network.plain.graph, network.plain.shapes
+        self._order = layer.order
+        self._inverse = [layer.order.index(axis) for axis in range(4)]
+        self._image = str(network.plain.image.name)
+        self._layer = str(layer.value.name)
+        outputs = [layer.value, meaning.logits]
+        self._whole = session_of(submodel(graph, [network.plain.image], outputs, shapes))
+        head = submodel(graph, [layer.value], [meaning.logits], shapes)
+        self._head = _in_float64(ir.to_proto(head))
+
+    def forward(self, image: NDArray[Any]) -> tuple[Floats | None, Floats]:
+        """See ``Reference``."""
+        activations, scores = self._whole.run(None, {self._image: image})
+        return (
+            np.asarray(activations, np.float64).transpose(self._order),
+            np.asarray(scores, np.float64).reshape(len(image), -1),
+        )
+
+    forward32 = forward
+
+    def head(self, activations: Floats) -> Floats:
+        """See ``Reference``."""
+        a = np.ascontiguousarray(activations.transpose(self._inverse))
+        (scores,) = self._head.run(None, {self._layer: a})
+        return np.asarray(scores, np.float64).reshape(len(activations), -1)
+
+    def gradient(self, activations: Floats, seed: Floats) -> Floats | None:
+        """See ``Reference``: there is no other gradient than differences."""
+        del activations, seed
+        return None
+
+
+def directional(
+    reference: Reference, activations: Floats, seed: Floats, directions: Sequence[Floats]
+) -> Floats:
+    """Central differences of sum(seed * scores) along directions in A, for each row.
+
+    Args:
+        reference: whose head is evaluated.
+        activations: [M, K, h, w].
+        seed: [M, C].
+        directions: [M, K, h, w] each.
+
+    Returns:
+        [M, directions].
+    """
+    step = _STEP * max(float(np.abs(activations).max()), 1e-30)
+    rows = []
+    for direction in directions:
+        ahead, behind = (
+            reference.head(activations + sign * step * direction) for sign in (1.0, -1.0)
+        )
+        rows.append((seed * (ahead - behind)).sum(-1) / (2 * step))
+    return np.stack(rows, axis=-1)
+
+
+def _in_float64(model: onnx.ModelProto) -> Any:
+    """An evaluator of a graph whose float tensors are all float64."""
+    from onnx.reference import ReferenceEvaluator
+
+    double = onnx.TensorProto.DOUBLE
+    floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+    graph = model.graph
+    for index, tensor in enumerate(graph.initializer):
+        if tensor.data_type in floats:
+            values = onnx.numpy_helper.to_array(tensor).astype(np.float64)
+            graph.initializer[index].CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    for value in (*graph.input, *graph.output):
+        if value.type.tensor_type.elem_type in floats:
+            value.type.tensor_type.elem_type = double
+    del graph.value_info[:]
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i in floats:
+                attribute.i = double
+            if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type in floats:
+                values = onnx.numpy_helper.to_array(attribute.t).astype(np.float64)
+                attribute.t.CopyFrom(onnx.numpy_helper.from_array(values))
+    try:
+        return ReferenceEvaluator(model)
+    except Exception as error:
+        raise ExportError(f"ONNX's reference evaluator cannot run the head: {error}") from error

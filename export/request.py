@@ -1,0 +1,203 @@
+"""What an export shall hold: the user's wishes, checked and completed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import msgspec
+
+from ..runtime.cam import METHODS, Method, Score
+from ..runtime.errors import ExportError, RequestError
+from ..runtime.manifest import OUTPUTS, Outputs
+from ..runtime.search import Prior, prior_for
+from ..runtime.tft import Tft
+from .ablation import Head
+from .assemble import Request
+from .origin import Origin
+from .task import Meaning
+
+_LARGEST_SIDE = 2**15
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """The arguments of ``to_onnx`` that say what the file shall hold."""
+
+    outputs: Sequence[str]
+    methods: Sequence[str] | None
+    map_methods: Sequence[str] | None
+    fused_layers: Sequence[str]
+    score: Score | None
+    tft: Tft | None
+    priors: Sequence[Prior]
+    embed_preprocess: bool
+    picture_size: tuple[int, int] | None
+    top: int | None
+
+    def check(self) -> None:
+        """Refuse what contradicts itself, before any work is done.
+
+        Raises:
+            RequestError: says what, and what to do.
+        """
+        unknown = [name for name in self.outputs if name not in OUTPUTS]
+        if unknown or not self.outputs:
+            raise RequestError(
+                f"there are no outputs {', '.join(map(repr, unknown)) or 'wanted'}; choose from: "
+                f"{', '.join(OUTPUTS)}"
+            )
+        for names in (self.methods, self.map_methods):
+            strange = [name for name in names or () if name not in METHODS]
+            if strange or (names is not None and not names):
+                raise RequestError(
+                    f"there is no method {', '.join(map(repr, strange))}; choose from: "
+                    f"{', '.join(METHODS)}"
+                )
+        if self.map_methods is not None and tuple(self.outputs) == ("raw",):
+            raise RequestError(
+                f"map_methods {', '.join(self.map_methods)} need the outputs map or tft"
+            )
+        if "scorecam" in (self.map_methods or ()):
+            raise RequestError(
+                "Score-CAM takes one forward pass for each channel, which no graph should hold; name "
+                "another method for the outputs map and tft"
+            )
+        if self.top is not None and self.top < 1:
+            raise RequestError(f"top must be 1 or more, not {self.top}")
+        self._check_picture_size()
+        self._check_tft()
+        if self.fused_layers and self.groups == ("raw",):
+            raise RequestError(
+                "layers are fused in maps of layercam that the graph finishes: choose the outputs map "
+                "or tft"
+            )
+        if self.fused_layers and (self.map_methods or ["layercam"])[0] != "layercam":
+            raise RequestError(
+                "layers are fused in maps of layercam that the graph finishes: choose no other "
+                f"map_methods ({', '.join(self.map_methods or ())})"
+            )
+
+    def _check_picture_size(self) -> None:
+        size = self.picture_size
+        if size is not None and not self.embed_preprocess:
+            raise RequestError("picture_size is for graphs with embed_preprocess")
+        if size is not None and not (min(size) >= 1 and max(size) <= _LARGEST_SIDE):
+            raise RequestError(
+                f"picture_size must be (height, width) from 1 to {_LARGEST_SIDE} pixels, not {size}"
+            )
+
+    def _check_tft(self) -> None:
+        tft, swept = self.tft, "tft" in self.outputs
+        if tft is not None and tft.again is not None and not swept:
+            raise RequestError(
+                f"again={tft.again} is part of a sweep inside the graph: add the output tft"
+            )
+        if tft is not None and tft.forwards is not None and not swept:
+            raise RequestError(
+                f"forwards={tft.forwards} is a search inside the graph: add the output tft. Files "
+                "without it are searched by: whycam explain --tft --forwards"
+            )
+
+    @property
+    def groups(self) -> tuple[Outputs, ...]:
+        """The outputs in the contract's order."""
+        return tuple(name for name in OUTPUTS if name in self.outputs)
+
+
+def request_for(
+    wishes: Wishes, head: Head, meaning: Meaning, origin: Origin
+) -> tuple[Request, tuple[Prior, ...], Tft]:
+    """Complete the wishes for one network.
+
+    Returns:
+        What shall be added; the priors that the file keeps; the reading of TFT that it recommends.
+
+    Raises:
+        ExportError, RequestError: the network cannot have it.
+    """
+    if meaning.task == "none" and "tft" in wishes.outputs:
+        raise ExportError(
+            "TFT looks for the threshold that raises a class's probability most, and with task none "
+            "outputs are values: leave out the output tft"
+        )
+    if wishes.top is not None and wishes.top > meaning.num_classes:
+        raise RequestError(f"top {wishes.top} of {meaning.num_classes} classes")
+    score: Score = wishes.score or "logit"
+    methods, map_methods = _methods(wishes, head, meaning, score)
+    own = map_methods[0] if map_methods else None
+    tft = wishes.tft or Tft()
+    prior = None
+    if own is not None and tft.forwards is not None and "tft" in wishes.groups:
+        prior = prior_for(wishes.priors, own, tft)
+        tft = msgspec.structs.replace(tft, taus=prior.taus)
+    request = Request(
+        outputs=wishes.groups,
+        methods=methods,
+        map_methods=map_methods,
+        gradient_score=score,
+        ablation_score=wishes.score or ("logit" if meaning.task == "none" else "prob"),
+        tft=tft if "tft" in wishes.groups else None,
+        prior=prior,
+        top=wishes.top,
+        preprocess=origin.preprocess if wishes.embed_preprocess else None,
+        picture_size=wishes.picture_size,
+    )
+    kept = tuple(prior for prior in wishes.priors if prior.method in methods)
+    return request, kept, tft
+
+
+def _methods(
+    wishes: Wishes, head: Head, meaning: Meaning, score: Score
+) -> tuple[tuple[Method, ...], tuple[Method, ...]]:
+    """What the file supports, and whose maps it finishes."""
+    has_cam = head.is_pooled_linear and score == "logit"
+    groups = wishes.groups
+    finishes = groups != ("raw",)
+    if wishes.methods is not None:
+        supported: set[str] = {*wishes.methods, *(wishes.map_methods or ())}
+    elif "raw" in groups:
+        supported = {m for m in METHODS if m not in ("ablation", "cam")}
+        supported |= ({"cam"} if has_cam else set()) | set(wishes.map_methods or ())
+    else:
+        default = "layercam" if wishes.fused_layers else "gradcam"
+        supported = set(wishes.map_methods or (default,))
+    if meaning.task == "none":
+        if refused := sorted({"ablation"} & supported):
+            raise ExportError(f"{refused[0]} compares probabilities, and with task none there are none")
+        supported.discard("scorecam")
+    if wishes.fused_layers:
+        supported.add("layercam")
+    if "cam" in supported and not has_cam:
+        raise ExportError(
+            "'cam' needs a head of global average pooling and one linear layer, and the logit as "
+            "score; this model's head or score is another. Use 'gradcam'"
+        )
+    methods = tuple(m for m in METHODS if m in supported)
+    if not finishes:
+        return methods, ()
+    if wishes.map_methods is not None:
+        chosen = [cast(Method, m) for m in wishes.map_methods]
+    elif "map" not in groups:
+        first = (wishes.methods or ["gradcam"])[0]
+        chosen = [cast(Method, "layercam" if wishes.fused_layers else first)]
+    else:
+        order = list(wishes.methods or [])
+        order += [m for m in ("gradcam", *METHODS) if m in methods and m not in order]
+        chosen = [cast(Method, m) for m in order if m != "scorecam"]
+    if wishes.fused_layers:
+        chosen = ["layercam", *(m for m in chosen if m != "layercam")]
+    if not chosen or chosen[0] == "scorecam":
+        raise RequestError(
+            "Score-CAM takes one forward pass for each channel, which no graph should hold; name "
+            "another method for the outputs map and tft"
+        )
+    if "raw" not in groups:
+        surplus = [m for m in methods if m not in chosen]
+        if surplus:
+            raise RequestError(
+                f"a file without raw outputs holds the methods whose maps it finishes "
+                f"({', '.join(chosen)}); for {', '.join(surplus)} as well add the output raw"
+            )
+    return methods, tuple(dict.fromkeys(chosen))

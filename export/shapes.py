@@ -1,0 +1,274 @@
+"""Shapes and small constants of every tensor of a graph, found by propagating two batch sizes.
+
+ONNX's own shape inference knows shapes or symbols, but not that a batch of N gave 64 N windows. So the
+graph is propagated twice, for 2 and for 3 images: a dimension that stays is fixed, one that grows in
+proportion is a multiple of the batch, and anything else is refused. Whatever is computed from shapes
+and constants alone is evaluated on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ..runtime.errors import ExportError
+from .recorder import Dims, Size
+
+_PROBES = (2, 3)
+# Larger tensors are weights: their values decide nothing about shapes.
+_LARGEST_CONSTANT = 1 << 16
+_RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"}
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What is known of a graph's tensors.
+
+    Attributes:
+        dims: the shape of each tensor; the batch appears as ``Size``.
+        dtypes: the element type of each tensor.
+        constants: the value of each small tensor that does not depend on any input.
+        varying: of small tensors that depend on the batch size alone, the values for 2 and 3 images.
+    """
+
+    dims: dict[ir.Value, Dims]
+    dtypes: dict[ir.Value, ir.DataType]
+    constants: dict[ir.Value, NDArray[Any]]
+    varying: dict[ir.Value, tuple[NDArray[Any], NDArray[Any]]]
+
+
+def find_shapes(graph: ir.Graph, inputs: Mapping[ir.Value, Sequence[int]]) -> Shapes:
+    """Find the shapes of all tensors of a graph whose batch size is free.
+
+    Args:
+        graph: without subgraphs or functions.
+        inputs: the shape of each graph input without its batch.
+
+    Raises:
+        ExportError: an operator is unknown, or a shape depends on the batch in another way than by a
+            factor.
+    """
+    first, second = (
+        propagate(graph, {value: (size, *shape) for value, shape in inputs.items()})
+        for size in _PROBES
+    )
+    dims: dict[ir.Value, Dims] = {}
+    for value, shape in first.shapes.items():
+        if value in second.shapes:
+            dims[value] = _merged(value, shape, second.shapes[value])
+    constants, varying = {}, {}
+    for value, array in first.constants.items():
+        other = second.constants.get(value)
+        if other is None:
+            continue
+        if array.shape == other.shape and np.array_equal(
+            array, other, equal_nan=array.dtype.kind == "f"
+        ):
+            constants[value] = array
+        else:
+            varying[value] = (array, other)
+    return Shapes(dims, first.dtypes, constants, varying)
+
+
+def _merged(value: ir.Value, one: Sequence[int], other: Sequence[int]) -> Dims:
+    small, large = _PROBES
+    dims = []
+    for a, b in zip(one, other, strict=True):
+        if a == b:
+            dims.append(a)
+        elif a * large == b * small and a % small == 0:
+            dims.append(Size(a // small, ("N",)))
+        else:
+            raise ExportError(
+                f"the tensor '{value.name}' has {a} elements along one axis for {small} images and {b} "
+                f"for {large}: shapes that depend on the batch in such a way are not supported"
+            )
+    return tuple(dims)
+
+
+@dataclass(frozen=True)
+class Propagation:
+    """Shapes and constants for one batch size."""
+
+    shapes: dict[ir.Value, tuple[int, ...]]
+    dtypes: dict[ir.Value, ir.DataType]
+    constants: dict[ir.Value, NDArray[Any]]
+
+
+def propagate(
+    graph: ir.Graph, inputs: Mapping[ir.Value, Sequence[int]], until: ir.Node | None = None
+) -> Propagation:
+    """Shapes of all tensors for inputs of known shapes, in one pass from inputs to outputs.
+
+    Args:
+        graph: without subgraphs, before ``until``.
+        inputs: the shapes of the graph's inputs.
+        until: where to stop; None: at the end.
+
+    Raises:
+        ExportError: an operator is unknown or does not accept its inputs.
+    """
+    found = Propagation({}, {}, {})
+    for value, shape in inputs.items():
+        found.shapes[value] = tuple(shape)
+        if value.dtype is not None:
+            found.dtypes[value] = value.dtype
+    for value in graph.initializers.values():
+        tensor = value.const_value
+        assert tensor is not None
+        found.shapes[value] = tuple(int(side) for side in tensor.shape.numpy())
+        found.dtypes[value] = tensor.dtype
+        if tensor.size <= _LARGEST_CONSTANT:
+            found.constants[value] = tensor.numpy()
+    for node in graph:
+        if node is until:
+            break
+        _propagate_node(node, found, graph.opset_imports)
+    return found
+
+
+def _propagate_node(node: ir.Node, found: Propagation, opsets: Mapping[str, int]) -> None:
+    given = [value for value in node.inputs if value is not None]
+    if node.op_type == "Shape" and node.domain == "" and given[0] in found.shapes:
+        attributes = {name: attr.as_int() for name, attr in node.attributes.items()}
+        shape = found.shapes[given[0]]
+        part = shape[attributes.get("start", 0) : attributes.get("end")]
+        _set_constant(node.outputs[0], np.array(part, np.int64), found)
+        return
+    if node.op_type == "Size" and node.domain == "" and given[0] in found.shapes:
+        count = np.prod(found.shapes[given[0]], dtype=np.int64)
+        _set_constant(node.outputs[0], np.asarray(count), found)
+        return
+    proto = ir.serde.serialize_node(node)
+    if (
+        node.op_type not in _RANDOM
+        and all(value in found.constants for value in given)
+        and (given or node.op_type == "Constant")
+        and _result_is_small(node, found)
+    ):
+        values = {str(value.name): found.constants[value] for value in given}
+        results = _evaluate(proto, values, opsets, node)
+        for value, array in zip(node.outputs, results, strict=False):
+            _set_constant(value, array, found)
+        return
+    for value, kind in zip(node.outputs, _inferred(node, proto, found, opsets), strict=True):
+        if kind is None:
+            continue
+        tensor = kind.tensor_type
+        found.dtypes[value] = ir.DataType(tensor.elem_type)
+        sides = [side.dim_value if side.HasField("dim_value") else -1 for side in tensor.shape.dim]
+        if tensor.HasField("shape") and min(sides, default=0) >= 0:
+            found.shapes[value] = tuple(sides)
+
+
+def _result_is_small(node: ir.Node, found: Propagation) -> bool:
+    if node.op_type in ("ConstantOfShape", "Expand", "Tile", "Range"):
+        last = node.inputs[-1] if node.op_type != "ConstantOfShape" else node.inputs[0]
+        assert last is not None
+        if node.op_type == "Range":
+            start, limit, delta = (found.constants[v].item() for v in node.inputs if v is not None)
+            return bool(abs((limit - start) / delta) <= _LARGEST_CONSTANT)
+        return bool(np.prod(found.constants[last], dtype=np.float64) <= _LARGEST_CONSTANT)
+    if node.op_type == "Constant":
+        attr = node.attributes.get("value")
+        return attr is None or attr.as_tensor().size <= _LARGEST_CONSTANT
+    return True
+
+
+def _set_constant(value: ir.Value, array: Any, found: Propagation) -> None:
+    array = np.asarray(array)
+    found.shapes[value] = array.shape
+    if array.dtype.kind in "fiub":
+        found.dtypes[value] = ir.DataType.from_numpy(array.dtype)
+    if array.size <= _LARGEST_CONSTANT:
+        found.constants[value] = array
+
+
+def _inferred(
+    node: ir.Node, proto: onnx.NodeProto, found: Propagation, opsets: Mapping[str, int]
+) -> list[onnx.TypeProto | None]:
+    """The types of a node's outputs, by ONNX's rule for its operator."""
+    version = opsets.get(node.domain, 1)
+    try:
+        schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+    except Exception as error:
+        raise ExportError(
+            f"the operator {node.domain or 'ai.onnx'}::{node.op_type} (node '{node.name}') is not "
+            f"part of ONNX opset {version}, so nothing is known of it"
+        ) from error
+    types, data = {}, {}
+    for value in node.inputs:
+        if value is None:
+            continue
+        dtype = found.dtypes.get(value)
+        if dtype is None:
+            return [None] * len(node.outputs)
+        types[str(value.name)] = onnx.helper.make_tensor_type_proto(
+            int(dtype), found.shapes.get(value)
+        )
+        if value in found.constants:
+            data[str(value.name)] = onnx.numpy_helper.from_array(found.constants[value])
+    imports = [onnx.helper.make_opsetid(domain, number) for domain, number in opsets.items()]
+    try:
+        result = onnx.shape_inference.infer_node_outputs(
+            schema, proto, types, data, opset_imports=imports
+        )
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ExportError(
+            f"the node '{node.name}' ({node.op_type}) does not accept its inputs "
+            f"{[found.shapes.get(v) for v in node.inputs if v is not None]}: {lines[-1].strip()}"
+        ) from error
+    return [result.get(str(value.name)) for value in node.outputs]
+
+
+def _evaluate(
+    proto: onnx.NodeProto,
+    values: Mapping[str, NDArray[Any]],
+    opsets: Mapping[str, int],
+    node: ir.Node,
+) -> list[Any]:
+    from onnx.reference import ReferenceEvaluator
+
+    quick = _evaluate_quickly(node, values)
+    if quick is not None:
+        return [quick]
+    inputs = [
+        onnx.helper.make_tensor_value_info(
+            name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
+        )
+        for name, array in values.items()
+    ]
+    outputs = [onnx.ValueInfoProto(name=name) for name in proto.output if name]
+    graph = onnx.helper.make_graph([proto], "constant", inputs, outputs)
+    imports = [onnx.helper.make_opsetid(domain, number) for domain, number in opsets.items()]
+    try:
+        model = onnx.helper.make_model(graph, opset_imports=imports)
+        return list(ReferenceEvaluator(model).run(None, dict(values)))
+    except Exception as error:
+        raise ExportError(
+            f"the node '{node.name}' ({node.op_type}) cannot be evaluated: {error}"
+        ) from error
+
+
+def _evaluate_quickly(node: ir.Node, values: Mapping[str, NDArray[Any]]) -> NDArray[Any] | None:
+    """The operators that shape arithmetic is mostly made of, without an evaluator for each."""
+    arrays = [values[str(value.name)] for value in node.inputs if value is not None]
+    if node.op_type == "Constant" and "value" in node.attributes:
+        return node.attributes["value"].as_tensor().numpy()
+    if node.op_type == "Identity":
+        return arrays[0]
+    if node.op_type == "Concat":
+        return np.concatenate(arrays, axis=node.attributes["axis"].as_int())
+    if node.op_type == "Unsqueeze" and len(arrays) == 2:
+        return np.expand_dims(arrays[0], tuple(int(axis) for axis in arrays[1].ravel()))
+    if node.op_type == "Gather":
+        axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
+        return np.asarray(np.take(arrays[0], arrays[1], axis=axis))
+    return None

@@ -1,0 +1,162 @@
+"""Parts of a graph: copied with another input, or run by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ..runtime.errors import ExportError
+from .gradient.reverse import between
+from .recorder import Size, Tensor
+from .shapes import Shapes
+
+
+def copy_between(
+    nodes: Sequence[ir.Node],
+    start: ir.Value,
+    end: ir.Value,
+    replacement: Tensor,
+    shapes: Shapes,
+    prefix: str,
+) -> Tensor:
+    """Record the part of a graph from one tensor to another once more, with another input.
+
+    Weights are shared. The copy of a node is called ``<prefix>/<the node's name>``.
+
+    Args:
+        nodes: the forward graph, in order.
+        start: the tensor that is replaced; every path to ``end`` passes it or leads from weights.
+        end: the tensor that is wanted.
+        replacement: stands for ``start``, with any batch.
+        shapes: of the graph.
+        prefix: of the new names.
+
+    Returns:
+        What the copy makes of the replacement.
+
+    Raises:
+        ExportError: the part reads another tensor that has a batch of its own.
+    """
+    if start is end:
+        return replacement
+    recorder = replacement.recorder
+    path, _ = between([start], end, nodes, through_shapes=True)
+    # A copy has as many rows for each row of the replacement as the original for each image.
+    rows = next(side for side in replacement.shape if isinstance(side, Size))
+    mapping: dict[ir.Value, ir.Value] = {start: replacement.value}
+    for node in path:
+        inputs = []
+        for value in node.inputs:
+            dims = () if value is None else shapes.dims.get(value, ())
+            if value is not None and value not in mapping and any(isinstance(s, Size) for s in dims):
+                raise ExportError(
+                    f"the node '{node.name}' reads '{value.name}', which depends on the image by another "
+                    f"way than '{start.name}'"
+                )
+            inputs.append(value if value is None else mapping.get(value, value))
+        outputs = []
+        for value in node.outputs:
+            copy = ir.Value(name=f"{prefix}/{value.name}", type=value.type)
+            mapping[value] = copy
+            outputs.append(copy)
+        recorder.graph.append(
+            ir.Node(
+                node.domain,
+                node.op_type,
+                inputs,
+                list(node.attributes.values()),
+                outputs=outputs,
+                name=f"{prefix}/{node.name}",
+            )
+        )
+    dims = tuple(
+        rows if side == Size(1, ("N",)) else side * rows if isinstance(side, Size) else side
+        for side in shapes.dims[end]
+    )
+    return Tensor(recorder, mapping[end], dims, shapes.dtypes[end])
+
+
+def submodel(
+    graph: ir.Graph, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], shapes: Shapes | None
+) -> ir.Model:
+    """The part of a graph that computes some tensors from others, as a model of its own.
+
+    Args:
+        graph: as it is.
+        inputs: where to cut; names are kept.
+        outputs: what is wanted.
+        shapes: of the graph, for the inputs' types; None: as they stand in the graph.
+    """
+    wanted = set(inputs)
+    needed: list[ir.Node] = []
+    reached = set(outputs)
+    for node in reversed(list(graph)):
+        if any(value in reached and value not in wanted for value in node.outputs):
+            needed.append(node)
+            reached.update(value for value in node.inputs if value is not None)
+    mapping: dict[ir.Value, ir.Value] = {}
+    for value in inputs:
+        kind, shape = value.type, value.shape
+        if shapes is not None and value in shapes.dims:
+            kind = ir.TensorType(shapes.dtypes[value])
+            shape = ir.Shape([s if isinstance(s, int) else None for s in shapes.dims[value]])
+        mapping[value] = ir.Value(name=value.name, type=kind, shape=shape)
+    initializers = []
+    for value in reached:
+        if value.const_value is not None and value not in mapping and value.is_initializer():
+            mapping[value] = ir.Value(
+                name=value.name, type=value.type, shape=value.shape, const_value=value.const_value
+            )
+            initializers.append(mapping[value])
+    nodes = []
+    for node in reversed(needed):
+        made = [ir.Value(name=v.name, type=v.type) for v in node.outputs]
+        nodes.append(
+            ir.Node(
+                node.domain,
+                node.op_type,
+                [None if v is None else mapping[v] for v in node.inputs],
+                list(node.attributes.values()),
+                outputs=made,
+                name=node.name,
+            )
+        )
+        mapping.update(zip(node.outputs, made, strict=True))
+    part = ir.Graph(
+        [mapping[value] for value in inputs],
+        [mapping[value] for value in outputs],
+        nodes=nodes,
+        initializers=initializers,
+        opset_imports=dict(graph.opset_imports),
+        name="part",
+    )
+    return ir.Model(part, ir_version=10)
+
+
+def session_of(model: ir.Model, threads: int = 0) -> Any:
+    """An inference session of ONNX Runtime on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    data = ir.to_proto(model).SerializeToString()
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def run(
+    graph: ir.Graph,
+    feeds: Mapping[ir.Value, NDArray[Any]],
+    outputs: Sequence[ir.Value],
+    shapes: Shapes | None = None,
+) -> list[NDArray[Any]]:
+    """Compute tensors of a graph from others, in ONNX Runtime."""
+    session = session_of(submodel(graph, list(feeds), outputs, shapes))
+    named = {str(value.name): np.ascontiguousarray(array) for value, array in feeds.items()}
+    return list(session.run(None, named))
+
+

@@ -1,0 +1,195 @@
+"""What a classifier's outputs mean: recognised from the graph, never guessed from values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from ..runtime.errors import ExportError
+from ..runtime.manifest import Task
+from .recorder import Dims, Size
+from .shapes import Shapes
+
+_MOVERS = {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout", "Cast"}
+_INDICES = {"ArgMax", "TopK"}
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """How the scores of a network are to be read.
+
+    Attributes:
+        task: see the manifest.
+        output: the graph output that was looked at.
+        logits: the tensor that is differentiated; one element a class and image, in any shape.
+        num_classes: C; for ``binary`` 2, though there is one logit.
+        activation: the operator that ends the file, None where there is none.
+        note: what the user should know; None where nothing was assumed.
+    """
+
+    task: Task
+    output: ir.Value
+    logits: ir.Value
+    num_classes: int
+    activation: str | None
+    note: str | None
+
+
+def find_meaning(
+    outputs: Sequence[ir.Value],
+    shapes: Shapes,
+    task: Task | None = None,
+    output: str | None = None,
+) -> Meaning:
+    """Decide which output holds class scores, and what they are.
+
+    Args:
+        outputs: of the graph.
+        shapes: of its tensors.
+        task: what the user says; by default what the graph's last operator says.
+        output: the name or number of the output to explain; needed where there are several.
+
+    Raises:
+        ExportError: there is no output with one number a class, or several.
+    """
+    chosen = _named(outputs, output, shapes) if output is not None else _only(outputs, shapes)
+    count = _classes(shapes.dims.get(chosen, ()))
+    if count is None:
+        raise ExportError(
+            f"the output '{chosen.name}' {_said(shapes.dims.get(chosen))} does not hold one number a "
+            "class and image: detectors and segmenters are not classifiers"
+        )
+    activation, before = _activation(chosen, shapes)
+    if activation in _INDICES:
+        raise ExportError(
+            f"the output '{chosen.name}' holds class numbers ({activation}), not scores: export the "
+            "network without that step, or name an earlier output with --output"
+        )
+    if task is None:
+        return _recognised(chosen, before, activation, count)
+    logits = chosen if activation is None or task == "none" else before
+    if task == "binary" and count != 1:
+        raise ExportError(f"task binary is for one logit; '{chosen.name}' has {count} numbers")
+    if task != "binary" and task != "none" and count == 1:
+        raise ExportError(
+            f"the output '{chosen.name}' is one number: its task is binary (yes or no), or none (the "
+            f"value itself), not {task}"
+        )
+    return Meaning(task, chosen, logits, 2 if task == "binary" else count, activation, None)
+
+
+def _recognised(
+    output: ir.Value, before: ir.Value, activation: str | None, count: int
+) -> Meaning:
+    if count == 1:
+        if activation not in (None, "Sigmoid"):
+            raise ExportError(
+                f"the output '{output.name}' is a {activation} of one number, which is always the same"
+            )
+        note = None
+        if activation is None:
+            note = (
+                "the network has one output and no sigmoid: it was taken for the logit of a yes-or-no "
+                "question. If it is a value (regression), pass --task none"
+            )
+        logits = output if activation is None else before
+        return Meaning("binary", output, logits, 2, activation, note)
+    if activation == "Sigmoid":
+        return Meaning("sigmoid", output, before, count, activation, None)
+    if activation in ("Softmax", "LogSoftmax"):
+        return Meaning("softmax", output, before, count, activation, None)
+    note = (
+        f"the network ends without softmax or sigmoid: its {count} outputs were taken for logits of one "
+        "class each image. If labels are independent, pass --task sigmoid; if they are values, --task "
+        "none"
+    )
+    return Meaning("softmax", output, output, count, None, note)
+
+
+def _activation(value: ir.Value, shapes: Shapes) -> tuple[str | None, ir.Value]:
+    """The operator that turns logits into the output, and its input; through mere reshapes."""
+    node = value.producer()
+    logarithm = False
+    while node is not None:
+        first = node.inputs[0]
+        if first is None:
+            break
+        if node.op_type in _MOVERS or (node.op_type == "Transpose" and _is_flat(first, shapes)):
+            node = first.producer()
+        elif node.op_type == "Log" and not logarithm:
+            logarithm = True
+            node = first.producer()
+        elif node.op_type in ("Softmax", "LogSoftmax"):
+            if not _over_classes(node, first, shapes):
+                break
+            return ("LogSoftmax" if logarithm else node.op_type), first
+        elif node.op_type == "Sigmoid" and not logarithm:
+            return "Sigmoid", first
+        elif node.op_type in _INDICES:
+            return node.op_type, first
+        else:
+            break
+    return None, value
+
+
+def _is_flat(value: ir.Value, shapes: Shapes) -> bool:
+    """Whether only one axis besides the batch has more than one element."""
+    dims = shapes.dims.get(value, ())
+    return sum(isinstance(side, int) and side > 1 for side in dims) <= 1
+
+
+def _over_classes(node: ir.Node, value: ir.Value, shapes: Shapes) -> bool:
+    dims = shapes.dims.get(value, ())
+    default = node.attributes.get("axis")
+    axis = (default.as_int() if default is not None else -1) % max(1, len(dims))
+    return bool(dims) and _classes(dims) == dims[axis]
+
+
+def _classes(dims: Dims) -> int | None:
+    """C of [N, C], [N, C, 1, 1] and the like; None for other shapes."""
+    if not dims or dims[0] != Size(1, ("N",)):
+        return None
+    rest = dims[1:]
+    if not all(isinstance(side, int) for side in rest):
+        return None
+    large = [side for side in rest if side != 1]
+    if len(large) > 1:
+        return None
+    return int(large[0]) if large else 1  # type: ignore[call-overload]
+
+
+def _only(outputs: Sequence[ir.Value], shapes: Shapes) -> ir.Value:
+    fitting = [value for value in outputs if _classes(shapes.dims.get(value, ())) is not None]
+    if not fitting:
+        listed = ", ".join(f"'{v.name}' {_said(shapes.dims.get(v))}" for v in outputs)
+        raise ExportError(
+            f"no output holds one number a class and image (there are: {listed}). Detectors and "
+            "segmenters are not classifiers"
+        )
+    # Logits and their softmax, both given out, say the same.
+    sources = {id(_activation(value, shapes)[1]) for value in fitting}
+    if len(fitting) > 1 and len(sources) > 1:
+        listed = ", ".join(f"'{v.name}' {_said(shapes.dims.get(v))}" for v in fitting)
+        raise ExportError(
+            f"there are several outputs that could be class scores: {listed}. Choose one with --output "
+            "NAME"
+        )
+    ended = [value for value in fitting if _activation(value, shapes)[0] is not None]
+    return (ended or fitting)[0]
+
+
+def _named(outputs: Sequence[ir.Value], name: str, shapes: Shapes) -> ir.Value:
+    for index, value in enumerate(outputs):
+        if name in (value.name, str(index)):
+            return value
+    listed = ", ".join(f"'{v.name}' {_said(shapes.dims.get(v))}" for v in outputs)
+    raise ExportError(f"there is no output '{name}'; there are: {listed}")
+
+
+def _said(dims: Dims | None) -> str:
+    if dims is None:
+        return "of unknown shape"
+    sides = [str(s) if isinstance(s, int) else ("N" if s.factor == 1 else f"{s.factor}N") for s in dims]
+    return f"[{', '.join(sides)}]"

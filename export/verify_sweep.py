@@ -1,0 +1,96 @@
+"""Hold the sweep inside a graph against the runtime's own."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime.manifest import Manifest
+from ..runtime.search import begin, expected_improvement, features, logit, observe, prior_for
+from ..runtime.sweep import Classify, Request, masked_probabilities
+from ..runtime.tft import LEAST_PROBABILITY
+
+_SWEEP_BATCH = 16
+_NEAR_TIE = 1e-3  # of expected improvements, in logits: float32 leaves as much of a logit
+
+
+def masked_difference(
+    classify: Classify,
+    request: Request,
+    rpi: NDArray[np.float32],
+    masked: NDArray[np.float32],
+    manifest: Manifest,
+    tolerance: float,
+) -> float:
+    """The largest difference of one map's masked probabilities.
+
+    Args:
+        classify: runs the network itself.
+        request: the image, map and class.
+        rpi, masked: what the graph says, [T]; NaN where it tried nothing.
+        manifest: of the file.
+        tolerance: of probabilities.
+
+    Returns:
+        Infinite where the graph tried other thresholds than it should.
+    """
+    tried = ~np.isnan(rpi)
+    (expected,) = masked_probabilities(classify, [request], manifest.tft, _SWEEP_BATCH)
+    if not np.array_equal(tried, ~np.isnan(masked)) or not _are_the_right_ones(
+        tried, request, masked, expected, manifest, tolerance
+    ):
+        return math.inf
+    increase = np.maximum(expected - np.float32(request.probability), 0)
+    related = max(request.probability, LEAST_PROBABILITY)
+    by_rpi = np.abs(rpi * related - increase)[tried].max()
+    return float(max(by_rpi, np.abs(masked - expected)[tried].max()))
+
+
+def _are_the_right_ones(
+    tried: NDArray[np.bool_],
+    request: Request,
+    masked: NDArray[np.float32],
+    expected: NDArray[np.float32],
+    manifest: Manifest,
+    tolerance: float,
+) -> bool:
+    """Whether a search by the graph's own answers tries these thresholds, but for near ties."""
+    tft = manifest.tft
+    if tft.again is not None:
+        return _are_the_best(tried, masked, expected, tft.again, tolerance)
+    if tft.forwards is None:
+        return bool(tried.all())
+    if tried.sum() != min(tft.forwards, len(tried)):
+        return False
+    assert manifest.map_method is not None
+    prior = prior_for(manifest.priors, manifest.map_method, tft)
+    whole = np.asarray(request.probability, np.float32)
+    belief = begin(prior, features(request.map, whole))
+    for _ in range(int(tried.sum())):
+        promised = expected_improvement(belief)
+        step = int(np.where(tried, promised, -np.inf).argmax())
+        if promised.max() - promised[step] > _NEAR_TIE * (1 + abs(promised.max())):
+            return False
+        one_hot = np.eye(len(tried), dtype=np.float32)[step]
+        belief = observe(belief, one_hot, logit(masked[step]) - logit(whole))
+    return True
+
+
+def _are_the_best(
+    tried: NDArray[np.bool_],
+    masked: NDArray[np.float32],
+    expected: NDArray[np.float32],
+    again: int,
+    tolerance: float,
+) -> bool:
+    """Whether the thresholds tried again are the best of the sweep, but for near ties.
+
+    Equal masks have equal probabilities and are tried once, so there may be fewer.
+    """
+    different = np.unique(expected)[::-1]
+    wanted = min(again, len(different))
+    enough = 1 <= tried.sum() <= again and (tried.sum() == wanted or len(different) <= again)
+    least = different[wanted - 1] * (1 - _NEAR_TIE) - tolerance
+    return bool(enough and masked[tried].min() >= least)
