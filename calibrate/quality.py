@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.manifest import Layout
+from ..runtime.input_format import Layout
 
 Floats = NDArray[np.float32]
 # Batch of images, as the network takes them, to probabilities [B, C].

@@ -20,7 +20,7 @@ import msgspec
 import torch
 
 from ..runtime.errors import ExportError, MissingExtraError
-from ..runtime.manifest import Interpolation, Preprocess
+from ..runtime.input_format import Interpolation, Preprocess
 from .classifier import replace_classifier
 from .saved import WEIGHTS, is_saved, read_saved
 

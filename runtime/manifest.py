@@ -8,6 +8,7 @@ import msgspec
 
 from .cam import Method, Score, finest
 from .errors import ModelFileError, RequestError
+from .input_format import MOST, ImageType, Layout, Preprocess
 from .search import Prior
 from .tft import Tft
 
@@ -15,71 +16,15 @@ __all__ = ["Manifest", "Preprocess", "Reference"]
 
 VERSION = 2
 METADATA_KEY = "whycam"
-_LARGEST = 1e6
 _FLOAT32 = 3.4e38
 _SAME_STD = 1e-3  # JSON may have rounded 1/255
 _PATTERNS = 100  # that may ever be used; each is made by a formula with its number in it
 
-Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Outputs = Literal["raw", "map", "tft"]
 OUTPUTS: tuple[Outputs, ...] = get_args(Outputs)
 FilePrecision = Literal["fp32", "fp16", "bf16", "int8"]
-Color = Literal["RGB", "BGR", "L"]
 Task = Literal["softmax", "sigmoid", "binary", "none"]
-Layout = Literal["NCHW", "NHWC"]
-ImageType = Literal["float32", "float16", "uint8"]
 INPUTS = ("image", "target")
-
-
-class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """From an RGB image of any size to the network's input, as the model was trained.
-
-    The input's values are (x / 255 - mean) / std of pixels x from 0 to 255; with mean 0 and std
-    1 / 255 they are the pixels themselves.
-
-    Attributes:
-        size: (H, W) of the network input.
-        resize: what the image is resized to before the crop. One number: its shorter side;
-            two: (height, width) whatever the image's proportions; none: not at all.
-        interpolation: of the resize.
-        antialias: whether the resize averages where it shrinks, as Pillow does it; always so.
-        crop: ``center`` is the only one there is; an image smaller than the crop gets a black
-            border.
-        color: the network's channels in order; ``L`` is one channel of grey, by Pillow's weights
-            (ITU-R 601-2).
-        mean, std: one for each of the network's channels in their order, for values in [0, 1].
-    """
-
-    size: tuple[int, int]
-    resize: tuple[int, ...]
-    interpolation: Interpolation = "bilinear"
-    antialias: bool = True
-    crop: Literal["center"] = "center"
-    color: Color = "RGB"
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-
-    def __post_init__(self) -> None:
-        sides = (*self.size, *self.resize)
-        if len(self.resize) > 2 or min(sides) < 1 or max(sides) > _LARGEST:
-            raise ValueError(f"unusable sizes: input {self.size}, resize {self.resize}")
-        if len(self.mean) != self.channels or len(self.std) != self.channels:
-            raise ValueError(
-                f"mean {self.mean} and std {self.std} need {self.channels} numbers each for color "
-                f"{self.color}"
-            )
-        if min(self.std) <= 0:
-            raise ValueError(f"std must be positive, not {self.std}")
-        # For pixels in [0, 1]; far from that float32 overflows.
-        if max(map(abs, self.mean)) > _LARGEST or not all(
-            1 / _LARGEST <= value <= _LARGEST for value in self.std
-        ):
-            raise ValueError(f"mean {self.mean} and std {self.std} are not those of pixels")
-
-    @property
-    def channels(self) -> int:
-        """How many channels the network's input has: 3, or 1 for ``L``."""
-        return 1 if self.color == "L" else 3
 
 
 class FusedLayer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -246,7 +191,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def _check_interface(self) -> None:
         if self.top is not None and not 1 <= self.top <= self.num_classes:
             raise ValueError(f"top {self.top} of {self.num_classes} classes")
-        if self.batch is not None and not 1 <= self.batch <= _LARGEST:
+        if self.batch is not None and not 1 <= self.batch <= MOST:
             raise ValueError(f"a batch of {self.batch} images")
         known = {*INPUTS, *self.output_shapes}
         if not known.issuperset(self.names):

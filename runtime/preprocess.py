@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .images import Picture
-from .manifest import Color, Layout, Manifest, Preprocess
+from .input_format import Color, Layout, Preprocess
+from .manifest import Manifest
 
 # Very long pictures: past this many times the input's pixels, only the window itself is
 # resized. Pillow holds a window's edges in single precision, which can move a pixel's value by

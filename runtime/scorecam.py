@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import cam
-from .manifest import Layout
+from .input_format import Layout
 from .sweep import Classify, Floats, masked_image
 from .threads import one_blas_thread
 

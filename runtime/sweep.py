@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from . import search, tft
 from .errors import RequestError
-from .manifest import Layout
+from .input_format import Layout
 from .search import Prior
 from .tft import Tft
 

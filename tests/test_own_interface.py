@@ -13,6 +13,7 @@ from PIL import Image
 from tiny_file import write_tiny
 
 import whycam
+from whycam.calibrate import evaluate, open_dataset
 from whycam.runtime import onnxfile
 from whycam.runtime.engines import selftest
 from whycam.runtime.engines.engine import EngineSettings
@@ -29,6 +30,9 @@ from whycam.runtime.engines.ort import OnnxRuntimeEngine
 from whycam.runtime.engines.ort_binding import BoundSession
 from whycam.runtime.engines.ort_options import TENSORRT, most, providers
 from whycam.runtime.errors import EngineError, ModelFileError, RequestError
+from whycam.runtime.live.attempt import Frame
+from whycam.runtime.live.controls import Controls, Look
+from whycam.runtime.live.frames import FrameExplainer
 from whycam.runtime.manifest import Manifest, Preprocess
 from whycam.runtime.preprocess import in_color
 from whycam.runtime.tft import Tft
@@ -357,3 +361,31 @@ def test_patterns_lie_where_the_networks_photographs_do(manifest_of, spec, low, 
     if spec is RGB:
         expected = np.moveaxis(selftest.pattern(1, (8, 8)), 0, -1)
         np.testing.assert_allclose(fed[0], expected, atol=1e-6)
+
+
+def test_masks_of_an_evaluation_follow_the_layout(file_of, manifest_of, tiny_engine, tmp_path):
+    for index in range(3):
+        place = tmp_path / "data" / "ant" / f"{index}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(index)).save(place)
+    data = open_dataset(tmp_path / "data")
+    results = []
+    for explainer in (
+        whycam.load(file_of(layout="NHWC", preprocess=GRAY), threads=1),
+        whycam.Explainer(tiny_engine(), manifest_of(preprocess=GRAY, methods=METHODS)),
+    ):
+        found = evaluate(explainer, data, methods=["gradcam"], curve_steps=4)
+        results.append([found.result("gradcam", each) for each in ("original", "naive", "tft")])
+    for own, expected in zip(*results, strict=True):
+        assert own.average_drop == pytest.approx(expected.average_drop, abs=1e-4)
+        assert own.insertion == pytest.approx(expected.insertion, abs=1e-4)
+        assert own.deletion == pytest.approx(expected.deletion, abs=1e-4)
+
+
+def test_tracked_thresholds_of_frames_follow_the_layout(file_of, reference):
+    explanations = []
+    for explainer in (whycam.load(file_of(layout="NHWC"), threads=1), reference()):
+        frames = FrameExplainer(explainer, Controls(explainer.manifest, Look(tft="track")), 10)
+        frame = Frame(0, 0.0, picture(), 0.0, 0.0)
+        explanations.append(frames.prepare_and_explain(frame).explanation)
+    assert_same(*explanations)
