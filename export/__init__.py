@@ -1,7 +1,7 @@
-"""From a PyTorch classifier to an explaining ONNX graph, and on to a TensorRT plan.
+"""From a classifier, a PyTorch model or an ONNX file, to an explaining graph, and on to a TensorRT plan.
 
-Reading a PyTorch model needs the extra ``export``; ``build`` and ``half`` need no torch, so what is
-named here is imported when it is asked for.
+Only what reads PyTorch models needs torch (the extra ``export``); ONNX files need the extra ``onnx``. What
+is named here is imported when it is asked for.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from ..runtime.errors import MissingExtraError
 if TYPE_CHECKING:
     from .build import Built, to_plan
     from .half import Half, to_half
-    from .layer import Layer
+    from .layers import Layer
     from .onnx import Export, layers, to_onnx
-    from .source import Overrides
+    from .preprocessing import Overrides
     from .verify import Verification
 
 __all__ = [
@@ -32,14 +32,17 @@ __all__ = [
     "to_plan",
 ]
 
-_WITHOUT_TORCH = {"Built": "build", "to_plan": "build", "Half": "half", "to_half": "half"}
-_WITH_TORCH = {
+_HOMES = {
+    "Built": "build",
     "Export": "onnx",
-    "Layer": "layer",
-    "Overrides": "source",
+    "Half": "half",
+    "Layer": "layers",
+    "Overrides": "preprocessing",
     "Verification": "verify",
     "layers": "onnx",
+    "to_half": "half",
     "to_onnx": "onnx",
+    "to_plan": "build",
 }
 
 
@@ -56,10 +59,22 @@ def require_torch(purpose: str, extra: str = "export") -> None:
     del torch
 
 
+def require_onnx(purpose: str) -> None:
+    """See that the packages for graph work are here, before a module that imports them is asked for.
+
+    Raises:
+        MissingExtraError: one is not.
+    """
+    for name in ("onnx", "onnx_ir"):
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise MissingExtraError(name.replace("_", "-"), "onnx", purpose) from error
+
+
 def __getattr__(name: str) -> Any:
-    if name in _WITH_TORCH:
-        require_torch("export")
-    elif name not in _WITHOUT_TORCH:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(f".{(_WITH_TORCH | _WITHOUT_TORCH)[name]}", __name__)
-    return getattr(module, name)
+    if _HOMES[name] in ("onnx", "layers", "verify"):
+        require_onnx("export")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..runtime.errors import ExportError
 from .layers import _ELEMENTWISE, Layer, Network
-from .recorder import BATCH, Dim, Recorder, Size, Tensor
+from .recorder import BATCH, Dim, Recorder, Size, Tensor, product
 from .subgraph import copy_between, run
 
 # What the copies of one image may occupy at once while the head runs per channel.
@@ -292,7 +292,8 @@ def _on_copies(
     """The logits without each channel, [N, K, C], by running the rest of the head on copies."""
     channels = head.layer.shape[0]
     shape = present.shape[1:]
-    total = math.prod(shape)  # type: ignore[arg-type]
+    total = product(shape)
+    assert isinstance(total, int)
     blocks = present.reshape((BATCH, 1, channels, total // channels))
     zero = np.zeros((1, 1), np.float32) if absent is None else absent
     chunk = max(1, min(channels, CHUNK_BYTES // max(1, _bytes_after(network, head.end))))

@@ -300,9 +300,9 @@ class _Builder:
     def _probabilities(self, logits: Tensor) -> Tensor:
         if self.meaning.task == "none":
             return logits
-        kind = "Sigmoid" if self.meaning.task == "sigmoid" else "Softmax"
-        attributes = {} if kind == "Sigmoid" else {"axis": -1}
-        return self.recorder.op(kind, [logits], logits.shape, **attributes)
+        if self.meaning.task == "sigmoid":
+            return self.recorder.op("Sigmoid", [logits], logits.shape)
+        return self.recorder.op("Softmax", [logits], logits.shape, axis=-1)
 
     def _resolved(self) -> Tensor:
         """Classes int64 [N, k]: those asked for, ranks replaced."""

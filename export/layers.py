@@ -112,6 +112,8 @@ class Network:
         runs: dict[str, int] = {}
         before: set[str] = set()
         for node in self.path:
+            if MODULE_KEY not in node.metadata_props:
+                continue  # made by the exporter's own rewriting
             now = set(self._modules[node])
             for name in now:
                 last[name] = node

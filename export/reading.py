@@ -107,8 +107,8 @@ def _upgraded(proto: onnx.ModelProto) -> onnx.ModelProto:
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ExportError(
-            f"ONNX's version converter cannot bring the file from opset {version} to {LEAST_OPSET}: "
-            f"{lines[0]}. Exporting it again with opset 13 or later may help"
+            f"ONNX's version converter cannot bring the file from opset {version} to "
+            f"{LEAST_OPSET}: {lines[0]}. Exporting it again with opset 13 or later may help"
         ) from error
 
 
@@ -187,15 +187,15 @@ def _check_operators(graph: ir.Graph) -> None:
     for node in graph.all_nodes():
         if node.domain not in _DOMAINS:
             raise ExportError(
-                f"the node '{node.name}' is {node.domain}::{node.op_type}, an operator of a vendor, not "
-                "of ONNX. Such files come from an optimiser that works for one engine: explain the "
-                "file as it was before that step"
+                f"the node '{node.name}' is {node.domain}::{node.op_type}, an operator of a "
+                "vendor, not of ONNX. Such files come from an optimiser that works for one engine: "
+                "explain the file as it was before that step"
             )
         if node.op_type in _INTEGER_OPERATORS:
             raise ExportError(
                 f"the node '{node.name}' ({node.op_type}) computes in integers, which have no "
-                "gradient. Quantise in the QDQ format instead, or explain the float file and quantise "
-                "it with: whycam calibrate int8"
+                "gradient. Quantise in the QDQ format instead, or explain the float file and "
+                "quantise it with: whycam calibrate int8"
             )
 
 
@@ -228,8 +228,8 @@ def _image_input(graph: ir.Graph) -> ir.Value:
         return value
     said = ", ".join(f"'{value.name}' {value.shape}" for value in used) or "none"
     raise ExportError(
-        f"an image classifier has one input of four axes (batch, channels, height, width); this one has: "
-        f"{said}"
+        "an image classifier has one input of four axes (batch, channels, height, width); this one "
+        f"has: {said}"
     )
 
 
@@ -247,8 +247,8 @@ def _image_geometry(
         channels = 3
     if (height is None or width is None) and wanted is None:
         raise ExportError(
-            f"the input '{image.name}' {image.shape} takes images of any size: say which one shall be "
-            "explained with --image-size HEIGHTxWIDTH"
+            f"the input '{image.name}' {image.shape} takes images of any size: say which one shall "
+            "be explained with --image-size HEIGHTxWIDTH"
         )
     size = wanted or (height or 0, width or 0)
     if (height not in (None, size[0])) or (width not in (None, size[1])):
@@ -273,8 +273,8 @@ def _layout_of(image: ir.Value, sides: Sequence[int | None]) -> str:
     if reader.op_type == "Transpose" and list(reader.attributes["perm"].as_ints()) == [0, 3, 1, 2]:
         return "NHWC"
     raise ExportError(
-        f"cannot tell which axis of the input '{image.name}' {image.shape} holds the channels: say so "
-        "with --layout NCHW or --layout NHWC"
+        f"cannot tell which axis of the input '{image.name}' {image.shape} holds the channels: say "
+        "so with --layout NCHW or --layout NHWC"
     )
 
 
@@ -286,8 +286,8 @@ def _resolve_conditions(graph: ir.Graph, inputs: dict[ir.Value, tuple[int, ...]]
             return
         if node.op_type != "If":
             raise ExportError(
-                f"the node '{node.name}' ({node.op_type}) is a loop inside the graph, which cannot be "
-                "differentiated: export the model with loops unrolled"
+                f"the node '{node.name}' ({node.op_type}) is a loop inside the graph, which cannot "
+                "be differentiated: export the model with loops unrolled"
             )
         condition = _known_condition(graph, node, inputs)
         branch = node.attributes["then_branch" if condition else "else_branch"].as_graph()
@@ -353,7 +353,7 @@ def _set_shape_input(graph: ir.Graph, node: ir.Node, shape: Sequence[int]) -> No
 
 
 def _drop_strided_views(graph: ir.Graph, shapes: Shapes) -> None:
-    """Replace a Gather of all elements in their order, as PyTorch writes ``as_strided``, by a reshape."""
+    """Replace a Gather of all elements in order, PyTorch's ``as_strided``, by a reshape."""
     for node in list(graph):
         if node.op_type != "Gather" or node.inputs[0] is None or node.inputs[1] is None:
             continue
@@ -371,8 +371,8 @@ def _drop_strided_views(graph: ir.Graph, shapes: Shapes) -> None:
         view = ir.Node("", "Reshape", [flat.inputs[0], node.inputs[1]], name=node.name, num_outputs=1)
         view.outputs[0].name = f"{node.outputs[0].name}/view"
         graph.insert_before(node, view)
-        for table in (shapes.dims, shapes.dtypes):
-            table[view.outputs[0]] = table[node.outputs[0]]  # type: ignore[index]
+        shapes.dims[view.outputs[0]] = shape
+        shapes.dtypes[view.outputs[0]] = shapes.dtypes[node.outputs[0]]
         node.outputs[0].replace_all_uses_with(view.outputs[0], replace_graph_outputs=True)
         graph.remove(node, safe=True)
 
@@ -412,7 +412,7 @@ def _fold(graph: ir.Graph, shapes: Shapes) -> None:
 
 
 def _replace_by_constant(graph: ir.Graph, value: ir.Value, shapes: Shapes) -> None:
-    array = np.ascontiguousarray(shapes.constants[value])
+    array = np.array(shapes.constants[value], order="C")  # a scalar stays one
     name = f"{value.name}/folded"
     constant = ir.Value(
         name=name,
@@ -422,5 +422,6 @@ def _replace_by_constant(graph: ir.Graph, value: ir.Value, shapes: Shapes) -> No
     )
     graph.register_initializer(constant)
     value.replace_all_uses_with(constant)
-    for table in (shapes.constants, shapes.dims, shapes.dtypes):
-        table[constant] = table[value]  # type: ignore[index, assignment]
+    shapes.constants[constant] = shapes.constants[value]
+    shapes.dims[constant] = shapes.dims[value]
+    shapes.dtypes[constant] = shapes.dtypes[value]

@@ -1,8 +1,8 @@
 """Record arithmetic as ONNX nodes: an array namespace whose arrays are tensors of a graph.
 
-``runtime.cam``, ``runtime.tft`` and ``runtime.search`` are written against the Python array API. Given
-a ``Tensor`` instead of a NumPy array, the same lines append ONNX operators to a graph. Only operators
-that every engine takes are recorded (opset 18 and later).
+``runtime.cam``, ``runtime.tft`` and ``runtime.search`` are written against the Python array API.
+Given a ``Tensor`` instead of a NumPy array, the same lines append ONNX operators to a graph. Only
+operators that every engine takes are recorded (opset 18 and later).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Size:
 
     Attributes:
         factor: a whole number, 1 or more.
-        symbols: in alphabetical order: ``N`` images, ``k`` classes explained of each, ``h`` and ``w``
-            of an image of any size.
+        symbols: in alphabetical order: ``N`` images, ``k`` classes explained of each, ``h`` and
+            ``w`` of an image of any size.
     """
 
     factor: int
@@ -44,6 +44,7 @@ class Size:
     __rmul__ = __mul__
 
 
+_Bool = bool  # a name of its own, where a namespace has ``bool``
 Dim = int | Size
 Dims = tuple[Dim, ...]
 BATCH, CLASSES = Size(1, ("N",)), Size(1, ("k",))
@@ -51,7 +52,7 @@ BATCH, CLASSES = Size(1, ("N",)), Size(1, ("k",))
 
 def product(dims: Sequence[Dim]) -> Dim:
     """The product of dimensions; 1 of none."""
-    return math.prod(dims)  # type: ignore[arg-type, return-value]
+    return math.prod(dims)
 
 
 def broadcast(*shapes: Dims) -> Dims:
@@ -87,6 +88,9 @@ class Recorder:
         self._part = "whycam"
         self._counts: dict[str, int] = {}
         self._constants: dict[tuple[Any, ...], Tensor] = {}
+        self._lengths: dict[Dims, Tensor] = {}
+        # The tensor that a recorded tensor holds the same elements of, in the same order.
+        self.reshaped: dict[ir.Value, Tensor] = {}
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -155,7 +159,13 @@ class Recorder:
         return Tensor(self, value, tuple(dims), dtype)
 
     def shape_tensor(self, dims: Sequence[Dim]) -> Tensor:
-        """An int64 [rank] tensor that holds a shape at run time."""
+        """An int64 [rank] tensor that holds a shape at run time, recorded once for each shape."""
+        key = tuple(dims)
+        if key not in self._lengths:
+            self._lengths[key] = self._record_shape(key)
+        return self._lengths[key]
+
+    def _record_shape(self, dims: Dims) -> Tensor:
         parts: list[Tensor] = []
         run: list[int] = []
         for dim in dims:
@@ -180,10 +190,12 @@ class Recorder:
         """A dimension as an int64 [1] tensor."""
         if isinstance(dim, int):
             return self.constant(np.array([dim], np.int64))
-        found = self.symbols[dim.symbols[0]]
-        for symbol in dim.symbols[1:]:
-            found = found * self.symbols[symbol]
-        return found if dim.factor == 1 else found * dim.factor
+        if (dim,) not in self._lengths:
+            found = self.symbols[dim.symbols[0]]
+            for symbol in dim.symbols[1:]:
+                found = found * self.symbols[symbol]
+            self._lengths[dim,] = found if dim.factor == 1 else found * dim.factor
+        return self._lengths[dim,]
 
 
 def _ir_shape(dims: Sequence[Dim]) -> ir.Shape:
@@ -347,9 +359,13 @@ class Tensor:
             at = dims.index(-1)
             rest = product([dim for dim in dims if dim != -1])
             dims[at] = divide(product(self.shape), rest)
-        if tuple(dims) == self.shape:
-            return self
-        return self.recorder.op("Reshape", [self, self._shape_for(dims)], dims, allowzero=0)
+        source = self.recorder.reshaped.get(self.value, self)
+        for same in (self, source):
+            if same.shape == tuple(dims):
+                return same
+        found = self.recorder.op("Reshape", [source, source._shape_for(dims)], dims, allowzero=0)
+        self.recorder.reshaped[found.value] = source
+        return found
 
     def _shape_for(self, dims: Sequence[Dim]) -> Tensor:
         unknown = [i for i, dim in enumerate(dims) if not isinstance(dim, int)]
@@ -422,7 +438,9 @@ def _sliced(x: Tensor, cuts: Sequence[tuple[int, int, int, int]]) -> Tensor:
 def squeeze(x: Tensor, axes: Sequence[int]) -> Tensor:
     """Remove axes of length 1."""
     dims = [dim for axis, dim in enumerate(x.shape) if axis not in axes]
-    return x.recorder.op("Squeeze", [x, x.recorder.constant(np.array(axes, np.int64))], dims)
+    found = x.recorder.op("Squeeze", [x, x.recorder.constant(np.array(axes, np.int64))], dims)
+    x.recorder.reshaped[found.value] = x.recorder.reshaped.get(x.value, x)
+    return found
 
 
 def unsqueeze(x: Tensor, axes: Sequence[int]) -> Tensor:
@@ -430,7 +448,9 @@ def unsqueeze(x: Tensor, axes: Sequence[int]) -> Tensor:
     dims = list(x.shape)
     for axis in sorted(axes):
         dims.insert(axis, 1)
-    return x.recorder.op("Unsqueeze", [x, x.recorder.constant(np.array(axes, np.int64))], dims)
+    found = x.recorder.op("Unsqueeze", [x, x.recorder.constant(np.array(axes, np.int64))], dims)
+    x.recorder.reshaped[found.value] = x.recorder.reshaped.get(x.value, x)
+    return found
 
 
 def _axes(x: Tensor, axis: int | Sequence[int]) -> list[int]:
@@ -475,13 +495,14 @@ def expand(x: Tensor, shape: Dims) -> Tensor:
 class Namespace:
     """The functions of the array API that the formulas use, on recorded tensors."""
 
-    bool = ir.DataType.BOOL
     float32 = ir.DataType.FLOAT
     int64 = ir.DataType.INT64
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         self.__name__ = __name__
+        # Set here, lest annotations in this class read them instead of the built-in types.
+        self.bool = ir.DataType.BOOL
 
     def asarray(self, values: Any, dtype: ir.DataType | None = None, device: None = None) -> Tensor:
         """A constant."""
@@ -525,19 +546,19 @@ class Namespace:
         """False for NaN and infinite values."""
         return self.abs(x) <= FLOAT32_MAX
 
-    def sum(self, x: Tensor, axis: int | tuple[int, ...], keepdims: bool = False) -> Tensor:
+    def sum(self, x: Tensor, axis: int | tuple[int, ...], keepdims: _Bool = False) -> Tensor:
         """Sum along axes."""
         return _reduce("ReduceSum", x, axis, keepdims)
 
-    def mean(self, x: Tensor, axis: int | tuple[int, ...], keepdims: bool = False) -> Tensor:
+    def mean(self, x: Tensor, axis: int | tuple[int, ...], keepdims: _Bool = False) -> Tensor:
         """Mean along axes."""
         return _reduce("ReduceMean", x, axis, keepdims)
 
-    def max(self, x: Tensor, axis: int | tuple[int, ...], keepdims: bool = False) -> Tensor:
+    def max(self, x: Tensor, axis: int | tuple[int, ...], keepdims: _Bool = False) -> Tensor:
         """Largest along axes."""
         return _reduce("ReduceMax", x, axis, keepdims)
 
-    def min(self, x: Tensor, axis: int | tuple[int, ...], keepdims: bool = False) -> Tensor:
+    def min(self, x: Tensor, axis: int | tuple[int, ...], keepdims: _Bool = False) -> Tensor:
         """Smallest along axes."""
         return _reduce("ReduceMin", x, axis, keepdims)
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..runtime.errors import ExportError
 from .layers import Layer
 from .references import Floats
 
@@ -48,6 +49,7 @@ class TorchReference:
         if len(outputs) != 1 or [outputs[0].shape[axis] for axis in layer.order] != wanted:
             raise LookupError(layer.name)
         self._model = _to_double(model)
+        self._last: tuple[NDArray[Any], tuple[Floats, Floats]] | None = None
 
     @contextlib.contextmanager
     def _hooked(self, model: torch.nn.Module, hook: Callable[[torch.Tensor], Any]) -> Iterator[None]:
@@ -69,18 +71,33 @@ class TorchReference:
         return activations.double().numpy(), scores.double().numpy()
 
     def forward(self, image: NDArray[Any]) -> tuple[Floats | None, Floats]:
-        """See ``Reference``."""
-        return self._forward(self._model, torch.from_numpy(image).double())
+        """See ``Reference``; the last answer is kept."""
+        if self._last is None or self._last[0] is not image:
+            self._last = image, self._forward(self._model, torch.from_numpy(image).double())
+        return self._last[1]
 
     def forward32(self, image: NDArray[Any]) -> tuple[Floats | None, Floats]:
         """See ``Reference``."""
         return self._forward(self._own, torch.from_numpy(image))
 
     def _head(self, activations: torch.Tensor) -> torch.Tensor:
-        """The model with the module's output replaced; what comes before it does not matter."""
-        image = torch.zeros(len(activations), 3, *self._size, dtype=torch.float64)
-        with self._hooked(self._model, lambda _: activations.permute(*self._inverse)):
-            return self._model(image)  # type: ignore[no-any-return]
+        """The model with the module's output replaced; what comes before it does not matter.
+
+        One image is enough for that, where the model does not ask the image how many there are.
+        """
+        replaced = activations.permute(*self._inverse)
+        for count in dict.fromkeys((1, len(activations))):
+            image = torch.zeros(count, 3, *self._size, dtype=torch.float64)
+            with self._hooked(self._model, lambda _: replaced):
+                try:
+                    scores: torch.Tensor = self._model(image)
+                except RuntimeError:
+                    if count == len(activations):
+                        raise
+                    continue
+            if len(scores) == len(activations):
+                return scores
+        raise ExportError("the model's scores do not follow from the activations of its layer")
 
     def head(self, activations: Floats) -> Floats:
         """See ``Reference``."""

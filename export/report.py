@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
 
 from ..runtime.console import escape
 from ..runtime.report import input_line, outputs_line, preprocess_line
-from .layer import Layer
+from .layers import Layer
 from .onnx import Export
 from .verify import Verification
 
@@ -20,7 +19,7 @@ def layers_table(found: Sequence[Layer], chosen: Layer | None) -> Table:
     """Where a model can be cut, with an arrow at the layer that export would choose."""
     table = Table("", "layer", "operation", "channels x height x width")
     for layer in found:
-        mark = "[green]->[/green]" if layer == chosen else ""
+        mark = "[green]->[/green]" if chosen is not None and layer.value is chosen.value else ""
         table.add_row(mark, escape(layer.name), layer.op, " x ".join(map(str, layer.shape)))
     return table
 
@@ -28,21 +27,22 @@ def layers_table(found: Sequence[Layer], chosen: Layer | None) -> Table:
 def layers_document(found: Sequence[Layer], chosen: Layer | None) -> list[dict[str, Any]]:
     """The same for machines."""
     return [
-        {"name": layer.name, "op": layer.op, "shape": layer.shape, "chosen": layer == chosen}
+        {"name": layer.name, "op": layer.op, "shape": layer.shape, "chosen": chosen is not None and layer.value is chosen.value}
         for layer in found
     ]
 
 
 def export_document(made: Export) -> dict[str, Any]:
     """What an export made, for machines."""
-    errors = asdict(made.verification)
-    del errors["inputs"]
     return {
         "path": str(made.path),
         "bytes": made.size,
         "seconds": round(made.seconds, 2),
         "notes": made.notes,
-        "errors": errors,
+        "against": made.verification.against,
+        "errors": made.verification.errors,
+        "nodes": made.nodes,
+        "rules": made.rules,
         "manifest": json.loads(made.manifest.to_json()),
     }
 
@@ -59,22 +59,31 @@ def export_lines(made: Export) -> str:
         f"outputs        {escape(outputs_line(manifest))}",
         f"methods        {', '.join(manifest.methods)}",
         f"preprocessing  {escape(preprocess_line(manifest))}",
-        f"against PyTorch in float64: {', '.join(_errors(made.verification))}",
+        f"task           {manifest.task}",
+        f"added          {made.nodes} nodes; gradient through {', '.join(made.rules) or 'nothing'}",
+        f"against {made.verification.against}: {', '.join(_errors(made.verification))}",
     ]
     return "\n".join([*lines, *(f"[yellow]note:[/yellow] {escape(note)}" for note in made.notes)])
 
 
-def _errors(errors: Verification) -> Iterator[str]:
-    yield f"probabilities {errors.probabilities:.1e}"
-    yield f"activations {errors.activations:.1e}"
-    yield f"gradients {errors.gradients:.1e} relative"
-    if errors.ablation is not None:
-        yield f"ablation {errors.ablation:.1e} relative"
-    if errors.earlier is not None:
-        yield f"gradients at fused layers {errors.earlier:.1e} relative"
-    if errors.maps is not None:
-        yield f"finished maps {errors.maps:.1e}"
-    if errors.tft is not None:
-        yield f"masked probabilities {errors.tft:.1e}"
-    if errors.pixels is not None:
-        yield f"preprocessing {errors.pixels:.1f} of 255 (Pillow)"
+_SAID = {
+    "own_outputs": "own outputs {}",
+    "probabilities": "probabilities {}",
+    "activations": "activations {}",
+    "gradients": "gradients {} relative",
+    "differences": "gradients {} of central differences",
+    "ablation": "ablation {} relative",
+    "earlier": "gradients at fused layers {} relative",
+    "maps": "finished maps {}",
+    "tft": "masked probabilities {}",
+}
+
+
+def _errors(verification: Verification) -> Iterator[str]:
+    errors = verification.errors
+    for name, said in _SAID.items():
+        if name in errors:
+            exact = name == "own_outputs" and errors[name] == 0
+            yield said.format("bit for bit" if exact else f"{errors[name]:.1e}")
+    if "pixels" in errors:
+        yield f"preprocessing {errors['pixels']:.1f} of 255 (Pillow)"

@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..runtime.errors import ExportError
-from ..runtime.manifest import Interpolation, Layout, Preprocess
+from ..runtime.input_format import Interpolation, Layout, Preprocess
 from .recorder import Recorder, Tensor
 
 Array = Any

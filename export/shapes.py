@@ -1,9 +1,9 @@
 """Shapes and small constants of every tensor of a graph, found by propagating two batch sizes.
 
-ONNX's own shape inference knows shapes or symbols, but not that a batch of N gave 64 N windows. So the
-graph is propagated twice, for 2 and for 3 images: a dimension that stays is fixed, one that grows in
-proportion is a multiple of the batch, and anything else is refused. Whatever is computed from shapes
-and constants alone is evaluated on the way.
+ONNX's own shape inference knows shapes or symbols, but not that a batch of N gave 64 N windows. So
+the graph is propagated twice, for 2 and for 3 images: a dimension that stays is fixed, one that
+grows in proportion is a multiple of the batch, and anything else is refused. Whatever is computed
+from shapes and constants alone is evaluated on the way.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..runtime.errors import ExportError
-from .recorder import Dims, Size
+from .recorder import Dim, Dims, Size
 
 _PROBES = (2, 3)
 # Larger tensors are weights: their values decide nothing about shapes.
@@ -34,7 +34,8 @@ class Shapes:
         dims: the shape of each tensor; the batch appears as ``Size``.
         dtypes: the element type of each tensor.
         constants: the value of each small tensor that does not depend on any input.
-        varying: of small tensors that depend on the batch size alone, the values for 2 and 3 images.
+        varying: of small tensors that depend on the batch size alone, the values for 2 and 3
+            images.
     """
 
     dims: dict[ir.Value, Dims]
@@ -51,8 +52,8 @@ def find_shapes(graph: ir.Graph, inputs: Mapping[ir.Value, Sequence[int]]) -> Sh
         inputs: the shape of each graph input without its batch.
 
     Raises:
-        ExportError: an operator is unknown, or a shape depends on the batch in another way than by a
-            factor.
+        ExportError: an operator is unknown, or a shape depends on the batch in another way than by
+            a factor.
     """
     first, second = (
         propagate(graph, {value: (size, *shape) for value, shape in inputs.items()})
@@ -78,7 +79,7 @@ def find_shapes(graph: ir.Graph, inputs: Mapping[ir.Value, Sequence[int]]) -> Sh
 
 def _merged(value: ir.Value, one: Sequence[int], other: Sequence[int]) -> Dims:
     small, large = _PROBES
-    dims = []
+    dims: list[Dim] = []
     for a, b in zip(one, other, strict=True):
         if a == b:
             dims.append(a)
@@ -86,8 +87,8 @@ def _merged(value: ir.Value, one: Sequence[int], other: Sequence[int]) -> Dims:
             dims.append(Size(a // small, ("N",)))
         else:
             raise ExportError(
-                f"the tensor '{value.name}' has {a} elements along one axis for {small} images and {b} "
-                f"for {large}: shapes that depend on the batch in such a way are not supported"
+                f"the tensor '{value.name}' has {a} elements along one axis for {small} images and "
+                f"{b} for {large}: shapes that depend on the batch in such a way are not supported"
             )
     return tuple(dims)
 

@@ -154,10 +154,10 @@ def _classes(dims: Dims) -> int | None:
     rest = dims[1:]
     if not all(isinstance(side, int) for side in rest):
         return None
-    large = [side for side in rest if side != 1]
+    large = [side for side in rest if isinstance(side, int) and side != 1]
     if len(large) > 1:
         return None
-    return int(large[0]) if large else 1  # type: ignore[call-overload]
+    return large[0] if large else 1
 
 
 def _only(outputs: Sequence[ir.Value], shapes: Shapes) -> ir.Value:
