@@ -513,7 +513,9 @@ class Context:
         return [name for name in self.engine.about["inputs"] if name not in self.shapes]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        free = {"N": self.shapes["target"][0], "k": self.shapes["target"][1]}
+        # The image comes first; a network that explains fixed ranks has no other input.
+        first, *others = self.engine.about["inputs"]
+        free = {"N": self.shapes[first][0], "k": self.shapes[others[0]][1] if others else 0}
         if name in self.shapes:
             return self.shapes[name]
         return tuple(free.get(side, side) for side in self.engine.tensors[name][1])
@@ -545,7 +547,7 @@ class Context:
             )
             return False
         if self.config is not None and self.config.cache is not None and not self.ready:
-            self.config.cache.kernels.append(str(self.shapes["image"]))
+            self.config.cache.kernels.append(str(next(iter(self.shapes.values()))))
         self.ready = True
         expected = self.changes
         driver.streams[handle].push(lambda: self._run(expected))
@@ -561,7 +563,12 @@ class Context:
         try:
             if self.scratch:
                 driver.memory(self.scratch, self.engine.device_memory_size_v2)[:] = GARBAGE
-            kinds = {"FLOAT": np.float32, "INT64": np.int64, "UINT8": np.uint8}
+            kinds = {
+                "FLOAT": np.float32,
+                "HALF": np.float16,
+                "INT64": np.int64,
+                "UINT8": np.uint8,
+            }
 
             def view(name: str) -> np.ndarray:
                 shape, kind = self.get_tensor_shape(name), np.dtype(kinds[tensors[name][0]])

@@ -31,6 +31,7 @@ import whycam
 from whycam import cli
 from whycam.runtime.engines import engine as engines
 from whycam.runtime.engines.engine import EngineSettings
+from whycam.runtime.engines.interface import graph_name
 from whycam.runtime.engines.plan import Plan, Range, Tensor, read_plan, write_sidecar
 from whycam.runtime.engines.trt import TensorRtEngine, _size_for
 from whycam.runtime.errors import EngineError, MissingExtraError, ModelFileError, WhyCamError
@@ -80,18 +81,19 @@ def rig_of(tmp_path, monkeypatch, manifest_of, tiny_engine) -> Iterator[Callable
         )
         most = [720 if side is None else side for side in manifest.image_shape]
         sides = [-1 if side is None else side for side in manifest.image_shape]
-        image = "UINT8" if manifest.embedded_preprocess else "FLOAT"
-        inputs = {
-            "image": (image, (-1, *sides), (batch.most, *most)),
-            "target": ("INT64", (-1, -1), (batch.most, classes.most)),
-        }
+        image = {"uint8": "UINT8", "float16": "HALF", "float32": "FLOAT"}[manifest.image_type]
+        inputs = {graph_name("image", manifest): (image, (-1, *sides), (batch.most, *most))}
+        if manifest.top is None:
+            shape = (-1, -1), (batch.most, classes.most)
+            inputs[graph_name("target", manifest)] = ("INT64", *shape)
         outputs = {
-            name: (
+            graph_name(name, manifest): (
                 "INT64" if name == "targets" else "FLOAT",
-                ("N", *("k" if side is None else side for side in shape)),
+                ("N", *((manifest.top or "k") if side is None else side for side in shape)),
             )
             for name, shape in manifest.output_shapes.items()
         }
+        outputs |= dict.fromkeys(manifest.own_outputs, ("FLOAT", ("N", 2)))
         path = tmp_path / "tiny.plan"
         path.write_bytes(made.plan(inputs, outputs))
         any_size = manifest.embedded_preprocess and manifest.picture_size is None
@@ -163,6 +165,48 @@ def test_a_plan_explains_as_its_network_does(rig_of, tiny, library):
                 )
                 np.testing.assert_array_equal(a.map, b.map)
     np.testing.assert_array_equal(explainer.classify(pictures), tiny.classify(pictures))
+
+
+@pytest.mark.parametrize("library", ["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"names": {"image": "input_1", "target": "class", "probabilities": "dense"}},
+        {"own_outputs": ("logits",)},
+        {"image_dtype": "float16"},
+        {"top": 2, "names": {"image": "input_1"}},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_a_plan_of_a_file_that_kept_its_interface_explains_the_same(
+    rig_of, tiny, tiny_engine, library, fields
+):
+    """The network is asked by its own names; ranks are picked of those that it explains."""
+    contract = {own: name for name, own in fields.get("names", {}).items()}
+    expected = tiny_engine()
+
+    def network(feeds: Any, outputs: Any) -> dict[str, Any]:
+        known = {contract.get(name, name): values for name, values in feeds.items()}
+        ranks = np.tile([-1, -2], (len(known["image"]), 1))
+        target = known.get("target", ranks)
+        names = {each: contract.get(each, each) for each in outputs if each != "logits"}
+        found = expected.run({"image": known["image"], "target": target}, list(names.values()))
+        return {own: found[name] for own, name in names.items()}
+
+    rig = rig_of(
+        library, targets=(2, 2, 2) if "top" in fields else (1, 1, 3), network=network, **fields
+    )
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (9, 12, 3), np.uint8) for _ in range(11)]
+    explainer = whycam.load(rig.path)
+    tolerance = 2e-2 if "image_dtype" in fields else 1e-6
+    for targets in ([[-1, -2]] * 11, -2):
+        found = explainer.explain(pictures, targets)
+        right = tiny.explain(pictures, targets)
+        for a, b in zip(np.ravel(found), np.ravel(right), strict=True):
+            assert a.index == b.index
+            np.testing.assert_allclose(a.map, b.map, atol=tolerance)
+            assert a.probability == pytest.approx(b.probability, abs=tolerance)
 
 
 @settings(
