@@ -363,12 +363,15 @@ def _drop_strided_views(graph: ir.Graph, shapes: Shapes) -> None:
             continue
         shape = shapes.dims[node.outputs[0]]
         one_axis = len(shapes.dims[node.inputs[0]]) == 1
-        in_order = all(
-            np.array_equal(each.ravel(), np.arange(each.size)) for each in indices
-        ) and product(shape) == shapes.dims[node.inputs[0]][0]
+        in_order = (
+            all(np.array_equal(each.ravel(), np.arange(each.size)) for each in indices)
+            and product(shape) == shapes.dims[node.inputs[0]][0]
+        )
         if not (one_axis and in_order):
             continue
-        view = ir.Node("", "Reshape", [flat.inputs[0], node.inputs[1]], name=node.name, num_outputs=1)
+        view = ir.Node(
+            "", "Reshape", [flat.inputs[0], node.inputs[1]], name=node.name, num_outputs=1
+        )
         view.outputs[0].name = f"{node.outputs[0].name}/view"
         graph.insert_before(node, view)
         shapes.dims[view.outputs[0]] = shape

@@ -23,6 +23,8 @@ from .recorder import Dim, Dims, Size
 _PROBES = (2, 3)
 # Larger tensors are weights: their values decide nothing about shapes.
 _LARGEST_CONSTANT = 1 << 16
+# ONNX infers no shape for it; the result has that of the first input.
+_KEEPING_SHAPE = {"GroupNormalization"}
 _RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"}
 
 
@@ -215,6 +217,8 @@ def _inferred(
         )
         if value in found.constants:
             data[str(value.name)] = onnx.numpy_helper.from_array(found.constants[value])
+    if node.op_type in _KEEPING_SHAPE:
+        return [types[str(node.inputs[0].name)]]  # type: ignore[union-attr]
     imports = [onnx.helper.make_opsetid(domain, number) for domain, number in opsets.items()]
     try:
         result = onnx.shape_inference.infer_node_outputs(

@@ -1,0 +1,1 @@
+"""Gradients as ONNX operators: ``reverse`` walks a graph back by the ``rules``."""

@@ -1,0 +1,282 @@
+"""Gradient rules of operators that work element by element."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from ..recorder import Tensor
+from .step import Step
+
+_GELU_SCALE = math.sqrt(2.0 / math.pi)
+_GELU_CUBE = 0.044715
+# How exporters write that there is no bound, in float32 or float16.
+_LARGEST = 65504.0
+
+
+def _erf(step: Step, x: Tensor) -> Tensor:
+    return step.recorder.op("Erf", [x], x.shape)
+
+
+def _sigmoid(step: Step, x: Tensor) -> Tensor:
+    return step.recorder.op("Sigmoid", [x], x.shape)
+
+
+def _gelu(step: Step) -> Tensor:
+    x, xp = step.x(), step.xp
+    if step.attribute("approximate", "none") == "tanh":
+        t = xp.tanh(_GELU_SCALE * (x + _GELU_CUBE * x * x * x))
+        slope = _GELU_SCALE * (1.0 + 3.0 * _GELU_CUBE * x * x)
+        return 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope
+    below = 0.5 * (1.0 + _erf(step, x * math.sqrt(0.5)))
+    return below + x * xp.exp(-0.5 * x * x) * (1.0 / math.sqrt(2.0 * math.pi))
+
+
+def _hard_swish(step: Step) -> Tensor:
+    x, xp = step.x(), step.xp
+    inside = xp.where(x <= -3.0, 0.0, x * (1.0 / 3.0) + 0.5)
+    return xp.where(x >= 3.0, 1.0, inside)
+
+
+def _elu(step: Step) -> Tensor:
+    alpha = step.attribute("alpha", 1.0)
+    below: Tensor = step.y() + alpha
+    return step.xp.where(step.x() > 0.0, 1.0, below)
+
+
+def _selu(step: Step) -> Tensor:
+    alpha = step.attribute("alpha", 1.67326319217681884765625)
+    gamma = step.attribute("gamma", 1.05070102214813232421875)
+    return step.xp.where(step.x() > 0.0, gamma, step.y() + alpha * gamma)
+
+
+def _celu(step: Step) -> Tensor:
+    alpha = step.attribute("alpha", 1.0)
+    return step.xp.where(step.x() > 0.0, 1.0, step.y() * (1.0 / alpha) + 1.0)
+
+
+def _mish(step: Step) -> Tensor:
+    x = step.x()
+    t = step.xp.tanh(step.recorder.op("Softplus", [x], x.shape))
+    return t + x * (1.0 - t * t) * _sigmoid(step, x)
+
+
+def _swish(step: Step) -> Tensor:
+    x, alpha = step.x(), step.attribute("alpha", 1.0)
+    scaled = x if alpha == 1.0 else x * float(alpha)
+    s = _sigmoid(step, scaled)
+    return s + scaled * s * (1.0 - s)
+
+
+def _softsign(step: Step) -> Tensor:
+    less = 1.0 - step.xp.abs(step.y())  # 1 / (1 + |x|)
+    return less * less
+
+
+def _sign(step: Step) -> Tensor:
+    x = step.x()
+    return step.recorder.op("Sign", [x], x.shape)
+
+
+def _sine(step: Step) -> Tensor:
+    x = step.x()
+    return step.recorder.op("Cos", [x], x.shape)
+
+
+# Operators of one input: the derivative, as a forward tensor.
+_DERIVATIVES: dict[str, Callable[[Step], Tensor]] = {
+    "Sigmoid": lambda s: s.y() * (1.0 - s.y()),
+    "Tanh": lambda s: 1.0 - s.y() * s.y(),
+    "Exp": lambda s: s.y(),
+    "Log": lambda s: 1.0 / s.x(),
+    "Sqrt": lambda s: 0.5 / s.y(),
+    "Reciprocal": lambda s: -(s.y() * s.y()),
+    "Erf": lambda s: s.xp.exp(-(s.x() * s.x())) * (2.0 / math.sqrt(math.pi)),
+    "Softplus": lambda s: _sigmoid(s, s.x()),
+    "Softsign": _softsign,
+    "Abs": _sign,
+    "Sin": _sine,
+    "Cos": lambda s: -s.xp.sin(s.x()),
+    "Gelu": _gelu,
+    "HardSwish": _hard_swish,
+    "Elu": _elu,
+    "Selu": _selu,
+    "Celu": _celu,
+    "Mish": _mish,
+    "Swish": _swish,
+}
+
+
+def _from_derivative(derivative: Callable[[Step], Tensor]) -> Callable[[Step], list[Tensor | None]]:
+    return lambda step: [step.times(step.g, derivative(step))]
+
+
+def _relu(step: Step) -> list[Tensor | None]:
+    return [step.select(step.y() > 0.0, step.g)]
+
+
+def _thresholded_relu(step: Step) -> list[Tensor | None]:
+    return [step.select(step.x() > float(step.attribute("alpha", 1.0)), step.g)]
+
+
+def _leaky_relu(step: Step) -> list[Tensor | None]:
+    one, slope = (
+        step.recorder.constant(number, ir.DataType.FLOAT)
+        for number in (1.0, step.attribute("alpha", 0.01))
+    )
+    return [step.times(step.g, step.xp.where(step.x() > 0.0, one, slope))]
+
+
+def _prelu(step: Step) -> list[Tensor | None]:
+    """The slope is learned and must not depend on the image."""
+    return [step.times(step.g, step.xp.where(step.x() > 0.0, 1.0, step.x(1))), None]
+
+
+def _hard_sigmoid(step: Step) -> list[Tensor | None]:
+    alpha, y = step.attribute("alpha", 0.2), step.y()
+    return [step.select((y > 0.0) & (y < 1.0), step.g * alpha)]
+
+
+def _clip(step: Step) -> list[Tensor | None]:
+    """Nothing passes where a bound holds, as in ReLU6."""
+    x, inside = step.x(), None
+    for index, above in ((1, True), (2, False)):
+        if not step.has(index):
+            continue
+        bound = float(step.constant(index).item())
+        if abs(bound) >= _LARGEST:
+            continue
+        part = x > bound if above else x < bound
+        inside = part if inside is None else inside & part
+    return [step.g if inside is None else step.select(inside, step.g), None, None]
+
+
+def _pass(step: Step) -> list[Tensor | None]:
+    return [step.g]
+
+
+def _cast(step: Step) -> list[Tensor | None]:
+    """To another float type; rounding to whole numbers has no derivative."""
+    if not ir.DataType(int(step.attribute("to"))).is_floating_point():
+        raise step.refusal("it turns numbers into whole ones, which has no derivative")
+    return [step.g]
+
+
+def _negate(step: Step) -> list[Tensor | None]:
+    return [-step.g]
+
+
+def _add(step: Step) -> list[Tensor | None]:
+    return [
+        step.reduced_to(step.g, index) if step.wants(index) else None
+        for index in range(len(step.node.inputs))
+    ]
+
+
+def _mean(step: Step) -> list[Tensor | None]:
+    part = step.g * (1.0 / len(step.node.inputs))
+    return [
+        step.reduced_to(part, index) if step.wants(index) else None
+        for index in range(len(step.node.inputs))
+    ]
+
+
+def _subtract(step: Step) -> list[Tensor | None]:
+    return [
+        step.reduced_to(step.g, 0) if step.wants(0) else None,
+        step.reduced_to(-step.g, 1) if step.wants(1) else None,
+    ]
+
+
+def _multiply(step: Step) -> list[Tensor | None]:
+    return [
+        step.reduced_to(step.times(step.g, step.x(1 - index)), index) if step.wants(index) else None
+        for index in range(2)
+    ]
+
+
+def _divide(step: Step) -> list[Tensor | None]:
+    through = step.over(step.g, step.x(1))
+    return [
+        step.reduced_to(through, 0) if step.wants(0) else None,
+        step.reduced_to(-step.times(through, step.y()), 1) if step.wants(1) else None,
+    ]
+
+
+def _power(step: Step) -> list[Tensor | None]:
+    """p x^(p - 1); the exponent must not depend on the image."""
+    x, exponent = step.x(), step.known(1)
+    if exponent is None:
+        p = step.x(1)
+        slope = p * x._binary("Pow", p - 1.0)
+    elif exponent.size == 1 and float(exponent.item()) == 2.0:
+        slope = x * 2.0
+    else:
+        p32 = exponent.astype(np.float32)
+        # Of x^0 the derivative is 0 at 0 as well, where 0 x^-1 is not a number.
+        less = step.recorder.constant(np.where(p32 == 0, np.float32(0), p32 - np.float32(1)))
+        slope = x._binary("Pow", less) * step.recorder.constant(p32)
+    return [step.reduced_to(step.times(step.g, slope), 0), None]
+
+
+def _where(step: Step) -> list[Tensor | None]:
+    condition = step.node.inputs[0]
+    assert condition is not None
+    chosen = Tensor(step.recorder, condition, step.dims(0), ir.DataType.BOOL)
+    return [
+        None,
+        step.reduced_to(step.select(chosen, step.g), 1) if step.wants(1) else None,
+        step.reduced_to(step.select(~chosen, step.g), 2) if step.wants(2) else None,
+    ]
+
+
+def _extreme(step: Step) -> list[Tensor | None]:
+    """Max and Min of several tensors: the first of equal ones gets it all."""
+    count = len(step.node.inputs)
+    grads: list[Tensor | None] = [None] * count
+    last = max(index for index in range(count) if step.wants(index))
+    free = None
+    for index in range(last + 1):
+        equal = step.x(index) == step.y()
+        if step.wants(index):
+            claimed = equal if free is None else equal & free
+            grads[index] = step.reduced_to(step.select(claimed, step.g), index)
+        if index < last:
+            free = ~equal if free is None else free & ~equal
+    return grads
+
+
+def _straight_through(step: Step) -> list[Tensor | None]:
+    """Quantise and dequantise, taken for the identity; only where the user asked for that."""
+    return [step.g, None, None]
+
+
+RULES: dict[str, Callable[[Step], list[Tensor | None]]] = {
+    **{name: _from_derivative(derivative) for name, derivative in _DERIVATIVES.items()},
+    "Relu": _relu,
+    "ThresholdedRelu": _thresholded_relu,
+    "LeakyRelu": _leaky_relu,
+    "PRelu": _prelu,
+    "HardSigmoid": _hard_sigmoid,
+    "Clip": _clip,
+    "Identity": _pass,
+    "Dropout": _pass,
+    "Cast": _cast,
+    "CastLike": _pass,
+    "Neg": _negate,
+    "Add": _add,
+    "Sum": _add,
+    "Mean": _mean,
+    "Sub": _subtract,
+    "Mul": _multiply,
+    "Div": _divide,
+    "Pow": _power,
+    "Where": _where,
+    "Max": _extreme,
+    "Min": _extreme,
+    "QuantizeLinear": _straight_through,
+    "DequantizeLinear": _straight_through,
+}

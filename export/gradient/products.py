@@ -1,0 +1,183 @@
+"""Gradient rules of products and convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from string import ascii_letters
+
+from ..recorder import Dim, Dims, Size, Tensor, unsqueeze
+from .step import Step
+from .windows import padding_of
+
+
+def _matmul(step: Step) -> list[Tensor | None]:
+    """G B' and A' G; vectors are matrices of one row or column."""
+    g, a, b = step.g, step.x(0), step.x(1)
+    if a.ndim == 1:
+        a, g = unsqueeze(a, [0]), unsqueeze(g, [g.ndim - (b.ndim > 1)])
+    if b.ndim == 1:
+        b, g = unsqueeze(b, [1]), unsqueeze(g, [g.ndim])
+    return [
+        _summed_to(step, _left(step, g, b), a.shape, step.dims(0)) if step.wants(0) else None,
+        _summed_to(step, _right(step, a, g), b.shape, step.dims(1)) if step.wants(1) else None,
+    ]
+
+
+def _left(step: Step, g: Tensor, b: Tensor) -> Tensor:
+    """G B'; with a plain matrix B as one Gemm, which needs no transposed copy of B."""
+    if b.ndim == 2 and not any(isinstance(side, Size) for side in b.shape):
+        rows = g.reshape((-1, g.shape[-1]))
+        found = step.recorder.op("Gemm", [rows, b], (rows.shape[0], b.shape[0]), transB=1)
+        return found.reshape((*g.shape[:-1], b.shape[0]))
+    return step.product(g, step.xp.matrix_transpose(b))
+
+
+def _right(step: Step, a: Tensor, g: Tensor) -> Tensor:
+    return step.product(g, step.xp.matrix_transpose(a), gradient_first=False)
+
+
+def _summed_to(step: Step, gradient: Tensor, matrix: Dims, dims: Dims) -> Tensor:
+    """The gradient of an operand that was taken for a matrix, in the operand's own shape."""
+    return step.summed(gradient, step.lifted(matrix)).reshape(step.lifted(dims))
+
+
+def _gemm(step: Step) -> list[Tensor | None]:
+    """alpha A' B' + beta C; B must not depend on the image, and A must not be transposed."""
+    flip_a, flip_b = (int(step.attribute(name, 0)) for name in ("transA", "transB"))
+    alpha, beta = float(step.attribute("alpha", 1.0)), float(step.attribute("beta", 1.0))
+    if flip_a:
+        raise step.refusal("the batch is its matrix's last axis")
+    g, left = step.g, None
+    if step.wants(0):
+        b = step.x(1)
+        inner = b.shape[1] if flip_b else b.shape[0]
+        left = step.recorder.op(
+            "Gemm", [g, b], (g.shape[0], inner), alpha=alpha, transB=0 if flip_b else 1
+        )
+    shift = step.reduced_to(step.times(g, beta), 2) if step.wants(2) else None
+    return [left, None, shift]
+
+
+def _conv(step: Step) -> list[Tensor | None]:
+    """The transposed convolution, padded to the input's size; kernels depend on no image."""
+    g, dims = step.g, step.dims()
+    kernel = step.sides(step.dims(1)[2:])
+    rank = len(kernel)
+    strides = list(step.attribute("strides", [1] * rank))
+    dilations = list(step.attribute("dilations", [1] * rank))
+    pads = padding_of(step, kernel, strides, dilations)
+    # What a stride leaves over at the far edge.
+    extra = [
+        whole - ((part - 1) * s - a - b + d * (k - 1) + 1)
+        for whole, part, s, a, b, d, k in zip(
+            step.sides(dims[2:]), step.sides(g.shape[2:]), strides, pads[:rank], pads[rank:],
+            dilations, kernel, strict=True,
+        )
+    ]  # fmt: skip
+    found = step.recorder.op(
+        "ConvTranspose",
+        [g, step.x(1)],
+        (g.shape[0], *dims[1:]),
+        strides=strides,
+        dilations=dilations,
+        pads=pads,
+        group=int(step.attribute("group", 1)),
+        output_padding=extra,
+        kernel_shape=kernel,
+    )
+    return [found, None, None]
+
+
+def _conv_transpose(step: Step) -> list[Tensor | None]:
+    """The convolution with the same kernel, over the output's places and its padding."""
+    dims, kernel = step.dims(), step.sides(step.dims(1)[2:])
+    rank = len(kernel)
+    strides = list(step.attribute("strides", [1] * rank))
+    dilations = list(step.attribute("dilations", [1] * rank))
+    extra = list(step.attribute("output_padding", [0] * rank))
+    if step.attribute("auto_pad", "NOTSET") in ("NOTSET", "VALID") and not step.attribute(
+        "output_shape"
+    ):
+        before = list(step.attribute("pads", [0] * 2 * rank))[:rank]
+    else:
+        upper = step.attribute("auto_pad", "NOTSET") == "SAME_UPPER"
+        full = [
+            s * (n - 1) + e + d * (k - 1) + 1
+            for s, n, e, d, k in zip(
+                strides, step.sides(dims[2:]), extra, dilations, kernel, strict=True
+            )
+        ]
+        total = [f - o for f, o in zip(full, step.sides(step.g.shape[2:]), strict=True)]
+        before = [each // 2 if upper else (each + 1) // 2 for each in total]
+    # As many windows as the input has places: some places behind the last one are read by none.
+    behind = [
+        s * (n - 1) + d * (k - 1) + 1 - b - o
+        for s, n, d, k, b, o in zip(
+            strides, step.sides(dims[2:]), dilations, kernel, before, step.sides(step.g.shape[2:]),
+            strict=True,
+        )
+    ]  # fmt: skip
+    found = step.recorder.op(
+        "Conv",
+        [_cropped(step.g, before, behind), step.x(1)],
+        (step.g.shape[0], *dims[1:]),
+        strides=strides,
+        dilations=dilations,
+        pads=[max(0, side) for side in (*before, *behind)],
+        group=int(step.attribute("group", 1)),
+        kernel_shape=kernel,
+    )
+    return [found, None, None]
+
+
+def _cropped(g: Tensor, before: Sequence[int], behind: Sequence[int]) -> Tensor:
+    """Without the places that a negative padding leaves out."""
+    cuts = [slice(-min(0, a), None if b >= 0 else b) for a, b in zip(before, behind, strict=True)]
+    if all(cut == slice(0, None) for cut in cuts):
+        return g
+    return g[tuple([slice(None)] * 2 + cuts)]
+
+
+def _einsum(step: Step) -> list[Tensor | None]:
+    """Of one or two operands, each index at most once in each, without an ellipsis."""
+    equation = str(step.attribute("equation")).replace(" ", "")
+    left, arrow, out = equation.partition("->")
+    terms = left.split(",")
+    plain = all(len(set(term)) == len(term) and (term + "a").isalpha() for term in (*terms, out))
+    if not arrow or len(terms) > 2 or not plain:
+        raise step.refusal(f"there is no rule for the equation '{equation}'")
+    return [
+        _einsum_operand(step, terms, out, index) if step.wants(index) else None
+        for index in range(len(terms))
+    ]
+
+
+def _einsum_operand(step: Step, terms: Sequence[str], out: str, index: int) -> Tensor:
+    own, others = terms[index], [term for i, term in enumerate(terms) if i != index]
+    reached = "".join(letter for letter in own if letter in "".join([out, *others]))
+    names = dict(zip(dict.fromkeys("".join([out, *others])), ascii_letters, strict=False))
+    back = ["".join(names[letter] for letter in term) for term in (*others, reached)]
+    start = "".join(names[letter] for letter in out)
+    dims = dict(zip(own, step.lifted(step.dims(index)), strict=True))
+    found = step.recorder.op(
+        "Einsum",
+        [step.g, *(step.rows(step.x(i)) for i in range(len(terms)) if i != index)],
+        [dims[letter] for letter in reached],
+        equation=f"{','.join([start, *back[:-1]])}->{back[-1]}",
+    )
+    if reached == own:
+        return found
+    # An index that was summed in this operand alone: the gradient is the same all along it.
+    missing = [axis for axis, letter in enumerate(own) if letter not in reached]
+    whole: list[Dim] = [dims[letter] for letter in own]
+    step.sides([whole[axis] for axis in missing])
+    return step.spread(unsqueeze(found, missing), tuple(whole))
+
+
+RULES: dict[str, Callable[[Step], list[Tensor | None]]] = {
+    "MatMul": _matmul,
+    "Gemm": _gemm,
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Einsum": _einsum,
+}

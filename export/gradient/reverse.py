@@ -1,0 +1,156 @@
+"""Walk a graph back from the class scores: the gradient of each wanted tensor, as further nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from ...runtime.errors import ExportError
+from ..recorder import Dim, Recorder, Size, Tensor
+from ..shapes import Shapes
+from .rules import RULES
+from .step import Step
+
+_RESHAPING = {"Reshape", "Flatten", "Squeeze", "Unsqueeze"}
+_FLOATS = {
+    ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE,
+}  # fmt: skip
+
+
+def between(
+    starts: Sequence[ir.Value],
+    end: ir.Value,
+    nodes: Sequence[ir.Node],
+    through_shapes: bool = False,
+) -> tuple[list[ir.Node], set[ir.Value]]:
+    """The nodes on some path from any of the starts to the end, in order, and the tensors there.
+
+    Args:
+        starts: where paths begin.
+        end: where they end.
+        nodes: of the graph, in an order in which they can run.
+        through_shapes: whether reading a tensor's shape is a path, as it is when a part of a graph
+            is copied; a gradient does not flow there.
+    """
+    reached = set(starts)
+    made: set[ir.Value] = set()
+    for node in nodes:
+        if not through_shapes and node.op_type in ("Shape", "Size"):
+            continue
+        if any(value in reached for value in node.inputs):
+            made.update(node.outputs)
+            reached.update(node.outputs)
+    needed = {end}
+    path = []
+    for node in reversed(nodes):
+        if any(value in needed for value in node.outputs):
+            needed.update(value for value in node.inputs if value is not None)
+            if any(value in made for value in node.outputs):
+                path.append(node)
+    return path[::-1], reached & needed
+
+
+def reverse(
+    nodes: Sequence[ir.Node],
+    recorder: Recorder,
+    shapes: Shapes,
+    end: ir.Value,
+    seed: Tensor,
+    wanted: Sequence[ir.Value],
+    classes: Dim,
+) -> tuple[list[Tensor], list[str]]:
+    """Record the gradients of a score with respect to tensors of a graph.
+
+    Args:
+        nodes: the forward graph, in an order in which it can run.
+        recorder: appends to that graph.
+        shapes: of its tensors.
+        end: the tensor from which the walk begins, the logits.
+        seed: d score / d end, with one row for each explained class of each image.
+        wanted: the tensors whose gradients are needed.
+        classes: k, how many classes of each image are explained.
+
+    Returns:
+        The gradients, each of its tensor's shape with N k for N; and the operators walked through.
+
+    Raises:
+        ExportError: an operator on the way has no rule, or none for this case.
+    """
+    path, active = between(wanted, end, nodes)
+    blocks = _batch_blocks(nodes, shapes)
+    missing = [value.name for value in wanted if value not in active]
+    if missing:
+        raise ExportError(f"the class scores do not depend on '{missing[0]}'")
+    sums: dict[ir.Value, list[Tensor]] = {end: [seed]}
+    used = []
+    for node in reversed(path):
+        grads = [_total(sums, value) for value in node.outputs]
+        if all(each is None for each in grads):
+            continue
+        rule = RULES.get(node.op_type)
+        outer = blocks.get(node.outputs[0], 1)
+        step = Step(node, grads, recorder, shapes, active, classes, outer)
+        if rule is None:
+            raise step.refusal("whycam has no gradient rule for this operator")
+        used.append(node.op_type)
+        results = rule(step)
+        for index, value in enumerate(node.inputs):
+            if value is None or value not in active:
+                continue
+            gradient = results[index] if index < len(results) else None
+            if gradient is not None:
+                sums.setdefault(value, []).append(gradient)
+            elif shapes.dtypes.get(value) in _FLOATS:
+                raise step.refusal(
+                    f"its input {index} depends on the image, for which there is no rule"
+                )
+    totals = []
+    for value in wanted:
+        total = _total(sums, value)
+        if total is None:
+            raise ExportError(f"no gradient reaches '{value.name}'")
+        totals.append(total)
+    return totals, sorted(set(used))
+
+
+def _batch_blocks(nodes: Sequence[ir.Node], shapes: Shapes) -> dict[ir.Value, int]:
+    """Of each tensor, how many blocks along its batch axis hold a row of every image each.
+
+    [S, N, E] reshaped to [S N, E] has S such blocks, and its first rows belong to different images;
+    [N, S, E] reshaped to [N S, E] has one. 0: the axis cannot be split into such blocks.
+    """
+    blocks: dict[ir.Value, int] = {}
+    for node in nodes:
+        source = next((value for value in node.inputs if _before_batch(value, shapes)), None)
+        if source is None:
+            continue
+        count = blocks.get(source, 1)
+        for value in node.outputs:
+            blocks[value] = count
+            after = _before_batch(value, shapes)
+            if node.op_type in _RESHAPING and after is not None:
+                whole, rest = divmod(count * (_before_batch(source, shapes) or 1), after)
+                blocks[value] = 0 if rest else whole
+    return blocks
+
+
+def _before_batch(value: ir.Value | None, shapes: Shapes) -> int | None:
+    """How many elements the axes before the batch axis have together; None without a batch."""
+    count = 1
+    for side in () if value is None else shapes.dims.get(value, ()):
+        if isinstance(side, Size):
+            return count
+        count *= side
+    return None
+
+
+def _total(sums: dict[ir.Value, list[Tensor]], value: ir.Value) -> Tensor | None:
+    parts = sums.get(value)
+    if not parts:
+        return None
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    sums[value] = [total]
+    return total

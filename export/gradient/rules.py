@@ -1,0 +1,24 @@
+"""One gradient rule an operator: the table that ``reverse`` looks up.
+
+A rule takes a ``Step`` and returns the gradient of each input, None where there is none. Rules are
+in files by kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..recorder import Tensor
+from . import elementwise, normalisation, pooling, products, reductions, shaping
+from .step import Step
+
+Rule = Callable[[Step], list[Tensor | None]]
+
+RULES: dict[str, Rule] = {
+    **elementwise.RULES,
+    **products.RULES,
+    **pooling.RULES,
+    **reductions.RULES,
+    **normalisation.RULES,
+    **shaping.RULES,
+}

@@ -1,0 +1,255 @@
+"""Gradient rules of operators that move, select or repeat elements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ..recorder import Dim, Tensor, concat, expand, pad, unsqueeze
+from .pooling import along_axes
+from .step import Step
+
+
+def _reshape(step: Step) -> list[Tensor | None]:
+    """The same elements in another shape."""
+    return [step.g.reshape(step.lifted(step.dims())), None]
+
+
+def _transpose(step: Step) -> list[Tensor | None]:
+    rank = len(step.dims())
+    order = list(step.attribute("perm", list(range(rank))[::-1]))
+    return [step.g.transpose([order.index(axis) for axis in range(rank)])]
+
+
+def _concat(step: Step) -> list[Tensor | None]:
+    axis = step.axis("axis", 0)
+    lengths = step.sides([step.dims(index)[axis] for index in range(len(step.node.inputs))])
+    grads: list[Tensor | None] = []
+    start = 0
+    for index, length in enumerate(lengths):
+        cut = [slice(None)] * axis + [slice(start, start + length)]
+        grads.append(step.g[tuple(cut)] if step.wants(index) else None)
+        start += length
+    return grads
+
+
+def _split(step: Step) -> list[Tensor | None]:
+    """Neighbouring parts are joined; zeros stand for what is not used."""
+    axis = step.axis("axis", 0)
+    lengths = step.sides([step.x_dims(value)[axis] for value in step.node.outputs])
+    given = [index for index, gradient in enumerate(step.grads) if gradient is not None]
+    parts = []
+    for index in range(given[0], given[-1] + 1):
+        gradient = step.grads[index]
+        if gradient is None:
+            dims = step.lifted(step.x_dims(step.node.outputs[index]))
+            gradient = expand(step.recorder.constant(0.0, ir.DataType.FLOAT), dims)
+        parts.append(gradient)
+    found = parts[0] if len(parts) == 1 else concat(parts, axis)
+    before, after = [0] * found.ndim, [0] * found.ndim
+    before[axis], after[axis] = sum(lengths[: given[0]]), sum(lengths[given[-1] + 1 :])
+    return [pad(found, before, after), None]
+
+
+def _placed(step: Step, g: Tensor, axis: int, indices: NDArray[np.int64], length: int) -> Tensor:
+    """The gradient of taking elements along an axis: len(indices) become ``length``."""
+    count = len(indices)
+    if np.array_equal(indices, indices[0] + np.arange(count)):
+        before, after = [0] * g.ndim, [0] * g.ndim
+        before[axis], after[axis] = int(indices[0]), length - int(indices[0]) - count
+        return pad(g, before, after)
+    if len(set(indices.tolist())) == count:
+        # Every place takes its element, or the zero that is added behind the last one.
+        after = [0] * g.ndim
+        after[axis] = int(count < length)
+        source = np.full(length, count, np.int64)
+        source[indices] = np.arange(count)
+        dims = list(g.shape)
+        dims[axis] = length
+        padded = pad(g, [0] * g.ndim, after)
+        return step.recorder.op("Gather", [padded, step.recorder.constant(source)], dims, axis=axis)
+    matrix = np.zeros((count, length), np.float32)
+    np.add.at(matrix, (np.arange(count), indices), 1.0)
+    if g.ndim > 1 and axis == g.ndim - 2 and isinstance(g.shape[-1], int):
+        return step.recorder.constant(np.ascontiguousarray(matrix.T)) @ g
+    order = [*(a for a in range(g.ndim) if a != axis), axis]
+    moved = g.transpose(order) @ step.recorder.constant(matrix)
+    return moved.transpose([order.index(a) for a in range(g.ndim)])
+
+
+def _slice(step: Step) -> list[Tensor | None]:
+    """Bounds must be known; the batch is taken whole."""
+    dims = step.dims()
+    starts, ends = (step.constant(index).ravel() for index in (1, 2))
+    axes = step.constant(3).ravel() if step.has(3) else np.arange(len(starts))
+    steps = step.constant(4).ravel() if step.has(4) else np.ones(len(starts), np.int64)
+    found = step.g
+    before, after = [0] * len(dims), [0] * len(dims)
+    for start, end, axis, stride in zip(starts, ends, axes, steps, strict=True):
+        place = int(axis) % len(dims)
+        side: Dim = dims[place]
+        if not isinstance(side, int):
+            if int(start) == 0 and int(stride) == 1 and int(end) >= 2**31 - 1:
+                continue
+            raise step.refusal("it takes part of the batch")
+        # NumPy reads a far negative end as ONNX does: past the first element.
+        taken = np.arange(side)[slice(int(start), int(end), int(stride))]
+        if stride == 1:
+            before[place], after[place] = int(taken[0]), side - int(taken[-1]) - 1
+        else:
+            found = _placed(step, found, place, taken, side)
+    return [pad(found, before, after), None, None, None, None]
+
+
+def _gather(step: Step) -> list[Tensor | None]:
+    """Indices must be known; those that repeat are summed by a matrix."""
+    axis = step.axis("axis", 0)
+    (length,) = step.sides([step.dims()[axis]])
+    indices = step.constant(1)
+    g = step.g
+    if indices.ndim == 0:
+        g = unsqueeze(g, [axis])
+    elif indices.ndim > 1:
+        g = g.reshape((*g.shape[:axis], indices.size, *g.shape[axis + indices.ndim :]))
+    return [_placed(step, g, axis, indices.ravel().astype(np.int64) % length, length), None]
+
+
+def _pad(step: Step) -> list[Tensor | None]:
+    """Amounts must be known; edges that repeat elements give back what these had."""
+    dims, mode = step.dims(), step.attribute("mode", "constant")
+    amounts = [int(side) for side in step.constant(1).ravel()]
+    axes = step.constant(3).ravel().tolist() if step.has(3) else list(range(len(dims)))
+    found = step.g
+    before, after = [0] * len(dims), [0] * len(dims)
+    for place, each in enumerate(axes):
+        axis = each % len(dims)
+        near, far = amounts[place], amounts[place + len(axes)]
+        if mode == "constant" or (near <= 0 and far <= 0):
+            before[axis], after[axis] = -near, -far
+        else:
+            (side,) = step.sides(dims[axis : axis + 1])
+            kept = np.arange(side)[max(0, -near) : side - max(0, -far)]
+            edges = (max(0, near), max(0, far))
+            found = _placed(step, found, axis, np.pad(kept, edges, mode=mode), side)
+    return [pad(found, before, after), None, None, None]
+
+
+def _expand(step: Step) -> list[Tensor | None]:
+    return [step.reduced_to(step.g, 0), None]
+
+
+def _tile(step: Step) -> list[Tensor | None]:
+    """[a] repeated r times is [r, a] flat: sum over r."""
+    repeats = [int(times) for times in step.constant(1).ravel()]
+    dims = step.lifted(step.dims())
+    step.sides([side for times, side in zip(repeats, dims, strict=True) if times != 1])
+    shape: list[Dim] = []
+    axes = []
+    for times, side in zip(repeats, dims, strict=True):
+        if times != 1:
+            axes.append(len(shape))
+            shape.append(times)
+        shape.append(side)
+    return [step.g.reshape(shape).sum(tuple(axes)) if axes else step.g, None]
+
+
+def _depth_to_space(step: Step) -> list[Tensor | None]:
+    block, mode = int(step.attribute("blocksize")), step.attribute("mode", "DCR")
+    dims = step.lifted(step.dims())
+    channels, height, width = step.sides(dims[1:])
+    inner = channels // block**2
+    split = step.g.reshape((dims[0], inner, height, block, width, block))
+    order = [0, 3, 5, 1, 2, 4] if mode == "DCR" else [0, 1, 3, 5, 2, 4]
+    return [split.transpose(order).reshape(dims)]
+
+
+def _space_to_depth(step: Step) -> list[Tensor | None]:
+    block = int(step.attribute("blocksize"))
+    dims = step.lifted(step.dims())
+    channels, height, width = step.sides(dims[1:])
+    split = step.g.reshape((dims[0], block, block, channels, height // block, width // block))
+    return [split.transpose([0, 3, 4, 1, 5, 2]).reshape(dims)]
+
+
+def _resize(step: Step) -> list[Tensor | None]:
+    """Interpolation is linear and separable: one matrix for each of the last two axes."""
+    before, after = step.dims(), step.y().shape
+    if before[:-2] != after[:-2]:
+        raise step.refusal("it resizes other axes than the last two")
+    if step.attribute("coordinate_transformation_mode") == "tf_crop_and_resize":
+        raise step.refusal("it crops a region of interest")
+    if step.attribute("antialias", 0):
+        raise step.refusal("it is antialiased, in which engines differ")
+    if step.attribute("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise step.refusal("it keeps the aspect ratio of what it resizes")
+    matrices = [_resampling_matrix(step, axis) for axis in (-2, -1)]
+    return [along_axes(step, step.g, matrices), None, None, None]
+
+
+def _resampling_matrix(step: Step, axis: int) -> NDArray[np.float32]:
+    """Resize along one axis, read off its effect on unit vectors: float32 [out, in]."""
+    from onnx.reference import ReferenceEvaluator
+
+    size, out = step.sides([step.dims()[axis], step.y().shape[axis]])
+    node = onnx.NodeProto()
+    node.CopyFrom(ir.serde.serialize_node(step.node))
+    inputs: dict[str, NDArray[Any]] = {"x": np.eye(size, dtype=np.float32)[:, None, :, None]}
+    del node.input[:]
+    node.input.extend(["x", "", ""])
+    node.output[0] = "y"
+    for attribute in list(node.attribute):
+        if attribute.name in ("axes", "keep_aspect_ratio_policy"):
+            node.attribute.remove(attribute)
+    scale = _scale_along(step, axis)
+    if scale is not None:
+        node.input[2] = "scales"
+        inputs["scales"] = np.array([1, 1, scale, 1], np.float32)
+    else:
+        node.input.append("sizes")
+        inputs["sizes"] = np.array([size, 1, out, 1], np.int64)
+    infos = [
+        onnx.helper.make_tensor_value_info(
+            name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape
+        )
+        for name, value in inputs.items()
+    ]
+    graph = onnx.helper.make_graph([node], "resize", infos, [onnx.ValueInfoProto(name="y")])
+    opset = onnx.helper.make_opsetid("", step.recorder.graph.opset_imports[""])
+    model = onnx.helper.make_model(graph, opset_imports=[opset])
+    (found,) = ReferenceEvaluator(model).run(None, inputs)
+    return np.ascontiguousarray(np.asarray(found, np.float32)[:, 0, :, 0].T)
+
+
+def _scale_along(step: Step, axis: int) -> float | None:
+    """The factor by which an axis, counted from the end, is resized; None where sizes are given."""
+    scales = step.known(2)
+    if scales is None or not scales.size:
+        return None
+    rank = len(step.dims())
+    axes = [each % rank for each in step.attribute("axes", range(rank))]
+    factors = dict(zip(axes, scales.ravel().tolist(), strict=True))
+    return float(factors.get(axis % rank, 1.0))
+
+
+RULES: dict[str, Callable[[Step], list[Tensor | None]]] = {
+    "Reshape": _reshape,
+    "Flatten": _reshape,
+    "Squeeze": _reshape,
+    "Unsqueeze": _reshape,
+    "Transpose": _transpose,
+    "Concat": _concat,
+    "Split": _split,
+    "Slice": _slice,
+    "Gather": _gather,
+    "Pad": _pad,
+    "Expand": _expand,
+    "Tile": _tile,
+    "DepthToSpace": _depth_to_space,
+    "SpaceToDepth": _space_to_depth,
+    "Resize": _resize,
+}

@@ -1,0 +1,70 @@
+"""Windows of pooling and convolution along each place axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .step import Step
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where the windows of a pooling layer lie; one number for each place axis.
+
+    Attributes:
+        kernel, strides, dilations: of a window.
+        before, after: padding.
+        size: places of the input.
+        out: windows.
+    """
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    size: tuple[int, ...]
+    out: tuple[int, ...]
+
+    @property
+    def behind(self) -> tuple[int, ...]:
+        """How far the last window reaches beyond the last place; negative: how far it does not."""
+        return tuple(
+            (o - 1) * s + d * (k - 1) + 1 - b - n
+            for o, s, d, k, b, n in zip(
+                self.out, self.strides, self.dilations, self.kernel, self.before, self.size,
+                strict=True,
+            )
+        )  # fmt: skip
+
+
+def windows_of(step: Step) -> Windows:
+    """The windows of a pooling layer whose input is [N, K, *places]."""
+    kernel = tuple(step.attribute("kernel_shape"))
+    rank = len(kernel)
+    strides = tuple(step.attribute("strides", [1] * rank))
+    dilations = tuple(step.attribute("dilations", [1] * rank))
+    pads = padding_of(step, kernel, strides, dilations)
+    size, out = (tuple(step.sides(dims[2:])) for dims in (step.dims(), step.y().shape))
+    return Windows(kernel, strides, dilations, tuple(pads[:rank]), tuple(pads[rank:]), size, out)
+
+
+def padding_of(
+    step: Step, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+) -> list[int]:
+    """Padding before each axis, then after each; ``auto_pad`` worked out."""
+    rank = len(kernel)
+    how = step.attribute("auto_pad", "NOTSET")
+    if how in ("NOTSET", ""):
+        return list(step.attribute("pads", [0] * 2 * rank))
+    if how == "VALID":
+        return [0] * 2 * rank
+    before, after = [], []
+    for whole, k, s, d in zip(step.sides(step.dims()[2:]), kernel, strides, dilations, strict=True):
+        windows = -(-whole // s)
+        total = max(0, (windows - 1) * s + d * (k - 1) + 1 - whole)
+        small = total // 2
+        before.append(small if how == "SAME_UPPER" else total - small)
+        after.append(total - before[-1])
+    return [*before, *after]
