@@ -313,6 +313,7 @@ def test_tensorrt_builds_for_the_files_own_names_and_batch(manifest_of):
         ({"names": {"image": "input_1"}}, r"'input_1' float32 \[N, 3, 8, 8\]"),
         ({"image_dtype": "float16"}, r"'image' float16"),
         ({"preprocess": GRAY}, r"\[N, 1, 8, 8\]"),
+        ({"batch": 1_000_000}, r"\[1000000, 3, 8, 8\]"),
     ],
 )
 @pytest.mark.parametrize("engine", ENGINES)

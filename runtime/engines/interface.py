@@ -189,7 +189,7 @@ def check_interface(
     image, target = graph_name("image", manifest), graph_name("target", manifest)
     found, sides = inputs.get(image, ("", ()))
     fits = len(sides) == len(shape) + 1 and all(
-        wanted in (None, side) for wanted, side in zip(shape, sides[1:], strict=True)
+        wanted in (None, side) for wanted, side in zip((manifest.batch, *shape), sides, strict=True)
     )
     if found != kind or not fits or (manifest.top is None and target not in inputs):
         promised = ", ".join("any" if side is None else str(side) for side in shape)
@@ -200,7 +200,7 @@ def check_interface(
         )
         raise ModelFileError(
             f"{path} does not match its manifest: it should take '{image}' {kind} "
-            f"[N, {promised}]{also}, but takes {has}"
+            f"[{manifest.batch or 'N'}, {promised}]{also}, but takes {has}"
         )
     missing = needed_outputs(parts, manifest).difference(outputs)
     if missing:
