@@ -14,6 +14,9 @@ from tiny_file import write_tiny
 
 import whycam
 from whycam.calibrate import evaluate, open_dataset
+from whycam.calibrate.int8 import write_int8
+from whycam.calibrate.quantise import observe, quantised, read_graph
+from whycam.calibrate.ranges import magnitude
 from whycam.runtime import onnxfile
 from whycam.runtime.engines import selftest
 from whycam.runtime.engines.engine import EngineSettings
@@ -390,3 +393,21 @@ def test_tracked_thresholds_of_frames_follow_the_layout(file_of, reference):
         frame = Frame(0, 0.0, picture(), 0.0, 0.0)
         explanations.append(frames.prepare_and_explain(frame).explanation)
     assert_same(*explanations)
+
+
+def test_int8_file_keeps_the_interface_and_checks_itself(file_of, tmp_path):
+    names = {"image": "input_1", "activations": "relu", "probabilities": "dense"}
+    path = file_of(names=names, layout="NHWC", batch=2)
+    before = whycam.load(path, threads=1)
+    graph = read_graph(path)
+    images = [before.inputs([picture(seed)])[0] for seed in range(4)]
+    histograms = observe(graph, images, threads=1)
+    assert set(histograms) == set(graph.tensors)
+    ranges = {name: magnitude(each, "minmax") for name, each in histograms.items()}
+    after = tmp_path / "int8.onnx"
+    write_int8(quantised(graph, ranges), before.manifest, after)
+    manifest = onnxfile.read_manifest(after)
+    assert (manifest.precision, manifest.names) == ("int8", names)
+    assert len(manifest.references) == selftest.PATTERNS
+    found = whycam.load(after, threads=1).explain(picture())
+    assert found.probability == pytest.approx(before.explain(picture()).probability, abs=0.05)
