@@ -25,6 +25,7 @@ _PROBES = (2, 3)
 _LARGEST_CONSTANT = 1 << 16
 # ONNX infers no shape for it; the result has that of the first input.
 _KEEPING_SHAPE = {"GroupNormalization"}
+_POOLS = {"AveragePool", "LpPool", "MaxPool"}
 _RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"}
 
 
@@ -230,7 +231,31 @@ def _inferred(
             f"the node '{node.name}' ({node.op_type}) does not accept its inputs "
             f"{[found.shapes.get(v) for v in node.inputs if v is not None]}: {lines[-1].strip()}"
         ) from error
+    if node.op_type in _POOLS and node.attributes.get_int("ceil_mode", 0):
+        _leave_out_windows_in_padding(node, found, result)
     return [result.get(str(value.name)) for value in node.outputs]
+
+
+def _leave_out_windows_in_padding(
+    node: ir.Node, found: Propagation, result: Mapping[str, onnx.TypeProto]
+) -> None:
+    """Correct the shape of a pooling layer that rounds up, in place.
+
+    Engines leave out a last window that would begin in the far padding; ONNX's own rule counts it
+    before opset 22.
+    """
+    source, output = node.inputs[0], result.get(str(node.outputs[0].name))
+    if source is None or output is None or source not in found.shapes:
+        return
+    rank = len(found.shapes[source]) - 2
+    strides = node.attributes.get_ints("strides", [1] * rank)
+    before = node.attributes.get_ints("pads", [0] * 2 * rank)[:rank]
+    places = found.shapes[source][2:]
+    for side, place, stride, padding in zip(
+        output.tensor_type.shape.dim[2:], places, strides, before, strict=True
+    ):
+        if (side.dim_value - 1) * stride >= place + padding:
+            side.dim_value -= 1
 
 
 def _evaluate(

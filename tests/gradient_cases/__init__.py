@@ -1,0 +1,22 @@
+"""Of every operator that has a gradient rule, some graphs that use it alone."""
+
+from __future__ import annotations
+
+from gradients import Case
+
+from .elementwise import elementwise
+from .normalisation import normalisation
+from .pooling import pooling
+from .products import products
+from .reductions import reductions
+from .shaping import shaping
+
+CASES: dict[str, list[Case]] = {
+    **elementwise(),
+    **products(),
+    **pooling(),
+    **reductions(),
+    **normalisation(),
+    **shaping(),
+}
+CASES["DequantizeLinear"] = CASES["QuantizeLinear"]
