@@ -34,7 +34,7 @@ def main() -> None:
     for precision in options.precisions.split(","):
         with tempfile.TemporaryDirectory() as folder:
             made = to_half(options.model, Path(folder) / "half.onnx", precision)
-            engine = RoundedEngine(read_onnx(made.path))
+            engine = RoundedEngine(read_onnx(made.path), made.manifest)
         with progress(precision, len(samples), False) as advance:
             found = compare(
                 reference, whycam.Explainer(engine, made.manifest), samples, None, None, advance

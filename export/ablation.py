@@ -129,7 +129,9 @@ def _linear(
     if node.op_type == "MatMul":
         return weight, True, None
     plain = all(
-        node.attributes[name].as_float() == 1.0 for name in ("alpha", "beta") if name in node.attributes
+        node.attributes[name].as_float() == 1.0
+        for name in ("alpha", "beta")
+        if name in node.attributes
     )
     flip_a = node.attributes.get("transA")
     if not plain or (flip_a is not None and flip_a.as_int()):
@@ -141,9 +143,7 @@ def _linear(
     return weight, not (flip is not None and flip.as_int()), bias
 
 
-def _keeps_channels_apart(
-    network: Network, node: ir.Node, source: ir.Value, channels: int
-) -> bool:
+def _keeps_channels_apart(network: Network, node: ir.Node, source: ir.Value, channels: int) -> bool:
     shapes = network.plain.shapes
     before, after = shapes.dims[source], shapes.dims.get(node.outputs[0], ())
     if node.inputs[0] is not source and node.op_type not in ("Add", "Mul", "Max", "Min"):

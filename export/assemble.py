@@ -225,7 +225,11 @@ class _Builder:
         fed = self._existing(own)
         if request.preprocess is not None:
             sides: tuple[Dim, ...] = request.picture_size or (Size(1, ("h",)), Size(1, ("w",)))
-            fed = self._input("image" if own.name == "image" else str(own.name), (BATCH, *sides, 3), ir.DataType.UINT8)
+            fed = self._input(
+                "image" if own.name == "image" else str(own.name),
+                (BATCH, *sides, 3),
+                ir.DataType.UINT8,
+            )
         names = {value.name for value in (*graph.inputs, *graph.outputs)}
         if request.top is None:
             name = "whycam_target" if "target" in names else "target"
@@ -246,7 +250,11 @@ class _Builder:
             self.recorder.symbols["h"], self.recorder.symbols["w"] = of_image[1:2], of_image[2:3]
         layout = self.network.plain.layout
         seen = record_preprocess(
-            self.recorder, fed, request.preprocess, layout, request.picture_size  # type: ignore[arg-type]
+            self.recorder,
+            fed,
+            request.preprocess,
+            layout,
+            request.picture_size,  # type: ignore[arg-type]
         )
         self._replace_input(own, fed.value, seen)
         self.image = seen
@@ -354,7 +362,9 @@ class _Builder:
         if task == "binary":
             flat = flat @ self.recorder.constant(np.array([[-0.5], [0.5]], np.float32))
         raw = self.shapes.dims[self.meaning.logits]
-        flat = flat.reshape([side * self.classes if isinstance(side, Size) else side for side in raw])
+        flat = flat.reshape(
+            [side * self.classes if isinstance(side, Size) else side for side in raw]
+        )
         found, rules = reverse(
             self.network.nodes,
             self.recorder,

@@ -54,7 +54,9 @@ def find_axes(
         layout: of the image.
         shapes: of all tensors.
     """
-    found: dict[ir.Value, Axes] = {image: _named("BCYX" if layout == "NCHW" else "BYXC", shapes.dims[image])}
+    found: dict[ir.Value, Axes] = {
+        image: _named("BCYX" if layout == "NCHW" else "BYXC", shapes.dims[image])
+    }
     for node in nodes:
         if not any(value in found for value in node.inputs):
             continue
@@ -74,7 +76,12 @@ def order_of(axes: Axes | None, dims: Dims) -> tuple[int, int, int, int] | None:
         return None
     places = {}
     for place, axis in enumerate(axes):
-        if axis is not None and len(axis) == 1 and axis[0].stride == 1 and axis[0].length == dims[place]:
+        if (
+            axis is not None
+            and len(axis) == 1
+            and axis[0].stride == 1
+            and axis[0].length == dims[place]
+        ):
             places[axis[0].what] = place
     if set(places) != set("BCYX"):
         return None
@@ -106,7 +113,9 @@ def _through(
         gone = {int(axis) % len(axes) for axis in _reduced(node, shapes)}
         return tuple(axis for i, axis in enumerate(axes) if i not in gone)
     if kind in ("Concat", "Slice", "Split", "Pad", "Gather") and len(dims) == len(axes):
-        return tuple(_resized(axis, old, new) for axis, old, new in zip(axes, before, dims, strict=True))
+        return tuple(
+            _resized(axis, old, new) for axis, old, new in zip(axes, before, dims, strict=True)
+        )
     if kind in _KEEPING or len(dims) == len(axes):
         return _merged([found.get(each) for each in node.inputs if each is not None], dims)
     return None
@@ -185,7 +194,9 @@ def _regrouped(axes: Axes, dims: Dims) -> Axes | None:
         result.append(_joined(taken))
     if pending:
         return None
-    missing = [what for what in "BCYX" if not any(a.what == what for axis in result if axis for a in axis)]
+    missing = [
+        what for what in "BCYX" if not any(a.what == what for axis in result if axis for a in axis)
+    ]
     # Axes of length 1 are told apart by their order.
     return tuple(
         axis if axis else ((Atom(missing.pop(0), 1, 1),) if missing else None) for axis in result
@@ -224,5 +235,3 @@ def _joined(atoms: list[Atom]) -> Axis:
 def is_places(axis: Axis | None) -> bool:
     """Whether an axis runs over rows, columns or both."""
     return axis is not None and bool(axis) and all(atom.what in "YX" for atom in axis)
-
-

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from ..runtime.engines.interface import check_interface, parts_needed
+from ..runtime.engines.interface import check_interface, graph_name, parts_needed
 from ..runtime.engines.plan import (
     Library,
     Plan,
@@ -206,10 +206,12 @@ def check_network(
         parts_needed(manifest.output_shapes, manifest),
     )
     promised = {
-        name: ("int64" if name == "targets" else "float32", (None, *shape))
+        graph_name(name, manifest): ("int64" if name == "targets" else "float32", (None, *shape))
         for name, shape in manifest.output_shapes.items()
     }
     for each in outputs:
+        if each.name in manifest.own_outputs:
+            continue
         found = (each.dtype, tuple(map(_side, each.shape)))
         if found != promised.get(each.name):
             raise ModelFileError(

@@ -10,6 +10,7 @@ from typing import cast
 
 from ..runtime.engines import cuda
 from ..runtime.engines.cuda import Device
+from ..runtime.engines.interface import graph_name
 from ..runtime.engines.plan import Library, Range
 from ..runtime.engines.trt_load import import_library
 from ..runtime.errors import EngineError, ModelFileError, OutputError, RequestError
@@ -97,10 +98,13 @@ class Sizes:
             h, w = self.height, self.width
             sides = (h.least, w.least, 3), (h.best, w.best, 3), (h.most, w.most, 3)
         least, best, most = sides
-        return {
-            "image": ((n.least, *least), (n.best, *best), (n.most, *most)),
-            "target": ((n.least, k.least), (n.best, k.best), (n.most, k.most)),
+        found = {
+            graph_name("image", manifest): ((n.least, *least), (n.best, *best), (n.most, *most))
         }
+        if manifest.top is None:
+            classes = ((n.least, k.least), (n.best, k.best), (n.most, k.most))
+            found[graph_name("target", manifest)] = classes
+        return found  # type: ignore[return-value]
 
 
 def sizes_of(

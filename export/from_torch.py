@@ -17,9 +17,7 @@ INPUT, OUTPUT = "image", "logits"
 _LIMIT = 2**31 - 2**20  # protobuf's bound on one message, less room for the metadata
 
 
-def to_ir(
-    model: torch.nn.Module, size: tuple[int, int], opset: int, channels: int = 3
-) -> ir.Model:
+def to_ir(model: torch.nn.Module, size: tuple[int, int], opset: int, channels: int = 3) -> ir.Model:
     """Translate a classifier to ONNX; the batch is free, modules' paths stay in the nodes' metadata.
 
     Args:

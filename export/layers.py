@@ -19,7 +19,6 @@ from .axes import Axes, find_axes, order_of
 from .gradient.reverse import between
 from .reading import PlainModel
 
-
 MODULE_KEY = "pkg.torch.onnx.name_scopes"
 # Operators after which a tensor is still the same feature map, element by element.
 _ELEMENTWISE = {
@@ -326,9 +325,7 @@ class Network:
                 dims = self.plain.shapes.dims.get(value)
                 if dims is None:
                     continue
-                count = math.prod(
-                    side if isinstance(side, int) else side.factor for side in dims
-                )
+                count = math.prod(side if isinstance(side, int) else side.factor for side in dims)
                 last = max([index, *(position.get(use.node, index) for use in value.uses())])
                 change[index] += 4 * count
                 change[last + 1] -= 4 * count
@@ -364,5 +361,3 @@ def _operations(node: ir.Node, plain: PlainModel) -> int:
     else:
         inner = [side for side in first[-1:] if isinstance(side, int)]
     return out * math.prod(inner)
-
-

@@ -298,7 +298,9 @@ def _reference(origin: Origin, network: Network, meaning: Meaning, layer: Layer)
 def _original(network: Network) -> Callable[[NDArray[Any]], list[NDArray[Any]]]:
     """Runs the graph as it was before anything was added."""
     plain = network.plain
-    session = session_of(submodel(plain.graph, [plain.image], list(plain.graph.outputs), plain.shapes))
+    session = session_of(
+        submodel(plain.graph, [plain.image], list(plain.graph.outputs), plain.shapes)
+    )
     name = str(plain.image.name)
     return lambda image: list(session.run(None, {name: image}))
 
@@ -328,6 +330,7 @@ class GraphRunner:
         self._session = session_of(model)
         if extra is not None:
             outputs.remove(extra)
+        self._image_type = manifest.image_type
         self._image = made.names.get("image", made.image)
         self._target = made.names.get("target", "target") if manifest.top is None else None
         self._own = made.own_outputs
@@ -346,6 +349,7 @@ class GraphRunner:
         return list(self._session.run(list(self._own), self._feeds(image, target)))
 
     def _feeds(self, image: NDArray[Any], target: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        image = image.astype(self._image_type, copy=False)
         return {self._image: image} | ({} if self._target is None else {self._target: target})
 
 

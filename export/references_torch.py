@@ -52,7 +52,9 @@ class TorchReference:
         self._last: tuple[NDArray[Any], tuple[Floats, Floats]] | None = None
 
     @contextlib.contextmanager
-    def _hooked(self, model: torch.nn.Module, hook: Callable[[torch.Tensor], Any]) -> Iterator[None]:
+    def _hooked(
+        self, model: torch.nn.Module, hook: Callable[[torch.Tensor], Any]
+    ) -> Iterator[None]:
         def called(_module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
             found = hook(output)
             return found if isinstance(found, torch.Tensor) else None

@@ -27,7 +27,12 @@ def layers_table(found: Sequence[Layer], chosen: Layer | None) -> Table:
 def layers_document(found: Sequence[Layer], chosen: Layer | None) -> list[dict[str, Any]]:
     """The same for machines."""
     return [
-        {"name": layer.name, "op": layer.op, "shape": layer.shape, "chosen": chosen is not None and layer.value is chosen.value}
+        {
+            "name": layer.name,
+            "op": layer.op,
+            "shape": layer.shape,
+            "chosen": chosen is not None and layer.value is chosen.value,
+        }
         for layer in found
     ]
 

@@ -165,7 +165,9 @@ def _methods(
         supported = set(wishes.map_methods or (default,))
     if meaning.task == "none":
         if refused := sorted({"ablation"} & supported):
-            raise ExportError(f"{refused[0]} compares probabilities, and with task none there are none")
+            raise ExportError(
+                f"{refused[0]} compares probabilities, and with task none there are none"
+            )
         supported.discard("scorecam")
     if wishes.fused_layers:
         supported.add("layercam")

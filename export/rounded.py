@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..runtime import cam
 from ..runtime.engines import selftest
 from ..runtime.engines.engine import Engine, open_engine
-from ..runtime.engines.interface import Arrays
+from ..runtime.engines.interface import Arrays, renamed, run_graph
 from ..runtime.errors import EngineError, MissingExtraError, VerificationError
 from ..runtime.manifest import FilePrecision, Manifest
 
@@ -113,7 +113,10 @@ class RoundedEngine:
     description = "ONNX Runtime, CPU, every half-precision result rounded"
     reason = "the CPU has no half precision"
 
-    def __init__(self, model: onnx.ModelProto, threads: int | None = None) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, manifest: Manifest, threads: int | None = None
+    ) -> None:
+        self._manifest = manifest
         try:
             import onnxruntime
         except ImportError as error:
@@ -133,6 +136,9 @@ class RoundedEngine:
 
     def run(self, feeds: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """As ``Engine.run``."""
+        return run_graph(renamed(self._run, self._manifest), feeds, outputs, self._manifest)
+
+    def _run(self, feeds: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         try:
             found = self._session.run(list(outputs), dict(feeds))
         except Exception as error:
@@ -158,7 +164,7 @@ def check_half(
         VerificationError: it differs by more than ``TOLERANCE``, or is not finite.
     """
     before = open_engine(reference, manifest, "onnxruntime")
-    after: Engine = RoundedEngine(model)
+    after: Engine = RoundedEngine(model, manifest)
     worst = {"probabilities": 0.0, "activations": 0.0, "maps": 0.0}
     batches = list(_inputs(manifest))
     for image, classes in batches:

@@ -52,7 +52,11 @@ def copy_between(
         inputs = []
         for value in node.inputs:
             dims = () if value is None else shapes.dims.get(value, ())
-            if value is not None and value not in mapping and any(isinstance(s, Size) for s in dims):
+            if (
+                value is not None
+                and value not in mapping
+                and any(isinstance(s, Size) for s in dims)
+            ):
                 raise ExportError(
                     f"the node '{node.name}' reads '{value.name}', which depends on the image by another "
                     f"way than '{start.name}'"
@@ -158,5 +162,3 @@ def run(
     session = session_of(submodel(graph, list(feeds), outputs, shapes))
     named = {str(value.name): np.ascontiguousarray(array) for value, array in feeds.items()}
     return list(session.run(None, named))
-
-

@@ -80,9 +80,7 @@ def find_meaning(
     return Meaning(task, chosen, logits, 2 if task == "binary" else count, activation, None)
 
 
-def _recognised(
-    output: ir.Value, before: ir.Value, activation: str | None, count: int
-) -> Meaning:
+def _recognised(output: ir.Value, before: ir.Value, activation: str | None, count: int) -> Meaning:
     if count == 1:
         if activation not in (None, "Sigmoid"):
             raise ExportError(
@@ -191,5 +189,7 @@ def _named(outputs: Sequence[ir.Value], name: str, shapes: Shapes) -> ir.Value:
 def _said(dims: Dims | None) -> str:
     if dims is None:
         return "of unknown shape"
-    sides = [str(s) if isinstance(s, int) else ("N" if s.factor == 1 else f"{s.factor}N") for s in dims]
+    sides = [
+        str(s) if isinstance(s, int) else ("N" if s.factor == 1 else f"{s.factor}N") for s in dims
+    ]
     return f"[{', '.join(sides)}]"

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..runtime.engines.interface import graph_name
 from ..runtime.errors import RequestError
 from ..runtime.files import replacing, write_whole
 from ..runtime.manifest import Manifest
@@ -73,16 +74,19 @@ def write_repository(
     return home
 
 
+_TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8"}
+
+
 def config(manifest: Manifest, name: str) -> str:
     """The text of config.pbtxt."""
-    picture = "TYPE_UINT8" if manifest.embedded_preprocess else "TYPE_FP32"
     inputs = [
-        _tensor("image", picture, manifest.image_shape),
-        _tensor("target", "TYPE_INT64", (None,)),
+        _tensor(graph_name("image", manifest), _TYPES[manifest.image_type], manifest.image_shape)
     ]
+    if manifest.top is None:
+        inputs.append(_tensor(graph_name("target", manifest), "TYPE_INT64", (None,)))
     outputs = [
         _tensor(
-            output,
+            graph_name(output, manifest),
             "TYPE_INT64" if output == "targets" else "TYPE_FP32",
             shape,
             _LABELS if output == "probabilities" and manifest.labels else None,

@@ -253,7 +253,9 @@ def _rows(found: Mapping[str, NDArray[Any]]) -> tuple[Floats, NDArray[np.int64]]
     return np.repeat(activations, targets.shape[1], axis=0), targets.ravel()
 
 
-def _at_a_kink(subject: Subject, found: Mapping[str, NDArray[Any]], rng: np.random.Generator) -> bool:
+def _at_a_kink(
+    subject: Subject, found: Mapping[str, NDArray[Any]], rng: np.random.Generator
+) -> bool:
     """Whether the true gradient itself jumps here when A changes by float32 rounding.
 
     At such a point (two activations of a max-pool tie, a ReLU sits at zero) no float32 engine

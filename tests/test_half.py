@@ -19,7 +19,7 @@ from whycam.export import half, to_half
 from whycam.export.half import halve
 from whycam.export.onnx_graph import read_onnx
 from whycam.export.rounded import RoundedEngine
-from whycam.export.trunk import trunk_runs
+from whycam.export.backbone import backbone_runs
 from whycam.runtime.engines import selftest
 from whycam.runtime.engines.engine import EngineSettings, candidates
 from whycam.runtime.errors import ExportError, RequestError, VerificationError
@@ -73,7 +73,7 @@ def test_every_run_of_the_trunk_is_in_half_and_the_rest_is_not(files, tmp_path, 
 
 def test_runs_of_the_trunk_are_twins(files):
     graph = onnx.load(files("tft")).graph
-    runs = trunk_runs(graph)
+    runs = backbone_runs(graph)
     assert len(runs) == 2
     kinds = [[graph.node[index].op_type for index in run] for run in runs]
     assert kinds[0] == kinds[1]
@@ -101,7 +101,7 @@ def test_check_rounds_every_result(files, precision):
     model = read_onnx(files("raw"))
     halve(model, precision)
     manifest = read_manifest(files("raw"))
-    engine = RoundedEngine(model)
+    engine = RoundedEngine(model, manifest)
     feeds = {"image": selftest.feed(manifest, 0), "target": np.full((1, 1), -1, np.int64)}
     found = engine.run(feeds, ["activations", "probabilities"])
     activations = found["activations"]
@@ -196,7 +196,7 @@ def test_labels_and_maps_survive_fp16_on_photographs(lite0_onnx, shared_data, tm
     samples = in_fixed_order(open_dataset(shared_data / "imagenet-samples").samples)[:40]
     first, second = whycam.load(lite0_onnx), whycam.load(made.path)
     # ONNX Runtime leaves most roundings of an fp16 file out; the rounded engine leaves none out.
-    rounded = whycam.Explainer(RoundedEngine(read_onnx(made.path)), made.manifest)
+    rounded = whycam.Explainer(RoundedEngine(read_onnx(made.path), made.manifest), made.manifest)
     for other in (second, rounded):
         found = compare(first, other, samples, ["gradcam", "layercam"], None)
         assert found.top1 >= 0.97  # all but one of 40
