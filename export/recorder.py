@@ -338,8 +338,11 @@ class Tensor:
                 cuts.append((axis, index, index + 1, 1))
                 squeezed.append(axis)
             elif each != slice(None):
-                start, stop = each.start or 0, INT64_MAX if each.stop is None else each.stop
-                cuts.append((axis, start, stop, each.step or 1))
+                step = each.step or 1
+                ends = (0, INT64_MAX) if step > 0 else (-1, -INT64_MAX)
+                start = ends[0] if each.start is None else each.start
+                stop = ends[1] if each.stop is None else each.stop
+                cuts.append((axis, start, stop, step))
             axis += 1
         found = _sliced(self, cuts) if cuts else self
         if squeezed:

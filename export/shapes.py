@@ -231,7 +231,8 @@ def _inferred(
             f"the node '{node.name}' ({node.op_type}) does not accept its inputs "
             f"{[found.shapes.get(v) for v in node.inputs if v is not None]}: {lines[-1].strip()}"
         ) from error
-    if node.op_type in _POOLS and node.attributes.get_int("ceil_mode", 0):
+    rounding = node.attributes.get("ceil_mode")
+    if node.op_type in _POOLS and rounding is not None and rounding.as_int():
         _leave_out_windows_in_padding(node, found, result)
     return [result.get(str(value.name)) for value in node.outputs]
 

@@ -25,8 +25,8 @@ PORTABLE = {
     "Equal", "Erf", "Exp", "Expand", "Gather", "Gemm", "Greater", "GreaterOrEqual", "Less",
     "LessOrEqual", "Log", "MatMul", "Max", "Min", "Mul", "Neg", "Not", "Or", "Pad", "Pow",
     "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid",
-    "Sign", "Sin", "Slice", "Softplus", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze",
-    "Where",
+    "Sign", "Sin", "Slice", "Softmax", "Softplus", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose",
+    "Unsqueeze", "Where",
 }  # fmt: skip
 
 Draw = Callable[[np.random.Generator, Sequence[int]], np.ndarray]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..recorder import Tensor
-from . import elementwise, normalisation, pooling, products, reductions, shaping
+from . import attention, elementwise, normalisation, pooling, products, reductions, shaping
 from .step import Step
 
 Rule = Callable[[Step], list[Tensor | None]]
@@ -17,6 +17,7 @@ Rule = Callable[[Step], list[Tensor | None]]
 RULES: dict[str, Rule] = {
     **elementwise.RULES,
     **products.RULES,
+    **attention.RULES,
     **pooling.RULES,
     **reductions.RULES,
     **normalisation.RULES,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gradients import Case
 
+from .attention import attention
 from .elementwise import elementwise
 from .normalisation import normalisation
 from .pooling import pooling
@@ -14,6 +15,7 @@ from .shaping import shaping
 CASES: dict[str, list[Case]] = {
     **elementwise(),
     **products(),
+    **attention(),
     **pooling(),
     **reductions(),
     **normalisation(),

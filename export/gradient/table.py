@@ -1,0 +1,71 @@
+"""Print docs/operators.md: ``python -m whycam.export.gradient.table > docs/operators.md``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from . import attention, elementwise, normalisation, pooling, products, reductions, shaping
+from .rules import RULES, Rule
+
+KINDS: dict[str, Mapping[str, Rule]] = {
+    "element by element": elementwise.RULES,
+    "product, convolution": products.RULES,
+    "attention": attention.RULES,
+    "pooling": pooling.RULES,
+    "reduction": reductions.RULES,
+    "normalisation": normalisation.RULES,
+    "shape": shaping.RULES,
+}
+# What a rule refuses, beside axes that hold the batch and inputs that only weights may be.
+REFUSED = {
+    "Attention": "causal, soft cap, boolean mask, past keys, queries that share keys",
+    "AveragePool": "three place axes",
+    "BatchNormalization": "training mode",
+    "Cast": "to whole numbers or booleans",
+    "Clip": "bounds that are no constants",
+    "Conv": "a kernel that depends on the image",
+    "ConvTranspose": "a kernel that depends on the image",
+    "DequantizeLinear": "unless `--straight-through` is given",
+    "Einsum": "three operands, an index twice in one operand, an ellipsis",
+    "Gather": "indices that are no constants",
+    "Gemm": "`transA`, a matrix B that depends on the image",
+    "LpPool": "three place axes",
+    "PRelu": "a slope that depends on the image",
+    "Pow": "an exponent that depends on the image",
+    "QuantizeLinear": "unless `--straight-through` is given",
+    "ReduceProd": "several axes, more than 64 elements",
+    "Resize": "axes other than the last two, antialiasing, cropping, kept aspect ratio",
+    "Slice": "a part of the batch",
+    "Tile": "repeats of the batch",
+}
+
+_INTRODUCTION = """\
+<!-- Written by: python -m whycam.export.gradient.table > docs/operators.md -->
+# Operators with a gradient
+
+`whycam export` adds the gradient of the class score to a network's graph. It walks back from the
+scores to the target layer, so only the operators **between these two** need a gradient; whatever
+stands before the target layer may be anything that the engine runs. An operator that is not in
+this table is refused by name. A later target layer (`--target-layer`) often avoids it.
+
+- Every row is tested against float64 automatic differentiation, in ONNX Runtime.
+- The gradient itself consists of operators that ONNX Runtime, OpenVINO and TensorRT all take.
+- Of equal elements in a maximum (pooling, reductions, `Max`) the first receives the whole gradient.
+- An operator may not work along the batch axis, nor read from the image what is a weight elsewhere
+  (kernels, normalisation scales, slopes).
+"""
+
+
+def page() -> str:
+    """The page in Markdown."""
+    kinds = {operator: kind for kind, rules in KINDS.items() for operator in rules}
+    rows = [
+        f"| `{operator}` | {kinds[operator]} | {REFUSED.get(operator, '')} |"
+        for operator in sorted(RULES)
+    ]
+    head = [f"{len(RULES)} operators:", "", "| operator | kind | refused |", "|---|---|---|"]
+    return "\n".join([_INTRODUCTION, *head, *rows, ""])
+
+
+if __name__ == "__main__":
+    print(page(), end="")
