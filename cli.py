@@ -60,24 +60,52 @@ def root(
         raise typer.Exit
 
 
+_PREPROCESS_HELP = (
+    "How images are prepared, where the model does not say: imagenet (RGB, ImageNet's mean and std, "
+    "shorter side 256/224 of the input, centre crop), tf (-1 .. 1), caffe (BGR less ImageNet's mean), "
+    "zero-one (0 .. 1), raw (0 .. 255), or a JSON file (a manifest's 'preprocess', or a "
+    "preprocessor_config.json). --mean, --std, --resize, --color change parts of it."
+)
+
+
 @app.command(
-    epilog="Example: whycam export torchvision/resnet50 -o resnet50.onnx --methods gradcam,ablation"
+    epilog="Examples: whycam export torchvision/resnet50 -o resnet50.onnx; "
+    "whycam export deployed.onnx -o explained.onnx --preprocess imagenet"
 )
 def export(
     model: Annotated[
         str,
         typer.Argument(
-            help="torchvision/NAME, timm/NAME, package.module:factory, file.py:factory, or the "
-            "folder of a training."
+            help="FILE.onnx, torchvision/NAME, timm/NAME, package.module:factory, file.py:factory, "
+            "or the folder of a training."
         ),
     ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The ONNX file to write.")
     ] = None,
     weights: Weights = "default",
+    weights_key: Annotated[
+        str | None,
+        typer.Option(help="Which of several sets of weights in that file, as state_dict_ema."),
+    ] = None,
     labels: Annotated[
         str | None,
         typer.Option(help="imagenet, or a file: one name a line or a JSON list."),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="What the outputs mean: softmax, sigmoid (independent labels), binary (one logit) "
+            "or none (values) [default: what the graph's last operator says]."
+        ),
+    ] = None,
+    output_name: Annotated[
+        str | None,
+        typer.Option("--output-name", help="Which of several outputs to explain, name or number."),
+    ] = None,
+    preprocess: Annotated[
+        str | None,
+        typer.Option(help=_PREPROCESS_HELP),
     ] = None,
     num_classes: Annotated[
         int | None, typer.Option(help="Classes, where the weights have another number than usual.")
@@ -86,16 +114,30 @@ def export(
         str | None, typer.Option(help="Side of the network input, or HxW [default: the model's].")
     ] = None,
     resize: Annotated[
-        int | None, typer.Option(help="Shorter side before the centre crop [default: the model's].")
+        int | None,
+        typer.Option(
+            help="Shorter side before the centre crop; 0: straight to the input's size "
+            "[default: the model's]."
+        ),
     ] = None,
     interpolation: Annotated[
         str | None,
         typer.Option(help="nearest, bilinear, bicubic or lanczos [default: the model's]."),
     ] = None,
     mean: Annotated[
-        str | None, typer.Option(help="Three numbers for [0, 1] pixels, as 0.485,0.456,0.406.")
+        str | None,
+        typer.Option(help="A number a channel, for [0, 1] pixels, as 0.485,0.456,0.406."),
     ] = None,
-    std: Annotated[str | None, typer.Option(help="Three numbers, as 0.229,0.224,0.225.")] = None,
+    std: Annotated[
+        str | None, typer.Option(help="A number a channel, as 0.229,0.224,0.225.")
+    ] = None,
+    color: Annotated[
+        str | None, typer.Option(help="The network's channel order: RGB, BGR, or L for grey.")
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(help="Of an ONNX file's input: NCHW or NHWC [default: from its shape]."),
+    ] = None,
     target_layer: Annotated[
         str | None,
         typer.Option(help="The layer to explain [default: found from the graph]."),
@@ -121,13 +163,34 @@ def export(
         str,
         typer.Option(
             help="What the graph returns besides probabilities, one or more of: raw (activations "
-            "and gradients, for any method), map (one method's finished map), tft (that map, cut "
-            "at the threshold that a sweep inside the graph finds)."
+            "and gradients), map (finished maps), tft (the first method's map, cut at the threshold "
+            "that a sweep inside the graph finds)."
         ),
-    ] = "raw",
-    map_method: Annotated[
+    ] = "raw,map",
+    map_methods: Annotated[
         str | None,
-        typer.Option(help="Whose map the outputs map and tft are [default: first method]."),
+        typer.Option(
+            help="Whose maps the graph finishes, the first one's also for tft [default: all methods "
+            "but scorecam; Grad-CAM alone without raw]."
+        ),
+    ] = None,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            help="Explain the K most probable classes: the graph then takes images alone, as the "
+            "file that it replaces [default: an input says which classes]."
+        ),
+    ] = None,
+    straight_through: Annotated[
+        bool,
+        typer.Option(
+            "--straight-through",
+            help="Pass gradients through quantisation after the target layer.",
+        ),
+    ] = False,
+    check: Annotated[
+        list[Path] | None,
+        typer.Option(help="An image of yours, on which the file's own outputs are compared too."),
     ] = None,
     fuse: Annotated[
         str | None,
@@ -181,8 +244,9 @@ def export(
     opset: Annotated[int, typer.Option(help="ONNX operator set.")] = 18,
     as_json: Json = False,
 ) -> None:
-    """Turn a PyTorch CNN into one ONNX file that classifies and explains, and check it."""
+    """Turn a classifier into one ONNX file that classifies and explains, and check it."""
     from .export import Overrides, layers, to_onnx
+    from .export.onnx import STEPS
     from .export.report import export_document, export_lines, layers_document, layers_table
     from .export.triton import model_path, repository_name, write_repository
     from .runtime.priors import read_priors
@@ -194,9 +258,13 @@ def export(
         interpolation=options.one_of(  # type: ignore[arg-type]
             "--interpolation", interpolation, ("nearest", "bilinear", "bicubic", "lanczos")
         ),
-        mean=options.triple("--mean", mean),
-        std=options.triple("--std", std),
+        mean=options.per_channel("--mean", mean),
+        std=options.per_channel("--std", std),
+        preprocess=preprocess,
+        color=options.one_of("--color", color, ("RGB", "BGR", "L")),  # type: ignore[arg-type]
+        layout=options.one_of("--layout", layout, ("NCHW", "NHWC")),
     )
+    meaning = options.one_of("--task", task, ("softmax", "sigmoid", "binary", "none"))
     if list_layers:
         with progress("reading the graph", None, as_json):
             # Weights do not matter for this: do not download any.
@@ -205,6 +273,8 @@ def export(
                 weights="none" if weights == "default" else weights,
                 num_classes=num_classes,
                 overrides=overrides,
+                task=meaning,  # type: ignore[arg-type]
+                output=output_name,
             )
         if as_json:
             print_json(layers_document(found, chosen))
@@ -220,24 +290,30 @@ def export(
         raise RequestError("--forwards needs what was learnt of thresholds: --search FILE")
     priors = () if search is None else read_priors(search)
     target = output or model_path(triton or "", repository_name(model))
-    with progress("starting", _EXPORT_STEPS, as_json) as advance:
+    with progress("starting", len(STEPS), as_json) as advance:
         made = to_onnx(
             model,
             target,
             weights=weights,
+            weights_key=weights_key,
             labels=labels,
             num_classes=num_classes,
             overrides=overrides,
+            task=meaning,  # type: ignore[arg-type]
+            output=output_name,
             target_layer=target_layer,
             methods=options.names(methods) if methods is not None else None,
             score=options.one_of("--score", score, ("logit", "prob")),  # type: ignore[arg-type]
             outputs=options.names(outputs),
-            map_method=map_method,
+            map_methods=options.names(map_methods) if map_methods is not None else None,
             fused_layers=() if fuse is None else options.names(fuse),
             tft=options.reading(mask, thresholds, Tft(), forwards, again),
             priors=priors,
             embed_preprocess=embed_preprocess,
             picture_size=options.size("--picture-size", picture_size),
+            top=top,
+            straight_through=straight_through,
+            check=check or (),
             opset=opset,
             step=lambda name: advance(name, 1),
         )
@@ -249,11 +325,11 @@ def export(
     if home is not None:
         out.print(f"next: tritonserver --model-repository {home.parent.absolute()}", soft_wrap=True)
     else:
-        tft = " --tft" if not embed_preprocess or "tft" in made.manifest.outputs else ""
-        out.print(f"next: whycam explain {target} PICTURE -o maps{tft}", soft_wrap=True)
-
-
-_EXPORT_STEPS = 7
+        can_mask = "tft" in made.manifest.outputs or not (
+            embed_preprocess or made.manifest.task == "none" or made.manifest.image_type == "uint8"
+        )
+        tft = " --tft" if can_mask else ""
+        out.print(f"next: whycam explain {target} IMAGE -o maps{tft}", soft_wrap=True)
 
 
 app.command(epilog="Example: whycam explain resnet50.onnx cat.jpg dog.jpg -o maps/ --tft --figure")(

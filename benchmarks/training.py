@@ -18,7 +18,7 @@ from rich.table import Table
 from timing import MODELS, console, environment, network
 
 from whycam.calibrate import open_dataset
-from whycam.export.source import IMAGENET
+from whycam.runtime.input_format import Preprocess
 from whycam.train.cache import Cache
 from whycam.train.data import Batches
 from whycam.train.network import Tunable
@@ -42,7 +42,7 @@ def measure(name: str, paths: list[Path], variant: str, rounds: int, folder: Pat
     """Seconds of each round, with the cache and without."""
     tunable = Tunable(network(name), (224, 224))
     objective = Objective(terms={variant: 1.0})
-    maker = Maker(tunable, IMAGENET, torch.device("cpu"))
+    maker = Maker(tunable, Preprocess(size=(224, 224), resize=(256,)), torch.device("cpu"))
     small = ["target", "probabilities"]
     stores = {
         "cached": Cache(

@@ -254,7 +254,7 @@ class _Builder:
             fed,
             request.preprocess,
             layout,
-            request.picture_size,  # type: ignore[arg-type]
+            request.picture_size,
         )
         self._replace_input(own, fed.value, seen)
         self.image = seen

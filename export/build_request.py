@@ -104,7 +104,7 @@ class Sizes:
         if manifest.top is None:
             classes = ((n.least, k.least), (n.best, k.best), (n.most, k.most))
             found[graph_name("target", manifest)] = classes
-        return found  # type: ignore[return-value]
+        return found
 
 
 def sizes_of(

@@ -33,8 +33,8 @@ from .references import OnnxReference, Reference
 from .request import Wishes, request_for
 from .scores import probabilities, seed_of
 from .subgraph import session_of, submodel
-from .task import Meaning, find_meaning
-from .verify import Subject, Verification, verify
+from .task import Meaning, find_meaning, may_be_probabilities
+from .verify import Subject, Verification, photograph_like, verify
 
 if TYPE_CHECKING:
     import torch
@@ -184,10 +184,16 @@ def to_onnx(
         head = take_apart(network, layer)
         request, priors_kept, tft = request_for(wishes, head, meaning, origin)
         manifest = _manifest(origin, network, meaning, layer, earlier, head, request, tft)
-        manifest = msgspec.structs.replace(manifest, priors=priors_kept)
+        manifest = msgspec.structs.replace(
+            manifest,
+            priors=priors_kept,
+            own_outputs=tuple(str(value.name) for value in plain.graph.outputs),
+        )
         reference = _reference(origin, network, meaning, layer)
         references_earlier = tuple(_reference(origin, network, meaning, each) for each in earlier)
         original = _original(network)
+        if task is None and may_be_probabilities(meaning.output):
+            _check_is_no_probability(meaning, original, manifest)
         step(STEPS[2])
         made = assemble(
             network,
@@ -200,7 +206,6 @@ def to_onnx(
         manifest = msgspec.structs.replace(
             manifest,
             names={name: own for name, own in made.names.items() if _declared(name, manifest)},
-            own_outputs=made.own_outputs,
         )
         _tidy(plain.model)
         step(STEPS[3])
@@ -293,6 +298,28 @@ def _reference(origin: Origin, network: Network, meaning: Meaning, layer: Layer)
         except LookupError:
             pass
     return OnnxReference(network, meaning, layer)
+
+
+def _check_is_no_probability(
+    meaning: Meaning, original: Callable[[NDArray[Any]], list[NDArray[Any]]], manifest: Manifest
+) -> None:
+    """Refuse outputs that are probabilities already, though no operator at the end says so.
+
+    A softmax written as exp, sum and quotient is one; softmax of it would be wrong without a sign.
+    """
+    rng = np.random.default_rng(0)
+    feeds = photograph_like(rng, 2, msgspec.structs.replace(manifest, embedded_preprocess=False))
+    outputs = original(feeds)
+    names = manifest.own_outputs
+    values = np.asarray(outputs[names.index(str(meaning.output.name))], np.float64).reshape(2, -1)
+    within = bool(values.min() >= 0 and values.max() <= 1)
+    if within and (values.shape[1] == 1 or np.abs(values.sum(-1) - 1).max() < 1e-3):
+        raise ExportError(
+            f"the output '{meaning.output.name}' holds probabilities already, but the graph does not "
+            "end in Softmax or Sigmoid: its activation is written in other operators. Name the logits "
+            "with --output-name if the file gives them out, or pass --task none to explain the values "
+            "as they are"
+        )
 
 
 def _original(network: Network) -> Callable[[NDArray[Any]], list[NDArray[Any]]]:

@@ -18,6 +18,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from ..runtime.errors import ExportError, ModelFileError
+from ..runtime.input_format import Layout
 from .recorder import Size, product
 from .shapes import Shapes, find_shapes, propagate
 
@@ -47,7 +48,7 @@ class PlainModel:
     image: ir.Value
     size: tuple[int, int]
     channels: int
-    layout: str
+    layout: Layout
     shapes: Shapes
     metadata: dict[str, str]
     changes: tuple[str, ...]
@@ -170,7 +171,14 @@ def to_plain(
                 ]
             )
     return PlainModel(
-        model, image, size, channels, layout, shapes, dict(metadata or {}), tuple(changes)
+        model,
+        image,
+        size,
+        channels,
+        "NHWC" if layout == "NHWC" else "NCHW",
+        shapes,
+        dict(metadata or {}),
+        tuple(changes),
     )
 
 

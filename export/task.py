@@ -14,6 +14,7 @@ from .shapes import Shapes
 
 _MOVERS = {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout", "Cast"}
 _INDICES = {"ArgMax", "TopK"}
+_LAST_OF_AN_ACTIVATION = {"Div", "Reciprocal", "Exp", "Clip", "Mul", "HardSigmoid"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def find_meaning(
     if activation in _INDICES:
         raise ExportError(
             f"the output '{chosen.name}' holds class numbers ({activation}), not scores: export the "
-            "network without that step, or name an earlier output with --output"
+            "network without that step, or name an earlier output with --output-name"
         )
     if task is None:
         return _recognised(chosen, before, activation, count)
@@ -132,6 +133,14 @@ def _activation(value: ir.Value, shapes: Shapes) -> tuple[str | None, ir.Value]:
     return None, value
 
 
+def may_be_probabilities(value: ir.Value) -> bool:
+    """Whether an output ends in an operator that a softmax or sigmoid may have been written with."""
+    node = value.producer()
+    while node is not None and node.op_type in _MOVERS and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node is not None and node.op_type in _LAST_OF_AN_ACTIVATION
+
+
 def _is_flat(value: ir.Value, shapes: Shapes) -> bool:
     """Whether only one axis besides the batch has more than one element."""
     dims = shapes.dims.get(value, ())
@@ -171,7 +180,7 @@ def _only(outputs: Sequence[ir.Value], shapes: Shapes) -> ir.Value:
     if len(fitting) > 1 and len(sources) > 1:
         listed = ", ".join(f"'{v.name}' {_said(shapes.dims.get(v))}" for v in fitting)
         raise ExportError(
-            f"there are several outputs that could be class scores: {listed}. Choose one with --output "
+            f"there are several outputs that could be class scores: {listed}. Choose one with --output-name "
             "NAME"
         )
     ended = [value for value in fitting if _activation(value, shapes)[0] is not None]

@@ -80,6 +80,10 @@ class ExportError(WhyCamError):
     """A model cannot be loaded or turned into an explaining graph."""
 
 
+class PreprocessError(ExportError):
+    """Nothing says how images are prepared for a network."""
+
+
 class TargetLayerError(ExportError):
     """No layer, or not the named one, can serve as target layer; lists those that can."""
 

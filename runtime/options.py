@@ -123,15 +123,17 @@ def size(option: str, text: str | None) -> tuple[int, int] | None:
     return sides[0], sides[-1]
 
 
-def triple(option: str, text: str | None) -> tuple[float, float, float] | None:
-    """Three numbers with commas between them."""
+def per_channel(option: str, text: str | None) -> tuple[float, ...] | None:
+    """A number for each channel, with commas between them: three, or one for grey."""
     if text is None:
         return None
     try:
-        red, green, blue = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise RequestError(f"{option} must be three numbers with commas, not '{text}'") from error
-    return red, green, blue
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) not in (1, 3):
+        raise RequestError(f"{option} must be three numbers with commas, or one, not '{text}'")
+    return values
 
 
 def numbers(option: str, text: str) -> dict[str, float]:

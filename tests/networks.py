@@ -6,7 +6,7 @@ from torch import nn
 from whycam.export import Overrides
 
 CLASSES, SIZE = 7, 32
-SMALL = Overrides(image_size=SIZE)
+SMALL = Overrides(image_size=SIZE, preprocess="imagenet")
 
 
 def network(*head: nn.Module) -> nn.Module:

@@ -137,7 +137,7 @@ def test_thresholds_in_the_graph_agree_between_engines(tmp_path, photographs):
 
     path = tmp_path / "tft.onnx"
     soft = Tft(mask="soft", thresholds="rank")
-    small = Overrides(image_size=(32, 32))
+    small = Overrides(image_size=(32, 32), preprocess="imagenet")
     to_onnx(linear().eval(), path, outputs=["tft", "raw"], tft=soft, overrides=small)
     a, b = (whycam.load(path, name) for name in ("openvino", "onnxruntime"))
     same(a.explain(photographs, tft=True), b.explain(photographs, tft=True), 1e-5)

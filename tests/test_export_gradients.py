@@ -49,7 +49,7 @@ def gradient_error(
     to_onnx(
         copy.deepcopy(model),
         tmp_path / "model.onnx",
-        overrides=Overrides(image_size=size),
+        overrides=Overrides(image_size=size, preprocess="imagenet"),
         target_layer=target_layer,
         score=score,
     )
@@ -327,7 +327,7 @@ def test_a_head_with_a_dilated_max_pool_is_an_export_error(tmp_path: Path) -> No
         to_onnx(
             model,
             tmp_path / "model.onnx",
-            overrides=Overrides(image_size=Small.SIZE),
+            overrides=Overrides(image_size=Small.SIZE, preprocess="imagenet"),
             target_layer="features",
         )
     assert list(tmp_path.iterdir()) == []

@@ -189,7 +189,7 @@ def _made(room: Path) -> Path:
 
     path = room / "small.onnx"
     if not path.exists():
-        size = Overrides(image_size=factory.SIDE)
+        size = Overrides(image_size=factory.SIDE, preprocess="imagenet")
         to_onnx(factory.model(), path, overrides=size, methods=list(METHODS))
     return path
 
