@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runtime.backbone import backbone_runs
 from ..runtime.engines.interface import filled, graph_name
 from ..runtime.errors import EngineError, MissingExtraError, ModelFileError, RequestError
 from ..runtime.manifest import Manifest
@@ -90,25 +90,16 @@ def read_graph(path: str | os.PathLike[str], part: Part = "trunk") -> Graph:
     weights = {each.name: each for each in model.graph.initializer}
     shapes = _shapes(model)
     manifest = read_manifest(path)
-    trunk = _upstream(model, graph_name("activations", manifest))
-    if not trunk:
-        raise RequestError(f"{path} has no activations inside: export it again")
-    shared = {node.input[1] for node in trunk if node.op_type in _LAYERS and len(node.input) > 1}
-    again = [
-        node
-        for node in model.graph.node
-        if node.op_type in _LAYERS
-        and len(node.input) > 1
-        and node.input[1] in shared
-        and node.name not in {each.name for each in trunk}
-    ]
+    runs = [[model.graph.node[index] for index in run] for run in backbone_runs(model.graph)]
+    trunk, passes = runs[0], runs[1:]
+    if part == "sweep" and manifest.tft.again is not None:
+        passes = passes[:-1]  # the last one is for the best thresholds, which stay in float
+    again = [node for run in passes for node in run if node.op_type in _LAYERS]
     if part == "sweep" and not again:
         raise RequestError(
             f"{path} has no sweep inside whose layers could be quantised: export it with "
             "--outputs tft"
         )
-    if part == "sweep" and manifest.tft.again is not None:
-        again = _but_the_last_pass(again, trunk)
     chosen = again if part == "sweep" else [*trunk, *again]
     if part == "sweep":
         _own_weights(model, again)
@@ -137,24 +128,6 @@ def read_graph(path: str | os.PathLike[str], part: Part = "trunk") -> Graph:
     return Graph(model, layers, tuple(node.name for node in sums), tensors, manifest)
 
 
-def _but_the_last_pass(
-    again: Sequence[onnx.NodeProto], trunk: Sequence[onnx.NodeProto]
-) -> list[onnx.NodeProto]:
-    """Without the pass that the best thresholds go through: each weight's last uses.
-
-    Nodes stand in the order in which they run, and that pass needs what the one before it found. A
-    weight may be used several times within one pass.
-    """
-    uses = Counter(node.input[1] for node in trunk if node.op_type in _LAYERS)
-    left = Counter(node.input[1] for node in again)
-    kept = []
-    for node in again:
-        left[node.input[1]] -= 1
-        if left[node.input[1]] >= uses[node.input[1]]:
-            kept.append(node)
-    return kept
-
-
 def _own_weights(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> None:
     """Copies of the weights that nodes share with others, which are to stay as they are."""
     import onnx
@@ -167,17 +140,6 @@ def _own_weights(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> Non
             copy.name = f"{node.input[1]}_of_{node.name}"
             model.graph.initializer.append(copy)
             node.input[1] = copy.name
-
-
-def _upstream(model: onnx.ModelProto, name: str) -> list[onnx.NodeProto]:
-    """What a tensor is computed from, in order."""
-    needed = {name}
-    found = []
-    for node in reversed(model.graph.node):
-        if needed.intersection(node.output):
-            found.append(node)
-            needed.update(node.input)
-    return found[::-1]
 
 
 def _between(model: onnx.ModelProto, layers: Collection[str]) -> set[str]:

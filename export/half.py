@@ -21,7 +21,7 @@ from ..runtime.errors import ExportError, RequestError
 from ..runtime.files import replacing
 from ..runtime.manifest import Manifest
 from ..runtime.onnxfile import append_manifest, digest, read_manifest
-from .backbone import backbone_runs
+from ..runtime.backbone import backbone_runs
 from .fold import fold_batch_norms
 from .onnx_graph import read_onnx, types_of, with_opset, write_onnx
 from .rounded import HalfCheck, check_half

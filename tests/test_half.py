@@ -19,7 +19,7 @@ from whycam.export import half, to_half
 from whycam.export.half import halve
 from whycam.export.onnx_graph import read_onnx
 from whycam.export.rounded import RoundedEngine
-from whycam.export.backbone import backbone_runs
+from whycam.runtime.backbone import backbone_runs
 from whycam.runtime.engines import selftest
 from whycam.runtime.engines.engine import EngineSettings, candidates
 from whycam.runtime.errors import ExportError, RequestError, VerificationError

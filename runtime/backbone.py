@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from ..runtime.errors import ExportError
+from .errors import ExportError
 
 if TYPE_CHECKING:
     import onnx
