@@ -5,27 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from string import ascii_letters
 
-from ..recorder import Dim, Dims, Size, Tensor, unsqueeze
+from ..recorder import Dim, Tensor, unsqueeze
 from .step import Step
 from .windows import padding_of
 
 
 def _matmul(step: Step) -> list[Tensor | None]:
-    """G B' and A' G; vectors are matrices of one row or column."""
+    """G B' and A' G; with a vector an outer product."""
     g, a, b = step.g, step.x(0), step.x(1)
-    if a.ndim == 1:
-        a, g = unsqueeze(a, [0]), unsqueeze(g, [g.ndim - (b.ndim > 1)])
     if b.ndim == 1:
-        b, g = unsqueeze(b, [1]), unsqueeze(g, [g.ndim])
+        return [step.times(unsqueeze(g, [g.ndim]), b) if step.wants(0) else None, None]
+    if a.ndim == 1:
+        column = a.reshape((a.shape[0], 1))
+        return [None, step.times(unsqueeze(g, [g.ndim - 1]), column) if step.wants(1) else None]
     return [
-        _summed_to(step, _left(step, g, b), a.shape, step.dims(0)) if step.wants(0) else None,
-        _summed_to(step, _right(step, a, g), b.shape, step.dims(1)) if step.wants(1) else None,
+        step.reduced_to(_left(step, g, b), 0) if step.wants(0) else None,
+        step.reduced_to(_right(step, a, g), 1) if step.wants(1) else None,
     ]
 
 
 def _left(step: Step, g: Tensor, b: Tensor) -> Tensor:
-    """G B'; with a plain matrix B as one Gemm, which needs no transposed copy of B."""
-    if b.ndim == 2 and not any(isinstance(side, Size) for side in b.shape):
+    """G B'; with a stored matrix B as one Gemm, which needs no transposed copy of B."""
+    if b.ndim == 2 and step.is_stored(1):
         rows = g.reshape((-1, g.shape[-1]))
         found = step.recorder.op("Gemm", [rows, b], (rows.shape[0], b.shape[0]), transB=1)
         return found.reshape((*g.shape[:-1], b.shape[0]))
@@ -34,11 +35,6 @@ def _left(step: Step, g: Tensor, b: Tensor) -> Tensor:
 
 def _right(step: Step, a: Tensor, g: Tensor) -> Tensor:
     return step.product(g, step.xp.matrix_transpose(a), gradient_first=False)
-
-
-def _summed_to(step: Step, gradient: Tensor, matrix: Dims, dims: Dims) -> Tensor:
-    """The gradient of an operand that was taken for a matrix, in the operand's own shape."""
-    return step.summed(gradient, step.lifted(matrix)).reshape(step.lifted(dims))
 
 
 def _gemm(step: Step) -> list[Tensor | None]:

@@ -79,6 +79,7 @@ def reverse(
     """
     path, active = between(wanted, end, nodes)
     blocks = _batch_blocks(nodes, shapes)
+    prepared: dict[tuple[ir.Value, str], Tensor] = {}
     missing = [value.name for value in wanted if value not in active]
     if missing:
         raise ExportError(f"the class scores do not depend on '{missing[0]}'")
@@ -90,7 +91,7 @@ def reverse(
             continue
         rule = RULES.get(node.op_type)
         outer = blocks.get(node.outputs[0], 1)
-        step = Step(node, grads, recorder, shapes, active, classes, outer)
+        step = Step(node, grads, recorder, shapes, active, classes, outer, prepared)
         if rule is None:
             raise step.refusal("whycam has no gradient rule for this operator")
         used.append(node.op_type)

@@ -36,7 +36,8 @@ class Step:
         shapes: Shapes,
         active: set[ir.Value],
         classes: Dim,
-        outer: int = 1,
+        outer: int,
+        prepared: dict[tuple[ir.Value, str], Tensor],
     ) -> None:
         self.node = node
         self.grads = grads
@@ -46,6 +47,8 @@ class Step:
         self._active = active
         self._classes = classes
         self._outer = outer
+        # Forward tensors as float32 or with a class axis, shared by all nodes.
+        self._prepared = prepared
 
     @property
     def g(self) -> Tensor:
@@ -100,7 +103,14 @@ class Step:
         if value not in self._shapes.dims:
             raise self.refusal(f"the shape of '{value.name}' depends on the image's contents")
         tensor = Tensor(self.recorder, value, self._shapes.dims[value], self._shapes.dtypes[value])
-        return tensor.cast(ir.DataType.FLOAT)
+        if tensor.dtype == ir.DataType.FLOAT:
+            return tensor
+        return self._once(value, "float", lambda: tensor.cast(ir.DataType.FLOAT))
+
+    def _once(self, value: ir.Value, purpose: str, record: Callable[[], Tensor]) -> Tensor:
+        if (value, purpose) not in self._prepared:
+            self._prepared[value, purpose] = record()
+        return self._prepared[value, purpose]
 
     def dims(self, index: int = 0) -> Dims:
         """The shape of an input in the forward pass."""
@@ -127,6 +137,11 @@ class Step:
         if found is None:
             raise self.refusal(f"its input {index} is not a constant")
         return found
+
+    def is_stored(self, index: int) -> bool:
+        """Whether an input is a weight of the file, rather than computed from some."""
+        value = self._input(index)
+        return value is not None and value.const_value is not None
 
     def known(self, index: int) -> NDArray[Any] | None:
         """The value of an input if it is a small constant."""
@@ -169,9 +184,12 @@ class Step:
 
     def product(self, a: Tensor, b: Tensor, gradient_first: bool = True) -> Tensor:
         """The matrix product of gradient rows ``a`` and a forward tensor ``b``, or ``b @ a``."""
-        for each in (a, b):
-            if any(isinstance(side, Size) for side in each.shape[-2:]):
-                raise self.refusal("it multiplies matrices along the batch")
+        if any(isinstance(side, Size) for side in b.shape):
+            matrices = (*a.shape[-2:], *b.shape[-2:])
+        else:
+            matrices = (a.shape[-1 if gradient_first else -2],)
+        if any(isinstance(side, Size) for side in matrices):
+            raise self.refusal("it multiplies matrices along the batch")
         if gradient_first:
             return self._joined(a, b, lambda g, f: g @ f)
         return self._joined(a, b, lambda g, f: f @ g)
@@ -214,9 +232,10 @@ class Step:
         """[.., o N m, ..] as [.., o, N, 1, m, ..]."""
         place = self._batch_axis(forward.shape)
         middle = self._middle(forward.shape[place], 1, 1)
+        dims = [*forward.shape[:place], *middle, *forward.shape[place + 1 :]]
         if len(middle) == 2:
-            return unsqueeze(forward, [place + 1])
-        return forward.reshape([*forward.shape[:place], *middle, *forward.shape[place + 1 :]])
+            return self._once(forward.value, "split", lambda: unsqueeze(forward, [place + 1]))
+        return self._once(forward.value, "split", lambda: forward.reshape(dims))
 
     def rows(self, forward: Tensor) -> Tensor:
         """A forward tensor copied for each class, where products need it so."""

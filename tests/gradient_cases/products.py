@@ -36,6 +36,20 @@ def matrix_products() -> list[Case]:
     return cases
 
 
+def computed_weights() -> list[Case]:
+    """As in a head with weight normalisation."""
+    held = weights(4, 3)
+    return [
+        Case(
+            [node("Exp", "w", "e"), node("MatMul", "x e")],
+            {"x": shape},
+            {"w": held},
+            lambda x: x @ in_double(held).exp(),
+        )
+        for shape in ((4,), (2, 4))
+    ]
+
+
 def gemms() -> list[Case]:
     plain, flipped, bias = weights(4, 3), weights(3, 4), weights(3)
     return [
@@ -144,7 +158,7 @@ def transposed_convolutions() -> list[Case]:
 
 def products() -> dict[str, list[Case]]:
     return {
-        "MatMul": matrix_products(),
+        "MatMul": [*matrix_products(), *computed_weights()],
         "Gemm": gemms(),
         "Einsum": einsums(),
         "Conv": convolutions(),
