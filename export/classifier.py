@@ -1,31 +1,26 @@
-"""Give a network another number of classes: a new last layer, found from the graph."""
+"""Give a network another number of classes: a new last layer, found by running the network."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import fx, nn
+import torch.nn.functional as F
+from torch import nn
 
 from ..runtime.errors import ExportError
-from .layer import capture, tensor_path
-
-aten = torch.ops.aten
-
-_PRODUCTS = {
-    aten.linear.default,
-    aten.addmm.default,
-    aten.mm.default,
-    aten.conv2d.default,
-    aten.convolution.default,
-}
 
 
-def replace_classifier(model: nn.Module, num_classes: int, size: tuple[int, int]) -> str:
+def replace_classifier(
+    model: nn.Module, num_classes: int, size: tuple[int, int], channels: int = 3
+) -> str:
     """Put a new last layer, initialised as torch does, in the place of the old one.
 
     Args:
-        model: in eval mode; changed in place.
+        model: in eval mode; takes [N, channels, H, W]; changed in place.
         num_classes: of the new layer.
         size: (H, W) of the network's input.
+        channels: of the network's input.
 
     Returns:
         The layer's name.
@@ -35,12 +30,13 @@ def replace_classifier(model: nn.Module, num_classes: int, size: tuple[int, int]
     """
     if num_classes < 2:
         raise ExportError(f"a classifier has 2 classes or more, not {num_classes}")
-    name = _last_weight(capture(model, size)).rpartition(".")[0]
+    example = torch.zeros(2, channels, *size)
+    name, is_plain = _last_layer(model, example)
     old = model.get_submodule(name)
     new: nn.Module
-    if isinstance(old, nn.Linear):
+    if isinstance(old, nn.Linear) and is_plain:
         new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
-    elif isinstance(old, nn.Conv2d) and old.kernel_size == (1, 1) and old.groups == 1:
+    elif isinstance(old, nn.Conv2d) and is_plain:
         new = nn.Conv2d(old.in_channels, num_classes, 1, bias=old.bias is not None)
     else:
         raise ExportError(
@@ -48,29 +44,71 @@ def replace_classifier(model: nn.Module, num_classes: int, size: tuple[int, int]
             f"{num_classes} classes: give the network its classes yourself, and train after that"
         )
     model.set_submodule(name, new.eval())
+    if not _returns(model, example, num_classes):
+        model.set_submodule(name, old)
+        raise ExportError(
+            f"another number of outputs of its last layer, {name}, does not give the network "
+            f"{num_classes} classes: give it its classes yourself, and train after that"
+        )
     return name
 
 
-def _last_weight(captured: fx.GraphModule) -> str:
-    """The weight of the last product before the logits."""
-    path, _, _ = tensor_path(captured.graph)
-    for node in reversed(path):
-        if node.target in _PRODUCTS:
-            weights = [
-                str(source.target)
-                for source in _sources(node)
-                if source.op == "get_attr" and str(source.target).endswith("weight")
-            ]
-            if weights:
-                return weights[0]
-            break
-    raise ExportError("the network does not end in a layer with weights that could be replaced")
+def _last_layer(model: nn.Module, example: torch.Tensor) -> tuple[str, bool]:
+    """The last layer with a weight matrix that runs; whether it multiplies by it and no more."""
+    last: tuple[nn.Module, bool] | None = None
+
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        nonlocal last
+        last = module, _multiplies_only(module, inputs[0] if inputs else None, output)
+
+    names = {module: name for name, module in model.named_modules() if _has_matrix(module)}
+    hooks = [module.register_forward_hook(note) for module in names]
+    try:
+        _run(model, example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if last is None:
+        raise ExportError("the network does not end in a layer with weights that could be replaced")
+    return names[last[0]], last[1]
 
 
-def _sources(node: fx.Node) -> list[fx.Node]:
-    """What a product reads, through transposes."""
-    found = []
-    for source in node.all_input_nodes:
-        found.append(source)
-        found.extend(source.all_input_nodes if source.op == "call_function" else [])
-    return found
+def _has_matrix(module: nn.Module) -> bool:
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        return True
+    own = module.parameters(recurse=False)
+    return not list(module.children()) and any(weight.ndim >= 2 for weight in own)
+
+
+def _multiplies_only(module: nn.Module, given: Any, made: Any) -> bool:
+    """Whether it is what PyTorch's own layer is: subclasses may normalise or scale as well."""
+    if isinstance(module, nn.Linear):
+        plain = F.linear(given, module.weight, module.bias)
+    elif isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1:
+        plain = F.conv2d(given, module.weight, module.bias)
+    else:
+        return False
+    return plain.shape == _shape(made) and torch.allclose(plain, made, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def _run(model: nn.Module, example: torch.Tensor) -> Any:
+    try:
+        return model(example)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ExportError(
+            f"the model does not accept a float32 image batch of shape {tuple(example.shape)}: "
+            f"{reason}"
+        ) from error
+
+
+def _returns(model: nn.Module, example: torch.Tensor, num_classes: int) -> bool:
+    try:
+        return _shape(_run(model, example)) == (len(example), num_classes)
+    except ExportError:
+        return False
+
+
+def _shape(output: Any) -> tuple[int, ...] | str:
+    return tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+from functools import cache
+
 import networks
 import numpy as np
 import pytest
@@ -10,7 +14,10 @@ import torchvision
 from torch import nn
 
 from whycam.runtime import cam
+from whycam.runtime.errors import ExportError, TargetLayerError
+from whycam.train.graph import capture, target_node, tensor_path
 from whycam.train.network import Tunable, Tuner
+from whycam.train.target import find_target
 
 SIZE = (networks.SIZE, networks.SIZE)
 IMAGE = torch.randn(3, 3, *SIZE, generator=torch.Generator().manual_seed(1))
@@ -38,11 +45,51 @@ def residual() -> nn.Module:
     return Residual().eval()
 
 
-@pytest.mark.parametrize("make", [networks.linear, networks.curved, residual])
+class ChannelsLast(nn.Module):
+    """A last block that works on [N, h, w, K], and a functional ReLU that no module owns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last = nn.Conv2d(3, 6, 5, 4), nn.Conv2d(6, 6, 3, 1, 1, groups=6)
+        self.mix, self.classifier = nn.Linear(6, 6), nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x)).permute(0, 2, 3, 1)
+        mixed = self.mix(self.last(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        return self.classifier(torch.relu(x + mixed).mean((1, 2)))
+
+
+def channels_last() -> nn.Module:
+    torch.manual_seed(0)
+    return ChannelsLast().eval()
+
+
+def normalised() -> nn.Module:
+    """A head in which a channel of zeros becomes something else, by weights that are trained."""
+    torch.manual_seed(0)
+    stem = [nn.Conv2d(3, 6, 5, stride=4), nn.Sigmoid()]
+    head = [nn.AvgPool2d(2), nn.BatchNorm2d(6), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    model = nn.Sequential(*stem, *head, nn.Linear(6, 5)).eval()
+    nn.init.uniform_(model[3].bias, 0.5, 1.0)
+    return model
+
+
+MAKERS = [networks.linear, networks.curved, residual, channels_last, normalised]
+
+
+@cache
+def _tunable(make) -> Tunable:
+    return Tunable(make(), SIZE)
+
+
+def tunable_of(make) -> Tunable:
+    return copy.deepcopy(_tunable(make))
+
+
+@pytest.mark.parametrize("make", MAKERS)
 def test_parts_in_a_row_are_the_network(make):
-    model = make()
-    tunable = Tunable(model, SIZE)
-    torch.testing.assert_close(tunable.classify(IMAGE), model(IMAGE))
+    tunable = tunable_of(make)
+    torch.testing.assert_close(tunable.classify(IMAGE), make()(IMAGE))
     features = tunable.below(IMAGE)
     assert features.shape[1:] == tunable.feature_shape
 
@@ -62,6 +109,71 @@ def test_a_branch_is_trained_as_a_whole():
     assert {"first.weight", "second.weight", "norm.weight", "classifier.bias"} <= names
 
 
+@pytest.mark.parametrize(
+    ("make", "name", "shape"),
+    [
+        (networks.linear, "3", (8, 12, 12)),
+        (residual, "relu_2", (8, 8, 8)),  # functional: no module's output
+        (channels_last, "relu_1", (6, 7, 7)),
+        (normalised, "1", (6, 7, 7)),
+    ],
+)
+def test_tuned_layer_is_the_one_that_export_explains(make, name, shape):
+    target = _tunable(make).target
+    assert (target.name, target.shape) == (name, shape)
+
+
+def test_named_layer_is_tuned():
+    tunable = Tunable(networks.linear(), SIZE, "1")
+    assert tunable.target.shape == (6, 14, 14)
+    assert {"0.weight", "2.weight", "6.bias"} <= set(tunable.tuned())
+    with pytest.raises(TargetLayerError, match="no layer 'nonsense'"):
+        find_target(networks.linear(), SIZE, "nonsense")
+
+
+def test_layer_that_pytorch_records_in_another_shape_is_refused():
+    """Rather than tuning whatever node happens to bear its name."""
+    model = residual()
+    path, _, _ = tensor_path(capture(model, SIZE).graph)
+    target = find_target(model, SIZE)
+    assert target_node(path, target).name == "relu_2"
+    with pytest.raises(TargetLayerError, match="--target-layer"):
+        target_node(path, dataclasses.replace(target, name="relu_1"))  # part of a branch
+    with pytest.raises(TargetLayerError, match="--target-layer"):
+        target_node(path, dataclasses.replace(target, shape=(8, 4, 4)))
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        (nn.Softmax(1), "ends in Softmax"),
+        (nn.LogSoftmax(1), "ends in LogSoftmax"),
+        (nn.Sigmoid(), "ends in Sigmoid"),
+        (nn.Linear(networks.CLASSES, 1), "returns one number"),
+    ],
+    ids=str,
+)
+def test_network_without_logits_of_several_classes_is_refused(end, message):
+    with pytest.raises(ExportError, match=message):
+        Tunable(nn.Sequential(networks.linear(), end).eval(), SIZE)
+
+
+def test_ablation_follows_weights_that_decide_what_becomes_of_zeros():
+    tunable = tunable_of(normalised)
+    with torch.no_grad():
+        tunable.tuned()["3.bias"].add_(2.0)
+    activations, logits = tunable(tunable.below(IMAGE))
+    target = logits.argmax(1)
+    raw = tunable.raw_maps("ablation", activations, logits, target, "logit")
+    y, alphas = logits.gather(1, target[:, None]), []
+    for channel in range(activations.shape[1]):
+        without = activations.clone()
+        without[:, channel] = 0
+        alphas.append((y - tunable.head(without).gather(1, target[:, None])) / y)
+    expected = (torch.stack(alphas, 1)[..., None] * activations).sum(1).relu()
+    torch.testing.assert_close(raw, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_batch_norm_statistics_stay():
     model = residual()
     before = model.norm.running_mean.clone()
@@ -70,11 +182,11 @@ def test_batch_norm_statistics_stay():
     torch.testing.assert_close(model.norm.running_mean, before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("make", [networks.linear, networks.curved, residual])
+@pytest.mark.parametrize("make", MAKERS)
 @pytest.mark.parametrize("method", METHODS)
 def test_maps_are_those_of_the_runtime(make, method):
-    tunable = Tunable(make(), SIZE)
-    activations, logits = tunable(tunable.below(IMAGE))
+    tunable = tunable_of(make).double()
+    activations, logits = tunable(tunable.below(IMAGE.double()))
     target = logits.argmax(1)
     maps = tunable.maps(tunable.raw_maps(method, activations, logits, target))
     a = activations.detach().requires_grad_(True)
@@ -91,18 +203,18 @@ def test_maps_are_those_of_the_runtime(make, method):
         weights = torch.cat(rows, 1)[:, None].detach().numpy()
     raw = cam.raw_map(method, a.detach().numpy(), gradient.numpy()[:, None], weights)
     expected = cam.finish(raw, SIZE)[:, 0]
-    np.testing.assert_allclose(maps.detach().numpy(), expected, atol=2e-4)
+    np.testing.assert_allclose(maps.detach().numpy(), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("make", [networks.linear, networks.curved])
 @pytest.mark.parametrize("method", METHODS)
 def test_gradient_of_a_map_goes_through_the_heads_own_gradient(make, method):
     """Double backward against finite differences, in float64."""
-    tunable = Tunable(make(), SIZE).double()
+    tunable = tunable_of(make).double()
     features = tunable.below(IMAGE[:1].double()).detach()
     weight = tunable.tuned()["2.weight"]
     direction = torch.randn(weight.shape, dtype=torch.float64)
-    pattern = torch.randn(tunable.layer.shape[1:], dtype=torch.float64)
+    pattern = torch.randn(tunable.target.shape[1:], dtype=torch.float64)
 
     target = tunable(features)[1].argmax(1)
 

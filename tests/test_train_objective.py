@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import networks
 import pytest
 import torch
@@ -14,9 +16,14 @@ from whycam.train.objective import AftLosses, Objective
 SIZE = (networks.SIZE, networks.SIZE)
 
 
-@pytest.fixture
-def tunable():
+@pytest.fixture(scope="module")
+def untouched():
     return Tunable(networks.linear(), SIZE)
+
+
+@pytest.fixture
+def tunable(untouched):
+    return copy.deepcopy(untouched)
 
 
 @pytest.fixture
@@ -31,7 +38,7 @@ def batch(tunable):
         "label": torch.tensor([0, 3, -1, 2, -1]),
         "target": logits.argmax(1),
         "probabilities": logits.softmax(1).detach(),
-        "mask": torch.rand(5, *tunable.layer.shape[1:], generator=generator),
+        "mask": torch.rand(5, *tunable.target.shape[1:], generator=generator),
     }
 
 
@@ -51,7 +58,7 @@ def test_aligned_term_compares_the_shown_map_with_the_mask(tunable, batch):
     values = AftLosses(tunable, Objective(terms={"aligned": 1.0}))(batch)
     activations, logits = tunable(batch["features"])
     raw = tunable.raw_maps("gradcam", activations, logits, batch["target"])
-    own = tunable.maps(raw, tunable.layer.shape[1:])
+    own = tunable.maps(raw, tunable.target.shape[1:])
     torch.testing.assert_close(values[3], F.mse_loss(own, batch["mask"]))
 
 

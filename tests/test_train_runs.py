@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 FACTORY = f"{Path(__file__).parent / 'networks.py'}:linear"
 SHAPES = ("circle", "cross", "square")
-SMALL = ["--image-size", "32"]
+SMALL = ["--image-size", "32", "--preprocess", "imagenet"]
 
 
 @pytest.fixture(scope="module")

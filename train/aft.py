@@ -18,8 +18,9 @@ from ..calibrate.evaluate import evaluate
 from ..calibrate.report import write_report
 from ..calibrate.summary import Evaluation, Result
 from ..export.onnx import to_onnx
+from ..export.preprocessing import Overrides
 from ..export.saved import save_model
-from ..export.source import Overrides, Source, resolve
+from ..export.source import Source, resolve
 from ..runtime.errors import DataError, MissingExtraError, RequestError, TrainingError
 from ..runtime.explainer import Explainer, load
 from ..runtime.files import write_whole
@@ -153,7 +154,8 @@ def train_aft(
     claim(place, key, settings, fabric)
     if (place / REPORT).is_file():
         return _read(place) if fabric.is_global_zero else None
-    tunable = Tunable(source.model, source.preprocess.size, target_layer)
+    spec = source.preprocess
+    tunable = Tunable(source.model, spec.size, target_layer, spec.channels)
     _check_method(objective, tunable)
     samples = parts.train.samples
     if total is not None:
@@ -177,7 +179,7 @@ def train_aft(
     tunable.to(fabric.device)
     maker = Maker(
         tunable,
-        source.preprocess,
+        spec,
         fabric.device,
         objective.method,
         objective.tft,

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from ..export.classifier import replace_classifier
+from ..export.preprocessing import Overrides
 from ..export.saved import save_model
-from ..export.source import Overrides, resolve
+from ..export.source import resolve
 from ..runtime.errors import DataError
 from .cache import Cache
 from .data import Batches, parts_of
@@ -117,15 +118,16 @@ def train_classifier(
     fabric = (machines or Machines()).launch()
     source = resolve(model, weights, overrides=overrides)
     torch.manual_seed(plan.seed)
-    replace_classifier(source.model, len(labels), source.preprocess.size)
+    spec = source.preprocess
+    replace_classifier(source.model, len(labels), spec.size, spec.channels)
     settings = {"training": "classifier", "model": model, "weights": weights} | msgspec.to_builtins(
         plan
     )
     both = {"train": parts.train, "held out": parts.held_out}
     key = fingerprint(source, both, settings)
     claim(place, key, settings, fabric)
-    tunable = Tunable(source.model, source.preprocess.size).to(fabric.device)
-    maker = Maker(tunable, source.preprocess, fabric.device)
+    tunable = Tunable(source.model, spec.size, channels=spec.channels).to(fabric.device)
+    maker = Maker(tunable, spec, fabric.device)
     samples = [*parts.train.samples, *parts.held_out.samples]
     paths = [sample.path for sample in samples]
     cache = Cache(place / "cache" / key, len(samples), layout(tunable, ["features"]))

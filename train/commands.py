@@ -62,6 +62,14 @@ Checkpoints = Annotated[
 ImageSize = Annotated[
     str | None, typer.Option(help="Side of the network input, or HxW [default: the model's].")
 ]
+PreprocessOption = Annotated[
+    str | None,
+    typer.Option(
+        "--preprocess",
+        help="How images are prepared, where the model does not say: imagenet, tf, caffe, "
+        "zero-one, raw, or a JSON file (whycam export --help tells what each means).",
+    ),
+]
 
 
 @app.command(
@@ -73,6 +81,7 @@ def classifier(
     output: Output,
     held_out: HeldOut = None,
     weights: Weights = "default",
+    preprocess: PreprocessOption = None,
     image_size: ImageSize = None,
     epochs: Annotated[int, typer.Option(help="Passes over the photographs.")] = 6,
     batch: Annotated[int, typer.Option(help="Photographs a step.")] = 32,
@@ -99,7 +108,9 @@ def classifier(
             output,
             held_out=held_out,
             weights=weights,
-            overrides=Overrides(image_size=options.size("--image-size", image_size)),
+            overrides=Overrides(
+                preprocess=preprocess, image_size=options.size("--image-size", image_size)
+            ),
             plan=_plan(epochs, batch, lr, weight_decay, seed),
             machines=_machines(accelerator, devices, nodes, strategy, precision),
             checkpoint_minutes=checkpoint_minutes,
@@ -174,6 +185,7 @@ def aft(
     num_classes: Annotated[
         int | None, typer.Option(help="Classes, where the weights have another number than usual.")
     ] = None,
+    preprocess: PreprocessOption = None,
     image_size: ImageSize = None,
     target_layer: Annotated[
         str | None, typer.Option(help="The layer to tune and explain [default: found].")
@@ -224,7 +236,9 @@ def aft(
             weights=weights,
             labels=labels,
             num_classes=num_classes,
-            overrides=Overrides(image_size=options.size("--image-size", image_size)),
+            overrides=Overrides(
+                preprocess=preprocess, image_size=options.size("--image-size", image_size)
+            ),
             target_layer=target_layer,
             plan=_plan(epochs, batch, lr, weight_decay, seed),
             machines=_machines(accelerator, devices, nodes, strategy, precision),

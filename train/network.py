@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 from torch import fx
 
-from ..export.ablation import Head, logit_drops, take_apart
-from ..export.graph import ablation_score, gradient_score
-from ..export.layer import (
-    CONVOLUTIONS,
-    Layer,
-    capture,
-    check_is_head,
-    cuts_of,
-    find_layer,
-    shape_of,
-    split,
-    subgraph,
-    tensor_path,
-)
 from ..runtime.cam import Method, Score, ablation_weights, finish, raw_map
 from ..runtime.errors import ExportError
-
-aten = torch.ops.aten
+from .ablation import logit_drops, take_apart
+from .graph import (
+    CONVOLUTIONS,
+    capture,
+    channels_first,
+    cut_points,
+    shape_of,
+    subgraph,
+    target_node,
+    tensor_path,
+)
+from .target import find_target
 
 
 class Tunable(torch.nn.Module):
@@ -37,32 +30,34 @@ class Tunable(torch.nn.Module):
     there everything passes.
 
     Attributes:
-        layer: the target layer.
+        target: the target layer.
         feature_shape: (K', h', w') of what ``below`` returns.
         size: (H, W) of the image.
         num_classes: C.
     """
 
     def __init__(
-        self, model: torch.nn.Module, size: tuple[int, int], target_layer: str | None = None
+        self,
+        model: torch.nn.Module,
+        size: tuple[int, int],
+        target_layer: str | None = None,
+        channels: int = 3,
     ) -> None:
         super().__init__()
-        captured = capture(model, size)
-        self.layer: Layer = find_layer(captured, target_layer)
-        parts = split(captured, self.layer)
-        if target_layer is None:
-            check_is_head(parts)
-        self.num_classes = parts.num_classes
         self.size = size
-        path, image, _ = tensor_path(captured.graph)
-        target = next(node for node in path if node.name == self.layer.node)
-        start = _before_last_convolution(path, image, target)
+        self.target = find_target(model, size, target_layer, channels)
+        captured = capture(model, size, channels)
+        node = target_node(tensor_path(captured.graph)[0], self.target)
+        end = channels_first(captured, node, self.target.order)
+        path, image, logits = tensor_path(captured.graph)
+        start = _before_last_convolution(path, image, end)
+        self.num_classes = int(shape_of(logits)[1])
         self.feature_shape: tuple[int, int, int] = _shape(start)
-        self.below = _trainable(subgraph(captured, image, start))
-        self.stage = _trainable(subgraph(captured, start, target))
-        self.head = _trainable(parts.head)
-        # Outside the module's own registry: its weights are the head's.
-        self._apart: list[Head] = [take_apart(parts.head)]
+        self.below = subgraph(captured, image, start)
+        self.stage = subgraph(captured, start, end)
+        self.head = subgraph(captured, end, logits, batch_of=image)
+        # The same weights once more: the head in parts.
+        self._parts = take_apart(self.head)
         self.requires_grad_(False)
         for part in (self.stage, self.head):
             for weight in part.parameters():
@@ -71,7 +66,7 @@ class Tunable(torch.nn.Module):
     @property
     def pooled_linear(self) -> bool:
         """Whether the head is global average pooling and one linear layer."""
-        return self._apart[0].is_pooled_linear
+        return self.target.pooled_linear
 
     def tuned(self) -> dict[str, torch.nn.Parameter]:
         """w1 and w2 under their names in the model's own state dict."""
@@ -83,7 +78,7 @@ class Tunable(torch.nn.Module):
         return activations, self.head(activations)
 
     def classify(self, image: torch.Tensor) -> torch.Tensor:
-        """From normalised images [N, 3, H, W] to logits [N, C]."""
+        """From normalised images [N, channels, H, W] to logits [N, C]."""
         return self(self.below(image))[1]  # type: ignore[no-any-return]
 
     def raw_maps(
@@ -106,12 +101,12 @@ class Tunable(torch.nn.Module):
         if method == "ablation":
             classes = torch.arange(self.num_classes, device=target.device)
             selected = (classes == target[:, None, None]).to(logits.dtype)
-            drops = logit_drops(self._apart[0], activations, logits)
-            weights = ablation_weights(logits, drops, selected, ablation_score(score))
+            drops = logit_drops(self._parts, activations, logits)
+            weights = ablation_weights(logits, drops, selected, score or "prob")
             gradients = activations[:, None]  # not used
         else:
             weights = None
-            values = logits if gradient_score(score) == "logit" else logits.softmax(-1)
+            values = logits if (score or "logit") == "logit" else logits.softmax(-1)
             chosen = values.gather(1, target[:, None]).sum()
             (gradient,) = torch.autograd.grad(chosen, activations, create_graph=True)
             gradients = gradient[:, None]
@@ -142,7 +137,7 @@ def _before_last_convolution(path: list[fx.Node], image: fx.Node, target: fx.Nod
     if not convolutions:
         raise ExportError("there is no convolution before the target layer that could be tuned")
     position = upto.index(convolutions[-1])
-    spatial = [cut for cut in cuts_of(path) if len(shape_of(cut)) == 4]
+    spatial = [cut for cut in cut_points(path) if len(shape_of(cut)) == 4]
     before = [cut for cut in spatial if cut is image or cut in upto[:position]]
     return before[-1]
 
@@ -157,30 +152,3 @@ def _named(module: Tunable) -> list[tuple[str, torch.nn.Parameter]]:
     for part in (module.stage, module.head):
         found.update(part.named_parameters())
     return list(found.items())
-
-
-def _batch_norm(
-    x: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    mean: torch.Tensor,
-    variance: torch.Tensor,
-    momentum: float,
-    eps: float,
-) -> tuple[torch.Tensor]:
-    return (F.batch_norm(x, mean, variance, weight, bias, False, momentum, eps),)
-
-
-# Recorded for inference; these have no derivative of their own.
-_DIFFERENTIABLE: dict[Any, Any] = {
-    aten._native_batch_norm_legit_no_training.default: _batch_norm,
-    aten.view.default: aten.reshape.default,
-}
-
-
-def _trainable(part: fx.GraphModule) -> fx.GraphModule:
-    for node in part.graph.nodes:
-        if node.op == "call_function" and node.target in _DIFFERENTIABLE:
-            node.target = _DIFFERENTIABLE[node.target]
-    part.recompile()
-    return part

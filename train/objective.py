@@ -68,7 +68,7 @@ class Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     @property
     def needs_images(self) -> bool:
-        """Whether images go through the frozen trunk in every step."""
+        """Whether images go through the frozen part in every step."""
         return "faithful" in self.terms
 
 
@@ -83,7 +83,7 @@ class AftLosses(Losses):
         super().__init__()
         self.tunable = tunable
         self.objective = objective
-        channels = tunable.layer.shape[0]
+        channels = tunable.target.shape[0]
         self.tuner = Tuner(channels) if "tuner" in objective.terms else None
         self.names = ("loss", "classification", "distillation", *objective.terms)
 

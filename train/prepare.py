@@ -15,8 +15,8 @@ from ..runtime.cam import Method
 from ..runtime.errors import ImageError
 from ..runtime.explainer import Explainer
 from ..runtime.images import Picture, read_picture
-from ..runtime.manifest import Preprocess
-from ..runtime.preprocess import crop_resized
+from ..runtime.input_format import Preprocess
+from ..runtime.preprocess import crop_resized, in_color
 from ..runtime.sweep import Request, sweep
 from ..runtime.tft import Tft
 from .cache import Cache
@@ -39,7 +39,7 @@ def layout(tunable: Tunable, names: Iterable[str]) -> dict[str, tuple[tuple[int,
         "probabilities": ((tunable.num_classes,), "float16"),
         "features": (tunable.feature_shape, "float16"),
         "image": ((*tunable.size, 3), "uint8"),
-        "mask": (tunable.layer.shape[1:], "float16"),
+        "mask": (tunable.target.shape[1:], "float16"),
     }
     return {name: rows[name] for name in rows if name in set(names)}
 
@@ -111,7 +111,7 @@ class Maker:
             assert self.explainer is not None
             assert self.tft is not None
             normalised = image.contiguous().cpu().numpy()
-            size = self.tunable.layer.shape[1], self.tunable.layer.shape[2]
+            size = self.tunable.target.shape[1], self.tunable.target.shape[2]
             rows["mask"] = best_masks(
                 self.explainer, self.method, self.tft, normalised, rows["target"], size
             )
@@ -140,8 +140,9 @@ def _view(path: Path, spec: Preprocess) -> Picture | str:
 
 
 def to_input(views: NDArray[np.uint8], spec: Preprocess, device: torch.device) -> torch.Tensor:
-    """uint8 [N, H, W, 3] to normalised float32 [N, 3, H, W] on a device."""
-    pixels = torch.from_numpy(views).to(device).permute(0, 3, 1, 2).float() / 255
+    """RGB uint8 [N, H, W, 3] to normalised float32 [N, C, H, W] in the network's colours."""
+    colored = np.ascontiguousarray(in_color(views, spec.color))
+    pixels = torch.from_numpy(colored).to(device).permute(0, 3, 1, 2).float() / 255
     mean = torch.tensor(spec.mean, device=device)[:, None, None]
     std = torch.tensor(spec.std, device=device)[:, None, None]
     # On a CPU this layout makes depthwise convolutions half again as fast.

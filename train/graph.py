@@ -1,0 +1,186 @@
+"""PyTorch's own graph of a model, cut into parts that can be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from ..runtime.errors import ExportError, TargetLayerError
+from .target import Target
+
+aten = torch.ops.aten
+
+CONVOLUTIONS = {aten.conv2d.default, aten.conv2d.padding, aten.convolution.default}
+
+
+def capture(model: torch.nn.Module, size: tuple[int, int], channels: int = 3) -> fx.GraphModule:
+    """Record a model as a functional ATen graph with a free batch; weights are the model's own.
+
+    Args:
+        model: in eval mode; takes [N, channels, H, W].
+        size: (H, W), fixed in the graph.
+        channels: of the images.
+
+    Raises:
+        ExportError: the model cannot be traced.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    example = torch.zeros(2, channels, *size, device=device)
+    try:
+        program = torch.export.export(
+            model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False
+        ).run_decompositions({})
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ExportError(f"torch.export cannot trace this model: {reason}") from error
+    graph_module = program.module(check_guards=False)
+    assert isinstance(graph_module, fx.GraphModule)
+    graph_module.graph.eliminate_dead_code()
+    return graph_module
+
+
+def shape_of(node: fx.Node) -> tuple[Any, ...]:
+    """The recorded shape of a node's tensor; empty where it is none."""
+    value = node.meta.get("val")
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+
+
+def tensor_path(graph: fx.Graph) -> tuple[list[fx.Node], fx.Node, fx.Node]:
+    """Nodes on some tensor path from the input to the output, in order; input; output."""
+    source = next(node for node in graph.nodes if node.op == "placeholder")
+    output = next(node for node in graph.nodes if node.op == "output")
+    end = next(iter(output.all_input_nodes))
+    after = {source}
+    for node in graph.nodes:
+        carries_tensor = not isinstance(node.meta.get("val"), torch.SymInt | int)
+        if carries_tensor and any(each in after for each in node.all_input_nodes):
+            after.add(node)
+    before = {end}
+    for node in reversed(list(graph.nodes)):
+        if any(user in before for user in node.users):
+            before.add(node)
+    return [node for node in graph.nodes if node in after and node in before], source, end
+
+
+def cut_points(path: Sequence[fx.Node]) -> list[fx.Node]:
+    """Nodes that no edge of the path goes around."""
+    position = {node: index for index, node in enumerate(path)}
+    cuts, reach = [], 0
+    for index, node in enumerate(path):
+        if reach <= index and isinstance(node.meta.get("val"), torch.Tensor):
+            cuts.append(node)
+        reach = max([reach, *(position[user] for user in node.users if user in position)])
+    return cuts
+
+
+def target_node(path: Sequence[fx.Node], target: Target) -> fx.Node:
+    """The node that makes the target layer's activations.
+
+    That is the output of the module of that path, or else the node of that name.
+
+    Raises:
+        TargetLayerError: neither is a place where this graph can be cut.
+    """
+    outputs = _module_outputs(path)
+    node = outputs.get(target.name) or next((n for n in path if n.name == target.name), None)
+    if node is None or node not in cut_points(path) or not _matches(node, target):
+        raise TargetLayerError(
+            f"the layer '{target.name}' ({' x '.join(map(str, target.shape))}) is no place at "
+            "which PyTorch's graph of the model can be cut: name the module that makes these "
+            "activations with --target-layer"
+        )
+    return node
+
+
+def _matches(node: fx.Node, target: Target) -> bool:
+    shape = shape_of(node)
+    return len(shape) == 4 and tuple(shape[axis] for axis in target.order[1:]) == target.shape
+
+
+def _module_outputs(path: Sequence[fx.Node]) -> Mapping[str, fx.Node]:
+    """The node that ends each module, by the module's path; only of modules called once."""
+    calls: dict[str, set[str]] = {}
+    last: dict[str, fx.Node] = {}
+    for node in path:
+        for call, (module, *_) in (node.meta.get("nn_module_stack") or {}).items():
+            calls.setdefault(module, set()).add(call)
+            last[module] = node
+    return {module: node for module, node in last.items() if module and len(calls[module]) == 1}
+
+
+def channels_first(
+    owner: fx.GraphModule, node: fx.Node, order: tuple[int, int, int, int]
+) -> fx.Node:
+    """The same activations as [N, K, h, w]: transposed there and back in the graph, if need be."""
+    if order == (0, 1, 2, 3):
+        return node
+    readers = list(node.users)
+    value = node.meta["val"]
+    with owner.graph.inserting_after(node):
+        first = owner.graph.call_function(aten.permute.default, (node, list(order)))
+    with owner.graph.inserting_after(first):
+        inverse = [order.index(axis) for axis in range(4)]
+        back = owner.graph.call_function(aten.permute.default, (first, inverse))
+    for reader in readers:
+        reader.replace_input_with(node, back)
+    first.meta["val"], back.meta["val"] = value.permute(order), value
+    return first
+
+
+def subgraph(
+    owner: fx.GraphModule, start: fx.Node, end: fx.Node, batch_of: fx.Node | None = None
+) -> fx.GraphModule:
+    """The part of a graph that computes ``end`` from ``start``, differentiable twice.
+
+    Args:
+        owner: of the graph; the part shares its weights.
+        start: the part's input.
+        end: what it returns.
+        batch_of: the node off which the graph reads the batch size; the part reads it off its
+            own input instead.
+    """
+    needed: set[fx.Node] = set()
+    pending = [end]
+    while pending:
+        node = pending.pop()
+        if node in needed or node is start or node is batch_of:
+            continue
+        needed.add(node)
+        pending.extend(node.all_input_nodes)
+    graph = fx.Graph()
+    source = graph.placeholder("input")
+    source.meta = dict(start.meta)
+    copies = {start: source}
+    if batch_of is not None:
+        copies[batch_of] = source
+    for node in owner.graph.nodes:
+        if node in needed:
+            copies[node] = graph.node_copy(node, lambda old: copies[old])
+            if node.op == "call_function":
+                copies[node].target = _DIFFERENTIABLE.get(node.target, node.target)
+    graph.output(copies[end])
+    return fx.GraphModule(owner, graph)
+
+
+def frozen_batch_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    momentum: float,
+    eps: float,
+) -> tuple[torch.Tensor]:
+    """Batch normalisation with statistics that stay, as ATen returns it."""
+    return (F.batch_norm(x, mean, variance, weight, bias, False, momentum, eps),)
+
+
+# Recorded for inference; these have no derivative of their own.
+_DIFFERENTIABLE: dict[Any, Any] = {
+    aten._native_batch_norm_legit_no_training.default: frozen_batch_norm,
+    aten.view.default: aten.reshape.default,
+}

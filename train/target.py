@@ -1,0 +1,65 @@
+"""Decide which layer of a model is tuned: the one that its export explains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..export.ablation import take_apart
+from ..export.from_torch import to_ir
+from ..export.layers import Network
+from ..export.reading import LEAST_OPSET, to_plain
+from ..export.task import find_meaning
+from ..runtime.errors import ExportError
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target layer, without the ONNX graph in which it was found.
+
+    Attributes:
+        name: the module's path, or the node's name where the operation belongs to no module.
+        shape: (K, h, w) of the activations.
+        order: how the tensor is transposed to [N, K, h, w].
+        pooled_linear: whether global average pooling and one linear layer follow it.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    order: tuple[int, int, int, int]
+    pooled_linear: bool
+
+
+def find_target(
+    model: torch.nn.Module, size: tuple[int, int], name: str | None = None, channels: int = 3
+) -> Target:
+    """Find the target layer with the code that every export uses.
+
+    Args:
+        model: in eval mode; takes [N, channels, H, W] and returns logits [N, C].
+        size: (H, W).
+        name: of a module or node; by default the layer is found from the data flow.
+        channels: of the images.
+
+    Raises:
+        ExportError: the model cannot be translated, or returns something else than logits of
+            classes that exclude each other.
+        TargetLayerError: there is no usable target layer.
+    """
+    plain = to_plain(to_ir(model, size, LEAST_OPSET, channels))
+    meaning = find_meaning(plain.graph.outputs, plain.shapes)
+    if meaning.activation is not None or meaning.task != "softmax":
+        ending = (
+            f"ends in {meaning.activation}"
+            if meaning.activation is not None
+            else "returns one number an image"
+        )
+        raise ExportError(
+            f"the model {ending}, but training needs the logits of two classes or more: return "
+            "what goes into the softmax"
+        )
+    network = Network(plain, meaning.logits)
+    layer = network.find(name)
+    head = take_apart(network, layer)
+    return Target(layer.name, layer.shape, layer.order, head.is_pooled_linear)
