@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 import torch
 
-from ..runtime.errors import ExportError
+from ..runtime.errors import ExportError, VerificationError
 from .layers import MODULE_KEY
 
 INPUT, OUTPUT = "image", "logits"
@@ -68,7 +68,7 @@ def to_ir(model: torch.nn.Module, size: tuple[int, int], opset: int, channels: i
 def _check_output(model: torch.nn.Module, example: torch.Tensor) -> None:
     try:
         with torch.no_grad():
-            logits = model(example)
+            logits, again = model(example), model(example)
     except Exception as error:
         raise ExportError(
             f"the model does not accept a float32 image batch of shape {tuple(example.shape)}: "
@@ -80,6 +80,11 @@ def _check_output(model: torch.nn.Module, example: torch.Tensor) -> None:
             f"the model must return one tensor of logits of shape (N, classes), but for 2 images "
             f"it returned {got}: wrap it so that it does (detectors and segmenters are not "
             "classifiers)"
+        )
+    if not torch.equal(logits, again) and not torch.isnan(logits).any():
+        raise VerificationError(
+            "the model answers differently from call to call (dropout or noise that eval mode does not "
+            "switch off?), so no file could be held against it. No file was written"
         )
 
 

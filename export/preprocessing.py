@@ -123,11 +123,14 @@ def choose(
     """
     if channels not in (1, 3):
         raise ExportError(f"{name} takes images of {channels} channels; whycam explains 1 or 3")
-    base = _base(overrides, size, channels)
-    if base is None and known is not None and known.preprocess is not None:
-        base = _resized(known.preprocess, size)
-    if base is None and overrides.mean is not None and overrides.std is not None:
-        base = _preset("zero-one", size, channels)
+    try:
+        base = _base(overrides, size, channels)
+        if base is None and known is not None and known.preprocess is not None:
+            base = _resized(known.preprocess, size)
+        if base is None and overrides.mean is not None and overrides.std is not None:
+            base = _preset("zero-one", size, channels)
+    except (ValueError, OverflowError, msgspec.ValidationError) as error:
+        raise ExportError(f"unusable preprocessing: {error}") from error
     if base is None:
         raise PreprocessError(
             f"{name} does not say how images are prepared for it, and a wrong guess would make every "

@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_lowercase
 
 import numpy as np
 import onnx
@@ -186,9 +187,24 @@ def _normalise_domains(model: ir.Model) -> None:
     for node in model.graph.all_nodes():
         if node.domain == "ai.onnx":
             node.domain = ""
+        if node.op_type == "Einsum" and "equation" in node.attributes:
+            equation = small_letters(node.attributes["equation"].as_string())
+            node.attributes["equation"] = ir.AttrString("equation", equation)
     imports = model.graph.opset_imports
     if "ai.onnx" in imports:
         imports[""] = imports.pop("ai.onnx")
+
+
+def small_letters(equation: str) -> str:
+    """An equation of Einsum with its indices named a, b, c .. as they come: TensorRT reads no others.
+
+    More than 26 indices have no such names: the equation stays as it is.
+    """
+    met = dict.fromkeys(letter for letter in equation if letter.isalpha())
+    if len(met) > len(ascii_lowercase):
+        return equation
+    small = dict(zip(met, ascii_lowercase, strict=False))
+    return "".join(small.get(letter, letter) for letter in equation)
 
 
 def _check_operators(graph: ir.Graph) -> None:

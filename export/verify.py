@@ -49,7 +49,7 @@ _LEAST_WEIGHT = 1e-4
 _LEAST_PROBABILITY = 1e-12
 # A map whose range is a smaller part of what was summed is judged the less strictly, for min-max
 # magnifies its rounding.
-_FLAT = 1e-2
+_FLAT = 0.1
 _DRAWS = 6
 
 

@@ -20,10 +20,16 @@ from PIL import Image
 from torch import nn
 
 import whycam
-from whycam.export import Overrides, graph, to_onnx, verify
-from whycam.export.onnx import small_letters
+from whycam.export import Overrides, assemble, to_onnx, verify
+from whycam.export.reading import small_letters
 from whycam.export.source import resolve
-from whycam.runtime.errors import ExportError, OutputError, RequestError, VerificationError
+from whycam.runtime.errors import (
+    ExportError,
+    OutputError,
+    PreprocessError,
+    RequestError,
+    VerificationError,
+)
 from whycam.runtime.images import read_picture
 from whycam.runtime.preprocess import crop_resized, normalise
 
@@ -125,7 +131,8 @@ def test_weights_are_stored_once(tmp_path: Path, name: str, methods: list[str]) 
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, weights=None)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    done = to_onnx(model, tmp_path / "model.onnx", methods=methods)
+    overrides = Overrides(preprocess="imagenet")
+    done = to_onnx(model, tmp_path / "model.onnx", methods=methods, overrides=overrides)
     assert done.size == done.path.stat().st_size <= 1.02 * size + 2**20
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]  # no external data
 
@@ -196,27 +203,20 @@ def test_unknown_method_is_refused_with_the_known_ones(tmp_path: Path, methods) 
 # --- verification ---
 
 
-class Corrupted(nn.Module):
-    """A traced gradient with a fault put in behind it."""
-
-    def __init__(self, inner: nn.Module, fault: Callable[..., Any]) -> None:
-        super().__init__()
-        self.inner, self.fault = inner, fault
-
-    def forward(self, a: torch.Tensor, target: torch.Tensor) -> Any:
-        return self.fault(*self.inner(a, target))
+def first_image(g):
+    """The gradient of the batch's first image, for all."""
+    starts, stops, axes = (g.recorder.constant(np.array([value], np.int64)) for value in (0, 1, 0))
+    return g.recorder.op("Slice", [g, starts, stops, axes], (1, *g.shape[1:])) + 0.0 * g
 
 
 GRADIENT_FAULTS = {
-    "zero": lambda z, c, g: (z, c, torch.zeros_like(g)),
-    "transposed": lambda z, c, g: (z, c, g.transpose(-1, -2)),
-    "negative": lambda z, c, g: (z, c, -g),
-    "a tenth of a percent off": lambda z, c, g: (z, c, g * 1.001),
-    "of the batch's first picture": lambda z, c, g: (z, c, g[:1] + torch.zeros_like(g)),
-    "baked in as a constant": lambda z, c, g: (z, c, 0 * g + torch.ones(g.shape[1:])),
-    "of other logits": lambda z, c, g: (z.roll(1, -1), c, g),
-    "of class 0 whatever was asked": lambda z, c, g: (z, 0 * c, g),
-    "not a number": lambda z, c, g: (z, c, g / 0.0),
+    "zero": lambda g: 0.0 * g,
+    "transposed": lambda g: g.transpose([0, 1, 3, 2]),
+    "negative": lambda g: -g,
+    "a tenth of a percent off": lambda g: g * 1.001,
+    "of the batch's first image": first_image,
+    "baked in as a constant": lambda g: 0.0 * g + 1.0,
+    "not a number": lambda g: g / 0.0,
 }
 
 
@@ -224,11 +224,32 @@ GRADIENT_FAULTS = {
 def test_corrupted_gradient_is_found_out_and_leaves_no_file(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = graph.trace_gradient
+    honest = assemble.reverse
+
+    def corrupted(*arguments: Any) -> Any:
+        found, rules = honest(*arguments)
+        return [GRADIENT_FAULTS[fault](g) for g in found], rules
+
+    monkeypatch.setattr(assemble, "reverse", corrupted)
+    with pytest.raises(VerificationError, match="No file was written"):
+        to_onnx(curved(), tmp_path / "model.onnx", overrides=SMALL)
+    assert list(tmp_path.iterdir()) == []
+
+
+SCORE_FAULTS = {
+    "_scores": lambda z: z.recorder.xp.concat([z[:, 1:], z[:, :1]], axis=1),  # of other classes
+    "_probabilities": lambda p: 0.99 * p,
+    "_resolved": lambda c: 0 * c,  # class 0 whatever was asked
+}
+
+
+@pytest.mark.parametrize("step", SCORE_FAULTS)
+def test_corrupted_scores_are_found_out_and_leave_no_file(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = getattr(assemble._Builder, step)
     monkeypatch.setattr(
-        graph,
-        "trace_gradient",
-        lambda *arguments: Corrupted(honest(*arguments), GRADIENT_FAULTS[fault]),
+        assemble._Builder, step, lambda *arguments: SCORE_FAULTS[step](honest(*arguments))
     )
     with pytest.raises(VerificationError, match="No file was written"):
         to_onnx(curved(), tmp_path / "model.onnx", overrides=SMALL)
@@ -236,13 +257,19 @@ def test_corrupted_gradient_is_found_out_and_leaves_no_file(
 
 
 @pytest.mark.parametrize(
-    "fault", [lambda d: 0 * d, lambda d: -d, lambda d: 1.01 * d, lambda d: d.flip(1)]
+    "fault",
+    [
+        lambda d: 0.0 * d,
+        lambda d: -d,
+        lambda d: 1.01 * d,
+        lambda d: d.recorder.xp.concat([d[:, 1:], d[:, :1]], axis=1),
+    ],
 )
 def test_corrupted_ablation_is_found_out_and_leaves_no_file(
     fault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = graph.logit_drops
-    monkeypatch.setattr(graph, "logit_drops", lambda *arguments: fault(honest(*arguments)))
+    honest = assemble.logit_drops
+    monkeypatch.setattr(assemble, "logit_drops", lambda *arguments: fault(honest(*arguments)))
     with pytest.raises(VerificationError, match="ablation"):
         to_onnx(curved(), tmp_path / "model.onnx", overrides=SMALL, methods=["ablation"])
     assert list(tmp_path.iterdir()) == []
@@ -252,8 +279,9 @@ def test_verification_reports_small_differences_for_a_good_file(tmp_path: Path) 
     found = to_onnx(
         curved(), tmp_path / "model.onnx", overrides=SMALL, methods=["ablation"]
     ).verification
-    for error in (found.probabilities, found.activations, found.gradients, found.ablation):
-        assert 0 < error < 1e-5
+    for name in ("probabilities", "activations", "gradients", "ablation"):
+        assert 0 < found.errors[name] < 1e-5
+    assert found.against == "PyTorch in float64"
     assert found.inputs >= 2
 
 
@@ -279,10 +307,10 @@ def test_image_on_which_a_network_magnifies_rounding_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Any] = []
-    draw = verify._photograph_like
-    monkeypatch.setattr(verify, "_photograph_like", lambda *a: drawn.append(a) or draw(*a))
-    # The patterns' first channels are darker than that, and some of the drawn images'.
-    found = to_onnx(Magnifying(0.05).eval(), tmp_path / "model.onnx", overrides=SMALL)
+    draw = verify.photograph_like
+    monkeypatch.setattr(verify, "photograph_like", lambda *a: drawn.append(a) or draw(*a))
+    # Some of the drawn images' first channels are brighter than that, some darker.
+    found = to_onnx(Magnifying(-0.1).eval(), tmp_path / "model.onnx", overrides=SMALL)
     assert len(drawn) > found.verification.inputs
 
 
@@ -356,7 +384,7 @@ WEIGHT_FILES: dict[str, Callable[[dict, Path], Path]] = {
 def test_weights_come_from_a_file(kind: str, factory: str, tmp_path: Path) -> None:
     model = linear()
     file = WEIGHT_FILES[kind](model.state_dict(), tmp_path)
-    loaded = resolve(factory, str(file))
+    loaded = resolve(factory, str(file), overrides=SMALL)
     assert loaded.weights == file.name
     tolerance = 1e-2 if kind == "half precision" else 0
     for name, tensor in loaded.model.state_dict().items():
@@ -397,7 +425,7 @@ def test_pickled_code_in_a_weight_file_is_never_run(
     else:
         file.write_bytes(pickle.dumps(Payload(trap), protocol=2))
     with pytest.raises(ExportError, match="never pickled code"):
-        resolve(factory, str(file))
+        resolve(factory, str(file), overrides=SMALL)
     assert not trap.exists()
 
 
@@ -448,7 +476,7 @@ BAD_WEIGHTS: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda f: changed(f, **{"0_weight": torch.zeros(6, 3, 3, 3)}),
         r"0.weight is \[6, 3, 3, 3\] in the file and \[6, 3, 5, 5\] in the model",
     ),
-    "nothing": (lambda f: as_pth({}, f), "missing"),
+    "nothing": (lambda f: as_pth({}, f), "holds no state dict"),
 }
 
 
@@ -501,9 +529,9 @@ def test_random_weights_are_the_same_each_time() -> None:
         ("torchvision/", "no classifier ''"),
         ("timm/resnet51", "no model 'resnet51'; did you mean .*resnet50"),
         ("timm/tf_efficientnet_lite9", "did you mean tf_efficientnet_lite"),
-        ("resnet50", "write torchvision/NAME, timm/NAME"),
-        ("", "write torchvision/NAME, timm/NAME"),
-        ("hub/resnet50", "write torchvision/NAME, timm/NAME"),
+        ("resnet50", "write FILE.onnx, torchvision/NAME, timm/NAME"),
+        ("", "write FILE.onnx, torchvision/NAME, timm/NAME"),
+        ("hub/resnet50", "write FILE.onnx, torchvision/NAME, timm/NAME"),
     ],
 )
 def test_unknown_model_name_is_refused_with_a_way_on(spec: str, message: str) -> None:
@@ -531,7 +559,7 @@ def test_factory_in_a_module_is_called(
     (package / "__init__.py").write_text("")
     (package / "nets.py").write_text(FACTORY)
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert len(resolve("whycam_test_package.nets:make").model) == 7
+    assert len(resolve("whycam_test_package.nets:make", overrides=SMALL).model) == 7
 
 
 def test_factory_in_a_module_beside_the_user_is_found(
@@ -539,7 +567,7 @@ def test_factory_in_a_module_beside_the_user_is_found(
 ) -> None:
     (tmp_path / "whycam_test_beside.py").write_text(FACTORY)
     monkeypatch.chdir(tmp_path)
-    assert len(resolve("whycam_test_beside:make").model) == 7
+    assert len(resolve("whycam_test_beside:make", overrides=SMALL).model) == 7
 
 
 BAD_FACTORIES = {
@@ -599,13 +627,13 @@ def test_labels_that_do_not_fit_are_refused(labels, message: str, tmp_path: Path
 @pytest.mark.parametrize("text", [lines(CLASSES), '["class 0", "class 1"]'], ids=["lines", "json"])
 def test_labels_come_from_a_file(text: str, tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text(text)
-    found = resolve(linear(), labels=str(tmp_path / "labels.txt")).labels
+    found = resolve(linear(), labels=str(tmp_path / "labels.txt"), overrides=SMALL).labels
     assert found[:2] == ("class 0", "class 1")
     assert len(found) == text.count("class")
 
 
 def test_imagenet_labels_have_a_name_for_every_class() -> None:
-    labels = resolve(linear(), labels="imagenet").labels
+    labels = resolve(linear(), labels="imagenet", overrides=SMALL).labels
     assert len(labels) == 1000
     assert (labels[0], labels[281]) == ("tench", "tabby")
 
@@ -667,20 +695,26 @@ def test_manifest_holds_the_preprocessing_and_what_was_overridden(tmp_path: Path
     found = whycam.load(done.path).manifest.preprocess
     assert (found.size, found.resize, found.interpolation) == ((32, 48), (50,), "bicubic")
     assert (found.mean, found.std) == ((0.5,) * 3, (0.25,) * 3)
-    assert done.notes == ()
+    assert not [note for note in done.notes if "preprocess" in note]
 
 
 @pytest.mark.parametrize(
-    "wanted", [{"image_size": 10**400}, {"resize": 10**400}, {"image_size": -3}, {"resize": 0}]
+    "wanted", [{"image_size": 10**400}, {"resize": 10**400}, {"image_size": -3}, {"resize": -1}]
 )
 def test_sizes_that_no_picture_has_are_refused(tmp_path: Path, wanted: dict[str, int]) -> None:
     with pytest.raises(ExportError, match="unusable preprocessing"):
-        to_onnx(linear(), tmp_path / "model.onnx", overrides=Overrides(**wanted))
+        to_onnx(linear(), tmp_path / "model.onnx", overrides=Overrides(preprocess="tf", **wanted))
 
 
-def test_assumed_preprocessing_is_pointed_out(tmp_path: Path) -> None:
-    done = to_onnx(linear(), tmp_path / "model.onnx", overrides=SMALL)
-    assert "says nothing of its preprocessing" in done.notes[0]
+def test_preprocessing_that_nobody_says_is_asked_for_with_a_complete_command(
+    factory: str, tmp_path: Path
+) -> None:
+    with pytest.raises(PreprocessError, match="--preprocess imagenet") as caught:
+        to_onnx(factory, tmp_path / "model.onnx")
+    assert f"whycam export {factory} -o whycam_test_factory.onnx" in str(caught.value)
+    with pytest.raises(PreprocessError, match="Sequential does not say"):
+        to_onnx(linear(), tmp_path / "model.onnx", overrides=Overrides(image_size=32))
+    assert not (tmp_path / "model.onnx").exists()
 
 
 @pytest.mark.slow
