@@ -21,12 +21,12 @@ from whycam.export.shapes import find_shapes
 
 # What ONNX Runtime, OpenVINO and TensorRT all take.
 PORTABLE = {
-    "Abs", "Add", "And", "Cast", "Clip", "Concat", "Conv", "ConvTranspose", "Cos", "Div", "Einsum",
-    "Equal", "Erf", "Exp", "Expand", "Gather", "Gemm", "Greater", "GreaterOrEqual", "Less",
-    "LessOrEqual", "Log", "MatMul", "Max", "Min", "Mul", "Neg", "Not", "Or", "Pad", "Pow",
-    "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid",
-    "Sign", "Sin", "Slice", "Softmax", "Softplus", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose",
-    "Unsqueeze", "Where",
+    "Abs", "Add", "And", "Cast", "Clip", "Concat", "Conv", "ConvTranspose", "Cos", "DepthToSpace",
+    "Div", "Einsum", "Equal", "Erf", "Exp", "Expand", "Gather", "Gemm", "Greater",
+    "GreaterOrEqual", "Less", "LessOrEqual", "Log", "MatMul", "Max", "Min", "Mul", "Neg", "Not",
+    "Or", "Pad", "Pow", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Relu",
+    "Reshape", "Shape", "Sigmoid", "Sign", "Sin", "Slice", "Softmax", "Softplus", "SpaceToDepth",
+    "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip
 
 Draw = Callable[[np.random.Generator, Sequence[int]], np.ndarray]

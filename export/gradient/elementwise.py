@@ -37,8 +37,8 @@ def _gelu(step: Step) -> Tensor:
 
 def _hard_swish(step: Step) -> Tensor:
     x, xp = step.x(), step.xp
-    inside = xp.where(x <= -3.0, 0.0, x * (1.0 / 3.0) + 0.5)
-    return xp.where(x >= 3.0, 1.0, inside)
+    inside = (xp.abs(x) < 3.0).cast(x.dtype)
+    return inside * (x * (1.0 / 3.0) + 0.5) + (x >= 3.0).cast(x.dtype)
 
 
 def _elu(step: Step) -> Tensor:
@@ -123,11 +123,8 @@ def _thresholded_relu(step: Step) -> list[Tensor | None]:
 
 
 def _leaky_relu(step: Step) -> list[Tensor | None]:
-    one, slope = (
-        step.recorder.constant(number, ir.DataType.FLOAT)
-        for number in (1.0, step.attribute("alpha", 0.01))
-    )
-    return [step.times(step.g, step.xp.where(step.x() > 0.0, one, slope))]
+    slope = float(step.attribute("alpha", 0.01))
+    return [step.times(step.g, (step.x() > 0.0).cast(step.g.dtype) * (1.0 - slope) + slope)]
 
 
 def _prelu(step: Step) -> list[Tensor | None]:

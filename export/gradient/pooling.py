@@ -23,23 +23,36 @@ def _max_pool(step: Step) -> list[Tensor | None]:
     own, and are compared with its maximum.
     """
     windows = windows_of(step)
-    rank = len(windows.kernel)
     # Places that windows reach beyond either edge; a negative count: places that none reaches.
-    before, behind = windows.before, windows.behind
-    covered = pad(step.x(), [0, 0, *before], [0, 0, *behind], _LOWEST)
-    if windows.kernel == windows.strides and set(windows.dilations) == {1}:
-        inner = [2 * axis + 3 for axis in range(rank)]
-        sides = zip(windows.out, windows.kernel, strict=True)
-        split = covered.reshape((*covered.shape[:2], *itertools.chain(*sides)))
-        chosen = first_largest(
-            step, split, unsqueeze(step.y(), inner), unsqueeze(step.g, inner), inner
-        )
-        flat = chosen.reshape((*chosen.shape[:2], *step.sides(covered.shape[2:])))
-        back = [-count for count in before], [-count for count in behind]
-        return [pad(flat, [0, 0, *back[0]], [0, 0, *back[1]])]
+    before, behind = [0, 0, *windows.before], [0, 0, *windows.behind]
+    covered = pad(step.x(), before, behind, _LOWEST)
+    side = windows.kernel[0]
+    if windows.kernel == windows.strides == (side, side) and set(windows.dilations) == {1}:
+        blocks = _by_block(step, covered, side)
+        y, g = (unsqueeze(each, [1]) for each in (step.y(), step.g))
+        chosen = first_largest(step, blocks, y, g, [1])
+        found = _from_blocks(step, chosen, side)
+        return [pad(found, [-count for count in before], [-count for count in behind])]
     stacked = concat(_corners(unsqueeze(covered, [2]), windows), 2)
     chosen = first_largest(step, stacked, unsqueeze(step.y(), [2]), unsqueeze(step.g, [2]), [2])
     return [_put_back(step, chosen, windows)]
+
+
+def _by_block(step: Step, x: Tensor, side: int) -> Tensor:
+    """[N, K, h side, w side] as [N, side * side, K, h, w]."""
+    channels, height, width = step.sides(x.shape[1:])
+    apart = (height // side, width // side)
+    dims = (x.shape[0], side * side * channels, *apart)
+    deep = step.recorder.op("SpaceToDepth", [x], dims, blocksize=side)
+    return deep.reshape((x.shape[0], side * side, channels, *apart))
+
+
+def _from_blocks(step: Step, blocks: Tensor, side: int) -> Tensor:
+    """The opposite."""
+    _, channels, height, width = step.sides(blocks.shape[1:])
+    deep = blocks.reshape((blocks.shape[0], side * side * channels, height, width))
+    dims = (blocks.shape[0], channels, height * side, width * side)
+    return step.recorder.op("DepthToSpace", [deep], dims, blocksize=side, mode="DCR")
 
 
 def _corners(x: Tensor, windows: Windows) -> list[Tensor]:

@@ -31,9 +31,11 @@ def first_largest(step: Step, x: Tensor, y: Tensor, g: Tensor, axes: list[int]) 
     for axis, length in zip(axes, step.sides([x.shape[axis] for axis in axes]), strict=True):
         shape[axis] = length
     count = math.prod(shape)
-    index = step.recorder.constant(np.arange(count, dtype=np.float32).reshape(shape))
-    order = xp.where(x == y, index, float(count))
-    return step.select(order == xp.min(order, axis=tuple(axes), keepdims=True), g)
+    # The first of all elements has the largest rank; what is no extreme has 0.
+    ranks = step.recorder.constant(np.arange(count, 0, -1, dtype=np.float32).reshape(shape))
+    rank = (x == y).cast(ranks.dtype) * ranks
+    highest = xp.maximum(xp.max(rank, axis=tuple(axes), keepdims=True), 1.0)
+    return step.select(rank == highest, g)
 
 
 def through_norm(
