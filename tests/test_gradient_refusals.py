@@ -62,6 +62,7 @@ REFUSALS = {
         graph("Einsum", {"x": (3, 3)}, equation="...i->..."),
     ],
     "Gather": [graph("Gather x i", VECTOR, lead=whole("i"), c=numbers(1), axis=1)],
+    "GatherND": [graph("GatherND x c", {"x": (3, 2)}, c=numbers([[1]]), batch_dims=1)],
     "Gemm": [
         graph(
             "Gemm t c", {"x": (4,)}, c=weights(4, 3), transA=1, lead=[node("Transpose", "x", "t")]

@@ -119,6 +119,22 @@ def _gather(step: Step) -> list[Tensor | None]:
     return [_placed(step, g, axis, indices.ravel().astype(np.int64) % length, length), None]
 
 
+def _gather_nd(step: Step) -> list[Tensor | None]:
+    """Indices must be known: the axes that they count along are taken as one."""
+    dims, indices = step.dims(), step.constant(1).astype(np.int64)
+    if step.attribute("batch_dims", 0):
+        raise step.refusal("it has batch axes, for which there is no rule")
+    counted = step.sides(dims[: indices.shape[-1]])
+    places = [
+        index % side for index, side in zip(np.moveaxis(indices, -1, 0), counted, strict=True)
+    ]
+    flat = np.ravel_multi_index(tuple(each.ravel() for each in places), counted)
+    rest = step.lifted(dims[len(counted) :])
+    g = step.g.reshape((flat.size, *rest))
+    found = _placed(step, g, 0, flat, int(np.prod(counted)))
+    return [found.reshape((*counted, *rest)), None]
+
+
 def _pad(step: Step) -> list[Tensor | None]:
     """Amounts must be known; edges that repeat elements give back what these had."""
     dims, mode = step.dims(), step.attribute("mode", "constant")
@@ -246,6 +262,7 @@ RULES: dict[str, Callable[[Step], list[Tensor | None]]] = {
     "Split": _split,
     "Slice": _slice,
     "Gather": _gather,
+    "GatherND": _gather_nd,
     "Pad": _pad,
     "Expand": _expand,
     "Tile": _tile,

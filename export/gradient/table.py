@@ -28,6 +28,7 @@ REFUSED = {
     "DequantizeLinear": "unless `--straight-through` is given",
     "Einsum": "three operands, an index twice in one operand, an ellipsis",
     "Gather": "indices that are no constants",
+    "GatherND": "indices that are no constants, batch axes",
     "Gemm": "`transA`, a matrix B that depends on the image",
     "LpPool": "three place axes",
     "PRelu": "a slope that depends on the image",

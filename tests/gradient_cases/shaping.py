@@ -175,6 +175,18 @@ def shaping() -> dict[str, list[Case]]:
                 axis=1,
             ),
         ],
+        "GatherND": [
+            Case(
+                [node("Transpose", "x", "t", perm=[1, 2, 0]), node("GatherND", "t i")],
+                {"x": (4, 3)},
+                {"i": np.array(indices)},
+                function,
+            )
+            for indices, function in (
+                ([[1, 2], [-1, 0], [1, 2]], lambda x: x[:, [1, 3, 1], [2, 0, 2]].T),
+                ([[3], [0]], lambda x: x[:, [3, 0]].permute(1, 2, 0)),
+            )
+        ],
         "Pad": [
             of(
                 "Pad x p",
