@@ -69,8 +69,8 @@ _PREPROCESS_HELP = (
 
 
 @app.command(
-    epilog="Examples: whycam export torchvision/resnet50 -o resnet50.onnx; "
-    "whycam export deployed.onnx -o explained.onnx --preprocess imagenet"
+    epilog="Example: whycam export torchvision/resnet50 -o resnet50.onnx; or of the file that is "
+    "deployed: whycam export deployed.onnx -o explained.onnx --preprocess imagenet"
 )
 def export(
     model: Annotated[

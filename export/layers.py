@@ -139,7 +139,7 @@ class Network:
             return None
         if height * width <= 1:
             return None
-        name = self.module_of(node) or str(node.name)
+        name = self.module_of(node) or str(value.name).removesuffix(":0")
         return Layer(name, node.op_type, (channels, height, width), value, order)
 
     def find(self, name: str | None = None) -> Layer:
@@ -263,10 +263,11 @@ class Network:
         """
         for layer in self.layers:
             node = layer.value.producer()
-            if node is not None and name in (node.name, layer.value.name):
+            if node is not None and name in (node.name, layer.value.name, layer.name):
                 return layer
         inside = [node for node in self.path if name in self._modules[node]]
-        node = inside[-1] if inside else next((n for n in self.path if n.name == name), None)
+        named = (n for n in self.path if name in (n.name, *(v.name for v in n.outputs)))
+        node = inside[-1] if inside else next(named, None)
         if node is None:
             raise TargetLayerError(
                 f"the model has no layer '{name}'. It can be cut at: {self._listing()}"

@@ -185,8 +185,7 @@ def _methods(
         first = (wishes.methods or ["gradcam"])[0]
         chosen = [cast(Method, "layercam" if wishes.fused_layers else first)]
     else:
-        order = list(wishes.methods or [])
-        order += [m for m in ("gradcam", *METHODS) if m in methods and m not in order]
+        order = [m for m in ("gradcam", *(wishes.methods or ()), *METHODS) if m in methods]
         chosen = [cast(Method, m) for m in order if m != "scorecam"]
     if wishes.fused_layers:
         chosen = ["layercam", *(m for m in chosen if m != "layercam")]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..runtime.engines.interface import graph_name
-from ..runtime.errors import RequestError
+from ..runtime.errors import MissingExtraError, RequestError
 from ..runtime.files import replacing, write_whole
 from ..runtime.manifest import Manifest
 from ..runtime.onnxfile import read_manifest
@@ -70,28 +70,59 @@ def write_repository(
     home = graph.parent.parent
     if manifest.labels:
         write_whole(home / _LABELS, _lines(manifest.labels).encode())
-    write_whole(home / "config.pbtxt", config(manifest, name).encode())
+    write_whole(
+        home / "config.pbtxt", config(manifest, name, _own_outputs(graph, manifest)).encode()
+    )
     return home
 
 
+def _own_outputs(path: Path, manifest: Manifest) -> list[str]:
+    """Entries for the outputs that the file had before, read off the graph."""
+    if not manifest.own_outputs:
+        return []
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingExtraError("onnx", "onnx", "a Triton repository") from error
+    entries = []
+    for value in onnx.load(str(path), load_external_data=False).graph.output:
+        tensor = value.type.tensor_type
+        kind = _ELEMENTS.get(tensor.elem_type)
+        if value.name in manifest.own_outputs and kind is not None:
+            sides = [side.dim_value or None for side in tensor.shape.dim[1:]]
+            entries.append(_tensor(value.name, kind, sides))
+    return entries
+
+
+# Triton's names of ONNX's element types.
+_ELEMENTS = {1: "TYPE_FP32", 2: "TYPE_UINT8", 7: "TYPE_INT64", 10: "TYPE_FP16", 11: "TYPE_FP64"}
 _TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8"}
 
 
-def config(manifest: Manifest, name: str) -> str:
-    """The text of config.pbtxt."""
+def config(manifest: Manifest, name: str, own_outputs: Sequence[str] = ()) -> str:
+    """The text of config.pbtxt.
+
+    Args:
+        manifest: of the graph.
+        name: of the model.
+        own_outputs: entries for the outputs that the file had before it was explained.
+    """
     inputs = [
         _tensor(graph_name("image", manifest), _TYPES[manifest.image_type], manifest.image_shape)
     ]
     if manifest.top is None:
         inputs.append(_tensor(graph_name("target", manifest), "TYPE_INT64", (None,)))
     outputs = [
-        _tensor(
-            graph_name(output, manifest),
-            "TYPE_INT64" if output == "targets" else "TYPE_FP32",
-            shape,
-            _LABELS if output == "probabilities" and manifest.labels else None,
-        )
-        for output, shape in manifest.output_shapes.items()
+        *own_outputs,
+        *(
+            _tensor(
+                graph_name(output, manifest),
+                "TYPE_INT64" if output == "targets" else "TYPE_FP32",
+                shape,
+                _LABELS if output == "probabilities" and manifest.labels else None,
+            )
+            for output, shape in manifest.output_shapes.items()
+        ),
     ]
     batch = 1 if "tft" in manifest.outputs else _MAX_BATCH
     return (

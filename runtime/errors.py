@@ -12,6 +12,7 @@ __all__ = [
     "MissingExtraError",
     "ModelFileError",
     "OutputError",
+    "PreprocessError",
     "RequestError",
     "SourceError",
     "TargetLayerError",

@@ -165,6 +165,7 @@ def test_command_line_fuses_layers(tmp_path, capsys, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     path = tmp_path / "net.onnx"
     arguments = f"export {factory}:mixed -o {path} --image-size {SIZE} --outputs map --fuse relu"
+    arguments += " --preprocess imagenet"
     with pytest.raises(SystemExit) as stop:
         main(arguments.split())
     assert stop.value.code == 0

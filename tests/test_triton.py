@@ -126,6 +126,7 @@ def test_command_writes_a_repository_without_another_file(tmp_path, monkeypatch)
         "        nn.Flatten(), nn.Linear(8, 7))\n"
     )
     command = ["export", "mine.py:small", "--image-size", "32", "--triton", "repository"]
+    command += ["--preprocess", "imagenet"]
     with pytest.raises(SystemExit) as stop:
         main(command)
     assert stop.value.code == 0
