@@ -245,7 +245,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Turn a classifier into one ONNX file that classifies and explains, and check it."""
-    from .export import Overrides, layers, to_onnx
+    from .export import Overrides, list_layers, to_onnx
     from .export.onnx import STEPS
     from .export.report import export_document, export_lines, layers_document, layers_table
     from .export.triton import model_path, repository_name, write_repository
@@ -268,7 +268,7 @@ def export(
     if list_layers:
         with progress("reading the graph", None, as_json):
             # Weights do not matter for this: do not download any.
-            found, chosen = layers(
+            found, chosen = list_layers(
                 model,
                 weights="none" if weights == "default" else weights,
                 num_classes=num_classes,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .build import Built, to_plan
     from .half import Half, to_half
     from .layers import Layer
-    from .onnx import Export, layers, to_onnx
+    from .onnx import Export, list_layers, to_onnx
     from .preprocessing import Overrides
     from .verify import Verification
 
@@ -26,7 +26,7 @@ __all__ = [
     "Layer",
     "Overrides",
     "Verification",
-    "layers",
+    "list_layers",
     "to_half",
     "to_onnx",
     "to_plan",
@@ -39,7 +39,7 @@ _HOMES = {
     "Layer": "layers",
     "Overrides": "preprocessing",
     "Verification": "verify",
-    "layers": "onnx",
+    "list_layers": "onnx",
     "to_half": "half",
     "to_onnx": "onnx",
     "to_plan": "build",

@@ -241,7 +241,7 @@ def to_onnx(
     )
 
 
-def layers(
+def list_layers(
     model: str | os.PathLike[str] | torch.nn.Module | Source,
     *,
     weights: str = "none",
