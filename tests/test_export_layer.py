@@ -17,7 +17,7 @@ import whycam
 from whycam.export import Layer, Overrides, to_onnx
 from whycam.export.from_torch import to_ir
 from whycam.export.layers import Network
-from whycam.export.onnx import layers
+from whycam.export import list_layers
 from whycam.export.reading import to_plain
 from whycam.export.subgraph import run
 from whycam.export.task import find_meaning
@@ -370,7 +370,7 @@ def test_earlier_layers_come_in_the_networks_order(resnet) -> None:
 
 
 def test_layers_lists_the_cuts_from_image_to_logits_and_the_choice() -> None:
-    found, chosen = layers("torchvision/resnet18", overrides=Overrides(image_size=64))
+    found, chosen = list_layers("torchvision/resnet18", overrides=Overrides(image_size=64))
     shapes = [layer.shape for layer in found]
     assert shapes[0] == (64, 32, 32)
     assert shapes[-1] == (512, 2, 2)
