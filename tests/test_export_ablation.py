@@ -5,13 +5,22 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from whycam.export import ablation
 from whycam.export.ablation import Head, logit_drops, take_apart
-from whycam.export.layer import capture, find_layer, split
+from whycam.export.from_torch import to_ir
+from whycam.export.layers import Network
+from whycam.export.reading import to_plain
+from whycam.export.recorder import Recorder, Tensor
+from whycam.export.subgraph import run
+from whycam.export.task import find_meaning
+from whycam.runtime.errors import ExportError
 
 K, H, W = 8, 7, 9
 SIZE = (15, 19)
@@ -74,6 +83,24 @@ def shifted_norm(kind: type[nn.Module]) -> nn.Module:
     return norm
 
 
+class Cosine(nn.Module):
+    """A classifier by angles."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, K))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 8 * F.linear(F.normalize(x), F.normalize(self.weight))
+
+
+class GeneralisedMean(nn.Module):
+    """GeM pooling: a channel of zeros becomes its lower bound."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.clamp(min=0.1).pow(3.0).mean((2, 3)).pow(1 / 3)
+
+
 class Transposed(nn.Module):
     """Places before channels: [N, h, w, K] in memory."""
 
@@ -89,17 +116,20 @@ HEADS: dict[str, Callable[[], list[nn.Module]]] = {
     "two layers, pooled": lambda: pooled(*flat(K)[1:]),
     "dropout": lambda: pooled(nn.Dropout(), nn.Linear(K, 6), nn.Dropout(), nn.Linear(6, 5)),
     "max-pool": lambda: [nn.MaxPool2d(3, 2, 1), *flat(K * 4 * 5)],
-    "max-pool, then average": lambda: [
+    "average-pool": lambda: [nn.AvgPool2d(3, 2, 1), *flat(K * 4 * 5)],
+    "sigmoid": lambda: [nn.Sigmoid(), *pooled(nn.Linear(K, 5))],
+    "sigmoid, then max-pool": lambda: [nn.Sigmoid(), nn.MaxPool2d(2), *flat(K * 3 * 4)],
+    "max-pool, then uneven average": lambda: [
         nn.MaxPool2d(2),
         nn.AdaptiveAvgPool2d((2, 3)),
         *flat(K * 6),
     ],
-    "average-pool": lambda: [nn.AvgPool2d(3, 2, 1), *flat(K * 4 * 5)],
-    "sigmoid": lambda: [nn.Sigmoid(), *pooled(nn.Linear(K, 5))],
-    "sigmoid, then max-pool": lambda: [nn.Sigmoid(), nn.MaxPool2d(2), *flat(K * 3 * 4)],
+    "generalised mean": lambda: [nn.Sigmoid(), GeneralisedMean(), nn.Linear(K, 5)],
     "batch-norm": lambda: [shifted_norm(nn.BatchNorm2d), *pooled(nn.Linear(K, 5))],
     "batch-norm after pooling": lambda: pooled(shifted_norm(nn.BatchNorm1d), nn.Linear(K, 5)),
     "hardswish after pooling": lambda: pooled(nn.Hardswish(), nn.Linear(K, 5)),
+    "cosine": lambda: pooled(Cosine()),
+    "weight norm": lambda: pooled(nn.utils.parametrizations.weight_norm(nn.Linear(K, 5))),
     "layer-norm": lambda: pooled(nn.LayerNorm(K), nn.Linear(K, 5)),
     "group-norm": lambda: [nn.GroupNorm(2, K), *flat(K * H * W)],
     "softmax over channels": lambda: [nn.Softmax(1), *pooled(nn.Linear(K, 5))],
@@ -120,16 +150,44 @@ HEADS: dict[str, Callable[[], list[nn.Module]]] = {
     ],
 }
 # Channels stay apart up to a linear layer: no copies of the activations are needed.
-SHORT = list(HEADS)[: list(HEADS).index("batch-norm")]
+SHORT = list(HEADS)[: list(HEADS).index("max-pool, then uneven average")]
 
 
-def head_and_parts(*layers: nn.Module) -> tuple[nn.Module, Head]:
-    """A network's head as PyTorch has it and as export takes it apart."""
-    head = nn.Sequential(*layers)
-    model = nn.Sequential(nn.Conv2d(3, K, 3, stride=2), nn.ReLU(), head).eval()
-    captured = capture(model, SIZE)
-    parts = split(captured, find_layer(captured, "1"))
-    return head, take_apart(parts.head)
+class Case:
+    """A network's head as PyTorch has it, and as export takes it apart."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        self.head = nn.Sequential(*layers)
+        model = nn.Sequential(nn.Conv2d(3, K, 3, stride=2), nn.ReLU(), self.head).eval()
+        plain = to_plain(to_ir(model, SIZE, 18))
+        logits = find_meaning(plain.graph.outputs, plain.shapes).logits
+        self.network = Network(plain, logits)
+        self.layer = self.network.find("1")
+        self.parts: Head = take_apart(self.network, self.layer)
+
+    def record(self) -> ir.Value:
+        """Record z - z_k into the graph."""
+        plain = self.network.plain
+        shapes = plain.shapes
+        recorder = Recorder(plain.graph)
+
+        def existing(value: ir.Value) -> Tensor:
+            return Tensor(recorder, value, shapes.dims[value], shapes.dtypes[value])
+
+        with recorder.part("ablation"):
+            size = recorder.op("Shape", [existing(plain.image)], (4,), ir.DataType.INT64)
+            recorder.symbols["N"] = size[0:1]
+            activations, logits = existing(self.layer.value), existing(self.network.logits)
+            return logit_drops(self.network, self.parts, recorder, logits).value
+
+    def run(self, drops: ir.Value, images: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Activations and what was recorded, for some images."""
+        rng = np.random.default_rng(0)
+        image = rng.normal(size=(images, 3, *SIZE)).astype(np.float32)
+        plain = self.network.plain
+        outputs = [self.layer.value, drops]
+        found = run(plain.graph, {plain.image: image}, outputs, plain.shapes)
+        return torch.from_numpy(found[0]), torch.from_numpy(found[1])
 
 
 def drops_one_by_one(head: nn.Module, activations: torch.Tensor) -> torch.Tensor:
@@ -144,36 +202,51 @@ def drops_one_by_one(head: nn.Module, activations: torch.Tensor) -> torch.Tensor
     return torch.stack(drops, 1)
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=pytest.mark.xfail(strict=True, reason="copies expand to the batch")
+        )
+        if name == "cosine"
+        else name
+        for name in HEADS
+    ],
+)
 @torch.no_grad()
 def test_drops_equal_those_of_running_the_head_without_each_channel(name: str) -> None:
     torch.manual_seed(0)
-    head, parts = head_and_parts(*HEADS[name]())
-    activations = torch.randn(3, K, H, W).relu()
-    found = logit_drops(parts, activations, head(activations))
-    expected = drops_one_by_one(head, activations)
-    assert expected.abs().max() > 0
-    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    case = Case(*HEADS[name]())
+    drops = case.record()
+    for images in (1, 3):
+        activations, found = case.run(drops, images)
+        expected = drops_one_by_one(case.head, activations)
+        assert activations.shape == (images, K, H, W)
+        assert expected.abs().max() > 0
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize("name", SHORT)
 def test_head_is_not_run_on_copies_where_channels_stay_apart(name: str) -> None:
-    _, parts = head_and_parts(*HEADS[name]())
-    assert parts.weight is not None
+    case = Case(*HEADS[name]())
+    assert case.parts.weight is not None
+    case.record()
+    assert not [n.name for n in case.network.plain.graph if "whycam/ablation/copies" in str(n.name)]
 
 
 @pytest.mark.parametrize(
     "name", ["pooled linear", "pooled linear without bias", "linear without pooling", "sigmoid"]
 )
 def test_one_linear_layer_leaves_nothing_to_run_per_channel(name: str) -> None:
-    _, parts = head_and_parts(*HEADS[name]())
-    assert parts.rest is None
+    case = Case(*HEADS[name]())
+    case.record()
+    assert not [n.name for n in case.network.plain.graph if "whycam/ablation/rest" in str(n.name)]
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_only_pooling_and_one_linear_layer_count_as_pooled_linear(name: str) -> None:
-    _, parts = head_and_parts(*HEADS[name]())
-    assert parts.is_pooled_linear == name.startswith("pooled linear")
+    is_pooled = name.startswith("pooled linear") or name == "weight norm"
+    assert Case(*HEADS[name]()).parts.is_pooled_linear == is_pooled
 
 
 @pytest.mark.parametrize("name", ["convolution", "gate"])
@@ -181,16 +254,42 @@ def test_only_pooling_and_one_linear_layer_count_as_pooled_linear(name: str) -> 
 def test_copies_run_in_chunks_give_what_they_give_at_once(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def chunks(case: Case) -> set[str]:
+        names = [str(node.name) for node in case.network.plain.graph]
+        return {n.split("/")[2] for n in names if n.startswith("whycam/ablation/copies")}
+
+    layers = HEADS[name]()
     torch.manual_seed(0)
-    head, parts = head_and_parts(*HEADS[name]())
-    activations = torch.randn(2, K, H, W).relu()
-    logits = head(activations)
-    batches: list[int] = []
-    assert parts.rest is not None
-    parts.rest.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
-    at_once = logit_drops(parts, activations, logits)
-    assert batches == [2 * K]
-    batches.clear()
-    monkeypatch.setattr(ablation, "CHUNK_BYTES", 3 * parts.rest_bytes)
-    torch.testing.assert_close(logit_drops(parts, activations, logits), at_once)
-    assert batches == [2 * 3, 2 * 3, 2 * 2]
+    at_once = Case(*layers)
+    _, expected = at_once.run(at_once.record(), 2)
+    assert len(chunks(at_once)) == 1
+    torch.manual_seed(0)
+    in_chunks = Case(*layers)
+    monkeypatch.setattr(ablation, "CHUNK_BYTES", 1)
+    _, found = in_chunks.run(in_chunks.record(), 2)
+    assert len(chunks(in_chunks)) == K
+    torch.testing.assert_close(found, expected)
+
+
+class ChannelsLast(nn.Module):
+    """Features [N, h, w, K] to the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mix = nn.Conv2d(3, K, 3, stride=2), nn.Linear(K, K)
+        self.classifier = nn.Linear(K, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).relu().permute(0, 2, 3, 1)
+        return self.classifier(self.mix(x).relu().mean((1, 2)))
+
+
+def test_channels_last_activations_are_refused() -> None:
+    plain = to_plain(to_ir(ChannelsLast().eval(), SIZE, 18))
+    network = Network(plain, find_meaning(plain.graph.outputs, plain.shapes).logits)
+    layer = network.find("relu_1")
+    assert layer.order == (0, 3, 1, 2)
+    recorder = Recorder(plain.graph)
+    value = Tensor(recorder, layer.value, plain.shapes.dims[layer.value], ir.DataType.FLOAT)
+    with pytest.raises(ExportError, match="Leave out the method ablation"):
+        logit_drops(network, take_apart(network, layer), recorder, value)

@@ -14,10 +14,9 @@ import torchvision
 from torch import nn
 
 import whycam
-from whycam.export import Layer, Overrides, to_onnx
+from whycam.export import Layer, Overrides, list_layers, to_onnx
 from whycam.export.from_torch import to_ir
 from whycam.export.layers import Network
-from whycam.export import list_layers
 from whycam.export.reading import to_plain
 from whycam.export.subgraph import run
 from whycam.export.task import find_meaning
@@ -94,7 +93,7 @@ FAMILIES = [
     pytest.param("shufflenet_v2_x0_5", 64, "conv5", marks=slow),
     pytest.param("convnext_tiny", 64, "features", marks=slow),
     pytest.param("vgg11_bn", 64, "features.27", marks=slow),
-    pytest.param("alexnet", 64, "features.11", marks=slow),
+    pytest.param("alexnet", 128, "features.11", marks=slow),
     pytest.param("resnext50_32x4d", 64, "layer4", marks=slow),
     pytest.param("mobilenet_v2", 64, "features", marks=slow),
     pytest.param("googlenet", 64, "inception5b", marks=slow),
