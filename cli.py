@@ -61,10 +61,11 @@ def root(
 
 
 _PREPROCESS_HELP = (
-    "How images are prepared, where the model does not say: imagenet (RGB, ImageNet's mean and std, "
-    "shorter side 256/224 of the input, centre crop), tf (-1 .. 1), caffe (BGR less ImageNet's mean), "
-    "zero-one (0 .. 1), raw (0 .. 255), or a JSON file (a manifest's 'preprocess', or a "
-    "preprocessor_config.json). --mean, --std, --resize, --color change parts of it."
+    "How images are prepared, where the model does not say: imagenet (RGB, ImageNet's mean and "
+    "std, shorter side 256/224 of the input, centre crop), tf (-1 .. 1), caffe (BGR less "
+    "ImageNet's mean), zero-one (0 .. 1), raw (0 .. 255), or a JSON file (a manifest's "
+    "'preprocess', or a preprocessor_config.json). --mean, --std, --resize, --color change parts "
+    "of it."
 )
 
 
@@ -163,15 +164,15 @@ def export(
         str,
         typer.Option(
             help="What the graph returns besides probabilities, one or more of: raw (activations "
-            "and gradients), map (finished maps), tft (the first method's map, cut at the threshold "
-            "that a sweep inside the graph finds)."
+            "and gradients), map (finished maps), tft (the first method's map, cut at the "
+            "threshold that a sweep inside the graph finds)."
         ),
     ] = "raw,map",
     map_methods: Annotated[
         str | None,
         typer.Option(
-            help="Whose maps the graph finishes, the first one's also for tft [default: all methods "
-            "but scorecam; Grad-CAM alone without raw]."
+            help="Whose maps the graph finishes, the first one's also for tft [default: all "
+            "methods but scorecam; Grad-CAM alone without raw]."
         ),
     ] = None,
     top: Annotated[
@@ -245,7 +246,8 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Turn a classifier into one ONNX file that classifies and explains, and check it."""
-    from .export import Overrides, list_layers, to_onnx
+    from .export import Overrides, to_onnx
+    from .export import list_layers as find_layers
     from .export.onnx import STEPS
     from .export.report import export_document, export_lines, layers_document, layers_table
     from .export.triton import model_path, repository_name, write_repository
@@ -268,7 +270,7 @@ def export(
     if list_layers:
         with progress("reading the graph", None, as_json):
             # Weights do not matter for this: do not download any.
-            found, chosen = list_layers(
+            found, chosen = find_layers(
                 model,
                 weights="none" if weights == "default" else weights,
                 num_classes=num_classes,

@@ -1,7 +1,7 @@
-"""From a classifier, a PyTorch model or an ONNX file, to an explaining graph, and on to a TensorRT plan.
+"""Export: from a PyTorch model or an ONNX file to an explaining graph, and on to a TensorRT plan.
 
-Only what reads PyTorch models needs torch (the extra ``export``); ONNX files need the extra ``onnx``. What
-is named here is imported when it is asked for.
+Only what reads PyTorch models needs torch (the extra ``export``); ONNX files need the extra
+``onnx``. What is named here is imported when it is asked for.
 """
 
 from __future__ import annotations
@@ -60,16 +60,17 @@ def require_torch(purpose: str, extra: str = "export") -> None:
 
 
 def require_onnx(purpose: str) -> None:
-    """See that the packages for graph work are here, before a module that imports them is asked for.
+    """See that the packages for graph work are installed, before what imports them is.
 
     Raises:
         MissingExtraError: one is not.
     """
-    for name in ("onnx", "onnx_ir"):
-        try:
-            import_module(name)
-        except ImportError as error:
-            raise MissingExtraError(name.replace("_", "-"), "onnx", purpose) from error
+    try:
+        import_module("onnx")
+        import_module("onnx_ir")
+    except ImportError as error:
+        package = (error.name or "onnx").partition(".")[0].replace("_", "-")
+        raise MissingExtraError(package, "onnx", purpose) from error
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,9 @@
 """Logits without each channel of A, for Ablation-CAM, without running the backbone again.
 
-The head is taken apart: operators that treat channels alone (pooling, activation functions, flatten)
-run once; behind them a channel's absence changes one block of numbers. A first linear layer turns that
-into a subtraction, and only what follows it runs once per channel. Where no linear layer comes next,
-the rest runs on copies, in chunks of bounded size.
+The head is taken apart: operators that treat channels alone (pooling, activation functions,
+flatten) run once; behind them a channel's absence changes one block of numbers. A first linear
+layer turns that into a subtraction, and only what follows it runs once per channel. Where no linear
+layer comes next, the rest runs on copies, in chunks of bounded size.
 """
 
 from __future__ import annotations
@@ -196,16 +196,13 @@ def _pools_globally(network: Network, nodes: Sequence[ir.Node]) -> bool:
     )
 
 
-def logit_drops(
-    network: Network, head: Head, recorder: Recorder, activations: Tensor, logits: Tensor
-) -> Tensor:
+def logit_drops(network: Network, head: Head, recorder: Recorder, logits: Tensor) -> Tensor:
     """How much each logit falls when channel k of A is set to zero: z - z_k.
 
     Args:
         network: whose head it is.
         head: in parts.
         recorder: of the graph.
-        activations: A as it is in the graph, [N, K, h, w].
         logits: z, [N, C].
 
     Returns:
@@ -246,7 +243,7 @@ def logit_drops(
     if head.bias is not None:
         before = before + Tensor(recorder, head.bias, shapes.dims[head.bias], ir.DataType.FLOAT)
     rows = BATCH * channels
-    without = _rest(network, head, recorder, (before - drop).reshape((rows, hidden)), "rest")
+    without = _rest(network, head, (before - drop).reshape((rows, hidden)), "rest")
     return logits[:, None] - without.reshape((BATCH, channels, -1))
 
 
@@ -257,7 +254,7 @@ def _contributions(blocks: Tensor, by_channel: Tensor, width: int) -> Tensor:
     return (blocks.transpose((1, 0, 2)) @ by_channel).transpose((1, 0, 2))
 
 
-def _rest(network: Network, head: Head, recorder: Recorder, x: Tensor, name: str) -> Tensor:
+def _rest(network: Network, head: Head, x: Tensor, name: str) -> Tensor:
     wanted = (x.shape[0], *network.plain.shapes.dims[head.end][1:])
     return copy_between(
         network.nodes,
@@ -305,7 +302,7 @@ def _on_copies(
         copies = recorder.xp.where(recorder.constant(gone), recorder.constant(zero), blocks)
         rows: Dim = BATCH * count
         flat = copies.reshape((rows, *shape))
-        logits = _rest(network, head, recorder, flat, f"copies_{start}")
+        logits = _rest(network, head, flat, f"copies_{start}")
         pieces.append(logits.reshape((BATCH, count, -1)))
     return pieces[0] if len(pieces) == 1 else recorder.xp.concat(pieces, axis=1)
 

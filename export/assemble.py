@@ -39,7 +39,8 @@ class Request:
         gradient_score, ablation_score: what gradients and Ablation-CAM are taken of.
         tft: how the graph thresholds its maps; None if it does not.
         prior: what a search of thresholds starts from.
-        top: how many of the most probable classes are explained; None: those of the input ``target``.
+        top: how many of the most probable classes are explained; None: those of the input
+            ``target``.
         preprocess: what the graph does to images itself; None if it takes prepared ones.
         picture_size: (h, w) of these images; None: any.
     """
@@ -61,8 +62,8 @@ class Assembly:
     """What was added to a graph.
 
     Attributes:
-        outputs: contract name to tensor, of all outputs, in the contract's order; besides those that
-            a file declares, what verification asks for.
+        outputs: contract name to tensor, of all outputs, in the contract's order; besides those
+            that a file declares, what verification asks for.
         names: contract name to the graph's own name, where they differ.
         own_outputs: the outputs that the graph had before.
         image: the input that takes images.
@@ -168,7 +169,7 @@ def free_contract_names(graph: ir.Graph) -> None:
 
 
 def _declare(graph: ir.Graph, made: Assembly, builder: _Builder) -> None:
-    """Make the new tensors outputs of the graph, under the contract's names where these are free."""
+    """Make the new tensors outputs of the graph, by the contract's names where these are free."""
     taken = {str(value.name) for value in (*graph.inputs, *graph.outputs)} - {"target"}
     target = builder.target_input
     if target is not None and target.name != "target":
@@ -383,8 +384,7 @@ class _Builder:
 
     def ablation(self, head: Head) -> Tensor:
         """Ablation-CAM's channel weights, [N, k, K]."""
-        activations = self._existing(head.layer.value)
-        drops = logit_drops(self.network, head, self.recorder, activations, self._own_logits())
+        drops = logit_drops(self.network, head, self.recorder, self._own_logits())
         if self.meaning.task == "binary":
             drops = self.xp.concat([drops * -0.5, drops * 0.5], axis=2)
         independent = self.meaning.task == "sigmoid"

@@ -1,8 +1,8 @@
 """Which axis of a tensor is batch, channel, row and column: followed from the image, not guessed.
 
-An axis is made of atoms (what, stride, length): a row axis of 56 split into 8 windows of 7 is two atoms
-of ``Y``, and is a row axis again once they meet in order. Transposes and reshapes carry atoms along;
-convolutions and linear layers make new channels.
+An axis is made of atoms (what, stride, length): a row axis of 56 split into 8 windows of 7 is two
+atoms of ``Y``, and is a row axis again once they meet in order. Transposes and reshapes carry atoms
+along; convolutions and linear layers make new channels.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def find_axes(
             dims = shapes.dims.get(value)
             if dims is None:
                 continue
-            axes = _through(node, value, dims, found, shapes)
+            axes = _through(node, dims, found, shapes)
             if axes is not None:
                 found[value] = axes
     return found
@@ -92,9 +92,7 @@ def _named(letters: str, dims: Dims) -> Axes:
     return tuple((Atom(letter, 1, side),) for letter, side in zip(letters, dims, strict=True))
 
 
-def _through(
-    node: ir.Node, value: ir.Value, dims: Dims, found: dict[ir.Value, Axes], shapes: Shapes
-) -> Axes | None:
+def _through(node: ir.Node, dims: Dims, found: dict[ir.Value, Axes], shapes: Shapes) -> Axes | None:
     kind = node.op_type
     source = next((each for each in node.inputs if each in found), None)
     if source is None:
@@ -129,7 +127,7 @@ def _reduced(node: ir.Node, shapes: Shapes) -> list[int]:
 
 
 def _resized(axis: Axis | None, old: Dim, new: Dim) -> Axis | None:
-    """An axis of another length: more or fewer channels are channels; places are no longer known."""
+    """Give an axis another length: channels stay channels; places are no longer known."""
     if old == new:
         return axis
     if axis is not None and len(axis) == 1 and axis[0].what == "C":

@@ -12,37 +12,37 @@ import torch
 from ..runtime.errors import ExportError, MissingExtraError
 
 # Entries under which training scripts keep a state dict, in the order in which they are taken.
-_WRAPPERS = (
-    "state_dict",
-    "model_state_dict",
-    "model",
-    "net",
-    "state_dict_ema",
-    "model_ema",
-    "ema_state_dict",
-    "ema",
-)
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+_AVERAGED_WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 _PREFIXES = ("module.", "model.", "_orig_mod.")
+_WRAPPER_MODULES = {"module", "_orig_mod"}
+_COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel
+
+StateDict = dict[str, torch.Tensor]
 
 
 def load_weights(model: torch.nn.Module, path: Path, key: str | None = None) -> tuple[str, ...]:
     """Load a state dict into a model; every tensor must fit.
 
+    Names may carry the prefixes of ``DataParallel``, ``torch.compile`` and training frameworks, in
+    any order and number; the state dict may be wrapped in others.
+
     Args:
         model: changed in place.
         path: a .pth or .safetensors file; only tensors are read, never pickled code.
-        key: which of several state dicts in the file; None: the plain one.
+        key: which of several state dicts in the file, as ``state_dict_ema``; None: the plain one,
+            not the average of a training's steps.
 
     Returns:
         What was decided on the way, for the user to read.
 
     Raises:
         ExportError: the file cannot be read, has no such key, or does not fit.
+        MissingExtraError: the package safetensors is needed and not installed.
     """
-    found = read_state(path)
-    state, notes = _chosen(found, path, key)
+    state, notes = _chosen(read_state(path), path, key)
     own = model.state_dict()
-    state = _without_prefixes(state, own)
+    state = _renamed(state, own)
     _check_shapes(state, own, path)
     missing = [name for name in own if name not in state and "num_batches_tracked" not in name]
     surplus = [name for name in state if name not in own]
@@ -55,13 +55,13 @@ def load_weights(model: torch.nn.Module, path: Path, key: str | None = None) -> 
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The contents of a weight file.
+    """Read a weight file: its state dict, or a dict with state dicts in it.
 
     Raises:
         ExportError: there is none, or it holds something else than tensors.
         MissingExtraError: the package safetensors is needed and not installed.
     """
-    if not os.path.isfile(path):
+    if not os.path.isfile(path):  # False, where pathlib raises
         raise ExportError(f"there is no weight file {path}")
     try:
         if path.suffix == ".safetensors":
@@ -83,61 +83,86 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def _chosen(
-    found: dict[str, Any], path: Path, key: str | None
-) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    contents: Mapping[str, Any], path: Path, key: str | None
+) -> tuple[StateDict, tuple[str, ...]]:
     """One state dict out of those in a file, and what was decided."""
-    named = _state_dicts(found)
+    named = _state_dicts(contents)
+    usual = [place for place in named if _is_usual(place)]
     if key is not None:
-        if key not in named:
-            there = ", ".join(repr(name) for name in named if name) or "none"
-            raise ExportError(f"{path} holds no weights under '{key}'; there are: {there}")
-        return named[key], ()
-    for wrapper in ("", *_WRAPPERS):
-        matches = [name for name in named if name.rpartition(".")[2] == wrapper]
-        if not matches:
-            continue
-        others = [name for name in named if name and name != matches[0]]
-        if not others:
+        matches = [place for place in named if place == key] or [
+            place for place in named if place.rpartition(".")[2] == key
+        ]
+        if len(matches) == 1:
             return named[matches[0]], ()
-        note = (
-            f"{path.name} holds several sets of weights: '{matches[0]}' was taken, not "
-            f"{', '.join(map(repr, others))}; --weights-key chooses another"
+        raise ExportError(
+            f"{path} holds {'several' if matches else 'no'} weights under '{key}'; there are: "
+            f"{_listed(matches or list(named))}"
         )
-        return named[matches[0]], (note,)
-    raise ExportError(f"{path} holds no state dict: its entries are {_some(list(found))}")
+    if not usual:
+        advice = f"; --weights-key chooses one of {_listed(list(named))}" if named else ""
+        entries = [str(name) for name in contents]
+        raise ExportError(
+            f"{path} holds no state dict in a usual place: its entries are {_some(entries)}{advice}"
+        )
+    taken = min(usual, key=_is_averaged)  # the first one of the plain ones
+    others = [place for place in usual if place != taken]
+    if not others:
+        return named[taken], ()
+    note = (
+        f"{path.name} holds several sets of weights: '{taken}' was taken, not {_listed(others)}; "
+        "--weights-key chooses another"
+    )
+    return named[taken], (note,)
 
 
-def _state_dicts(found: Mapping[str, Any], place: str = "") -> dict[str, dict[str, torch.Tensor]]:
-    """Every state dict in a file by its place, the file itself being ''."""
-    tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
-    inner: dict[str, dict[str, torch.Tensor]] = {}
-    for wrapper in _WRAPPERS:
-        if isinstance(found.get(wrapper), Mapping):
-            name = f"{place}.{wrapper}" if place else wrapper
-            inner |= _state_dicts(found[wrapper], name)
-    if inner:
+def _state_dicts(contents: Mapping[str, Any], place: str = "") -> dict[str, StateDict]:
+    """Every state dict in a file by its place, as ``ema.state_dict``; '' is the file itself."""
+    inner: dict[str, StateDict] = {}
+    usual = (*_WRAPPERS, *_AVERAGED_WRAPPERS)
+    for name in (*usual, *(name for name in contents if name not in usual)):
+        value = contents.get(name)
+        if isinstance(name, str) and isinstance(value, Mapping):
+            inner |= _state_dicts(value, f"{place}.{name}" if place else name)
+    if any(_is_usual(each) for each in inner):
         return inner
-    return {place: tensors} if tensors else {}
+    tensors = {
+        name: value
+        for name, value in contents.items()
+        if isinstance(name, str) and isinstance(value, torch.Tensor)
+    }
+    return ({place: tensors} if tensors else {}) | inner
 
 
-def _without_prefixes(
-    state: dict[str, torch.Tensor], own: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """Without what wrappers put before every name, in any order and number."""
+def _is_usual(place: str) -> bool:
+    return not place or all(part in (*_WRAPPERS, *_AVERAGED_WRAPPERS) for part in place.split("."))
+
+
+def _is_averaged(place: str) -> bool:
+    return not set(_AVERAGED_WRAPPERS).isdisjoint(place.split("."))
+
+
+def _renamed(state: StateDict, own: Mapping[str, torch.Tensor]) -> StateDict:
+    """A state dict by the model's names: without what wrappers put before or between them."""
+    if _COUNTER not in own:
+        state = {name: tensor for name, tensor in state.items() if name != _COUNTER}
     while state and not any(name in own for name in state):
         prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None)
         if prefix is None:
             first = {name.partition(".")[0] for name in state}
             if len(first) != 1 or not all("." in name for name in state):
-                return state
+                break
             prefix = f"{first.pop()}."
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return state
+    renamed: StateDict = {}
+    for name, tensor in state.items():
+        # Parts of a network may have been wrapped by themselves, as VGG's features.module.0.weight.
+        inner = ".".join(part for part in name.split(".") if part not in _WRAPPER_MODULES)
+        is_wrapped = name not in own and inner in own and inner not in state
+        renamed[inner if is_wrapped else name] = tensor
+    return renamed
 
 
-def _check_shapes(
-    state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], path: Path
-) -> None:
+def _check_shapes(state: StateDict, own: Mapping[str, torch.Tensor], path: Path) -> None:
     for name, tensor in state.items():
         if name in own and own[name].shape != tensor.shape:
             hint = ""
@@ -147,6 +172,10 @@ def _check_shapes(
                 f"{path} does not fit the model: {name} is {list(tensor.shape)} in the file and "
                 f"{list(own[name].shape)} in the model{hint}"
             )
+
+
+def _listed(places: Sequence[str]) -> str:
+    return ", ".join(repr(place) for place in places if place) or "none"
 
 
 def _some(names: Sequence[str]) -> str:

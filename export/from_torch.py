@@ -18,7 +18,7 @@ _LIMIT = 2**31 - 2**20  # protobuf's bound on one message, less room for the met
 
 
 def to_ir(model: torch.nn.Module, size: tuple[int, int], opset: int, channels: int = 3) -> ir.Model:
-    """Translate a classifier to ONNX; the batch is free, modules' paths stay in the nodes' metadata.
+    """Translate a classifier to ONNX with a free batch and modules' paths in the nodes' metadata.
 
     Args:
         model: in eval mode, float32; takes [N, C, H, W] and returns logits [N, classes].
@@ -52,8 +52,8 @@ def to_ir(model: torch.nn.Module, size: tuple[int, int], opset: int, channels: i
             )
     except Exception as error:
         raise ExportError(
-            "torch.onnx.export cannot translate this model (data-dependent control flow, a batch size "
-            f"fixed in its code, or an operator without an ONNX form?): {_cause(error)}"
+            "torch.onnx.export cannot translate this model (data-dependent control flow, a batch "
+            f"size fixed in its code, or an operator without an ONNX form?): {_cause(error)}"
         ) from error
     assert program is not None
     written = program.model.opset_imports.get("")
@@ -83,8 +83,8 @@ def _check_output(model: torch.nn.Module, example: torch.Tensor) -> None:
         )
     if not torch.equal(logits, again) and not torch.isnan(logits).any():
         raise VerificationError(
-            "the model answers differently from call to call (dropout or noise that eval mode does not "
-            "switch off?), so no file could be held against it. No file was written"
+            "the model answers differently from call to call (dropout or noise that eval mode "
+            "does not switch off?), so no file could be held against it. No file was written"
         )
 
 

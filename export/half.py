@@ -17,11 +17,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runtime.backbone import backbone_runs
 from ..runtime.errors import ExportError, RequestError
 from ..runtime.files import replacing
 from ..runtime.manifest import Manifest
 from ..runtime.onnxfile import append_manifest, digest, read_manifest
-from ..runtime.backbone import backbone_runs
 from .fold import fold_batch_norms
 from .onnx_graph import read_onnx, types_of, with_opset, write_onnx
 from .rounded import HalfCheck, check_half

@@ -22,10 +22,11 @@ from .reading import PlainModel
 MODULE_KEY = "pkg.torch.onnx.name_scopes"
 # Operators after which a tensor is still the same feature map, element by element.
 _ELEMENTWISE = {
-    "Relu", "LeakyRelu", "PRelu", "ThresholdedRelu", "Elu", "Selu", "Celu", "Gelu", "Erf", "Sigmoid",
-    "HardSigmoid", "HardSwish", "Swish", "Mish", "Tanh", "Softplus", "Softsign", "Clip", "Exp", "Pow",
-    "Add", "Sub", "Mul", "Div", "Neg", "Max", "Min", "Sqrt", "Abs", "Log", "Reciprocal", "Identity",
-    "Cast", "Dropout", "BatchNormalization", "Where", "QuantizeLinear", "DequantizeLinear",
+    "Relu", "LeakyRelu", "PRelu", "ThresholdedRelu", "Elu", "Selu", "Celu", "Gelu", "Erf",
+    "Sigmoid", "HardSigmoid", "HardSwish", "Swish", "Mish", "Tanh", "Softplus", "Softsign", "Clip",
+    "Exp", "Pow", "Add", "Sub", "Mul", "Div", "Neg", "Max", "Min", "Sqrt", "Abs", "Log",
+    "Reciprocal", "Identity", "Cast", "Dropout", "BatchNormalization", "Where", "QuantizeLinear",
+    "DequantizeLinear",
 }  # fmt: skip
 # Where one of these alone carries the path on, a pooling layer has begun (generalised mean).
 _POOLING_STEPS = {"Pow", "Sqrt", "Exp", "Log", "Abs", "Reciprocal"}
@@ -153,9 +154,9 @@ class Network:
         found = self._last_features()
         if found is None:
             raise TargetLayerError(
-                "no target layer found: the network has no convolution with spatial extent after which "
-                "every path to the class scores meets. Name one with --target-layer; the model can be "
-                f"cut at: {self._listing()}"
+                "no target layer found: the network has no convolution with spatial extent after "
+                "which every path to the class scores meets. Name one with --target-layer; the "
+                f"model can be cut at: {self._listing()}"
             )
         self._check_is_last(found)
         return found
@@ -163,9 +164,9 @@ class Network:
     def _last_features(self) -> Layer | None:
         """The activations that follow the last convolution of the backbone.
 
-        Last convolution with spatial extent; from there the first cut point; on through element-wise
-        operators. What remains must hold learned weights: in a fully convolutional classifier the last
-        convolution is itself the classifier, and the one before it is meant.
+        Last convolution with spatial extent; from there the first cut point; on through
+        element-wise operators. What remains must hold learned weights: in a fully convolutional
+        classifier the last convolution is itself the classifier, and the one before it is meant.
         """
         position = {node: index for index, node in enumerate(self.path)}
         convolutions = [
@@ -249,10 +250,10 @@ class Network:
                 else f"{share:.0%} of its arithmetic follows it"
             )
             raise TargetLayerError(
-                f"the network's last convolution ({layer.name}) comes early: {after}. Activation maps "
-                "explain convolutional networks; transformers are not supported, because their last "
-                "feature map is not a convolution's. To explain that layer all the same, name it with "
-                "--target-layer"
+                f"the network's last convolution ({layer.name}) comes early: {after}. Activation "
+                "maps explain convolutional networks; transformers are not supported, because "
+                "their last feature map is not a convolution's. To explain that layer all the "
+                "same, name it with --target-layer"
             )
 
     def named(self, name: str) -> Layer:
@@ -276,8 +277,8 @@ class Network:
         if found is None:
             dims = self.plain.shapes.dims.get(node.outputs[0], ())[1:]
             why = (
-                "part of the network goes around it, so its output alone does not determine the class "
-                "scores"
+                "part of the network goes around it, so its output alone does not determine the "
+                "class scores"
                 if node not in self.cuts
                 else f"its output has no spatial extent (shape {dims} for one image)"
             )
@@ -291,7 +292,8 @@ class Network:
         """Layers before the target layer, by name, in the network's order.
 
         Raises:
-            TargetLayerError: one cannot be cut at, is named twice, or is not before the target layer.
+            TargetLayerError: one cannot be cut at, is named twice, or is not before the target
+                layer.
         """
         found = [self.named(name) for name in names]
         order = {each.value: index for index, each in enumerate(self.layers)}
@@ -302,8 +304,8 @@ class Network:
         for each in found:
             if order[each.value] >= order[layer.value]:
                 raise TargetLayerError(
-                    f"layer '{each.name}' is not before the target layer '{layer.name}': maps are fused "
-                    "with those of earlier layers"
+                    f"layer '{each.name}' is not before the target layer '{layer.name}': maps are "
+                    "fused with those of earlier layers"
                 )
         return tuple(sorted(found, key=lambda each: order[each.value]))
 

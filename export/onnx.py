@@ -1,4 +1,4 @@
-"""Export: a classifier, from PyTorch or as an ONNX file, becomes one ONNX file that explains itself."""
+"""Export a classifier, a PyTorch model or an ONNX file, as one ONNX file that explains itself."""
 
 from __future__ import annotations
 
@@ -125,9 +125,9 @@ def to_onnx(
             adds an output and its work, and ``cam`` where the head allows it.
         score: what gradients and Ablation-CAM are taken of. By default as each was published:
             gradients of the logit, Ablation-CAM of the probability.
-        outputs: what the graph returns besides probabilities: ``raw`` (activations and
-            gradients), ``map`` (finished maps), ``tft`` (the first method's map thresholded by a sweep
-            inside the graph); or several.
+        outputs: what the graph returns besides probabilities: ``raw`` (activations and gradients),
+            ``map`` (finished maps), ``tft`` (the first method's map thresholded by a sweep inside
+            the graph); or several.
         map_methods: whose finished maps; by default all methods of the file but Score-CAM, and with
             ``tft`` alone Grad-CAM.
         fused_layers: earlier layers, whose Layer-CAM maps are fused with the target layer's in the
@@ -283,9 +283,10 @@ def _check_quantised(network: Network, layers: Sequence[Layer], allowed: bool) -
     for node in network.path[place + 1 :]:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             raise ExportError(
-                f"the node '{node.name}' ({node.op_type}) quantises between the target layer and the "
-                "class scores, where a gradient has no meaning in the strict sense. Explain the float "
-                "file and quantise that, or pass --straight-through to take it for the identity"
+                f"the node '{node.name}' ({node.op_type}) quantises between the target layer and "
+                "the class scores, where a gradient has no meaning in the strict sense. Explain "
+                "the float file and quantise that, or pass --straight-through to take it for the "
+                "identity"
             )
 
 
@@ -315,10 +316,10 @@ def _check_is_no_probability(
     within = bool(values.min() >= 0 and values.max() <= 1)
     if within and (values.shape[1] == 1 or np.abs(values.sum(-1) - 1).max() < 1e-3):
         raise ExportError(
-            f"the output '{meaning.output.name}' holds probabilities already, but the graph does not "
-            "end in Softmax or Sigmoid: its activation is written in other operators. Name the logits "
-            "with --output-name if the file gives them out, or pass --task none to explain the values "
-            "as they are"
+            f"the output '{meaning.output.name}' holds probabilities already, but the graph does "
+            "not end in Softmax or Sigmoid: its activation is written in other operators. Name "
+            "the logits with --output-name if the file gives them out, or pass --task none to "
+            "explain the values as they are"
         )
 
 
@@ -487,18 +488,6 @@ def _manifest(
     request: Request,
     tft: Tft,
 ) -> Manifest:
-    from importlib.metadata import PackageNotFoundError, version
-
-    from .. import __version__
-
-    tools = {"whycam": __version__}
-    for name in ("torch", "onnx", "onnx-ir", "onnxscript"):
-        try:
-            tools[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    if origin.module is None:
-        tools.pop("torch", None)
     plain = network.plain
     dtype = plain.shapes.dtypes[plain.image]
     try:
@@ -528,10 +517,21 @@ def _manifest(
             tft=tft,
             opset=plain.graph.opset_imports[""],
             image_bytes=network.image_bytes(),
-            tools=tools,
+            tools=_tools(origin.module is not None),
         )
     except ValueError as error:
         raise ExportError(f"such a file cannot be described: {error}") from error
+
+
+def _tools(reads_torch: bool) -> dict[str, str]:
+    """Versions of the packages that made a file; one that is not installed took no part."""
+    from importlib.metadata import distributions
+
+    from .. import __version__
+
+    names = ("torch", "onnx", "onnx-ir", "onnxscript") if reads_torch else ("onnx", "onnx-ir")
+    found = {name: dist.version for name in names for dist in distributions(name=name)}
+    return {"whycam": __version__, **found}
 
 
 def _labels(labels: Sequence[str], meaning: Meaning) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Where an export begins: a PyTorch model or an ONNX file, as a plain graph with all that is known."""
+"""Where an export begins: a PyTorch model or an ONNX file, as a plain graph with its facts."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def load_origin(
     if is_onnx_file(model):
         if weights not in ("default", "none") or num_classes is not None or weights_key is not None:
             raise RequestError(
-                "an ONNX file holds its weights: --weights, --weights-key and --num-classes are for "
-                "PyTorch models"
+                "an ONNX file holds its weights: --weights, --weights-key and --num-classes are "
+                "for PyTorch models"
             )
         return _from_onnx(Path(os.fspath(model)), labels, wishes, needs_preprocess)  # type: ignore[arg-type]
     from . import require_torch
@@ -124,8 +124,8 @@ def _from_onnx(
     metadata = dict(loaded.metadata_props)
     if METADATA_KEY in metadata:
         raise ExportError(
-            f"{path} explains itself already: it was made by whycam export. Start from the file that it "
-            "was made of"
+            f"{path} explains itself already: it was made by whycam export. Start from the file "
+            "that it was made of"
         )
     size = overrides.image_size
     sides = (size, size) if isinstance(size, int) else size

@@ -1,4 +1,4 @@
-"""How images are prepared for a network: said by its owner or by the model itself, never guessed."""
+"""How images are prepared for a network: said by its owner or by the model, never guessed."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ class Overrides:
         image_size: side, or (H, W), of the network input; the resize keeps its proportion to it.
         resize: the shorter side before the crop; 0: resize straight to the input's size.
         interpolation: of the resize.
-        mean, std: per channel in the network's order, for values in [0, 1]; one number each for grey.
+        mean, std: per channel in the network's order, for values in [0, 1]; one number each for
+            grey.
         color: the network's channel order, or ``L`` for grey.
         layout: of an ONNX file's input.
     """
@@ -133,10 +134,10 @@ def choose(
         raise ExportError(f"unusable preprocessing: {error}") from error
     if base is None:
         raise PreprocessError(
-            f"{name} does not say how images are prepared for it, and a wrong guess would make every "
-            f"answer wrong. Say how it was trained with --preprocess ({', '.join(PRESETS)}, or a JSON "
-            "file; whycam export --help tells what each means), or with --mean and --std. For "
-            f"example: {command} --preprocess imagenet"
+            f"{name} does not say how images are prepared for it, and a wrong guess would make "
+            f"every answer wrong. Say how it was trained with --preprocess ({', '.join(PRESETS)}, "
+            "or a JSON file; whycam export --help tells what each means), or with --mean and "
+            f"--std. For example: {command} --preprocess imagenet"
         )
     return _changed(base, overrides, channels)
 
@@ -148,8 +149,8 @@ def _base(overrides: Overrides, size: tuple[int, int], channels: int) -> Preproc
     if wish in PRESETS:
         if channels == 1 and wish in ("imagenet", "caffe") and overrides.mean is None:
             raise ExportError(
-                f"--preprocess {wish} has numbers for three channels, and the network takes one: give "
-                "--mean and --std as well"
+                f"--preprocess {wish} has numbers for three channels, and the network takes one: "
+                "give --mean and --std as well"
             )
         return _preset(wish, size, channels)
     if wish.endswith(".json"):

@@ -196,7 +196,7 @@ def _normalise_domains(model: ir.Model) -> None:
 
 
 def small_letters(equation: str) -> str:
-    """An equation of Einsum with its indices named a, b, c .. as they come: TensorRT reads no others.
+    """Rename the indices of an Einsum equation to a, b, c ..: TensorRT reads no others.
 
     More than 26 indices have no such names: the equation stays as it is.
     """

@@ -1,8 +1,8 @@
 """What an exported graph is held against: the network itself, in float64 where that can be had.
 
-Two kinds answer the same questions. ``TorchReference`` (in ``references_torch``) runs the PyTorch model
-and autograd at the module's hook; ``OnnxReference`` runs the original file in ONNX Runtime, and its head
-in float64 by ONNX's reference evaluator, whose gradients are central differences.
+Two kinds answer the same questions. ``TorchReference`` (in ``references_torch``) runs the PyTorch
+model and autograd at the module's hook; ``OnnxReference`` runs the original file in ONNX Runtime,
+and its head in float64 by ONNX's reference evaluator, whose gradients are central differences.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Reference(Protocol):
         ...
 
     def gradient(self, activations: Floats, seed: Floats) -> Floats | None:
-        """d (sum of seed * scores) / d A, [M, K, h, w], in float64; None where only differences are."""
+        """d (sum of seed * scores) / d A, [M, K, h, w], float64; None if only differences are."""
         ...
 
 

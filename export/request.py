@@ -61,8 +61,8 @@ class Wishes:
             )
         if "scorecam" in (self.map_methods or ()):
             raise RequestError(
-                "Score-CAM takes one forward pass for each channel, which no graph should hold; name "
-                "another method for the outputs map and tft"
+                "Score-CAM takes one forward pass for each channel, which no graph should hold; "
+                "name another method for the outputs map and tft"
             )
         if self.top is not None and self.top < 1:
             raise RequestError(f"top must be 1 or more, not {self.top}")
@@ -70,8 +70,8 @@ class Wishes:
         self._check_tft()
         if self.fused_layers and self.groups == ("raw",):
             raise RequestError(
-                "layers are fused in maps of layercam that the graph finishes: choose the outputs map "
-                "or tft"
+                "layers are fused in maps of layercam that the graph finishes: choose the outputs "
+                "map or tft"
             )
         if self.fused_layers and (self.map_methods or ["layercam"])[0] != "layercam":
             raise RequestError(
@@ -119,8 +119,8 @@ def request_for(
     """
     if meaning.task == "none" and "tft" in wishes.outputs:
         raise ExportError(
-            "TFT looks for the threshold that raises a class's probability most, and with task none "
-            "outputs are values: leave out the output tft"
+            "TFT looks for the threshold that raises a class's probability most, and with task "
+            "none outputs are values: leave out the output tft"
         )
     if wishes.top is not None and wishes.top > meaning.num_classes:
         raise RequestError(f"top {wishes.top} of {meaning.num_classes} classes")

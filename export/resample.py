@@ -7,8 +7,8 @@ rows first, to whole numbers in 0 .. 255, then along columns. (From version 13 o
 order round where an image shrinks far more in height than in width; where a bicubic filter
 overshoots, the clipping in between then falls elsewhere.)
 
-The weights are written against the array API: with NumPy for images of one known size, where they are
-constants, and recorded where sizes are known at run time only.
+The weights are written against the array API: with NumPy for images of one known size, where they
+are constants, and recorded where sizes are known at run time only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Class scores in float64, for verification: what the graph computes, written once more in NumPy."""
+"""Class scores in float64, for verification: what the graph computes, written in NumPy."""
 
 from __future__ import annotations
 

@@ -61,9 +61,9 @@ def resolve(
     """Load a model.
 
     Args:
-        model: ``torchvision/NAME``, ``timm/NAME``, ``package.module:factory``,
-            ``file.py:factory``, a folder made by ``whycam train``, or a module as it is. Wrappers of
-            ``torch.compile`` and data-parallel training are taken off.
+        model: ``torchvision/NAME``, ``timm/NAME``, ``package.module:factory``, ``file.py:factory``,
+            a folder made by ``whycam train``, or a module as it is. Wrappers of ``torch.compile``
+            and data-parallel training are taken off.
         weights: ``default`` (the pretrained ones; of a factory or a module: what it comes
             with), ``none`` (random, the same each time), or a .pth or .safetensors file.
         labels: ``imagenet``, a file with one name a line or a JSON list, or the names.

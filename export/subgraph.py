@@ -58,8 +58,8 @@ def copy_between(
                 and any(isinstance(s, Size) for s in dims)
             ):
                 raise ExportError(
-                    f"the node '{node.name}' reads '{value.name}', which depends on the image by another "
-                    f"way than '{start.name}'"
+                    f"the node '{node.name}' reads '{value.name}', which depends on the image by "
+                    f"another way than '{start.name}'"
                 )
             inputs.append(value if value is None else mapping.get(value, value))
         outputs = []

@@ -1,4 +1,4 @@
-"""TFT inside the graph: the sweep of all thresholds, or a search that tries a few (paper section 4.1)."""
+"""TFT inside the graph: the sweep of all thresholds, or a search (paper section 4.1)."""
 
 from __future__ import annotations
 

@@ -59,14 +59,14 @@ def find_meaning(
     count = _classes(shapes.dims.get(chosen, ()))
     if count is None:
         raise ExportError(
-            f"the output '{chosen.name}' {_said(shapes.dims.get(chosen))} does not hold one number a "
-            "class and image: detectors and segmenters are not classifiers"
+            f"the output '{chosen.name}' {_said(shapes.dims.get(chosen))} does not hold one "
+            "number a class and image: detectors and segmenters are not classifiers"
         )
     activation, before = _activation(chosen, shapes)
     if activation in _INDICES:
         raise ExportError(
-            f"the output '{chosen.name}' holds class numbers ({activation}), not scores: export the "
-            "network without that step, or name an earlier output with --output-name"
+            f"the output '{chosen.name}' holds class numbers ({activation}), not scores: export "
+            "the network without that step, or name an earlier output with --output-name"
         )
     if task is None:
         return _recognised(chosen, before, activation, count)
@@ -75,8 +75,8 @@ def find_meaning(
         raise ExportError(f"task binary is for one logit; '{chosen.name}' has {count} numbers")
     if task != "binary" and task != "none" and count == 1:
         raise ExportError(
-            f"the output '{chosen.name}' is one number: its task is binary (yes or no), or none (the "
-            f"value itself), not {task}"
+            f"the output '{chosen.name}' is one number: its task is binary (yes or no), or none "
+            f"(the value itself), not {task}"
         )
     return Meaning(task, chosen, logits, 2 if task == "binary" else count, activation, None)
 
@@ -85,13 +85,14 @@ def _recognised(output: ir.Value, before: ir.Value, activation: str | None, coun
     if count == 1:
         if activation not in (None, "Sigmoid"):
             raise ExportError(
-                f"the output '{output.name}' is a {activation} of one number, which is always the same"
+                f"the output '{output.name}' is a {activation} of one number, which is always the "
+                "same"
             )
         note = None
         if activation is None:
             note = (
-                "the network has one output and no sigmoid: it was taken for the logit of a yes-or-no "
-                "question. If it is a value (regression), pass --task none"
+                "the network has one output and no sigmoid: it was taken for the logit of a "
+                "yes-or-no question. If it is a value (regression), pass --task none"
             )
         logits = output if activation is None else before
         return Meaning("binary", output, logits, 2, activation, note)
@@ -100,9 +101,9 @@ def _recognised(output: ir.Value, before: ir.Value, activation: str | None, coun
     if activation in ("Softmax", "LogSoftmax"):
         return Meaning("softmax", output, before, count, activation, None)
     note = (
-        f"the network ends without softmax or sigmoid: its {count} outputs were taken for logits of one "
-        "class each image. If labels are independent, pass --task sigmoid; if they are values, --task "
-        "none"
+        f"the network ends without softmax or sigmoid: its {count} outputs were taken for logits "
+        "of one class each image. If labels are independent, pass --task sigmoid; if they are "
+        "values, --task none"
     )
     return Meaning("softmax", output, output, count, None, note)
 
@@ -134,7 +135,7 @@ def _activation(value: ir.Value, shapes: Shapes) -> tuple[str | None, ir.Value]:
 
 
 def may_be_probabilities(value: ir.Value) -> bool:
-    """Whether an output ends in an operator that a softmax or sigmoid may have been written with."""
+    """Whether an output's last operator may be part of a softmax or sigmoid written out."""
     node = value.producer()
     while node is not None and node.op_type in _MOVERS and node.inputs[0] is not None:
         node = node.inputs[0].producer()
@@ -180,8 +181,8 @@ def _only(outputs: Sequence[ir.Value], shapes: Shapes) -> ir.Value:
     if len(fitting) > 1 and len(sources) > 1:
         listed = ", ".join(f"'{v.name}' {_said(shapes.dims.get(v))}" for v in fitting)
         raise ExportError(
-            f"there are several outputs that could be class scores: {listed}. Choose one with --output-name "
-            "NAME"
+            f"there are several outputs that could be class scores: {listed}. Choose one with "
+            "--output-name NAME"
         )
     ended = [value for value in fitting if _activation(value, shapes)[0] is not None]
     return (ended or fitting)[0]

@@ -59,11 +59,12 @@ class Verification:
 
     Attributes:
         against: what the graph was held against.
-        errors: by what was compared. ``own_outputs`` (relative to their largest value), of the outputs
-            that the file had before; ``probabilities``, absolute; ``activations``, ``gradients`` and
-            ``ablation``, relative to the largest value; ``differences``: gradients against central
-            differences in random directions, relative to the gradient's norm; ``earlier``, the same at
-            fused layers; ``pixels``, of 255; ``maps`` and ``tft``, absolute.
+        errors: by what was compared. ``own_outputs`` (relative to their largest value), of the
+            outputs that the file had before; ``probabilities``, absolute; ``activations``,
+            ``gradients`` and ``ablation``, relative to the largest value; ``differences``:
+            gradients against central differences in random directions, relative to the gradient's
+            norm; ``earlier``, the same at fused layers; ``pixels``, of 255; ``maps`` and ``tft``,
+            absolute.
         inputs: how many batches were compared.
     """
 

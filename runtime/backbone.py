@@ -1,8 +1,8 @@
 """Which nodes of an explaining graph are its backbone, each time that it runs.
 
-The backbone leads from the image to ``activations``; a graph with a sweep runs copies of it on the masked
-images. Node names tell: what export added is called ``whycam/...``, a copy ``whycam/sweep/<number>/<the
-node's own name>``.
+The backbone leads from the image to ``activations``; a graph with a sweep runs copies of it on the
+masked images. Node names tell: what export added is called ``whycam/...``, a copy
+``whycam/sweep/<number>/<the node's own name>``.
 """
 
 from __future__ import annotations

@@ -177,7 +177,7 @@ class Case:
         with recorder.part("ablation"):
             size = recorder.op("Shape", [existing(plain.image)], (4,), ir.DataType.INT64)
             recorder.symbols["N"] = size[0:1]
-            activations, logits = existing(self.layer.value), existing(self.network.logits)
+            logits = existing(self.network.logits)
             return logit_drops(self.network, self.parts, recorder, logits).value
 
     def run(self, drops: ir.Value, images: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -317,8 +318,8 @@ def test_max_pool_with_dilation_is_refused_rather_than_wrong() -> None:
         max_pool(torch.zeros(1, 1, 8, 8), 2, 2, 0, dilation=2)
 
 
-# What PyTorch's exporter writes otherwise than the model computes: a divisor of its own, and windows
-# that begin in the padding, which ONNX Runtime counts otherwise.
+# What PyTorch's exporter writes otherwise than the model computes: a divisor of its own, and
+# windows that begin in the padding, which ONNX Runtime counts otherwise.
 @pytest.mark.parametrize(
     "head",
     [
@@ -330,7 +331,7 @@ def test_max_pool_with_dilation_is_refused_rather_than_wrong() -> None:
 def test_pooling_that_onnx_writes_otherwise_is_refused(
     head: Callable[[], list[nn.Module]], tmp_path: Path
 ) -> None:
-    with pytest.raises(whycam.WhyCamError, match="probabilities differ|cannot run"):
+    with pytest.raises(whycam.WhyCamError, match=r"probabilities differ|cannot run"):
         to_onnx(
             Small(*head()).eval(),
             tmp_path / "model.onnx",

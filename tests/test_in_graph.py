@@ -16,11 +16,10 @@ from agreement import assert_same, without_own_maps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import CLASSES, SMALL, curved, linear
+from recorded import run_recorded
 from torch import nn
 
 import whycam
-from recorded import run_recorded
-
 from whycam.export import assemble, sweep, to_onnx
 from whycam.export.sweep import by_bisection
 from whycam.runtime import cam

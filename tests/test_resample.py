@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-
 from recorded import run_recorded
 
 from whycam.export.recorder import BATCH, Size
