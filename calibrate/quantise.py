@@ -90,7 +90,8 @@ def read_graph(path: str | os.PathLike[str], part: Part = "trunk") -> Graph:
     weights = {each.name: each for each in model.graph.initializer}
     shapes = _shapes(model)
     manifest = read_manifest(path)
-    runs = [[model.graph.node[index] for index in run] for run in backbone_runs(model.graph)]
+    found = backbone_runs(model.graph, graph_name("activations", manifest))
+    runs = [[model.graph.node[index] for index in run] for run in found]
     trunk, passes = runs[0], runs[1:]
     if part == "sweep" and manifest.tft.again is not None:
         passes = passes[:-1]  # the last one is for the best thresholds, which stay in float

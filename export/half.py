@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.backbone import backbone_runs
+from ..runtime.engines.interface import graph_name
 from ..runtime.errors import ExportError, RequestError
 from ..runtime.files import replacing
 from ..runtime.manifest import Manifest
@@ -122,7 +123,7 @@ def to_half(
         converted = read_onnx(model)
         if precision == "bf16":
             converted = with_opset(converted, _BF16_OPSET)
-        count = halve(converted, precision)
+        count = halve(converted, precision, graph_name("activations", manifest))
         write_onnx(converted, temporary)
         own = msgspec.structs.replace(
             manifest,
@@ -144,7 +145,9 @@ def to_half(
     )
 
 
-def halve(model: onnx.ModelProto, precision: HalfPrecision) -> int:
+def halve(
+    model: onnx.ModelProto, precision: HalfPrecision, activations: str = "activations"
+) -> int:
     """Convert in place; returns how many operations compute in half precision now.
 
     Raises:
@@ -153,11 +156,11 @@ def halve(model: onnx.ModelProto, precision: HalfPrecision) -> int:
     import onnx
 
     graph = model.graph
-    fold_batch_norms(graph, {index for run in backbone_runs(graph) for index in run})
+    fold_batch_norms(graph, {index for run in backbone_runs(graph, activations) for index in run})
     types = types_of(model)
     half = onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.BFLOAT16
     converted = _Conversion(graph, types, half)
-    inside = {index for run in backbone_runs(graph) for index in run}
+    inside = {index for run in backbone_runs(graph, activations) for index in run}
     floating = _FLOAT if precision == "fp16" else _FLOAT | _FLOAT_IN_BF16
     for index, node in enumerate(list(graph.node)):
         if index in inside and node.op_type not in floating:

@@ -15,14 +15,17 @@ from .errors import ExportError
 if TYPE_CHECKING:
     import onnx
 
-_ACTIVATIONS = ("activations", "whycam_activations")
 _COPY = re.compile(r"whycam/sweep/(\d+)/(.+)", re.DOTALL)
 
 
-def backbone_runs(graph: onnx.GraphProto) -> list[list[int]]:
+def backbone_runs(graph: onnx.GraphProto, activations: str = "activations") -> list[list[int]]:
     """The nodes of each run of the backbone, from its first convolution on.
 
     What stands before that, such as preprocessing, is not among them: pixels need float32.
+
+    Args:
+        graph: of a file made by ``whycam export``.
+        activations: what the graph calls the output of that name.
 
     Returns:
         Indices into ``graph.node``, in order; the run that makes ``activations`` is first.
@@ -30,7 +33,7 @@ def backbone_runs(graph: onnx.GraphProto) -> list[list[int]]:
     Raises:
         ExportError: there is no convolution before ``activations``.
     """
-    first = _first_run(graph)
+    first = _first_run(graph, activations)
     if not first:
         raise ExportError("the graph has no convolution before its 'activations': export it again")
     names = {graph.node[index].name for index in first}
@@ -42,8 +45,8 @@ def backbone_runs(graph: onnx.GraphProto) -> list[list[int]]:
     return [first, *(copies[number] for number in sorted(copies))]
 
 
-def _first_run(graph: onnx.GraphProto) -> list[int]:
-    needed = set(_ACTIVATIONS)
+def _first_run(graph: onnx.GraphProto, activations: str) -> list[int]:
+    needed = {activations}
     upstream = []
     for index in range(len(graph.node) - 1, -1, -1):
         if needed.intersection(graph.node[index].output):

@@ -301,6 +301,7 @@ def test_export_command_puts_the_search_into_the_graph(capsys, small, tmp_path):
     store(small, learnt.priors)
     write_learnt(learnt, tmp_path)
     export = ["export", NETWORK, "--image-size", "32", "--outputs", "tft", "--forwards", "2"]
+    export += ["--preprocess", "imagenet"]
     code, _, err = run(capsys, *export, "-o", tmp_path / "x.onnx")
     assert code == 2
     assert "--search" in err

@@ -91,7 +91,7 @@ def test_each_row_of_a_filled_batch_is_its_own(openvino):
 def test_throughput_divides_batches_and_answers_the_same(lite0_onnx, onnxruntime, photographs):
     divided = whycam.load(lite0_onnx, "openvino", threads=2, hint="throughput")
     same(divided.explain(photographs * 2), onnxruntime.explain(photographs * 2), 1e-5)
-    assert divided.engine._part(frozenset({"gradient"})).streams == 2
+    assert divided.engine._part(frozenset({"map"})).streams == 2
 
 
 def test_results_stay_when_the_engine_runs_again(openvino, photographs):
@@ -243,7 +243,7 @@ def test_compiled_models_are_kept_in_a_cache(lite0_onnx, chelsea, tmp_path):
     first = whycam.load(lite0_onnx, "openvino", cache=tmp_path / "cache").explain(chelsea)
     assert list((tmp_path / "cache").glob("*.blob"))
     again = whycam.load(lite0_onnx, "openvino", cache=tmp_path / "cache")
-    (compiled,) = again.engine._part(frozenset({"gradient"}))._compiled.values()
+    (compiled,) = again.engine._part(frozenset({"map"}))._compiled.values()
     assert compiled._model.get_property("LOADED_FROM_CACHE")
     np.testing.assert_array_equal(again.explain(chelsea).map, first.map)
 
