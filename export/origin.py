@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnx_ir as ir
+
 from ..runtime.errors import ExportError, MissingExtraError, RequestError
-from ..runtime.manifest import METADATA_KEY, Preprocess
+from ..runtime.input_format import Color, Preprocess
+from ..runtime.manifest import METADATA_KEY
 from .labels import read_labels
-from .preprocessing import Overrides, choose, read_metadata
+from .metadata import Known, read_metadata
+from .preprocessing import Overrides, choose, stated_size
 from .reading import PlainModel, read_onnx_file, to_plain
 
 if TYPE_CHECKING:
@@ -127,24 +132,50 @@ def _from_onnx(
             f"{path} explains itself already: it was made by whycam export. Start from the file "
             "that it was made of"
         )
-    size = overrides.image_size
-    sides = (size, size) if isinstance(size, int) else size
-    known = read_metadata(metadata, path)
-    if sides is None and known is not None and known.size is not None:
-        sides = known.size
-    plain = to_plain(loaded, sides, overrides.layout, metadata)
+    known = _known(metadata, path, overrides)
+    size = overrides.size
+    if size is None and _has_free_size(loaded):
+        size = stated_size(overrides, known)
+    plain = to_plain(loaded, size, overrides.layout, metadata)
     if needs_preprocess:
-        command = f"whycam export {path} -o {path.with_suffix('.explained.onnx')}"
-        spec = choose(overrides, known, plain.size, plain.channels, path.name, command)
+        written, target = (shlex.quote(str(p)) for p in (path, path.with_suffix(".explained.onnx")))
+        example = f"whycam export {written} -o {target} --preprocess imagenet"
+        spec = choose(overrides, known, plain.size, plain.channels, path.name, example)
     else:
-        channels = plain.channels
-        spec = Preprocess(
-            size=plain.size,
-            resize=plain.size,
-            color="L" if channels == 1 else "RGB",
-            mean=(0.0,) * (1 if channels == 1 else 3),
-            std=(1.0,) * (1 if channels == 1 else 3),
-        )
+        color: Color = "L" if plain.channels == 1 else "RGB"
+        numbers = (1.0,) * (1 if plain.channels == 1 else 3)
+        spec = Preprocess(plain.size, plain.size, color=color, mean=numbers, std=numbers)
     names = read_labels(labels) if labels is not None else () if known is None else known.labels
-    notes = () if known is None else (f"preprocessing and labels read from {known.where}",)
-    return Origin(path.name, path.name, plain, spec, tuple(names), notes, None)
+    return Origin(path.name, path.name, plain, spec, names, _notes(known, overrides, labels), None)
+
+
+def _has_free_size(model: ir.Model) -> bool:
+    """Whether an image input leaves its height and width open."""
+    shapes = [list(value.shape or ()) for value in model.graph.inputs]
+    return any(
+        len(sides) == 4 and not all(isinstance(side, int) and side > 0 for side in sides[1:])
+        for sides in shapes
+    )
+
+
+def _known(metadata: Mapping[str, str], path: Path, overrides: Overrides) -> Known | None:
+    """What the file says of itself; what it says unusably is no matter where the user says it."""
+    try:
+        return read_metadata(metadata, path)
+    except (ExportError, MissingExtraError):
+        if overrides.preprocess is None:
+            raise
+        return None
+
+
+def _notes(
+    known: Known | None, overrides: Overrides, labels: str | Sequence[str] | None
+) -> tuple[str, ...]:
+    if known is None:
+        return ()
+    used = []
+    if known.preprocess is not None and overrides.preprocess is None:
+        used.append("preprocessing")
+    if known.labels and labels is None:
+        used.append("labels")
+    return (f"{' and '.join(used)} read from {known.where}",) if used else ()

@@ -36,7 +36,8 @@ def network(manifest: Manifest, model: str | None = None) -> torch.nn.Module:
     spec = model if model is not None else manifest.model
     by_name = spec.startswith(("torchvision/", "timm/"))
     try:
-        return resolve(spec, "none", num_classes=manifest.num_classes if by_name else None).model
+        count = manifest.num_classes if by_name else None
+        return resolve(spec, "none", num_classes=count, needs_preprocess=False).model
     except ExportError as error:
         raise RequestError(
             f"other tools need the PyTorch network: {error}. Say where it is with --torch-model, "

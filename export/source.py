@@ -7,6 +7,7 @@ import difflib
 import importlib
 import importlib.util
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,10 +22,18 @@ from ..runtime.input_format import Preprocess
 from .checkpoint import load_weights
 from .classifier import replace_classifier
 from .labels import read_labels
-from .preprocessing import Known, Overrides, choose, from_timm, interpolation, override
+from .metadata import Known, from_timm, interpolation
+from .preprocessing import PRESETS, Overrides, choose, override, stated_size
 from .saved import WEIGHTS, is_saved, read_saved
 
 Factory = Callable[..., Any]
+
+_SIDE = 224  # of inputs where nobody says it
+_DATA_PARALLEL = (
+    torch.nn.DataParallel,
+    torch.nn.parallel.DistributedDataParallel,
+    torch.optim.swa_utils.AveragedModel,
+)
 
 
 @dataclass(frozen=True)
@@ -82,16 +91,20 @@ def resolve(
         source = _saved(model, weights)
     elif isinstance(model, torch.nn.Module):
         name = type(_bare(model)).__name__
-        source = _from_module(_own_copy(model), name, overrides, needs_preprocess)
+        example = 'overrides=Overrides(preprocess="imagenet"), of whycam.export'
+        source = _from_module(_own_copy(model), name, overrides, example, needs_preprocess)
     elif model.startswith("torchvision/"):
         source = _torchvision(model, weights, num_classes)
     elif model.startswith("timm/"):
         source = _timm(model, weights, num_classes)
     elif ":" in model:
-        source = _from_module(_call_factory(model), model, overrides, needs_preprocess)
+        source = _from_module(
+            _call_factory(model), model, overrides, _example(model), needs_preprocess
+        )
         source = replace(source, name=model.replace("\\", "/").split("/")[-1])
         if num_classes is not None:
-            replace_classifier(source.model.eval(), num_classes, source.preprocess.size)
+            spec = source.preprocess
+            replace_classifier(source.model.eval(), num_classes, spec.size, spec.channels)
     else:
         raise ExportError(
             f"cannot tell where to find the model '{model}': write FILE.onnx, torchvision/NAME, "
@@ -191,11 +204,20 @@ def _bare(model: torch.nn.Module) -> torch.nn.Module:
     """The network inside the wrappers of torch.compile and data-parallel training."""
     while True:
         inner = getattr(model, "_orig_mod", None)
-        if isinstance(model, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
+        if isinstance(model, _DATA_PARALLEL):
             inner = model.module
         if not isinstance(inner, torch.nn.Module):
             return model
         model = inner
+
+
+def _unwrap_parts(model: torch.nn.Module) -> None:
+    """Take the same wrappers off the network's parts, in place."""
+    for module in list(model.modules()):
+        for name, part in list(module.named_children()):
+            bare = _bare(part)
+            if bare is not part:
+                setattr(module, name, bare)
 
 
 def _own_copy(model: torch.nn.Module) -> torch.nn.Module:
@@ -204,23 +226,35 @@ def _own_copy(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _from_module(
-    model: torch.nn.Module, name: str, overrides: Overrides, needs_preprocess: bool
+    model: torch.nn.Module, name: str, overrides: Overrides, example: str, needs_preprocess: bool
 ) -> Source:
     """A model of the user's own; some bring their configuration along."""
     model = _bare(model).cpu()
-    notes: tuple[str, ...] = ()
-    kinds = {p.dtype for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)}
-    if kinds:
-        said = ", ".join(str(kind).removeprefix("torch.") for kind in kinds)
-        notes = (f"the model's weights are {said}; it was exported in float32",)
+    _unwrap_parts(model)
+    notes = _precision(model)
     known = _known(model, name)
-    size = overrides.size or (None if known is None else known.size) or (224, 224)
+    size = stated_size(overrides, known)
+    if size is None and overrides.preprocess in PRESETS:
+        notes = (
+            *notes,
+            f"{name} does not say the size of its input: {_SIDE} x {_SIDE} was assumed; if it is "
+            "another, pass --image-size",
+        )
+    size = size or (_SIDE, _SIDE)
     if needs_preprocess:
-        command = f"whycam export {name} -o {_stem(name)}.onnx"
-        preprocess = choose(overrides, known, size, 3, name, command)
+        preprocess = choose(overrides, known, size, None, name, example)
     else:
         preprocess = Preprocess(size=size, resize=size)
     return Source(model.float(), name, "default", preprocess, (), notes)
+
+
+def _precision(model: torch.nn.Module) -> tuple[str, ...]:
+    """Say which weights are not of the precision of exported files."""
+    tensors = (t for t in model.state_dict().values() if t.is_floating_point())
+    other = sorted({str(t.dtype).removeprefix("torch.") for t in tensors} - {"float32"})
+    if not other:
+        return ()
+    return (f"the model's weights are {', '.join(other)}; it was exported in float32",)
 
 
 def _known(model: torch.nn.Module, name: str) -> Known | None:
@@ -234,8 +268,11 @@ def _known(model: torch.nn.Module, name: str) -> Known | None:
     return None
 
 
-def _stem(name: str) -> str:
-    return name.replace("\\", "/").split("/")[-1].partition(":")[0].removesuffix(".py") or "model"
+def _example(spec: str) -> str:
+    """The command that says how images are prepared for a factory's model."""
+    place = spec.replace("\\", "/").split("/")[-1].partition(":")[0]
+    target = f"{place.removesuffix('.py') or 'model'}.onnx"
+    return f"whycam export {shlex.quote(spec)} -o {shlex.quote(target)} --preprocess imagenet"
 
 
 def _call_factory(spec: str) -> torch.nn.Module:
