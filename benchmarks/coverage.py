@@ -49,7 +49,6 @@ from whycam.calibrate.int8 import write_int8
 from whycam.calibrate.quantise import observe, quantised, read_graph
 from whycam.calibrate.ranges import magnitude
 from whycam.export import Export, to_onnx, to_plan
-from whycam.export.layer import capture, find_layer, split
 from whycam.export.source import Source, resolve
 from whycam.export.verify import random_fields
 from whycam.runtime import cam
@@ -66,6 +65,7 @@ from whycam.runtime.manifest import Preprocess
 from whycam.runtime.onnxfile import append_manifest, digest, read_manifest, without_outputs
 from whycam.runtime.preprocess import crop_resized, normalise
 from whycam.runtime.threads import one_blas_thread
+from whycam.train.network import Tunable
 
 STEPS = ("export", "peer", "rtx", "int8", "overhead")
 # One small network of each of timm's modules that holds convolutional networks.
@@ -270,10 +270,11 @@ class Attempt:
         layer = dict(model.named_modules()).get(manifest.target_layer)
         where = "module"
         if layer is None:
-            captured = capture(model, manifest.preprocess.size)
-            parts = split(captured, find_layer(captured))
-            model = torch.nn.Sequential(parts.trunk, parts.head).requires_grad_(True)
-            layer, where = model[0], "recorded trunk"
+            spec = manifest.preprocess
+            parts = Tunable(model, spec.size, channels=spec.channels)
+            backbone = torch.nn.Sequential(parts.below, parts.stage)
+            model = torch.nn.Sequential(backbone, parts.head).requires_grad_(True)
+            layer, where = model[0], "recorded backbone"
         engine = open_engine(self.path, manifest, "onnxruntime")
 
         def theirs(image: torch.Tensor, target: int) -> NDArray[Any]:

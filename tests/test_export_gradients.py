@@ -11,13 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 import whycam
 from whycam.export import Overrides, to_onnx
-from whycam.export.adjoint import max_pool
 
 TOLERANCE = 1e-5
 K, H, W = 8, 7, 9  # activations of the small networks
@@ -269,53 +266,6 @@ def test_gradients_through_a_torchvision_head_equal_autograd(
     model.eval()
     error = gradient_error(model, head.eval(), layer, (127, 127), tmp_path, score)
     assert error <= TOLERANCE
-
-
-@st.composite
-def pools(draw: st.DrawFn) -> dict:
-    kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
-    return {
-        "kernel": kernel,
-        "stride": draw(st.tuples(st.integers(1, 5), st.integers(1, 5))),
-        "padding": tuple(draw(st.integers(0, side // 2)) for side in kernel),
-        "ceil_mode": draw(st.booleans()),
-    }
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    pool=pools(),
-    height=st.integers(1, 9),
-    width=st.integers(1, 9),
-    levels=st.sampled_from([1, 2, 3, 1000]),
-    seed=st.integers(0, 2**16),
-)
-def test_max_pool_and_its_gradient_equal_those_of_torch(
-    pool: dict, height: int, width: int, levels: int, seed: int
-) -> None:
-    fits = all(
-        side + 2 * pad >= kernel
-        for side, pad, kernel in zip((height, width), pool["padding"], pool["kernel"], strict=True)
-    )
-    assume(fits)
-    generator = torch.Generator().manual_seed(seed)
-    # Few levels: nearly every window holds ties. Negative values: padding must never win.
-    x = torch.randint(-levels, levels, (2, 2, height, width), generator=generator).double()
-    mine, theirs = x.clone().requires_grad_(True), x.clone().requires_grad_(True)
-    found = max_pool(mine, **pool)
-    expected = F.max_pool2d(
-        theirs, pool["kernel"], pool["stride"], pool["padding"], ceil_mode=pool["ceil_mode"]
-    )
-    assert torch.equal(found, expected)
-    weights = torch.rand(expected.shape, generator=generator).double()
-    (found * weights).sum().backward()
-    (expected * weights).sum().backward()
-    torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-12, atol=1e-12)
-
-
-def test_max_pool_with_dilation_is_refused_rather_than_wrong() -> None:
-    with pytest.raises(whycam.WhyCamError, match="dilation"):
-        max_pool(torch.zeros(1, 1, 8, 8), 2, 2, 0, dilation=2)
 
 
 # What PyTorch's exporter writes otherwise than the model computes: a divisor of its own, and

@@ -16,11 +16,11 @@ import torchvision
 from numpy.typing import NDArray
 
 import whycam
-from whycam.export import to_onnx
-from whycam.export.layer import capture, find_layer, split
+from whycam.export import Overrides, to_onnx
 from whycam.runtime.cam import METHODS
 from whycam.runtime.images import read_picture
 from whycam.runtime.preprocess import crop_resized, normalise
+from whycam.train.network import Tunable
 
 pytorch_grad_cam = pytest.importorskip("pytorch_grad_cam")
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget  # noqa: E402
@@ -36,6 +36,7 @@ REFERENCES = {
 }
 NETWORKS = ["squeezenet1_1", "mobilenet_v3_large", "resnet50", "densenet121", "vgg16"]
 ROOT = Path(__file__).parent.parent
+IMAGENET = Overrides(image_size=224, preprocess="imagenet")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Pair:
 
     model: torch.nn.Module
     explainer: whycam.Explainer
-    trunk_and_head: torch.nn.Sequential
+    backbone_and_head: torch.nn.Sequential
 
     def pixels(self, picture: Path) -> NDArray[np.float32]:
         spec = self.explainer.manifest.preprocess
@@ -73,9 +74,9 @@ def lively(name: str) -> torch.nn.Module:
 
 
 def paired(model: torch.nn.Module, file: Path) -> Pair:
-    captured = capture(model, (224, 224))
-    parts = split(captured, find_layer(captured))
-    sequence = torch.nn.Sequential(parts.trunk, parts.head).requires_grad_(True)
+    parts = Tunable(model, (224, 224))
+    backbone = torch.nn.Sequential(parts.below, parts.stage)
+    sequence = torch.nn.Sequential(backbone, parts.head).requires_grad_(True)
     return Pair(model, whycam.load(file, threads=2), sequence)
 
 
@@ -83,7 +84,8 @@ def paired(model: torch.nn.Module, file: Path) -> Pair:
 def network(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     file = tmp_path_factory.mktemp(request.param) / "model.onnx"
     model = lively(request.param)
-    to_onnx(model, file, score="logit", methods=[m for m in METHODS if m != "cam"])
+    methods = [m for m in METHODS if m != "cam"]
+    to_onnx(model, file, score="logit", methods=methods, overrides=IMAGENET)
     yield paired(model, file)
     file.unlink()  # VGG-16 is half a gigabyte
 
@@ -113,12 +115,12 @@ def reference_map(
 
 
 def reference_ablation(
-    trunk_and_head: torch.nn.Sequential, pixels: NDArray[np.float32], target: int
+    backbone_and_head: torch.nn.Sequential, pixels: NDArray[np.float32], target: int
 ) -> NDArray[np.float32]:
     # Its ablation layer is a default argument, shared by all instances: give it a fresh one.
     layer = pytorch_grad_cam.ablation_layer.AblationLayer()
     with pytorch_grad_cam.AblationCAM(
-        model=trunk_and_head, target_layers=[trunk_and_head[0]], ablation_layer=layer
+        model=backbone_and_head, target_layers=[backbone_and_head[0]], ablation_layer=layer
     ) as cam:
         return cam(torch.from_numpy(pixels), [ClassifierOutputTarget(target)])[0]
 
@@ -139,8 +141,8 @@ def test_map_equals_pytorch_grad_cam(
         ours = network.explainer.explain(picture, targets=rank, method=method)
         theirs = reference_map(
             method,
-            network.trunk_and_head,
-            network.trunk_and_head[0],
+            network.backbone_and_head,
+            network.backbone_and_head[0],
             network.pixels(picture),
             ours.index,
         )
@@ -171,7 +173,7 @@ def test_map_of_resnet50_equals_that_of_the_untouched_torchvision_model(
     tmp_path: Path, photographs: list[Path], method: str
 ) -> None:
     model = lively("resnet50")
-    to_onnx(copy.deepcopy(model), tmp_path / "model.onnx")
+    to_onnx(copy.deepcopy(model), tmp_path / "model.onnx", overrides=IMAGENET)
     pair = Pair(model, whycam.load(tmp_path / "model.onnx", threads=2), torch.nn.Sequential())
     for picture in photographs:
         ours = pair.explainer.explain(picture, method=method)
@@ -183,13 +185,13 @@ def test_map_of_resnet50_equals_that_of_the_untouched_torchvision_model(
 def test_ablation_map_equals_pytorch_grad_cam(network: Pair, photographs: list[Path]) -> None:
     pixels = network.pixels(photographs[0])
     with torch.no_grad():
-        lowest = network.trunk_and_head[0](torch.from_numpy(pixels)).min()
+        lowest = network.backbone_and_head[0](torch.from_numpy(pixels)).min()
     if lowest < 0:
         # Where activations can be negative, pytorch-grad-cam leaves the paper and puts -1e7
         # in a channel's place. The loop below holds there.
         pytest.skip("this network's activations can be negative")
     ours = network.explainer.explain(photographs[0], method="ablation")
-    theirs = reference_ablation(network.trunk_and_head, pixels, ours.index)
+    theirs = reference_ablation(network.backbone_and_head, pixels, ours.index)
     assert_same_map(ours.map, theirs)
 
 
@@ -201,7 +203,7 @@ def test_ablation_map_of_trained_lite0_equals_pytorch_grad_cam(
     to_onnx(copy.deepcopy(lite0_model), file, score="logit", methods=["ablation"])
     pair = paired(lite0_model, file)
     ours = pair.explainer.explain(photographs[0], method="ablation")
-    theirs = reference_ablation(pair.trunk_and_head, pair.pixels(photographs[0]), ours.index)
+    theirs = reference_ablation(pair.backbone_and_head, pair.pixels(photographs[0]), ours.index)
     assert_same_map(ours.map, theirs)
 
 
@@ -235,7 +237,7 @@ def test_ablation_weights_equal_a_float64_loop_over_the_channels(
     network: Pair, photographs: list[Path], rank: int
 ) -> None:
     found = raw_outputs(network.explainer, network.pixels(photographs[1]), rank)
-    head = copy.deepcopy(network.trunk_and_head[1]).double()
+    head = copy.deepcopy(network.backbone_and_head[1]).double()
     activations = torch.from_numpy(found["activations"]).double()
     expected = ablated_one_by_one(head, activations, int(found["targets"][0, 0]), "logit").numpy()
     difference = np.abs(found["ablation_weights"][0, 0] - expected).max()
@@ -274,6 +276,6 @@ def test_each_convolution_of_the_trunk_is_in_the_graph_once(
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, weights=None)
     layers = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
-    to_onnx(model, tmp_path / "model.onnx", methods=methods)
+    to_onnx(model, tmp_path / "model.onnx", methods=methods, overrides=IMAGENET)
     found = convolutions_but_the_classifier(tmp_path / "model.onnx")
     assert found == sum(layer.out_channels != 1000 for layer in layers)
