@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,18 +20,18 @@ from ..runtime.engines.engine import open_engine
 from ..runtime.errors import ExportError, VerificationError
 from ..runtime.files import replacing
 from ..runtime.manifest import FusedLayer, Manifest, Task
-from ..runtime.manifest import Reference as ReferenceAnswer
 from ..runtime.onnxfile import append_manifest, digest, read_manifest
 from ..runtime.search import Prior
 from ..runtime.tft import Tft
 from .ablation import Head, take_apart
+from .answers import reference_answers
 from .assemble import Assembly, Request, assemble
 from .layers import Layer, Network
 from .origin import Origin, load_origin
 from .preprocessing import Overrides
 from .references import OnnxReference, Reference
 from .request import Wishes, request_for
-from .scores import probabilities, seed_of
+from .runner import GraphRunner
 from .subgraph import session_of, submodel
 from .task import Meaning, find_meaning, may_be_probabilities
 from .verify import Subject, Verification, photograph_like, verify
@@ -220,7 +220,7 @@ def to_onnx(
             references_earlier,
         )
         verification = verify(subject, [_prepared(image, manifest) for image in check])
-        answers = _answers(runner, reference, manifest, bool(earlier))
+        answers = reference_answers(runner, reference, manifest, bool(earlier))
         step(STEPS[4])
         _declare_only(plain.model, made, manifest)
         ir.save(plain.model, str(temporary))
@@ -333,54 +333,6 @@ def _original(network: Network) -> Callable[[NDArray[Any]], list[NDArray[Any]]]:
     return lambda image: list(session.run(None, {name: image}))
 
 
-class GraphRunner:
-    """An explaining graph in ONNX Runtime, with all outputs that assembly made.
-
-    Attributes:
-        tensors: the outputs by contract name.
-    """
-
-    def __init__(self, model: ir.Model, made: Assembly, manifest: Manifest) -> None:
-        self.tensors = dict(made.outputs)
-        self._names = {
-            name: str(tensor.value.name) if name not in made.names else made.names[name]
-            for name, tensor in self.tensors.items()
-        }
-        for name in self._names:
-            self._names[name] = made.names.get(name, name)
-        outputs = model.graph.outputs
-        extra = None
-        if manifest.embedded_preprocess and made.network_input is not None:
-            extra = made.network_input.value
-            self.tensors["network_input"] = made.network_input
-            self._names["network_input"] = str(extra.name)
-            outputs.append(extra)
-        self._session = session_of(model)
-        if extra is not None:
-            outputs.remove(extra)
-        self._image_type = manifest.image_type
-        self._image = made.names.get("image", made.image)
-        self._target = made.names.get("target", "target") if manifest.top is None else None
-        self._own = made.own_outputs
-
-    def run(
-        self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]
-    ) -> dict[str, NDArray[Any]]:
-        """See ``verify.Runner``."""
-        named = self._feeds(feeds["image"], feeds["target"])
-        found = self._session.run([self._names[name] for name in outputs], named)
-        return dict(zip(outputs, found, strict=True))
-
-    def own(self, image: NDArray[Any]) -> list[NDArray[Any]]:
-        """See ``verify.Runner``."""
-        target = np.full((len(image), 1), -1, np.int64)
-        return list(self._session.run(list(self._own), self._feeds(image, target)))
-
-    def _feeds(self, image: NDArray[Any], target: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        image = image.astype(self._image_type, copy=False)
-        return {self._image: image} | ({} if self._target is None else {self._target: target})
-
-
 def _inner(shape: Sequence[Any]) -> tuple[int | None, ...]:
     return tuple(side if isinstance(side, int) else None for side in shape[1:])
 
@@ -427,55 +379,6 @@ def _check_file(path: Path) -> None:
         problem = agreement.problem()
         if problem:
             raise VerificationError(f"{problem}. No file was written")
-
-
-def _answers(
-    runner: GraphRunner, reference: Reference, manifest: Manifest, is_fused: bool
-) -> tuple[ReferenceAnswer, ...]:
-    """What the network itself answers for the built-in test patterns, as far as it can be asked.
-
-    Where it cannot, the graph's own answers, which verification has held against it.
-    """
-    from ..runtime import cam
-
-    found = []
-    method = selftest.method_of(manifest)
-    names = [*runner.tensors]
-    for index in range(selftest.PATTERNS):
-        feeds = {"image": selftest.feed(manifest, index), "target": np.array([[-1]], np.int64)}
-        own = runner.run(feeds, names)
-        activations, raw = reference.forward(own.get("network_input", feeds["image"]))
-        exact = probabilities(raw, manifest.task)
-        target = int(exact[0].argmax())
-        gradients = own["gradients"][:, :1].astype(np.float64)
-        weights = own.get("ablation_weights")
-        if activations is None:
-            activations = own["activations"].astype(np.float64)
-        seed = seed_of(raw, np.array([target]), manifest.gradient_score, manifest.task)
-        true = reference.gradient(activations, seed)
-        if true is not None:
-            gradients = true[:, None]
-        if is_fused:
-            layers = [n.removeprefix("activations_") for n in names if n.startswith("activations_")]
-            raws = [
-                cam.raw_map("layercam", own[f"activations_{i}"], own[f"gradients_{i}"][:, :1])
-                for i in layers
-            ]
-            raw_map = cam.fuse(
-                [*raws, cam.raw_map("layercam", own["activations"], own["gradients"][:, :1])]
-            )
-        else:
-            own_weights = weights[:, :1] if weights is not None and method == "ablation" else None
-            raw_map = selftest.agreed_map(method, activations, gradients, own_weights)
-        found.append(
-            ReferenceAnswer(
-                pattern=index,
-                target=target,
-                probability=float(exact[0, target]),
-                raw_map=tuple(float(f"{value:.7g}") for value in np.asarray(raw_map).flatten()),
-            )
-        )
-    return tuple(found)
 
 
 def _manifest(
