@@ -5,14 +5,9 @@ from __future__ import annotations
 import copy
 import difflib
 import importlib
-import importlib.util
-import os
-import shlex
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, cast
 
 import torch
@@ -21,6 +16,7 @@ from ..runtime.errors import ExportError, MissingExtraError
 from ..runtime.input_format import Preprocess
 from .checkpoint import load_weights
 from .classifier import replace_classifier
+from .factory import call_factory, example_command, seeded
 from .labels import read_labels
 from .metadata import Known, from_timm, interpolation
 from .preprocessing import PRESETS, Overrides, choose, override, stated_size
@@ -98,9 +94,8 @@ def resolve(
     elif model.startswith("timm/"):
         source = _timm(model, weights, num_classes)
     elif ":" in model:
-        source = _from_module(
-            _call_factory(model), model, overrides, _example(model), needs_preprocess
-        )
+        example = example_command(model)
+        source = _from_module(call_factory(model), model, overrides, example, needs_preprocess)
         source = replace(source, name=model.replace("\\", "/").split("/")[-1])
         if num_classes is not None:
             spec = source.preprocess
@@ -156,7 +151,7 @@ def _torchvision(spec: str, weights: str, num_classes: int | None) -> Source:
         model = _download(lambda: models.get_model(name, weights=default), spec)
     else:
         options = {} if num_classes is None else {"num_classes": num_classes}
-        model = _random(lambda: models.get_model(name, weights=None, **options))
+        model = seeded(lambda: models.get_model(name, weights=None, **options))
     return Source(
         model=model,
         name=spec,
@@ -187,7 +182,7 @@ def _timm(spec: str, weights: str, num_classes: int | None) -> Source:
         model = _download(lambda: timm.create_model(name, pretrained=True), spec)
     else:
         options = {} if num_classes is None else {"num_classes": num_classes}
-        model = _random(lambda: timm.create_model(name, pretrained=False, **options))
+        model = seeded(lambda: timm.create_model(name, pretrained=False, **options))
     labels: tuple[str, ...] = ()
     if weights == "default" and model.num_classes == 1000:
         labels = read_labels("imagenet")
@@ -268,61 +263,6 @@ def _known(model: torch.nn.Module, name: str) -> Known | None:
     return None
 
 
-def _example(spec: str) -> str:
-    """The command that says how images are prepared for a factory's model."""
-    place = spec.replace("\\", "/").split("/")[-1].partition(":")[0]
-    target = f"{place.removesuffix('.py') or 'model'}.onnx"
-    return f"whycam export {shlex.quote(spec)} -o {shlex.quote(target)} --preprocess imagenet"
-
-
-def _call_factory(spec: str) -> torch.nn.Module:
-    """Run ``file.py:factory`` or ``package.module:factory``, which returns the model."""
-    place, _, name = spec.rpartition(":")
-    module = _module_from_file(Path(place)) if place.endswith(".py") else _module(place)
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        raise ExportError(f"{place} has no function or class '{name}'")
-    try:
-        model = _random(factory)
-    except Exception as error:
-        raise ExportError(
-            f"{spec} failed: {type(error).__name__}: {error} (it is called without arguments)"
-        ) from error
-    if not isinstance(model, torch.nn.Module):
-        raise ExportError(f"{spec} returned {type(model).__name__}, not a torch.nn.Module")
-    return model
-
-
-def _module_from_file(path: Path) -> ModuleType:
-    if not os.path.isfile(path):  # False, where pathlib raises: names too long, or with NUL
-        raise ExportError(f"there is no file {path}")
-    specification = importlib.util.spec_from_file_location(path.stem, path)
-    assert specification is not None
-    assert specification.loader is not None
-    loader = specification.loader
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[path.stem] = module  # dataclasses and pickles look their module up by name
-
-    def run() -> ModuleType:
-        loader.exec_module(module)
-        return module
-
-    return _run_import(run, str(path))
-
-
-def _module(name: str) -> ModuleType:
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # as `python -m` does: modules beside the user
-    return _run_import(lambda: importlib.import_module(name), name)
-
-
-def _run_import(run: Callable[[], ModuleType], name: str) -> ModuleType:
-    try:
-        return run()
-    except Exception as error:
-        raise ExportError(f"cannot import {name}: {type(error).__name__}: {error}") from error
-
-
 def _import(module: str, package: str, spec: str) -> Any:
     try:
         return importlib.import_module(module)
@@ -338,12 +278,6 @@ def _download(create: Factory, spec: str) -> torch.nn.Module:
             f"cannot get the pretrained weights of {spec}: {type(error).__name__}: {error}. "
             "Without a connection pass --weights FILE, or --weights none for random ones"
         ) from error
-
-
-def _random(create: Factory) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return create()
 
 
 def _check_finite(model: torch.nn.Module) -> None:
