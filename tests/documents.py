@@ -160,8 +160,8 @@ def _without_comment(text: str) -> str:
     return text.strip()
 
 
-# The networks of the documents, in small. They say of themselves how they want their pictures, as
-# timm's do, so that no command needs an option more.
+# The networks of the documents, in small. The one that stands in for pretrained networks says of
+# itself how it wants its images, as timm's do; the reader's own does not.
 _NETWORKS = """
 import torch
 from torch import nn
@@ -170,10 +170,6 @@ from torch import nn
 class Small(nn.Module):
     def __init__(self, classes, likely):
         super().__init__()
-        self.pretrained_cfg = dict(
-            input_size=(3, 64, 64), crop_pct=0.875, interpolation="bilinear",
-            mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
-        )
         self.layer3 = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU())
         self.layer4 = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU())
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -194,7 +190,12 @@ def make_model():
 
 
 def imagenet():
-    return Small(1000, [281, 967, 657]).eval()
+    model = Small(1000, [281, 967, 657]).eval()
+    model.pretrained_cfg = dict(
+        input_size=(3, 64, 64), crop_pct=0.875, interpolation="bilinear",
+        mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
+    )
+    return model
 """
 STAND_IN = "standin"  # a folder, as whycam train writes it: a network that has class names
 CLASSES = ("tabby", "espresso", "missile")  # those that it finds likely
@@ -208,7 +209,7 @@ _BEFORE = (
     "whycam export torchvision/resnet50 --methods gradcam,gradcam++,layercam,ablation "
     "-o .demo/lite0.onnx",
     "whycam export my_model.py:make_model --weights best.safetensors --labels names.txt "
-    "-o mine.onnx",
+    "--preprocess imagenet -o mine.onnx",
     "whycam train classifier torchvision/resnet50 --data photographs/ -o mine/",
 )
 
@@ -247,8 +248,9 @@ def materials(folder: Path) -> Path:
     for name in ("examples", "benchmarks"):
         (folder / name).symlink_to(ROOT / name)
     with _inside(folder):
-        own = resolve("my_model.py:make_model").model
+        own = resolve("my_model.py:make_model", needs_preprocess=False).model
         save_file(own.state_dict(), "best.safetensors")
+        deploy(own, Path("deployed.onnx"))
         network = resolve("my_model.py:imagenet")
         description = SavedModel(
             model="my_model.py:imagenet",
@@ -262,6 +264,22 @@ def materials(folder: Path) -> Path:
             problem = whycam(Step("materials", 0, text))
             assert problem is None, problem
     return folder
+
+
+def deploy(model: Any, path: Path) -> None:
+    """Write a network as others do: a plain ONNX file that ends in softmax, of 64 x 64 images."""
+    import torch
+
+    classifier = torch.nn.Sequential(model, torch.nn.Softmax(-1)).eval()
+    torch.onnx.export(
+        classifier,
+        (torch.zeros(1, 3, 64, 64),),
+        str(path),
+        dynamo=False,
+        input_names=["input"],
+        output_names=["output"],
+        opset_version=13,
+    )
 
 
 @contextlib.contextmanager
