@@ -294,8 +294,9 @@ def _reference(origin: Origin, network: Network, meaning: Meaning, layer: Layer)
     if origin.module is not None:
         from .references_torch import TorchReference
 
+        plain = network.plain
         try:
-            return TorchReference(origin.module, layer, network.plain.size)
+            return TorchReference(origin.module, layer, (plain.channels, *plain.size))
         except LookupError:
             pass
     return OnnxReference(network, meaning, layer)

@@ -17,6 +17,8 @@ from .metadata import Known, from_huggingface
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _BYTE = 1 / 255
+# Entries that only Hugging Face's image processors have.
+_HUGGINGFACE = {"image_mean", "do_normalize", "do_resize", "do_center_crop", "image_processor_type"}
 _CROPPED = 256 / 224  # shorter side before the crop, as a part of the network's input
 
 
@@ -241,7 +243,7 @@ def _from_file(path: Path, size: tuple[int, int] | None) -> Preprocess | None:
     if not isinstance(data, dict):
         raise ExportError(f"{path} does not hold an object with preprocessing")
     data = data.get("preprocess", data)
-    if not {"image_mean", "do_normalize", "do_resize"}.isdisjoint(data):
+    if not _HUGGINGFACE.isdisjoint(data):
         return from_huggingface(data, str(path))
     stated = data.get("size", size)
     if stated is None:

@@ -24,7 +24,7 @@ class TorchReference:
     Args:
         model: in eval mode, float32.
         layer: named after the module.
-        size: (H, W) of the input.
+        inner: (C, H, W) of the input.
 
     Raises:
         LookupError: no module of that name gives out those activations once.
@@ -33,10 +33,10 @@ class TorchReference:
     description = "PyTorch in float64"
     is_exact = True
 
-    def __init__(self, model: torch.nn.Module, layer: Layer, size: tuple[int, int]) -> None:
+    def __init__(self, model: torch.nn.Module, layer: Layer, inner: tuple[int, int, int]) -> None:
         self._own = model
         self._name = layer.name
-        self._size = size
+        self._inner = inner
         self._order = layer.order
         self._inverse = [layer.order.index(axis) for axis in range(4)]
         if layer.name not in dict(model.named_modules()):
@@ -45,7 +45,7 @@ class TorchReference:
         wanted = [2, channels, height, width]
         outputs: list[torch.Tensor] = []
         with torch.no_grad(), self._hooked(model, lambda out: outputs.append(out)):
-            model(torch.zeros(2, 3, *size))
+            model(torch.zeros(2, *inner))
         if len(outputs) != 1 or [outputs[0].shape[axis] for axis in layer.order] != wanted:
             raise LookupError(layer.name)
         self._model = _to_double(model)
@@ -89,7 +89,7 @@ class TorchReference:
         """
         replaced = activations.permute(*self._inverse)
         for count in dict.fromkeys((1, len(activations))):
-            image = torch.zeros(count, 3, *self._size, dtype=torch.float64)
+            image = torch.zeros(count, *self._inner, dtype=torch.float64)
             with self._hooked(self._model, lambda _: replaced):
                 try:
                     scores: torch.Tensor = self._model(image)
