@@ -62,10 +62,10 @@ def root(
 
 _PREPROCESS_HELP = (
     "How images are prepared, where the model does not say: imagenet (RGB, ImageNet's mean and "
-    "std, shorter side 256/224 of the input, centre crop), tf (-1 .. 1), caffe (BGR less "
-    "ImageNet's mean), zero-one (0 .. 1), raw (0 .. 255), or a JSON file (a manifest's "
-    "'preprocess', or a preprocessor_config.json). --mean, --std, --resize, --color change parts "
-    "of it."
+    "std) or caffe (BGR, 0 .. 255 less ImageNet's mean), both with the shorter side resized to "
+    "256/224 of the input and a centre crop; tf (-1 .. 1), zero-one (0 .. 1) or raw (0 .. 255), "
+    "resized straight to the input's size; or a JSON file (a manifest's 'preprocess', or a "
+    "preprocessor_config.json). --mean, --std, --resize, --color change parts of it."
 )
 
 

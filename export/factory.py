@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -77,10 +76,3 @@ def seeded(create: Callable[..., Any]) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return create()
-
-
-def example_command(spec: str) -> str:
-    """Write the command that says how images are prepared for a factory's model."""
-    place = spec.replace("\\", "/").split("/")[-1].partition(":")[0]
-    target = f"{place.removesuffix('.py') or 'model'}.onnx"
-    return f"whycam export {shlex.quote(spec)} -o {shlex.quote(target)} --preprocess imagenet"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from ..runtime.input_format import Color, Preprocess
 from ..runtime.manifest import METADATA_KEY
 from .labels import read_labels
 from .metadata import Known, read_metadata
-from .preprocessing import Overrides, choose, stated_size
+from .preprocessing import Overrides, choose, example_command, stated_size
 from .reading import PlainModel, read_onnx_file, to_plain
 
 if TYPE_CHECKING:
@@ -138,8 +137,8 @@ def _from_onnx(
         size = stated_size(overrides, known)
     plain = to_plain(loaded, size, overrides.layout, metadata)
     if needs_preprocess:
-        written, target = (shlex.quote(str(p)) for p in (path, path.with_suffix(".explained.onnx")))
-        example = f"whycam export {written} -o {target} --preprocess imagenet"
+        target = str(path.with_suffix(".explained.onnx"))
+        example = example_command(str(path), target, overrides, plain.channels)
         spec = choose(overrides, known, plain.size, plain.channels, path.name, example)
     else:
         color: Color = "L" if plain.channels == 1 else "RGB"

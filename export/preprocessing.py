@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -134,6 +135,28 @@ def choose(
             f"--std. For example: {example}"
         )
     return _changed(base, overrides, channels)
+
+
+def example_command(
+    model: str, target: str, overrides: Overrides, channels: int | None = None
+) -> str:
+    """Write a command that says how images are prepared, with what the user said besides.
+
+    Args:
+        model: as the user gave it.
+        target: the file to write.
+        overrides: what the user says.
+        channels: of the network input, where known.
+    """
+    words = ["whycam", "export", model, "-o", target]
+    if overrides.size is not None:
+        words += ["--image-size", "{}x{}".format(*overrides.size)]
+    if overrides.layout is not None:
+        words += ["--layout", overrides.layout]
+    if overrides.color is not None:
+        words += ["--color", overrides.color]
+    is_grey = _wished(overrides, channels) == 1
+    return shlex.join([*words, "--preprocess", "zero-one" if is_grey else "imagenet"])
 
 
 def override(spec: Preprocess, overrides: Overrides) -> Preprocess:

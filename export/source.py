@@ -16,10 +16,10 @@ from ..runtime.errors import ExportError, MissingExtraError
 from ..runtime.input_format import Preprocess
 from .checkpoint import load_weights
 from .classifier import replace_classifier
-from .factory import call_factory, example_command, seeded
+from .factory import call_factory, seeded
 from .labels import read_labels
 from .metadata import Known, from_timm, interpolation
-from .preprocessing import PRESETS, Overrides, choose, override, stated_size
+from .preprocessing import PRESETS, Overrides, choose, example_command, override, stated_size
 from .saved import WEIGHTS, is_saved, read_saved
 
 Factory = Callable[..., Any]
@@ -94,7 +94,9 @@ def resolve(
     elif model.startswith("timm/"):
         source = _timm(model, weights, num_classes)
     elif ":" in model:
-        example = example_command(model)
+        place = model.replace("\\", "/").split("/")[-1].partition(":")[0]
+        target = f"{place.removesuffix('.py') or 'model'}.onnx"
+        example = example_command(model, target, overrides)
         source = _from_module(call_factory(model), model, overrides, example, needs_preprocess)
         source = replace(source, name=model.replace("\\", "/").split("/")[-1])
         if num_classes is not None:

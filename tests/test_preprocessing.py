@@ -320,6 +320,10 @@ def test_file_that_says_nothing_is_refused_with_one_complete_command(tmp_path: P
     target = str(path.with_suffix(".explained.onnx"))
     expected = ["whycam", "export", str(path), "-o", target, "--preprocess", "imagenet"]
     assert command == expected
+    with pytest.raises(PreprocessError, match="--image-size 32x48 --preprocess imagenet"):
+        loaded(network_file(tmp_path, side="side"), image_size=(32, 48))
+    with pytest.raises(PreprocessError, match="--layout NCHW --preprocess zero-one"):
+        loaded(network_file(tmp_path, channels=1), layout="NCHW")
 
 
 YOLO = {"task": "classify", "names": "{0: 'ant', 1: 'bee', 2: 'cat', 3: 'dog'}"}
@@ -509,6 +513,8 @@ def test_factory_that_says_nothing_is_refused_with_one_complete_command(tmp_path
         resolve(spec)
     command = f"whycam export {spec} -o whycam_test_mine.onnx --preprocess imagenet"
     assert str(caught.value).endswith(command)
+    with pytest.raises(PreprocessError, match="--image-size 16x16 --color L --preprocess zero-one"):
+        resolve(spec, overrides=Overrides(image_size=16, color="L"))
 
 
 def test_module_that_says_nothing_is_refused_with_what_to_write_in_python() -> None:
