@@ -141,7 +141,7 @@ def loaded(spec: str) -> Source:
     if spec.removeprefix("torchvision/") in DETECTORS:
         kind, _, name = spec.removeprefix("torchvision/").partition(".")
         builder = getattr(getattr(torchvision.models, kind), name)
-        return resolve(builder(weights=None, weights_backbone=None))
+        return resolve(builder(weights=None, weights_backbone=None), needs_preprocess=False)
     source = resolve(spec, "none")
     # Weights may come with another size than the network is made for without them.
     side = getattr(source.model, "image_size", None)
@@ -227,20 +227,23 @@ class Attempt:
             self.patterns, self._model = True, None
             self.model()
             made = self._exported()
-        seen = made.verification
+        errors = made.verification.errors
+        manifest = made.manifest
+        # The file without what was added is the network's own graph.
+        plain = len(without_outputs(self.path, set(manifest.output_shapes)))
         return {
             "patterns": self.patterns,
-            "layer": made.manifest.target_layer,
-            "shape": made.manifest.activations,
-            "size": made.manifest.preprocess.size,
-            "methods": made.manifest.methods,
-            "probabilities": seen.probabilities,
-            "activations": seen.activations,
-            "gradients": seen.gradients,
-            "maps": seen.maps,
-            "sweep": seen.tft,
+            "layer": manifest.target_layer,
+            "shape": manifest.activations,
+            "size": manifest.preprocess.size,
+            "methods": manifest.methods,
+            "errors": errors,
             "parameters": sum(p.numel() for p in self._source.model.parameters()),
             "megabytes": round(made.size / 1e6, 1),
+            "export_seconds": round(made.seconds, 1),
+            "nodes_added": made.nodes,
+            "bytes_added": made.size - plain,
+            "rules": made.rules,
         }
 
     def _exported(self) -> Export:
@@ -251,7 +254,7 @@ class Attempt:
         path = self.path.with_suffix(".raw.onnx")
         if not path.exists() and not self.path.exists():
             self.model()
-            to_onnx(self._source, path)
+            to_onnx(self._source, path, outputs=["raw"])
         if not path.exists():
             manifest = read_manifest(self.path)
             raw = msgspec.structs.replace(manifest, outputs=("raw",), map_methods=())
@@ -344,14 +347,17 @@ class Attempt:
             path.unlink(missing_ok=True)
 
     def overhead(self) -> dict[str, Any]:
-        """Grad-CAM beside plain classification, both by ONNX Runtime, one photograph."""
-        manifest = read_manifest(self.raw())
-        engine = whycam.load(self.raw(), "onnxruntime", self.threads).engine
+        """A finished Grad-CAM map beside plain classification, both by ONNX Runtime, one image."""
+        if not self.path.exists():
+            self.model()
+            self._exported()
+        manifest = read_manifest(self.path)
+        engine = whycam.load(self.path, "onnxruntime", threads=self.threads).engine
         image = prepared(self.photographs[:1], manifest.preprocess)
         feeds = {"image": image, "target": np.full((1, 1), -1, np.int64)}
         contenders: dict[str, Callable[[], Any]] = {
             "plain": lambda: engine.run(feeds, ["probabilities"]),
-            "explain": lambda: explained(engine, image),
+            "explain": lambda: engine.run(feeds, ["probabilities", "targets", "original_maps"]),
         }
         timed = {name: partial(seconds_of, run) for name, run in contenders.items()}
         once = min(timed["explain"]() for _ in range(3))

@@ -13,10 +13,13 @@ HEADER = (
     ("target layer", "---"),
     ("A", "---"),
     ("against float64", "---:"),
+    ("export s", "---:"),
+    ("nodes, kB added", "---:"),
     ("pytorch-grad-cam", "---:"),
     ("explain / classify", "---:"),
     ("TensorRT-RTX", "---:"),
     ("INT8: class, maps", "---:"),
+    ("gradient rules", "---"),
 )
 
 
@@ -77,16 +80,20 @@ def summary(rows: dict[str, Row]) -> str:
 def _cells(name: str, row: Row) -> list[str]:
     export = row["export"]
     channels, height, width = export["shape"]
-    worst = max(export[each] for each in ("probabilities", "activations", "gradients"))
+    compared = ("probabilities", "activations", "gradients", "differences")
+    worst = max(export["errors"].get(each, 0.0) for each in compared)
     return [
         f"`{name.partition('/')[2]}`{' ‡' if export.get('patterns') else ''}",
         f"`{export['layer']}`",
         f"{channels} x {height} x {width}",
         f"{worst:.0e}",
+        f"{export['export_seconds']:.0f}",
+        f"{export['nodes_added']}, {export['bytes_added'] / 1e3:.0f}",
         _of(row, "peer", lambda found: f"{found['furthest']:.0e}{_where(found)}"),
         _of(row, "overhead", lambda found: f"{found['ratio']:.2f}"),
         _of(row, "rtx", lambda found: f"{found['megabytes']:.0f} MB"),
         _of(row, "int8", lambda found: f"{found['top1']:.0%}, {found['pearson']:.3f}"),
+        ", ".join(f"`{rule}`" for rule in export["rules"]),
     ]
 
 

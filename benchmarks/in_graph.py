@@ -25,6 +25,7 @@ from timing import (
     interleaved,
     network,
     plain_onnx,
+    preprocessing,
     report,
     session,
 )
@@ -49,7 +50,14 @@ def measure(name: str, rounds: int, threads: int, folder: Path) -> list[dict[str
 
     def contender(outputs: str, wanted: list[str], given: np.ndarray, **options: object):
         path = folder / f"{name}.{len(list(folder.iterdir()))}.onnx"
-        made = to_onnx(model, path, outputs=[outputs], **options)
+        made = to_onnx(
+            model,
+            path,
+            overrides=preprocessing(name),
+            outputs=[outputs],
+            map_methods=["gradcam"],
+            **options,
+        )
         engine = whycam.load(path, threads=threads).engine
         feeds = {"image": given, "target": np.full((1, 1), -1, np.int64)}
         return (lambda: engine.run(feeds, wanted)), made.manifest.preprocess
@@ -83,7 +91,13 @@ def effect(name: str, photographs: list[Path], folder: Path) -> dict[str, float]
     explainers = []
     for embedded in (False, True):
         path = folder / f"{name}.{embedded}.onnx"
-        to_onnx(model, path, outputs=["tft"], embed_preprocess=embedded)
+        to_onnx(
+            model,
+            path,
+            overrides=preprocessing(name),
+            outputs=["tft"],
+            embed_preprocess=embedded,
+        )
         explainers.append(whycam.load(path, threads=2))
     rows = []
     for path in photographs:

@@ -1,10 +1,13 @@
-"""What an explanation costs beside plain classification and beside other tools.
+"""What a finished map costs beside plain classification and beside other tools.
 
     python benchmarks/overhead.py --models resnet50,lite0 --rounds 30
+    python benchmarks/overhead.py --models resnet50,lite0 --engine openvino
 
 Every contender runs once a round, in turn, so that a machine that changes speed changes it for
 all, each after a pause and one run that is not counted; medians and their ratios are what to
-quote. Random weights (Lite0 has real ones): time does not depend on them.
+quote. Plain classification is the same network exported without whycam, in ONNX Runtime; in another
+engine it is the explaining file, asked for its probabilities alone. Random weights (Lite0 has real
+ones): time does not depend on them.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from timing import (
     interleaved,
     network,
     plain_onnx,
+    preprocessing,
     report,
     session,
 )
@@ -33,32 +37,19 @@ from timing import (
 import whycam
 from whycam.export import to_onnx
 from whycam.export.peers import peers
-from whycam.runtime import cam
 from whycam.runtime.bench.bench import PEERS
 from whycam.runtime.errors import RequestError
-from whycam.runtime.threads import one_blas_thread
 
 EXPLAIN = "whycam gradcam"
 
 
-def ours(path: Path, image: np.ndarray, method: str, threads: int) -> Contenders:
-    """The engine call alone, and the whole way from the normalised image to a finished map."""
-    engine = whycam.load(path, threads=threads).engine
+def ours(path: Path, image: np.ndarray, method: str, engine: str, threads: int) -> Contenders:
+    """From the prepared image to a finished map, and probabilities alone, in one engine."""
+    run = whycam.load(path, engine, threads=threads).engine.run
     feeds = {"image": image, "target": np.full((1, 1), -1, np.int64)}
-    needed = "ablation_weights" if method == "ablation" else "gradients"
-    outputs = ["probabilities", "targets", "activations", needed]
-
-    def explain() -> np.ndarray:
-        found = engine.run(feeds, outputs)
-        with one_blas_thread():  # as the runtime does
-            raw = cam.raw_map(
-                method, found["activations"], found.get("gradients"), found.get("ablation_weights")
-            )
-            return cam.finish(raw, (224, 224))
-
     return {
-        f"whycam {method}, engine": lambda: engine.run(feeds, outputs),
-        f"whycam {method}": explain,
+        PLAIN: lambda: run(feeds, ["probabilities"]),
+        f"whycam {method}": lambda: run(feeds, ["probabilities", "targets", "maps"]),
     }
 
 
@@ -71,21 +62,25 @@ def peer(name: str, model: torch.nn.Module, layer: str, image: np.ndarray) -> Co
         return {}
 
 
-def measure(name: str, rounds: int, threads: int, folder: Path) -> list[dict[str, list[float]]]:
+def measure(
+    name: str, engine: str, rounds: int, threads: int, folder: Path
+) -> list[dict[str, list[float]]]:
     """Export one network both ways and time everything on one image, in turn.
 
-    In two parts, each with a plain classification of its own to compare with: what runs in ONNX
-    Runtime, and what runs in torch. Thread pools that spin in turn would disturb each other.
+    In two parts, each with a plain classification of its own to compare with: what runs in the
+    engine, and what runs in torch. Thread pools that spin in turn would disturb each other.
     """
     model = network(name)
     image = np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)
-    base = session(plain_onnx(model, folder / f"{name}.plain.onnx"), threads)
-    given = {base.get_inputs()[0].name: image}
-    engines: Contenders = {PLAIN: lambda: base.run(None, given)}
+    engines: Contenders = {}
     for method in ("gradcam", "ablation"):
         path = folder / f"{name}.{method}.onnx"
-        made = to_onnx(model, path, methods=[method])
-        engines |= ours(path, image, method, threads)
+        made = to_onnx(model, path, overrides=preprocessing(name), methods=[method])
+        engines |= ours(path, image, method, engine, threads)
+    if engine == "onnxruntime":
+        base = session(plain_onnx(model, folder / f"{name}.plain.onnx"), threads)
+        given = {base.get_inputs()[0].name: image}
+        engines[PLAIN] = lambda: base.run(None, given)
     beside_torch = {PLAIN: engines[PLAIN], EXPLAIN: engines[EXPLAIN]}
     for tool in PEERS:
         beside_torch |= peer(tool, model, made.manifest.target_layer, image)
@@ -95,6 +90,7 @@ def measure(name: str, rounds: int, threads: int, folder: Path) -> list[dict[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default="resnet50,lite0", help=f"of {', '.join(MODELS)}")
+    parser.add_argument("--engine", default="onnxruntime", choices=("onnxruntime", "openvino"))
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="raw samples in seconds")
@@ -104,8 +100,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in options.models.split(","):
             console.print(f"exporting and timing {name} ...")
-            results[name] = measure(name, options.rounds, options.threads, Path(folder))
-    about = environment(options.threads)
+            results[name] = measure(
+                name, options.engine, options.rounds, options.threads, Path(folder)
+            )
+    about = {**environment(options.threads), "engine": options.engine}
     if options.json:
         print(json.dumps({**about, "seconds": results}))
         return

@@ -1,4 +1,4 @@
-"""What half precision does to labels and maps, with every result of the trunk rounded.
+"""What half precision does to labels and maps, with every result of the backbone rounded.
 
     python benchmarks/rounded.py lite0.onnx FOLDER --pictures 200
 

@@ -15,6 +15,7 @@ import torchvision
 from rich.console import Console
 from rich.table import Table
 
+from whycam.export import Overrides
 from whycam.runtime.bench.bench import in_turn
 from whycam.runtime.bench.report import machine
 from whycam.runtime.bench.stages import seconds_of
@@ -36,6 +37,11 @@ def network(name: str) -> torch.nn.Module:
         return model().eval()
     torch.manual_seed(0)
     return torchvision.models.get_model(name, weights=None).eval()
+
+
+def preprocessing(name: str) -> Overrides | None:
+    """What export must be told of a network's images; Lite0 says it itself."""
+    return None if name == "lite0" else Overrides(preprocess="imagenet")
 
 
 def plain_onnx(model: torch.nn.Module, path: Path) -> Path:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from timing import console, environment, network
+from timing import console, environment, network, preprocessing
 
 from whycam import WhyCamError
 from whycam.calibrate.int8 import write_int8
@@ -62,7 +62,8 @@ def float_file(name: str, outputs: str, folder: Path) -> Path:
     path = folder / f"{name}.{outputs}.onnx"
     if not path.exists():
         model = network(name)
-        to_onnx(model if name == "lite0" else settled(model), path, outputs=[outputs])
+        model = model if name == "lite0" else settled(model)
+        to_onnx(model, path, overrides=preprocessing(name), outputs=[outputs])
     return path
 
 
