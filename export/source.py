@@ -128,7 +128,8 @@ def _saved(folder: str, weights: str) -> Source:
     saved = read_saved(folder)
     source = resolve(saved.model, "none", needs_preprocess=False)
     if saved.num_classes is not None:
-        replace_classifier(source.model, saved.num_classes, saved.preprocess.size)
+        spec = saved.preprocess
+        replace_classifier(source.model, saved.num_classes, spec.size, spec.channels)
     if weights == "default":
         load_weights(source.model, Path(folder) / WEIGHTS)
     return replace(

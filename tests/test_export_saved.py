@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import textwrap
+
 import networks
 import pytest
 import torch
@@ -67,6 +70,29 @@ def test_trained_folder_is_a_model(tmp_path):
     assert source.preprocess.mean == (0.5, 0.5, 0.5)
     for name, value in source.model.state_dict().items():
         assert torch.equal(value, state[name])
+
+
+def test_trained_folder_of_a_grey_network_is_a_model(tmp_path):
+    def grey() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+        )
+
+    (tmp_path / "whycam_test_grey.py").write_text(
+        "from torch import nn\n\n\n" + textwrap.dedent(inspect.getsource(grey))
+    )
+    model = grey().eval()
+    replace_classifier(model, 5, SIZE, channels=1)
+    description = SavedModel(
+        model=f"{tmp_path / 'whycam_test_grey.py'}:grey",
+        num_classes=5,
+        labels=(),
+        preprocess=Preprocess(size=SIZE, resize=SIZE, color="L", mean=(0.5,), std=(0.5,)),
+    )
+    save_model(tmp_path, description, model.state_dict())
+    source = resolve(str(tmp_path))
+    assert source.preprocess.color == "L"
+    assert source.model(torch.zeros(2, 1, *SIZE)).shape == (2, 5)
 
 
 def test_user_overrules_what_the_folder_says(tmp_path):
