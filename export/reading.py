@@ -8,7 +8,7 @@ computes stays as it is: its float operations are neither changed nor fused.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_lowercase
@@ -24,6 +24,8 @@ from .recorder import Size, product
 from .shapes import Shapes, find_shapes, propagate
 
 LEAST_OPSET = 18
+_LEAST_QUANTISED_OPSET = 19  # the oldest whose quantisation ONNX's reference evaluator knows
+_QUANTISATION = {"QuantizeLinear", "DequantizeLinear"}
 _DOMAINS = {"", "ai.onnx"}
 _INTEGER_OPERATORS = {"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
 _IMAGE_TYPES = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.UINT8}
@@ -74,6 +76,8 @@ def read_onnx_file(path: str | os.PathLike[str]) -> ir.Model:
         proto = onnx.load(os.fspath(name))
         if not proto.graph.node:
             raise ModelFileError(f"{name} is not an ONNX model: its graph has no operators")
+        if not all(isinstance(each, str) for each in _names(proto.graph)):
+            raise ModelFileError(f"{name} is damaged: it has names that are no text")
     except OSError as error:
         raise ModelFileError(f"cannot read {name}: {error.strerror or error}") from error
     except ModelFileError:
@@ -90,14 +94,25 @@ def read_onnx_file(path: str | os.PathLike[str]) -> ir.Model:
         raise ModelFileError(f"{name} is not a valid ONNX model: {lines[0]}") from error
 
 
+def _names(graph: onnx.GraphProto) -> Iterator[str | bytes]:
+    """All names of a graph; protobuf hands those that are no text on as bytes."""
+    for each in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
+        yield each.name
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
+
+
 def _upgraded(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The same model in opset 18 or later."""
+    """The same model in opset 18 or later; in 19 or later where it is quantised."""
     if proto.ByteSize() > _LARGEST_FILE:
         raise ExportError(
             f"the model has {proto.ByteSize() / 2**30:.1f} GiB of weights; an ONNX file holds 2 GiB"
         )
     version = next((each.version for each in proto.opset_import if each.domain in _DOMAINS), 0)
-    if version >= LEAST_OPSET:
+    is_quantised = any(node.op_type in _QUANTISATION for node in proto.graph.node)
+    least = _LEAST_QUANTISED_OPSET if is_quantised else LEAST_OPSET
+    if version >= least:
         return proto
     if version < 7:
         raise ExportError(f"ONNX opset {version} is older than what can be converted (7)")
@@ -105,12 +120,12 @@ def _upgraded(proto: onnx.ModelProto) -> onnx.ModelProto:
     try:
         if proto.ir_version < 4:
             _declare_initializers(proto)
-        return onnx.version_converter.convert_version(proto, LEAST_OPSET)
+        return onnx.version_converter.convert_version(proto, least)
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ExportError(
             f"ONNX's version converter cannot bring the file from opset {version} to "
-            f"{LEAST_OPSET}: {lines[0]}. Exporting it again with opset 13 or later may help"
+            f"{least}: {lines[0]}. Exporting it again with opset 13 or later may help"
         ) from error
 
 
@@ -431,6 +446,8 @@ def _fold(graph: ir.Graph, shapes: Shapes) -> None:
             value in shapes.constants for value in node.outputs if value.uses()
         ):
             if any(value.is_graph_output() for value in node.outputs):
+                continue
+            if node.op_type in _QUANTISATION:  # engines look for it to compute in integers
                 continue
             for value in node.outputs:
                 if value.uses():

@@ -85,7 +85,7 @@ def test_fixed_batch_spelled_out_in_a_reshape_is_freed(batch, shape, tmp_path):
 def test_free_height_and_width_are_asked_for_and_then_fixed(tmp_path):
     model, head = classifier(image=("N", 3, "height", "width"))
     file = saved(model, tmp_path)
-    with pytest.raises(ExportError, match="images of any size.*--image-size"):
+    with pytest.raises(ExportError, match=r"images of any size.*--image-size"):
         explain(file)
     made = explain(file, overrides=Overrides(preprocess="zero-one", image_size=SIDE))
     assert made.manifest.preprocess.size == (SIDE, SIDE)
@@ -127,7 +127,7 @@ def test_layout_that_shapes_do_not_tell_can_be_said(tmp_path):
         return file.add("Relu", file.add("Conv", image, file.weight(6, 3, 3, 2)))
 
     path = four(("N", 3, 9, 3))
-    with pytest.raises(ExportError, match="which axis.*--layout NCHW or --layout NHWC"):
+    with pytest.raises(ExportError, match=r"which axis.*--layout NCHW or --layout NHWC"):
         explain(path)
     made = explain(path, overrides=Overrides(preprocess="zero-one", layout="NCHW"))
     assert (made.manifest.layout, made.manifest.preprocess.size) == ("NCHW", (9, 3))

@@ -156,7 +156,7 @@ def test_activation_in_other_operators_is_refused(written, tmp_path):
     """Softmax of probabilities would be wrong without a sign of it."""
     outputs, classes = (Y, CLASSES) if written is written_softmax else (ONE, 1)
     file, head = with_head(written, outputs, tmp_path, classes=classes)
-    with pytest.raises(ExportError, match="'y' holds probabilities already.*--task none"):
+    with pytest.raises(ExportError, match=r"'y' holds probabilities already.*--task none"):
         explain(file)
     made = explain(file, task="none")
     activation = foreign.softmax if written is written_softmax else foreign.sigmoid
