@@ -61,6 +61,12 @@ def to_ir(model: torch.nn.Module, size: tuple[int, int], opset: int, channels: i
         raise ExportError(
             f"PyTorch's exporter can only write this model for opset {written}, not {opset}"
         )
+    batch = program.model.graph.inputs[0].shape
+    if batch is None or isinstance(batch[0], int):
+        raise ExportError(
+            "the model's code fixes the batch size (as reshape(2, -1) for two images does), and no "
+            "file for any number of images can be made of it: use x.shape[0] there"
+        )
     _keep_module_paths(program.model)
     return program.model
 

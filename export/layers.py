@@ -31,6 +31,7 @@ _ELEMENTWISE = {
 # Where one of these alone carries the path on, a pooling layer has begun (generalised mean).
 _POOLING_STEPS = {"Pow", "Sqrt", "Exp", "Log", "Abs", "Reciprocal"}
 _PRODUCTS = {"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum"}
+_LINEAR = {"Conv", "BatchNormalization", "Add", "Sub"}
 # Above this share of the arithmetic, what follows the target layer is most of the network.
 _MAX_HEAD_SHARE = 0.5
 _LISTED = 8
@@ -205,8 +206,12 @@ class Network:
             return False
         least = self.plain.shapes.constants.get(node.inputs[1])
         unbounded = len(node.inputs) < 3 or node.inputs[2] is None
-        # A positive lower bound guards a power or a logarithm; it is no activation function.
-        return least is not None and float(least) > 0 and unbounded
+        if least is None or float(least) <= 0 or not unbounded:
+            return False
+        # A positive lower bound guards a power or a logarithm. Behind a linear operator it stands
+        # for the network's ReLU as well: exporters join the two in one Clip.
+        before = None if node.inputs[0] is None else node.inputs[0].producer()
+        return before is None or before.op_type not in _LINEAR
 
     def _has_weights(self, nodes: Sequence[ir.Node]) -> bool:
         """Whether a learned matrix or kernel enters, be it through other operators."""

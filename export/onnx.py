@@ -218,6 +218,7 @@ def to_onnx(
             plain.size,
             original,
             references_earlier,
+            plain.shapes.dtypes[meaning.logits] in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16),
         )
         verification = verify(subject, [_prepared(image, manifest) for image in check])
         answers = reference_answers(runner, reference, manifest, bool(earlier))

@@ -28,6 +28,7 @@ _LEAST_QUANTISED_OPSET = 19  # the oldest whose quantisation ONNX's reference ev
 _QUANTISATION = {"QuantizeLinear", "DequantizeLinear"}
 _DOMAINS = {"", "ai.onnx"}
 _INTEGER_OPERATORS = {"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
+_BROADCASTING = {"Add", "Sub", "Mul", "Div", "Max", "Min"}
 _IMAGE_TYPES = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.UINT8}
 _LARGEST_FILE = 2**31 - 2**20
 
@@ -174,6 +175,7 @@ def to_plain(
     image.shape = ir.Shape(["N", *inner])
     shapes = find_shapes(graph, {image: inner})
     _drop_strided_views(graph, shapes)
+    _drop_expansions(graph, shapes)
     _fold(graph, shapes)
     passes.RemoveUnusedNodesPass()(model)
     for value in graph.outputs:
@@ -417,6 +419,28 @@ def _drop_strided_views(graph: ir.Graph, shapes: Shapes) -> None:
         shapes.dtypes[view.outputs[0]] = shapes.dtypes[node.outputs[0]]
         node.outputs[0].replace_all_uses_with(view.outputs[0], replace_graph_outputs=True)
         graph.remove(node, safe=True)
+
+
+def _drop_expansions(graph: ir.Graph, shapes: Shapes) -> None:
+    """Leave out an Expand whose readers broadcast anyway, as PyTorch writes for a normalisation."""
+    for node in list(graph):
+        output = node.outputs[0]
+        source = node.inputs[0] if node.inputs else None
+        if node.op_type != "Expand" or source is None or output.is_graph_output():
+            continue
+        if len(shapes.dims.get(source, ())) != len(shapes.dims.get(output, (0,))):
+            continue
+        readers = [use.node for use in output.uses()]
+        if all(
+            reader.op_type in _BROADCASTING
+            and any(
+                value is not output and shapes.dims.get(value) == shapes.dims[output]  # type: ignore[arg-type]
+                for value in reader.inputs
+            )
+            for reader in readers
+        ):
+            output.replace_all_uses_with(source)
+            graph.remove(node, safe=True)
 
 
 def _fold(graph: ir.Graph, shapes: Shapes) -> None:

@@ -52,6 +52,11 @@ def copy_between(
         inputs = []
         for value in node.inputs:
             dims = () if value is None else shapes.dims.get(value, ())
+            if value in shapes.varying and value not in mapping:
+                raise ExportError(
+                    f"the node '{node.name}' ({node.op_type}) takes its shape from the image's, so "
+                    "it cannot be run on another number of rows"
+                )
             if (
                 value is not None
                 and value not in mapping
@@ -119,6 +124,12 @@ def submodel(
     nodes = []
     for node in reversed(needed):
         made = [ir.Value(name=v.name, type=v.type) for v in node.outputs]
+        strange = [v for v in node.inputs if v is not None and v not in mapping]
+        if strange:
+            raise ExportError(
+                f"the node '{node.name}' ({node.op_type}) reads '{strange[0].name}' as well, so "
+                f"what follows '{inputs[0].name}' does not depend on it alone"
+            )
         nodes.append(
             ir.Node(
                 node.domain,

@@ -223,7 +223,9 @@ def check_answers(
     after = run_file(made.path, image, names)
     for name, old, new in zip(names, before, after, strict=True):
         assert new.dtype == old.dtype, name
-        np.testing.assert_allclose(new, old, rtol=1e-6, atol=1e-6, err_msg=name)
+        # One step of float16: the engine computes in float32 in between, in its own places.
+        own = 1e-3 if old.dtype == np.float16 else 1e-6
+        np.testing.assert_allclose(new, old, rtol=own, atol=own, err_msg=name)
 
     task = made.manifest.task
     explainer = whycam.load(made.path, threads=1)

@@ -202,17 +202,7 @@ def drops_one_by_one(head: nn.Module, activations: torch.Tensor) -> torch.Tensor
     return torch.stack(drops, 1)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name, marks=pytest.mark.xfail(strict=True, reason="copies expand to the batch")
-        )
-        if name == "cosine"
-        else name
-        for name in HEADS
-    ],
-)
+@pytest.mark.parametrize("name", HEADS)
 @torch.no_grad()
 def test_drops_equal_those_of_running_the_head_without_each_channel(name: str) -> None:
     torch.manual_seed(0)

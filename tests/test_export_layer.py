@@ -272,7 +272,6 @@ def test_target_layer_comes_before_the_head_whatever_that_is(name: str) -> None:
     check_cut(network, layer, image, model)
 
 
-@pytest.mark.xfail(strict=True, reason="PyTorch's exporter fuses Relu and Clip; see from_torch")
 def test_lower_bound_of_a_generalised_mean_does_not_swallow_the_relu_before_it() -> None:
     model = seeded(lambda: backbone(nn.ReLU(), GeneralisedMean(), nn.Linear(8, 5)))
     network = network_of(model, 32)
@@ -503,18 +502,12 @@ FAILURES = {
     "fixed batch": (
         lambda: nn.Sequential(conv_net(nn.Flatten(), nn.Linear(3600, 4)), FixedBatch()),
         ExportError,
-        "torch.onnx.export cannot translate this model",
+        "fixes the batch size",
     ),
 }
 
 
-def _expected(name: str) -> object:
-    reason = "to_ir lets a batch pass that the code fixes; the check against PyTorch then fails"
-    marks = [pytest.mark.xfail(strict=True, reason=reason)] if name == "fixed batch" else []
-    return pytest.param(name, marks=marks)
-
-
-@pytest.mark.parametrize("name", map(_expected, FAILURES))
+@pytest.mark.parametrize("name", FAILURES)
 def test_model_that_cannot_be_explained_is_refused_and_leaves_no_file(
     name: str, tmp_path: Path
 ) -> None:

@@ -245,16 +245,7 @@ def test_weights_as_constant_nodes_are_read(tmp_path):
     check_answers(file, explain(file), head)
 
 
-ROUNDING = "verification holds own outputs in float16 to the tolerance of float32"
-
-
-@pytest.mark.parametrize(
-    "inside",
-    [
-        pytest.param("whole graph", marks=pytest.mark.xfail(strict=True, reason=ROUNDING)),
-        "weights only",
-    ],
-)
+@pytest.mark.parametrize("inside", ["whole graph", "weights only"])
 def test_float16_is_read(inside, tmp_path):
     half = inside == "whole graph"
     kind = TensorProto.FLOAT16 if half else TensorProto.FLOAT
