@@ -232,7 +232,8 @@ def check_answers(
     classes = made.manifest.num_classes
     target = np.array([[-1, index % classes] for index in range(batch)])
     wanted = ["probabilities", "targets", "activations", "gradients"]
-    found = explainer.engine.run({"image": image, "target": target}, wanted)
+    fed = image.astype(np.float32) if image.dtype == np.float16 else image
+    found = explainer.engine.run({"image": fed, "target": target}, wanted)
     activations = found["activations"].astype(np.float64)
     assert activations.shape[1:] == made.manifest.activations
     expected = PROBABILITIES[task](head(activations))
