@@ -87,7 +87,9 @@ def read_onnx_file(path: str | os.PathLike[str]) -> ir.Model:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelFileError(f"{name} is not a readable ONNX file: {lines[0]}") from error
     try:
-        return ir.from_proto(_upgraded(proto))
+        model = ir.from_proto(_upgraded(proto))
+        _check_content(model)
+        return model
     except ExportError:
         raise
     except Exception as error:
@@ -97,11 +99,21 @@ def read_onnx_file(path: str | os.PathLike[str]) -> ir.Model:
 
 def _names(graph: onnx.GraphProto) -> Iterator[str | bytes]:
     """All names of a graph; protobuf hands those that are no text on as bytes."""
+    yield graph.name
     for each in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
         yield each.name
     for node in graph.node:
         yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
         yield from (attribute.name for attribute in node.attribute)
+
+
+def _check_content(model: ir.Model) -> None:
+    """Write every node and read every weight once: what is damaged in them raises here."""
+    for node in model.graph.all_nodes():
+        ir.serde.serialize_node(node)
+    for value in model.graph.initializers.values():
+        if value.const_value is not None:
+            value.const_value.numpy()
 
 
 def _upgraded(proto: onnx.ModelProto) -> onnx.ModelProto:
