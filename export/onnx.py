@@ -194,6 +194,11 @@ def to_onnx(
         original = _original(network)
         if task is None and may_be_probabilities(meaning.output):
             _check_is_no_probability(meaning, original, manifest)
+        if origin.module is not None and isinstance(reference, OnnxReference):
+            from .references_torch import check_translation
+
+            image = photograph_like(np.random.default_rng(0), 2, _prepared_alone(manifest))
+            check_translation(origin.module, original(image)[0], image)
         step(STEPS[2])
         made = assemble(
             network,
@@ -297,10 +302,20 @@ def _reference(origin: Origin, network: Network, meaning: Meaning, layer: Layer)
 
         plain = network.plain
         try:
-            return TorchReference(origin.module, layer, (plain.channels, *plain.size))
+            return TorchReference(
+                origin.module,
+                layer,
+                (plain.channels, *plain.size),
+                ends_in_activation=meaning.logits is not meaning.output,
+            )
         except LookupError:
             pass
     return OnnxReference(network, meaning, layer)
+
+
+def _prepared_alone(manifest: Manifest) -> Manifest:
+    """Of the network by itself, which takes prepared images."""
+    return msgspec.structs.replace(manifest, embedded_preprocess=False, picture_size=None)
 
 
 def _check_is_no_probability(
@@ -311,7 +326,7 @@ def _check_is_no_probability(
     A softmax written as exp, sum and quotient is one; softmax of it would be wrong without a sign.
     """
     rng = np.random.default_rng(0)
-    feeds = photograph_like(rng, 2, msgspec.structs.replace(manifest, embedded_preprocess=False))
+    feeds = photograph_like(rng, 2, _prepared_alone(manifest))
     outputs = original(feeds)
     names = manifest.own_outputs
     values = np.asarray(outputs[names.index(str(meaning.output.name))], np.float64).reshape(2, -1)
