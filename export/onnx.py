@@ -310,7 +310,8 @@ def _reference(origin: Origin, network: Network, meaning: Meaning, layer: Layer)
             )
         except LookupError:
             pass
-    return OnnxReference(network, meaning, layer)
+    said = "the original file" if origin.module is None else "the graph that PyTorch wrote"
+    return OnnxReference(network, meaning, layer, said)
 
 
 def _prepared_alone(manifest: Manifest) -> Manifest:

@@ -58,10 +58,16 @@ class Reference(Protocol):
 class OnnxReference:
     """The original graph, cut before anything was added to it."""
 
-    description = "the original file"
     is_exact = False
 
-    def __init__(self, network: Network, meaning: Meaning, layer: Layer) -> None:
+    def __init__(
+        self,
+        network: Network,
+        meaning: Meaning,
+        layer: Layer,
+        description: str = "the original file",
+    ) -> None:
+        self.description = description
         graph, shapes = network.plain.graph, network.plain.shapes
         self._order = layer.order
         self._inverse = [layer.order.index(axis) for axis in range(4)]

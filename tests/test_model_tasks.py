@@ -1,4 +1,4 @@
-"""PyTorch models that end in softmax, sigmoid or one number: what they mean, and their gradients."""
+"""PyTorch models that end in softmax, sigmoid or one number: their meaning and gradients."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ MODELS: dict[str, tuple[Any, str, str]] = {
     "sigmoid": (lambda: ending_in(nn.Sigmoid()), "sigmoid", "PyTorch in float64"),
     "one logit": (lambda: ending_in(classes=1), "binary", "PyTorch in float64"),
     "one sigmoid": (lambda: ending_in(nn.Sigmoid(), classes=1), "binary", "PyTorch in float64"),
-    "functional": (Functional, "softmax", "the original file"),
+    "functional": (Functional, "softmax", "the graph that PyTorch wrote"),
 }
 FROM_OUTPUT = {
     "softmax": lambda y: y,
