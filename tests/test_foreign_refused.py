@@ -69,7 +69,6 @@ def test_quantised_head_is_refused(tmp_path):
     check_left_alone(tmp_path)
 
 
-@pytest.mark.xfail(strict=True, reason="verification differentiates the rounding in the head")
 def test_gradient_passes_straight_through_quantisation_where_allowed(tmp_path):
     file = File()
     vector = quantised(file, file.pooled(file.features()), 0.01)
