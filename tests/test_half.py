@@ -166,8 +166,8 @@ def test_wrong_conversion_is_never_written(files, tmp_path, monkeypatch):
     """A convolution of the second run loses its bias: only the sweep shows it."""
     for name in ("raw", "tft"):
 
-        def wrong(model: onnx.ModelProto, precision: str) -> int:
-            count = halve(model, precision)
+        def wrong(model: onnx.ModelProto, *arguments: str) -> int:
+            count = halve(model, *arguments)
             layer = [node for node in model.graph.node if node.op_type == "Conv"][-1]
             del layer.input[2]
             return count
