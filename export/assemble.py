@@ -358,19 +358,15 @@ class _Builder:
             p = self.probabilities[:, None]
             own = (seed * p).sum(-1, keepdims=True)
             seed = own * (seed - p) if task != "sigmoid" else seed * (p * (1.0 - p))
-        rows = BATCH * self.classes
-        flat = seed.reshape((rows, self.meaning.num_classes))
-        if task == "binary":
-            flat = flat @ self.recorder.constant(np.array([[-0.5], [0.5]], np.float32))
-        raw = self.shapes.dims[self.meaning.logits]
-        flat = flat.reshape(
-            [side * self.classes if isinstance(side, Size) else side for side in raw]
-        )
+        end, flat = self.meaning.logits, self._flat_seed(seed)
+        rows = self._rows_of_last_layer() if self.request.gradient_score == "logit" else None
+        if rows is not None:
+            end, flat = rows
         found, rules = reverse(
             self.network.nodes,
             self.recorder,
             self.shapes,
-            self.meaning.logits,
+            end,
             flat,
             [layer.value for layer in layers],
             self.classes,
@@ -381,6 +377,45 @@ class _Builder:
             in_order = gradient.transpose(layer.order)
             pairs.append((activations, in_order.reshape((BATCH, self.classes, *layer.shape))))
         return pairs, tuple(rules)
+
+    def _flat_seed(self, seed: Tensor) -> Tensor:
+        """[N, k, C] as the gradient of the network's own logits, with N k for N."""
+        flat = seed.reshape((BATCH * self.classes, self.meaning.num_classes))
+        if self.meaning.task == "binary":
+            flat = flat @ self.recorder.constant(np.array([[-0.5], [0.5]], np.float32))
+        raw = self.shapes.dims[self.meaning.logits]
+        return flat.reshape(
+            [side * self.classes if isinstance(side, Size) else side for side in raw]
+        )
+
+    def _rows_of_last_layer(self) -> tuple[ir.Value, Tensor] | None:
+        """The input of the last linear layer, and the gradient there: the class's row of weights.
+
+        A one-hot seed times all weights is one row of them, so that most need not be read.
+        """
+        node = self.meaning.logits.producer()
+        if node is not None and node.op_type == "Add":
+            inputs = [value for value in node.inputs if value is not None]
+            products = [value for value in inputs if value.const_value is None]
+            node = products[0].producer() if len(products) == 1 else None
+        if self.meaning.task == "binary" or node is None or node.op_type not in ("Gemm", "MatMul"):
+            return None
+        source, weight = node.inputs[:2]
+        if source is None or weight is None or weight.const_value is None:
+            return None
+        flags = {name: attribute.value for name, attribute in node.attributes.items()}
+        dims, classes = self.shapes.dims[weight], self.meaning.num_classes
+        axis = 0 if flags.get("transB", 0) else 1
+        plain = flags.get("alpha", 1.0) == 1.0 and not flags.get("transA", 0)
+        if not plain or len(dims) != 2 or dims[axis] != classes:
+            return None
+        if len(self.shapes.dims[source]) != 2 or self.shapes.dtypes[weight] != ir.DataType.FLOAT:
+            return None
+        rows = BATCH * self.classes
+        chosen = self.targets.reshape((rows,))
+        shape = (rows, dims[1]) if axis == 0 else (dims[0], rows)
+        row = self.recorder.op("Gather", [self._existing(weight), chosen], shape, axis=axis)
+        return source, row if axis == 0 else row.transpose((1, 0))
 
     def ablation(self, head: Head) -> Tensor:
         """Ablation-CAM's channel weights, [N, k, K]."""
