@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from .recorder import Dim, Dims, divide
+from .recorder import BATCH, Dim, Dims, divide
 from .shapes import Shapes
 
 _KEEPING = {
@@ -58,7 +58,8 @@ def find_axes(
         image: _named("BCYX" if layout == "NCHW" else "BYXC", shapes.dims[image])
     }
     for node in nodes:
-        if not any(value in found for value in node.inputs):
+        # A convolution says itself what its axes are, even where those before it were lost.
+        if node.op_type != "Conv" and not any(value in found for value in node.inputs):
             continue
         for value in node.outputs:
             dims = shapes.dims.get(value)
@@ -94,11 +95,13 @@ def _named(letters: str, dims: Dims) -> Axes:
 
 def _through(node: ir.Node, dims: Dims, found: dict[ir.Value, Axes], shapes: Shapes) -> Axes | None:
     kind = node.op_type
+    if kind == "Conv":
+        return _named("BCYX", dims) if len(dims) == 4 and dims[0] == BATCH else None
     source = next((each for each in node.inputs if each in found), None)
     if source is None:
         return None
     axes, before = found[source], shapes.dims[source]
-    if kind in ("Conv", "ConvTranspose"):
+    if kind == "ConvTranspose":
         return _named("BCYX", dims) if len(dims) == 4 else None
     if kind == "Transpose":
         order = node.attributes["perm"].as_ints() if "perm" in node.attributes else None

@@ -34,6 +34,8 @@ _PRODUCTS = {"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum"}
 _LINEAR = {"Conv", "BatchNormalization", "Add", "Sub"}
 # Above this share of the arithmetic, what follows the target layer is most of the network.
 _MAX_HEAD_SHARE = 0.5
+# A last block may end in attention within windows and across them; more is a transformer.
+_MAX_ATTENTION = 2
 _LISTED = 8
 
 
@@ -248,10 +250,10 @@ class Network:
         counts = [_operations(each, self.plain) for each in self.path]
         share = sum(counts[place + 1 :]) / max(1, sum(counts))
         attention = sum(each.op_type in ("Softmax", "Attention") for each in self.path[place + 1 :])
-        if share > _MAX_HEAD_SHARE or attention > 1:
+        if share > _MAX_HEAD_SHARE or attention > _MAX_ATTENTION:
             after = (
                 f"{attention} attention layers follow it"
-                if attention > 1
+                if attention > _MAX_ATTENTION
                 else f"{share:.0%} of its arithmetic follows it"
             )
             raise TargetLayerError(
