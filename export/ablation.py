@@ -17,7 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..runtime.errors import ExportError
-from .layers import _ELEMENTWISE, Layer, Network
+from .layers import ELEMENTWISE, Layer, Network
 from .recorder import BATCH, Dim, Recorder, Size, Tensor, product
 from .subgraph import copy_between, run
 
@@ -163,7 +163,7 @@ def _keeps_channels_apart(network: Network, node: ir.Node, source: ir.Value, cha
     others = [value for value in node.inputs[1:] if value is not None]
     others += [v for v in node.inputs[:1] if v is not source and v is not None]
     return (
-        node.op_type in _ELEMENTWISE
+        node.op_type in ELEMENTWISE
         and after == before
         and all(
             _is_weight(value) and (not dims or len(dims) <= 1 or dims[-2:] == (1, 1))

@@ -231,8 +231,3 @@ def _joined(atoms: list[Atom]) -> Axis:
         else:
             joined.append(atom)
     return tuple(joined)
-
-
-def is_places(axis: Axis | None) -> bool:
-    """Whether an axis runs over rows, columns or both."""
-    return axis is not None and bool(axis) and all(atom.what in "YX" for atom in axis)

@@ -21,7 +21,7 @@ from .reading import PlainModel
 
 MODULE_KEY = "pkg.torch.onnx.name_scopes"
 # Operators after which a tensor is still the same feature map, element by element.
-_ELEMENTWISE = {
+ELEMENTWISE = {
     "Relu", "LeakyRelu", "PRelu", "ThresholdedRelu", "Elu", "Selu", "Celu", "Gelu", "Erf",
     "Sigmoid", "HardSigmoid", "HardSwish", "Swish", "Mish", "Tanh", "Softplus", "Softsign", "Clip",
     "Exp", "Pow", "Add", "Sub", "Mul", "Div", "Neg", "Max", "Min", "Sqrt", "Abs", "Log",
@@ -188,7 +188,7 @@ class Network:
                     further is None
                     or further.shape != layer.shape
                     or further.order != layer.order
-                    or not all(node.op_type in _ELEMENTWISE for node in inside)
+                    or not all(node.op_type in ELEMENTWISE for node in inside)
                     or self._begins_pooling(following)
                 ):
                     break

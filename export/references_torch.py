@@ -15,8 +15,6 @@ from ..runtime.errors import ExportError, VerificationError
 from .layers import Layer
 from .references import Floats
 
-Hook = Callable[[torch.Tensor], torch.Tensor | None]
-
 
 class TorchReference:
     """The model itself; the target layer is the output of one of its modules.

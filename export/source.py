@@ -297,8 +297,3 @@ def _similar(name: str, known: Sequence[str]) -> str:
 def _sides(size: Any) -> tuple[int, int]:
     sides = [size] if isinstance(size, int) else [int(side) for side in size]
     return sides[0], sides[-1]
-
-
-def _triple(values: Any) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue
