@@ -28,11 +28,11 @@ from .answers import reference_answers
 from .assemble import Assembly, Request, assemble
 from .layers import Layer, Network
 from .origin import Origin, load_origin
+from .original import Original
 from .preprocessing import Overrides
 from .references import OnnxReference, Reference
 from .request import Wishes, request_for
 from .runner import GraphRunner
-from .subgraph import session_of, submodel
 from .task import Meaning, find_meaning, may_be_probabilities
 from .verify import Subject, Verification, photograph_like, verify
 
@@ -184,21 +184,21 @@ def to_onnx(
         head = take_apart(network, layer)
         request, priors_kept, tft = request_for(wishes, head, meaning, origin)
         manifest = _manifest(origin, network, meaning, layer, earlier, head, request, tft)
+        original = Original(plain, origin.file)
         manifest = msgspec.structs.replace(
             manifest,
             priors=priors_kept,
-            own_outputs=tuple(str(value.name) for value in plain.graph.outputs),
+            own_outputs=original.names,
         )
         reference = _reference(origin, network, meaning, layer)
         references_earlier = tuple(_reference(origin, network, meaning, each) for each in earlier)
-        original = _original(network)
         if task is None and may_be_probabilities(meaning.output):
             _check_is_no_probability(meaning, original, manifest)
         if origin.module is not None and isinstance(reference, OnnxReference):
             from .references_torch import check_translation
 
             image = photograph_like(np.random.default_rng(0), 2, _prepared_alone(manifest))
-            check_translation(origin.module, original(image)[0], image)
+            check_translation(origin.module, original.outputs(image)[0], image)
         step(STEPS[2])
         made = assemble(
             network,
@@ -319,18 +319,15 @@ def _prepared_alone(manifest: Manifest) -> Manifest:
     return msgspec.structs.replace(manifest, embedded_preprocess=False, picture_size=None)
 
 
-def _check_is_no_probability(
-    meaning: Meaning, original: Callable[[NDArray[Any]], list[NDArray[Any]]], manifest: Manifest
-) -> None:
+def _check_is_no_probability(meaning: Meaning, original: Original, manifest: Manifest) -> None:
     """Refuse outputs that are probabilities already, though no operator at the end says so.
 
     A softmax written as exp, sum and quotient is one; softmax of it would be wrong without a sign.
     """
     rng = np.random.default_rng(0)
     feeds = photograph_like(rng, 2, _prepared_alone(manifest))
-    outputs = original(feeds)
-    names = manifest.own_outputs
-    values = np.asarray(outputs[names.index(str(meaning.output.name))], np.float64).reshape(2, -1)
+    outputs = dict(zip(original.names, original.outputs(feeds), strict=True))
+    values = np.asarray(outputs[str(meaning.output.name)], np.float64).reshape(2, -1)
     within = bool(values.min() >= 0 and values.max() <= 1)
     if within and (values.shape[1] == 1 or np.abs(values.sum(-1) - 1).max() < 1e-3):
         raise ExportError(
@@ -339,16 +336,6 @@ def _check_is_no_probability(
             "the logits with --output-name if the file gives them out, or pass --task none to "
             "explain the values as they are"
         )
-
-
-def _original(network: Network) -> Callable[[NDArray[Any]], list[NDArray[Any]]]:
-    """Runs the graph as it was before anything was added."""
-    plain = network.plain
-    session = session_of(
-        submodel(plain.graph, [plain.image], list(plain.graph.outputs), plain.shapes)
-    )
-    name = str(plain.image.name)
-    return lambda image: list(session.run(None, {name: image}))
 
 
 def _inner(shape: Sequence[Any]) -> tuple[int | None, ...]:

@@ -36,6 +36,7 @@ class Origin:
         labels: class names, or empty.
         notes: what had to be assumed or was found, for the user to check.
         module: the PyTorch model, in eval mode; None for an ONNX file.
+        file: the ONNX file; None for a PyTorch model.
     """
 
     name: str
@@ -44,7 +45,8 @@ class Origin:
     preprocess: Preprocess
     labels: tuple[str, ...]
     notes: tuple[str, ...]
-    module: torch.nn.Module | None
+    module: torch.nn.Module | None = None
+    file: Path | None = None
 
 
 def is_onnx_file(model: Any) -> bool:
@@ -145,7 +147,8 @@ def _from_onnx(
         numbers = (1.0,) * (1 if plain.channels == 1 else 3)
         spec = Preprocess(plain.size, plain.size, color=color, mean=numbers, std=numbers)
     names = read_labels(labels) if labels is not None else () if known is None else known.labels
-    return Origin(path.name, path.name, plain, spec, names, _notes(known, overrides, labels), None)
+    notes = _notes(known, overrides, labels)
+    return Origin(path.name, path.name, plain, spec, names, notes, file=path)
 
 
 def _has_free_size(model: ir.Model) -> bool:

@@ -75,7 +75,8 @@ class OnnxReference:
         self._image = str(network.plain.image.name)
         self._layer = str(layer.value.name)
         outputs = [layer.value, meaning.logits]
-        self._whole = session_of(submodel(graph, [network.plain.image], outputs, shapes))
+        whole = submodel(graph, [network.plain.image], outputs, shapes)
+        self._whole = session_of(whole, is_fused=False)  # what an engine fuses it may round
         head = submodel(graph, [layer.value], [meaning.logits], shapes)
         _skip_rounding(head.graph)
         self._head = _in_float64(ir.to_proto(head))

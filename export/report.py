@@ -73,6 +73,7 @@ def export_lines(made: Export) -> str:
 
 _SAID = {
     "own_outputs": "own outputs {}",
+    "fusing": "which in the original ONNX Runtime's fusing changes by {}",
     "probabilities": "probabilities {}",
     "activations": "activations {}",
     "gradients": "gradients {} relative",

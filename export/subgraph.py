@@ -152,16 +152,31 @@ def submodel(
     return ir.Model(part, ir_version=10)
 
 
-def session_of(model: ir.Model, threads: int = 0) -> Any:
-    """An inference session of ONNX Runtime on the CPU."""
+def session_of(model: ir.Model, threads: int = 0, is_fused: bool = True) -> Any:
+    """An inference session of ONNX Runtime on the CPU, of a model in memory."""
+    return open_session(ir.to_proto(model).SerializeToString(), threads, is_fused)
+
+
+def open_session(source: str | bytes, threads: int = 0, is_fused: bool = True) -> Any:
+    """An inference session of ONNX Runtime on the CPU.
+
+    Args:
+        source: a file's path or its content.
+        threads: for one operator; 0: as many as the processor has cores.
+        is_fused: whether the engine may rewrite the graph, as it does by default.
+
+    Raises:
+        ExportError: it cannot run the graph.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    data = ir.to_proto(model).SerializeToString()
+    if not is_fused:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ExportError(f"ONNX Runtime cannot run the graph: {lines[0]}") from error
