@@ -121,11 +121,12 @@ class Explanation:
         if original or self.threshold is None:
             return overlay.blend(self.picture, values, opacity)
         # Thresholded here, at full resolution, so that the edge is as sharp as the picture.
-        blended = overlay.blend(
-            self.picture, np.where(self._region, values, np.float32(0)), opacity
-        )
+        region = self._region
+        blended = overlay.blend(self.picture, np.where(region, values, np.float32(0)), opacity)
         # Nothing is muted at threshold 0: an outline would only trace where the map is not 0.
-        return overlay.outline(blended, self._region) if self.cut > 0 else blended
+        if self.cut > 0:
+            overlay.outline(blended, region.astype(np.uint8))
+        return blended
 
     def figure(self) -> Figure:
         """Picture, map, thresholded map and rpi curve side by side, as in the paper's figure 3.

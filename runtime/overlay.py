@@ -49,18 +49,22 @@ def tables(opacity: float) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     return kept.astype(np.uint8), np.rint(colours * weight).astype(np.uint8)
 
 
-def outline(picture: Picture, mask: NDArray[np.bool_]) -> Picture:
-    """Trace the edge of a region: white on black, readable on any picture."""
+def outline(picture: Picture, region: NDArray[np.uint8], top: int = 0, left: int = 0) -> None:
+    """Trace the edges of a region and of its holes: white on black, readable on any image.
+
+    Args:
+        picture: uint8 [h, w, 3], contiguous, changed in place.
+        region: uint8 [r, c], not 0 where the region is.
+        top, left: where the region's first row and column lie in the picture.
+    """
     import cv2
 
-    drawn = np.ascontiguousarray(picture)
     contours, _ = cv2.findContours(
-        mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
+        region, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE, offset=(left, top)
     )
-    thickness = max(1, round(min(picture.shape[:2]) / 300))
-    cv2.drawContours(drawn, contours, -1, (0, 0, 0), 3 * thickness)
-    cv2.drawContours(drawn, contours, -1, (255, 255, 255), thickness)
-    return drawn
+    thickness = max(1, round(min(picture.shape[:2]) / 400))
+    cv2.drawContours(picture, contours, -1, (0, 0, 0), 3 * thickness)
+    cv2.drawContours(picture, contours, -1, (255, 255, 255), thickness)
 
 
 def caption(picture: Picture, text: str) -> Picture:

@@ -83,6 +83,30 @@ def test_only_what_is_above_the_threshold_is_drawn_and_outlined():
     assert np.abs(values[white] - 0.5).max() < 0.1
 
 
+def test_a_hole_in_the_region_is_outlined_as_well():
+    frame = frame_of((320, 320))
+    ring = spot() * (spot(width=3.0) == 0)  # nothing within 3 of the middle
+    explained = explanation_of(frame, ring, cut=0.2)
+    bare = Overlay(**PLAIN, contour=False).draw(frame, explained)
+    white = (Overlay(**PLAIN).draw(frame, explained) == 255).all(-1) & changed(
+        bare, Overlay(**PLAIN).draw(frame, explained)
+    )
+    from_middle = np.hypot(*(np.argwhere(white) - 165).T) / 10  # in cells of the map
+    assert (from_middle < 3.5).sum() > 50  # the inner edge
+    assert (from_middle > 4).sum() > 50  # the outer edge
+
+
+def test_the_outline_is_gone_with_the_threshold():
+    frame = frame_of((320, 320))
+    everywhere = np.full((SIZE, SIZE), 0.9, np.float32)
+    outlined, bare = (Overlay(caption=False, contour=contour) for contour in (True, False))
+    for overlay in (outlined, bare):
+        overlay.draw(frame, explanation_of(frame, everywhere, cut=0.5))
+    without = explanation_of(frame, everywhere)
+    for _ in range(5):
+        assert np.array_equal(outlined.draw(frame, without), bare.draw(frame, without))
+
+
 def test_a_threshold_of_ones_own_comes_before_that_of_the_explanation():
     frame = frame_of((320, 320))
     explained = explanation_of(frame, spot(), cut=0.2)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from ..errors import RequestError
 from ..explanation import Explanation, format_probability
 from ..images import Picture
-from ..overlay import tables
+from ..overlay import outline, tables
 from ..preprocess import Placement
 from . import text
 
@@ -86,8 +86,10 @@ class Overlay:
         levels, top, left = _levels(values, cut, explanation)
         if levels.size:
             _tint(drawn[top : top + levels.shape[0], left : left + levels.shape[1]], levels, self)
-            if self.contour and cut > 0:
-                _outline(drawn, levels, top, left)
+            # By the frame's own threshold: what is left of the last one's outlines nothing.
+            own = explanation.cut if self.threshold is None else self.threshold
+            if self.contour and own > 0:
+                outline(drawn, levels, top, left)
         if self.caption:
             _caption(drawn, explanation, note)
         return drawn
@@ -160,18 +162,6 @@ def _tint(region: Picture, levels: NDArray[np.uint8], overlay: Overlay) -> None:
     kept, colours = tables(overlay.opacity)
     shown = cv2.multiply(region, cv2.applyColorMap(levels, kept), scale=1 / 255)
     region[:] = cv2.add(shown, cv2.applyColorMap(levels, colours), dst=shown)
-
-
-def _outline(drawn: Picture, levels: NDArray[np.uint8], top: int, left: int) -> None:
-    """Trace the edge of what is not 0: white on black, readable on any picture."""
-    import cv2
-
-    contours, _ = cv2.findContours(
-        levels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=(left, top)
-    )
-    thickness = max(1, round(min(drawn.shape[:2]) / 400))
-    cv2.drawContours(drawn, contours, -1, (0, 0, 0), 3 * thickness)
-    cv2.drawContours(drawn, contours, -1, (255, 255, 255), thickness)
 
 
 def _caption(drawn: Picture, explanation: Explanation, note: str) -> None:
