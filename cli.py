@@ -24,7 +24,7 @@ from .runtime.cam import METHODS
 from .runtime.commands import explain, info, verify
 from .runtime.console import err, out, print_error, print_json, progress
 from .runtime.doctor.command import doctor
-from .runtime.engines.engine import ENGINES
+from .runtime.engines.registry import ENGINES
 from .runtime.errors import RequestError, WhyCamError
 from .runtime.live.command import stream
 from .runtime.options import Json, Weights

@@ -55,7 +55,7 @@ from whycam.runtime import cam
 from whycam.runtime.bench.bench import in_turn
 from whycam.runtime.bench.stages import seconds_of
 from whycam.runtime.engines import selftest
-from whycam.runtime.engines.engine import open_engine
+from whycam.runtime.engines.opening import open_engine
 from whycam.runtime.engines.plan import Range
 from whycam.runtime.errors import VerificationError
 from whycam.runtime.files import write_whole

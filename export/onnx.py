@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..runtime.cam import Score
 from ..runtime.engines import selftest
-from ..runtime.engines.engine import open_engine
+from ..runtime.engines.opening import open_engine
 from ..runtime.errors import ExportError, VerificationError
 from ..runtime.files import replacing
 from ..runtime.manifest import FusedLayer, Manifest, Task

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from ..runtime import cam
 from ..runtime.engines import selftest
-from ..runtime.engines.engine import Engine, open_engine
+from ..runtime.engines.base import Engine
 from ..runtime.engines.interface import Arrays, renamed, run_graph
+from ..runtime.engines.opening import open_engine
 from ..runtime.errors import EngineError, MissingExtraError, VerificationError
 from ..runtime.manifest import FilePrecision, Manifest
 

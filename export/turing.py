@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..runtime.engines import selftest
-from ..runtime.engines.engine import open_engine
+from ..runtime.engines.opening import open_engine
 from ..runtime.errors import VerificationError
 from ..runtime.manifest import Manifest
 from .onnx_graph import read_onnx, types_of, write_onnx

@@ -146,8 +146,9 @@ def info(
     """Show what a model file says about itself, and which engines here can run it."""
     import msgspec
 
-    from .engines.engine import EngineSettings, candidates
+    from .engines.base import EngineSettings
     from .engines.plan import is_plan, read_plan
+    from .engines.registry import candidates
     from .onnxfile import read_manifest
     from .report import engines_table, manifest_table, plan_table
 

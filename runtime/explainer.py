@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from . import cam, tft
 from .cam import Method
-from .engines.engine import Engine, EngineSettings, Hint, Precision, open_engine
+from .engines.base import Engine, EngineSettings, Hint, Precision
+from .engines.opening import open_engine
 from .engines.plan import is_plan
 from .errors import EngineError, RequestError
 from .explanation import Explanation
@@ -523,7 +524,7 @@ def load(
 
     Args:
         path: an ONNX file made by ``whycam export``, or a TensorRT plan made by ``whycam build``.
-        engine: ``auto`` or a name in ``engines.engine.ENGINES``; ``Explainer.engine`` says which
+        engine: ``auto`` or a name in ``engines.registry.ENGINES``; ``Explainer.engine`` says which
             one was chosen and why.
         threads: for one run; None lets the engine use every core.
         memory_mb: bound on the activations of one batch, in MiB; larger ones are run in parts.

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .engines.engine import ENGINES
+from .engines.registry import ENGINES
 from .errors import RequestError
 from .images import pictures_in
 from .tft import Tft

@@ -9,8 +9,8 @@ from typing import Any
 from rich.table import Table
 
 from .console import escape
-from .engines.engine import Candidate
 from .engines.plan import Plan
+from .engines.registry import Candidate
 from .engines.selftest import Agreement
 from .explanation import format_probability
 from .manifest import Manifest

@@ -11,8 +11,9 @@ import pytest
 
 import whycam
 from whycam.runtime.cam import METHODS
-from whycam.runtime.engines import engine as engines
-from whycam.runtime.engines.engine import EngineSettings, candidates
+from whycam.runtime.engines import registry as engines
+from whycam.runtime.engines.base import Engine, EngineSettings
+from whycam.runtime.engines.registry import candidates
 from whycam.runtime.errors import EngineError, MissingExtraError, ModelFileError, WhyCamError
 from whycam.runtime.onnxfile import read_manifest
 from whycam.runtime.tft import Tft
@@ -228,7 +229,7 @@ def test_wishes_that_cannot_be_met(lite0_onnx, wish, message):
 
 
 def test_engine_that_cannot_load_a_file_is_passed_over_and_said(lite0_onnx, monkeypatch):
-    def refuse(*_: object) -> engines.Engine:
+    def refuse(*_: object) -> Engine:
         raise ModelFileError("an operator it does not know")
 
     backend = engines.ENGINES["onnxruntime"]

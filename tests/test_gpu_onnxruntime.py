@@ -14,7 +14,7 @@ import pytest
 
 import whycam
 from whycam.runtime.engines import ort_gpu
-from whycam.runtime.engines.engine import EngineSettings
+from whycam.runtime.engines.base import EngineSettings
 from whycam.runtime.engines.nvidia import driver
 from whycam.runtime.engines.ort import OnnxRuntimeEngine
 from whycam.runtime.engines.ort_options import CUDA, TENSORRT, Place

@@ -21,7 +21,8 @@ from whycam.export.onnx_graph import read_onnx
 from whycam.export.rounded import RoundedEngine
 from whycam.runtime.backbone import backbone_runs
 from whycam.runtime.engines import selftest
-from whycam.runtime.engines.engine import EngineSettings, candidates
+from whycam.runtime.engines.base import EngineSettings
+from whycam.runtime.engines.registry import candidates
 from whycam.runtime.errors import ExportError, RequestError, VerificationError
 from whycam.runtime.onnxfile import digest, read_manifest
 

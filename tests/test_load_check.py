@@ -14,10 +14,11 @@ import onnx
 import pytest
 
 import whycam
-from whycam.runtime.engines import engine as engines
+from whycam.runtime.engines import registry as engines
 from whycam.runtime.engines import selftest
-from whycam.runtime.engines.engine import EngineSettings, open_engine
+from whycam.runtime.engines.base import Engine, EngineSettings
 from whycam.runtime.engines.interface import check_found
+from whycam.runtime.engines.opening import open_engine
 from whycam.runtime.errors import WhyCamError
 from whycam.runtime.onnxfile import read_manifest
 
@@ -29,7 +30,7 @@ class Turned:
 
     name, description, reason = "openvino", "an engine that is wrong", "asked for"
 
-    def __init__(self, engine: engines.Engine) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.runs = 0
 

@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 
 import whycam
 from whycam.runtime.engines import nvidia, ort, ort_gpu, ort_options
-from whycam.runtime.engines.engine import ENGINES, EngineSettings, candidates
+from whycam.runtime.engines.base import EngineSettings
 from whycam.runtime.engines.nvidia import Driver, Gpu
 from whycam.runtime.engines.ort import OnnxRuntimeEngine
 from whycam.runtime.engines.ort_options import CPU, CUDA, TENSORRT, Cache, Most
+from whycam.runtime.engines.registry import ENGINES, candidates
 from whycam.runtime.errors import EngineError
 from whycam.runtime.onnxfile import read_manifest
 

@@ -19,7 +19,7 @@ from whycam.calibrate.quantise import observe, quantised, read_graph
 from whycam.calibrate.ranges import magnitude
 from whycam.runtime import onnxfile
 from whycam.runtime.engines import selftest
-from whycam.runtime.engines.engine import EngineSettings
+from whycam.runtime.engines.base import EngineSettings
 from whycam.runtime.engines.interface import (
     first_parts,
     graph_name,

@@ -29,8 +29,8 @@ from hypothesis import strategies as st
 
 import whycam
 from whycam import cli
-from whycam.runtime.engines import engine as engines
-from whycam.runtime.engines.engine import EngineSettings
+from whycam.runtime.engines import registry as engines
+from whycam.runtime.engines.base import EngineSettings
 from whycam.runtime.engines.interface import graph_name
 from whycam.runtime.engines.plan import Plan, Range, Tensor, read_plan, write_sidecar
 from whycam.runtime.engines.trt import TensorRtEngine, _size_for

@@ -15,7 +15,7 @@ import typer
 
 from whycam.cli import app
 from whycam.runtime.cam import METHODS
-from whycam.runtime.engines.engine import ENGINES
+from whycam.runtime.engines.registry import ENGINES
 
 from . import pictures
 from .command import command

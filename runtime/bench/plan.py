@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import cast
 
 from ..cam import METHODS, Method
-from ..engines.engine import ENGINES, EngineSettings, Precision, candidates
+from ..engines.base import EngineSettings, Precision
 from ..engines.plan import is_plan
+from ..engines.registry import ENGINES, candidates
 from ..errors import RequestError
 from ..manifest import Manifest
 from ..onnxfile import read_manifest

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.engine import Engine
+from ..engines.base import Engine
 from ..engines.interface import Arrays
 from ..explainer import Explainer
 from ..explanation import Explanation

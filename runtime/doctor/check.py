@@ -10,8 +10,9 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from ..engines.engine import CHECKED_AT_EXPORT, ENGINES, Precision
+from ..engines.base import Precision
 from ..engines.plan import is_plan
+from ..engines.registry import CHECKED_AT_EXPORT, ENGINES
 from ..engines.selftest import PATTERNS, picture, tolerance_of
 from ..errors import EngineError, RequestError
 from ..images import Picture

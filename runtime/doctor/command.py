@@ -10,7 +10,7 @@ import typer
 
 from .. import options
 from ..console import out, print_error, print_json, progress
-from ..engines.engine import ENGINES
+from ..engines.registry import ENGINES
 from ..errors import RequestError
 from ..options import Cache, Gpu, Json, Threads
 

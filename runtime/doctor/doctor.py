@@ -10,9 +10,9 @@ from typing import Any, Literal, TypeVar
 import msgspec
 import numpy as np
 
-from ..engines.engine import ENGINES
 from ..engines.nvidia import Driver
 from ..engines.plan import is_plan, read_plan
+from ..engines.registry import ENGINES
 from ..engines.selftest import PATTERNS
 from ..errors import EngineError, RequestError
 from ..images import Picture, read_picture

@@ -19,8 +19,9 @@ import numpy as np
 from ..bench.bench import in_turn
 from ..bench.stages import ANSWER, ClockedEngine, classify_in_stages, explain_in_stages
 from ..cam import Method
-from ..engines.engine import ENGINES, Precision
+from ..engines.base import Precision
 from ..engines.nvidia import Driver, driver
+from ..engines.registry import ENGINES
 from ..engines.selftest import check, tolerance_of
 from ..errors import RequestError, WhyCamError
 from ..explainer import Explainer, load

@@ -18,7 +18,7 @@ from ..files import writable
 from ..manifest import Manifest
 from ..onnxfile import digest, without_outputs
 from . import ort_gpu, ort_options
-from .engine import EngineSettings
+from .base import EngineSettings
 from .interface import (
     Arrays,
     Found,

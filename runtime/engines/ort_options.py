@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import EngineError
 from ..manifest import Manifest
-from .engine import EngineSettings
+from .base import EngineSettings
 from .interface import graph_name
 
 Options = Mapping[str, str]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..errors import EngineError, MissingExtraError, ModelFileError
 from ..files import writable
 from ..manifest import Manifest
-from .engine import EngineSettings
+from .base import EngineSettings
 from .interface import (
     Arrays,
     Found,

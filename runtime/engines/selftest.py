@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 from .. import cam
 from ..manifest import Manifest, Reference
 from ..preprocess import arrange, crop_resized, normalise
-
-if TYPE_CHECKING:
-    from .engine import Engine, Precision
+from .base import Engine, Precision
 
 PATTERNS = 2
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..errors import EngineError
 from ..manifest import Manifest
 from . import cuda
-from .engine import EngineSettings
+from .base import EngineSettings
 from .interface import Arrays, Found, run_graph
 from .plan import Range
 from .trt_lane import Lane, Recording
