@@ -10,8 +10,6 @@ from .runtime.live.annotate import Overlay
 from .runtime.live.stream import Stream, stream
 from .runtime.tft import Tft
 
-__version__ = "0.1.0"
-
 __all__ = [
     "Explainer",
     "Explanation",
@@ -23,3 +21,12 @@ __all__ = [
     "load",
     "stream",
 ]
+
+
+def __getattr__(name: str) -> str:
+    """``__version__``, looked up when somebody asks."""
+    if name == "__version__":
+        from .runtime.version import package_version
+
+        return package_version()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

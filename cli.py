@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from . import __version__
 from .calibrate.commands import app as calibrate_app
 from .calibrate.commands import evaluate
 from .export.commands import build, half
@@ -28,6 +27,7 @@ from .runtime.engines.registry import ENGINES
 from .runtime.errors import RequestError, WhyCamError
 from .runtime.live.command import stream
 from .runtime.options import Json, Weights
+from .runtime.version import package_version
 from .train.commands import app as train_app
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def root(
 ) -> None:
     """Make deployed CNN classifiers explain themselves."""
     if version:
-        out.print(f"whycam {__version__}")
+        out.print(f"whycam {package_version()}")
         raise typer.Exit
 
 
@@ -404,8 +404,10 @@ def bench(
     """
     from .runtime.bench.bench import measure, steps
     from .runtime.bench.plan import plan
-    from .runtime.bench.report import document, machine, report, write_bench
+    from .runtime.bench.report import document, report
+    from .runtime.bench.save import write_bench
     from .runtime.files import writable
+    from .runtime.machine import describe_machine
 
     planned = plan(
         [str(model) for model in models],
@@ -424,7 +426,7 @@ def bench(
     with progress("benchmarking", None, as_json) as advance:
         advance.total(steps(planned, rounds))
         found = measure(planned, None if image is None else str(image), rounds, peers, advance)
-    about = machine()
+    about = describe_machine()
     written = [] if output is None else write_bench(found, about, output)
     if as_json:
         print_json({**document(found, about), "written": [str(path) for path in written]})
@@ -442,7 +444,7 @@ def _peers(names: list[str], models: Sequence[Path], torch_model: str | None) ->
 
     for name in names:
         options.one_of("--against", name, list(PEERS))
-    from .export import require_torch
+    from .export.requirements import require_torch
 
     require_torch("comparing with other tools")
     from .export.peers import check_installed, network, peers

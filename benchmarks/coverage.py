@@ -52,8 +52,6 @@ from whycam.export import Export, to_onnx, to_plan
 from whycam.export.source import Source, resolve
 from whycam.export.verify import random_fields
 from whycam.runtime import cam
-from whycam.runtime.bench.bench import in_turn
-from whycam.runtime.bench.stages import seconds_of
 from whycam.runtime.engines import selftest
 from whycam.runtime.engines.opening import open_engine
 from whycam.runtime.engines.plan import Range
@@ -65,6 +63,7 @@ from whycam.runtime.manifest import Preprocess
 from whycam.runtime.onnxfile import append_manifest, digest, read_manifest, without_outputs
 from whycam.runtime.preprocess import crop_resized, normalise
 from whycam.runtime.threads import one_blas_thread
+from whycam.runtime.timing import measure_seconds, run_interleaved
 from whycam.train.network import Tunable
 
 STEPS = ("export", "peer", "rtx", "int8", "overhead")
@@ -359,10 +358,10 @@ class Attempt:
             "plain": lambda: engine.run(feeds, ["probabilities"]),
             "explain": lambda: engine.run(feeds, ["probabilities", "targets", "original_maps"]),
         }
-        timed = {name: partial(seconds_of, run) for name, run in contenders.items()}
+        timed = {name: partial(measure_seconds, run) for name, run in contenders.items()}
         once = min(timed["explain"]() for _ in range(3))
         rounds = int(np.clip(_SECONDS / once, *_ROUNDS))
-        medians = {n: statistics.median(s) for n, s in in_turn(timed, rounds).items()}
+        medians = {n: statistics.median(s) for n, s in run_interleaved(timed, rounds).items()}
         return {
             "plain_ms": round(medians["plain"] * 1e3, 3),
             "ratio": round(medians["explain"] / medians["plain"], 3),

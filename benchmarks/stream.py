@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.table import Table
 
 import whycam
-from whycam.runtime.bench.report import machine
 from whycam.runtime.console import progress
 from whycam.runtime.live.controls import SWEEPS
 from whycam.runtime.live.track import FORWARDS
 from whycam.runtime.live.video import VideoFile
+from whycam.runtime.machine import describe_machine
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def main() -> None:
             )
             rows.append(measured(explainer, video, tft, written == "on", threads, options))
             advance(f"{Path(video).name} {tft}", 1)
-    about = {**machine(), "engine": explainer.engine.description, "load": os.getloadavg()}
+    about = {**describe_machine(), "engine": explainer.engine.description, "load": os.getloadavg()}
     if options.json:
         print(json.dumps({**about, "rows": rows}))
         return

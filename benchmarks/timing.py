@@ -16,10 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from whycam.export import Overrides
-from whycam.runtime.bench.bench import in_turn
-from whycam.runtime.bench.report import machine
-from whycam.runtime.bench.stages import seconds_of
 from whycam.runtime.console import progress
+from whycam.runtime.machine import describe_machine
+from whycam.runtime.timing import measure_seconds, run_interleaved
 
 ROOT = Path(__file__).parent.parent
 MODELS = ("resnet50", "vgg16", "mobilenet_v3_large", "lite0")
@@ -69,10 +68,10 @@ def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
 
 def interleaved(contenders: Contenders, rounds: int, warm_up: int = 5) -> dict[str, list[float]]:
     """Seconds of each contender in each round."""
-    timed = {name: partial(seconds_of, run) for name, run in contenders.items()}
+    timed = {name: partial(measure_seconds, run) for name, run in contenders.items()}
     with progress("rounds", rounds, quiet=False) as advance:
         advance.total(rounds)
-        return in_turn(timed, rounds, warm_up, advance)
+        return run_interleaved(timed, rounds, warm_up, advance)
 
 
 def report(results: dict[str, list[dict[str, list[float]]]], beside: str) -> Table:
@@ -97,4 +96,4 @@ def report(results: dict[str, list[dict[str, list[float]]]], beside: str) -> Tab
 
 def environment(threads: int) -> dict[str, Any]:
     """Where and with what a benchmark ran."""
-    return {**machine(), "threads": threads}
+    return {**describe_machine(), "threads": threads}

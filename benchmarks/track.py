@@ -20,11 +20,11 @@ from rich.progress import track
 from rich.table import Table
 
 import whycam
-from whycam.runtime.bench.report import machine
 from whycam.runtime.live.attempt import Frame
 from whycam.runtime.live.reader import Reader
 from whycam.runtime.live.source import find_source
 from whycam.runtime.live.track import FORWARDS, Tracker
+from whycam.runtime.machine import describe_machine
 from whycam.runtime.sweep import Choice, Request, sweep
 from whycam.runtime.tft import Tft
 
@@ -48,7 +48,7 @@ def main() -> None:
         for method in options.methods.split(",")
         for reading in READINGS
     ]
-    about = {**machine(), "threads": options.threads}
+    about = {**describe_machine(), "threads": options.threads}
     if options.json:
         print(json.dumps({**about, "rows": rows}))
         return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -28,33 +28,11 @@ from ..runtime.tft import Tft
 from .dataset import Box, Classes, Dataset, Sample, read_boxes
 from .quality import drops, energy_inside, increases, insertion_deletion, pointing
 from .rows import Rows
+from .settings import VARIANTS, Explained, Settings, Variant
 from .summary import Evaluation, Tally
 
-Variant = Literal["original", "naive", "tft"]
-VARIANTS: tuple[Variant, ...] = get_args(Variant)
-Explained = Literal["predicted", "label"]
 Tick = Callable[[str, int], None]
 Floats = NDArray[np.float32]
-
-
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What is measured.
-
-    Attributes:
-        methods: whose maps.
-        variants: ``original``: the map as it is; ``naive``: cut where the method's users cut by
-            habit (paper table 1); ``tft``: cut at the best threshold.
-        tft: the reading; its ``mask`` is also how every variant's map masks the image.
-        explained: which class: the ``predicted`` one, or the data's ``label``.
-        curve_steps: of insertion and deletion; 0: not measured, for they take twice as many
-            forward passes for each map.
-    """
-
-    methods: tuple[Method, ...]
-    variants: tuple[Variant, ...] = VARIANTS
-    tft: Tft = Tft(mask="soft", thresholds="rank")
-    explained: Explained = "predicted"
-    curve_steps: int = 0
 
 
 def evaluate(

@@ -18,8 +18,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.bench.bench import in_turn
-from ..runtime.bench.stages import seconds_of
 from ..runtime.cam import Method
 from ..runtime.engines import selftest
 from ..runtime.engines.interface import Arrays, renamed, run_graph
@@ -30,6 +28,7 @@ from ..runtime.images import read_picture
 from ..runtime.likeness import pearson
 from ..runtime.manifest import Manifest
 from ..runtime.onnxfile import append_manifest, digest, read_manifest
+from ..runtime.timing import measure_seconds, run_interleaved
 from .dataset import Dataset, Sample, in_fixed_order
 from .fidelity import Fidelity, common_methods, compare
 from .quantise import Graph, Part, observe, quantised, read_graph
@@ -547,8 +546,8 @@ def _times(explainers: Sequence[Explainer]) -> list[float]:
         manifest = explainer.manifest
         feeds = {"image": selftest.feed(manifest, 0), "target": np.full((1, 1), -1, np.int64)}
         outputs = [name for name in manifest.output_shapes if name != "ablation_weights"]
-        contenders[index] = lambda e=explainer, f=feeds, o=outputs: seconds_of(
+        contenders[index] = lambda e=explainer, f=feeds, o=outputs: measure_seconds(
             lambda: e.engine.run(f, o)
         )
-    found = in_turn(contenders, _ROUNDS)
+    found = run_interleaved(contenders, _ROUNDS)
     return [1e3 * median(found[index]) for index in contenders]

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -14,9 +14,7 @@ import numpy as np
 from ..runtime.cam import Method
 from ..runtime.manifest import Manifest
 from .dataset import Dataset
-
-if TYPE_CHECKING:
-    from .evaluate import Settings
+from .settings import Settings
 
 # Measured for each map: its name in the photograph's row, and in the result.
 MEASURES = {

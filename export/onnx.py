@@ -23,6 +23,7 @@ from ..runtime.manifest import FusedLayer, Manifest, Task
 from ..runtime.onnxfile import append_manifest, digest, read_manifest
 from ..runtime.search import Prior
 from ..runtime.tft import Tft
+from ..runtime.version import package_version
 from .ablation import Head, take_apart
 from .answers import reference_answers
 from .assemble import Assembly, Request, assemble
@@ -435,11 +436,9 @@ def _tools(reads_torch: bool) -> dict[str, str]:
     """Versions of the packages that made a file; one that is not installed took no part."""
     from importlib.metadata import distributions
 
-    from .. import __version__
-
     names = ("torch", "onnx", "onnx-ir", "onnxscript") if reads_torch else ("onnx", "onnx-ir")
     found = {name: dist.version for name in names for dist in distributions(name=name)}
-    return {"whycam": __version__, **found}
+    return {"whycam": package_version(), **found}
 
 
 def _labels(labels: Sequence[str], meaning: Meaning) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from .labels import read_labels
 from .metadata import Known, read_metadata
 from .preprocessing import Overrides, choose, example_command, stated_size
 from .reading import PlainModel, read_onnx_file, to_plain
+from .requirements import require_torch
 
 if TYPE_CHECKING:
     import torch
@@ -82,8 +83,6 @@ def load_origin(
                 "for PyTorch models"
             )
         return _from_onnx(Path(os.fspath(model)), labels, wishes, needs_preprocess)  # type: ignore[arg-type]
-    from . import require_torch
-
     require_torch("exporting a PyTorch model")
     _check_exporter()
     from .from_torch import to_ir

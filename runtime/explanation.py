@@ -135,10 +135,32 @@ class Explanation:
             MissingExtraError: matplotlib is not installed.
         """
         try:
-            from .figure import draw
+            from .figure import Curve, draw
         except ImportError as error:
             raise MissingExtraError("matplotlib", "plot", "drawing figures") from error
-        return draw(self)
+        label = self.label.replace("$", r"\$")  # no formula
+        symbol = "value" if self.task == "none" else "p"
+        number = format_probability(self.probability, self.task, 3)
+        panels = [
+            (self.picture, f"{label}  {symbol} = {number}"),
+            (self.overlay(original=True), self.method),
+        ]
+        if self.threshold is not None:
+            name = "naive" if self.tft is None else "TFT"
+            panels.append((self.overlay(), f"{name}  $\\tau$ = {self.threshold:.2g}"))
+        if self.rpi is None or self.tft is None:
+            return draw(panels)
+        tried = ~np.isnan(self.rpi)
+        curve = Curve(
+            taus=np.asarray(self.tft.taus)[tried],
+            rpi=self.rpi[tried],
+            best=self.threshold if self.improved else None,
+            title=f"p under mask = {self.masked_probability:.3f}"
+            if self.improved
+            else "no threshold improves",
+            by_rank=self.tft.thresholds == "rank",
+        )
+        return draw(panels, curve)
 
     def save(self, path: str | os.PathLike[str], figure: bool = False) -> Path:
         """Write the overlay, or the figure, as a picture file; whole or not at all.

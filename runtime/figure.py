@@ -1,40 +1,52 @@
-"""The paper's figure 3 for one explanation: picture, map, TFT map, rpi curve. Needs matplotlib."""
+"""Images side by side and the curve of a threshold sweep, as in figure 3. Needs matplotlib."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-from .explanation import Explanation, format_probability
 from .images import Picture
 
 
-def draw(explanation: Explanation) -> Figure:
-    """Draw the panels that the explanation has: two without thresholding, four with TFT."""
-    panels = 2 if explanation.threshold is None else 3 if explanation.rpi is None else 4
-    height, width = explanation.picture.shape[:2]
+@dataclass(frozen=True)
+class Curve:
+    """A sweep of thresholds.
+
+    Attributes:
+        taus: the thresholds tried.
+        rpi: the relative probability increase at each.
+        best: the one chosen; None: none improves.
+        title: above the curve.
+        by_rank: whether a threshold is a share of the pixels, not a value of the map.
+    """
+
+    taus: NDArray[np.float64]
+    rpi: NDArray[np.float32]
+    best: float | None
+    title: str
+    by_rank: bool
+
+
+def draw(panels: Sequence[tuple[Picture, str]], curve: Curve | None = None) -> Figure:
+    """Draw images of one size side by side with their titles, and a curve right of them."""
+    count = len(panels) + (curve is not None)
+    height, width = panels[0][0].shape[:2]
     tall = min(max(3.2 * height / width, 1.8), 6.0)
-    figure = Figure(figsize=(3.4 * panels, tall + 0.5), layout="constrained")
-    axes = figure.subplots(1, panels)
-    label = explanation.label.replace("$", r"\$")  # no formula
-    number = format_probability(explanation.probability, explanation.task, 3)
-    symbol = "value" if explanation.task == "none" else "p"
-    pictures = [
-        (explanation.picture, f"{label}  {symbol} = {number}"),
-        (explanation.overlay(original=True), explanation.method),
-    ]
-    if explanation.threshold is not None:
-        name = "naive" if explanation.tft is None else "TFT"
-        pictures.append((explanation.overlay(), f"{name}  $\\tau$ = {explanation.threshold:.2g}"))
-    for axis, (picture, title) in zip(axes, pictures, strict=False):
+    figure = Figure(figsize=(3.4 * count, tall + 0.5), layout="constrained")
+    axes = figure.subplots(1, count)
+    for axis, (picture, title) in zip(axes, panels, strict=False):
         axis.imshow(picture)
         axis.set_title(title, fontsize=10)
         axis.set_axis_off()
-    if explanation.rpi is not None and explanation.tft is not None:
-        _curve(axes[-1], explanation)
+    if curve is not None:
+        _draw_curve(axes[-1], curve)
     return figure
 
 
@@ -53,23 +65,13 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _curve(axis: object, explanation: Explanation) -> None:
-    from matplotlib.axes import Axes
-
-    assert isinstance(axis, Axes)
-    assert explanation.tft is not None
-    assert explanation.rpi is not None
-    tried = ~np.isnan(explanation.rpi)
-    taus = np.asarray(explanation.tft.taus)[tried]
-    axis.plot(taus, explanation.rpi[tried], marker="o", color="#31688e")
-    if explanation.improved and explanation.threshold is not None:
-        axis.axvline(explanation.threshold, color="#c03a2b", linestyle=":", label=r"$\tau^*$")
+def _draw_curve(axis: Axes, curve: Curve) -> None:
+    axis.plot(curve.taus, curve.rpi, marker="o", color="#31688e")
+    if curve.best is not None:
+        axis.axvline(curve.best, color="#c03a2b", linestyle=":", label=r"$\tau^*$")
         axis.legend(frameon=False)
-        title = f"p under mask = {explanation.masked_probability:.3f}"
-    else:
-        title = "no threshold improves"
-    axis.set_title(title, fontsize=10)
-    unit = " (share muted)" if explanation.tft.thresholds == "rank" else ""
+    axis.set_title(curve.title, fontsize=10)
+    unit = " (share muted)" if curve.by_rank else ""
     axis.set_xlabel(rf"threshold $\tau${unit}")
     axis.set_ylabel("relative probability increase")
     axis.set_xlim(-0.05, 1.0)

@@ -14,12 +14,14 @@ import whycam
 from whycam.cli import main
 from whycam.runtime.bench import bench
 from whycam.runtime.bench import plan as bench_plan
-from whycam.runtime.bench.bench import Benchmark, in_turn, measure
+from whycam.runtime.bench.bench import Benchmark, measure
 from whycam.runtime.bench.plan import Configuration, plan
-from whycam.runtime.bench.report import document, machine, remarks, report, summary
+from whycam.runtime.bench.report import document, remarks, report, summary
 from whycam.runtime.bench.stages import ANSWER, STAGES, WHOLE, ClockedEngine, explain_in_stages
 from whycam.runtime.errors import EngineError, RequestError
+from whycam.runtime.machine import describe_machine
 from whycam.runtime.route import route
+from whycam.runtime.timing import run_interleaved
 
 LITE0 = f"{Path(__file__).parent.parent / 'examples' / 'efficientnet_lite0.py'}:model"
 
@@ -86,7 +88,7 @@ def test_contenders_take_turns_and_every_counted_run_is_kept(monkeypatch):
 
         return run
 
-    kept = in_turn({"a": contender("a"), "b": contender("b")}, rounds=2, warm_up=1)
+    kept = run_interleaved({"a": contender("a"), "b": contender("b")}, rounds=2, warm_up=1)
     assert "".join(each[0] for each in calls) == "ab" + "paapbb" * 2
     assert [calls[index - 1] for index in kept["a"] + kept["b"]] == ["a", "a", "b", "b"]
     assert len(kept["a"]) == len(kept["b"]) == 2
@@ -267,9 +269,9 @@ def test_other_tools_are_compared_with_the_fastest_of_whycams_in_their_precision
 
 
 def test_the_document_is_json_with_raw_samples_and_the_machine(found):
-    again = json.loads(json.dumps(document(found, machine())))
-    assert {"processor", "system", "versions", "date"} <= set(again["machine"])
-    assert again["machine"]["versions"]["whycam"] == whycam.__version__
+    again = json.loads(json.dumps(document(found, describe_machine())))
+    assert {"processor", "system", "packages", "date"} <= set(again["machine"])
+    assert again["machine"]["whycam"] == whycam.__version__
     assert again["rows"][0]["threads"] == 2
     assert again["rows"][2]["seconds"] == found.rows[2].seconds
     assert again["footprints"][0]["peak_bytes"] == found.footprints[0].peak_bytes
@@ -277,7 +279,7 @@ def test_the_document_is_json_with_raw_samples_and_the_machine(found):
 
 def test_people_get_three_tables_and_what_was_left_out(found):
     left = (bench_plan.LeftOut("a.onnx, cam [1]", "it has none"),)
-    parts = list(report(replace(found, left_out=left), machine()))
+    parts = list(report(replace(found, left_out=left), describe_machine()))
     tables = [part for part in parts if not isinstance(part, str)]
     assert [table.row_count for table in tables] == [5, 5, 1]
     assert Text.from_markup(parts[-1]).plain == "left out: a.onnx, cam [1]: it has none"
@@ -299,10 +301,10 @@ def test_the_command_prints_json_and_writes_its_folder(run_cli, lite0_onnx, chel
 
 
 def test_without_matplotlib_the_figures_are_written_all_the_same(found, tmp_path, monkeypatch):
-    from whycam.runtime.bench.report import write_bench
+    from whycam.runtime.bench.save import write_bench
 
     monkeypatch.setitem(sys.modules, "whycam.runtime.bench.plot", None)
-    assert write_bench(found, machine(), tmp_path) == [tmp_path / "bench.json"]
+    assert write_bench(found, describe_machine(), tmp_path) == [tmp_path / "bench.json"]
 
 
 @pytest.mark.parametrize(
@@ -333,7 +335,7 @@ def test_interrupting_leaves_nothing_half_written(run_cli, lite0_onnx, tmp_path,
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bench, "in_turn", interrupted)
+    monkeypatch.setattr(bench, "run_interleaved", interrupted)
     given = ["--engines", "onnxruntime", "--tft", "off", "--rounds", 1]
     code, _, _ = run_cli(lite0_onnx, *given, "-o", tmp_path / "out")
     assert code == 130
@@ -377,10 +379,11 @@ def test_measuring_imports_no_torch(run_python, lite0_onnx):
         import sys
         from whycam.runtime.bench.bench import measure
         from whycam.runtime.bench.plan import plan
-        from whycam.runtime.bench.report import document, machine, report
+        from whycam.runtime.bench.report import document, report
+        from whycam.runtime.machine import describe_machine
         given = plan([{str(lite0_onnx)!r}], ["onnxruntime"], tft=[False], threads=[2])
         found = measure(given, rounds=1)
-        document(found, machine()), list(report(found, machine()))
+        document(found, describe_machine()), list(report(found, describe_machine()))
         print("torch" in sys.modules)
     """)
     assert said == "False"

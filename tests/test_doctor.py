@@ -23,13 +23,14 @@ from whycam.runtime.doctor.check import Settings
 from whycam.runtime.doctor.compare import compare
 from whycam.runtime.doctor.doctor import EngineState, Report, examine
 from whycam.runtime.doctor.job import ANSWERS, Answers, Job, answers
-from whycam.runtime.doctor.machine import conflicts, without_places
+from whycam.runtime.doctor.privacy import without_places
 from whycam.runtime.doctor.process import in_process
 from whycam.runtime.engines.nvidia import Driver
 from whycam.runtime.engines.plan import Plan, Range, write_sidecar
 from whycam.runtime.engines.registry import ENGINES
 from whycam.runtime.engines.selftest import Tolerance
 from whycam.runtime.errors import EngineError, RequestError, WhyCamError
+from whycam.runtime.machine import conflicts
 from whycam.runtime.onnxfile import read_manifest
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ..export import require_torch
+from ..export.requirements import require_torch
 
 if TYPE_CHECKING:
     from .aft import Tuned, train_aft

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..export import require_torch
+from ..export.requirements import require_torch
 from ..runtime import options
 from ..runtime.cam import METHODS
 from ..runtime.console import out, print_json, progress

@@ -6,11 +6,10 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -24,15 +23,14 @@ from ..onnxfile import read_manifest
 from ..preprocess import crop_resized, normalise
 from ..route import route
 from ..sweep import Floats
+from ..timing import Tick, measure_seconds, run_interleaved
 from .plan import Configuration, LeftOut, Plan, nothing_remains
-from .stages import ANSWER, ClockedEngine, classify_in_stages, explain_in_stages, seconds_of
+from .stages import ANSWER, ClockedEngine, classify_in_stages, explain_in_stages
 
 TORCH = "torch"
 # Other tools that can be compared with, and their packages.
 PEERS = {"pytorch-grad-cam": "grad-cam", "torchcam": "torchcam"}
-_WARM_UP = 3
 _STARTS = 3
-_PAUSE = 0.02  # seconds
 _PICTURE_SIZE = (375, 500)  # height, width
 
 Seconds = dict[str, list[float]]
@@ -41,9 +39,6 @@ Contender = Callable[[], dict[str, float]]
 # Other tools' answers for a file's network, by name; ``TORCH`` is its plain classification. Given:
 # the configuration, whose model, batch and threads count, and the input, float32 [N, 3, H, W].
 PeerRuns = Callable[[Configuration, Floats], Mapping[str, Callable[[], Any]]]
-Tick = Callable[[str, int], None]
-_Key = TypeVar("_Key")
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -95,32 +90,6 @@ class Benchmark:
         return next((each for each in self.rows if each.configuration == wanted), None)
 
 
-def in_turn(
-    contenders: Mapping[_Key, Callable[[], _Result]],
-    rounds: int,
-    warm_up: int = _WARM_UP,
-    tick: Tick | None = None,
-) -> dict[_Key, list[_Result]]:
-    """What each contender returns in each round. Every one runs once a round, nothing is dropped.
-
-    So a machine that changes speed changes it for all.
-    """
-    for run in contenders.values():
-        for _ in range(warm_up):
-            run()
-    found: dict[_Key, list[_Result]] = {name: [] for name in contenders}
-    for turn in range(rounds):
-        for name, run in contenders.items():
-            # The threads of the contender before may still spin, and the caches be its own: let
-            # both settle, so that each is timed as in a loop of its own.
-            time.sleep(_PAUSE)
-            run()
-            found[name].append(run())
-        if tick is not None:
-            tick(f"round {turn + 1} of {rounds}", 1)
-    return found
-
-
 def steps(plan: Plan, rounds: int) -> int:
     """How many steps ``measure`` tells its ``tick`` of: groups twice, and rounds."""
     return 2 * len({each.plain for each in plan.configurations}) + rounds
@@ -167,7 +136,7 @@ def measure(
             told(f"starting {Path(group.model).name}, {group.engine} {group.precision}", 1)
             footprints.append(_footprint(group, shown[group.model], min(rounds, _STARTS)))
         others = _peers(contenders, shown, peers) if peers is not None else {}
-        samples = in_turn({**contenders, **others}, rounds, tick=told)
+        samples = run_interleaved({**contenders, **others}, rounds, tick=told)
     rows = tuple(Row(each, _by_stage(samples[each]), each in others) for each in samples)
     return Benchmark(rounds, picture or "generated", rows, tuple(footprints), tuple(left_out))
 
@@ -241,7 +210,7 @@ def _peers(
 
 
 def _answering(run: Callable[[], Any]) -> Contender:
-    return lambda: {ANSWER: seconds_of(run)}
+    return lambda: {ANSWER: measure_seconds(run)}
 
 
 # VmHWM where there is one: Linux starts a program's ru_maxrss at what its parent held.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..timing import median
 from .bench import Benchmark, Row
-from .report import median, names_of, shared_by
+from .report import names_of, shared_by
 from .stages import ANSWER, STAGES
 
 _COLOURS = dict(

@@ -1,68 +1,20 @@
-"""A benchmark as tables for people, as one JSON document, and as a folder with a plot."""
+"""A benchmark as tables for people, and as one JSON document."""
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from rich.table import Table
 
-from ... import __version__
 from ..console import escape
-from ..files import write_whole
+from ..timing import median
 from .bench import Benchmark, Footprint, Row
 from .plan import Configuration
 from .stages import ANSWER, STAGES, WHOLE
-
-_LIBRARIES = (
-    "numpy", "pillow", "opencv-python-headless", "onnxruntime", "openvino", "torch", "torchvision",
-    "timm", "grad-cam", "torchcam",
-)  # fmt: skip
-
-
-def machine() -> dict[str, Any]:
-    """Where and with what something was measured: processor, system, versions, date (UTC)."""
-    processor = platform.processor() or platform.machine()
-    about = Path("/proc/cpuinfo")
-    if about.exists():
-        lines = about.read_text(encoding="utf-8", errors="replace").splitlines()
-        named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-        processor = next(named, processor)
-    return {
-        "processor": processor,
-        "processors": os.cpu_count(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": {"whycam": __version__, **dict(_installed())},
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def _installed() -> Iterator[tuple[str, str]]:
-    for name in _LIBRARIES:
-        number = _version(name)
-        if number is not None:
-            yield name, number
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def median(samples: Sequence[float]) -> float:
-    """Of raw samples."""
-    return float(np.percentile(samples, 50))
 
 
 def summary(found: Benchmark, row: Row) -> dict[str, float | None]:
@@ -90,7 +42,7 @@ def document(found: Benchmark, about: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         found: from ``bench.measure``.
-        about: from ``machine``.
+        about: from ``describe_machine``.
     """
     rows = [
         {
@@ -229,12 +181,12 @@ def footprints_table(found: Benchmark) -> Table:
 def heading(found: Benchmark, about: dict[str, Any]) -> str:
     """What was measured, where and with what."""
     shared = ", ".join(f"{name} {text}" for name, text in shared_by(found.rows).items())
-    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    versions = ", ".join(f"{name} {number}" for name, number in about["packages"].items())
     picture = "a generated picture" if found.picture == "generated" else found.picture
     return "\n".join(
         [
-            f"{about['processor']}, {about['processors']} processors; {about['system']}",
-            f"python {about['python']}, {versions}; {about['date']}",
+            f"{about['processor']}, {about['cores']} cores; {about['system']}",
+            f"python {about['python']}, whycam {about['whycam']}, {versions}; {about['date']}",
             f"{shared}; {picture}; {found.rounds} rounds, all in turn",
         ]
     )
@@ -278,21 +230,3 @@ def report(found: Benchmark, about: dict[str, Any]) -> Iterator[str | Table]:
     if lines:
         yield ""
     yield from map(escape, lines)
-
-
-def write_bench(found: Benchmark, about: dict[str, Any], folder: Path) -> list[Path]:
-    """Write ``bench.json`` and, where matplotlib is installed, ``bench.png``.
-
-    Raises:
-        OutputError: the folder cannot be written.
-    """
-    encoded = msgspec.json.format(msgspec.json.encode(document(found, about)))
-    written = [write_whole(folder / "bench.json", encoded)]
-    try:
-        from .plot import stage_bars
-    except ImportError:  # no matplotlib
-        return written
-    from ..figure import png
-
-    figure = stage_bars(found)
-    return [*written, write_whole(folder / "bench.png", png(figure))]

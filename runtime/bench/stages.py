@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -125,13 +125,6 @@ def classify_in_stages(explainer: Explainer, sources: Sequence[Any]) -> dict[str
         ANSWER: end - prepared,
         WHOLE: end - begin,
     }
-
-
-def seconds_of(run: Callable[[], Any]) -> float:
-    """Seconds of one call."""
-    begin = time.perf_counter()
-    run()
-    return time.perf_counter() - begin
 
 
 def _choices(

@@ -19,7 +19,7 @@ from ..images import Picture
 from ..manifest import Manifest
 from .compare import Arrays, Comparison, compare
 from .job import ANSWERS, PICTURES, PLANS, Answers, Job
-from .machine import without_places
+from .privacy import without_places
 from .process import in_process
 
 _PATTERN_SIZE = (300, 400)

@@ -16,14 +16,15 @@ from ..engines.registry import ENGINES
 from ..engines.selftest import PATTERNS
 from ..errors import EngineError, RequestError
 from ..images import Picture, read_picture
+from ..machine import conflicts, describe_machine
 from ..manifest import Manifest
 from ..onnxfile import read_manifest
 from .check import Check, Settings, Tick, checked
 from .job import Job, Survey
-from .machine import conflicts, machine, packages, without_places
+from .privacy import without_places
 from .process import in_process
 
-VERSION = 1
+VERSION = 2
 _MOST_PICTURES, _LONGEST_SIDE = 16, 1024
 _SURVEY_S = 120
 _Found = TypeVar("_Found")
@@ -54,7 +55,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         version: of this layout.
-        machine, packages: see ``doctor_machine``.
+        machine: see ``machine.describe_machine``.
         driver: of NVIDIA's.
         engines: all that whycam knows.
         checks: one for each model, engine and precision.
@@ -64,7 +65,6 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     version: int = VERSION
     machine: dict[str, Any]
-    packages: dict[str, str]
     driver: Driver
     engines: tuple[EngineState, ...]
     checks: tuple[Check, ...] = ()
@@ -107,15 +107,14 @@ def examine(
     checks: list[Check] = []
     for model in models:
         checks += checked(model, manifests[model], plans.get(model), shown, ready, wanted, told)
-    installed = packages()
+    about = describe_machine()
     return Report(
-        machine=machine(),
-        packages=installed,
+        machine=about,
         driver=_asked(Job(kind="driver"), Driver, lambda said: Driver(problem=said)),
         engines=tuple(states),
         checks=tuple(checks),
         pictures=PATTERNS + len(shown) if models else 0,
-        problems=tuple(_problems(states, checks, conflicts(installed), wanted)),
+        problems=tuple(_problems(states, checks, conflicts(about["packages"]), wanted)),
     )
 
 

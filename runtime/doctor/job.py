@@ -16,7 +16,6 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from ..bench.bench import in_turn
 from ..bench.stages import ANSWER, ClockedEngine, classify_in_stages, explain_in_stages
 from ..cam import Method
 from ..engines.base import Precision
@@ -28,6 +27,7 @@ from ..explainer import Explainer, load
 from ..images import Picture
 from ..manifest import Manifest
 from ..route import route
+from ..timing import run_interleaved
 
 JOB, PICTURES, RESULT, ANSWERS = "job.json", "pictures.npz", "result.json", "answers.npz"
 PLANS = "tensorrt"  # the engine for TensorRT plans, and for nothing else
@@ -245,7 +245,7 @@ def _timed(
     }
     if swept:
         calls["tft"] = lambda: explain_in_stages(clocked, [picture], thresholded)[0]
-    found = in_turn(calls, rounds, _WARM_UP)
+    found = run_interleaved(calls, rounds, _WARM_UP)
     return {name: tuple(1e3 * each[ANSWER] for each in runs) for name, runs in found.items()}
 
 

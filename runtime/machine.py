@@ -1,46 +1,52 @@
-"""What a machine is and has installed, without a name of its user or a place on its disk."""
+"""What this machine is and has installed, without a name of its user or a place on its disk."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from datetime import datetime, timezone
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from ..bench.report import machine as measured_on
+from .version import package_version
 
-# Whose versions say something about engines.
+# Of engines, of what feeds them, and of what they are compared with.
 _PACKAGES = re.compile(
-    r"onnx(runtime.*)?|numpy|pillow|opencv-.*|openvino|tensorrt.*|cuda-(python|bindings)|torch"
+    r"onnx(runtime.*)?|numpy|pillow|opencv-.*|openvino|tensorrt.*|cuda-(python|bindings)"
+    r"|torch(vision|cam)?|timm|grad-cam"
     r"|nvidia-(cublas|cudnn|cuda-runtime|cuda-nvrtc|cufft|curand).*"
 )
 _ONNXRUNTIME = re.compile(r"onnxruntime(-(gpu|directml|openvino|training|qnn))?")
 _OPENCV = re.compile(r"opencv-(contrib-)?python(-headless)?")
 
 
-def machine() -> dict[str, Any]:
-    """Processor, cores, memory, system, Python and whycam."""
-    found = measured_on()
-    board = _text("/proc/device-tree/model").strip("\0 \n")  # of a Jetson or another small one
+def describe_machine() -> dict[str, Any]:
+    """Describe where something was measured or found.
+
+    Returns:
+        ``processor``, ``board`` (of a Jetson or another small one, else None), ``architecture``,
+        ``cores`` that this process may use, ``memory_mb``, ``system``, ``python``, ``whycam``,
+        ``packages`` (see ``installed_packages``) and ``date`` (UTC).
+    """
     return {
-        "processor": found["processor"],
-        "board": board or None,
+        "processor": _processor(),
+        "board": _text("/proc/device-tree/model").strip("\0 \n") or None,
         "architecture": platform.machine(),
         "cores": _usable_cores(),
         "memory_mb": _memory_mb(),
-        "system": found["system"],
-        "python": found["python"],
-        "whycam": found["versions"]["whycam"],
-        "date": found["date"],
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "whycam": package_version(),
+        "packages": installed_packages(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
 
-def packages() -> dict[str, str]:
-    """Versions of the installed packages that engines are made of."""
+def installed_packages() -> dict[str, str]:
+    """Versions of the installed packages that decide about speed and answers, by name."""
     found = {}
     for each in distributions():
         name = str(each.metadata["Name"] or "").lower().replace("_", "-")
@@ -71,25 +77,10 @@ def conflicts(installed: Mapping[str, str]) -> list[str]:
     return said
 
 
-def without_places(text: str, known: Iterable[str | os.PathLike[str]] = ()) -> str:
-    """A message with the names of files alone, and without those of user and machine.
-
-    Args:
-        text: the message.
-        known: files and folders that may stand in it, with whatever characters.
-    """
-    places = {str(each): Path(each).name for each in known}
-    places |= {str(Path(each).absolute()): Path(each).name for each in known}
-    places |= {sys.prefix: "python", str(Path.cwd()): ".", str(Path.home()): "~"}
-    for place in sorted(places, key=len, reverse=True):
-        if len(place) > 1:
-            text = text.replace(place, places[place])
-    host = platform.node()
-    if len(host) > 1:
-        text = re.sub(rf"\b{re.escape(host)}\b", "host", text)
-    # Not after a colon or a slash, which is an address in the web.
-    text = re.sub(r"(?<![\w:/.])~?(?:/[^\s/:'\"()]+)+/([^\s/:'\"()]*)", r"\1", text)
-    return re.sub(r"\b[A-Za-z]:\\(?:[^\s\\:'\"]+\\)*([^\s\\:'\"]*)", r"\1", text)
+def _processor() -> str:
+    lines = _text("/proc/cpuinfo").splitlines()
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
 
 
 def _usable_cores() -> int | None:

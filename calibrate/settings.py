@@ -1,0 +1,34 @@
+"""What an evaluation measures."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import msgspec
+
+from ..runtime.cam import Method
+from ..runtime.tft import Tft
+
+Variant = Literal["original", "naive", "tft"]
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
+Explained = Literal["predicted", "label"]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What is measured.
+
+    Attributes:
+        methods: whose maps.
+        variants: ``original``: the map as it is; ``naive``: cut where the method's users cut by
+            habit (paper table 1); ``tft``: cut at the best threshold.
+        tft: the reading; its ``mask`` is also how every variant's map masks the image.
+        explained: which class: the ``predicted`` one, or the data's ``label``.
+        curve_steps: of insertion and deletion; 0: not measured, for they take twice as many
+            forward passes for each map.
+    """
+
+    methods: tuple[Method, ...]
+    variants: tuple[Variant, ...] = VARIANTS
+    tft: Tft = Tft(mask="soft", thresholds="rank")
+    explained: Explained = "predicted"
+    curve_steps: int = 0
