@@ -70,7 +70,8 @@ VERBS = (
     Verb("explain {model} {picture} -o {out} --figure", (_RUNS, ("matplotlib", "plot"))),
     Verb("evaluate {model} {few} -o {out} --methods gradcam", (_RUNS,)),
     Verb("bench {model} --rounds 1 --tft off", (_RUNS,)),
-    Verb("stream {model} --source {few} -o {out}/why.mp4 --record {out}/why.jsonl", (_RUNS,)),
+    Verb("stream {model} --source {few} --record {out}/why.jsonl", (_RUNS,)),
+    Verb("stream {model} --source {few} -o {out}/why.mp4", (_RUNS, ("av", "video"))),
     Verb(_SERVED, (*_SERVE, _RUNS)),
     Verb(
         "calibrate thresholds {model} {many} --no-write -o {out} --methods gradcam "

@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from whycam.runtime.live.capture import OpenCVCapture
 from whycam.runtime.live.source import Source
 
 CORRUPT = "corrupt"
@@ -67,7 +68,7 @@ def source_of(*captures: Any, live: bool = True, name: str = "camera 9") -> Sour
         capture = left.pop(0)
         if isinstance(capture, Exception):
             raise capture
-        return capture
+        return OpenCVCapture(capture)
 
     return Source(name, live, opened)
 

@@ -231,7 +231,7 @@ def test_a_camera_of_ones_own_that_ends_is_no_error(read):
     [
         ("no/such/film.mp4", "there is no file, folder or camera no/such/film.mp4"),
         ("empty.mp4", "is empty"),
-        ("noise.mp4", "is no video that OpenCV can read"),
+        ("noise.mp4", "is no video that FFmpeg can read"),
         (".", "there are no pictures in the folder"),
         (97, "cannot open camera 97"),
         ("rtsp://user:secret@127.0.0.1:9/x", "cannot open rtsp://127.0.0.1:9/x within"),

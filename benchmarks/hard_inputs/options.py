@@ -53,7 +53,7 @@ WORDS = {
     "threads": ["1", "2", "0", "-1", "1,2"],
     "sweep_in": ["bf16", "fp32", "missing.onnx"],
     "floor": ["pearson=0.9", "top1=2", "pearson", "=1", "x=nan"],
-    "codec": ["mp4v", "avc1", "", "x", "abcdef"],
+    "codec": ["mpeg4", "libx264", "", "x", "aac"],
     "host": ["127.0.0.1", "0.0.0.0", "256.1.1.1", ""],
     "image_size": ["32", "0", "32x32", "1x1x1"],
     "part": ["all", "sweep", "trunk"],

@@ -7,14 +7,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
-
-import numpy as np
+from typing import Literal
 
 from ..errors import SourceError
 from ..images import Picture
+from .capture import Capture
 from .pipe import Pipe
-from .source import Capture, Source
+from .source import Source
 
 _CORRUPT_IN_A_ROW = 300
 
@@ -138,20 +137,9 @@ class Attempt:
             self.done.set()
 
     def _described(self, capture: Capture) -> None:
-        import cv2
-
         reading = self._reading
-        get = getattr(capture, "get", lambda _: 0.0)
-        fps, count = float(get(cv2.CAP_PROP_FPS)), float(get(cv2.CAP_PROP_FRAME_COUNT))
-        # Some files and drivers say nothing, or nonsense.
-        reading.fps = fps if math.isfinite(fps) and 0 < fps <= 1000 else 0.0
-        pictures = getattr(capture, "count", None)
-        if reading.source.live or reading.loop:
-            reading.total = None
-        elif isinstance(pictures, int):
-            reading.total = pictures
-        else:
-            reading.total = int(count) if math.isfinite(count) and 0 < count < 1e9 else None
+        reading.fps = capture.fps
+        reading.total = None if reading.source.live or reading.loop else capture.frames
 
     def _read_all(self, capture: Capture) -> None:
         reading, live = self._reading, self._reading.source.live
@@ -159,7 +147,7 @@ class Attempt:
         while True:
             begun = time.perf_counter()
             self.waiting = time.monotonic()
-            there, picture = self._next(capture)
+            there, picture = capture.read()
             self.waiting = None
             if self.abandoned.is_set():
                 return
@@ -203,33 +191,19 @@ class Attempt:
                 f"{broken} frames of {reading.source.name} in a row could not be decoded"
             )
 
-    def _next(self, capture: Capture) -> tuple[bool, Picture | None]:
-        """Whether there is a frame, and the frame in RGB; None: it is corrupt."""
-        import cv2
-
-        try:
-            there, found = capture.read()
-        except cv2.error:
-            return True, None
-        return bool(there), _as_rgb(found, self._reading.source.rgb) if there else None
-
     def _time(self, capture: Capture, arrived: float) -> float:
         """Seconds since the source's beginning."""
-        import cv2
-
         reading = self._reading
         if reading.source.live:
             reading.began = arrived if reading.began is None else reading.began
             self.seconds = arrived - reading.began
             return self.seconds
         step = 1.0 / (reading.source.fps or reading.fps or 25.0)
-        get = getattr(capture, "get", None)
-        told = -1.0 if get is None else float(get(cv2.CAP_PROP_POS_MSEC)) / 1e3
-        told += reading.offset
         counted = reading.offset if self.taken == 0 else self.seconds + step
+        told = math.nan if capture.seconds is None else capture.seconds + reading.offset
         # Containers without times say 0, or repeat themselves.
         usable = math.isfinite(told) and (told > self.seconds or self.taken == 0) and told >= 0
-        self.seconds = told if usable and get is not None else counted
+        self.seconds = told if usable else counted
         return self.seconds
 
     def _wanted(self, seconds: float) -> bool:
@@ -242,17 +216,3 @@ class Attempt:
             return False
         reading.due = max(reading.due + step, seconds)
         return True
-
-
-def _as_rgb(found: Any, rgb: bool) -> Picture | None:
-    import cv2
-
-    if not isinstance(found, np.ndarray) or found.dtype != np.uint8 or found.size == 0:
-        return None
-    if found.ndim == 3 and found.shape[2] == 3:
-        return found if rgb else np.asarray(cv2.cvtColor(found, cv2.COLOR_BGR2RGB))
-    if found.ndim == 2 or (found.ndim == 3 and found.shape[2] == 1):
-        return np.asarray(cv2.cvtColor(found, cv2.COLOR_GRAY2RGB))
-    if found.ndim == 3 and found.shape[2] == 4:
-        return np.asarray(cv2.cvtColor(found, cv2.COLOR_BGRA2RGB))
-    return None

@@ -123,9 +123,12 @@ def stream(
         typer.Option(help="How often a lost camera is opened again [default: until it is back]."),
     ] = None,
     codec: Annotated[
-        str,
-        typer.Option(help="Of the .mp4, for builds of OpenCV that can write others, as avc1."),
-    ] = "mp4v",
+        str | None,
+        typer.Option(
+            help="Encoder of the .mp4, by FFmpeg's name, as mpeg4 or h264_nvenc "
+            "[default: libx264, or mpeg4 where FFmpeg has no encoder for H.264]."
+        ),
+    ] = None,
     engine: Engine = "auto",
     precision: Precision = "fp32",
     threads: Threads = None,
@@ -233,7 +236,7 @@ def _check_other(output: Path, source: str) -> None:
 
 
 def _files(
-    stack: ExitStack, opened: Stream, output: Path | None, record: Path | None, codec: str
+    stack: ExitStack, opened: Stream, output: Path | None, record: Path | None, codec: str | None
 ) -> Iterator[Sink]:
     """Files that take the frames; kept whatever ends the stream."""
     if output is not None:

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from ..errors import ImageError, SourceError
-from ..images import PICTURE_ENDINGS, Picture, pictures_in, read_picture
+from ..errors import SourceError
+from ..images import PICTURE_ENDINGS, pictures_in
+from .capture import Capture, ImageSequence, OpenCVCapture
+from .video_reader import VideoReader
 
 _OPEN_SECONDS = 10.0
 _READ_SECONDS = 10.0
 _PICTURES_A_SECOND = 25.0
-
-
-class Capture(Protocol):
-    """What is read from; ``cv2.VideoCapture`` is one."""
-
-    def read(self) -> tuple[bool, Any]:
-        """Whether there was a frame, and the frame: uint8 [h, w, 3], BGR."""
-        ...
-
-    def release(self) -> None:
-        """Let go of the device or file."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -38,7 +28,6 @@ class Source:
         name: for people.
         live: whether frames come at their own pace, and are lost if nobody takes them.
         open: opens it; raises ``SourceError``.
-        rgb: whether ``open`` gives RGB frames; OpenCV's are BGR.
         again: whether it can be opened a second time.
         fps: frames a second, where that is known without opening it.
     """
@@ -46,7 +35,6 @@ class Source:
     name: str
     live: bool
     open: Callable[[], Capture]
-    rgb: bool = False
     again: bool = True
     fps: float | None = None
 
@@ -72,14 +60,15 @@ def find_source(source: Any, fps: float | None = None) -> Source:
     if isinstance(source, str | os.PathLike):
         return _named(os.fspath(source), fps)
     if callable(getattr(source, "read", None)) and callable(getattr(source, "release", None)):
-        return Source(
-            f"the {type(source).__name__}", not _has_length(source), lambda: source, again=False
-        )
+        capture = OpenCVCapture(source)
+        # Cameras do not know how many frames follow.
+        live = capture.frames is None
+        return Source(f"the {type(source).__name__}", live, lambda: capture, again=False)
     if isinstance(source, Iterable):
         rate = fps or _PICTURES_A_SECOND
         name = f"the {type(source).__name__} of pictures"
         pictures = iter(source)
-        return Source(name, False, lambda: _Pictures(pictures), rgb=True, again=False, fps=rate)
+        return Source(name, False, lambda: ImageSequence(pictures), again=False, fps=rate)
     raise SourceError(
         f"cannot read a stream from {type(source).__name__}: pass a camera's number, a file, an "
         "address, a folder, a cv2.VideoCapture or an iterable of RGB pictures"
@@ -106,7 +95,7 @@ def _named(text: str, fps: float | None) -> Source:
         raise SourceError(f"{text} is empty")
     if path.suffix.lower() in PICTURE_ENDINGS:
         return _pictures(text, [path], fps)
-    return Source(text, False, lambda: _file(text))
+    return Source(text, False, lambda: VideoReader(text))
 
 
 def _folder(path: Path, fps: float | None) -> Source:
@@ -118,28 +107,7 @@ def _folder(path: Path, fps: float | None) -> Source:
 
 def _pictures(name: str, files: list[Path], fps: float | None) -> Source:
     rate = fps or _PICTURES_A_SECOND
-    return Source(name, False, lambda: _Pictures(iter(files), len(files)), rgb=True, fps=rate)
-
-
-class _Pictures:
-    """Pictures one after the other, behind the face of a capture; each read when its turn comes."""
-
-    def __init__(self, pictures: Iterator[Any], count: int | None = None) -> None:
-        self._pictures = pictures
-        self.count = count
-
-    def read(self) -> tuple[bool, Picture | None]:
-        try:
-            picture = next(self._pictures)
-        except StopIteration:
-            return False, None
-        try:
-            return True, read_picture(picture)
-        except ImageError:
-            return True, None
-
-    def release(self) -> None:
-        pass
+    return Source(name, False, lambda: ImageSequence(iter(files), len(files)), fps=rate)
 
 
 def _camera(device: int | str, name: str, fps: float | None) -> Source:
@@ -156,18 +124,9 @@ def _camera(device: int | str, name: str, fps: float | None) -> Source:
             capture.set(cv2.CAP_PROP_FPS, fps)  # as near to it as the camera can
         # What waits in a driver's buffer is old. Not every driver can do without.
         capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
-        return capture
+        return OpenCVCapture(capture)
 
     return Source(name, True, opened)
-
-
-def _file(path: str) -> Capture:
-    import cv2
-
-    capture = cv2.VideoCapture(path)
-    if not capture.isOpened():
-        raise SourceError(f"{path} is no video that OpenCV can read, or is damaged")
-    return capture
 
 
 def _address(url: str) -> Capture:
@@ -185,7 +144,7 @@ def _address(url: str) -> Capture:
             f"cannot open {_without_password(url)} within {_OPEN_SECONDS:g} s: is the address "
             "right, and can it be reached from here?"
         )
-    return capture
+    return OpenCVCapture(capture)
 
 
 def _gstreamer(pipeline: str) -> Capture:
@@ -202,15 +161,7 @@ def _gstreamer(pipeline: str) -> Capture:
             f"cannot start the GStreamer pipeline '{pipeline}': try it with gst-launch-1.0; it "
             "must end in ... ! videoconvert ! video/x-raw,format=BGR ! appsink drop=1 max-buffers=1"
         )
-    return capture
-
-
-def _has_length(capture: Any) -> bool:
-    """Whether somebody's capture is of a file: cameras do not know how many frames follow."""
-    import cv2
-
-    get = getattr(capture, "get", None)
-    return get is not None and get(cv2.CAP_PROP_FRAME_COUNT) > 0
+    return OpenCVCapture(capture)
 
 
 def _without_password(url: str) -> str:
