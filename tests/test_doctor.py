@@ -22,9 +22,8 @@ from whycam.runtime.doctor import job as doctor_job
 from whycam.runtime.doctor.check import Settings
 from whycam.runtime.doctor.compare import compare
 from whycam.runtime.doctor.doctor import EngineState, Report, examine
-from whycam.runtime.doctor.job import ANSWERS, Answers, Job, answers
+from whycam.runtime.doctor.job import ANSWERS, Answers, Job, answers, in_process
 from whycam.runtime.doctor.privacy import without_places
-from whycam.runtime.doctor.process import in_process
 from whycam.runtime.engines.nvidia import Driver
 from whycam.runtime.engines.plan import Plan, Range, write_sidecar
 from whycam.runtime.engines.registry import ENGINES

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +16,7 @@ from ..engines.selftest import pattern
 from ..errors import EngineError, MissingExtraError, ModelFileError, RequestError
 from ..explainer import Explainer, load
 from ..images import read_picture
+from ..isolation import run_python
 from ..manifest import Manifest
 from ..onnxfile import read_manifest
 from ..preprocess import crop_resized, normalise
@@ -243,13 +242,13 @@ def _footprint(group: Configuration, picture: str, times: int) -> Footprint:
     seconds: Seconds = {"import": [], "load": [], "first map": [], "total": []}
     peaks: list[int | None] = []
     for _ in range(times):
-        done = subprocess.run(
-            [sys.executable, "-c", _FIRST_MAP, *given], capture_output=True, text=True, check=False
-        )
-        if done.returncode != 0:
-            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise EngineError(f"a fresh process could not explain with {group.model}: {last}")
-        found = json.loads(done.stdout.splitlines()[-1])
+        try:
+            printed = run_python(["-c", _FIRST_MAP, *given])
+        except EngineError as error:
+            raise EngineError(
+                f"{group.model} could not be explained in a fresh process: {error}"
+            ) from error
+        found = json.loads(printed.splitlines()[-1])
         begin, imported, loaded, mapped = found["marks"]
         spent = (imported - begin, loaded - imported, mapped - loaded, mapped - begin)
         for samples, value in zip(seconds.values(), spent, strict=True):

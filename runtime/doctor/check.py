@@ -18,9 +18,8 @@ from ..errors import EngineError, RequestError
 from ..images import Picture
 from ..manifest import Manifest
 from .compare import Arrays, Comparison, compare
-from .job import ANSWERS, PICTURES, PLANS, Answers, Job
+from .job import ANSWERS, PICTURES, PLANS, Answers, Job, in_process
 from .privacy import without_places
-from .process import in_process
 
 _PATTERN_SIZE = (300, 400)
 Tick = Callable[[str, int], None]

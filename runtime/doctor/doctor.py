@@ -20,9 +20,8 @@ from ..machine import conflicts, describe_machine
 from ..manifest import Manifest
 from ..onnxfile import read_manifest
 from .check import Check, Settings, Tick, checked
-from .job import Job, Survey
+from .job import Job, Survey, in_process
 from .privacy import without_places
-from .process import in_process
 
 VERSION = 2
 _MOST_PICTURES, _LONGEST_SIDE = 16, 1024

@@ -22,9 +22,10 @@ from ..engines.base import Precision
 from ..engines.nvidia import Driver, driver
 from ..engines.registry import ENGINES
 from ..engines.selftest import check, tolerance_of
-from ..errors import RequestError, WhyCamError
+from ..errors import EngineError, RequestError, WhyCamError
 from ..explainer import Explainer, load
 from ..images import Picture
+from ..isolation import run_python
 from ..manifest import Manifest
 from ..route import route
 from ..timing import run_interleaved
@@ -247,6 +248,27 @@ def _timed(
         calls["tft"] = lambda: explain_in_stages(clocked, [picture], thresholded)[0]
     found = run_interleaved(calls, rounds, _WARM_UP)
     return {name: tuple(1e3 * each[ANSWER] for each in runs) for name, runs in found.items()}
+
+
+def in_process(job: Job, folder: Path, limit_s: float, kind: type[Any]) -> Any:
+    """Do a job in a process of its own.
+
+    Args:
+        job: what is asked.
+        folder: where it finds its files and leaves its own.
+        limit_s: seconds after which it is stopped.
+        kind: of result: ``Driver``, ``Survey`` or ``Answers``.
+
+    Raises:
+        EngineError: it crashed or took too long.
+    """
+    result = folder / RESULT
+    result.unlink(missing_ok=True)
+    (folder / JOB).write_bytes(msgspec.json.encode(job))
+    run_python(["-m", "whycam.runtime.doctor.job", str(folder)], limit_s)
+    if not result.is_file():
+        raise EngineError("its process ended without a result")
+    return msgspec.json.decode(result.read_bytes(), type=kind)
 
 
 def main(folder: Path) -> None:
