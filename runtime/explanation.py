@@ -135,14 +135,13 @@ class Explanation:
             MissingExtraError: matplotlib is not installed.
         """
         try:
-            from .figure import Curve, draw
+            from .figure import Curve, draw, titled
         except ImportError as error:
             raise MissingExtraError("matplotlib", "plot", "drawing figures") from error
-        label = self.label.replace("$", r"\$")  # no formula
         symbol = "value" if self.task == "none" else "p"
         number = format_probability(self.probability, self.task, 3)
         panels = [
-            (self.picture, f"{label}  {symbol} = {number}"),
+            titled(self.picture, self.label, f"{symbol} = {number}"),
             (self.overlay(original=True), self.method),
         ]
         if self.threshold is not None:
@@ -185,9 +184,15 @@ class Explanation:
     def save_map(self, path: str | os.PathLike[str]) -> Path:
         """Write the map over the picture's own pixels, float32 [h, w], as a NumPy ``.npy`` file.
 
+        Args:
+            path: ends with ``.npy``.
+
         Raises:
+            RequestError: another ending.
             OutputError: a place that cannot be written.
         """
+        if Path(path).suffix.lower() != ".npy":
+            raise RequestError(f"a map is written as a NumPy array: end {path} with .npy")
         buffer = io.BytesIO()
         np.save(buffer, self.on_picture(self.map))
         return write_whole(Path(path), buffer.getvalue())

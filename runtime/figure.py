@@ -10,9 +10,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, fontManager, get_font
 from numpy.typing import NDArray
 
 from .images import Picture
+from .overlay import caption
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,23 @@ def draw(panels: Sequence[tuple[Picture, str]], curve: Curve | None = None) -> F
     if curve is not None:
         _draw_curve(axes[-1], curve)
     return figure
+
+
+def titled(picture: Picture, label: str, number: str) -> tuple[Picture, str]:
+    """Say what an image is in its panel's title, or above the image where no font has the label.
+
+    Args:
+        picture: uint8 [h, w, 3], RGB.
+        label: of any script.
+        number: what is known of it.
+
+    Returns:
+        The image to show and the panel's title.
+    """
+    font = get_font(fontManager.findfont(FontProperties()))
+    if all(ord(letter) in font.get_charmap() for letter in label):
+        return picture, label.replace("$", r"\$") + f"  {number}"  # no formula
+    return caption(picture, label), number
 
 
 def rasterised(figure: Figure) -> Picture:

@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from . import text
 from .images import Picture
 
 
@@ -67,20 +68,21 @@ def outline(picture: Picture, region: NDArray[np.uint8], top: int = 0, left: int
     cv2.drawContours(picture, contours, -1, (255, 255, 255), thickness)
 
 
-def caption(picture: Picture, text: str) -> Picture:
-    """Add a strip with a line of text above a picture, shrunk to fit its width."""
-    import cv2
+def caption(picture: Picture, line: str) -> Picture:
+    """Add a strip with a line of text above an image, shrunk to fit its width.
 
-    font, width = cv2.FONT_HERSHEY_SIMPLEX, picture.shape[1]
-    scale = max(0.35, min(width, 1200) / 900)
-    ascii_text = text.encode("ascii", "replace").decode()
-    (length, height), base = cv2.getTextSize(ascii_text, font, scale, 1)
+    Args:
+        picture: uint8 [h, w, 3], RGB.
+        line: in any script.
+
+    Returns:
+        uint8 [h + strip, w, 3].
+    """
+    width = picture.shape[1]
+    size = max(11, min(width, 1200) // 40)
+    length = text.width_of(line, size)
     if length > width - 8:
-        scale *= max(0.05, (width - 8) / length)
-        (length, height), base = cv2.getTextSize(ascii_text, font, scale, 1)
-    strip = np.full((height + base + 8, width, 3), 24, np.uint8)
-    thickness = max(1, round(scale))
-    cv2.putText(
-        strip, ascii_text, (4, height + 4), font, scale, (255, 255, 255), thickness, cv2.LINE_AA
-    )
+        size = max(2, int(size * max(1, width - 8) / length))
+    strip = np.full((round(1.4 * size) + 6, width, 3), 24, np.uint8)
+    text.write(strip, line, 4, 3, size)
     return np.concatenate([strip, picture])

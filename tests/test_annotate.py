@@ -1,6 +1,7 @@
 """What is drawn over a frame, and where."""
 
 import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -8,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whycam import Overlay
+from whycam.runtime import text
 from whycam.runtime.errors import RequestError
 from whycam.runtime.explanation import Explanation
-from whycam.runtime.live import text
 from whycam.runtime.manifest import Preprocess
 from whycam.runtime.preprocess import place, to_picture
 
@@ -240,3 +241,14 @@ def test_an_explanation_of_another_picture_is_refused():
 def test_unusable_settings_are_refused(settings):
     with pytest.raises(RequestError):
         Overlay(**settings)
+
+
+def test_without_opencv_5_letters_that_no_font_has_are_named(monkeypatch):
+    monkeypatch.setattr(text, "_face", lambda: None)
+    monkeypatch.setattr(text, "_FONTS", ())
+    text._pillow_font.cache_clear()
+    with pytest.warns(UserWarning, match=r"no font on this machine draws '日本': .* install"):
+        text.width_of("日本 a", 20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        text.width_of("кошка ελ Ä", 20)  # matplotlib's font has them

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,38 @@ def test_without_matplotlib_a_figure_names_the_extra(tiny, monkeypatch, tmp_path
 def test_unusable_opacity_is_refused(explained, opacity):
     with pytest.raises(RequestError, match="opacity"):
         explained["plain"].overlay(opacity)
+
+
+@pytest.mark.parametrize("name", ["map.npz", "map.txt", "map"])
+def test_a_map_is_not_written_under_an_ending_that_promises_another_format(tiny, tmp_path, name):
+    found = tiny.explain(np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(RequestError, match=r"end .* with \.npy"):
+        found.save_map(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+LABELS = ["日本語", "кошка", "ελληνικά", "Ärger"]
+
+
+@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize("figure", [False, True])
+def test_a_label_of_any_script_is_written_in_saved_images(tiny, tmp_path, label, figure):
+    """No two labels look alike, as they would as question marks or boxes."""
+    found = tiny.explain(np.full((200, 300, 3), 9, np.uint8))
+    others = ["?" * len(label), "\ue000" * len(label), *(each for each in LABELS if each != label)]
+    drawn = [
+        np.asarray(
+            Image.open(
+                dataclasses.replace(found, label=each).save(tmp_path / "a.png", figure=figure)
+            )
+        )
+        for each in (label, *others)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # as matplotlib's of missing glyphs
+        dataclasses.replace(found, label=label).save(tmp_path / "a.png", figure=figure)
+    for other in drawn[1:]:
+        assert drawn[0].shape != other.shape or (drawn[0] != other).any()
 
 
 @pytest.mark.parametrize("ending", [".png", ".jpg", ".JPG", ".webp"])

@@ -11,7 +11,7 @@ from ..runtime.cam import Method
 from ..runtime.errors import ImageError
 from ..runtime.explainer import Explainer
 from ..runtime.explanation import Explanation
-from ..runtime.figure import png
+from ..runtime.figure import png, titled
 
 
 def sheet(explainers: Sequence[Explainer], paths: Sequence[Path], method: Method) -> bytes | None:
@@ -31,12 +31,14 @@ def sheet(explainers: Sequence[Explainer], paths: Sequence[Path], method: Method
     figure = Figure(figsize=(2.2 * len(rows), 7.0), layout="constrained")
     axes = figure.subplots(3, len(rows), squeeze=False)
     for column, row in enumerate(rows):
-        pictures = [row[0].picture, *(each.overlay() for each in row)]
-        titles = ["", *(f"{each.label} {each.probability:.3f}" for each in row)]
-        for place, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
+        panels = [
+            (row[0].picture, ""),
+            *(titled(each.overlay(), each.label, f"{each.probability:.3f}") for each in row),
+        ]
+        for place, (picture, title) in enumerate(panels):
             axis = axes[place][column]
             axis.imshow(picture)
-            axis.set_title(title.replace("$", r"\$"), fontsize=8)
+            axis.set_title(title, fontsize=8)
             axis.set_xticks([])
             axis.set_yticks([])
             axis.spines[:].set_visible(False)

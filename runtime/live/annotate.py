@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import text
 from ..errors import RequestError
 from ..explanation import Explanation, format_probability
 from ..images import Picture
 from ..overlay import outline, tables
 from ..preprocess import Placement
-from . import text
 
 _SAMPLES = 24  # rows and columns of a frame that are compared with the frame before
 _CUT = 40.0  # mean difference of these samples, of 255, from which on the scene is another one
