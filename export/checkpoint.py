@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import pickle
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..runtime.errors import ExportError, MissingExtraError
+from ..runtime.errors import ExportError, MissingExtraError, reason_of
 
 # Entries under which training scripts keep a state dict, in the order in which they are taken.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _AVERAGED_WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 _PREFIXES = ("module.", "model.", "_orig_mod.")
 _WRAPPER_MODULES = {"module", "_orig_mod"}
+# How torch names a class that is not of tensors alone.
+_FOREIGN = re.compile(r"GLOBAL ([\w.]+) was not")
 _COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel
 
 StateDict = dict[str, torch.Tensor]
@@ -68,18 +73,33 @@ def read_state(path: Path) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, of pickle protocols
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except ImportError as error:
         raise MissingExtraError("safetensors", "export", f"reading {path}") from error
+    except pickle.UnpicklingError as error:
+        raise ExportError(_unsafe(path, error)) from error
+    except OSError as error:
+        raise ExportError(f"cannot read {path}: {reason_of(error)}") from error
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ExportError(
-            f"cannot read weights from {path}: {lines[0]} (only tensors are read, never pickled "
-            "code)"
-        ) from error
+        kind = "a safetensors file" if path.suffix == ".safetensors" else "a PyTorch weight file"
+        raise ExportError(f"{path} is damaged or not {kind} ({reason_of(error)})") from error
     if not isinstance(state, dict):
         raise ExportError(f"{path} holds a {type(state).__name__}, not a state dict of tensors")
     return state
+
+
+def _unsafe(path: Path, error: pickle.UnpicklingError) -> str:
+    """Why a file that holds more than tensors is not read, and what to do."""
+    named = _FOREIGN.search(str(error))
+    if named is None:
+        return f"{path} is damaged, or holds more than tensors, and only tensors are read"
+    return (
+        f"{path} holds a pickled {named[1]}, and reading it could run code: only tensors "
+        "are read. Save them alone, where the model is at hand: "
+        "torch.save(model.state_dict(), 'weights.pth')"
+    )
 
 
 def _chosen(

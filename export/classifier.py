@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..runtime.errors import ExportError
+from ..runtime.errors import ExportError, reason_of
 
 
 def replace_classifier(
@@ -96,10 +96,9 @@ def _run(model: nn.Module, example: torch.Tensor) -> Any:
     try:
         return model(example)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ExportError(
             f"the model does not accept a float32 image batch of shape {tuple(example.shape)}: "
-            f"{reason}"
+            f"{reason_of(error)}"
         ) from error
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 import torch
 
-from ..runtime.errors import ExportError, VerificationError
+from ..runtime.errors import ExportError, VerificationError, reason_of
 from .layers import MODULE_KEY
 
 INPUT, OUTPUT = "image", "logits"
@@ -78,7 +78,7 @@ def _check_output(model: torch.nn.Module, example: torch.Tensor) -> None:
     except Exception as error:
         raise ExportError(
             f"the model does not accept a float32 image batch of shape {tuple(example.shape)}: "
-            f"{_first_line(error)}"
+            f"{reason_of(error)}"
         ) from error
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.shape[0] != 2:
         got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
@@ -95,15 +95,10 @@ def _check_output(model: torch.nn.Module, example: torch.Tensor) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    """The first line of the innermost cause, which names the operator."""
+    """What the innermost cause says, which names the operator."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return reason_of(error)
 
 
 def _keep_module_paths(model: ir.Model) -> None:

@@ -131,8 +131,7 @@ def choose(
         raise PreprocessError(
             f"{name} does not say how images are prepared for it, and a wrong guess would make "
             f"every answer wrong. Say how it was trained with --preprocess ({', '.join(PRESETS)}, "
-            "or a JSON file; whycam export --help tells what each means), or with --mean and "
-            f"--std. For example: {example}"
+            f"or a JSON file; whycam export --help tells what each means). For example: {example}"
         )
     return _changed(base, overrides, channels)
 

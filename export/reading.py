@@ -18,7 +18,7 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from ..runtime.errors import ExportError, ModelFileError
+from ..runtime.errors import ExportError, ModelFileError, reason_of
 from ..runtime.input_format import Layout
 from .recorder import Size, product
 from .shapes import Shapes, find_shapes, propagate
@@ -84,8 +84,7 @@ def read_onnx_file(path: str | os.PathLike[str]) -> ir.Model:
     except ModelFileError:
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelFileError(f"{name} is not a readable ONNX file: {lines[0]}") from error
+        raise ModelFileError(f"{name} is not a readable ONNX file: {reason_of(error)}") from error
     try:
         model = ir.from_proto(_upgraded(proto))
         _check_content(model)
@@ -93,8 +92,7 @@ def read_onnx_file(path: str | os.PathLike[str]) -> ir.Model:
     except ExportError:
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelFileError(f"{name} is not a valid ONNX model: {lines[0]}") from error
+        raise ModelFileError(f"{name} is not a valid ONNX model: {reason_of(error)}") from error
 
 
 def _names(graph: onnx.GraphProto) -> Iterator[str | bytes]:
@@ -135,10 +133,9 @@ def _upgraded(proto: onnx.ModelProto) -> onnx.ModelProto:
             _declare_initializers(proto)
         return onnx.version_converter.convert_version(proto, least)
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ExportError(
             f"ONNX's version converter cannot bring the file from opset {version} to "
-            f"{least}: {lines[0]}. Exporting it again with opset 13 or later may help"
+            f"{least}: {reason_of(error)}. Exporting it again with opset 13 or later may help"
         ) from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import importlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, cast
 
 import torch
 
-from ..runtime.errors import ExportError, MissingExtraError
+from ..runtime.errors import ExportError, MissingExtraError, reason_of
 from ..runtime.input_format import Preprocess
 from .checkpoint import load_weights
 from .classifier import replace_classifier
@@ -62,6 +63,7 @@ def resolve(
     *,
     weights_key: str | None = None,
     needs_preprocess: bool = True,
+    example: str | None = None,
 ) -> Source:
     """Load a model.
 
@@ -76,6 +78,7 @@ def resolve(
         overrides: preprocessing that differs from the model's own.
         weights_key: which of several sets of weights in the file.
         needs_preprocess: whether it matters how images are prepared.
+        example: how the user of another command than ``whycam export`` says how they are prepared.
 
     Raises:
         ExportError: unknown model, unusable weights, labels or sizes.
@@ -87,7 +90,7 @@ def resolve(
         source = _saved(model, weights)
     elif isinstance(model, torch.nn.Module):
         name = type(_bare(model)).__name__
-        example = 'overrides=Overrides(preprocess="imagenet"), of whycam.export'
+        example = example or 'overrides=Overrides(preprocess="imagenet"), of whycam.export'
         source = _from_module(_own_copy(model), name, overrides, example, needs_preprocess)
     elif model.startswith("torchvision/"):
         source = _torchvision(model, weights, num_classes)
@@ -96,7 +99,7 @@ def resolve(
     elif ":" in model:
         place = model.replace("\\", "/").split("/")[-1].partition(":")[0]
         target = f"{place.removesuffix('.py') or 'model'}.onnx"
-        example = example_command(model, target, overrides)
+        example = example or example_command(model, target, overrides)
         source = _from_module(call_factory(model), model, overrides, example, needs_preprocess)
         source = replace(source, name=model.replace("\\", "/").split("/")[-1])
         if num_classes is not None:
@@ -274,13 +277,21 @@ def _import(module: str, package: str, spec: str) -> Any:
 
 
 def _download(create: Factory, spec: str) -> torch.nn.Module:
+    hub = logging.getLogger("huggingface_hub")  # it warns of each of its attempts
+    level = hub.level
+    hub.setLevel(logging.ERROR)
     try:
         return cast(torch.nn.Module, create())
     except Exception as error:
+        cause: BaseException = error
+        while (inner := cause.__cause__ or cause.__context__) is not None:
+            cause = inner
         raise ExportError(
-            f"cannot get the pretrained weights of {spec}: {type(error).__name__}: {error}. "
-            "Without a connection pass --weights FILE, or --weights none for random ones"
+            f"cannot download the pretrained weights of {spec} ({reason_of(cause)}): pass "
+            "--weights FILE, or --weights none for random ones"
         ) from error
+    finally:
+        hub.setLevel(level)
 
 
 def _check_finite(model: torch.nn.Module) -> None:

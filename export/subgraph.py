@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..runtime.errors import ExportError
+from ..runtime.errors import ExportError, reason_of
 from .gradient.reverse import between
 from .recorder import Size, Tensor
 from .shapes import Shapes
@@ -178,8 +178,7 @@ def open_session(source: str | bytes, threads: int = 0, is_fused: bool = True) -
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ExportError(f"ONNX Runtime cannot run the graph: {lines[0]}") from error
+        raise ExportError(f"ONNX Runtime cannot run the graph: {reason_of(error)}") from error
 
 
 def run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 __all__ = [
     "DataError",
@@ -27,6 +28,7 @@ _LONGEST = 1600  # characters of a message; what a damaged file says of itself m
 _KEPT_AT_END = 400
 _BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 # Terminals obey the first; the second are bytes of file names that are not UTF-8.
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")  # colours and the like, of other libraries
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -38,7 +40,7 @@ class WhyCamError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(_shown(_BREAKS.sub(" ", message.strip())))
+        super().__init__(_shown(_BREAKS.sub(" ", _ESCAPES.sub("", message).strip())))
 
 
 class ImageError(WhyCamError):
@@ -107,10 +109,40 @@ class MissingExtraError(WhyCamError):
     """
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
+        error = sys.exc_info()[1]  # as this is raised where an import has failed
+        if isinstance(error, ImportError) and not isinstance(error, ModuleNotFoundError):
+            super().__init__(
+                f"{purpose} needs the package '{package}', which is installed but cannot be "
+                f"imported ({reason_of(error)}). Install it again with: pip install "
+                f'--force-reinstall "whycam[{extra}]"'
+            )
+            return
         super().__init__(
             f"{purpose} needs the package '{package}', which is not installed. "
             f'Install it with: pip install "whycam[{extra}]"'
         )
+
+
+def reason_of(error: BaseException) -> str:
+    """What another library says went wrong, fit to be quoted within a sentence.
+
+    Args:
+        error: of any library.
+
+    Returns:
+        The first sentence of its message, without colours and line breaks; the kind of error where
+        it says nothing.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = [line.strip() for line in _ESCAPES.sub("", str(error)).splitlines() if line.strip()]
+    said = ""
+    for line in lines:
+        said = f"{said} {line}".strip()
+        if not line.endswith((":", ",")):  # what follows belongs to it
+            break
+    sentence = re.split(r"(?<=[a-z\d)\]'\"]{2})\.\s+(?=[A-Z])", said, maxsplit=1)[0]
+    return sentence.rstrip(" .:,") or type(error).__name__
 
 
 def _shown(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.error import URLError
 
 import networks
 import pytest
@@ -275,3 +276,36 @@ def test_factory_of_another_precision_is_made_float32_and_that_is_said(
     assert source.notes == (f"the model's weights are {dtype}; it was exported in float32",)
     for name, tensor in networks.linear().state_dict().items():
         torch.testing.assert_close(source.model.state_dict()[name], tensor, atol=1e-2, rtol=1e-2)
+
+
+def test_a_pickled_model_is_refused_with_what_to_do_and_without_torchs_own_words(tmp_path):
+    path = saved(nn.Linear(2, 2), tmp_path)
+    with pytest.raises(ExportError) as caught:
+        load_weights(networks.linear(), path)
+    said = str(caught.value)
+    assert said.startswith(f"{path} holds a pickled torch.nn.modules.linear.Linear, and reading it")
+    assert said.endswith("torch.save(model.state_dict(), 'weights.pth')")
+    assert "x1b" not in said
+    assert "weights_only" not in said
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (URLError(ConnectionRefusedError(111, "Connection refused")), "Connection refused"),
+        (RuntimeError("cannot\x1b[1m reach the hub.\nAsk torch. Try."), "cannot reach the hub"),
+    ],
+)
+def test_a_download_that_fails_is_one_sentence(monkeypatch, error, reason):
+    def fail(*_: object, **__: object) -> None:
+        if isinstance(error, URLError):
+            raise error from error.reason
+        raise error
+
+    monkeypatch.setattr("torchvision.models.get_model", fail)
+    with pytest.raises(ExportError) as caught:
+        resolve("torchvision/resnet18")
+    assert str(caught.value) == (
+        f"cannot download the pretrained weights of torchvision/resnet18 ({reason}): pass "
+        "--weights FILE, or --weights none for random ones"
+    )

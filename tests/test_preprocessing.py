@@ -14,6 +14,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 from torch import nn
 
 from whycam.export import Overrides, to_onnx
@@ -23,6 +24,7 @@ from whycam.export.preprocessing import PRESETS, choose
 from whycam.export.source import resolve
 from whycam.runtime.errors import ExportError, PreprocessError
 from whycam.runtime.input_format import Preprocess
+from whycam.train.classifier import train_classifier
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET = {"image_mean": list(MEAN), "image_std": list(STD)}
@@ -515,6 +517,21 @@ def test_factory_that_says_nothing_is_refused_with_one_complete_command(tmp_path
     assert str(caught.value).endswith(command)
     with pytest.raises(PreprocessError, match="--image-size 16x16 --color L --preprocess zero-one"):
         resolve(spec, overrides=Overrides(image_size=16, color="L"))
+
+
+def test_training_a_factory_that_says_nothing_is_refused_with_its_own_command(
+    tmp_path: Path,
+) -> None:
+    spec = factory_file(tmp_path, "def make():\n    return networks.linear()\n")
+    for name in ("a", "b"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for index in range(4):
+            Image.new("RGB", (32, 32)).save(tmp_path / "data" / name / f"{index}.png")
+    with pytest.raises(PreprocessError) as caught:
+        train_classifier(spec, tmp_path / "data", tmp_path / "run")
+    said = str(caught.value)
+    assert said.endswith(f"whycam train classifier {spec} ... --preprocess imagenet")
+    assert "--mean" not in said  # which no training takes
 
 
 def test_module_that_says_nothing_is_refused_with_what_to_write_in_python() -> None:

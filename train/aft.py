@@ -139,7 +139,14 @@ def train_aft(
     objective = objective or Objective()
     parts = parts_of(data, held_out, plan.seed)
     fabric = (machines or Machines()).launch()
-    source = resolve(model, weights, labels, num_classes, overrides)
+    source = resolve(
+        model,
+        weights,
+        labels,
+        num_classes,
+        overrides,
+        example=f"whycam train aft {model} ... --preprocess imagenet",
+    )
     settings = {
         "training": "aft",
         "model": model,

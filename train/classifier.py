@@ -116,7 +116,12 @@ def train_classifier(
     if strangers:
         raise DataError(f"classes held out that are not trained: {', '.join(strangers[:5])}")
     fabric = (machines or Machines()).launch()
-    source = resolve(model, weights, overrides=overrides)
+    source = resolve(
+        model,
+        weights,
+        overrides=overrides,
+        example=f"whycam train classifier {model} ... --preprocess imagenet",
+    )
     torch.manual_seed(plan.seed)
     spec = source.preprocess
     replace_classifier(source.model, len(labels), spec.size, spec.channels)

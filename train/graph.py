@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from ..runtime.errors import ExportError, TargetLayerError
+from ..runtime.errors import ExportError, TargetLayerError, reason_of
 from .target import Target
 
 aten = torch.ops.aten
@@ -35,8 +35,7 @@ def capture(model: torch.nn.Module, size: tuple[int, int], channels: int = 3) ->
             model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False
         ).run_decompositions({})
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ExportError(f"torch.export cannot trace this model: {reason}") from error
+        raise ExportError(f"torch.export cannot trace this model: {reason_of(error)}") from error
     graph_module = program.module(check_guards=False)
     assert isinstance(graph_module, fx.GraphModule)
     graph_module.graph.eliminate_dead_code()
