@@ -68,13 +68,13 @@ VERBS = (
     Verb("explain {model} {picture} -o {out} --engine onnxruntime", (_CPU,)),
     Verb("explain {model} {picture} -o {out} --engine openvino", (("openvino", "openvino"),)),
     Verb("explain {model} {picture} -o {out} --figure", (_RUNS, ("matplotlib", "plot"))),
-    Verb("evaluate {model} {few} -o {out} --methods gradcam", (_RUNS,)),
+    Verb("evaluate {model} {few} -o {out} --method gradcam", (_RUNS,)),
     Verb("bench {model} --rounds 1 --tft off", (_RUNS,)),
     Verb("stream {model} --source {few} --record {out}/why.jsonl", (_RUNS,)),
     Verb("stream {model} --source {few} -o {out}/why.mp4", (_RUNS, ("av", "video"))),
     Verb(_SERVED, (*_SERVE, _RUNS)),
     Verb(
-        "calibrate thresholds {model} {many} --no-write -o {out} --methods gradcam "
+        "calibrate thresholds {model} {many} --no-write -o {out} --method gradcam "
         "--mask binary --thresholds value",
         (_RUNS,),
     ),

@@ -15,11 +15,12 @@ from pathlib import Path
 import whycam
 from whycam.calibrate.dataset import in_fixed_order, open_dataset
 from whycam.calibrate.fidelity import compare
-from whycam.calibrate.int8_report import fidelity_lines, fidelity_table
+from whycam.cli.calibrate_compare import fidelity_lines, fidelity_table
+from whycam.cli.console import out
+from whycam.cli.progress import progress
 from whycam.export import to_half
 from whycam.export.onnx_graph import read_onnx
 from whycam.export.rounded import RoundedEngine
-from whycam.runtime.console import out, progress
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 import whycam
-from whycam.runtime.console import progress
+from whycam.cli.progress import progress
 from whycam.runtime.live.controls import SWEEPS
 from whycam.runtime.live.track import FORWARDS
 from whycam.runtime.live.video import VideoFile

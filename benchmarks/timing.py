@@ -15,8 +15,8 @@ import torchvision
 from rich.console import Console
 from rich.table import Table
 
+from whycam.cli.progress import progress
 from whycam.export import Overrides
-from whycam.runtime.console import progress
 from whycam.runtime.machine import describe_machine
 from whycam.runtime.timing import measure_seconds, run_interleaved
 

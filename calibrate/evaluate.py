@@ -144,7 +144,7 @@ def chosen_methods(
     if absent or not wanted:
         raise RequestError(
             f"this file cannot make {', '.join(absent) or 'no'} maps; it has: "
-            f"{', '.join(supported)} (see whycam export --methods)"
+            f"{', '.join(supported)} (see whycam export --method)"
         )
     if "scorecam" in wanted:
         raise RequestError("scorecam is left out here: it takes one forward pass a channel")

@@ -97,7 +97,7 @@ def _check_method(method: str, manifest: Manifest) -> None:
         )
     raise RequestError(
         f"this file was exported without '{method}' (it has: "
-        f"{', '.join(manifest.methods)}). Export again with --methods {method}"
+        f"{', '.join(manifest.methods)}). Export again with --method {method}"
     )
 
 

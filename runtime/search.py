@@ -85,7 +85,7 @@ def prior_for(priors: Iterable[Prior], method: str, settings: Tft) -> Prior:
     raise RequestError(
         f"forwards={settings.forwards} searches by what was learnt of the thresholds of "
         f"'{method}', mask {settings.mask}, thresholds {settings.thresholds}, and nothing was; "
-        f"learnt: {there}. Run: whycam calibrate thresholds MODEL DATA --methods {method} "
+        f"learnt: {there}. Run: whycam calibrate thresholds MODEL DATA --method {method} "
         f"--mask {settings.mask} --thresholds {settings.thresholds}"
     )
 

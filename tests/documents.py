@@ -206,7 +206,7 @@ _PHOTOGRAPHS = 14  # of each class; whycam calibrate thresholds wants 40
 _BEFORE = (
     "whycam export torchvision/resnet50 -o resnet50.onnx",
     "whycam export timm/tf_efficientnet_lite0 -o lite0.onnx",
-    "whycam export torchvision/resnet50 --methods gradcam,gradcam++,layercam,ablation "
+    "whycam export torchvision/resnet50 --method gradcam,gradcam++,layercam,ablation "
     "-o .demo/lite0.onnx",
     "whycam export my_model.py:make_model --weights best.safetensors --labels names.txt "
     "--preprocess imagenet -o mine.onnx",

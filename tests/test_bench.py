@@ -12,11 +12,12 @@ from rich.text import Text
 
 import whycam
 from whycam.cli import main
+from whycam.cli.bench_tables import remarks, report
 from whycam.runtime.bench import bench
 from whycam.runtime.bench import plan as bench_plan
 from whycam.runtime.bench.bench import Benchmark, measure
 from whycam.runtime.bench.plan import Configuration, plan
-from whycam.runtime.bench.report import document, remarks, report, summary
+from whycam.runtime.bench.report import document, summary
 from whycam.runtime.bench.stages import ANSWER, STAGES, WHOLE, ClockedEngine, explain_in_stages
 from whycam.runtime.errors import EngineError, RequestError
 from whycam.runtime.machine import describe_machine
@@ -187,7 +188,7 @@ def test_an_engine_without_the_precision_is_left_out_with_the_reason(planned):
 def test_a_method_that_the_file_lacks_is_left_out_with_the_reason(planned):
     made = planned({"methods": ("gradcam",)}, methods=["gradcam", "ablation"], tft=[False])
     assert [each.what for each in made.left_out] == ["tiny.onnx, ablation"]
-    assert "--methods ablation" in made.left_out[0].reason
+    assert "--method ablation" in made.left_out[0].reason
     assert {each.method for each in made.configurations} == {None, "gradcam"}
 
 
@@ -287,7 +288,7 @@ def test_people_get_three_tables_and_what_was_left_out(found):
 
 def test_the_command_prints_json_and_writes_its_folder(run_cli, lite0_onnx, chelsea, tmp_path):
     code, out, err = run_cli(
-        lite0_onnx, "--engines", "onnxruntime", "--rounds", 2, "--batches", 2, "--threads", 2,
+        lite0_onnx, "--engine", "onnxruntime", "--rounds", 2, "--batch", 2, "--threads", 2,
         "--image", chelsea, "-o", tmp_path / "out", "--json",
     )  # fmt: skip
     assert code == 0, err
@@ -310,16 +311,16 @@ def test_without_matplotlib_the_figures_are_written_all_the_same(found, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--engines", "warp"], "onnxruntime"),
-        (["--methods", "gradcamm"], "gradcam++"),
-        (["--precisions", "int8"], "whycam calibrate int8"),
-        (["--tft", "maybe"], "off or on"),
-        (["--batches", "0"], "--batches must be"),
+        (["--engine", "warp"], "onnxruntime"),
+        (["--method", "gradcamm"], "gradcam++"),
+        (["--precision", "int8"], "whycam calibrate int8"),
+        (["--tft", "maybe"], "off, on"),
+        (["--batch", "0"], "--batch must be"),
         (["--threads", "two"], "--threads must be"),
         (["--rounds", "0"], "rounds must be 1 or more"),
-        (["--against", "captum"], "pytorch-grad-cam or torchcam"),
+        (["--against", "captum"], "pytorch-grad-cam, torchcam"),
         (["--image", "nowhere.jpg"], "no file nowhere.jpg"),
-        (["--engines", "onnxruntime", "--precisions", "bf16"], "nothing can be measured"),
+        (["--engine", "onnxruntime", "--precision", "bf16"], "nothing can be measured"),
     ],
 )
 def test_wrong_requests_are_one_red_line_and_exit_code_two(
@@ -336,7 +337,7 @@ def test_interrupting_leaves_nothing_half_written(run_cli, lite0_onnx, tmp_path,
         raise KeyboardInterrupt
 
     monkeypatch.setattr(bench, "run_interleaved", interrupted)
-    given = ["--engines", "onnxruntime", "--tft", "off", "--rounds", 1]
+    given = ["--engine", "onnxruntime", "--tft", "off", "--rounds", 1]
     code, _, _ = run_cli(lite0_onnx, *given, "-o", tmp_path / "out")
     assert code == 130
     assert not list((tmp_path / "out").iterdir())
@@ -379,7 +380,8 @@ def test_measuring_imports_no_torch(run_python, lite0_onnx):
         import sys
         from whycam.runtime.bench.bench import measure
         from whycam.runtime.bench.plan import plan
-        from whycam.runtime.bench.report import document, report
+        from whycam.cli.bench_tables import report
+        from whycam.runtime.bench.report import document
         from whycam.runtime.machine import describe_machine
         given = plan([{str(lite0_onnx)!r}], ["onnxruntime"], tft=[False], threads=[2])
         found = measure(given, rounds=1)
@@ -394,7 +396,7 @@ def test_real_tools_run_on_the_same_network(run_cli, lite0_onnx):
     for package in ("torchcam", "pytorch_grad_cam"):
         pytest.importorskip(package)
     code, out, err = run_cli(
-        lite0_onnx, "--engines", "onnxruntime", "--tft", "off", "--rounds", 2, "--threads", 2,
+        lite0_onnx, "--engine", "onnxruntime", "--tft", "off", "--rounds", 2, "--threads", 2,
         "--against", "pytorch-grad-cam,torchcam", "--torch-model", LITE0, "--json",
     )  # fmt: skip
     assert code == 0, err
@@ -422,5 +424,5 @@ def test_the_command_explains_itself_with_an_example(run_cli):
     code, out, _ = run_cli("--help")
     assert code == 0
     assert "Example: whycam bench" in " ".join(out.split())
-    for option in ("--engines", "--against", "--torch-model", "--image", "--json"):
+    for option in ("--engine", "--against", "--torch-model", "--image", "--json"):
         assert option in out

@@ -31,9 +31,9 @@ from whycam.calibrate.int8 import write_int8
 from whycam.calibrate.quantise import observe, quantised, read_graph
 from whycam.calibrate.ranges import magnitude
 from whycam.cli import main
+from whycam.cli.parse import areas, capabilities, span
 from whycam.export import build, to_half, to_plan, trt_network, turing
 from whycam.export.build import check_network
-from whycam.export.commands import areas, capabilities, span
 from whycam.runtime.engines import cuda, selftest
 from whycam.runtime.engines.plan import Range, Tensor, digest_of, read_plan, sidecar_of
 from whycam.runtime.errors import (

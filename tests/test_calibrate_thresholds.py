@@ -17,8 +17,9 @@ from PIL import Image
 import whycam
 from whycam.calibrate import evaluate, open_dataset
 from whycam.calibrate.thresholds import TAUS, learn, store
-from whycam.calibrate.thresholds_report import curve_table, learnt_lines, write_learnt
+from whycam.calibrate.thresholds_report import write_learnt
 from whycam.cli import main
+from whycam.cli.calibrate_thresholds import curve_table, learnt_lines
 from whycam.runtime import search
 from whycam.runtime.errors import DataError, ModelFileError, RequestError
 from whycam.runtime.onnxfile import digest, read_manifest
@@ -164,7 +165,7 @@ def test_unreadable_pictures_are_left_out_and_named(tiny, photographs):
     found = learn(tiny, open_dataset(photographs), methods=["gradcam"], readings=RANK)
     assert found.pictures == COUNT - 1
     assert set(found.unreadable) == {"000.png"}
-    assert "1 photographs left out" in learnt_lines(found)
+    assert "1 images left out" in learnt_lines(found)
 
 
 @pytest.mark.parametrize("methods", [["scorecam"], ["smoothgrad"], []])
@@ -261,7 +262,7 @@ def test_foreign_file_cannot_take_priors(tmp_path):
 
 def test_command_learns_stores_and_reports(capsys, small, tmp_path):
     data = write_pictures(tmp_path / "data", 40, 32)
-    calibrate = ["calibrate", "thresholds", small, data, "--methods", "gradcam", "--threads", "1"]
+    calibrate = ["calibrate", "thresholds", small, data, "--method", "gradcam", "--threads", "1"]
     refused, _, said = run(capsys, *calibrate, "--no-write")
     assert refused == 2
     assert "-o DIR" in said

@@ -1,7 +1,9 @@
 """The command line: exit codes, one red line, JSON, and what is written."""
 
+import ast
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,8 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 
-from whycam.cli import main
+import whycam as whycam_package
+from whycam.cli import app, main
+from whycam.cli import progress as progress_module
 
 VERBS = (
     "calibrate thresholds",
@@ -30,7 +35,6 @@ VERBS = (
     "stream",
     "train classifier",
     "train aft",
-    "calibrate thresholds",
 )
 
 
@@ -77,9 +81,112 @@ def test_every_verb_explains_itself_with_an_example(whycam, verb):
     assert "--json" in result.out
 
 
-@pytest.mark.parametrize("arguments", [["explain"], ["info", "--nonsense"], ["no-such-verb"]])
-def test_wrong_usage_exits_with_two(whycam, arguments):
-    assert whycam(*arguments).code == 2
+@pytest.mark.parametrize(
+    ("arguments", "complaint", "command"),
+    [
+        (["explain"], "'model'", "whycam explain"),
+        (["info", "x.onnx", "--nonsense"], "--nonsense", "whycam info"),
+        (["train", "aft", "--epochs", "many"], "--epochs", "whycam train aft"),
+        (["verify", "x.onnx", "--precision", "int4"], "'fp32', 'bf16'", "whycam verify"),
+        (["no-such-verb"], "no-such-verb", "whycam"),
+        (["help", "no-such-verb"], "explain, stream", None),
+    ],
+)
+def test_wrong_usage_is_one_red_line_that_names_the_help(whycam, arguments, complaint, command):
+    result = whycam(*arguments)
+    assert result.code == 2
+    assert result.err.startswith("error: ")
+    assert len(result.err.splitlines()) == 1
+    assert complaint in result.err
+    assert command is None or result.err.endswith(f"see {command} --help\n")
+
+
+def test_wrong_usage_is_json_too_when_asked_for(whycam):
+    assert "'model'" in whycam("explain", "--json").json()["error"]
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help_shows_what_the_option_help_shows(whycam, verb):
+    result = whycam("help", *verb.split())
+    assert result.code == 0
+    assert result.out.split() == whycam(*verb.split(), "--help").out.split()
+
+
+def test_the_package_itself_runs_the_command_line():
+    command = [sys.executable, "-m", "whycam", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("whycam ")
+
+
+@pytest.mark.parametrize(
+    ("words", "incomplete", "expected"),
+    [
+        ("explain --engine", "openv", ["openvino"]),
+        ("explain --method", "gradcam,lay", ["gradcam,layercam"]),
+        ("verify --precision", "", ["fp32", "bf16"]),
+        ("stream --tft", "t", ["track"]),
+        ("calibrate compare --mask", "", ["binary", "soft"]),
+        ("export --task", "s", ["softmax", "sigmoid"]),
+    ],
+)
+def test_values_complete_in_the_shell(words, incomplete, expected):
+    line = f"whycam {words} {incomplete}"
+    asked = {"_WHYCAM_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": line}
+    done = subprocess.run(
+        [sys.executable, "-c", "from whycam.cli import app; app(prog_name='whycam')"],
+        env={**os.environ, **asked},
+        capture_output=True,
+        text=True,
+    )
+    found = re.findall(r'"([^"]+)"', done.stdout)
+    assert [value.split('":')[0] for value in found] == expected, done.stdout + done.stderr
+
+
+def options_of(command, path=()):
+    for name, each in getattr(command, "commands", {}).items():
+        yield from options_of(each, (*path, name))
+    if not hasattr(command, "commands"):
+        yield " ".join(path), {text for each in command.params for text in each.opts}
+
+
+def test_verbs_share_their_words():
+    verbs = dict(options_of(typer.main.get_command(app)))
+    assert set(verbs) == {*VERBS, "help"}
+    for verb, options in verbs.items():
+        plural = {"--methods", "--engines", "--precisions", "--batches", "--pictures"}
+        assert not options & plural, verb
+        assert verb == "help" or "--json" in options
+        assert ("--output" in options) == ("-o" in options)
+
+
+def test_the_command_line_alone_knows_typer_and_rich():
+    """Everything else must import on machines that only run a product's own code."""
+    root = Path(whycam_package.__file__).parent
+    for folder in ("runtime", "export", "calibrate", "train"):
+        for path in (root / folder).rglob("*.py"):
+            names = []
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Import):
+                    names += [alias.name for alias in node.names]
+                elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                    names.append(node.module or "")
+            assert not {name.split(".")[0] for name in names} & {"typer", "rich"}, path
+
+
+def test_in_a_pipe_progress_is_a_line_now_and_then(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    with progress_module.progress("evaluating", 1000, quiet=False) as advance:
+        for _ in range(100):
+            now[0] += 1
+            advance("evaluating", 10)
+    lines = capsys.readouterr().err.splitlines()
+    assert 4 <= len(lines) <= 10
+    assert lines[2] == "evaluating: 440 of 1000, about 57 s left"
+    with progress_module.progress("evaluating", 1000, quiet=True) as advance:
+        now[0] += 100
+        advance("evaluating", 10)
+    assert capsys.readouterr().err == ""
 
 
 def test_version_is_printed(whycam):
@@ -253,7 +360,7 @@ def test_unusable_export_options_are_refused(whycam, tmp_path, arguments):
 
 @pytest.mark.slow
 def test_interrupting_an_export_leaves_nothing_behind(tmp_path):
-    command = [sys.executable, "-m", "whycam.cli", "export", "torchvision/resnet18"]
+    command = [sys.executable, "-m", "whycam", "export", "torchvision/resnet18"]
     process = subprocess.Popen(
         [*command, "--weights", "none", "-o", str(tmp_path / "x.onnx")],
         stderr=subprocess.PIPE,
@@ -278,7 +385,7 @@ def test_evaluate_prints_a_table_and_writes_a_report(whycam, lite0_onnx, photogr
     labels = ("tabby", "espresso", "missile", "no such class")
     rows = zip(photographs, labels, strict=True)
     table.write_text("".join(f"{path},{label}\n" for path, label in rows))
-    given = ["--methods", "gradcam", "-o", tmp_path / "report", "--threads", 2]
+    given = ["--method", "gradcam", "-o", tmp_path / "report", "--threads", 2]
     result = whycam("evaluate", lite0_onnx, table, *given)
     assert result.code == 0
     for text in ("average increase", "average drop", "original", "tft", "3 labelled"):
@@ -296,9 +403,9 @@ def test_evaluate_prints_a_table_and_writes_a_report(whycam, lite0_onnx, photogr
     [
         (["nowhere"], "no folder or file nowhere"),
         ([".", "--curves", "-1"], "--curves must be 0 or more"),
-        ([".", "--methods", "scorecam"], "scorecam is left out here"),
-        ([".", "--variants", "best"], "no variant 'best'"),
-        ([".", "--explained", "all"], "--explained must be"),
+        ([".", "--method", "scorecam"], "scorecam is left out here"),
+        ([".", "--variants", "best"], "--variants must be one or more of original"),
+        ([".", "--target", "all"], "'predicted', 'label'"),
     ],
 )
 def test_evaluate_refuses_what_it_cannot_do(

@@ -105,7 +105,7 @@ def test_a_file_is_checked_in_every_engine_and_the_report_names_no_place(
     (home / "private pictures" / "ex.png").write_bytes(photographs[0].read_bytes())
     target = home / "report.json"
     code, out, err = doctor(
-        "--check", model, "--pictures", home / "private pictures", "--rounds", 2, "-o", target
+        "--check", model, "--images", home / "private pictures", "--rounds", 2, "-o", target
     )
     assert code == 0, err
     assert "those checked answer rightly" in out
@@ -153,7 +153,7 @@ def test_an_engine_that_crashes_is_a_line_in_the_report(shadow, curved_onnx):
 
 def test_an_engine_asked_for_must_load_and_says_what_it_said(shadow, doctor):
     shadow("openvino", "raise ImportError('libsomething.so.4 is missing')")
-    code, out, err = doctor("--engines", "openvino", "--json")
+    code, out, err = doctor("--engine", "openvino", "--json")
     assert code == 2
     states = {each["name"]: each for each in json.loads(out)["engines"]}
     assert states["openvino"]["state"] == "does not load"
@@ -174,7 +174,7 @@ def test_wrong_maps_are_a_problem_and_exit_code_two(here, all_ready, doctor, cur
                 arrays[name] = arrays[name][::-1]
 
     here(change)
-    code, _, err = doctor("--check", curved_onnx, "--engines", "openvino", "--rounds", 1)
+    code, _, err = doctor("--check", curved_onnx, "--engine", "openvino", "--rounds", 1)
     assert code == 2
     assert "openvino fp32 answers wrongly: " in " ".join(err.split())
     assert "gradcam maps correlate by" in " ".join(err.split())
@@ -195,8 +195,8 @@ def test_a_check_that_fails_is_a_problem(monkeypatch, all_ready, curved_onnx):
     ("arguments", "message"),
     [
         (["--check", "nowhere.onnx"], "cannot read model file"),
-        (["--engines", "tensorflow"], "there is no engine 'tensorflow'"),
-        (["--pictures", "."], "--check MODEL"),
+        (["--engine", "tensorflow"], "there is no engine 'tensorflow'"),
+        (["--images", "."], "--check MODEL"),
         (["--rounds", "0"], "must be positive"),
         (["--gpu", "-1"], "gpu must be 0 or more"),
         (["-o", "."], "it is a folder"),

@@ -128,7 +128,7 @@ def test_command_line_asks_for_tft(lite0_onnx: Path, chelsea: Path):
     import subprocess
     import sys
 
-    command = [sys.executable, "-m", "whycam.cli", "explain", str(lite0_onnx), str(chelsea)]
+    command = [sys.executable, "-m", "whycam", "explain", str(lite0_onnx), str(chelsea)]
     for options, told in (
         (["--sweep-in", "bf16"], "--sweep-in is a setting of --tft"),
         (["--tft", "--again", "3"], "--again is a setting of --sweep-in"),

@@ -12,7 +12,8 @@ from PIL import Image
 
 import whycam
 from whycam.calibrate import evaluate, open_dataset
-from whycam.calibrate.report import results_table, summary_lines, write_report
+from whycam.calibrate.report import write_report
+from whycam.cli.evaluate import results_table, summary_lines
 from whycam.runtime.errors import DataError, RequestError
 from whycam.runtime.tft import NAIVE, Tft
 
@@ -115,7 +116,7 @@ def test_unreadable_pictures_are_named_and_counted(tiny, photographs):
     assert found.pictures == 12
     assert found.unreadable_count == 2
     assert set(found.unreadable) == {"ant/broken.jpg", "bee/empty.png"}
-    assert "2 photographs left out" in summary_lines(found)
+    assert "2 images left out" in summary_lines(found)
 
 
 def test_nothing_readable_is_an_error(tiny, tmp_path):

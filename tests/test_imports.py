@@ -20,7 +20,9 @@ BELOW = {
     "export": {"runtime"},
     "runtime": set(),
 }
-NOT_IN_RUNTIME = {"torch", "torchvision", "timm", "lightning_fabric", "onnx", "onnx_ir"}
+NOT_IN_RUNTIME = {
+    "torch", "torchvision", "timm", "lightning_fabric", "onnx", "onnx_ir", "typer", "rich"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import pytest
 import whycam
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("calibrate", "export", "runtime", "train")
+PACKAGES = ("calibrate", "cli", "export", "runtime", "train")
 
 
 def tracked() -> list[str]:
@@ -77,7 +77,7 @@ def inside(wheel: Path) -> dict[str, bytes]:
 def of_the_package() -> dict[str, bytes]:
     """The tracked files that an installation needs, by their names in a wheel."""
     own = [name for name in tracked() if name.startswith(tuple(f"{p}/" for p in PACKAGES))]
-    own += ["__init__.py", "cli.py", "py.typed"]
+    own += ["__init__.py", "__main__.py", "py.typed"]
     return {f"whycam/{name}": (ROOT / name).read_bytes() for name in own}
 
 

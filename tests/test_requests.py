@@ -73,7 +73,7 @@ def test_unknown_method_is_refused(tiny, method):
 
 def test_method_the_file_lacks_is_refused(tiny_engine, manifest_of):
     explainer = Explainer(tiny_engine(), manifest_of(methods=("gradcam", "layercam")))
-    with pytest.raises(RequestError, match=r"gradcam, layercam.*--methods ablation"):
+    with pytest.raises(RequestError, match=r"gradcam, layercam.*--method ablation"):
         explainer.explain(noise(8, 8), method="ablation")
     with pytest.raises(RequestError, match="'cam' needs a head of global average pooling"):
         explainer.explain(noise(8, 8), method="cam")

@@ -13,11 +13,12 @@ import torch
 from rich.console import Console
 
 import whycam
+from whycam.cli.explain import explanations_table
+from whycam.cli.manifest_text import manifest_table
 from whycam.runtime import search, tft
 from whycam.runtime.errors import DataError, RequestError
 from whycam.runtime.manifest import parse
 from whycam.runtime.priors import read_priors
-from whycam.runtime.report import explanations_table, manifest_table
 from whycam.runtime.search import FEATURES, Prior
 from whycam.runtime.sweep import Request, sweep
 from whycam.runtime.tft import Tft

@@ -332,7 +332,7 @@ def test_a_window_without_a_screen_says_what_to_do(command, film, monkeypatch):
 def test_a_signal_finishes_the_files(lite0_onnx, film, tmp_path, number):
     video, record = tmp_path / "why.mp4", tmp_path / "why.jsonl"
     process = subprocess.Popen(
-        [sys.executable, "-m", "whycam.cli", "stream", lite0_onnx, "--source", film, "--loop",
+        [sys.executable, "-m", "whycam", "stream", lite0_onnx, "--source", film, "--loop",
          "--drop", "-o", video, "--record", record],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip

@@ -17,12 +17,13 @@ from typer.testing import CliRunner
 import whycam
 from whycam.calibrate.evaluate import check_measurable
 from whycam.cli import app
+from whycam.cli.explain import explanations_table
+from whycam.cli.manifest_text import manifest_table
 from whycam.runtime.errors import ModelFileError, RequestError
 from whycam.runtime.explanation import format_probability
 from whycam.runtime.live.controls import Controls, Look
 from whycam.runtime.manifest import Preprocess, parse
 from whycam.runtime.onnxfile import read_manifest
-from whycam.runtime.report import explanations_table, manifest_table
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (11, 9, 3), np.uint8)
 

@@ -845,7 +845,7 @@ def driver_here() -> bool:
 @pytest.mark.parametrize("verb", ["explain", "verify"])
 def test_tensorrt_rtx_without_a_driver_ends_in_one_sentence(real_plan, chelsea, verb):
     """In a process of its own: a library that aborts would take this one with it."""
-    command = [sys.executable, "-m", "whycam.cli", verb, str(real_plan)]
+    command = [sys.executable, "-m", "whycam", verb, str(real_plan)]
     command += [str(chelsea)] if verb == "explain" else []
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 2

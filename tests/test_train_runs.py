@@ -54,7 +54,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "whycam.cli", "train", *map(str, arguments)]
+    return [sys.executable, "-m", "whycam", "train", *map(str, arguments)]
 
 
 def train(*arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:

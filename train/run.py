@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import torch
@@ -31,26 +31,31 @@ except ImportError as error:
     raise MissingExtraError("lightning-fabric", "train", "training") from error
 
 SETTINGS = "settings.json"
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+# As lightning-fabric calls them: weights stay float32.
+PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    "fp32": "32-true",
+    "bf16": "bf16-mixed",
+    "fp16": "16-mixed",
+}
 STRATEGIES = ("auto", "ddp")
 
 
 class Machines(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to train, in lightning-fabric's words.
+    """Where to train.
 
     Attributes:
         accelerator: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         devices: processes on each node, or ``auto``.
         nodes: how many; all must see the run's folder.
         strategy: ``auto`` or ``ddp``.
-        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
+        precision: of the arithmetic, ``fp32``, ``bf16`` or ``fp16``.
     """
 
     accelerator: str = "auto"
     devices: int | str = 1
     nodes: int = 1
     strategy: str = "auto"
-    precision: str = "32-true"
+    precision: str = "fp32"
 
     def _processes(self) -> tuple[int | str, int]:
         """Devices and nodes; what torchrun has started counts before what was asked for."""
@@ -82,7 +87,7 @@ class Machines(msgspec.Struct, frozen=True, kw_only=True):
                     devices=devices,
                     num_nodes=nodes,
                     strategy=strategy,
-                    precision=self.precision,  # type: ignore[arg-type]
+                    precision=PRECISIONS[self.precision],
                 )
                 if "LT_CLI_USED" not in os.environ:  # `fabric run` has launched it already
                     fabric.launch()

@@ -37,19 +37,16 @@ LAST = {
 }
 NEVER = {"show", "loop", "source"}  # windows; streams without end; cameras of whoever runs this
 WORDS = {
-    "method": [*METHODS, "gradcam,layercam", "gradcam,", ",", "GradCAM"],
-    "methods": [*METHODS, "gradcam,layercam", "gradcam,gradcam"],
-    "engine": ["auto", *ENGINES, "warp"],
-    "engines": ["onnxruntime", "openvino", "onnxruntime,openvino", *ENGINES],
-    "precision": ["fp32", "bf16", "fp16", "int8"],
-    "precisions": ["fp32", "bf16", "fp32,bf16"],
+    "method": [*METHODS, "gradcam,layercam", "gradcam,", ",", "GradCAM", "gradcam,gradcam"],
+    "engine": ["auto", *ENGINES, "warp", "onnxruntime,openvino"],
+    "precision": ["fp32", "bf16", "fp16", "int8", "fp32,bf16"],
     "target": ["0", "-1", "-5", "-6", "1000000", "1.5", "tench"],
     "mask": ["binary", "soft", "hard"],
     "thresholds": ["value", "rank"],
     "tft": ["off", "on", "off,on", "every", "track"],
     "variants": ["original", "tft", "naive", "original,tft"],
     "outputs": ["raw", "map", "tft", "raw,map", "raw,tft"],
-    "batches": ["1", "2", "1,2", "0"],
+    "batch": ["1", "2", "1,2", "0"],
     "threads": ["1", "2", "0", "-1", "1,2"],
     "sweep_in": ["bf16", "fp32", "missing.onnx"],
     "floor": ["pearson=0.9", "top1=2", "pearson", "=1", "x=nan"],
@@ -84,7 +81,8 @@ def verbs() -> dict[str, list[Option]]:
         for each in group_app.registered_commands:
             assert each.callback is not None
             name = prefix + (each.name or each.callback.__name__.replace("_", "-"))
-            found[name] = _options(each.callback)
+            if name != "help":
+                found[name] = _options(each.callback)
     return found
 
 

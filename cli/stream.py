@@ -3,41 +3,35 @@
 from __future__ import annotations
 
 import os
-import signal
-import statistics
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from .. import options
-from ..cam import METHODS
-from ..console import err, escape, out, print_json, progress
-from ..errors import RequestError, WhyCamError
-from ..options import Engine, Json, Precision, Threads
-from .attempt import Event
-from .controls import StreamFrame
-from .stream import Stream
-from .track import FORWARDS
-
-# What takes the frames of a stream, one after the other; False: enough.
-Sink = Callable[[StreamFrame], bool]
-_REPORTED = 10_000  # frames that the summary's latencies are of, the last ones
+from ..runtime.cam import METHODS
+from ..runtime.errors import RequestError, WhyCamError
+from ..runtime.live.attempt import Event
+from ..runtime.live.controls import StreamFrame, Sweep
+from ..runtime.live.stream import Stream
+from ..runtime.live.track import FORWARDS
+from . import parse
+from .console import note, print_json, say
+from .options import EngineOptions, Json, Model, Target, complete, require
+from .stream_run import Sink, run, summary
 
 
 def stream(
-    model: Annotated[Path, typer.Argument(help="A file made by whycam export.")],
+    model: Model,
+    engine: EngineOptions,
     source: Annotated[
         str,
         typer.Option(
             "-s",
             "--source",
-            help="A camera's number, a video file, a folder of pictures, an address as "
+            help="A camera's number, a video file, a folder of images, an address as "
             "rtsp://HOST/PATH, or a GStreamer pipeline in quotes.",
         ),
     ] = "0",
@@ -70,11 +64,12 @@ def stream(
     method: Annotated[
         str | None,
         typer.Option(
-            help=f"Of: {', '.join(METHODS)} [default: what the graph finishes itself, or gradcam]."
+            help=f"Of: {', '.join(METHODS)} [default: what the graph finishes itself, or gradcam].",
+            autocompletion=complete(METHODS),
         ),
     ] = None,
     tft: Annotated[
-        str,
+        Sweep,
         typer.Option(
             help="Thresholds: off, every (all of them at each frame) or track (the best one is "
             "followed from frame to frame)."
@@ -84,10 +79,7 @@ def stream(
         float,
         typer.Option(help="With --tft track: passes a frame spent on thresholds, on average."),
     ] = FORWARDS,
-    target: Annotated[
-        str | None,
-        typer.Option(help="Class to explain: index, label, or rank -1 to -5 [default: -1]."),
-    ] = None,
+    target: Target = None,
     threshold: Annotated[
         float | None,
         typer.Option(help="Draw only map values from here on [default: what TFT finds, or all]."),
@@ -129,9 +121,6 @@ def stream(
             "[default: libx264, or mpeg4 where FFmpeg has no encoder for H.264]."
         ),
     ] = None,
-    engine: Engine = "auto",
-    precision: Precision = "fp32",
-    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Explain a camera or a video, frame by frame.
@@ -139,43 +128,41 @@ def stream(
     Ctrl-C ends it: what was written is finished and kept, and the exit code is 130 (143 after
     SIGTERM).
     """
-    from ..explainer import load
-    from ..serve.server import LOOPBACK, Server
-    from ..serve.server import check as check_page
-    from .controls import Look
-    from .window import Window
+    from ..runtime.live.controls import Look
+    from ..runtime.live.window import Window
+    from ..runtime.serve.server import LOOPBACK, Server
+    from ..runtime.serve.server import check as check_page
 
     if output is not None and os.path.exists(source) and output.exists():
         _check_other(output, source)
     look = Look(
         method=method,  # type: ignore[arg-type]
-        tft=options.one_of("--tft", tft, ("off", "every", "track")),  # type: ignore[arg-type]
-        target=-1 if target is None else options.target(target) or 0,
+        tft=tft,
+        target=-1 if target is None else parse.target(target) or 0,
         threshold=threshold,
         opacity=opacity,
         smoothing=smoothing,
         contour=contour,
     )
+    require("--host or --token", bool(host or token), "--serve", serve is not None)
     if serve is not None:
         check_page(host or LOOPBACK, serve, token)
-    elif host is not None or token is not None:
-        raise RequestError("--host and --token are settings of --serve: add it")
     pages: list[Server] = []
 
     def tell(event: Event) -> None:
-        err.print(escape(event.text), soft_wrap=True)
+        note(event.text)
         for page in pages:
             page.tell_event(event)
 
     _silence_opencv()
     places, began = [place for place in (output, record) if place is not None], time.time()
-    with _kept_told(places, began), ExitStack() as stack:
+    with _say_what_is_kept(places, began), ExitStack() as stack:
         # A window that cannot be opened, and a place that cannot be written, are known first.
         sinks: list[Sink] = []
         if show:
             window = stack.enter_context(Window(f"whycam: {source}"))
             sinks.append(lambda frame: window.show(frame.image))
-        explainer = load(model, engine, threads, precision=precision)  # type: ignore[arg-type]
+        explainer = engine.load(model)
         opened = Stream(
             explainer,
             source,
@@ -201,27 +188,26 @@ def stream(
             )
             pages.append(stack.enter_context(page))
             sinks.append(page.publish)
-            err.print(escape(f"page: {page.url}"), soft_wrap=True)
+            note(f"page: {page.url}")
         sinks += _files(stack, opened, output, record, codec)
-        stopped, report = _run(opened, sinks, limit, as_json)
-    report |= {"source": opened.source, "model": str(model)}
-    report |= {"written": _written(places, began)}
+        stopped, report = run(opened, sinks, limit, as_json)
+    report |= {"source": opened.source, "model": str(model), "written": _written(places, began)}
     if as_json:
         print_json(report)
     else:
-        out.print(_summary(report), soft_wrap=True)
+        say(summary(report))
     if stopped is not None:
         raise typer.Exit(128 + stopped)
 
 
 @contextmanager
-def _kept_told(places: list[Path], began: float) -> Iterator[None]:
+def _say_what_is_kept(places: list[Path], began: float) -> Iterator[None]:
     """After an error people want to know what they still have."""
     try:
         yield
     except WhyCamError:
         for place in _written(places, began):
-            err.print(escape(f"kept: what was written to {place} before this"), soft_wrap=True)
+            note(f"kept: what was written to {place} before this")
         raise
 
 
@@ -240,7 +226,7 @@ def _files(
 ) -> Iterator[Sink]:
     """Files that take the frames; kept whatever ends the stream."""
     if output is not None:
-        from .video import VideoFile
+        from ..runtime.live.video import VideoFile
 
         video = stack.enter_context(VideoFile(output, opened.fps or 25.0, codec))
 
@@ -250,7 +236,7 @@ def _files(
 
         yield write
     if record is not None:
-        from .record import RecordFile
+        from ..runtime.live.record import RecordFile
 
         lines = stack.enter_context(RecordFile(record))
 
@@ -259,80 +245,6 @@ def _files(
             return True
 
         yield note
-
-
-def _run(
-    opened: Stream, sinks: list[Sink], limit: int | None, quiet: bool
-) -> tuple[int | None, dict[str, Any]]:
-    """Hand each frame to all sinks: the signal that ended it, if any, and what there is to say."""
-    latencies: deque[float] = deque(maxlen=_REPORTED)
-    frames = passes = 0
-    begun = shown = time.perf_counter()
-    total = min((n for n in (opened.total, limit) if n is not None), default=None)
-    with _stopping(opened) as signals, progress("starting", total, quiet) as advance:
-        advance("starting", 0)
-        done = 0
-        for frame in opened:
-            frames += 1
-            passes += frame.timing.forwards
-            latencies.append(frame.timing.latency)
-            if not min((sink(frame) for sink in sinks), default=True):  # all take it, even the last
-                break
-            now = time.perf_counter()
-            if now - shown > 0.1:
-                advance(f"{frame.timing.fps:.0f} fps: {frame.explanation.label}", frames - done)
-                shown, done = now, frames
-        opened.close()
-    took = time.perf_counter() - begun
-    return (signals[0] if signals else None), {
-        "frames": frames,
-        "took": took,
-        "fps": frames / took,
-        "latency": {
-            "median": statistics.median(latencies) if latencies else None,
-            "p95": sorted(latencies)[int(0.95 * len(latencies))] if latencies else None,
-        },
-        "forwards": passes / max(1, frames),
-        "dropped": opened.dropped,
-        "corrupt": opened.corrupt,
-        "reconnects": opened.reconnects,
-        "stopped": signal.Signals(signals[0]).name if signals else None,
-    }
-
-
-@contextmanager
-def _stopping(opened: Stream) -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM end the stream between two frames, so that files are finished."""
-    signals: list[int] = []
-
-    def stop(number: int, _: object) -> None:
-        signals.append(number)
-        opened.stop()
-        if len(signals) > 2:  # somebody insists
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield signals  # only the main thread may handle signals
-        return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _summary(report: dict[str, Any]) -> str:
-    median = report["latency"]["median"]
-    parts = [
-        f"{report['frames']} frames in {report['took']:.1f} s, {report['fps']:.1f} a second",
-        *([f"latency {1e3 * median:.0f} ms"] if median is not None else []),
-        *([f"{report['forwards']:.1f} forwards a frame"] if report["forwards"] else []),
-        *(f"{report[name]} {name}" for name in ("dropped", "corrupt") if report[name]),
-        *([f"lost and back {report['reconnects']} times"] if report["reconnects"] else []),
-    ]
-    written = [f"written to {place}" for place in report["written"]]
-    return "\n".join(["; ".join(parts), *written])
 
 
 def _silence_opencv() -> None:

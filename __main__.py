@@ -1,0 +1,5 @@
+"""``python -m whycam``: the command line."""
+
+from .cli import main
+
+main()

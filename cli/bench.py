@@ -1,0 +1,128 @@
+"""The verb bench."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..runtime.bench.bench import PEERS
+from . import parse
+from .console import print_json, say_all, say_written
+from .options import ENGINES, Json, Method, complete
+from .progress import progress
+
+if TYPE_CHECKING:
+    from ..runtime.bench.bench import PeerRuns
+    from ..runtime.bench.plan import Configuration
+    from ..runtime.sweep import Floats
+
+
+def bench(
+    models: Annotated[
+        list[Path], typer.Argument(metavar="MODEL...", help="Files made by whycam export.")
+    ],
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help=f"Of: {', '.join(ENGINES)} [default: those installed].",
+            autocompletion=complete(ENGINES),
+        ),
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="Of: fp32, bf16.", autocompletion=complete(["fp32", "bf16"]))
+    ] = "fp32",
+    method: Method = None,
+    tft: Annotated[
+        str,
+        typer.Option(
+            "--tft",
+            help="Without TFT, with it: off, on.",
+            autocompletion=complete(["off", "on"]),
+        ),
+    ] = "off,on",
+    batch: Annotated[str, typer.Option(help="Images explained at once, as 1,8.")] = "1",
+    threads: Annotated[
+        str | None, typer.Option(help="For one run, as 1,2 [default: every core].")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="How often each is timed, in turn.")] = 20,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Other tools to run on the same PyTorch network: {', '.join(PEERS)}.",
+            autocompletion=complete(list(PEERS)),
+        ),
+    ] = None,
+    torch_model: Annotated[
+        str | None,
+        typer.Option(
+            help="With --against: that network, as for whycam export [default: as in the file]."
+        ),
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="The image [default: one that is generated].")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for bench.json and bench.png.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure how long explanations take here, beside plain classification and other tools.
+
+    Lists have commas. Every combination is timed once a round, in turn.
+    """
+    from ..runtime.bench.bench import measure, steps
+    from ..runtime.bench.plan import plan
+    from ..runtime.bench.report import document
+    from ..runtime.bench.save import write_bench
+    from ..runtime.files import writable
+    from ..runtime.machine import describe_machine
+    from .bench_tables import report
+
+    planned = plan(
+        [str(model) for model in models],
+        None if engine is None else parse.names(engine),
+        parse.names(precision),
+        parse.methods(method),
+        [each == "on" for each in parse.choices("--tft", tft, ("off", "on"))],
+        parse.counts("--batch", batch),
+        None if threads is None else parse.counts("--threads", threads),
+    )
+    peers = None
+    if against is not None:
+        peers = _peers(parse.choices("--against", against, list(PEERS)), models, torch_model)
+    if output is not None:
+        writable(output)  # known before the hours it may take
+    with progress("benchmarking", None, as_json) as advance:
+        advance.total(steps(planned, rounds))
+        made = measure(planned, None if image is None else str(image), rounds, peers, advance)
+    about = describe_machine()
+    written = [] if output is None else write_bench(made, about, output)
+    if as_json:
+        print_json({**document(made, about), "written": [str(path) for path in written]})
+        return
+    say_all(report(made, about))
+    if output is not None:
+        say_written(output, written)
+
+
+def _peers(names: list[str], models: Sequence[Path], torch_model: str | None) -> PeerRuns:
+    """Prepare other tools on the networks of files, before anything is measured."""
+    from ..export.requirements import require_torch
+    from ..runtime.onnxfile import read_manifest
+
+    require_torch("comparing with other tools")
+    from ..export.peers import check_installed, network, peers
+
+    check_installed(names)
+    manifests = {str(model): read_manifest(model) for model in models}
+    networks = {model: network(own, torch_model) for model, own in manifests.items()}
+
+    def runs_for(what: Configuration, image: Floats) -> dict[str, Callable[[], Any]]:
+        layer = manifests[what.model].target_layer
+        return peers(networks[what.model], layer, image, names, what.threads)
+
+    return runs_for

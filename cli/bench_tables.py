@@ -1,0 +1,141 @@
+"""A benchmark as lines and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ..runtime.bench.bench import Benchmark, Row
+from ..runtime.bench.report import names_of, peak_bytes, shared_by, summary
+from ..runtime.bench.stages import ANSWER, STAGES, WHOLE
+from ..runtime.timing import median
+from .tables import table
+
+
+def answers_table(found: Benchmark) -> Table:
+    """Lay out, a line for each configuration, from the prepared input to map or probabilities."""
+    shared = shared_by(found.rows)
+    columns = ["median ms", "p90", "p99", "images/s", "/ plain"]
+    rows = []
+    for row in found.rows:
+        numbers = summary(found, row)
+        ratio = numbers["ratio_to_plain"]
+        rows.append(
+            [
+                *names_of(row, shared).values(),
+                *(f"{numbers[name]:.2f}" for name in ("median_ms", "p90_ms", "p99_ms")),
+                f"{numbers['images_per_second']:.1f}",
+                "" if ratio is None else f"{ratio:.2f}",
+            ]
+        )
+    return table(
+        [*names_of(found.rows[0], shared), *columns],
+        rows,
+        numbers=columns,
+        title="from the prepared input to the answer; / plain: to classification by the same "
+        "engine",
+    )
+
+
+def stages_table(found: Benchmark) -> Table:
+    """Lay out median milliseconds of each stage, and its share, from file to overlay."""
+    shared = shared_by(found.rows)
+    rows = []
+    for row in found.rows:
+        if row.peer:
+            continue
+        medians = {stage: median(row.seconds[stage]) for stage in STAGES if stage in row.seconds}
+        total = sum(medians.values())
+        cells = [
+            f"{medians[stage] * 1e3:.2f}\n{medians[stage] / total:.0%}" if stage in medians else ""
+            for stage in STAGES
+        ]
+        whole = f"{median(row.seconds[WHOLE]) * 1e3:.2f}\n"
+        rows.append([*names_of(row, shared).values(), *cells, whole])
+    return table(
+        [*names_of(found.rows[0], shared), *STAGES, WHOLE],
+        rows,
+        numbers=[*STAGES, WHOLE],
+        title="from the image file to the overlay: median ms of each stage, and its share",
+    )
+
+
+def footprints_table(found: Benchmark) -> Table:
+    """Lay out seconds to the first map in a fresh process, and the memory that took."""
+    columns = ["import s", "load s", "map s", "all s", "peak MiB"]
+    rows = []
+    for each in found.footprints:
+        what, peak = each.configuration, peak_bytes(each)
+        rows.append(
+            [
+                Path(what.model).name,
+                what.engine,
+                what.precision,
+                str(what.threads),
+                *(f"{median(samples):.2f}" for samples in each.seconds.values()),
+                "not known" if peak is None else f"{peak / 2**20:.0f}",
+            ]
+        )
+    return table(
+        ["model", "engine", "precision", "threads", *columns],
+        rows,
+        numbers=columns,
+        title="a fresh process up to its first map, without TFT",
+    )
+
+
+def heading(found: Benchmark, about: dict[str, Any]) -> str:
+    """Say what was measured, where and with what."""
+    shared = ", ".join(f"{name} {text}" for name, text in shared_by(found.rows).items())
+    versions = ", ".join(f"{name} {number}" for name, number in about["packages"].items())
+    picture = "a generated image" if found.picture == "generated" else found.picture
+    return "\n".join(
+        [
+            f"{about['processor']}, {about['cores']} cores; {about['system']}",
+            f"python {about['python']}, whycam {about['whycam']}, {versions}; {about['date']}",
+            f"{shared}; {picture}; {found.rounds} rounds, all in turn",
+        ]
+    )
+
+
+def remarks(found: Benchmark) -> list[str]:
+    """Say how other tools compare with the fastest of whycam's, and what was left out."""
+    lines = []
+    for row in found.rows:
+        ours = _fastest_beside(found, row) if row.peer and row.configuration.method else None
+        if ours is not None:
+            ratio = median(row.seconds[ANSWER]) / median(ours.seconds[ANSWER])
+            own, what = ours.configuration, row.configuration
+            lines.append(
+                f"{what.engine} takes {ratio:.1f} times as long as whycam in {own.engine} "
+                f"{own.precision} ({Path(own.model).name}, {own.method}, batch {own.batch}, "
+                f"threads {own.threads})"
+            )
+    return lines + [f"left out: {each.what}: {each.reason}" for each in found.left_out]
+
+
+def _fastest_beside(found: Benchmark, peer: Row) -> Row | None:
+    """Whycam's own map of the same method, model, batch, threads and, to be fair, precision."""
+    same = ("model", "precision", "method", "tft", "batch", "threads")
+    wanted = [getattr(peer.configuration, name) for name in same]
+    beside = [
+        row
+        for row in found.rows
+        if not row.peer and [getattr(row.configuration, name) for name in same] == wanted
+    ]
+    return min(beside, key=lambda row: median(row.seconds[ANSWER]), default=None)
+
+
+def report(found: Benchmark, about: dict[str, Any]) -> Iterator[str | Table]:
+    """Say everything, as lines and tables in order."""
+    yield heading(found, about)
+    for part in (answers_table(found), stages_table(found), footprints_table(found)):
+        yield ""
+        yield part
+    lines = remarks(found)
+    if lines:
+        yield ""
+    yield from lines

@@ -1,0 +1,149 @@
+"""The verb build."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from ..runtime.engines.plan import Library, Range
+from ..runtime.manifest import FilePrecision
+from . import parse
+from .console import print_json, say
+from .options import Json, Model
+from .progress import progress
+
+if TYPE_CHECKING:
+    from ..export import Built
+
+
+def build(
+    model: Model,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The plan to write, FILE.plan.")],
+    engine: Annotated[
+        Library,
+        typer.Option(
+            help="tensorrt-rtx: ahead of time, without a GPU, for RTX GPUs. tensorrt: on the GPU "
+            "that will run the plan."
+        ),
+    ] = "tensorrt-rtx",
+    compute: Annotated[
+        str | None,
+        typer.Option(
+            help="For tensorrt-rtx: compute capabilities, as 75,86,89,120 [default: 86,89,120]."
+        ),
+    ] = None,
+    precision: Annotated[
+        FilePrecision | None,
+        typer.Option(
+            help="What a float file is converted to first; INT8 files are made by whycam calibrate "
+            "int8 [default: the file's]."
+        ),
+    ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MIN:OPT:MAX",
+            help="Images at once; MAX alone means 1:1:MAX [default: 1:1:16, or 1:1:4 for graphs "
+            "that sweep thresholds themselves].",
+        ),
+    ] = None,
+    targets: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MIN:OPT:MAX",
+            help="Classes explained at once; MAX alone means 1:1:MAX [default: 1:1:5, or 1 for "
+            "graphs that sweep thresholds themselves].",
+        ),
+    ] = None,
+    picture_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MIN:OPT:MAX",
+            help="For graphs that take images of any size: three times HxW "
+            "[default: 32x32:480x640:1088x1920].",
+        ),
+    ] = None,
+    workspace: Annotated[
+        int | None,
+        typer.Option(help="Memory that kernels may use besides, in MB [default: all there is]."),
+    ] = None,
+    timing_cache: Annotated[
+        Path | None,
+        typer.Option(help="For tensorrt: a file that makes the next build faster; made if absent."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Build a TensorRT plan, and the sidecar that says what it is."""
+    from ..export import to_plan
+
+    with progress("reading the graph", None, as_json) as advance:
+        made = to_plan(
+            model,
+            output,
+            library=engine,
+            compute=None if compute is None else parse.capabilities(compute),
+            precision=precision,
+            batch=None if batch is None else parse.span("--batch", batch),
+            classes=None if targets is None else parse.span("--targets", targets),
+            pictures=None if picture_size is None else parse.areas("--picture-size", picture_size),
+            workspace=workspace,
+            timing_cache=timing_cache,
+            tick=advance,
+            total=advance.total,
+        )
+    if as_json:
+        plan = msgspec.to_builtins(made.plan)
+        del plan["manifest"]  # labels and all: that is in the sidecar
+        print_json(
+            {
+                "path": str(made.path),
+                "sidecar": str(made.sidecar),
+                "bytes": made.size,
+                "seconds": made.seconds,
+                "converted": made.converted,
+                "rewritten": made.rewritten,
+                **plan,
+                "precision": made.plan.manifest.precision,
+            }
+        )
+        return
+    say(build_text(made))
+    say(f"next: whycam explain {made.path} IMAGE -o maps")
+
+
+def build_text(made: Built) -> str:
+    """Say what was built, for which GPUs and sizes."""
+    plan = made.plan
+    place = "" if plan.gpu is None else f" ({plan.gpu})"
+    notes = []
+    if made.converted:
+        notes.append(f"converted to {plan.manifest.precision} first, checked against the file")
+    if made.rewritten:
+        notes.append(
+            f"for 7.5 {made.rewritten} matrix products became convolutions or sums, checked "
+            "against the file"
+        )
+    sides = [f"batch {_range(plan.batch)}", f"classes {_range(plan.classes)}"]
+    if plan.height is not None and plan.width is not None:
+        sides += [f"height {_range(plan.height)}", f"width {_range(plan.width)}"]
+    return "\n".join(
+        [
+            f"saved as {made.path} ({made.size / 1e6:.1f} MB), with {made.sidecar}, in "
+            f"{made.seconds:.1f} s",
+            f"built by {plan.library} {plan.library_version} in {plan.manifest.precision} for "
+            f"compute capability {', '.join(plan.compute)}{place}",
+            ", ".join(sides),
+            *notes,
+            f"read back from the network, as the manifest has them: {len(plan.inputs)} inputs, "
+            f"{len(plan.outputs)} outputs",
+        ]
+    )
+
+
+def _range(sides: Range) -> str:
+    if sides.least == sides.most:
+        return str(sides.most)
+    return f"{sides.least} to {sides.most} (fastest at {sides.best})"

@@ -1,0 +1,109 @@
+"""The verb calibrate compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from ..runtime.errors import RequestError
+from . import parse
+from .console import out, print_json, say, say_written
+from .options import Data, EngineOptions, Json, Model, PaperMethod, ReadingOptions, ReportFolder
+from .progress import progress
+from .tables import table
+
+if TYPE_CHECKING:
+    from ..calibrate.fidelity import Fidelity
+
+
+def compare(
+    reference: Annotated[Path, typer.Argument(help="A file made by whycam export, run in fp32.")],
+    model: Model,
+    data: Data,
+    engine: EngineOptions,
+    reading: ReadingOptions,
+    output: ReportFolder = None,
+    images: Annotated[int, typer.Option(help="Images to compare on, at most.")] = 200,
+    method: PaperMethod = None,
+    tft: Annotated[
+        bool,
+        typer.Option(
+            "--tft/--no-tft", help="Compare thresholds too; maps alone are ten times faster."
+        ),
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Say whether labels, maps and thresholds survive another precision, file or engine."""
+    import msgspec
+
+    from ..calibrate.dataset import in_fixed_order, open_dataset
+    from ..calibrate.fidelity import compare as run_comparison
+    from ..calibrate.int8_report import write_fidelity_report
+    from ..runtime.explainer import load
+
+    if images < 1:
+        raise RequestError(f"--images must be 1 or more, not {images}")
+    methods = parse.methods(method)
+    first = load(reference, threads=engine.threads)
+    second = engine.load(model, check=False)  # how far it is off is the question
+    samples = in_fixed_order(open_dataset(data).samples)[:images]
+    with progress("comparing", len(samples), as_json) as advance:
+        advance("comparing", 0)
+        fidelity = run_comparison(
+            first,
+            second,
+            samples,
+            methods,
+            reading.reading(first.manifest.tft) if tft else None,
+            advance,
+        )
+    written = [] if output is None else write_fidelity_report(fidelity, output)
+    if as_json:
+        document = msgspec.to_builtins(fidelity)
+        print_json({**document, "written": [str(path) for path in written]})
+        return
+    out.print(fidelity_table(fidelity))
+    say(fidelity_lines(fidelity))
+    if output is not None:
+        say_written(output, written)
+
+
+def fidelity_table(fidelity: Fidelity) -> Table:
+    """Lay out how well maps agree, a line for each method."""
+    swept = ["same tau*", "average increase", "average drop"] if fidelity.mask is not None else []
+    rows = []
+    for method, maps in fidelity.maps.items():
+        cells = [
+            method,
+            f"{maps.pearson:.4f}",
+            f"{maps.pearson_low:.4f}",
+            f"{maps.iou:.3f}",
+            f"{maps.iou_low:.3f}",
+        ]
+        if swept:
+            cells += [
+                f"{maps.same_threshold:.3f}",
+                f"{maps.increase_before:.3f} -> {maps.increase_after:.3f}",
+                f"{maps.drop_before:.4f} -> {maps.drop_after:.4f}",
+            ]
+        rows.append(cells)
+    return table(["method", "correlation", "5 %", "IoU of top 20 %", "5 %", *swept], rows)
+
+
+def fidelity_lines(found: Fidelity) -> str:
+    """Say what the table does not."""
+    lines = [
+        f"{found.other} against {found.reference}",
+        f"{found.pictures} images: same class on {found.top1:.1%}, its probability off by "
+        f"{found.probability:.4f} on average",
+        "correlation and IoU: median, and 5th percentile beside it",
+    ]
+    if found.mask is not None:
+        lines.append(f"TFT: mask {found.mask}, thresholds by {found.thresholds}")
+    if found.unreadable:
+        shown = "; ".join(list(found.unreadable.values())[:3])
+        lines.append(f"{len(found.unreadable)} images left out: {shown}")
+    return "\n".join(lines)

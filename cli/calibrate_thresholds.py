@@ -1,0 +1,146 @@
+"""The verb calibrate thresholds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from ..runtime.errors import RequestError
+from ..runtime.tft import Mask, Tft, Thresholds
+from . import parse
+from .console import print_json, say, say_all, say_written
+from .options import (
+    Data,
+    EngineOptions,
+    Json,
+    Model,
+    PaperMethod,
+    ReadingOptions,
+    ReportFolder,
+)
+from .progress import progress
+from .tables import table
+
+if TYPE_CHECKING:
+    from ..calibrate.thresholds import Curve, Learnt, Point
+
+
+def thresholds(
+    model: Model,
+    data: Data,
+    engine: EngineOptions,
+    output: ReportFolder = None,
+    write: Annotated[
+        bool, typer.Option("--write/--no-write", help="Store what was learnt in the model file.")
+    ] = True,
+    method: PaperMethod = None,
+    mask: Annotated[
+        Mask | None,
+        typer.Option(help="With --thresholds: learn for this reading of TFT [default: both]."),
+    ] = None,
+    by: Annotated[
+        Thresholds | None, typer.Option("--thresholds", help="With --mask: see there.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Learn which thresholds are worth trying, so that a few forwards replace TFT's ten.
+
+    Takes 20 forwards for each photograph, method and reading. Then whycam explain --tft --forwards
+    4 searches, and whycam export --outputs tft --forwards 4 --search FILE puts the search into a
+    graph.
+    """
+    import msgspec
+
+    from ..calibrate.dataset import open_dataset
+    from ..calibrate.thresholds import READINGS, learn, store
+    from ..calibrate.thresholds_report import write_learnt
+    from ..runtime.files import writable
+
+    if not write and output is None and not as_json:
+        raise RequestError("with --no-write say where the result goes: -o DIR, or --json")
+    methods = parse.methods(method)
+    reading = ReadingOptions(mask, by).reading(Tft())
+    dataset = open_dataset(data)
+    explainer = engine.load(model)
+    if output is not None:
+        writable(output)  # known before the minutes it takes
+    with progress("trying thresholds", len(dataset.samples), as_json) as advance:
+        advance("trying thresholds", 0)
+        learnt = learn(
+            explainer,
+            dataset,
+            methods=methods,
+            readings=[(reading.mask, reading.thresholds)] if mask or by else READINGS,
+            tick=advance,
+        )
+    written = [] if output is None else write_learnt(learnt, output)
+    if write:
+        store(model, learnt.priors)
+    if as_json:
+        paths = [*map(str, written), *([str(model)] if write else [])]
+        print_json({**msgspec.to_builtins(learnt), "written": paths})
+        return
+    say_all([*map(curve_table, learnt.curves), learnt_lines(learnt)])
+    if output is not None:
+        say_written(output, written)
+    if write:
+        first = learnt.priors[0]
+        say(
+            f"stored in {model}\n"
+            f"next: whycam explain {model} IMAGE -o maps --method {first.method} --tft "
+            f"--mask {first.mask} --thresholds {first.thresholds} --forwards 4"
+        )
+
+
+def curve_table(curve: Curve) -> Table:
+    """Lay out forwards down; increase, rpi and time across."""
+    columns = ["increase", "of the gain", "rpi", "of all ten", "ms"]
+    rows = [
+        ["map as it is", f"{curve.original_average_increase:.3f}"],
+        *([f"search of {point.forwards}", *_cells(point)] for point in curve.search),
+        *(
+            ["only " + " ".join(f"{tau:g}" for tau in point.taus), *_cells(point)]
+            for point in curve.fixed
+        ),
+        ["all ten", *_cells(curve.every)],
+    ]
+    return table(
+        ["tried", *columns],
+        rows,
+        numbers=columns,
+        title=f"{curve.method}, mask {curve.mask}, thresholds by {curve.thresholds}",
+    )
+
+
+def _cells(point: Point) -> list[str]:
+    increase = f"{point.average_increase:.3f}±{point.average_increase_standard_error:.3f}"
+    time = "" if point.milliseconds is None else f"{point.milliseconds:.1f}"
+    return [
+        increase,
+        _share(point.increase_kept),
+        f"{point.mean_rpi:.3f}",
+        _share(point.rpi_kept),
+        time,
+    ]
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f} %"
+
+
+def learnt_lines(found: Learnt) -> str:
+    """Say what the tables do not."""
+    curve = found.curves[0]
+    lines = [
+        f"{found.model}: {found.pictures} images of {found.data}, learnt from "
+        f"{curve.learnt_from}, measured on {curve.held_out} others; engine {found.engine}",
+        "increase: average increase ± standard error; of the gain: what it has beyond the map as "
+        "it is, as a share of what all ten thresholds gain; rpi: mean relative probability "
+        "increase; ms: one map alone, median",
+    ]
+    if found.unreadable:
+        shown = "; ".join(list(found.unreadable.values())[:3])
+        lines.append(f"{len(found.unreadable)} images left out: {shown}")
+    return "\n".join(lines)

@@ -1,0 +1,52 @@
+"""Print for people, for machines, and errors: every string is printed as it stands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+# No markup: file names, labels and what files hold may look like it.
+out = Console(highlight=False, markup=False, emoji=False)
+err = Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def say(text: str | Text) -> None:
+    """Print lines on standard output; the terminal wraps them, so that they can be copied."""
+    out.print(text, soft_wrap=True)
+
+
+def say_all(parts: Iterable[RenderableType]) -> None:
+    """Print lines and tables in order."""
+    for part in parts:
+        out.print(part, soft_wrap=isinstance(part, str | Text))
+
+
+def say_written(folder: Path, files: Sequence[Path]) -> None:
+    """Name the files that were written to a folder."""
+    say(f"written to {folder}/: {', '.join(path.name for path in files)}")
+
+
+def note(text: str) -> None:
+    """Print a line on standard error, beside what a program may read from standard output."""
+    err.print(text, soft_wrap=True)
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document on standard output, in ASCII: any terminal and pipe can take it."""
+    text = document if isinstance(document, str) else json.dumps(document)
+    out.print_json(text, ensure_ascii=True)
+
+
+def print_error(text: str) -> None:
+    """Print one line that begins with a red ``error:`` on standard error."""
+    err.print(Text.assemble(("error:", "red"), " ", text), soft_wrap=True)
+
+
+def print_ok(text: str) -> None:
+    """Print one line that begins with a green ``ok`` on standard output."""
+    say(Text.assemble(("ok", "green"), ": ", text))

@@ -1,0 +1,158 @@
+"""The verb evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from ..calibrate.settings import VARIANTS, Explained
+from ..runtime.errors import RequestError
+from . import parse
+from .console import out, print_json, say, say_written
+from .options import (
+    AuthorsReading,
+    ClassMap,
+    Data,
+    EngineOptions,
+    Json,
+    Model,
+    PaperMethod,
+    complete,
+)
+from .progress import progress
+from .tables import table
+
+if TYPE_CHECKING:
+    from ..calibrate.summary import Evaluation, Result
+
+_TITLES = {
+    "average_increase": "average increase",
+    "average_drop": "average drop",
+    "coverage": "coverage",
+    "insertion": "insertion",
+    "deletion": "deletion",
+    "pointing_game": "pointing game",
+    "energy_in_box": "energy in box",
+}
+
+
+def evaluate(
+    model: Model,
+    data: Data,
+    engine: EngineOptions,
+    tft: AuthorsReading,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Folder for report and plots; an evaluation that was stopped goes on there.",
+        ),
+    ] = None,
+    method: PaperMethod = None,
+    variants: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,...",
+            help=f"Of each map: {', '.join(VARIANTS)}.",
+            autocompletion=complete(VARIANTS),
+        ),
+    ] = ",".join(VARIANTS),
+    target: Annotated[
+        Explained,
+        typer.Option(help="The class to explain: the predicted one, or the data's label."),
+    ] = "predicted",
+    classes: ClassMap = None,
+    curves: Annotated[
+        int,
+        typer.Option(help="Steps of insertion and deletion, as 20 [default: 0, not measured]."),
+    ] = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure how well maps explain: average increase and drop, rpi, pointing game and more."""
+    import msgspec
+
+    from ..calibrate.dataset import open_dataset
+    from ..calibrate.evaluate import evaluate as run_evaluation
+    from ..calibrate.report import write_report
+
+    if curves < 0:
+        raise RequestError(f"--curves must be 0 or more, not {curves}")
+    methods = parse.methods(method)
+    dataset = open_dataset(data)
+    explainer = engine.load(model)
+    with progress("evaluating", len(dataset.samples), as_json) as advance:
+        advance("evaluating", 0)
+        evaluation = run_evaluation(
+            explainer,
+            dataset,
+            methods=methods,
+            variants=parse.choices("--variants", variants, VARIANTS),  # type: ignore[arg-type]
+            tft=tft.reading(),
+            explained=target,
+            curve_steps=curves,
+            names=classes,
+            folder=output,
+            tick=advance,
+        )
+    written = [] if output is None else write_report(evaluation, output)
+    if as_json:
+        document = msgspec.to_builtins(evaluation)
+        print_json({**document, "written": [str(path) for path in written]})
+        return
+    out.print(results_table(evaluation))
+    say(summary_lines(evaluation))
+    if output is not None:
+        say_written(output, written)
+
+
+def results_table(evaluation: Evaluation) -> Table:
+    """Lay out results as the paper's table 3: measures down, variants across, ratios beside."""
+    variants = list(dict.fromkeys(result.variant for result in evaluation.results))
+    rows = []
+    for method in dict.fromkeys(result.method for result in evaluation.results):
+        of = {each.variant: each for each in evaluation.results if each.method == method}
+        for field, title in _TITLES.items():
+            cells = [_cell(of.get(name), of.get("original"), field) for name in variants]
+            if any(cells):
+                rows.append([method, title, *cells])
+    return table(["method", "measure", *variants], rows, numbers=variants)
+
+
+def _cell(own: Result | None, original: Result | None, field: str) -> str:
+    value = None if own is None else getattr(own, field)
+    if value is None:
+        return ""
+    text = f"{value:.3f} ± {getattr(own, f'{field}_standard_error'):.3f}"
+    before = None if original is None or original is own else getattr(original, field)
+    if before is None or field == "coverage":
+        return text
+    # As the paper: above 1 is better than the original, for drops as for increases.
+    lower_is_better = field in ("average_drop", "deletion")
+    above, below = (before, value) if lower_is_better else (value, before)
+    return f"{text} (x{above / below:.2f})" if below else text
+
+
+def summary_lines(evaluation: Evaluation) -> str:
+    """Say what the table does not."""
+    reading = evaluation.results[0]
+    lines = [
+        f"{evaluation.model}: {evaluation.pictures} images of {evaluation.data}, explaining the "
+        f"{evaluation.explained} class",
+        f"reading: mask {reading.mask}, thresholds by {reading.thresholds}; ± standard error; x: "
+        "ratio to the original, above 1 is better",
+    ]
+    if evaluation.accuracy is not None:
+        lines.append(
+            f"accuracy {evaluation.accuracy:.4f} ± {evaluation.accuracy_standard_error:.4f} on "
+            f"{evaluation.labelled} labelled images"
+        )
+    if evaluation.unreadable_count:
+        shown = "; ".join(list(evaluation.unreadable.values())[:3])
+        lines.append(f"{evaluation.unreadable_count} images left out: {shown}")
+    if evaluation.skipped:
+        lines.append(f"{evaluation.skipped} images without a label of the network's left out")
+    return "\n".join([*lines, *evaluation.notes])

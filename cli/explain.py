@@ -1,0 +1,177 @@
+"""The verb explain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from ..runtime.errors import RequestError, WhyCamError
+from . import parse
+from .console import out, print_error, print_json, say
+from .options import EngineOptions, Json, Method, Model, ReadingOptions, Target, require
+from .progress import progress
+from .tables import Cell, colored, table
+
+if TYPE_CHECKING:
+    from ..runtime.explanation import Explanation
+    from ..runtime.manifest import Manifest
+    from ..runtime.tft import Tft
+
+
+@dataclass(frozen=True)
+class TftOptions(ReadingOptions):
+    """Whether and how each map is thresholded."""
+
+    tft: Annotated[bool, typer.Option("--tft", help="Find the best threshold of each map.")] = False
+    forwards: Annotated[
+        int | None,
+        typer.Option(
+            help="TFT: try so few thresholds; needs whycam calibrate thresholds [default: the "
+            "file's, or all]."
+        ),
+    ] = None
+    sweep_in: Annotated[
+        str | None,
+        typer.Option(
+            help="Where TFT tries its thresholds: bf16, or the network's INT8 file; the best "
+            "(--again) are tried again in the map's own precision [default: all in that]."
+        ),
+    ] = None
+    again: Annotated[
+        int | None,
+        typer.Option(help="With --sweep-in: how many of the best are tried again [default: 2]."),
+    ] = None
+    naive: Annotated[
+        bool, typer.Option("--naive", help="Mute the share that the method's users mute by habit.")
+    ] = False
+
+    def check(self) -> None:
+        """Refuse settings of what is not asked for."""
+        settings = self.mask or self.thresholds or self.forwards is not None
+        if self.naive and self.tft:
+            raise RequestError("--naive and --tft exclude each other")
+        require("--mask, --thresholds or --forwards", bool(settings), "--tft", self.tft)
+        require("--sweep-in", self.sweep_in is not None, "--tft", self.tft)
+        require("--again", self.again is not None, "--sweep-in", self.sweep_in is not None)
+
+    def thresholding(self, manifest: Manifest) -> Tft | Literal["naive"] | None:
+        """Return what ``Explainer.explain`` takes as ``tft``."""
+        if self.naive:
+            return "naive"
+        return self.reading(manifest.tft, self.forwards, self.again) if self.tft else None
+
+
+def explain(
+    model: Model,
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    tft: TftOptions,
+    engine: EngineOptions,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for the overlays.")
+    ] = None,
+    method: Method = None,
+    target: Target = None,
+    figure: Annotated[
+        bool, typer.Option("--figure", help="Write image, map, TFT map and rpi curve as well.")
+    ] = False,
+    save_maps: Annotated[
+        bool, typer.Option("--save-maps", help="Write maps as .npy, at the image's size.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what a network sees in images, and where it looked."""
+    if output is None and (figure or save_maps):
+        raise RequestError("--figure and --save-maps need a folder to write to: -o DIR")
+    tft.check()
+    methods = parse.methods(method)
+    explainer = engine.load(model, sweep_in=tft.sweep_in)
+    thresholding = tft.thresholding(explainer.manifest)
+    if methods is None:
+        methods = [explainer.manifest.map_method or "gradcam"]
+    files = parse.images(images)
+    rows: list[dict[str, Any]] = []
+    failed: list[str] = []
+    with progress("explaining", len(files) * len(methods), as_json) as advance:
+        for file, name in files:
+            for each in methods:
+                try:
+                    explanation = explainer.explain(
+                        file,
+                        parse.target(target),
+                        each,
+                        thresholding,
+                        progress=lambda done, total, name=name: advance(  # type: ignore[misc]
+                            f"{name}: {done} of {total} passes", 0
+                        ),
+                    )
+                except WhyCamError as error:
+                    if len(files) == 1 or isinstance(error, RequestError):
+                        raise
+                    failed.append(str(error))
+                    rows.append({"file": str(file), "error": str(error)})
+                    advance(name, len(methods))
+                    break
+                row: dict[str, Any] = {"file": str(file), **explanation.to_dict()}
+                if output is not None:
+                    stem = f"{name}.{each}"
+                    row["written"] = _write(explanation, output, stem, figure, save_maps)
+                rows.append(row)
+                advance(name, 1)
+    if as_json:
+        print_json({"model": str(model), "explanations": rows})
+    else:
+        out.print(explanations_table(rows, tft.tft))
+        for line in failed:
+            print_error(line)
+        if output is not None:
+            say(f"written to {output}/")
+    if failed:
+        raise typer.Exit(2)
+
+
+def _write(
+    explanation: Explanation, folder: Path, name: str, figure: bool, save_maps: bool
+) -> list[str]:
+    written = [explanation.save(folder / f"{name}.png")]
+    if figure:
+        written.append(explanation.save(folder / f"{name}.figure.png", figure=True))
+    if save_maps:
+        written.append(explanation.save_map(folder / f"{name}.npy"))
+    return [str(path) for path in written]
+
+
+def explanations_table(rows: Sequence[dict[str, Any]], tft: bool) -> Table:
+    """Lay out explanations, one a line.
+
+    Args:
+        rows: as ``Explanation.to_dict`` gives them, with ``file``; or ``file`` and ``error``.
+        tft: with columns for the threshold.
+    """
+    values = any(row.get("task") == "none" for row in rows)
+    thresholds = ["tau*", "rpi", "p masked"] if tft else []
+    columns = ["image", "method", "class", "value" if values else "probability", *thresholds]
+    return table(columns, [_cells(row, tft) for row in rows], numbers=thresholds)
+
+
+def _cells(row: dict[str, Any], tft: bool) -> list[Cell]:
+    from ..runtime.explanation import format_probability
+
+    name = Path(row["file"]).name
+    if "error" in row:
+        return [name, "", colored("unreadable", "red")]
+    label = f"{row['label']} ({row['index']})"
+    cells: list[Cell] = [name, row["method"], label]
+    cells.append(format_probability(row["probability"], row["task"], 4))
+    if not tft:
+        return cells
+    # A search knows thresholds between the tenths.
+    tau = f"{row['threshold']:.2f}".removesuffix("0")
+    if not row["improved"]:
+        return [*cells, tau, "-", f"{row['probability']:.4f}"]
+    rpi = max(value for value in row["rpi"] if value is not None)
+    return [*cells, tau, f"{rpi:.3f}", f"{row['masked_probability']:.4f}"]

@@ -1,0 +1,239 @@
+"""What several verbs ask for: each option's name, type, help and completion, written once.
+
+A verb takes a group of options as one parameter, a dataclass; ``expand`` spells its fields out for
+typer.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from ..runtime import tft
+from ..runtime.cam import METHODS
+from ..runtime.engines import base, registry
+from ..runtime.errors import RequestError
+
+if TYPE_CHECKING:
+    from ..runtime.explainer import Explainer
+
+ENGINES = sorted(registry.ENGINES)
+
+
+def complete(values: Sequence[str]) -> Callable[[str], list[str]]:
+    """Complete the last of several values with commas between them."""
+
+    def completions(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        return [f"{before}{comma}{value}" for value in values if value.startswith(last)]
+
+    return completions
+
+
+def _method(default: str, of: Sequence[str] = METHODS) -> Any:
+    return typer.Option(
+        "--method",
+        metavar="NAME,...",
+        help=f"One or more, with commas, of: {', '.join(of)} [default: {default}].",
+        autocompletion=complete(of),
+    )
+
+
+def _mask(default: str) -> Any:
+    return typer.Option(
+        "--mask",
+        help=f"TFT masks the image by the map's region (binary) or by its values (soft){default}.",
+    )
+
+
+def _thresholds(default: str) -> Any:
+    return typer.Option(
+        "--thresholds",
+        help=f"TFT's thresholds are map values (value) or shares of the pixels (rank){default}.",
+    )
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
+Model = Annotated[
+    Path, typer.Argument(help="A file made by whycam export, half, build or calibrate int8.")
+]
+Data = Annotated[
+    Path,
+    typer.Argument(
+        help="A folder with a subfolder for each class, a CSV file of image and label, or a Pascal "
+        "VOC folder (JPEGImages and Annotations)."
+    ),
+]
+Engine = Annotated[
+    str,
+    typer.Option(
+        help=f"What runs the graph: auto, {', '.join(ENGINES)}.",
+        autocompletion=complete(["auto", *ENGINES]),
+    ),
+]
+Precision = Annotated[
+    base.Precision,
+    typer.Option(help="Of the arithmetic; bf16 is faster where the processor has it."),
+]
+Threads = Annotated[int | None, typer.Option(help="Threads for one run [default: every core].")]
+Cache = Annotated[
+    Path | None, typer.Option(help="Folder for compiled models, for a faster start next time.")
+]
+Gpu = Annotated[int, typer.Option(help="Index of the GPU, for engines that use one.")]
+Method = Annotated[str | None, _method("what the graph finishes itself, or gradcam")]
+PaperMethod = Annotated[str | None, _method("the paper's four, as far as the file has them")]
+Target = Annotated[
+    str | None,
+    typer.Option(help="Class to explain: index, label, or rank -1 to -5 [default: -1]."),
+]
+Weights = Annotated[
+    str,
+    typer.Option(
+        help="default (pretrained; a factory's own), none (random), or a .pth or .safetensors file."
+    ),
+]
+Labels = Annotated[
+    str | None, typer.Option(help="imagenet, or a file: one name a line or a JSON list.")
+]
+NumClasses = Annotated[
+    int | None, typer.Option(help="Classes, where the weights have another number than usual.")
+]
+ImageSize = Annotated[
+    str | None, typer.Option(help="Side of the network input, or HxW [default: the model's].")
+]
+Preprocess = Annotated[
+    str | None,
+    typer.Option(
+        help="How images are prepared, where the model does not say: imagenet (RGB, ImageNet's "
+        "mean and std) or caffe (BGR, 0 .. 255 less ImageNet's mean), both with the shorter side "
+        "resized to 256/224 of the input and a centre crop; tf (-1 .. 1), zero-one (0 .. 1) or raw "
+        "(0 .. 255), resized straight to the input's size; or a JSON file (a manifest's "
+        "'preprocess', or a preprocessor_config.json).",
+        autocompletion=complete(["imagenet", "caffe", "tf", "zero-one", "raw"]),
+    ),
+]
+TargetLayer = Annotated[
+    str | None, typer.Option(help="The layer to explain [default: found from the graph].")
+]
+ClassMap = Annotated[
+    Path | None,
+    typer.Option("--classes", help="CSV: the data's label, the network's class (index or name)."),
+]
+ReportFolder = Annotated[
+    Path | None, typer.Option("-o", "--output", help="Folder for the report and its plots.")
+]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What runs a graph, in the precision of the file."""
+
+    engine: Engine = "auto"
+    threads: Threads = None
+    gpu: Gpu = 0
+
+
+@dataclass(frozen=True)
+class EngineOptions(RunOptions):
+    """What runs a graph, and in which precision."""
+
+    precision: Precision = "fp32"
+    cache: Cache = None
+
+    def load(self, model: Path, **rest: Any) -> Explainer:
+        """Load a model file; ``rest`` goes to ``whycam.load``."""
+        from ..runtime.explainer import load
+
+        return load(
+            model,
+            self.engine,
+            self.threads,
+            precision=self.precision,
+            cache=self.cache,
+            gpu=self.gpu,
+            **rest,
+        )
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How TFT is read; what is not given is as the file says."""
+
+    mask: Annotated[tft.Mask | None, _mask(" [default: the file's]")] = None
+    thresholds: Annotated[tft.Thresholds | None, _thresholds(" [default: the file's]")] = None
+
+    def reading(
+        self, default: tft.Tft, forwards: int | None = None, again: int | None = None
+    ) -> tft.Tft:
+        """Return the reading asked for; what is not given is as in ``default``."""
+        searched = forwards is not None or again is not None
+        return tft.Tft(
+            mask=self.mask or default.mask,
+            thresholds=self.thresholds or default.thresholds,
+            taus=default.taus,
+            forwards=default.forwards if forwards is None else forwards,
+            again=again if searched else default.again,
+        )
+
+
+@dataclass(frozen=True)
+class AuthorsReading:
+    """How TFT is read; by default as the paper's authors' code does."""
+
+    mask: Annotated[tft.Mask, _mask("")] = "soft"
+    thresholds: Annotated[tft.Thresholds, _thresholds("")] = "rank"
+
+    def reading(self) -> tft.Tft:
+        """Return the reading asked for."""
+        return tft.Tft(mask=self.mask, thresholds=self.thresholds)
+
+
+def expand(function: Callable[..., None]) -> Callable[..., None]:
+    """Spell out the options of each parameter that is a dataclass, as typer wants them."""
+    hints = get_type_hints(function, include_extras=True)
+    groups: dict[str, Any] = {}
+    parameters = []
+    for parameter in inspect.signature(function).parameters.values():
+        hint = hints[parameter.name]
+        if is_dataclass(hint):
+            groups[parameter.name] = hint
+            inner = get_type_hints(hint, include_extras=True)
+            parameters += [
+                inspect.Parameter(
+                    field.name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=field.default,
+                    annotation=inner[field.name],
+                )
+                for field in fields(hint)
+            ]
+        else:
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(parameter.replace(kind=kind, annotation=hint))
+
+    @wraps(function)
+    def run(**given: Any) -> None:
+        for name, group in groups.items():
+            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+        function(**given)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    del run.__wrapped__
+    return run
+
+
+def require(option: str, given: bool, needed: str, there: bool) -> None:
+    """Refuse an option that has no meaning without another one.
+
+    Raises:
+        RequestError: ``option`` is given, ``needed`` is not there.
+    """
+    if given and not there:
+        raise RequestError(f"{option} is a setting of {needed}: add it")

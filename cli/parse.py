@@ -1,0 +1,168 @@
+"""Read the text of options: lists with commas, sizes, ranges, classes, images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..runtime.cam import METHODS, Method
+from ..runtime.engines.plan import Range
+from ..runtime.errors import RequestError
+from ..runtime.images import pictures_in
+
+
+def names(text: str) -> list[str]:
+    """Split names at commas: ``a, b`` to ``["a", "b"]``."""
+    return text.replace(" ", "").split(",")
+
+
+def choices(option: str, text: str, allowed: Sequence[str]) -> list[str]:
+    """Split names at commas, each of which must be allowed."""
+    found = names(text)
+    for name in found:
+        if name not in allowed:
+            raise RequestError(
+                f"{option} must be one or more of {', '.join(allowed)}; not '{name}'"
+            )
+    return found
+
+
+def methods(text: str | None) -> list[Method] | None:
+    """Split names of CAM methods at commas; None stays None."""
+    if text is None:
+        return None
+    return choices("--method", text, METHODS)  # type: ignore[return-value]
+
+
+def counts(option: str, text: str) -> list[int]:
+    """Split numbers from 1 on at commas."""
+    try:
+        found = [int(part) for part in names(text)]
+    except ValueError:
+        found = []
+    if not found or min(found) < 1:
+        raise RequestError(f"{option} must be numbers from 1 on with commas, not '{text}'")
+    return found
+
+
+def assignments(option: str, text: str) -> dict[str, float]:
+    """Read names with numbers: ``pearson=0.95,top1=0.9``."""
+    found = {}
+    for part in names(text):
+        name, _, value = part.partition("=")
+        try:
+            found[name] = float(value)
+        except ValueError as error:
+            raise RequestError(f"{option} must be NAME=NUMBER with commas, not '{text}'") from error
+    return found
+
+
+def floats(option: str, text: str) -> list[float]:
+    """Split numbers at commas."""
+    try:
+        return [float(part) for part in names(text)]
+    except ValueError as error:
+        raise RequestError(f"{option} must be numbers with commas, not '{text}'") from error
+
+
+def per_channel(option: str, text: str | None) -> tuple[float, ...] | None:
+    """Read a number for each channel: three with commas, or one for grey."""
+    if text is None:
+        return None
+    values = tuple(floats(option, text))
+    if len(values) not in (1, 3):
+        raise RequestError(f"{option} must be three numbers with commas, or one, not '{text}'")
+    return values
+
+
+def target(text: str | None) -> int | str | None:
+    """Read a class: its index or rank as a number, or its label."""
+    if text is None:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def size(option: str, text: str | None) -> tuple[int, int] | None:
+    """Read height and width in pixels: one number for both, or HxW."""
+    if text is None:
+        return None
+    try:
+        sides = [int(side) for side in text.lower().split("x")]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise RequestError(f"{option} must be a number or HxW, as 224 or 240x320, not '{text}'")
+    return sides[0], sides[-1]
+
+
+def span(option: str, text: str) -> Range:
+    """Read ``MIN:OPT:MAX``; ``MAX`` alone is 1:1:MAX."""
+    parts = text.split(":")
+    try:
+        numbers = [int(part) for part in (["1", "1", *parts] if len(parts) == 1 else parts)]
+        least, best, most = numbers
+        return Range(least, best, most)
+    except ValueError as error:
+        raise RequestError(
+            f"{option} must be MAX or MIN:OPT:MAX, whole numbers that do not fall and begin at 1 "
+            f"or more, as 1:8:16; not '{text}'"
+        ) from error
+
+
+def areas(option: str, text: str) -> tuple[Range, Range]:
+    """Read ``HxW:HxW:HxW``, or one HxW for all three, as ranges of height and of width."""
+    parts = text.split(":")
+    sizes = [size(option, part) for part in (parts * 3 if len(parts) == 1 else parts)]
+    try:
+        least, best, most = (each for each in sizes if each is not None)
+        height, width = (Range(*sides) for sides in zip(least, best, most, strict=True))
+    except ValueError as error:
+        raise RequestError(
+            f"{option} must be HxW or three of them that do not fall, as "
+            f"32x32:480x640:1088x1920; not '{text}'"
+        ) from error
+    return height, width
+
+
+def capabilities(text: str) -> list[str]:
+    """Read compute capabilities: ``75,8.6,120`` as 7.5, 8.6, 12.0."""
+    found = []
+    for part in names(text):
+        digits = part.replace(".", "", 1)
+        if not digits.isdecimal() or len(digits) < 2 or ("." in part and part[-2] != "."):
+            raise RequestError(
+                f"--compute must be compute capabilities with commas, as 75,86,89,120; not '{text}'"
+            )
+        found.append(f"{digits[:-1]}.{digits[-1]}")
+    return found
+
+
+def images(given: Sequence[Path]) -> list[tuple[Path, str]]:
+    """List images, those inside folders too.
+
+    Returns:
+        Each file with a name for what is written of it, unique even where stems repeat.
+
+    Raises:
+        RequestError: a folder holds no images.
+    """
+    files: list[Path] = []
+    for path in given:
+        if os.path.isdir(path):  # False, where pathlib raises: names too long
+            inside = pictures_in(path)
+            if not inside:
+                raise RequestError(f"no images in the folder {path}")
+            files.extend(inside)
+        else:
+            files.append(path)
+    repeats: dict[str, int] = {}
+    named = []
+    for file in files:
+        repeats[file.stem] = repeats.get(file.stem, 0) + 1
+        count = repeats[file.stem]
+        named.append((file, file.stem if count == 1 else f"{file.stem}-{count}"))
+    return named

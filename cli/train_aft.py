@@ -1,0 +1,207 @@
+"""The verb train aft."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from ..export.requirements import require_torch
+from ..runtime.cam import METHODS
+from ..runtime.errors import RequestError
+from . import parse
+from .console import out, print_json, say
+from .options import (
+    AuthorsReading,
+    ClassMap,
+    ImageSize,
+    Json,
+    Labels,
+    NumClasses,
+    Preprocess,
+    TargetLayer,
+    Weights,
+    complete,
+)
+from .progress import progress
+from .tables import table
+from .train_options import (
+    Batch,
+    Checkpoints,
+    Epochs,
+    HeldOut,
+    LearningRate,
+    MachineOptions,
+    RunFolder,
+    Seed,
+    TrainedModel,
+    TrainingData,
+    WeightDecay,
+    is_quiet,
+    say_unreadable,
+)
+
+if TYPE_CHECKING:
+    from ..calibrate.summary import Result
+    from ..train.aft import Tuned
+
+_TUNED = [method for method in METHODS if method != "scorecam"]
+
+
+def aft(
+    model: TrainedModel,
+    data: TrainingData,
+    output: RunFolder,
+    tft: AuthorsReading,
+    machines: MachineOptions,
+    method: Annotated[
+        str,
+        typer.Option(help=f"Whose maps, of: {', '.join(_TUNED)}.", autocompletion=complete(_TUNED)),
+    ] = "gradcam",
+    variant: Annotated[
+        str,
+        typer.Option(
+            autocompletion=complete(["faithful", "aligned", "tuner"]),
+            help="What pulls the maps, one or more with commas: faithful (the masked image must "
+            "still be classified), aligned (the map is pulled toward TFT's mask), tuner (the "
+            "paper's equation 8).",
+        ),
+    ] = "faithful",
+    weight: Annotated[
+        str | None,
+        typer.Option(
+            help="lambda of each variant, with commas [default: faithful 2, aligned 10, tuner 10]."
+        ),
+    ] = None,
+    distillation: Annotated[
+        float | None,
+        typer.Option(help="Weight of agreement with the network before [default: 4]."),
+    ] = None,
+    classification: Annotated[
+        float, typer.Option(help="Weight of the cross-entropy with the labels.")
+    ] = 1.0,
+    held_out: HeldOut = None,
+    classes: ClassMap = None,
+    weights: Weights = "default",
+    labels: Labels = None,
+    num_classes: NumClasses = None,
+    preprocess: Preprocess = None,
+    image_size: ImageSize = None,
+    target_layer: TargetLayer = None,
+    epochs: Epochs = 4,
+    batch: Batch = 16,
+    lr: LearningRate = 1e-3,
+    weight_decay: WeightDecay = 0.0,
+    seed: Seed = 0,
+    cache: Annotated[
+        str,
+        typer.Option(
+            help="What does not change is kept on disk: auto, if it fits; off; or a folder for it."
+        ),
+    ] = "auto",
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Mirror half of the images; nothing is cached then.")
+    ] = False,
+    checkpoint_minutes: Checkpoints = 5.0,
+    as_json: Json = False,
+) -> None:
+    """Tune a classifier so that its plain maps need no clean-up, and measure what came of it."""
+    require_torch("training", "train")
+    from ..export import Overrides
+    from ..train.aft import train_aft
+    from ..train.loop import Plan
+    from ..train.objective import DISTILLATION, Objective
+
+    terms = _terms(variant, weight)
+    with progress("starting", None, is_quiet(as_json)) as advance:
+        tuned = train_aft(
+            model,
+            data,
+            output,
+            objective=Objective(
+                method=method,  # type: ignore[arg-type]
+                terms=terms,  # type: ignore[arg-type]
+                classification=classification,
+                distillation=DISTILLATION if distillation is None else distillation,
+                tft=tft.reading(),
+            ),
+            held_out=held_out,
+            names=classes,
+            weights=weights,
+            labels=labels,
+            num_classes=num_classes,
+            overrides=Overrides(
+                preprocess=preprocess, image_size=parse.size("--image-size", image_size)
+            ),
+            target_layer=target_layer,
+            plan=Plan(epochs=epochs, batch=batch, lr=lr, weight_decay=weight_decay, seed=seed),
+            machines=machines.machines(),
+            cache=cache,
+            flip=flip,
+            checkpoint_minutes=checkpoint_minutes,
+            tick=advance,
+            total=advance.total,
+        )
+    if tuned is None:  # not the first process
+        return
+    if as_json:
+        print_json(tuned.to_dict())
+        return
+    _say_tuned(tuned)
+    say(
+        f"next: whycam explain {output}/after.onnx IMAGE -o maps\n"
+        f"  or: whycam export {output} -o model.onnx --outputs map"
+    )
+
+
+def _terms(variant: str, weight: str | None) -> dict[str, float]:
+    from ..train.objective import VARIANTS, WEIGHTS
+
+    names = parse.choices("--variant", variant, VARIANTS)
+    if weight is None:
+        return {name: WEIGHTS[name] for name in names}  # type: ignore[index]
+    numbers = parse.floats("--weight", weight)
+    if len(numbers) != len(names):
+        raise RequestError(f"--weight has {len(numbers)} numbers for {len(names)} variants")
+    return dict(zip(names, numbers, strict=True))
+
+
+def _say_tuned(tuned: Tuned) -> None:
+    out.print(before_after_table(tuned.rows()))
+    before, after = tuned.before, tuned.after
+    if before.accuracy is not None and after.accuracy is not None:
+        say(
+            f"accuracy {before.accuracy:.4f} before, {after.accuracy:.4f} after "
+            f"(± {after.accuracy_standard_error:.4f}, {after.labelled} images)"
+        )
+    say_unreadable(tuned.unreadable)
+    for note in tuned.notes:
+        say(f"note: {note}")
+
+
+def before_after_table(rows: Mapping[str, Result]) -> Table:
+    """Lay out original, TFT and AFT as the paper's table 3, with ratios to the original."""
+    lines = []
+    original = rows["original"]
+    for field, title in (
+        ("average_increase", "average increase"),
+        ("average_drop", "average drop"),
+        ("coverage", "coverage"),
+        ("pointing_game", "pointing game"),
+        ("energy_in_box", "energy in box"),
+    ):
+        values = {name: getattr(row, field) for name, row in rows.items()}
+        if any(value is None for value in values.values()):
+            continue
+        cells = []
+        for name, value in values.items():
+            text = f"{value:.3f} ± {getattr(rows[name], f'{field}_standard_error'):.3f}"
+            before = getattr(original, field)
+            above, below = (before, value) if field == "average_drop" else (value, before)
+            if name != "original" and below and field != "coverage":
+                text += f" (x{above / below:.2f})"
+            cells.append(text)
+        lines.append([title, *cells])
+    return table(["measure", *rows], lines)

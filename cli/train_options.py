@@ -1,0 +1,90 @@
+"""What both trainings ask for."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from .console import say
+
+if TYPE_CHECKING:
+    from ..train.run import Machines
+
+TrainedModel = Annotated[
+    str,
+    typer.Argument(
+        help="torchvision/NAME, timm/NAME, package.module:factory, file.py:factory, or the folder "
+        "of an earlier training."
+    ),
+]
+TrainingData = Annotated[
+    Path,
+    typer.Option(
+        "--data",
+        help="A folder with a subfolder for each class (or with train and val, each like that), a "
+        "CSV file of image and label, or a Pascal VOC folder.",
+    ),
+]
+HeldOut = Annotated[
+    Path | None,
+    typer.Option(help="Images to judge by [default: --data's val, or a tenth of each class]."),
+]
+RunFolder = Annotated[
+    Path, typer.Option("-o", "--output", help="Folder of the run; a killed run goes on there.")
+]
+Epochs = Annotated[int, typer.Option(help="Passes over the images.")]
+Batch = Annotated[int, typer.Option(help="Images a step.")]
+LearningRate = Annotated[float, typer.Option("--lr", help="Highest learning rate.")]
+WeightDecay = Annotated[float, typer.Option(help="Of AdamW.")]
+Seed = Annotated[int, typer.Option(help="Of order and initialisation.")]
+Checkpoints = Annotated[
+    float, typer.Option("--checkpoint-minutes", help="Between checkpoints; 0: after every step.")
+]
+
+
+@dataclass(frozen=True)
+class MachineOptions:
+    """Where to train."""
+
+    accelerator: Annotated[
+        Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="What computes.")
+    ] = "auto"
+    devices: Annotated[str, typer.Option(help="Processes on each machine, or auto.")] = "1"
+    nodes: Annotated[
+        int, typer.Option("--num-nodes", help="Machines; all must see the folder -o.")
+    ] = 1
+    strategy: Annotated[
+        Literal["auto", "ddp"], typer.Option(help="How processes work together.")
+    ] = "auto"
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"],
+        typer.Option(help="Of the arithmetic; weights stay float32."),
+    ] = "fp32"
+
+    def machines(self) -> Machines:
+        """Return what the trainings take."""
+        from ..train.run import Machines
+
+        return Machines(
+            accelerator=self.accelerator,
+            devices=int(self.devices) if self.devices.isdigit() else self.devices,
+            nodes=self.nodes,
+            strategy=self.strategy,
+            precision=self.precision,
+        )
+
+
+def is_quiet(as_json: bool) -> bool:
+    """Tell whether this process shows no progress: of several, one alone does."""
+    return as_json or any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK"))
+
+
+def say_unreadable(unreadable: dict[str, Any]) -> None:
+    """Say which images were left out."""
+    if unreadable:
+        first = "; ".join(list(unreadable.values())[:3])
+        say(f"{len(unreadable)} images left out: {first}")
