@@ -347,6 +347,6 @@ def test_info_says_what_can_be_searched(manifest_of, tmp_path):
         return captured.get()
 
     text = shown(priors=(prior_of(), prior_of(method="layercam")))
-    assert "learnt for gradcam, layercam (mask binary, by value); from 7 photographs" in text
+    assert "learnt for gradcam, layercam (mask binary, by value); from 7 images" in text
     assert "threshold search" not in shown()
     assert "search of 3 forwards" in shown(tft=Tft(forwards=3))
