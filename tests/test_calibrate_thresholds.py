@@ -201,12 +201,8 @@ def test_report_holds_priors_curve_and_plot(tiny, photographs, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from whycam.export import to_onnx
-
-    path = tmp_path_factory.mktemp("exported") / "small.onnx"
-    to_onnx(curved(), path, overrides=SMALL, methods=["gradcam", "layercam"])
-    return path
+def exported(exports) -> Path:
+    return exports(curved, overrides=SMALL, methods=["gradcam", "layercam"])
 
 
 @pytest.fixture

@@ -46,10 +46,6 @@ ALL = [step for page in PAGES for step in steps(page)]
 OTHER = {"text", "json", "cpp", "js", "protobuf"}
 
 
-def parameter(step: Step) -> Any:
-    return pytest.param(step, id=str(step), marks=[pytest.mark.slow] if step.slow else [])
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     pytest.importorskip("skimage")
@@ -74,7 +70,8 @@ def reader_of(made: Path) -> Callable[[str], Reader]:
     return reader
 
 
-@pytest.mark.parametrize("step", [parameter(step) for step in ALL if why_not(step) is None])
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [step for step in ALL if why_not(step) is None], ids=str)
 def test_step_of_a_document_works(step: Step, reader_of: Callable[[str], Reader]) -> None:
     if step.is_whycam:
         parse(step.words[1:])
@@ -108,13 +105,17 @@ def parse(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "step", [parameter(s) for s in ALL if why_not(s) is not None and not s.python and s.is_whycam]
+    "step",
+    [step for step in ALL if why_not(step) is not None and not step.python and step.is_whycam],
+    ids=str,
 )
 def test_command_that_cannot_be_run_here_parses(step: Step) -> None:
     parse(stood_in(step.words)[1:])
 
 
-@pytest.mark.parametrize("step", [parameter(s) for s in ALL if why_not(s) is not None and s.python])
+@pytest.mark.parametrize(
+    "step", [step for step in ALL if why_not(step) is not None and step.python], ids=str
+)
 def test_python_that_cannot_be_run_here_compiles(step: Step) -> None:
     compile(step.text, f"{step.page}:{step.line}", "exec")
 

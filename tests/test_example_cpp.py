@@ -15,6 +15,7 @@ from PIL import Image
 import whycam
 
 SOURCE = Path(__file__).parent.parent / "examples" / "cpp"
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from PIL import Image
 import whycam
 
 SOURCE = Path(__file__).parent.parent / "examples" / "node"
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

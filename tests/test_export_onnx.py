@@ -39,10 +39,8 @@ OUTPUTS = ["probabilities", "targets", "activations", "gradients", "ablation_wei
 
 
 @pytest.fixture(scope="module")
-def curved_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("curved") / "curved.onnx"
-    to_onnx(curved(), path, overrides=SMALL, methods=["gradcam", "ablation"])
-    return path
+def curved_file(exports) -> Path:
+    return exports(curved, overrides=SMALL, methods=["gradcam", "ablation"])
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from networks import SIZE, SMALL, mixed
 from numpy.typing import NDArray
@@ -178,7 +178,6 @@ maps = st.lists(st.floats(0, 1e6, width=32, allow_subnormal=False), min_size=16,
 
 
 @given(maps, maps)
-@settings(deadline=None)
 def test_fusion_is_bounded_and_knows_no_order(a, b):
     small = b[..., ::2, ::2]
     fused = cam.fuse([a, small])
@@ -189,7 +188,6 @@ def test_fusion_is_bounded_and_knows_no_order(a, b):
 
 
 @given(maps, st.sampled_from([1e-3, 0.5, 7.0, 1e3]))
-@settings(deadline=None)
 def test_scale_of_a_layers_gradients_does_not_matter(a, scale):
     np.testing.assert_allclose(cam.fuse([a]), cam.fuse([a * np.float32(scale)]), atol=1e-5)
 

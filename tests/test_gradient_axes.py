@@ -7,11 +7,10 @@ import pytest
 import torch
 from gradient_cases.reductions import first_along
 from gradients import Case, differences, node, numbers, positive, ties
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import mutually_broadcastable_shapes
 
-few = settings(max_examples=30, deadline=None, derandomize=True)
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple)
 
 
@@ -23,7 +22,6 @@ shapes = st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple)
     mutually_broadcastable_shapes(num_shapes=2, min_dims=1, max_dims=3, max_side=3),
     st.sampled_from([(1, 1), (2, 2), (3, 1)]),
 )
-@few
 def test_operands_that_are_broadcast(kind, function, drawn, counts):
     first, second = drawn.input_shapes
     rank = max(len(first), len(second))  # both have the batch in front
@@ -33,7 +31,6 @@ def test_operands_that_are_broadcast(kind, function, drawn, counts):
 
 
 @given(shapes, st.data())
-@few
 def test_product_of_matrices_with_batches(shape, data):
     rows, inner, columns = (data.draw(st.integers(1, 3)) for _ in range(3))
     lead = shape[:2]
@@ -49,7 +46,6 @@ def test_product_of_matrices_with_batches(shape, data):
 
 @pytest.mark.parametrize("kind", ["ReduceSum", "ReduceMean", "ReduceMax", "ReduceL2"])
 @given(shapes, st.data(), st.booleans())
-@few
 def test_reductions_over_any_axes(kind, shape, data, keep):
     rank = len(shape) + 1
     axes = tuple(data.draw(st.lists(st.integers(1, rank - 1), min_size=1, max_size=3, unique=True)))
@@ -77,7 +73,6 @@ def test_reductions_over_any_axes(kind, shape, data, keep):
     st.sampled_from([-3, -2, -1, 1, 2, 3]),
     st.sampled_from([1, 2, -1, -2]),
 )
-@few
 def test_slices_of_any_step(side, start, end, step, axis):
     taken = np.arange(side)[start:end:step].copy()
     # NumPy and ONNX read an end of -1 alike: the last element.
@@ -95,7 +90,6 @@ def test_slices_of_any_step(side, start, end, step, axis):
 
 
 @given(st.permutations(range(4)))
-@few
 def test_permutations_that_move_the_batch(order):
     inverse = [order.index(axis) for axis in range(4)]
     case = Case(
@@ -113,7 +107,6 @@ def test_permutations_that_move_the_batch(order):
 
 
 @given(st.integers(1, 5), st.lists(st.integers(-5, 4), min_size=1, max_size=6), st.booleans())
-@few
 def test_gathered_elements_that_repeat_are_summed(side, indices, last):
     indices = [index % side - (side if index < 0 else 0) for index in indices]
     shape = (3, side) if last else (side, 3)

@@ -12,7 +12,7 @@ from gradients import Case, differences, in_double, node, normal, ties, weights
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-few = settings(max_examples=40, deadline=None, derandomize=True, report_multiple_bugs=False)
+one_bug = settings(report_multiple_bugs=False)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def error(case: Case, seed: int) -> float:
 
 @pytest.mark.parametrize("rank", [1, 2])
 @given(data=st.data(), groups=st.sampled_from([1, 2]))
-@few
+@one_bug
 def test_convolution(rank, data, groups):
     axes = data.draw(geometries(rank))
     kernel = weights(4, 4 // groups, *(axis.kernel for axis in axes))
@@ -124,7 +124,7 @@ def test_convolution(rank, data, groups):
     st.integers(2, 5), st.integers(1, 3), st.integers(1, 3), st.integers(1, 2), st.integers(0, 2),
     st.integers(0, 2), st.sampled_from([1, 2]),
 )  # fmt: skip
-@few
+@one_bug
 def test_transposed_convolution(size, kernel, stride, dilation, padding, extra, groups):
     assume(extra < stride)
     span = dilation * (kernel - 1) + 1
@@ -148,7 +148,7 @@ def test_transposed_convolution(size, kernel, stride, dilation, padding, extra, 
 
 @pytest.mark.parametrize("rank", [1, 2])
 @given(data=st.data(), draw=st.sampled_from([normal, ties]))
-@few
+@one_bug
 def test_max_pool_gives_the_first_of_equal_elements_all(rank, data, draw):
     axes = data.draw(geometries(rank, ceil=True))
     pool = F.max_pool1d if rank == 1 else F.max_pool2d
@@ -171,7 +171,7 @@ def test_max_pool_gives_the_first_of_equal_elements_all(rank, data, draw):
 
 @pytest.mark.parametrize("rank", [1, 2])
 @given(data=st.data(), whole=st.booleans())
-@few
+@one_bug
 def test_average_pool(rank, data, whole):
     axes = data.draw(geometries(rank, dilated=False, ceil=True))
     convolve = F.conv1d if rank == 1 else F.conv2d

@@ -183,7 +183,7 @@ def test_picture_type_that_pillow_does_not_know_in_full_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM", "TGA", "JPEG2000"])
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_file_is_a_picture_or_an_image_error(tmp_path, kind, data):
     path = tmp_path / "damaged"

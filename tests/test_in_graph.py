@@ -13,7 +13,7 @@ import onnx
 import pytest
 import torch
 from agreement import assert_same, without_own_maps
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from networks import CLASSES, SMALL, curved, linear
 from recorded import run_recorded
@@ -41,17 +41,11 @@ def pictures(count: int, size: tuple[int, int] = (41, 47)) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def made(exports: Callable[..., Path]) -> Callable[..., Path]:
     """Exports a small network, once for each set of options."""
-    folder = tmp_path_factory.mktemp("graphs")
-    done: dict[str, Path] = {}
 
     def export(head: Callable[[], Any] = curved, **options: Any) -> Path:
-        key = f"{head.__name__}{sorted(options.items())}"
-        if key not in done:
-            done[key] = folder / f"{len(done)}.onnx"
-            to_onnx(head(), done[key], overrides=SMALL, **options)
-        return done[key]
+        return exports(head, overrides=SMALL, **options)
 
     return export
 
@@ -465,7 +459,6 @@ def test_graph_that_sees_pictures_otherwise_than_pillow_is_not_written(tmp_path,
         )
     )
 )  # fmt: skip
-@settings(deadline=None)
 def test_bisection_finds_what_sorting_finds(case):
     values, positions = case
     array = np.array(values, np.float32)

@@ -115,7 +115,7 @@ def test_file_with_a_changed_byte_is_read_or_a_model_file_error(good):
                 assert isinstance(read_manifest(good), Manifest)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=300))
 def test_random_bytes_are_a_model_file_error(tmp_path, data):
     path = tmp_path / "noise.onnx"
@@ -420,7 +420,7 @@ TREES = st.recursive(
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(field=st.sampled_from([*REQUIRED, "outputs", "tft", "references", "priors", "picture_size"]),
        value=TREES)  # fmt: skip
 def test_field_with_any_value_is_a_manifest_or_a_model_file_error(manifest_of, field, value):

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import whycam
@@ -133,7 +133,6 @@ def test_only_outputs_asked_for_are_bound(bound, monkeypatch):
     assert asked == ["probabilities"]
 
 
-@settings(max_examples=20, deadline=None)
 @given(
     count=st.integers(1, 9),
     classes=st.integers(1, 6),

@@ -6,15 +6,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from gradients import node, normal, run
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from onnx import helper
 
 from whycam.export.recorder import BATCH, Recorder, Size, Tensor, divide
 from whycam.export.shapes import find_shapes
 from whycam.runtime.errors import ExportError
-
-few = settings(max_examples=40, deadline=None, derandomize=True)
 
 
 def recorded(shape, function, n=2):
@@ -44,7 +42,6 @@ slices = st.builds(
 
 
 @given(st.lists(slices | st.integers(-3, 2) | st.none(), min_size=1, max_size=3))
-@few
 def test_indexing_is_numpys(keys):
     key = (slice(None), *keys)
     assume(sum(each is not None for each in keys) <= 2)

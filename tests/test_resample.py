@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from recorded import run_recorded
@@ -65,7 +65,6 @@ def rows_first(spec: Preprocess, shown: np.ndarray) -> np.ndarray:
 @given(
     st.integers(1, 700), st.integers(1, 700), st.sampled_from(["bilinear", "bicubic", "lanczos"])
 )
-@settings(max_examples=100, deadline=None)
 def test_any_size_is_within_one_of_255_of_pillow_when_shrunk_and_two_when_enlarged(
     height, width, interpolation
 ):
@@ -80,7 +79,6 @@ def test_any_size_is_within_one_of_255_of_pillow_when_shrunk_and_two_when_enlarg
     st.integers(300, 700), st.integers(300, 700), st.sampled_from(["bilinear", "bicubic"]),
     st.sampled_from([((256,), (224, 224)), ((224,), (224, 200)), ((48, 80), (48, 80))]),
 )  # fmt: skip
-@settings(max_examples=40, deadline=None)
 def test_photographs_of_usual_sizes_look_as_the_runtime_makes_them(
     height, width, interpolation, sizes
 ):

@@ -209,11 +209,7 @@ def test_a_plan_of_a_file_that_kept_its_interface_explains_the_same(
             assert a.probability == pytest.approx(b.probability, abs=tolerance)
 
 
-@settings(
-    max_examples=25,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     runs=st.lists(
         st.tuples(

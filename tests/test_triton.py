@@ -10,7 +10,6 @@ from google.protobuf import text_format
 from networks import CLASSES, SMALL, linear
 
 from whycam.cli import main
-from whycam.export import to_onnx
 from whycam.export.triton import repository_name, write_repository
 from whycam.runtime.errors import ModelFileError, OutputError, RequestError
 
@@ -41,12 +40,10 @@ def interface(values) -> dict[str, tuple[str, list[int]]]:
 
 
 @pytest.fixture(scope="module", params=["raw", "map", "raw,tft", "pictures"])
-def graph(request, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("triton") / "graph.onnx"
+def graph(request, exports) -> Path:
     outputs = ["map"] if request.param == "pictures" else request.param.split(",")
     embed = request.param == "pictures"
-    to_onnx(linear(), path, overrides=SMALL, labels=LABELS, outputs=outputs, embed_preprocess=embed)
-    return path
+    return exports(linear, overrides=SMALL, labels=LABELS, outputs=outputs, embed_preprocess=embed)
 
 
 def test_config_declares_what_the_graph_has(graph, tmp_path):

@@ -1,0 +1,60 @@
+"""A limit on the CPU time of each test, which keeps ``make test`` short."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+from export_cache import SPENT
+
+
+class TimeLimit:
+    """Fail tests that compute longer than they may, unless they are marked ``slow``.
+
+    CPU time counts, of the test's own process and of the processes that it waited for, so that a
+    busy machine changes little. Fixtures and shared exports do not count.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    @pytest.fixture(autouse=True, scope="session")
+    def libraries_are_loaded(self, tmp_path_factory: pytest.TempPathFactory) -> None:
+        """Load what the first export and the first explanation would load."""
+        load_libraries(tmp_path_factory.mktemp("libraries"))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+        before = cpu_seconds()
+        result = yield
+        spent = cpu_seconds() - before
+        if spent > self.seconds and pyfuncitem.get_closest_marker("slow") is None:
+            pytest.fail(
+                f"took {spent:.1f} s of CPU time; make test allows {self.seconds:g} s. Test the "
+                "same on a smaller network or fewer cases, or mark it slow: make test-all runs it",
+                pytrace=False,
+            )
+        return result
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of its finished children, but for exports that are shared."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime - SPENT.seconds
+
+
+def load_libraries(folder: Path) -> None:
+    """Export and explain once, in every engine that tests use."""
+    import matplotlib.pyplot  # noqa: F401
+    import numpy as np
+    from networks import SMALL, linear
+
+    import whycam
+    from whycam.export import to_onnx
+
+    path = to_onnx(linear(), folder / "linear.onnx", overrides=SMALL).path
+    for engine in ("onnxruntime", "openvino"):
+        whycam.load(path, engine).explain(np.zeros((32, 32, 3), np.uint8))
