@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import foreign
@@ -103,6 +104,14 @@ def hard_swish_in_parts(file: File, x: str) -> tuple[str, Head]:
     return file.add("Mul", x, gate), lambda a: a * (a + 3).clip(0, 6) / 6
 
 
+def gelu_in_parts(file: File, x: str) -> tuple[str, Head]:
+    """Erf, which ONNX's reference evaluator computes in float32 only."""
+    scaled = file.add("Erf", file.add("Div", x, file.constant(math.sqrt(2))))
+    y = file.add("Mul", x, file.add("Add", scaled, file.constant(1.0)))
+    erf = np.vectorize(math.erf)
+    return y, lambda a: a * (erf(a / np.float32(math.sqrt(2))) + 1)
+
+
 BLOCKS: list[tuple[Block, tuple[int, ...]]] = [
     (clip_by_attributes, (8, 9, 10)),
     (clip_by_inputs, (11, 13, 20)),
@@ -119,6 +128,7 @@ BLOCKS: list[tuple[Block, tuple[int, ...]]] = [
     (max_pool, (8, 10, 11, 12)),
     (summed_by_attributes, (8, 11, 12)),
     (hard_swish_in_parts, (8, 9, 10)),
+    (gelu_in_parts, (9, 13)),
 ]
 
 
@@ -141,4 +151,5 @@ def test_operator_of_an_older_opset_is_read_and_differentiated(
     path = saved(file.model({"y": ["N", CLASSES]}, opset), tmp_path)
     made = explain(path, target_layer=features)
     assert made.manifest.activations == (CHANNELS, PLACES, PLACES)
+    assert made.verification.errors["differences"] < 1e-5
     check_answers(path, made, lambda activations: linear(function(activations)))
