@@ -1,10 +1,10 @@
-"""Cheaper ways to find a map's threshold, held against trying all ten exactly.
+"""Searches for a map's threshold, held against trying all ten exactly.
 
-    python benchmarks/sweeps.py lite0.onnx photographs/ --int8 lite0.int8.onnx --search 3,4
+    python benchmarks/sweeps.py lite0.onnx photographs/ --search 3,4
 
-For each way: forwards in the map's own precision, time beside the exact sweep in the same run,
-and what is kept of TFT's gain in average increase and of the mean rpi. ``--search`` needs a file in
-which ``whycam calibrate thresholds`` has stored what it learnt, from other photographs.
+For each search: forwards, time beside the exact sweep in the same run, and what is kept of TFT's
+gain in average increase and of the mean rpi. The file must hold what ``whycam calibrate
+thresholds`` learnt from other photographs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
@@ -27,7 +26,7 @@ from whycam.calibrate import open_dataset
 from whycam.calibrate.dataset import in_fixed_order
 from whycam.runtime.images import read_picture
 from whycam.runtime.search import prior_for
-from whycam.runtime.sweep import Choice, Request, drafted_sweep, sweep
+from whycam.runtime.sweep import Choice, Request, sweep
 from whycam.runtime.tft import Tft
 
 READINGS = (Tft("binary", "value"), Tft("soft", "rank"))
@@ -37,22 +36,13 @@ Way = Callable[[list[Request]], list[Choice]]
 
 def ways(
     exact: whycam.Explainer,
-    drafts: dict[str, whycam.Explainer],
     forwards: list[int],
     method: str,
     reading: Tft,
-    again: list[int],
 ) -> dict[str, tuple[int, Way]]:
-    """Name to forwards in the map's precision, and how."""
+    """Name to forwards, and how."""
     run, batch = exact.probabilities, exact.batch
     found: dict[str, tuple[int, Way]] = {EXACT: (10, lambda r: sweep(run, r, reading, batch))}
-    for name, draft in drafts.items():
-        for best in again:
-            settings = Tft(reading.mask, reading.thresholds, again=best)
-            found[f"all ten in {name}, {best} again"] = (
-                best,
-                lambda r, d=draft, s=settings: drafted_sweep(run, d.probabilities, r, s, batch),
-            )
     for count in forwards:
         prior = prior_for(exact.manifest.priors, method, reading)
         settings = Tft(reading.mask, reading.thresholds, prior.taus, count)
@@ -67,29 +57,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("data")
-    parser.add_argument("--int8", help="the network's INT8 file")
-    parser.add_argument("--search", default="", help="forwards, as 3,4")
-    parser.add_argument("--again", default="2", help="best of a draft tried again, as 2,3")
+    parser.add_argument("--search", default="4", help="forwards, as 3,4")
     parser.add_argument("--methods", default="gradcam")
     parser.add_argument("--pictures", type=int, default=200)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     exact = whycam.load(options.model, threads=options.threads)
-    drafts = {}
-    try:
-        drafts["bf16"] = whycam.load(options.model, threads=options.threads, precision="bf16")
-    except whycam.WhyCamError as error:
-        print(f"bf16 left out: {error}", file=sys.stderr)
-    if options.int8:
-        drafts["INT8"] = whycam.load(options.int8, threads=options.threads)
-    again = [int(count) for count in options.again.split(",")]
     forwards = [int(count) for count in options.search.split(",") if count]
     samples = in_fixed_order(open_dataset(options.data).samples)[: options.pictures]
     rows = []
     for method in options.methods.split(","):
         for reading in READINGS:
-            tried = ways(exact, drafts, forwards, method, reading, again)
+            tried = ways(exact, forwards, method, reading)
             rows += measured(exact, samples, method, reading, tried)
     about = environment(options.threads)
     if options.json:

@@ -73,9 +73,9 @@ def evaluate(
     """
     manifest = explainer.manifest
     check_measurable(manifest)
-    if tft is not None and (tft.forwards is not None or tft.again is not None):
+    if tft is not None and tft.forwards is not None:
         raise RequestError(
-            "evaluating tries every threshold: leave forwards and again out. What a search keeps "
+            "evaluating tries every threshold: leave forwards out. What a search keeps "
             "is measured by whycam calibrate thresholds"
         )
     settings = Settings(

@@ -31,7 +31,7 @@ from ..runtime.onnxfile import append_manifest, digest, read_manifest
 from ..runtime.timing import measure_seconds, run_interleaved
 from .dataset import Dataset, Sample, in_fixed_order
 from .fidelity import Fidelity, common_methods, compare
-from .quantise import Graph, Part, observe, quantised, read_graph
+from .quantise import Graph, observe, quantised, read_graph
 from .ranges import CALIBRATORS, Calibrator, Histogram, magnitude
 
 if TYPE_CHECKING:
@@ -102,7 +102,6 @@ class Int8(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         file: the INT8 file.
-        part: ``trunk`` or ``sweep``.
         calibrator, percentile, weight_bits: chosen.
         layers: that could be quantised.
         floating: of these, left in float.
@@ -117,7 +116,6 @@ class Int8(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     file: str
-    part: Part
     calibrator: Calibrator
     percentile: float | None
     weight_bits: int
@@ -162,7 +160,6 @@ class Settings:
         percentile: for ``percentile``; None: the best of 99.99 and 99.9.
         weight_bits: see ``quantise.quantised``; None: 8, or 7 where the processor's 8 miss the
             floor.
-        part: see ``quantise.read_graph``.
         pictures: to take ranges from, at most.
         held_out: to prove it on, at most.
         floor: least ``top1`` and ``pearson`` (median, of each method).
@@ -173,7 +170,6 @@ class Settings:
     calibrator: str = "auto"
     percentile: float | None = None
     weight_bits: int | None = None
-    part: Part = "trunk"
     pictures: int = 128
     held_out: int = 200
     floor: Mapping[str, float] | None = None
@@ -258,7 +254,7 @@ def calibrate_int8(
     with replacing(target) as temporary, tempfile.TemporaryDirectory() as folder:
         reference = load(model, settings.engine, settings.threads, gpu=settings.gpu)
         search = _Search(
-            read_graph(model, settings.part),
+            read_graph(model),
             reference,
             common_methods(reference, reference, settings.methods),
             settings,
@@ -274,7 +270,7 @@ def calibrate_int8(
             if trial.shortfall(floor) == 0:
                 break
         floating: tuple[FloatLayer, ...] = ()
-        if settings.part == "trunk" and trial.shortfall(floor) > 0:
+        if trial.shortfall(floor) > 0:
             floating, searched = search.float_layers(trial, floor, told)
             trials += searched
         names = [each.name for each in floating]
@@ -294,7 +290,6 @@ def calibrate_int8(
         size = temporary.stat().st_size
     return Int8(
         file=str(target),
-        part=settings.part,
         calibrator=trial.calibrator,
         percentile=trial.percentile,
         weight_bits=trial.weight_bits,

@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,6 @@ from .ranges import Histogram
 if TYPE_CHECKING:
     import onnx
 
-Part = Literal["trunk", "sweep"]
-PARTS: tuple[Part, ...] = get_args(Part)
 _LAYERS = ("Conv", "Gemm", "MatMul")
 
 
@@ -60,14 +58,14 @@ class Graph:
     manifest: Manifest
 
 
-def read_graph(path: str | os.PathLike[str], part: Part = "trunk") -> Graph:
+def read_graph(path: str | os.PathLike[str]) -> Graph:
     """Read an explaining graph and find what may be quantised.
+
+    The layers from the image to the activations, and the same once more where the graph sweeps
+    thresholds.
 
     Args:
         path: a file made by ``whycam export``.
-        part: ``trunk``: image to activations, and the same layers once more where the graph sweeps
-            thresholds; ``sweep``: these alone, so that probabilities and maps stay as they are, and
-            so does the pass in which a graph tries its best thresholds again.
 
     Raises:
         RequestError: there is nothing to quantise.
@@ -79,8 +77,6 @@ def read_graph(path: str | os.PathLike[str], part: Part = "trunk") -> Graph:
         from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
     except ImportError as error:
         raise MissingExtraError(error.name or "onnx", "calibrate", "INT8 calibration") from error
-    if part not in PARTS:
-        raise RequestError(f"part must be {' or '.join(PARTS)}, not '{part}'")
     try:
         model = load_model_with_shape_infer(Path(path))
     except Exception as error:
@@ -91,20 +87,7 @@ def read_graph(path: str | os.PathLike[str], part: Part = "trunk") -> Graph:
     shapes = _shapes(model)
     manifest = read_manifest(path)
     found = backbone_runs(model.graph, graph_name("activations", manifest))
-    runs = [[model.graph.node[index] for index in run] for run in found]
-    trunk, passes = runs[0], runs[1:]
-    if part == "sweep" and manifest.tft.again is not None:
-        passes = passes[:-1]  # the last one is for the best thresholds, which stay in float
-    again = [node for run in passes for node in run if node.op_type in _LAYERS]
-    if part == "sweep" and not again:
-        raise RequestError(
-            f"{path} has no sweep inside whose layers could be quantised: export it with "
-            "--outputs tft"
-        )
-    chosen = again if part == "sweep" else [*trunk, *again]
-    if part == "sweep":
-        _own_weights(model, again)
-        weights = {each.name: each for each in model.graph.initializer}
+    chosen = [model.graph.node[index] for run in found for index in run]
     of_weights: dict[str, list[onnx.NodeProto]] = {}
     for node in chosen:
         if node.op_type not in _LAYERS or len(node.input) < 2 or node.input[1] not in weights:
@@ -127,20 +110,6 @@ def read_graph(path: str | os.PathLike[str], part: Part = "trunk") -> Graph:
     read = [node.input[0] for node in quantised_nodes] + [i for node in sums for i in node.input]
     tensors = tuple(dict.fromkeys(read))
     return Graph(model, layers, tuple(node.name for node in sums), tensors, manifest)
-
-
-def _own_weights(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> None:
-    """Copies of the weights that nodes share with others, which are to stay as they are."""
-    import onnx
-
-    weights = {each.name: each for each in model.graph.initializer}
-    for node in nodes:
-        if node.input[1] in weights:
-            copy = onnx.TensorProto()
-            copy.CopyFrom(weights[node.input[1]])
-            copy.name = f"{node.input[1]}_of_{node.name}"
-            model.graph.initializer.append(copy)
-            node.input[1] = copy.name
 
 
 def _between(model: onnx.ModelProto, layers: Collection[str]) -> set[str]:

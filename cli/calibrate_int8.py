@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from ..calibrate.quantise import Part
 from ..calibrate.ranges import CALIBRATORS
 from . import parse
 from .calibrate_compare import fidelity_lines, fidelity_table
@@ -44,13 +43,6 @@ def int8(
             "7 where 8 miss the floor here]."
         ),
     ] = None,
-    part: Annotated[
-        Part,
-        typer.Option(
-            help="trunk: everything up to the target layer. sweep: only the second pass of a file "
-            "with --outputs tft, so that probabilities and maps stay as they are."
-        ),
-    ] = "trunk",
     images: Annotated[int, typer.Option(help="Images to take ranges from, at most.")] = 128,
     held_out: Annotated[int, typer.Option(help="Others, to prove it on, at most.")] = 200,
     floor: Annotated[
@@ -76,7 +68,6 @@ def int8(
         calibrator=calibrator,
         percentile=percentile,
         weight_bits=weight_bits,
-        part=part,
         pictures=images,
         held_out=held_out,
         floor=parse.assignments("--floor", floor),

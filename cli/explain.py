@@ -35,17 +35,6 @@ class TftOptions(ReadingOptions):
             "file's, or all]."
         ),
     ] = None
-    sweep_in: Annotated[
-        str | None,
-        typer.Option(
-            help="Where TFT tries its thresholds: bf16, or the network's INT8 file; the best "
-            "(--again) are tried again in the map's own precision [default: all in that]."
-        ),
-    ] = None
-    again: Annotated[
-        int | None,
-        typer.Option(help="With --sweep-in: how many of the best are tried again [default: 2]."),
-    ] = None
     naive: Annotated[
         bool, typer.Option("--naive", help="Mute the share that the method's users mute by habit.")
     ] = False
@@ -56,14 +45,12 @@ class TftOptions(ReadingOptions):
         if self.naive and self.tft:
             raise RequestError("--naive and --tft exclude each other")
         require("--mask, --thresholds or --forwards", bool(settings), "--tft", self.tft)
-        require("--sweep-in", self.sweep_in is not None, "--tft", self.tft)
-        require("--again", self.again is not None, "--sweep-in", self.sweep_in is not None)
 
     def thresholding(self, manifest: Manifest) -> Tft | Literal["naive"] | None:
         """Return what ``Explainer.explain`` takes as ``tft``."""
         if self.naive:
             return "naive"
-        return self.reading(manifest.tft, self.forwards, self.again) if self.tft else None
+        return self.reading(manifest.tft, self.forwards) if self.tft else None
 
 
 def explain(
@@ -89,7 +76,7 @@ def explain(
         raise RequestError("--figure and --save-maps need a folder to write to: -o DIR")
     tft.check()
     methods = parse.methods(method)
-    explainer = engine.load(model, sweep_in=tft.sweep_in)
+    explainer = engine.load(model)
     thresholding = tft.thresholding(explainer.manifest)
     if methods is None:
         methods = [explainer.manifest.map_method or "gradcam"]

@@ -93,13 +93,6 @@ class SearchOptions(ReadingOptions):
             "--search holds [default: all of them]."
         ),
     ] = None
-    again: Annotated[
-        int | None,
-        typer.Option(
-            help="With the output tft: try so many of the best thresholds once more, and let only "
-            "these count; for a sweep that whycam calibrate int8 --part sweep makes cheap."
-        ),
-    ] = None
     search: Annotated[
         Path | None,
         typer.Option(
@@ -281,7 +274,7 @@ def export(
             task=task,
             output=output_name,
             target_layer=target_layer,
-            tft=tft.reading(Tft(), tft.forwards, tft.again),
+            tft=tft.reading(Tft(), tft.forwards),
             priors=() if tft.search is None else read_priors(tft.search),
             straight_through=straight_through,
             check=check or (),

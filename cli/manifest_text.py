@@ -125,8 +125,7 @@ def tft_line(manifest: Manifest) -> str:
     """Say how the file reads TFT."""
     own = manifest.tft
     searched = "" if own.forwards is None else f", a search of {own.forwards} forwards"
-    twice = "" if own.again is None else f", the best {own.again} tried again"
-    return f"mask {own.mask}, thresholds by {own.thresholds}{searched}{twice}"
+    return f"mask {own.mask}, thresholds by {own.thresholds}{searched}"
 
 
 def priors_line(priors: Sequence[Prior]) -> str:

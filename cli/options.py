@@ -168,17 +168,13 @@ class ReadingOptions:
     mask: Annotated[tft.Mask | None, _mask(" [default: the file's]")] = None
     thresholds: Annotated[tft.Thresholds | None, _thresholds(" [default: the file's]")] = None
 
-    def reading(
-        self, default: tft.Tft, forwards: int | None = None, again: int | None = None
-    ) -> tft.Tft:
+    def reading(self, default: tft.Tft, forwards: int | None = None) -> tft.Tft:
         """Return the reading asked for; what is not given is as in ``default``."""
-        searched = forwards is not None or again is not None
         return tft.Tft(
             mask=self.mask or default.mask,
             thresholds=self.thresholds or default.thresholds,
             taus=default.taus,
             forwards=default.forwards if forwards is None else forwards,
-            again=again if searched else default.again,
         )
 
 

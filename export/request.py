@@ -90,10 +90,6 @@ class Wishes:
 
     def _check_tft(self) -> None:
         tft, swept = self.tft, "tft" in self.outputs
-        if tft is not None and tft.again is not None and not swept:
-            raise RequestError(
-                f"again={tft.again} is part of a sweep inside the graph: add the output tft"
-            )
         if tft is not None and tft.forwards is not None and not swept:
             raise RequestError(
                 f"forwards={tft.forwards} is a search inside the graph: add the output tft. Files "

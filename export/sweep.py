@@ -10,7 +10,6 @@ from ..runtime.search import Prior, begin, features, logit, next_step, observe
 from ..runtime.tft import (
     Tft,
     best,
-    best_steps,
     cut_values,
     mask_of,
     rank_positions,
@@ -40,14 +39,6 @@ def record_sweep(maps: Tensor, probability: Tensor, tft: Tft, evaluate: Evaluate
     cuts = cut_values(maps, tft.taus, tft.thresholds, by_bisection)
     cut_maps = threshold_map(maps[:, :, None], cuts)
     masked = evaluate(mask_of(cut_maps, tft.mask))
-    if tft.again is not None:
-        xp = maps.recorder.xp
-        kept = xp.astype(cut_maps != 0.0, maps.dtype).sum((-2, -1))
-        chosen = xp.stack(best_steps(masked, kept, tft.again), 2)  # one-hot [N, k, r, T]
-        again = threshold_map(maps[:, :, None], (chosen * cuts[:, :, None]).sum(-1))
-        seen = evaluate(mask_of(again, tft.mask))
-        masked = (chosen * seen[..., None]).sum(2)
-        return _of_tried(maps, cuts, masked, probability, chosen.sum(2) > 0.5, tft)
     rpi = relative_probability_increase(masked, probability)
     threshold, cut = best(rpi, cuts, tft.taus)
     return [threshold_map(maps, cut), threshold, rpi, masked]

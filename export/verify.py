@@ -488,9 +488,7 @@ def _sweep_difference(
             manifest.layout,
         )
         rpi, masked = found["rpi"][i, j], found["masked_probabilities"][i, j]
-        worst = max(
-            worst, masked_difference(classify, request, rpi, masked, manifest, TOLERANCE["tft"])
-        )
+        worst = max(worst, masked_difference(classify, request, rpi, masked, manifest))
         own = choice_of(request.map, rpi, masked, manifest.tft)
         same = np.float32(own.threshold) == found["thresholds"][i, j]
         if not same or not np.array_equal(own.map, found["maps"][i, j]):

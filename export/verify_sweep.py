@@ -22,7 +22,6 @@ def masked_difference(
     rpi: NDArray[np.float32],
     masked: NDArray[np.float32],
     manifest: Manifest,
-    tolerance: float,
 ) -> float:
     """The largest difference of one map's masked probabilities.
 
@@ -31,7 +30,6 @@ def masked_difference(
         request: the image, map and class.
         rpi, masked: what the graph says, [T]; NaN where it tried nothing.
         manifest: of the file.
-        tolerance: of probabilities.
 
     Returns:
         Infinite where the graph tried other thresholds than it should.
@@ -39,7 +37,7 @@ def masked_difference(
     tried = ~np.isnan(rpi)
     (expected,) = masked_probabilities(classify, [request], manifest.tft, _SWEEP_BATCH)
     if not np.array_equal(tried, ~np.isnan(masked)) or not _are_the_right_ones(
-        tried, request, masked, expected, manifest, tolerance
+        tried, request, masked, manifest
     ):
         return math.inf
     increase = np.maximum(expected - np.float32(request.probability), 0)
@@ -52,14 +50,10 @@ def _are_the_right_ones(
     tried: NDArray[np.bool_],
     request: Request,
     masked: NDArray[np.float32],
-    expected: NDArray[np.float32],
     manifest: Manifest,
-    tolerance: float,
 ) -> bool:
     """Whether a search by the graph's own answers tries these thresholds, but for near ties."""
     tft = manifest.tft
-    if tft.again is not None:
-        return _are_the_best(tried, masked, expected, tft.again, tolerance)
     if tft.forwards is None:
         return bool(tried.all())
     if tried.sum() != min(tft.forwards, len(tried)):
@@ -76,21 +70,3 @@ def _are_the_right_ones(
         one_hot = np.eye(len(tried), dtype=np.float32)[step]
         belief = observe(belief, one_hot, logit(masked[step]) - logit(whole))
     return True
-
-
-def _are_the_best(
-    tried: NDArray[np.bool_],
-    masked: NDArray[np.float32],
-    expected: NDArray[np.float32],
-    again: int,
-    tolerance: float,
-) -> bool:
-    """Whether the thresholds tried again are the best of the sweep, but for near ties.
-
-    Equal masks have equal probabilities and are tried once, so there may be fewer.
-    """
-    different = np.unique(expected)[::-1]
-    wanted = min(again, len(different))
-    enough = 1 <= tried.sum() <= again and (tried.sum() == wanted or len(different) <= again)
-    least = different[wanted - 1] * (1 - _NEAR_TIE) - tolerance
-    return bool(enough and masked[tried].min() >= least)

@@ -23,7 +23,7 @@ from .onnxfile import check_digest, read_manifest
 from .preprocess import Placement, arrange, crop_resized, place
 from .route import Route, Thresholding, route
 from .scorecam import Progress, score_weights
-from .sweep import Choice, Floats, Request, choice_of, drafted_sweep, sweep
+from .sweep import Choice, Floats, Request, choice_of, sweep
 from .targets import per_picture
 from .tft import Tft
 from .threads import one_blas_thread
@@ -46,26 +46,17 @@ class Explainer:
         engine: what runs it.
         batch: how many images at most go through the network at once; the file's own where its
             batch is fixed.
-        draft: runs the same network in less precision: TFT tries every threshold there, and the
-            best again here: two, or ``Tft.again``.
 
     Args:
         engine: runs the graph; ``load`` finds one.
         manifest: of the graph, see ``read_manifest``.
         memory_mb: bound on the activations of one batch, in MiB.
-        draft: see above.
 
     Raises:
-        RequestError: no memory, or a draft of another network.
+        RequestError: no memory.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        manifest: Manifest,
-        memory_mb: int = 256,
-        draft: Explainer | None = None,
-    ) -> None:
+    def __init__(self, engine: Engine, manifest: Manifest, memory_mb: int = 256) -> None:
         if memory_mb < 1:
             raise RequestError(f"memory_mb must be 1 or more, not {memory_mb}")
         self.engine = engine
@@ -73,9 +64,6 @@ class Explainer:
         per_image = max(1, manifest.image_bytes * _ENGINE_OVERHEAD)
         self._memory = memory_mb * 2**20
         self.batch = manifest.batch or max(1, self._memory // per_image)
-        self.draft = draft
-        if draft is not None:
-            _check_draft(manifest, draft.manifest)
 
     def __repr__(self) -> str:
         return f"Explainer({self.manifest.model!r}, {self.engine.description})"
@@ -166,14 +154,9 @@ class Explainer:
     def _way(self, method: Method | None, tft: Thresholding, outside: bool = False) -> Route:
         """``outside``: thresholds are tried by somebody else."""
         way = route(self.manifest, method, tft)
-        if not isinstance(way.settings, Tft) or (self.draft is None and not outside):
+        if not isinstance(way.settings, Tft) or not outside:
             return way
-        if way.prior is not None and not outside:
-            raise RequestError(
-                f"forwards={way.settings.forwards} and sweep_in are two ways to save forwards: use "
-                "one of them"
-            )
-        # The graph's own sweep is not asked for: its thresholds are tried in the draft.
+        # The graph's own sweep is not asked for.
         swept = ("rpi", "masked_probabilities")
         return replace(
             way, swept=False, outputs=tuple(name for name in way.outputs if name not in swept)
@@ -390,10 +373,6 @@ class Explainer:
             return [None] * len(requests)
         if settings == "naive":
             return [_naive(request, tft.NAIVE[way.method]) for request in requests]
-        if self.draft is not None:
-            return drafted_sweep(
-                self.probabilities, self.draft.probabilities, requests, settings, self.batch
-            )
         if not way.swept:
             return sweep(self.probabilities, requests, settings, self.batch, way.prior)
         return [
@@ -450,23 +429,6 @@ def _joined(columns: list[list[dict[str, NDArray[Any]]]]) -> dict[str, NDArray[A
     return found
 
 
-def _check_draft(own: Manifest, draft: Manifest) -> None:
-    if _network_of(own) != _network_of(draft):
-        raise RequestError(
-            f"sweep_in: {draft.model} is not the network of {own.model}: it has other classes or "
-            "another preprocessing"
-        )
-    if "uint8" in (own.image_type, draft.image_type):
-        raise RequestError(
-            "sweep_in shows the network masked images, and a graph that takes uint8 pixels (as "
-            "with --embed-preprocess) takes whole pictures only"
-        )
-
-
-def _network_of(manifest: Manifest) -> tuple[Any, ...]:
-    return manifest.num_classes, manifest.task, manifest.preprocess, manifest.layout
-
-
 def _whole(maps: NDArray[Any]) -> Floats:
     if not np.isfinite(maps).all():
         raise EngineError("the graph returned a map with NaN or infinite values")
@@ -516,7 +478,6 @@ def load(
     precision: Precision = "fp32",
     hint: Hint = "latency",
     cache: str | os.PathLike[str] | None = None,
-    sweep_in: str | os.PathLike[str] | None = None,
     gpu: int = 0,
     check: bool = True,
 ) -> Explainer:
@@ -532,9 +493,6 @@ def load(
             different numbers.
         hint: ``latency`` or ``throughput``, see ``EngineSettings``.
         cache: a folder for compiled models, which makes the next start faster.
-        sweep_in: where TFT tries its thresholds: ``bf16``, or the network's INT8 file; the two
-            best (or ``Tft.again``) are tried again as ``precision`` says, and only these count.
-            None: all as ``precision`` says.
         gpu: index of the GPU, for engines that use one.
         check: whether the file must be, bit for bit, what whycam wrote, and an engine other than
             ONNX Runtime on the CPU, where each export was checked, must first reproduce the
@@ -557,22 +515,7 @@ def load(
         cache=None if cache is None else os.fspath(cache),
         gpu=gpu,
     )
-    draft = None
-    if sweep_in is not None:
-        other: Precision = "bf16" if sweep_in == "bf16" else "fp32"
-        draft = load(
-            path if sweep_in == "bf16" else sweep_in,
-            engine,
-            threads,
-            memory_mb,
-            precision=other,
-            hint=hint,
-            cache=cache,
-            gpu=gpu,
-            # In bf16 nothing is compared, and the file is the same.
-            check=check and sweep_in != "bf16",
-        )
     if check and not is_plan(path):  # a plan's digest is compared wherever one is loaded
         check_digest(path, manifest)
     opened = open_engine(path, manifest, engine, settings, check)
-    return Explainer(opened, manifest, memory_mb, draft)
+    return Explainer(opened, manifest, memory_mb)

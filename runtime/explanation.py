@@ -45,7 +45,7 @@ class Explanation:
         threshold: tau*, or the method's naive threshold; None without thresholding.
         cut: the map value below which the threshold mutes.
         rpi: float32 [T], relative probability increase at each of ``tft.taus``, NaN where it was
-            not tried (``tft.forwards``) or not again (``tft.again``); None without TFT.
+            not tried (``tft.forwards``); None without TFT.
         improved: whether some threshold raised the probability; None without TFT.
         masked_probability: of the class for the image under ``mask``; None without TFT, or where
             no threshold improves and 0 was not tried.
@@ -227,7 +227,6 @@ class Explanation:
                 "thresholds": self.tft.thresholds,
                 "taus": list(self.tft.taus),
                 "forwards": self.tft.forwards,
-                "again": self.tft.again,
                 "rpi": [None if np.isnan(value) else float(value) for value in self.rpi],
             }
         return numbers

@@ -154,7 +154,6 @@ def _check_masks(method: Method, manifest: Manifest) -> None:
             "this graph's own TFT is "
             f"{manifest.map_method}, mask {own.mask}, thresholds {own.thresholds}, "
             f"{'all' if own.forwards is None else own.forwards} forwards"
-            f"{'' if own.again is None else f', the best {own.again} again'}"
         )
         how = "with the settings you want"
     raise RequestError(

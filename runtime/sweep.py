@@ -46,7 +46,7 @@ class Choice:
         threshold: tau*, 0 if no threshold improves.
         cut: the map value at tau*; 0 if no threshold improves.
         rpi: float32 [T], relative probability increase at each threshold; NaN where it was not
-            tried, or not again.
+            tried.
         improved: whether any threshold raised the probability.
         map: the map, zero below the cut.
         mask: float32 [H, W], what multiplies the image at tau*.
@@ -83,8 +83,6 @@ def sweep(
     Raises:
         RequestError: a search without a prior, or with one for other thresholds.
     """
-    if settings.again is not None:
-        return drafted_sweep(classify, classify, requests, settings, batch)
     if settings.forwards is None:
         masked = masked_probabilities(classify, requests, settings, batch)
     elif prior is None or prior.taus != settings.taus:
@@ -97,43 +95,6 @@ def sweep(
     return [
         _choice(request, values, settings) for request, values in zip(requests, masked, strict=True)
     ]
-
-
-def drafted_sweep(
-    classify: Classify,
-    draft: Classify,
-    requests: Sequence[Request],
-    settings: Tft,
-    batch: int,
-) -> list[Choice]:
-    """As ``sweep``, every threshold by a cheaper run of the network, the best again exactly.
-
-    Args:
-        classify: runs the network as it made the maps.
-        draft: runs it in less precision.
-        requests, settings, batch: see ``sweep``; two are tried again if ``settings.again`` does
-            not say otherwise.
-
-    Returns:
-        Choices by the exact numbers alone: rpi is NaN where a threshold was only drafted.
-    """
-    cuts = [tft.cut_values(r.map, settings.taus, settings.thresholds) for r in requests]
-    drafted = masked_probabilities(draft, requests, settings, batch)
-    masked = [np.full(len(settings.taus), np.nan, np.float32) for _ in requests]
-    wanted = [
-        (index, int(step))
-        for index, (request, values) in enumerate(zip(requests, drafted, strict=True))
-        for step in _best_steps(values, _all_kept(request.map, cuts[index]), settings.again or 2)
-    ]
-    _evaluate(classify, requests, cuts, wanted, masked, settings, batch)
-    return [
-        _choice(request, values, settings) for request, values in zip(requests, masked, strict=True)
-    ]
-
-
-def _best_steps(drafted: Floats, kept: NDArray[np.intp], count: int) -> list[int]:
-    """The best thresholds by number, see ``tft.best_steps``."""
-    return [int(step.argmax()) for step in tft.best_steps(drafted, kept, count) if step.any()]
 
 
 def masked_probabilities(

@@ -45,17 +45,12 @@ class Tft(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             may try, which are the ones it was learnt for, whatever stands here.
         forwards: None: every threshold is tried. k: a search tries k of them, each where the ones
             before it promise most; it needs ``whycam calibrate thresholds``, see ``search``.
-        again: None, or r: every threshold is tried, the best r once more, and only these answers
-            count. Of use where the first try is in less precision than the second: with
-            ``load(..., sweep_in=...)``, where None means 2, and in a graph whose sweep alone is
-            INT8 (``whycam calibrate int8 --part sweep``).
     """
 
     mask: Mask = "binary"
     thresholds: Thresholds = "value"
     taus: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     forwards: int | None = None
-    again: int | None = None
 
     def __post_init__(self) -> None:
         if self.mask not in ("binary", "soft"):
@@ -68,10 +63,6 @@ class Tft(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         if self.forwards is not None and not _is_count(self.forwards):
             raise RequestError(f"forwards must be None or 1 or more, not {self.forwards!r}")
-        if self.again is not None and not _is_count(self.again):
-            raise RequestError(f"again must be None or 1 or more, not {self.again!r}")
-        if self.again is not None and self.forwards is not None:
-            raise RequestError("forwards and again are two ways to save work: use one of them")
 
 
 def _is_count(number: Any) -> bool:
@@ -170,34 +161,6 @@ def choose(rpi: Array) -> Array:
     good = rpi >= largest - _ROUNDING * (1.0 + largest)
     index = xp.arange(rpi.shape[-1], device=array_api_compat.device(rpi))
     return xp.min(xp.where(good, index, rpi.shape[-1]), axis=-1)
-
-
-def best_steps(masked: Array, kept: Array, count: int) -> list[Array]:
-    """The thresholds with the largest probabilities, of those that leave different maps.
-
-    Args:
-        masked: probability at each threshold, float [..., T].
-        kept: how many pixels each leaves, [..., T], not increasing.
-        count: how many are wanted.
-
-    Returns:
-        One-hot float [..., T] each, at most T of them, the best first; all zero where no further
-        threshold leaves another map. Differences of rounding do not decide, the first one does.
-    """
-    xp = array_api_compat.array_namespace(masked, kept)
-    steps = masked.shape[-1]
-    index = xp.arange(steps, device=array_api_compat.device(masked))
-    fresh = [xp.ones_like(kept[..., :1], dtype=xp.bool), kept[..., 1:] != kept[..., :-1]]
-    left = xp.where(xp.concat(fresh, axis=-1), masked, 0.0 * masked - 1.0)
-    found = []
-    for _ in range(min(count, steps)):
-        largest = xp.max(left, axis=-1, keepdims=True)
-        good = (left >= largest - _ROUNDING * xp.abs(largest)) & (left >= 0.0)
-        first = xp.min(xp.where(good, index, steps), axis=-1, keepdims=True)
-        chosen = index == first
-        found.append(xp.astype(chosen, masked.dtype))
-        left = xp.where(chosen, 0.0 * masked - 1.0, left)
-    return found
 
 
 def improves(rpi: Array) -> Array:

@@ -123,37 +123,10 @@ def test_sweep_in_the_graph_chooses_as_the_runtimes_sweep(made, settings, n, k):
         assert_same(own, computed)
 
 
-@pytest.mark.parametrize("settings", [BINARY, SOFT], ids=["binary", "soft"])
-@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_graph_that_tries_the_best_thresholds_again_counts_only_these(made, settings, engine):
-    twice = msgspec.structs.replace(settings, again=2)
-    explainer = whycam.load(made(outputs=("raw", "tft"), tft=twice), engine, threads=1)
-    for start, n in ((0, 1), (1, 2), (3, 3)):
-        targets = [[-1, 3, -2]] * n
-        shown = pictures(6)[start : start + n]
-        own = list(chain(*explainer.explain(shown, targets, tft=True)))
-        raw = without_own_maps(explainer)
-        same = list(chain(*raw.explain(shown, targets, tft=twice)))
-        whole = list(chain(*raw.explain(shown, targets, tft=settings)))
-        assert_same([own], [same])
-        for a, b, every in zip(own, same, whole, strict=True):
-            np.testing.assert_array_equal(np.isnan(a.rpi), np.isnan(b.rpi))
-            tried = np.isfinite(a.rpi)
-            assert 1 <= tried.sum() <= 2
-            assert a.threshold == every.threshold
-            np.testing.assert_allclose(a.rpi[tried], every.rpi[tried], rtol=5e-2, atol=1e-3)
-
-
-def test_trying_again_is_part_of_a_sweep_in_the_graph(tmp_path):
-    with pytest.raises(RequestError, match=r"again=2 .* add the output tft"):
-        to_onnx(linear(), tmp_path / "a.onnx", overrides=SMALL, tft=Tft(again=2))
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("wrong", [{"again": 0}, {"again": 1.5}, {"again": 2, "forwards": 3}])
-def test_settings_that_make_no_sense_are_refused(wrong):
-    with pytest.raises(RequestError, match="again"):
-        Tft(**wrong)
+@pytest.mark.parametrize("forwards", [0, 1.5, True])
+def test_settings_that_make_no_sense_are_refused(forwards):
+    with pytest.raises(RequestError, match="forwards"):
+        Tft(forwards=forwards)
 
 
 def prior_of(settings: Tft) -> Prior:
