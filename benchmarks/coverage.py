@@ -59,7 +59,7 @@ from whycam.runtime.errors import VerificationError
 from whycam.runtime.files import write_whole
 from whycam.runtime.images import read_picture
 from whycam.runtime.likeness import pearson
-from whycam.runtime.manifest import Preprocess
+from whycam.runtime.manifest import Manifest, Preprocess
 from whycam.runtime.onnxfile import append_manifest, digest, read_manifest, without_outputs
 from whycam.runtime.preprocess import crop_resized, normalise
 from whycam.runtime.threads import one_blas_thread
@@ -278,9 +278,11 @@ class Attempt:
             model = torch.nn.Sequential(backbone, parts.head).requires_grad_(True)
             layer, where = model[0], "recorded backbone"
         engine = open_engine(self.path, manifest, "onnxruntime")
+        arrange = channels_first(model, layer, manifest)
 
         def theirs(image: torch.Tensor, target: int) -> NDArray[Any]:
-            with GradCAM(model=model.to(image.dtype), target_layers=[layer]) as peer:
+            model.to(image.dtype)
+            with GradCAM(model=model, target_layers=[layer], reshape_transform=arrange) as peer:
                 found: NDArray[Any] = peer(image, [ClassifierOutputTarget(target)])[0]
             model.float()
             return found
@@ -367,6 +369,23 @@ class Attempt:
             "ratio": round(medians["explain"] / medians["plain"], 3),
             "rounds": rounds,
         }
+
+
+def channels_first(
+    model: torch.nn.Module, layer: torch.nn.Module, manifest: Manifest
+) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """What brings a module's output [N, h, w, K] into the order [N, K, h, w]; None if it is so."""
+    shapes: list[tuple[int, ...]] = []
+    handle = layer.register_forward_hook(lambda _m, _i, out: shapes.append(tuple(out.shape[1:])))
+    with torch.no_grad():
+        model(torch.zeros(1, manifest.preprocess.channels, *manifest.preprocess.size))
+    handle.remove()
+    channels, height, width = manifest.activations
+    if shapes[0] == (channels, height, width):
+        return None
+    if shapes[0] == (height, width, channels):
+        return lambda out: out.permute(0, 3, 1, 2)
+    raise WhyCamError(f"its module gives out {shapes[0]}, not {manifest.activations}")
 
 
 def explained(engine: Any, image: NDArray[np.float32], target: int = -1) -> dict[str, Any]:
