@@ -58,10 +58,10 @@ from whycam.runtime.engines.plan import Range
 from whycam.runtime.errors import VerificationError
 from whycam.runtime.files import write_whole
 from whycam.runtime.images import read_picture
-from whycam.runtime.likeness import pearson
 from whycam.runtime.manifest import Manifest, Preprocess
 from whycam.runtime.onnxfile import append_manifest, digest, read_manifest, without_outputs
 from whycam.runtime.preprocess import crop_resized, normalise
+from whycam.runtime.similarity import pearson
 from whycam.runtime.threads import one_blas_thread
 from whycam.runtime.timing import measure_seconds, run_interleaved
 from whycam.train.network import Tunable
@@ -226,7 +226,7 @@ class Attempt:
             self.patterns, self._model = True, None
             self.model()
             made = self._exported()
-        errors = made.verification.errors
+        errors = made.verification.worst
         manifest = made.manifest
         # The file without what was added is the network's own graph.
         plain = len(without_outputs(self.path, set(manifest.output_shapes)))

@@ -13,7 +13,7 @@ from ..runtime.cam import Method
 from ..runtime.errors import DataError, ImageError, RequestError
 from ..runtime.explainer import Explainer
 from ..runtime.images import Picture, read_picture
-from ..runtime.likeness import pearson
+from ..runtime.similarity import pearson
 from ..runtime.tft import Tft
 from .dataset import Sample
 from .evaluate import PAPER

@@ -25,9 +25,9 @@ from ..runtime.errors import DataError, ImageError, RequestError, VerificationEr
 from ..runtime.explainer import Explainer, load
 from ..runtime.files import replacing
 from ..runtime.images import read_picture
-from ..runtime.likeness import pearson
 from ..runtime.manifest import Manifest
 from ..runtime.onnxfile import append_manifest, digest, read_manifest
+from ..runtime.similarity import pearson
 from ..runtime.timing import measure_seconds, run_interleaved
 from .dataset import Dataset, Sample, in_fixed_order
 from .fidelity import Fidelity, common_methods, compare

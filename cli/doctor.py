@@ -189,13 +189,17 @@ def _similarity(check: Check) -> tuple[str, str, str, str]:
     own = check.comparison
     if own is None:
         return ("reference" if check.outcome == "right" else "", "", "", "")
-    lowest = min(own.maps.values(), key=lambda each: each.correlation_low, default=None)
-    maps = "" if lowest is None else f"{lowest.correlation:.4f} ({lowest.correlation_low:.4f})"
+    names = [name for name in own.differences if name.startswith("likeness.")]
+    least = max(
+        (own.differences[name] for name in names), key=lambda each: each.worst, default=None
+    )
+    maps = "" if least is None else f"{1 - least.median:.4f} ({1 - least.worst:.4f})"
+    thresholds, masks = (own.differences.get(name) for name in ("threshold", "mask"))
     return (
-        f"{own.probability:.1e}",
+        f"{own.worst['probabilities']:.1e}",
         maps,
-        "" if own.same_threshold is None else f"{own.same_threshold:.0%}",
-        "" if own.mask_overlap is None else f"{own.mask_overlap:.3f}",
+        "" if thresholds is None else f"{1 - thresholds.mean:.0%}",
+        "" if masks is None else f"{1 - masks.mean:.3f}",
     )
 
 

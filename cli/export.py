@@ -33,7 +33,7 @@ from .progress import progress
 from .tables import colored, table
 
 if TYPE_CHECKING:
-    from ..export import Export, Layer, Overrides, Verification
+    from ..export import Comparison, Export, Layer, Overrides
 
 
 @dataclass(frozen=True)
@@ -337,8 +337,8 @@ def export_document(made: Export) -> dict[str, Any]:
         "bytes": made.size,
         "seconds": round(made.seconds, 2),
         "notes": made.notes,
-        "against": made.verification.against,
-        "errors": made.verification.errors,
+        "against": made.verification.reference,
+        "errors": made.verification.worst,
         "nodes": made.nodes,
         "rules": made.rules,
         "manifest": json.loads(made.manifest.to_json()),
@@ -360,7 +360,7 @@ def export_text(made: Export) -> Text:
         f"preprocessing  {preprocess_line(manifest)}",
         f"task           {manifest.task}",
         f"added          {made.nodes} nodes; gradient through {', '.join(made.rules) or 'nothing'}",
-        f"against {made.verification.against}: {', '.join(_errors(made.verification))}",
+        f"against {made.verification.reference}: {', '.join(_errors(made.verification))}",
     ]
     text = Text.assemble(("saved", "green"), "\n".join(lines))
     for note in made.notes:
@@ -382,8 +382,8 @@ _ERRORS = {
 }
 
 
-def _errors(verification: Verification) -> Iterator[str]:
-    errors = verification.errors
+def _errors(verification: Comparison) -> Iterator[str]:
+    errors = verification.worst
     for name, text in _ERRORS.items():
         if name in errors:
             exact = name == "own_outputs" and errors[name] == 0

@@ -52,16 +52,16 @@ def half(
 
 def half_text(made: Half) -> str:
     """Say what was converted, and how far it is from the float file."""
-    check = made.check
+    check = made.check.worst
     activations = (
-        "" if check.activations is None else f", activations {check.activations:.1e} of their norm"
+        f", activations {check['activations']:.1e} of their norm" if "activations" in check else ""
     )
     return (
         f"saved as {made.path} ({made.size / 1e6:.1f} MB, before "
         f"{made.size_before / 1e6:.1f}), in {made.seconds:.1f} s\n"
         f"{made.operations} operations of the backbone compute in {made.manifest.precision}; what "
         "comes after it, inputs and outputs are float32\n"
-        f"against the float file, every result rounded, {check.inputs} inputs: probabilities "
-        f"differ by {check.probabilities:.1e}{activations}, maps by {check.maps:.1e} "
+        f"against the float file, every result rounded, {made.check.inputs} inputs: probabilities "
+        f"differ by {check['probabilities']:.1e}{activations}, maps by {check['correlation']:.1e} "
         "(1 - correlation)"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
 import typer
 from rich.table import Table
 
@@ -14,13 +15,13 @@ from .progress import progress
 from .tables import table
 
 if TYPE_CHECKING:
-    from ..runtime.engines.selftest import Agreement
+    from ..runtime.comparison import Comparison
 
 
 def verify(model: Model, engine: EngineOptions, as_json: Json = False) -> None:
     """Check a file, and the engine here, against the export's reference answers."""
     from ..runtime.engines.plan import is_plan
-    from ..runtime.engines.selftest import check, method_of, tolerance_of
+    from ..runtime.engines.selftest import check, method_of, tolerances_of
     from ..runtime.onnxfile import check_digest, read_manifest
 
     with progress("digest", 3, as_json) as advance:
@@ -29,9 +30,9 @@ def verify(model: Model, engine: EngineOptions, as_json: Json = False) -> None:
         advance("loading", 1)
         explainer = engine.load(model, check=False)  # the check is what follows
         advance("test patterns", 1)
-        agreements = check(explainer.engine, explainer.manifest)
-        tolerance = tolerance_of(explainer.manifest, engine.precision)
-        problems = [text for each in agreements if (text := each.problem(tolerance))]
+        allowed = tolerances_of(explainer.manifest, engine.precision)
+        references = check(explainer.engine, explainer.manifest, allowed)
+        problems = [text for each in references if (text := each.complaint)]
     if as_json:
         print_json(
             {
@@ -39,14 +40,14 @@ def verify(model: Model, engine: EngineOptions, as_json: Json = False) -> None:
                 "engine": explainer.engine.description,
                 "ok": not problems,
                 "problems": problems,
-                "agreements": [agreement.to_dict() for agreement in agreements],
+                "references": msgspec.to_builtins(references),
             }
         )
     else:
         say(explainer.engine.description)
-        out.print(agreements_table(agreements, method_of(explainer.manifest)))
+        out.print(references_table(references, method_of(explainer.manifest)))
         say(
-            f"allowed: probability {tolerance.probability:g}, map {tolerance.map:g} (file "
+            f"allowed: probability {allowed['probabilities']:g}, map {allowed['maps']:g} (file "
             f"{explainer.manifest.precision}, arithmetic {engine.precision})"
         )
     for problem in problems:
@@ -57,17 +58,17 @@ def verify(model: Model, engine: EngineOptions, as_json: Json = False) -> None:
         print_ok("this engine gives the export's reference answers")
 
 
-def agreements_table(agreements: Sequence[Agreement], method: str) -> Table:
+def references_table(references: Sequence[Comparison], method: str) -> Table:
     """Lay out how far an engine is from the export's answers, one line a test pattern."""
     return table(
         ["pattern", "same class", "probability differs", f"{method} map differs"],
         [
             (
-                str(agreement.pattern),
-                "yes" if agreement.lead < 1e-5 else f"another leads by {agreement.lead:.1e}",
-                f"{agreement.probability:.1e}",
-                f"{agreement.map:.1e}",
+                str(pattern),
+                "yes" if worst["lead"] < 1e-5 else f"another leads by {worst['lead']:.1e}",
+                f"{worst['probabilities']:.1e}",
+                f"{worst['maps']:.1e}",
             )
-            for agreement in agreements
+            for pattern, worst in enumerate(each.worst for each in references)
         ],
     )

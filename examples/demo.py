@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
     )
     console.print(
         f"{made.size / 1e6:.0f} MB in {made.seconds:.0f} s; gradients within "
-        f"{made.verification.errors['gradients']:.0e} of PyTorch in float64\n"
+        f"{made.verification.worst['gradients']:.0e} of PyTorch in float64\n"
     )
 
     explainer = whycam.load(model)

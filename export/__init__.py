@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 from .requirements import require_onnx
 
 if TYPE_CHECKING:
+    from ..runtime.comparison import Comparison
     from .build import Built, to_plan
     from .half import Half, to_half
     from .layers import Layer
     from .onnx import Export, list_layers, to_onnx
     from .preprocessing import Overrides
-    from .verify import Verification
 
 __all__ = [
     "Built",
+    "Comparison",
     "Export",
     "Half",
     "Layer",
     "Overrides",
-    "Verification",
     "list_layers",
     "to_half",
     "to_onnx",
@@ -34,11 +34,11 @@ __all__ = [
 
 _HOMES = {
     "Built": "build",
+    "Comparison": ".runtime.comparison",
     "Export": "onnx",
     "Half": "half",
     "Layer": "layers",
     "Overrides": "preprocessing",
-    "Verification": "verify",
     "list_layers": "onnx",
     "to_half": "half",
     "to_onnx": "onnx",
@@ -49,6 +49,6 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if _HOMES[name] in ("onnx", "layers", "verify"):
+    if _HOMES[name] in ("onnx", "layers"):
         require_onnx("export")
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.backbone import backbone_runs
+from ..runtime.comparison import Comparison
 from ..runtime.engines.interface import graph_name
 from ..runtime.errors import ExportError, RequestError
 from ..runtime.files import replacing
@@ -25,7 +26,7 @@ from ..runtime.manifest import Manifest
 from ..runtime.onnxfile import append_manifest, digest, read_manifest
 from .fold import fold_batch_norms
 from .onnx_graph import read_onnx, types_of, with_opset, write_onnx
-from .rounded import HalfCheck, check_half
+from .rounded import check_half
 
 if TYPE_CHECKING:
     import onnx
@@ -70,7 +71,7 @@ class Half:
 
     path: Path
     manifest: Manifest
-    check: HalfCheck
+    check: Comparison
     operations: int
     size: int
     size_before: int

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..runtime.cam import Score
+from ..runtime.comparison import ENGINE, Comparison
 from ..runtime.engines import selftest
 from ..runtime.engines.opening import open_engine
 from ..runtime.errors import ExportError, VerificationError
@@ -35,7 +36,7 @@ from .references import OnnxReference, Reference
 from .request import Wishes, request_for
 from .runner import GraphRunner
 from .task import Meaning, find_meaning, may_be_probabilities
-from .verify import Subject, Verification, photograph_like, verify
+from .verify import Subject, photograph_like, verify
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +72,7 @@ class Export:
 
     path: Path
     manifest: Manifest
-    verification: Verification
+    verification: Comparison
     size: int
     seconds: float
     notes: tuple[str, ...]
@@ -381,10 +382,11 @@ def _check_file(path: Path) -> None:
     """Read the finished file as a user's runtime will, and try it."""
     manifest = read_manifest(path)
     engine = open_engine(path, manifest, "onnxruntime")
-    for agreement in selftest.check(engine, manifest):
-        problem = agreement.problem()
-        if problem:
-            raise VerificationError(f"{problem}. No file was written")
+    for compared in selftest.check(engine, manifest, ENGINE):
+        if compared.complaint:
+            raise VerificationError(
+                f"the finished file answers wrongly: {compared.complaint}. No file was written"
+            )
 
 
 def _manifest(

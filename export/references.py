@@ -148,7 +148,7 @@ def _in_float64(model: onnx.ModelProto) -> Any:
     from onnx.reference import ReferenceEvaluator
     from onnx.reference.op_run import OpRun
 
-    class Erf(OpRun):  # type: ignore[misc]  # ONNX's own returns float32
+    class Erf(OpRun):  # ONNX's own returns float32
         """The error function, as precise as its input."""
 
         def _run(self, x: NDArray[Any]) -> tuple[NDArray[Any]]:

@@ -10,56 +10,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime import cam
+from ..runtime.comparison import HALF, Comparison, summarise
 from ..runtime.engines import selftest
 from ..runtime.engines.base import Engine
 from ..runtime.engines.interface import Arrays, renamed, run_graph
 from ..runtime.engines.opening import open_engine
 from ..runtime.errors import EngineError, MissingExtraError, VerificationError
-from ..runtime.manifest import FilePrecision, Manifest
+from ..runtime.manifest import Manifest
+from ..runtime.similarity import norm_difference, pearson
 
 if TYPE_CHECKING:
     import onnx
-
-
-@dataclass(frozen=True)
-class HalfTolerance:
-    """What half precision may change, by ``HalfCheck``'s measures."""
-
-    probabilities: float
-    activations: float
-    maps: float
-
-
-# fp16 has 11 significant bits, bf16 8; networks of some fifty layers lose two to four of them.
-TOLERANCE: dict[FilePrecision, HalfTolerance] = {
-    "fp16": HalfTolerance(probabilities=2e-2, activations=4e-2, maps=1e-2),
-    "bf16": HalfTolerance(probabilities=1e-1, activations=3e-1, maps=5e-2),
-}
-
-
-@dataclass(frozen=True)
-class HalfCheck:
-    """Largest differences from the float file, over all inputs tried.
-
-    Attributes:
-        probabilities: absolute; in a graph with a sweep, the median over its masked images too.
-        activations: the norm of the difference, relative to their norm; None where the file does
-            not have them.
-        maps: 1 - Pearson's correlation of each finished map.
-        inputs: how many batches were compared.
-    """
-
-    probabilities: float
-    activations: float | None
-    maps: float
-    inputs: int
 
 
 def rounding_explicit(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -152,7 +119,7 @@ def check_half(
     path: str | os.PathLike[str],
     model: onnx.ModelProto,
     manifest: Manifest,
-) -> HalfCheck:
+) -> Comparison:
     """Compare a converted graph with the float file, and with the manifest's references.
 
     Args:
@@ -161,39 +128,37 @@ def check_half(
         model: its graph.
         manifest: of the converted file.
 
+    Returns:
+        ``probabilities``, absolute, in a graph with a sweep the median over its masked images too;
+        ``activations``, the norm of the difference relative to theirs, where the file has them;
+        ``correlation``: 1 - Pearson's correlation of the finished maps.
+
     Raises:
-        VerificationError: it differs by more than ``TOLERANCE``, or is not finite.
+        VerificationError: it differs by more than is allowed, or is not finite.
     """
     before = open_engine(reference, manifest, "onnxruntime")
     after: Engine = RoundedEngine(model, manifest)
-    worst = {"probabilities": 0.0, "activations": 0.0, "maps": 0.0}
-    batches = list(_inputs(manifest))
-    for image, classes in batches:
-        for name, error in _differences(before, after, image, classes, manifest).items():
-            worst[name] = max(worst[name], error)
-    allowed = TOLERANCE[manifest.precision]
-    for name, error in worst.items():
-        if not error <= getattr(allowed, name):
-            raise VerificationError(
-                f"in {manifest.precision} the graph's {name} differ from the float file's by "
-                f"{error:.1e}, more than {getattr(allowed, name):g}. No file was written"
-                + ("; bf16 has a wider range" if manifest.precision == "fp16" else "")
-            )
+    samples = [
+        _differences(before, after, image, classes, manifest)
+        for image, classes in _inputs(manifest)
+    ]
+    compared = summarise("the float file", samples, HALF[manifest.precision])
+    _refuse(compared, manifest)
     engines = [after]
     if manifest.precision == "fp16":  # which ONNX Runtime takes as it is
         engines.append(open_engine(path, manifest, "onnxruntime"))
     for engine in engines:
-        for agreement in selftest.check(engine, manifest):
-            problem = agreement.problem(selftest.tolerance_of(manifest))
-            if problem:
-                raise VerificationError(f"in {manifest.precision}: {problem}. No file was written")
-    raw = "raw" in manifest.outputs
-    return HalfCheck(
-        worst["probabilities"],
-        worst["activations"] if raw else None,
-        worst["maps"],
-        len(batches),
-    )
+        for each in selftest.check(engine, manifest):
+            _refuse(each, manifest)
+    return compared
+
+
+def _refuse(compared: Comparison, manifest: Manifest) -> None:
+    if compared.complaint:
+        raise VerificationError(
+            f"in {manifest.precision}, {compared.complaint}. No file was written"
+            + ("; bf16 has a wider range" if manifest.precision == "fp16" else "")
+        )
 
 
 def _inputs(manifest: Manifest) -> list[tuple[NDArray[Any], int]]:
@@ -223,21 +188,16 @@ def _differences(
     p, q = float_answers["probabilities"], answers["probabilities"]
     found = {"probabilities": float(np.abs(p - q).max())}
     if "activations" in names:
-        found["activations"] = _relative(answers["activations"], float_answers["activations"])
+        found["activations"] = norm_difference(answers["activations"], float_answers["activations"])
     if "masked_probabilities" in names:
         a, b = float_answers["masked_probabilities"], answers["masked_probabilities"]
         # Half precision moves pixels across thresholds, so single masks may differ: the median.
         found["probabilities"] = max(found["probabilities"], float(np.nanmedian(np.abs(a - b))))
-    found["maps"] = max(
-        1 - _correlation(a, b)
+    found["correlation"] = max(
+        1 - pearson(a, b)
         for a, b in zip(_maps(float_answers, manifest), _maps(answers, manifest), strict=True)
     )
     return found
-
-
-def _relative(values: NDArray[Any], reference: NDArray[Any]) -> float:
-    norm = float(np.linalg.norm(reference.ravel()))
-    return float(np.linalg.norm((values - reference).ravel())) / max(norm, 1e-30)
 
 
 def _maps(answers: Arrays, manifest: Manifest) -> NDArray[np.float32]:
@@ -248,12 +208,3 @@ def _maps(answers: Arrays, manifest: Manifest) -> NDArray[np.float32]:
         raw = cam.raw_map("gradcam", answers["activations"], answers["gradients"])
         maps = np.asarray(cam.finish(raw, manifest.preprocess.size))
     return maps.reshape(-1, *maps.shape[-2:])
-
-
-def _correlation(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """Pearson's; 1 where both are constant."""
-    deviations = [each.astype(np.float64) - each.mean(dtype=np.float64) for each in (a, b)]
-    norms = [float(np.sqrt((each**2).sum())) for each in deviations]
-    if not all(norms):
-        return float(norms[0] == norms[1])
-    return float((deviations[0] * deviations[1]).sum() / (norms[0] * norms[1]))

@@ -14,18 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..runtime.comparison import REWRITTEN, REWRITTEN_PIXELS, Comparison, summarise
 from ..runtime.engines import selftest
 from ..runtime.engines.opening import open_engine
 from ..runtime.errors import VerificationError
 from ..runtime.manifest import Manifest
+from ..runtime.similarity import norm_difference
 from .onnx_graph import read_onnx, types_of, write_onnx
 
 if TYPE_CHECKING:
     import onnx
-
-TOLERANCE = 1e-4  # of an output's norm; both sides compute in float32
-# A graph that resizes pictures rounds pixels to whole numbers: a sum in another order moves a few.
-_PIXELS = 1e-2
 
 
 def replace_matrix_products(model: onnx.ModelProto) -> int:
@@ -57,46 +55,41 @@ def replace_matrix_products(model: onnx.ModelProto) -> int:
 
 def check_same(
     reference: str | os.PathLike[str], path: str | os.PathLike[str], manifest: Manifest
-) -> float:
-    """Hold a rewritten file against the one it was made of, in ONNX Runtime.
+) -> Comparison:
+    """Compare a rewritten file with the one it was made of, in ONNX Runtime.
 
     Returns:
-        The largest norm of a difference, relative to the output's.
+        Of each output the norm of the difference, relative to the output's.
 
     Raises:
         VerificationError: it exceeds what is allowed.
     """
-    # Held against each other, whatever this processor makes of an INT8 file.
-    engines = [
+    # Compared with each other, whatever this processor makes of an INT8 file.
+    before, after = (
         open_engine(each, manifest, "onnxruntime", check=False) for each in (reference, path)
-    ]
+    )
     # What a sweep chooses jumps where a pixel lies on a threshold.
     names = [
         n for n in manifest.output_shapes if n not in ("thresholds", "rpi", "masked_probabilities")
     ]
     if "tft" in manifest.outputs:
         names.remove("maps")
-    allowed = _PIXELS if manifest.embedded_preprocess else TOLERANCE
-    worst = 0.0
+    samples = []
     for index in range(selftest.PATTERNS):
-        image = selftest.feed(manifest, index)
-        classes = min(2, manifest.num_classes)
-        target = -1 - np.arange(classes, dtype=np.int64)[None]
-        before, after = (each.run({"image": image, "target": target}, names) for each in engines)
-        for name in names:
-            error = _distance(before[name], after[name])
-            worst = max(worst, error)
-            if not error <= allowed:
-                raise VerificationError(
-                    f"without matrix products the graph's '{name}' differs by {error:.1e} of its "
-                    f"norm, more than {allowed:g}. No plan was written"
-                )
-    return worst
-
-
-def _distance(before: Any, after: Any) -> float:
-    a, b = (np.asarray(each, np.float64).ravel() for each in (before, after))
-    return float(np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-30))
+        target = -1 - np.arange(min(2, manifest.num_classes), dtype=np.int64)[None]
+        feeds = {"image": selftest.feed(manifest, index), "target": target}
+        expected, found = (engine.run(feeds, names) for engine in (before, after))
+        samples.append(
+            {f"output.{name}": norm_difference(found[name], expected[name]) for name in names}
+        )
+    allowed = REWRITTEN_PIXELS if manifest.embedded_preprocess else REWRITTEN
+    compared = summarise("the graph with matrix products", samples, allowed)
+    if compared.problems:
+        raise VerificationError(
+            f"without matrix products {'; '.join(compared.problems)} of its norm. No plan was "
+            "written"
+        )
+    return compared
 
 
 class _Rewriting:

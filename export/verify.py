@@ -4,48 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime import cam
+from ..runtime.comparison import (
+    EXPORT,
+    EXPORT_OF_HALF,
+    Comparison,
+    Tolerances,
+    exceeded,
+    summarise,
+)
 from ..runtime.engines import selftest
 from ..runtime.errors import VerificationError
 from ..runtime.manifest import Manifest
 from ..runtime.preprocess import crop_resized, normalise
+from ..runtime.similarity import relative_difference
 from ..runtime.sweep import Request, choice_of
 from .original import Original
 from .references import Floats, Reference, directional
 from .scores import probabilities, relative_loss, seed_of
 from .verify_sweep import masked_difference
 
-# A wrong graph is off by orders of magnitude more; float32 networks stay well below.
-TOLERANCE = {
-    "own_outputs": 1e-6,  # or what fusing changes in the original itself, see _own_differences
-    "probabilities": 1e-4,
-    "activations": 1e-3,
-    "gradients": 1e-4,
-    "differences": 1e-3,  # of central differences, which max-pooling near ties disturbs
-    "ablation": 1e-3,
-    "earlier": 1e-2,
-    "pixels": 1.01,
-    "maps": 1e-4,
-    "tft": 1e-3,  # of the network in float32 as well, on images mostly masked
-}
-# Engines compute half precision in float32 in between, each in its own places.
-HALF_TOLERANCE = dict.fromkeys(("own_outputs", "probabilities", "activations", "ablation"), 2e-2)
 # Where more tensors are read, fewer operators are fused: at most all that the original fuses.
 _FUSING = 4
-_MESSAGES = {
-    "own_outputs": "the file's own outputs changed",
-    "differences": "gradients differ from central differences in float64",
-    "pixels": "its preprocessing differs from Pillow's",
-    "earlier": "gradients at fused layers differ from central differences in float64",
-    "maps": "finished maps differ from the runtime's",
-    "tft": "its sweep differs from the runtime's",
-}
 _CHANNELS_CHECKED = 4
 _DIRECTIONS = 8
 # Float32 leaves an error of about 1e-7 in an Ablation-CAM weight however small the weight is;
@@ -56,27 +42,6 @@ _LEAST_PROBABILITY = 1e-12
 # magnifies its rounding.
 _FLAT = 0.1
 _DRAWS = 6
-
-
-@dataclass(frozen=True)
-class Verification:
-    """Largest differences found between engine and network, over all inputs tried.
-
-    Attributes:
-        against: what the graph was held against.
-        errors: by what was compared. ``own_outputs`` (relative to their largest value), of the
-            outputs that the file had before, and where they differ by more than 1e-6 ``fusing``:
-            how far the original is from itself when the engine fuses no operators;
-            ``probabilities``, absolute; ``activations``, ``gradients`` and ``ablation``, relative
-            to the largest value; ``differences``: gradients against central differences in random
-            directions, relative to the gradient's norm; ``earlier``, the same at fused layers;
-            ``pixels``, of 255; ``maps`` and ``tft``, absolute.
-        inputs: how many batches were compared.
-    """
-
-    against: str
-    errors: dict[str, float] = field(default_factory=dict)
-    inputs: int = 0
 
 
 class Runner(Protocol):
@@ -118,12 +83,12 @@ class Subject:
     is_half: bool = False
 
     @property
-    def tolerance(self) -> dict[str, float]:
+    def tolerance(self) -> Tolerances:
         """What may differ: more where the network itself computes in half precision."""
-        return TOLERANCE | (HALF_TOLERANCE if self.is_half else {})
+        return EXPORT_OF_HALF if self.is_half else EXPORT
 
 
-def verify(subject: Subject, check: list[NDArray[Any]] | None = None) -> Verification:
+def verify(subject: Subject, check: list[NDArray[Any]] | None = None) -> Comparison:
     """Compare on two inputs of two batch sizes, with one and two classes an image.
 
     Args:
@@ -131,23 +96,30 @@ def verify(subject: Subject, check: list[NDArray[Any]] | None = None) -> Verific
         check: images of the user's own, as the graph takes them, [1, ...] each, on which the file's
             own outputs are compared as well.
 
+    Returns:
+        The differences found. ``own_outputs`` (relative to their largest value), of the outputs
+        that the file had before, and where they differ by more than 1e-6 ``fusing``: how far the
+        original is from itself when the engine fuses no operators; ``probabilities``, absolute;
+        ``activations``, ``gradients`` and ``ablation``, relative to the largest value;
+        ``differences``: gradients against central differences in random directions, relative to
+        the gradient's norm; ``earlier``, the same at fused layers; ``pixels``, of 255; ``maps``
+        and ``tft``, absolute.
+
     Raises:
         VerificationError: an output is missing, has another shape, or differs too much.
     """
     rng = np.random.default_rng(0)
     manifest = subject.manifest
-    worst: dict[str, float] = {}
-    compared = 0
+    samples = []
     top = manifest.top
     for batch, classes in ((1, top or 1), (2, top or min(2, manifest.num_classes))):
-        errors = _compared(subject, rng, batch, classes)
-        _judge(subject, errors, worst, f"batch {batch}, {classes} classes")
-        compared += 1
+        samples.append(_compared(subject, rng, batch, classes))
+        _refuse(subject, samples[-1], f"batch {batch}, {classes} classes")
     for image in check or []:
-        errors = _own_differences(subject, image)
-        _judge(subject, errors, worst, "an image of yours")
-        compared += 1
-    return Verification(subject.reference.description, worst, compared)
+        samples.append(_own_differences(subject, image))
+        _refuse(subject, samples[-1], "an image of yours")
+    largest = {"fusing": max(sample.get("fusing", 0.0) for sample in samples)}
+    return summarise(subject.reference.description, samples, _limits(subject, largest))
 
 
 def _compared(
@@ -174,7 +146,7 @@ def _compared(
             errors["earlier"] = _earlier_difference(subject, found, rng)
         if subject.original is not None and "network_input" not in found:
             errors |= _own_differences(subject, image)
-        if all(error <= _allowed(subject, name, errors) for name, error in errors.items()):
+        if not _problems(subject, errors):
             return errors
         rounding = _own_rounding(subject, view)
         if rounding <= 0.5 and not _at_a_kink(subject, found, rng):
@@ -190,24 +162,22 @@ def _compared(
     return errors
 
 
-def _judge(subject: Subject, errors: dict[str, float], worst: dict[str, float], where: str) -> None:
-    for name, error in errors.items():
-        worst[name] = max(worst.get(name, 0.0), error)
-        allowed = _allowed(subject, name, errors)
-        if not error <= allowed:
-            why = _MESSAGES.get(name, f"{name} differ from the network's own")
-            raise VerificationError(
-                f"the exported graph is wrong: {why} by {error:.1e}, more than {allowed:.0e} "
-                f"({where}). No file was written"
-            )
+def _refuse(subject: Subject, errors: dict[str, float], where: str) -> None:
+    problems = _problems(subject, errors)
+    if problems:
+        raise VerificationError(
+            f"the exported graph is wrong: {'; '.join(problems)} ({where}). No file was written"
+        )
 
 
-def _allowed(subject: Subject, name: str, errors: Mapping[str, float]) -> float:
-    if name == "fusing":
-        return math.inf
-    if name == "own_outputs":
-        return max(subject.tolerance[name], _FUSING * errors.get("fusing", 0.0))
-    return subject.tolerance[name]
+def _problems(subject: Subject, errors: Mapping[str, float]) -> tuple[str, ...]:
+    return exceeded(errors, _limits(subject, errors))
+
+
+def _limits(subject: Subject, errors: Mapping[str, float]) -> Tolerances:
+    allowed = subject.tolerance
+    fusing = _FUSING * errors.get("fusing", 0.0)
+    return {**allowed, "own_outputs": max(allowed["own_outputs"], fusing)}
 
 
 def _drawn(
@@ -261,12 +231,12 @@ def _own_rounding(subject: Subject, view: NDArray[Any]) -> float:
         return 0.0
     task = subject.manifest.task
     exact, own = (each(view) for each in (subject.reference.forward, subject.reference.forward32))
-    parts = [_relative(own[1], exact[1]) / TOLERANCE["probabilities"]]
+    parts = [relative_difference(own[1], exact[1]) / EXPORT["probabilities"]]
     if task != "none":
         wide, narrow = (probabilities(each[1], task) for each in (exact, own))
-        parts = [float(np.abs(wide - narrow).max()) / TOLERANCE["probabilities"]]
+        parts = [float(np.abs(wide - narrow).max()) / EXPORT["probabilities"]]
     if exact[0] is not None and own[0] is not None:
-        parts.append(_relative(own[0], exact[0]) / TOLERANCE["activations"])
+        parts.append(relative_difference(own[0], exact[0]) / EXPORT["activations"])
     return max(parts)
 
 
@@ -297,7 +267,7 @@ def _at_a_kink(
         return False
     moved = gradient(activations * (1 + 1e-6 * rng.standard_normal(activations.shape)))
     assert moved is not None
-    return _relative(moved, exact) > TOLERANCE["gradients"] / 2
+    return relative_difference(moved, exact) > EXPORT["gradients"] / 2
 
 
 def _differences(
@@ -313,7 +283,7 @@ def _differences(
     scale = max(1.0, float(np.abs(exact).max())) if task == "none" else 1.0
     errors = {"probabilities": float(np.abs(found["probabilities"] - exact).max()) / scale}
     if activations is not None:
-        errors["activations"] = _relative(found["activations"], activations)
+        errors["activations"] = relative_difference(found["activations"], activations)
     _check_most_probable(exact, found, scale, subject.tolerance["probabilities"])
     # Gradients are compared at the file's own activations: what the backbone rounds is judged by
     # the activations, and must not be counted again through the kinks of the head.
@@ -324,7 +294,7 @@ def _differences(
     gradients = np.asarray(found["gradients"], np.float64).reshape(own.shape)
     true = reference.gradient(own, seed)
     if true is not None:
-        errors["gradients"] = _relative(gradients, true)
+        errors["gradients"] = relative_difference(gradients, true)
     else:
         errors["differences"] = _directional_error(reference, own, seed, gradients, rng)
     if "ablation_weights" in found:
@@ -398,7 +368,7 @@ def _own_differences(subject: Subject, image: NDArray[Any]) -> dict[str, float]:
     assert subject.original is not None
     before = subject.original.outputs(image)
     errors = {"own_outputs": _largest_relative(subject.engine.own(image), before)}
-    if errors["own_outputs"] > TOLERANCE["own_outputs"]:
+    if errors["own_outputs"] > EXPORT["own_outputs"]:
         errors["fusing"] = _largest_relative(subject.original.unfused(image), before)
     return errors
 
@@ -410,7 +380,9 @@ def _largest_relative(found: Sequence[NDArray[Any]], expected: Sequence[NDArray[
         if before.shape != after.shape or before.dtype != after.dtype:
             return math.inf
         if not np.array_equal(before, after, equal_nan=before.dtype.kind == "f"):
-            worst = max(worst, _relative(after.astype(np.float64), before.astype(np.float64)))
+            worst = max(
+                worst, relative_difference(after.astype(np.float64), before.astype(np.float64))
+            )
     return worst
 
 
@@ -520,9 +492,3 @@ def _check_shapes(
                 f"the exported graph is wrong: output '{name}' has the shape {found[name].shape}, "
                 f"not {expected}. No file was written"
             )
-
-
-def _relative(values: NDArray[Any], expected: NDArray[Any]) -> float:
-    scale = float(np.abs(expected).max())
-    difference = float(np.abs(np.asarray(values, np.float64) - expected).max())
-    return difference / scale if scale > 0 else difference

@@ -304,7 +304,7 @@ def test_info_shows_layer_methods_and_preprocessing(whycam, lite0_onnx):
 def test_verify_accepts_a_good_file(whycam, lite0_onnx):
     found = whycam("verify", lite0_onnx, "--json").json()
     assert found["ok"]
-    assert len(found["agreements"]) == 2
+    assert len(found["references"]) == 2
 
 
 def test_verify_refuses_a_file_whose_weights_changed(whycam, lite0_onnx, tmp_path):

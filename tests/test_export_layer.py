@@ -564,7 +564,7 @@ def test_openvino_is_refused_where_its_gradients_are_wrong(early: tuple[nn.Modul
     _, file = early
     unchecked = whycam.load(file, "openvino", check=False)
     found = selftest.check(unchecked.engine, unchecked.manifest)
-    if any(agreement.problem() for agreement in found):
+    if any(compared.problems for compared in found):
         with pytest.raises(WhyCamError, match=r"answers wrongly for .*whycam verify"):
             whycam.load(file, "openvino")
     else:

@@ -278,8 +278,8 @@ def test_verification_reports_small_differences_for_a_good_file(tmp_path: Path) 
         curved(), tmp_path / "model.onnx", overrides=SMALL, methods=["ablation"]
     ).verification
     for name in ("probabilities", "activations", "gradients", "ablation"):
-        assert 0 < found.errors[name] < 1e-5
-    assert found.against == "PyTorch in float64"
+        assert 0 < found.worst[name] < 1e-5
+    assert found.reference == "PyTorch in float64"
     assert found.inputs >= 2
 
 

@@ -58,8 +58,8 @@ def test_file_is_explained_as_what_it_is(explained):
     assert manifest.image_shape == shape
     assert signature(made.path, True, 1)[0][:2] == signature(file, True, 1)[0][:2]
     assert signature(made.path, False, 1) == signature(file, False, 1)
-    assert made.verification.errors["differences"] < 1e-3
-    assert made.verification.errors["own_outputs"] < 1e-6
+    assert made.verification.worst["differences"] < 1e-3
+    assert made.verification.worst["own_outputs"] < 1e-6
 
 
 def test_own_output_is_that_of_the_framework(explained):

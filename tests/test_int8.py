@@ -23,7 +23,7 @@ from whycam.calibrate.int8 import Settings, calibrate_int8, divided
 from whycam.calibrate.quantise import observe, quantised, read_graph
 from whycam.calibrate.ranges import magnitude
 from whycam.export import to_onnx
-from whycam.runtime.engines.selftest import check, tolerance_of
+from whycam.runtime.engines.selftest import check
 from whycam.runtime.errors import (
     DataError,
     MissingExtraError,
@@ -32,8 +32,8 @@ from whycam.runtime.errors import (
     VerificationError,
     WhyCamError,
 )
-from whycam.runtime.likeness import pearson
 from whycam.runtime.onnxfile import digest, read_manifest, with_manifest
+from whycam.runtime.similarity import pearson
 from whycam.runtime.tft import Tft
 
 EASY = Settings(weight_bits=7, floor={"pearson": 0.5, "top1": 0.5}, threads=1)
@@ -158,8 +158,8 @@ def test_manifest_says_int8_and_the_file_verifies(made, residual):
     assert manifest.methods == before.methods
     engine = whycam.load(path).engine
     assert "int8" in engine.description
-    for agreement in check(engine, manifest):
-        assert agreement.problem(tolerance_of(manifest)) is None
+    for compared in check(engine, manifest):
+        assert compared.problems == ()
 
 
 def test_int8_numbers_differ_from_float_but_little(made, residual, pictures):
@@ -403,8 +403,8 @@ def test_weights_of_seven_bits_use_no_more(residual, pictures, tmp_path):
     # Every processor computes what the file says.
     for engine in ("onnxruntime", "openvino"):
         loaded = whycam.load(out, engine, threads=1)
-        for agreement in check(loaded.engine, loaded.manifest):
-            assert agreement.problem(tolerance_of(loaded.manifest)) is None
+        for compared in check(loaded.engine, loaded.manifest):
+            assert compared.problems == ()
 
 
 def test_weight_bits_are_eight_or_seven():

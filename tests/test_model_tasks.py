@@ -57,7 +57,7 @@ def test_activation_inside_the_model_is_not_applied_twice(name: str, tmp_path: P
     create, task, against = MODELS[name]
     model = create().eval()
     made = to_onnx(model, tmp_path / "x.onnx", overrides=SMALL, methods=["gradcam", "ablation"])
-    assert (made.manifest.task, made.verification.against) == (task, against)
+    assert (made.manifest.task, made.verification.reference) == (task, against)
     assert made.manifest.activations == (8, 12, 12)
     engine = whycam.load(made.path, threads=1).engine
     target = np.zeros((3, 1), np.int64)

@@ -348,7 +348,7 @@ def test_engines_give_the_reference_answers_of_such_files(file_of, name, fields)
     engine = whycam.load(path, name, threads=1).engine
     found = selftest.check(engine, manifest)
     assert len(found) == selftest.PATTERNS
-    assert all(each.problem() is None for each in found)
+    assert all(each.problems == () for each in found)
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,15 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
+from ..comparison import Comparison
 from ..engines.base import Precision
 from ..engines.plan import is_plan
 from ..engines.registry import CHECKED_AT_EXPORT, ENGINES
-from ..engines.selftest import PATTERNS, picture, tolerance_of
+from ..engines.selftest import PATTERNS, picture, tolerances_of
 from ..errors import EngineError, RequestError
 from ..images import Picture
 from ..manifest import Manifest
-from .compare import Arrays, Comparison, compare
+from .compare import Arrays, compare
 from .job import ANSWERS, PICTURES, PLANS, Answers, Job, in_process
 from .privacy import without_places
 
@@ -73,7 +74,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
         why: of an outcome other than right.
         description: of the engine, by itself.
         comparison: with the reference, ONNX Runtime on the CPU in fp32; None for itself.
-        references: agreement with the export's reference answers, see ``selftest.Agreement``.
+        references: the export's reference answers, see ``selftest.check``.
         method: which was timed.
         median_ms: of ``classification``, ``explanation`` and ``tft`` of one picture, from the
             prepared input on.
@@ -88,7 +89,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     why: str | None = None
     description: str | None = None
     comparison: Comparison | None = None
-    references: tuple[dict[str, Any], ...] = ()
+    references: tuple[Comparison, ...] = ()
     method: str | None = None
     median_ms: dict[str, float] = {}
 
@@ -215,7 +216,7 @@ class _Run:
         comparison = None
         wrong = list(found.wrong)
         if reference is not None:
-            allowed = tolerance_of(manifest, self.precision)
+            allowed = tolerances_of(manifest, self.precision)
             comparison = compare(reference.arrays, self.arrays, found.targets, allowed, exact)
             wrong += comparison.problems
         return Check(

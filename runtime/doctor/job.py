@@ -18,10 +18,11 @@ import numpy as np
 
 from ..bench.stages import ANSWER, ClockedEngine, classify_in_stages, explain_in_stages
 from ..cam import Method
+from ..comparison import Comparison
 from ..engines.base import Precision
 from ..engines.nvidia import Driver, driver
 from ..engines.registry import ENGINES
-from ..engines.selftest import check, tolerance_of
+from ..engines.selftest import check, tolerances_of
 from ..errors import EngineError, RequestError, WhyCamError
 from ..explainer import Explainer, load
 from ..images import Picture
@@ -83,7 +84,7 @@ class Answers(msgspec.Struct, frozen=True, kw_only=True):
         methods: whose maps there are.
         method: the one whose thresholds were looked for, and which was timed.
         swept: whether TFT was run; where not, ``unswept`` says why.
-        references: agreement with the export's reference answers, ``selftest.Agreement``.
+        references: the export's reference answers, see ``selftest.check``.
         wrong: what differs there by more than it may.
         milliseconds: raw samples, by ``classification``, ``explanation`` and ``tft``.
         error: why there is nothing of all this; ``loaded`` tells whether the file was loaded.
@@ -95,7 +96,7 @@ class Answers(msgspec.Struct, frozen=True, kw_only=True):
     method: str = ""
     swept: bool = False
     unswept: str | None = None
-    references: tuple[dict[str, Any], ...] = ()
+    references: tuple[Comparison, ...] = ()
     wrong: tuple[str, ...] = ()
     milliseconds: dict[str, tuple[float, ...]] = {}
     error: str | None = None
@@ -191,8 +192,7 @@ def answers(job: Job, pictures: list[Picture], folder: Path) -> Answers:
         arrays |= {f"{index}.{name}": values for name, values in found.items()}
         arrays[f"{index}.probabilities"] = rows[index]
     np.savez(folder / ANSWERS, **arrays)
-    agreements = check(explainer.engine, manifest)
-    allowed = tolerance_of(manifest, job.precision)
+    references = check(explainer.engine, manifest, tolerances_of(manifest, job.precision))
     return Answers(
         description=explainer.engine.description,
         targets=targets,
@@ -200,8 +200,8 @@ def answers(job: Job, pictures: list[Picture], folder: Path) -> Answers:
         method=method,
         swept=unswept is None,
         unswept=unswept,
-        references=tuple(each.to_dict() for each in agreements),
-        wrong=tuple(text for each in agreements if (text := each.problem(allowed))),
+        references=tuple(references),
+        wrong=tuple(text for each in references if (text := each.complaint)),
         milliseconds=_timed(explainer, pictures[0], method, unswept is None, job.rounds),
     )
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from ..comparison import ENGINE, ENGINE_INT8
 from ..errors import EngineError, ModelFileError, WrongAnswerError
 from ..manifest import Manifest
 from . import selftest
@@ -77,20 +78,20 @@ def _open(
     quantised = manifest.precision == "int8"
     if not check or not (quantised or (exact and name != CHECKED_AT_EXPORT)):
         return engine
-    for reference, agreement in zip(
-        manifest.references, selftest.check(engine, manifest), strict=True
-    ):
-        problem = agreement.problem(selftest.QUANTISED if quantised else selftest.EXACT)
-        if problem is not None and quantised:
+    found = selftest.check(engine, manifest, ENGINE_INT8 if quantised else ENGINE)
+    for reference, compared in zip(manifest.references, found, strict=True):
+        problem = compared.complaint
+        if problem is None:
+            continue
+        if quantised:
             raise WrongAnswerError(
                 f"{engine.description} computes other numbers than {path} says ({problem}). "
                 f"{_why_other_numbers(selftest.shaken(engine, manifest, reference))}"
             )
-        if problem is not None:
-            raise WrongAnswerError(
-                f"{engine.description} answers wrongly for {path}: {problem}. Use another engine; "
-                f"for more, see: whycam verify {path} --engine {name}"
-            )
+        raise WrongAnswerError(
+            f"{engine.description} answers wrongly for {path}: {problem}. Use another engine; "
+            f"for more, see: whycam verify {path} --engine {name}"
+        )
     return engine
 
 
@@ -129,16 +130,16 @@ def _opened(
 _RESTLESS = 0.5  # of what engines may differ by
 
 
-def _why_other_numbers(shaken: selftest.Agreement) -> str:
+def _why_other_numbers(shaken: Mapping[str, float]) -> str:
     """Of an INT8 file, from what next to nothing in the image changes."""
-    allowed = selftest.QUANTISED
-    if max(shaken.probability / allowed.probability, shaken.map / allowed.map) < _RESTLESS:
+    if max(shaken[name] / ENGINE_INT8[name] for name in shaken) < _RESTLESS:
         return (
             "Processors without VNNI add products of 8-bit weights with overflow: whycam calibrate "
             "int8 --weight-bits 7 avoids that"
         )
     return (
         "In 8 bits, single roundings decide this network's answers: an image that changes by next "
-        f"to nothing moves the engine's own probability by {shaken.probability:.1e} and its map by "
-        f"{shaken.map:.1e}. Use the float file, or leave more layers in float with a higher --floor"
+        f"to nothing moves the engine's own probability by {shaken['probabilities']:.1e} and its "
+        f"map by {shaken['maps']:.1e}. Use the float file, or leave more layers in float with a "
+        "higher --floor"
     )

@@ -2,82 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import cam
+from ..comparison import ENGINE, ENGINE_REDUCED, Comparison, Tolerances, summarise
 from ..manifest import Manifest, Reference
 from ..preprocess import arrange, crop_resized, normalise
+from ..similarity import largest_difference
 from .base import Engine, Precision
 
 PATTERNS = 2
 
 
-@dataclass(frozen=True)
-class Tolerance:
-    """How far an engine may be from a reference.
-
-    Attributes:
-        probability: absolute; also what another class may lead by. Of values that are no
-            probabilities, as a share of the reference where that is above 1.
-        map: absolute, of the finished map in [0, 1].
-    """
-
-    probability: float
-    map: float
-
-
-# Engines differ in the order of their sums. A network on a test pattern is less sure of itself than
-# on a photograph, so reduced precision moves it more.
-EXACT = Tolerance(1e-3, 1e-2)
-_REDUCED = Tolerance(5e-2, 2e-1)
-# What rounding in 8 bits leaves between engines that compute a quantised file as it says; where
-# sums overflow, other classes lead by a third and maps are others.
-QUANTISED = Tolerance(1e-1, 4e-1)
 _SHAKES = 4
 _CONSTANT = 1e-5  # range of a map's values as a share of the largest
 _CANCELLED = 1e-4  # range of a map's values as a share of its terms; float32 rounds 1e-6 of these
 
 
-def tolerance_of(manifest: Manifest, precision: Precision = "fp32") -> Tolerance:
+def tolerances_of(manifest: Manifest, precision: Precision = "fp32") -> Tolerances:
     """What is allowed for a file in an engine that computes in ``precision``."""
-    return EXACT if (manifest.precision, precision) == ("fp32", "fp32") else _REDUCED
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How close an engine came to one reference.
-
-    Attributes:
-        pattern: which test pattern.
-        lead: of the most probable class over the reference's, in probability; 0: it is the same.
-        probability: absolute difference of its probability, see ``Tolerance``.
-        map: largest absolute difference of the finished maps.
-    """
-
-    pattern: int
-    lead: float
-    probability: float
-    map: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields, ready for JSON."""
-        return asdict(self)
-
-    def problem(self, allowed: Tolerance = EXACT) -> str | None:
-        """What differs by more than it may, or None."""
-        worst = max(self.probability, self.lead)
-        if worst <= allowed.probability and self.map <= allowed.map:
-            return None
-        return (
-            f"this engine does not give the file's reference answer for test pattern "
-            f"{self.pattern}: another class leads by {self.lead:.1e}, probability off by "
-            f"{self.probability:.1e} (each at most {allowed.probability:g}), map by "
-            f"{self.map:.1e} (at most {allowed.map:g})"
-        )
+    return ENGINE if (manifest.precision, precision) == ("fp32", "fp32") else ENGINE_REDUCED
 
 
 def pattern(index: int, size: tuple[int, int], channels: int = 3) -> NDArray[np.float32]:
@@ -176,9 +123,30 @@ def terms(method: cam.Method, activations: Any, gradients: Any, weights: Any | N
     return cam.raw_map(method, *parts)
 
 
-def check(engine: Engine, manifest: Manifest) -> list[Agreement]:
-    """Run the test patterns and compare with the manifest's references."""
-    return [_compare(engine, manifest, reference) for reference in manifest.references]
+def check(
+    engine: Engine, manifest: Manifest, allowed: Tolerances | None = None
+) -> list[Comparison]:
+    """Run the test patterns and compare with the manifest's references, one after the other.
+
+    Args:
+        engine: with the file open.
+        manifest: of the file.
+        allowed: by default what ``tolerances_of`` says.
+
+    Returns:
+        One comparison a reference. ``lead``: of the most probable class over the reference's;
+        ``probabilities``: of the reference's class, as a share of its value where that is above 1;
+        ``maps``: the largest absolute difference of a pixel of the finished map.
+    """
+    limits = tolerances_of(manifest) if allowed is None else allowed
+    return [
+        summarise(
+            f"the file's reference answer for test pattern {reference.pattern}",
+            [_differences(engine, manifest, reference)],
+            limits,
+        )
+        for reference in manifest.references
+    ]
 
 
 def answers(engine: Engine, manifest: Manifest) -> tuple[Reference, ...]:
@@ -205,39 +173,32 @@ def answers(engine: Engine, manifest: Manifest) -> tuple[Reference, ...]:
     return tuple(found)
 
 
-def shaken(engine: Engine, manifest: Manifest, reference: Reference) -> Agreement:
+def shaken(engine: Engine, manifest: Manifest, reference: Reference) -> dict[str, float]:
     """How far an engine is from itself when a test pattern changes by next to nothing.
 
     By a millionth, or where the graph takes uint8 pictures, by one step in one pixel of a thousand;
     the worst of a few such changes. As much as two engines differ by, where single roundings decide
     a network's answers.
+
+    Returns:
+        ``probabilities`` and ``maps``, see ``check``.
     """
     image = feed(manifest, reference.pattern)
-    before = _answer(engine, manifest, image, reference.target)
+    row, maps = _answer(engine, manifest, image, reference.target)
     rng = np.random.default_rng(0)
-    found = []
+    scale = max(1.0, abs(reference.probability))
+    worst = {"probabilities": 0.0, "maps": 0.0}
     for _ in range(_SHAKES):
         if image.dtype == np.uint8:
             moved = image ^ (rng.random(image.shape) < 1e-3).astype(np.uint8)
         else:
             step = 1e-6 * max(1.0, float(image.std()))
             moved = image + (step * rng.standard_normal(image.shape)).astype(np.float32)
-        row, maps = _answer(engine, manifest, moved, reference.target)
-        found.append(
-            Agreement(
-                pattern=reference.pattern,
-                lead=0.0,
-                probability=float(abs(row - before[0])[reference.target])
-                / max(1.0, abs(reference.probability)),
-                map=float(np.abs(maps - before[1]).max()),
-            )
-        )
-    return Agreement(
-        reference.pattern,
-        0.0,
-        max(each.probability for each in found),
-        max(each.map for each in found),
-    )
+        other, other_maps = _answer(engine, manifest, moved, reference.target)
+        apart = float(abs(other - row)[reference.target]) / scale
+        worst["probabilities"] = max(worst["probabilities"], apart)
+        worst["maps"] = max(worst["maps"], largest_difference(other_maps, maps))
+    return worst
 
 
 def _answer(
@@ -256,17 +217,15 @@ def _answer(
     return found["probabilities"][0], cam.finish(raw, manifest.preprocess.size)
 
 
-def _compare(engine: Engine, manifest: Manifest, reference: Reference) -> Agreement:
+def _differences(engine: Engine, manifest: Manifest, reference: Reference) -> dict[str, float]:
     row, maps = _answer(engine, manifest, feed(manifest, reference.pattern), reference.target)
     expected = np.asarray(reference.raw_map, np.float32).reshape(1, 1, *manifest.map_shape)
-    differences = np.abs(maps - cam.finish(expected, manifest.preprocess.size))
+    # Stretched to [0, 1], a map that is constant up to rounding is rounding alone.
+    is_constant = np.ptp(expected) <= _CONSTANT * np.abs(expected).max()
+    finished = cam.finish(expected, manifest.preprocess.size)
     scale = max(1.0, abs(reference.probability))
-    return Agreement(
-        pattern=reference.pattern,
-        lead=float(row.max() - row[reference.target]) / scale,
-        probability=float(abs(row[reference.target] - reference.probability)) / scale,
-        # Stretched to [0, 1], a map that is constant up to rounding is rounding alone.
-        map=0.0
-        if np.ptp(expected) <= _CONSTANT * np.abs(expected).max()
-        else float(differences.max()),
-    )
+    return {
+        "lead": float(row.max() - row[reference.target]) / scale,
+        "probabilities": float(abs(row[reference.target] - reference.probability)) / scale,
+        "maps": 0.0 if is_constant else largest_difference(maps, finished),
+    }
