@@ -132,10 +132,6 @@ def _fastest_beside(found: Benchmark, peer: Row) -> Row | None:
 def report(found: Benchmark, about: dict[str, Any]) -> Iterator[str | Table]:
     """Say everything, as lines and tables in order."""
     yield heading(found, about)
-    for part in (answers_table(found), stages_table(found), footprints_table(found)):
-        yield ""
-        yield part
-    lines = remarks(found)
-    if lines:
-        yield ""
-    yield from lines
+    yield ""
+    yield from (answers_table(found), stages_table(found), footprints_table(found))
+    yield from remarks(found)

@@ -21,9 +21,12 @@ def say(text: str | Text) -> None:
 
 
 def say_all(parts: Iterable[RenderableType]) -> None:
-    """Print lines and tables in order."""
+    """Print lines and tables in order, with an empty line after a table."""
     for part in parts:
-        out.print(part, soft_wrap=isinstance(part, str | Text))
+        is_text = isinstance(part, str | Text)
+        out.print(part, soft_wrap=is_text)
+        if not is_text:
+            out.print()
 
 
 def say_written(folder: Path, files: Sequence[Path]) -> None:
