@@ -1,8 +1,9 @@
 """Metadata and digest of an ONNX file, read and replaced without any ONNX library.
 
-An ONNX file is one protobuf message; its weights are skipped over, not loaded. That makes a
-truncated or foreign file a clear error before an engine sees it, and gives every engine the
-manifest.
+A machine that only explains has no package onnx. An ONNX file is one protobuf message, of which
+this needs its outermost fields (the manifest among its metadata; the digest of all else) and, for
+ONNX Runtime, which computes every output that a file declares, the names in its graph. Weights are
+skipped over: that they are all there and whole is for the digest, and for the engine, to say.
 """
 
 from __future__ import annotations
@@ -18,9 +19,7 @@ from .engines.plan import is_plan, read_plan
 from .errors import ModelFileError
 from .files import replacing
 from .manifest import METADATA_KEY, Manifest, parse
-from .onnxweights import check_weights
 from .onnxwire import (
-    FIXED,
     GRAPH,
     GRAPH_OUTPUT,
     IR_VERSION,
@@ -32,9 +31,9 @@ from .onnxwire import (
     OPSETS,
     VALUE_NAME,
     WITH_SUBGRAPHS,
+    fields,
+    fields_of,
     message,
-    messages,
-    walk,
 )
 
 __all__ = ["digest", "read_manifest", "with_manifest"]
@@ -46,22 +45,18 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     """The manifest of an explaining graph; of a TensorRT plan, what its sidecar holds.
 
     Raises:
-        ModelFileError: the file is missing, no ONNX, truncated, not made by whycam, or wants
-            weights from other files.
+        ModelFileError: the file is missing, no ONNX, truncated, or not made by whycam.
     """
     name = os.fspath(path)
     if is_plan(name):
         return read_plan(name).manifest
     with _open(name) as file:
-        fields = list(_fields(file, name))
-        for field, start, end in fields:
+        for field, start, end in list(_fields(file, name)):
             if field == METADATA:
                 file.seek(start)
                 key, value = _entry(file.read(end - start), name)
                 if key == METADATA_KEY:
-                    manifest = parse(value, name)
-                    check_weights(file, fields, name, _broken(name, fields[-1][2]))
-                    return manifest
+                    return parse(value, name)
     raise ModelFileError(
         f"{name} is an ONNX file without a whycam manifest: it classifies but cannot explain. Make "
         f"one that does with: {_export_command(name)} (--preprocess must be what the network was "
@@ -128,10 +123,10 @@ def with_manifest(
     name = os.fspath(source)
     place = Path(target)
     with _open(name) as file, replacing(place) as temporary:
-        fields = list(_fields(file, name))
+        parts = list(_fields(file, name))
         with temporary.open("wb") as copy:
             first = 0
-            for field, start, end in fields:
+            for field, start, end in parts:
                 if not (field == METADATA and _is_manifest(file, start, end, name)):
                     file.seek(first)
                     copy.writelines(_blocks(file, end - first))
@@ -177,20 +172,19 @@ def without_outputs(path: str | os.PathLike[str], names: Collection[str]) -> byt
 
 def _pruned(graph: bytes, names: Collection[str], file_name: str) -> bytes:
     broken = _broken(file_name, len(graph))
-    view = memoryview(graph)
-    fields = list(messages(view, broken))
+    parts = list(fields_of(graph, broken))
     declared = {
-        first: _texts(view[start:end], VALUE_NAME, broken)[0]
-        for field, first, start, end in fields
+        first: _texts(graph[start:end], VALUE_NAME, broken)[0]
+        for field, first, start, end in parts
         if field == GRAPH_OUTPUT
     }
     dropped = {first for first, value in declared.items() if value.decode() in names}
     needed = {value for first, value in declared.items() if first not in dropped}
     # Operations stand in an order in which they can run: the last one first.
-    for field, first, start, end in reversed(fields):
+    for field, first, start, end in reversed(parts):
         if field != NODE:
             continue
-        node = view[start:end]
+        node = graph[start:end]
         if not set(_texts(node, NODE_OPERATOR, broken)).isdisjoint(WITH_SUBGRAPHS):
             # What a subgraph reads from outside is not written here: keep everything.
             dropped = {f for f in dropped if f in declared}
@@ -199,13 +193,15 @@ def _pruned(graph: bytes, names: Collection[str], file_name: str) -> bytes:
             dropped.add(first)
         else:
             needed.update(_texts(node, NODE_INPUT, broken))
-    return b"".join(view[first:end] for _, first, _, end in fields if first not in dropped)
+    view = memoryview(graph)
+    return b"".join(view[first:end] for _, first, _, end in parts if first not in dropped)
 
 
-def _texts(data: memoryview, field: int, broken: ModelFileError) -> list[bytes]:
+def _texts(data: bytes, field: int, broken: ModelFileError) -> list[bytes]:
     """The values of a repeated string; an absent one is one empty string."""
-    found = [bytes(data[a:b]) for f, _, a, b in messages(data, broken) if f == field]
-    return found or [b""]
+    return [
+        data[start:end] for number, _, start, end in fields_of(data, broken) if number == field
+    ] or [b""]
 
 
 def _broken(name: str, size: int) -> ModelFileError:
@@ -232,9 +228,7 @@ def _fields(file: BinaryIO, name: str) -> Iterator[tuple[int, int, int]]:
     if size == 0:
         raise broken
     seen = set()
-    for field, wire, start, end in walk(file, 0, size, broken):
-        if wire in FIXED:
-            raise broken  # ModelProto has none
+    for field, _, start, end in fields(file, 0, size, broken):
         seen.add(field)
         yield field, start, end
     if GRAPH not in seen or OPSETS not in seen:
@@ -252,6 +246,6 @@ def _entry(data: bytes, name: str) -> tuple[str, bytes]:
     """Key and value of one StringStringEntryProto."""
     broken = ModelFileError(f"{name}: its metadata is damaged. Export it again")
     parts = {1: b"", 2: b""}
-    for field, _, start, end in messages(data, broken):
+    for field, _, start, end in fields_of(data, broken):
         parts[field] = data[start:end]
     return parts[1].decode(errors="replace"), parts[2]

@@ -2,47 +2,53 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from typing import BinaryIO
 
 from .errors import ModelFileError
 
 IR_VERSION, GRAPH, OPSETS, METADATA = 1, 7, 8, 14  # field numbers of ModelProto
-NODE, INITIALIZER, GRAPH_OUTPUT = 1, 5, 12  # of GraphProto
+NODE, GRAPH_OUTPUT = 1, 12  # of GraphProto
 NODE_INPUT, NODE_OUTPUT, NODE_OPERATOR = 1, 2, 4  # of NodeProto
 VALUE_NAME = 1  # of ValueInfoProto
-DIMS, DATA_TYPE, RAW_DATA, EXTERNAL_DATA = 1, 2, 9, 13  # of TensorProto
 WITH_SUBGRAPHS = {b"If", b"Loop", b"Scan", b"SequenceMap"}
 LENGTH_DELIMITED = 2
 FIXED = {1: 8, 5: 4}  # bytes of numbers that are not packed
 
 
-def walk(
+def fields(
     file: BinaryIO, begin: int, end: int, broken: ModelFileError
 ) -> Iterator[tuple[int, int, int, int]]:
-    """(number, wire type, start and end of the payload) of each field of a message in a file."""
+    """(number, first byte, start and end of the payload) of each field of a message in a file."""
     position = begin
     while position < end:
-        file.seek(position)
+        first = position
+        file.seek(first)
         head = file.read(20)
-        tag, used = varint(head, 0, broken)
-        field, wire = tag >> 3, tag & 7
+        tag, used = _varint(head, 0, broken)
+        wire = tag & 7
         if wire == LENGTH_DELIMITED:
-            length, used = varint(head, used, broken)
+            length, used = _varint(head, used, broken)
         elif wire == 0:
-            length = varint(head, used, broken)[1] - used
+            length = _varint(head, used, broken)[1] - used
         elif wire in FIXED:
             length = FIXED[wire]
         else:
             raise broken
-        start = position + used
+        start = first + used
         position = start + length
-        if field == 0 or position > end:
+        if tag >> 3 == 0 or position > end:
             raise broken
-        yield field, wire, start, position
+        yield tag >> 3, first, start, position
 
 
-def varint(data: bytes | memoryview, at: int, broken: ModelFileError) -> tuple[int, int]:
+def fields_of(data: bytes, broken: ModelFileError) -> Iterator[tuple[int, int, int, int]]:
+    """As ``fields``, of a message in memory."""
+    return fields(io.BytesIO(data), 0, len(data), broken)
+
+
+def _varint(data: bytes, at: int, broken: ModelFileError) -> tuple[int, int]:
     """A number that begins at ``at``, and where it ends."""
     value = 0
     for index, byte in enumerate(data[at : at + 10]):
@@ -50,28 +56,6 @@ def varint(data: bytes | memoryview, at: int, broken: ModelFileError) -> tuple[i
         if byte < 0x80:
             return value, at + index + 1
     raise broken
-
-
-def messages(
-    data: bytes | memoryview, broken: ModelFileError
-) -> Iterator[tuple[int, int, int, int]]:
-    """(number, first byte, start of payload, end) of each field of a message in memory."""
-    at = 0
-    while at < len(data):
-        first = at
-        tag, at = varint(data, at, broken)
-        if tag & 7 == LENGTH_DELIMITED:
-            length, at = varint(data, at, broken)
-        elif tag & 7 == 0:
-            length = varint(data, at, broken)[1] - at
-        elif tag & 7 in FIXED:
-            length = FIXED[tag & 7]
-        else:
-            raise broken
-        if at + length > len(data):
-            raise broken
-        yield tag >> 3, first, at, at + length
-        at += length
 
 
 def message(field: int, payload: bytes) -> bytes:

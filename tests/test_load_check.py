@@ -20,7 +20,7 @@ from whycam.runtime.engines.base import Engine, EngineSettings
 from whycam.runtime.engines.interface import check_found
 from whycam.runtime.engines.opening import open_engine
 from whycam.runtime.errors import WhyCamError
-from whycam.runtime.onnxfile import read_manifest
+from whycam.runtime.onnxfile import digest, read_manifest, with_manifest
 
 WRONG = "answers wrongly for .*maps are off by .*whycam verify .*--engine openvino"
 
@@ -239,3 +239,38 @@ def test_outputs_beyond_the_promised_ones_are_let_through(manifest_of):
         1,
         manifest_of(outputs=("map",), map_methods=("gradcam",), methods=("gradcam",)),
     )
+
+
+def _signed(path: Path) -> None:
+    """A digest that fits, as whoever means harm would write it."""
+    manifest = read_manifest(path)
+    with_manifest(path, path, msgspec.structs.replace(manifest, digest=digest(path)))
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("place", ["../secret.bin", "/secret.bin", "link.bin", "beside.bin", None])
+def test_weights_that_lie_elsewhere_or_are_short_are_refused(
+    curved_onnx, tmp_path, place, engine, signed
+):
+    model = onnx.load(curved_onnx)
+    weights = next(each for each in model.graph.initializer if len(each.dims) == 4)
+    values = np.full(tuple(weights.dims), 1234.5, np.float32).tobytes()
+    folder = tmp_path / "inside"
+    folder.mkdir()
+    for other in (tmp_path / "secret.bin", folder / "beside.bin"):
+        other.write_bytes(values)
+    (folder / "link.bin").symlink_to(tmp_path / "secret.bin")
+    if place is None:
+        weights.raw_data = weights.raw_data[:8]
+    else:
+        place = str(tmp_path / "secret.bin") if place.startswith("/") else place
+        weights.ClearField("raw_data")
+        weights.data_location = onnx.TensorProto.EXTERNAL
+        weights.external_data.add(key="location", value=place)
+    path = folder / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    if signed:
+        _signed(path)
+    with pytest.raises(WhyCamError, match=None if signed else "its digest differs"):
+        whycam.load(path, engine, threads=1)
