@@ -162,12 +162,12 @@ def _run(arguments: list[str], debug: bool) -> int:
 
 
 def _usage(error: Any) -> str:
-    """What is wrong with a command line, and where its options are listed; nothing for help."""
+    """Say what is wrong with a command line, and where its options are listed."""
     context = getattr(error, "ctx", None)
     command = "whycam" if context is None else context.command_path
-    said = error.format_message().strip()
+    said = error.format_message().strip().replace("Value error, ", "")
     # A WhyCamError shows what any terminal can.
-    return str(RequestError(f"{said.removesuffix('.')}; see {command} --help"))
+    return str(RequestError(f"{said.rstrip('.?')}; see {command} --help"))
 
 
 def _fail(error: Exception, text: str, code: int, arguments: list[str], debug: bool) -> int:

@@ -23,6 +23,7 @@ from ..runtime.errors import RequestError
 if TYPE_CHECKING:
     from ..runtime.explainer import Explainer
 
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
 ENGINES = sorted(registry.ENGINES)
 
 
@@ -191,32 +192,32 @@ class AuthorsReading:
 
 
 def expand(function: Callable[..., None]) -> Callable[..., None]:
-    """Spell out the options of each parameter that is a dataclass, as typer wants them."""
+    """Spell out the options of each parameter that is a dataclass, as typer wants them.
+
+    The verb's own options come first, then the groups', then --json.
+    """
     hints = get_type_hints(function, include_extras=True)
-    groups: dict[str, Any] = {}
-    parameters = []
-    for parameter in inspect.signature(function).parameters.values():
-        hint = hints[parameter.name]
-        if is_dataclass(hint):
-            groups[parameter.name] = hint
-            inner = get_type_hints(hint, include_extras=True)
-            parameters += [
-                inspect.Parameter(
-                    field.name,
-                    inspect.Parameter.KEYWORD_ONLY,
-                    default=field.default,
-                    annotation=inner[field.name],
-                )
-                for field in fields(hint)
-            ]
-        else:
-            kind = inspect.Parameter.KEYWORD_ONLY
-            parameters.append(parameter.replace(kind=kind, annotation=hint))
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    parameters = [
+        parameter.replace(kind=_KEYWORD, annotation=hints[name])
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name not in groups
+    ]
+    for group in groups.values():
+        inner = get_type_hints(group, include_extras=True)
+        parameters += [
+            inspect.Parameter(
+                field.name, _KEYWORD, default=field.default, annotation=inner[field.name]
+            )
+            for field in fields(group)
+        ]
+    parameters.sort(key=lambda parameter: parameter.name == "as_json")
 
     @wraps(function)
     def run(**given: Any) -> None:
         for name, group in groups.items():
-            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+            own = {field.name: given.pop(field.name) for field in fields(group)}
+            given[name] = group(**own)
         function(**given)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from typer.models import ArgumentInfo
 
 from whycam.cli import app
 from whycam.runtime.cam import METHODS
@@ -92,8 +93,9 @@ def _options(function: Any) -> list[Option]:
         inner = [part for part in typing.get_args(kind) if part is not types.NoneType]
         if typing.get_origin(kind) in (typing.Union, types.UnionType):
             (kind,) = inner
-        positional = not hasattr(about, "is_flag")
-        declared = [text.split("/")[0] for text in about.param_decls or () if text.startswith("-")]
+        positional = isinstance(about, ArgumentInfo)
+        names = [text for text in (about.default, *(about.param_decls or ())) if text is not ...]
+        declared = [text.split("/")[0] for text in names if text.startswith("-")]
         flag = declared[-1] if declared else f"--{name.replace('_', '-')}"
         found.append(Option(name, flag, kind, positional))
     return found
@@ -180,6 +182,8 @@ def _value(case: Case, option: Option) -> str:
     chance = case.chance
     if option.name in WORDS and case.odds(0.7):
         return chance.choice(WORDS[option.name])
+    if typing.get_origin(option.kind) is typing.Literal and case.odds(0.7):
+        return str(chance.choice(typing.get_args(option.kind)))
     if option.kind is int:
         return chance.choice(INTEGERS)
     if option.kind is float:
