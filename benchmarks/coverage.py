@@ -45,7 +45,7 @@ from timing import console, environment
 
 import whycam
 from whycam import Tft, WhyCamError
-from whycam.calibrate.int8 import write_int8
+from whycam.calibrate.int8_file import write_int8
 from whycam.calibrate.quantise import observe, quantised, read_graph
 from whycam.calibrate.ranges import magnitude
 from whycam.export import Export, to_onnx, to_plan

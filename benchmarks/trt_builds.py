@@ -22,7 +22,7 @@ from rich.table import Table
 from timing import console, environment, network, preprocessing
 
 from whycam import WhyCamError
-from whycam.calibrate.int8 import write_int8
+from whycam.calibrate.int8_file import write_int8
 from whycam.calibrate.quantise import observe, quantised, read_graph
 from whycam.calibrate.ranges import magnitude
 from whycam.export import to_half, to_onnx, to_plan

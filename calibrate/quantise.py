@@ -29,13 +29,15 @@ class Layer:
     """A convolution or linear layer that can be quantised.
 
     Attributes:
-        name: of its node.
+        name: its module's path where the file knows it, else its node's name.
         kind: its operator and the shape of its weights, for people.
+        reads: the tensor that it multiplies with its weights.
         nodes: its node, and that of its second pass in a graph with a sweep: one set of weights.
     """
 
     name: str
     kind: str
+    reads: str
     nodes: tuple[str, ...]
 
 
@@ -95,7 +97,12 @@ def read_graph(path: str | os.PathLike[str]) -> Graph:
         if _has_extent(shapes.get(node.input[0])):
             of_weights.setdefault(node.input[1], []).append(node)
     layers = tuple(
-        Layer(nodes[0].name, _kind(nodes[0], weights[name]), tuple(node.name for node in nodes))
+        Layer(
+            _layer_name(nodes[0]),
+            _kind(nodes[0], weights[name]),
+            nodes[0].input[0],
+            tuple(node.name for node in nodes),
+        )
         for name, nodes in of_weights.items()
     )
     if not layers:
@@ -144,6 +151,12 @@ def _shapes(model: onnx.ModelProto) -> dict[str, list[int | None]]:
 def _has_extent(shape: Sequence[int | None] | None) -> bool:
     """Layers of a single pixel, as in squeeze-and-excitation, cost nothing and gain nothing."""
     return shape is None or len(shape) != 4 or tuple(shape[2:]) != (1, 1)
+
+
+def _layer_name(node: onnx.NodeProto) -> str:
+    """PyTorch's exporter numbers nodes, and calls weights by the module that holds them."""
+    module, _, kind = node.input[1].rpartition(".")
+    return module if module and kind.startswith("weight") else node.name
 
 
 def _kind(node: onnx.NodeProto, weight: onnx.TensorProto) -> str:
@@ -223,7 +236,7 @@ def quantised(
     Args:
         graph: from ``read_graph``.
         magnitudes: for each of its tensors, what 127 stands for.
-        floating: names of layers that stay in float.
+        floating: ``Layer.name`` of those that stay in float.
         weight_bits: 8, or 7: processors without VNNI add pairs of products in 16 bits, which
             overflow with weights of 8 bits.
     """

@@ -82,6 +82,13 @@ def magnitude(histogram: Histogram, calibrator: Calibrator, percentile: float = 
     return _RULES[calibrator](histogram, percentile)
 
 
+def root_mean_square(histogram: Histogram) -> float:
+    """Of a tensor's values, as far as the bins tell them; 0 where all are 0."""
+    middles = histogram.edges - histogram.top / (2 * _BINS)
+    counts = histogram.counts
+    return float(np.sqrt((counts * middles**2).sum() / max(1, counts.sum())))
+
+
 def _minmax(histogram: Histogram, _: float) -> float:
     return histogram.largest
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from ..calibrate.ranges import CALIBRATORS
 from . import parse
 from .calibrate_compare import fidelity_lines, fidelity_table
-from .console import out, print_json, say, say_written
+from .console import note, out, print_json, say, say_written
 from .options import Data, Json, Model, PaperMethod, RunOptions, complete
 from .progress import progress
 from .tables import table
@@ -61,8 +61,9 @@ def int8(
     import msgspec
 
     from ..calibrate.dataset import open_dataset
-    from ..calibrate.int8 import Settings, calibrate_int8
+    from ..calibrate.int8 import calibrate_int8
     from ..calibrate.int8_report import write_int8_report
+    from ..calibrate.int8_settings import Settings
 
     settings = Settings(
         calibrator=calibrator,
@@ -78,7 +79,7 @@ def int8(
     )
     dataset = open_dataset(data)
     with progress("reading the graph", None, as_json) as advance:
-        made = calibrate_int8(model, dataset, output, settings, advance, advance.total)
+        made = calibrate_int8(model, dataset, output, settings, advance, advance.total, note)
     written = [] if report is None else write_int8_report(made, report)
     if as_json:
         document = msgspec.to_builtins(made)

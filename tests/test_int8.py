@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -16,13 +17,14 @@ from tensorrt_build import build_errors
 from torch import nn
 
 import whycam
-from whycam.calibrate import int8
 from whycam.calibrate.dataset import open_dataset
 from whycam.calibrate.fidelity import compare, top_iou
-from whycam.calibrate.int8 import Settings, calibrate_int8, divided
-from whycam.calibrate.quantise import observe, quantised, read_graph
-from whycam.calibrate.ranges import magnitude
+from whycam.calibrate.int8 import Int8, calibrate_int8, divided
+from whycam.calibrate.int8_search import Search, Trial
+from whycam.calibrate.int8_settings import FLOOR, Settings
+from whycam.calibrate.quantise import observe, read_graph
 from whycam.export import to_onnx
+from whycam.runtime.engines import selftest
 from whycam.runtime.engines.selftest import check
 from whycam.runtime.errors import (
     DataError,
@@ -85,7 +87,7 @@ def residual(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(residual: Path, pictures: Path) -> tuple[Path, int8.Int8]:
+def made(residual: Path, pictures: Path) -> tuple[Path, Int8]:
     path = residual.with_name("residual.int8.onnx")
     return path, calibrate_int8(residual, open_dataset(pictures), path, EASY)
 
@@ -189,22 +191,80 @@ def test_report_says_what_was_tried_and_proved(made):
         assert maps.same_threshold is not None
 
 
+def test_references_are_computed_for_the_file_that_is_written_alone(
+    residual, pictures, tmp_path, monkeypatch
+):
+    computed = []
+    answers = selftest.answers
+    monkeypatch.setattr(selftest, "answers", lambda *a: computed.append(1) or answers(*a))
+    strict = Settings(weight_bits=8, floor={"pearson": 0.5, "top1": 0.5}, threads=1)
+    calibrate_int8(residual, open_dataset(pictures), tmp_path / "a.onnx", strict)
+    assert len(computed) == 1
+
+
+def test_a_floor_out_of_reach_is_refused_at_once_with_what_was_tried(
+    residual, pictures, tmp_path, monkeypatch
+):
+    tried = []
+    evaluate = Search.evaluate
+
+    def counted(self, *given):
+        tried.append(given)
+        return evaluate(self, *given)
+
+    monkeypatch.setattr(Search, "evaluate", counted)
+    notes = []
+    settings = Settings(calibrator="minmax", weight_bits=8, floor={"pearson": 1.0}, threads=1)
+    with pytest.raises(VerificationError) as caught:
+        calibrate_int8(
+            residual, open_dataset(pictures), tmp_path / "a.onnx", settings, note=notes.append
+        )
+    said = str(caught.value)
+    assert "every layer in float" not in said  # which holds any floor, and was never tried
+    assert "in INT8 and every other layer in float" in said
+    assert "pearson 1" in said
+    assert any(layer.name in said for layer in read_graph(residual).layers)
+    assert len(tried) == 2  # all in INT8, and all but one in float
+    assert not (tmp_path / "a.onnx").exists()
+
+
+def test_the_smallest_step_of_few_images_is_said(residual, pictures, tmp_path):
+    notes = []
+    settings = Settings(
+        calibrator="minmax", held_out=8, floor={"top1": 0.9, "pearson": 0.1}, threads=1
+    )
+    with contextlib.suppress(VerificationError):
+        calibrate_int8(
+            residual, open_dataset(pictures), tmp_path / "a.onnx", settings, note=notes.append
+        )
+    assert (
+        "of 8 images held out one is a step of 0.125: a floor of top1=0.9 means that all of them "
+        "keep their class" in notes
+    )
+
+
+def test_layers_are_named_by_their_modules(residual):
+    names = [layer.name for layer in read_graph(residual).layers]
+    assert names == ["stem.0", "deep.0", "narrow", "last.0"]
+
+
 def test_layers_that_hurt_most_stay_in_float_until_the_floor_holds(residual, pictures, tmp_path):
     """One layer's range is spoilt on purpose: it is the one to stay in float."""
     data = open_dataset(pictures)
     graph = read_graph(residual)
     spoilt = graph.layers[-1]
-    reads = next(node.input[0] for node in graph.model.graph.node if node.name == spoilt.name)
+    measured = Search._magnitudes
 
-    def make(self, recipe, floating):
-        magnitudes = {name: magnitude(h, "minmax") for name, h in self._histograms.items()}
-        magnitudes[reads] *= 500
-        return quantised(self.graph, magnitudes, floating, recipe.weight_bits)
+    def spoil(self, recipe):
+        found = measured(self, recipe)
+        return {**found, spoilt.reads: 500 * found[spoilt.reads]}
 
+    notes = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(int8._Search, "make", make)
+        patch.setattr(Search, "_magnitudes", spoil)
         strict = Settings(calibrator="minmax", floor={"pearson": 0.97, "top1": 0.8}, threads=1)
-        found = calibrate_int8(residual, data, tmp_path / "a.onnx", strict)
+        found = calibrate_int8(residual, data, tmp_path / "a.onnx", strict, note=notes.append)
+    assert any("of 4 layers stay in float: about" in note for note in notes)
     assert found.floating[0].name == spoilt.name
     assert len(found.floating) < found.layers
     assert found.milliseconds_all_int8 is not None
@@ -216,9 +276,9 @@ def test_layers_that_hurt_most_stay_in_float_until_the_floor_holds(residual, pic
 def test_floor_missed_on_photographs_held_out_leaves_no_file(
     residual, pictures, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(int8.Trial, "shortfall", lambda *_: 0.0)
+    monkeypatch.setattr(Trial, "shortfall", lambda *_: 0.0)
     out_of_reach = Settings(floor={"pearson": 1.0}, threads=1)
-    with pytest.raises(VerificationError, match="photographs held out"):
+    with pytest.raises(VerificationError, match="images held out"):
         calibrate_int8(residual, open_dataset(pictures), tmp_path / "a.onnx", out_of_reach)
     assert not list(tmp_path.iterdir())
 
@@ -321,7 +381,7 @@ def test_requests_that_cannot_be_met(residual, made, pictures, tmp_path):
         calibrate_int8(residual, data, "/proc/a.onnx")
     (tmp_path / "few").mkdir()
     Image.new("RGB", (40, 40)).save(tmp_path / "few" / "0.png")
-    with pytest.raises(DataError, match="16 photographs or more"):
+    with pytest.raises(DataError, match="16 images or more"):
         calibrate_int8(residual, open_dataset(tmp_path / "few"), tmp_path / "a.onnx")
     assert not (tmp_path / "a.onnx").exists()
 
@@ -369,7 +429,7 @@ def test_efficientnet_lite0_keeps_labels_and_maps(lite0_onnx, shared_data, tmp_p
     assert found.proof.top1 >= 0.94  # 0.975 on 200; one photograph of 100 is 0.01
     assert all(maps.pearson >= 0.99 for maps in found.proof.maps.values())
     assert found.bytes_after < found.bytes_before / 2
-    assert json.loads(json.dumps(found.floor)) == int8.FLOOR
+    assert json.loads(json.dumps(found.floor)) == FLOOR
 
 
 def test_quantised_files_are_never_compiled_for_any_shape(residual, pictures, tmp_path):

@@ -14,7 +14,7 @@ from tiny_file import write_tiny
 
 import whycam
 from whycam.calibrate import evaluate, open_dataset
-from whycam.calibrate.int8 import write_int8
+from whycam.calibrate.int8_file import write_int8
 from whycam.calibrate.quantise import observe, quantised, read_graph
 from whycam.calibrate.ranges import magnitude
 from whycam.runtime import onnxfile

@@ -1,0 +1,95 @@
+"""Write a quantised graph with its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from numpy.typing import NDArray
+
+from ..runtime.engines import selftest
+from ..runtime.engines.interface import Arrays, renamed, run_graph
+from ..runtime.manifest import Manifest
+from ..runtime.onnxfile import append_manifest, digest
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def write_candidate(model: onnx.ModelProto, manifest: Manifest, path: Path) -> Manifest:
+    """Write a quantised graph without references: an engine runs it, but cannot verify it.
+
+    Args:
+        model: its metadata is replaced.
+        manifest: of the float file.
+        path: to write.
+
+    Returns:
+        The manifest written.
+    """
+    import onnx
+
+    del model.metadata_props[:]
+    onnx.save(model, str(path))
+    own = msgspec.structs.replace(
+        manifest,
+        precision="int8",
+        digest=digest(path),
+        tools={**manifest.tools, "onnxruntime": version("onnxruntime")},
+        references=(),
+    )
+    append_manifest(path, own)
+    return own
+
+
+def write_int8(model: onnx.ModelProto, manifest: Manifest, path: Path) -> None:
+    """Write a quantised graph with references to verify engines by.
+
+    These are the file's own answers, computed step by step as the file says, where its outputs
+    give them: float answers are not what it should reproduce, and kernels that overflow are what
+    they should tell. Elsewhere the float file's references stay.
+
+    Args:
+        model: its metadata is replaced.
+        manifest: of the float file.
+        path: to write.
+    """
+    import onnx
+
+    own = write_candidate(model, manifest, path)
+    references = selftest.answers(_Literal(path, own), own) or manifest.references
+    onnx.save(model, str(path))
+    append_manifest(path, msgspec.structs.replace(own, references=references))
+
+
+class _Literal:
+    """A file as it is written, in ONNX Runtime: quantised numbers are unpacked, then computed with.
+
+    No operations are fused, so none of the processor's integer arithmetic is used.
+    """
+
+    name = "onnxruntime"
+    description = "ONNX Runtime without optimisation"
+    reason = "to know what a quantised file means"
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self._session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+        self._manifest = manifest
+
+    def run(self, feeds: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """See ``base.Engine.run``."""
+        return run_graph(renamed(self._run, self._manifest), feeds, outputs, self._manifest)
+
+    def _run(self, feeds: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        values = self._session.run(list(outputs), dict(feeds))
+        return dict(zip(outputs, values, strict=True))

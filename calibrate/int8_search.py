@@ -1,0 +1,278 @@
+"""Search how to quantise a graph: which ranges, and which layers stay in float."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import ceil, log2
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime.cam import Method
+from ..runtime.errors import DataError, ImageError, VerificationError
+from ..runtime.explainer import Explainer, load
+from ..runtime.images import read_picture
+from ..runtime.similarity import pearson
+from .dataset import Sample
+from .int8_file import write_candidate
+from .int8_settings import LEAST_IMAGES, PERCENTILES, Recipe, Settings
+from .quantise import Graph, Layer, observe, quantised
+from .ranges import Calibrator, Histogram, magnitude, root_mean_square
+
+if TYPE_CHECKING:
+    import onnx
+
+Tick = Callable[[str, int], None]
+Total = Callable[[int], None]
+Note = Callable[[str], None]
+EVALUATED = 48  # images that each candidate explains
+_RANKED = 16  # images on which layers are ranked
+LOADING = 16  # opening a candidate takes about as long as explaining so many images
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """One way of calibrating, as it does on the images that ranges were taken from.
+
+    Attributes:
+        calibrator: ``minmax``, ``percentile`` or ``entropy``.
+        percentile: of the magnitudes; None for the other calibrators.
+        weight_bits: 8 or 7.
+        floating: how many layers stayed in float.
+        top1: agreement with the float file.
+        pearson: median correlation of the maps, by method.
+    """
+
+    calibrator: Calibrator
+    percentile: float | None
+    weight_bits: int
+    floating: int
+    top1: float
+    pearson: dict[str, float]
+
+    @property
+    def recipe(self) -> Recipe:
+        """How it was made."""
+        return Recipe(self.calibrator, self.percentile, self.weight_bits)
+
+    def shortfall(self, floor: Mapping[str, float]) -> float:
+        """By how much it misses a floor, summed; 0: it holds."""
+        missing = max(0.0, floor.get("top1", 0.0) - self.top1)
+        lowest = floor.get("pearson", 0.0)
+        return missing + sum(max(0.0, lowest - value) for value in self.pearson.values())
+
+    @property
+    def quality(self) -> float:
+        """To choose by where the floor decides nothing: the mean of all agreements."""
+        return float(np.mean([self.top1, *self.pearson.values()]))
+
+
+class FloatLayer(msgspec.Struct, frozen=True, kw_only=True):
+    """A layer that stays in float.
+
+    Attributes:
+        name, kind: see ``quantise.Layer``.
+        gain: in ``Trial.quality``, of this layer alone in float.
+    """
+
+    name: str
+    kind: str
+    gain: float
+
+
+class Search:
+    """Candidates for one graph, each evaluated on the same images.
+
+    Attributes:
+        graph: to be quantised.
+        methods: whose maps are compared.
+        count: images that ranges were taken from.
+
+    Args:
+        graph: see above.
+        reference: the float file.
+        methods: see above.
+        settings: of the calibration.
+        path: of the file that candidates are written to.
+        tick: told what is done, and images explained since.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        reference: Explainer,
+        methods: tuple[Method, ...],
+        settings: Settings,
+        path: Path,
+        tick: Tick,
+    ) -> None:
+        self.graph = graph
+        self.methods = methods
+        self.count = 0
+        self._path = path
+        self._tick = tick
+        self._reference = reference
+        self._settings = settings
+        self._histograms: dict[str, Histogram] = {}
+        # Of the first images: input, class, and the reference's maps by method.
+        self._probes: list[tuple[NDArray[Any], int, dict[Method, NDArray[np.float32]]]] = []
+
+    def take_ranges(self, samples: Sequence[Sample]) -> None:
+        """Take ranges from images, and keep a few to evaluate candidates on.
+
+        Raises:
+            DataError: too few of them can be read.
+        """
+        unreadable = []
+
+        def images() -> Iterator[NDArray[Any]]:
+            for sample in samples:
+                self._tick(f"ranges: {sample.name}", 1)
+                try:
+                    image, _ = self._reference.inputs([read_picture(sample.path)])
+                except ImageError as error:
+                    unreadable.append(str(error))
+                    continue
+                self.count += 1
+                if len(self._probes) < EVALUATED:
+                    _, index, maps = self._explain(self._reference, image)
+                    self._probes.append((image, index, maps))
+                yield image
+
+        self._histograms = observe(self.graph, images(), self._settings.threads)
+        if self.count < LEAST_IMAGES // 2:
+            raise DataError(f"too few images can be read, as: {unreadable[0]}")
+
+    def quantise(self, recipe: Recipe, floating: Sequence[str]) -> onnx.ModelProto:
+        """The graph in INT8, but for the layers named."""
+        return quantised(self.graph, self._magnitudes(recipe), floating, recipe.weight_bits)
+
+    def load(self, recipe: Recipe, floating: Sequence[str]) -> Explainer:
+        """Open a candidate."""
+        write_candidate(self.quantise(recipe, floating), self._reference.manifest, self._path)
+        own = self._settings
+        return load(self._path, own.engine, own.threads, gpu=own.gpu, check=False)
+
+    def evaluate(
+        self, recipe: Recipe, floating: Sequence[str] = (), count: int = EVALUATED
+    ) -> Trial:
+        """Compare a candidate with the float file on ``count`` of the images."""
+        explainer = self.load(recipe, floating)
+        same = []
+        alike: dict[str, list[float]] = {method: [] for method in self.methods}
+        for image, index, maps in self._probes[:count]:
+            best, _, found = self._explain(explainer, image, index)
+            same.append(best == index)
+            for method, values in found.items():
+                alike[method].append(pearson(maps[method], values))
+        return Trial(
+            calibrator=recipe.calibrator,
+            percentile=recipe.percentile,
+            weight_bits=recipe.weight_bits,
+            floating=len(floating),
+            top1=float(np.mean(same)),
+            pearson={method: float(np.median(values)) for method, values in alike.items()},
+        )
+
+    def find_float_layers(
+        self, trial: Trial, floor: Mapping[str, float], total: Total, note: Note
+    ) -> tuple[tuple[FloatLayer, ...], list[Trial]]:
+        """The fewest layers, most harmful first, that hold the floor once they are in float.
+
+        Args:
+            trial: with every layer in INT8, which misses the floor.
+            floor: to be held.
+            total: told how many more images will be explained.
+            note: told how long it takes.
+
+        Raises:
+            VerificationError: the floor is missed with a single layer in INT8 already.
+        """
+        layers, recipe = self.graph.layers, trial.recipe
+        gentlest = min(layers, key=self._rounding)
+        others = [layer.name for layer in layers if layer is not gentlest]
+        self._tick(f"with {gentlest.name} alone in INT8", 0)
+        started = time.perf_counter()
+        least = self.evaluate(recipe, others)
+        seconds = time.perf_counter() - started
+        if least.shortfall(floor) > 0:
+            raise VerificationError(
+                f"the floor ({listed(floor)}) is missed even with {gentlest.name} in INT8 and "
+                f"every other layer in float: {self._said(least)}. Lower --floor"
+            )
+        number = min(len(self._probes), EVALUATED)
+        ranked = min(number, _RANKED) + LOADING
+        bisected = (number + LOADING) * 2 * ceil(log2(len(layers)))
+        total((len(layers) + 1) * ranked + bisected)
+        rate = seconds / (number + LOADING)
+        note(
+            f"the floor is missed with every layer in INT8 ({self._said(trial)}); finding which of "
+            f"{len(layers)} layers stay in float: about "
+            f"{duration(rate * ((len(layers) + 1) * ranked + bisected))}"
+        )
+        base = self.evaluate(recipe, (), _RANKED).quality
+        gains = []
+        for layer in layers:
+            self._tick(f"which layers hurt: {layer.name}", ranked)
+            quality = self.evaluate(recipe, [layer.name], _RANKED).quality
+            gains.append(FloatLayer(name=layer.name, kind=layer.kind, gain=quality - base))
+        # The one that is known to be harmless alone goes last: all before it hold the floor.
+        gains.sort(key=lambda each: (each.name == gentlest.name, -each.gain))
+        trials: list[Trial] = []
+
+        def holds(count: int) -> bool:
+            self._tick(f"with {count} layers in float", number + LOADING)
+            trials.append(self.evaluate(recipe, [each.name for each in gains[:count]]))
+            return trials[-1].shortfall(floor) == 0
+
+        low, high = 0, 1
+        while high < len(others) and not holds(high):
+            low, high = high, min(2 * high, len(others))
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if holds(middle) else (middle, high)
+        return tuple(gains[:high]), [*trials, *([least] if high == len(others) else [])]
+
+    def _magnitudes(self, recipe: Recipe) -> dict[str, float]:
+        """For each tensor, what 127 stands for."""
+        return {
+            name: magnitude(histogram, recipe.calibrator, recipe.percentile or PERCENTILES[0])
+            for name, histogram in self._histograms.items()
+        }
+
+    def _rounding(self, layer: Layer) -> float:
+        """How coarse the steps of a layer's input are, relative to its usual values."""
+        histogram = self._histograms[layer.reads]
+        return histogram.largest / max(root_mean_square(histogram), 1e-30)
+
+    def _explain(
+        self, explainer: Explainer, image: NDArray[Any], index: int = -1
+    ) -> tuple[int, int, dict[Method, NDArray[np.float32]]]:
+        """(the most probable class, the class explained, its maps)."""
+        # A graph without an input for the class explains the most probable one.
+        wanted = index if explainer.manifest.top is None else -1
+        target = np.full((1, 1), wanted, np.int64)
+        probabilities, targets, maps = explainer.maps(image, target, self.methods)
+        found = {method: values[0, 0] for method, values in maps.items()}
+        return int(probabilities[0].argmax()), int(targets[0, 0]), found
+
+    def _said(self, trial: Trial) -> str:
+        lowest = min(trial.pearson, key=trial.pearson.__getitem__)
+        count = len(self._probes)
+        return (
+            f"top1 {trial.top1:.3f} of {count} images, a step of {1 / count:.3f} each; pearson of "
+            f"{lowest} {trial.pearson[lowest]:.4f}"
+        )
+
+
+def listed(floor: Mapping[str, float]) -> str:
+    """A floor as people write it."""
+    return ", ".join(f"{name} {value:g}" for name, value in floor.items())
+
+
+def duration(seconds: float) -> str:
+    """A rough duration for people."""
+    return f"{max(1, round(seconds))} s" if seconds < 90 else f"{seconds / 60:.0f} min"
