@@ -31,7 +31,7 @@ ELEMENTWISE = {
 # Where one of these alone carries the path on, a pooling layer has begun (generalised mean).
 _POOLING_STEPS = {"Pow", "Sqrt", "Exp", "Log", "Abs", "Reciprocal"}
 _PRODUCTS = {"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum"}
-_LINEAR = {"Conv", "BatchNormalization", "Add", "Sub"}
+_LINEAR = {"Conv", "ConvTranspose", "MatMul", "Gemm", "BatchNormalization", "Add", "Sub"}
 # Above this share of the arithmetic, what follows the target layer is most of the network.
 _MAX_HEAD_SHARE = 0.5
 # A last block may end in attention within windows and across them; more is a transformer.
@@ -210,10 +210,17 @@ class Network:
         unbounded = len(node.inputs) < 3 or node.inputs[2] is None
         if least is None or float(least) <= 0 or not unbounded:
             return False
-        # A positive lower bound guards a power or a logarithm. Behind a linear operator it stands
-        # for the network's ReLU as well: exporters join the two in one Clip.
+        # A positive lower bound guards a power or a logarithm. Where it comes straight behind a
+        # linear operator it is the layer's activation as well: exporters join ReLU and Clip in one,
+        # and a network written without the ReLU computes the same function, so it gets the same
+        # layer. Behind another activation it only guards.
         before = None if node.inputs[0] is None else node.inputs[0].producer()
-        return before is None or before.op_type not in _LINEAR
+        return before is None or not self._is_linear(before)
+
+    def _is_linear(self, node: ir.Node) -> bool:
+        if node.op_type in ("Mul", "Div"):  # by stored numbers
+            return sum(value in self._on_path for value in node.inputs) == 1
+        return node.op_type in _LINEAR
 
     def _has_weights(self, nodes: Sequence[ir.Node]) -> bool:
         """Whether a learned matrix or kernel enters, be it through other operators."""

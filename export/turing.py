@@ -143,14 +143,33 @@ class _Rewriting:
         import onnx
 
         set_to = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
-        plain = set_to.get("alpha", 1.0) == set_to.get("beta", 1.0) == 1.0
-        if not plain or set_to.get("transA") or node.input[1] not in self._stored:
+        left, right, *bias = node.input
+        if right not in self._stored or any(len(self._shapes.get(b, ())) != 1 for b in bias):
             return False
-        if len(node.input) > 2 and len(self._shapes.get(node.input[2], ())) != 1:
-            return False
-        left, right = node.input[:2]
-        self._by_rows(node, left, right, bool(set_to.get("transB")), list(node.input[2:]))
+        own = node.output[0]
+        if set_to.get("transA"):
+            rows, columns = self._shapes[left]
+            left = self._add("Transpose", [left], f"{own}_turned", perm=[1, 0])
+            self._shapes[left] = [columns, rows]
+        left = self._scaled(left, set_to.get("alpha", 1.0), f"{own}_scaled")
+        bias = [self._scaled(each, set_to.get("beta", 1.0), f"{own}_bias") for each in bias]
+        self._by_rows(node, left, right, bool(set_to.get("transB")), bias)
         return True
+
+    def _scaled(self, source: str, factor: float, own: str) -> str:
+        """A tensor times a number: stored where it is stored, for a convolution's bias must be."""
+        from onnx import numpy_helper
+
+        if factor == 1:
+            return source
+        if source in self._stored:
+            values = numpy_helper.to_array(self._stored[source]) * np.float32(factor)
+            self._stored[own] = numpy_helper.from_array(values, own)
+            return own
+        name = f"{own}_factor"
+        self._stored[name] = numpy_helper.from_array(np.array(factor, np.float32), name)
+        self._shapes[own] = self._shapes[source]
+        return self._add("Mul", [source, name], own)
 
     def _by_rows(
         self, node: onnx.NodeProto, left: str, right: str, transposed: bool, bias: list[str]

@@ -27,7 +27,7 @@ from onnx.reference import ReferenceEvaluator
 from test_half import changed
 
 import whycam
-from whycam.calibrate.int8 import write_int8
+from whycam.calibrate.int8_file import write_int8
 from whycam.calibrate.quantise import observe, quantised, read_graph
 from whycam.calibrate.ranges import magnitude
 from whycam.cli import main
@@ -230,6 +230,29 @@ def test_other_einsums_are_left_as_they_are(equation):
     before = list(model.graph.node)
     assert turing.replace_matrix_products(model) == 0
     assert list(model.graph.node) == before
+
+
+@pytest.mark.parametrize("scales", [{"alpha": 0.5}, {"beta": -2.0}, {"alpha": 3.0, "beta": 0.25}])
+@pytest.mark.parametrize("transposed", [{}, {"transA": 1}, {"transB": 1}])
+def test_a_scaled_gemm_becomes_a_convolution_of_the_same_numbers(scales, transposed):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4, 2) if "transA" in transposed else (2, 4)).astype(np.float32)
+    w = rng.standard_normal((3, 4) if "transB" in transposed else (4, 3)).astype(np.float32)
+    b = rng.standard_normal(3).astype(np.float32)
+    kind = onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Gemm", ["x", "w", "b"], ["y"], "head", **scales, **transposed)],
+        "gemm",
+        [onnx.helper.make_tensor_value_info("x", kind, x.shape)],
+        [onnx.helper.make_tensor_value_info("y", kind, (2, 3))],
+        [numpy_helper.from_array(w, "w"), numpy_helper.from_array(b, "b")],
+    )
+    model = onnx.helper.make_model(graph)
+    expected = ReferenceEvaluator(model).run(None, {"x": x})[0]
+    assert turing.replace_matrix_products(model) == 1
+    assert "Gemm" not in {node.op_type for node in model.graph.node}
+    found = ReferenceEvaluator(model).run(None, {"x": x})[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def _product(equation: str, shapes: list[tuple[int, ...]], made: tuple[int, ...]) -> Any:

@@ -272,12 +272,27 @@ def test_target_layer_comes_before_the_head_whatever_that_is(name: str) -> None:
     check_cut(network, layer, image, model)
 
 
-def test_lower_bound_of_a_generalised_mean_does_not_swallow_the_relu_before_it() -> None:
-    model = seeded(lambda: backbone(nn.ReLU(), GeneralisedMean(), nn.Linear(8, 5)))
+class Scale(nn.Module):
+    """A learned factor a channel, as LayerScale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.linspace(-1, 2, 8).reshape(8, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.gamma
+
+
+@pytest.mark.parametrize("before", [[], [Scale]], ids=["conv", "scaled"])
+def test_lower_bound_of_a_generalised_mean_does_not_swallow_the_relu_before_it(before) -> None:
+    model = seeded(
+        lambda: backbone(*(each() for each in before), nn.ReLU(), GeneralisedMean(), nn.Linear(8, 5))
+    )
     network = network_of(model, 32)
     image = torch.randn(2, 3, 32, 32)
     activations = activations_of(network, network.find(), image)
-    torch.testing.assert_close(activations, output_of(model, "5", image), rtol=1e-4, atol=1e-5)
+    expected = output_of(model, str(5 + len(before)), image)
+    torch.testing.assert_close(activations, expected, rtol=1e-4, atol=1e-5)
 
 
 class Disguised(nn.Module):
