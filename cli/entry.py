@@ -1,7 +1,7 @@
 """Register the verbs, run one, and turn what goes wrong into one line and an exit code.
 
 Exit codes: 0 done; 2 the request cannot be met, and one red line says why; 1 a fault of whycam;
-130 after Ctrl-C.
+130 after Ctrl-C, 128 and the number of another signal that ended it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from .export import export
 from .half import half
 from .info import info
 from .options import expand
+from .signals import EndedBySignal, ending_by_signals
 from .stream import stream
 from .train_aft import aft
 from .train_classifier import classifier
@@ -145,13 +146,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _run(arguments: list[str], debug: bool) -> int:
     try:
-        code = app(arguments, prog_name="whycam", standalone_mode=False)
+        with ending_by_signals():
+            code = app(arguments, prog_name="whycam", standalone_mode=False)
         if code == _INTERRUPTED:  # newer versions of typer turn Ctrl-C into this themselves
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         note("interrupted; nothing half-written is left")
         return _INTERRUPTED
+    except EndedBySignal as error:
+        note(f"ended by {error.signal}; nothing half-written is left")
+        return error.exit_code
     except WhyCamError as error:
         return _fail(error, str(error), 2, arguments, debug)
     except Exception as error:

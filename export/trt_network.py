@@ -111,7 +111,7 @@ def make_plan(
     try:
         while worker.is_alive():
             worker.join(0.1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or a signal that ends the command
         cancelled.set()
         worker.join()
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,21 +21,15 @@ def replacing(target: Path) -> Iterator[Path]:
     Raises:
         OutputError: the place cannot be written.
     """
+    # Named before it exists, so that no signal comes between its making and its removal. The
+    # ending stays: some writers choose a format by it.
+    temporary = target.parent / f".{target.stem}.{secrets.token_hex(4)}{target.suffix}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir():
             raise OutputError(f"cannot write {target}: it is a folder")
-        # The ending stays: some writers choose a format by it.
-        handle, name = tempfile.mkstemp(target.suffix, f".{target.stem}.", target.parent)
-        os.close(handle)
-    except OSError as error:
-        raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
-    temporary = Path(name)
-    try:
+        temporary.touch(exist_ok=False)
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files private
         temporary.replace(target)
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror or error}") from error

@@ -286,7 +286,9 @@ class Scale(nn.Module):
 @pytest.mark.parametrize("before", [[], [Scale]], ids=["conv", "scaled"])
 def test_lower_bound_of_a_generalised_mean_does_not_swallow_the_relu_before_it(before) -> None:
     model = seeded(
-        lambda: backbone(*(each() for each in before), nn.ReLU(), GeneralisedMean(), nn.Linear(8, 5))
+        lambda: backbone(
+            *(each() for each in before), nn.ReLU(), GeneralisedMean(), nn.Linear(8, 5)
+        )
     )
     network = network_of(model, 32)
     image = torch.randn(2, 3, 32, 32)

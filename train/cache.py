@@ -83,8 +83,8 @@ class Cache:
         target = self._place(index)
         temporary = target.with_name(f".{target.name}.{os.getpid()}")
         shutil.rmtree(temporary, ignore_errors=True)
-        self._make(temporary)
         try:
+            self._make(temporary)
             for name, (shape, kind) in self.layout.items():
                 rows = np.asarray(arrays[name], dtype=kind)
                 assert rows.shape[1:] == shape, (name, rows.shape, shape)
