@@ -146,13 +146,6 @@ def _skip_rounding(graph: ir.Graph) -> None:
 def _in_float64(model: onnx.ModelProto) -> Any:
     """An evaluator of a graph whose float tensors are all float64."""
     from onnx.reference import ReferenceEvaluator
-    from onnx.reference.op_run import OpRun
-
-    class Erf(OpRun):  # ONNX's own returns float32
-        """The error function, as precise as its input."""
-
-        def _run(self, x: NDArray[Any]) -> tuple[NDArray[Any]]:
-            return (np.vectorize(math.erf, otypes=[x.dtype.char])(x),)
 
     double = onnx.TensorProto.DOUBLE
     floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
@@ -173,6 +166,25 @@ def _in_float64(model: onnx.ModelProto) -> Any:
                 values = onnx.numpy_helper.to_array(attribute.t).astype(np.float64)
                 attribute.t.CopyFrom(onnx.numpy_helper.from_array(values))
     try:
-        return ReferenceEvaluator(model, new_ops=[Erf])
+        return ReferenceEvaluator(model, new_ops=_exact_operators())
     except Exception as error:
         raise ExportError(f"ONNX's reference evaluator cannot run the head: {error}") from error
+
+
+def _exact_operators() -> list[Any]:
+    """Operators that the evaluator itself rounds to float32, in float64."""
+    from onnx.reference.op_run import OpRun
+
+    error_function = np.vectorize(math.erf, otypes=[np.float64])
+
+    class Erf(OpRun):
+        def _run(self, x: Floats) -> tuple[Floats]:
+            return (error_function(x),)
+
+    class Gelu(OpRun):
+        def _run(self, x: Floats, approximate: str | None = None) -> tuple[Floats]:
+            if approximate == "tanh":
+                return (x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2,)
+            return (x * (1 + error_function(x / np.sqrt(2))) / 2,)
+
+    return [Erf, Gelu]

@@ -104,12 +104,26 @@ def hard_swish_in_parts(file: File, x: str) -> tuple[str, Head]:
     return file.add("Mul", x, gate), lambda a: a * (a + 3).clip(0, 6) / 6
 
 
+def exact_gelu(a: Array) -> Array:
+    return a * (1 + np.vectorize(math.erf)(a / np.sqrt(2))) / 2
+
+
 def gelu_in_parts(file: File, x: str) -> tuple[str, Head]:
-    """Erf, which ONNX's reference evaluator computes in float32 only."""
-    scaled = file.add("Erf", file.add("Div", x, file.constant(math.sqrt(2))))
-    y = file.add("Mul", x, file.add("Add", scaled, file.constant(1.0)))
-    erf = np.vectorize(math.erf)
-    return y, lambda a: a * (erf(a / np.float32(math.sqrt(2))) + 1)
+    """As PyTorch's exporter writes it."""
+    scaled = file.add("Erf", file.add("Div", x, file.constant(np.sqrt(2))))
+    gate = file.add("Mul", file.add("Add", scaled, file.constant(1.0)), file.constant(0.5))
+    return file.add("Mul", x, gate), exact_gelu
+
+
+def gelu(file: File, x: str) -> tuple[str, Head]:
+    return file.add("Gelu", x), exact_gelu
+
+
+def gelu_by_tanh(file: File, x: str) -> tuple[str, Head]:
+    def function(a: Array) -> Array:
+        return a * (1 + np.tanh(np.sqrt(2 / np.pi) * (a + 0.044715 * a**3))) / 2
+
+    return file.add("Gelu", x, approximate="tanh"), function
 
 
 BLOCKS: list[tuple[Block, tuple[int, ...]]] = [
@@ -128,7 +142,9 @@ BLOCKS: list[tuple[Block, tuple[int, ...]]] = [
     (max_pool, (8, 10, 11, 12)),
     (summed_by_attributes, (8, 11, 12)),
     (hard_swish_in_parts, (8, 9, 10)),
-    (gelu_in_parts, (9, 13)),
+    (gelu_in_parts, (9, 13, 18)),
+    (gelu, (20,)),
+    (gelu_by_tanh, (20,)),
 ]
 
 
