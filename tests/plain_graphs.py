@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import sys
 from collections.abc import Callable
 from functools import cache
 from types import SimpleNamespace
@@ -13,11 +14,11 @@ import onnx
 import onnx_ir as ir
 import torch
 
-KNOWN = ("torch.nn.modules.", "networks")  # modules whose settings are all attributes
+OWN = set(vars(torch.nn.Module()))  # what every module has
 
 
 def ask_once() -> None:
-    """Let ``torch.onnx.export`` remember what it made of networks built from known modules.
+    """Let ``torch.onnx.export`` remember what it made of networks of named classes.
 
     It is PyTorch's function alone that remembers: everything that whycam does runs each time.
     """
@@ -54,14 +55,22 @@ def description(
     digest = hashlib.sha256(repr([each.shape for each in args]).encode())
     digest.update(repr(sorted(options.items())).encode())
     for name, module in model.named_modules():
-        if not type(module).__module__.startswith(KNOWN):
-            return None
-        if module._forward_hooks or module._forward_pre_hooks:
+        if not is_named(type(module)) or module._forward_hooks or module._forward_pre_hooks:
             return None
         # With `repr` alone some settings would be missing: ceil_mode of AvgPool2d, for one.
-        settings = {k: v for k, v in vars(module).items() if not k.startswith("_")}
-        digest.update(repr([name, type(module), sorted(settings.items())]).encode())
+        settings = repr(sorted((k, v) for k, v in vars(module).items() if k not in OWN))
+        if " at 0x" in settings:  # an address says nothing of what lies there
+            return None
+        digest.update(repr([name, type(module), settings]).encode())
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         digest.update(repr([name, tensor.dtype, tensor.shape]).encode())
         digest.update(tensor.detach().cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def is_named(kind: type) -> bool:
+    """Whether a class is the one that its module has under its name: not made on the way."""
+    place: Any = sys.modules.get(kind.__module__)
+    for name in kind.__qualname__.split("."):
+        place = getattr(place, name, None)
+    return place is kind

@@ -153,6 +153,12 @@ HEADS: dict[str, Callable[[], list[nn.Module]]] = {
 SHORT = list(HEADS)[: list(HEADS).index("max-pool, then uneven average")]
 
 
+@pytest.fixture(autouse=True)
+def same_weights() -> None:
+    """Of each head; PyTorch's exporter is then asked once for all tests of it."""
+    torch.manual_seed(0)
+
+
 class Case:
     """A network's head as PyTorch has it, and as export takes it apart."""
 
@@ -205,7 +211,6 @@ def drops_one_by_one(head: nn.Module, activations: torch.Tensor) -> torch.Tensor
 @pytest.mark.parametrize("name", HEADS)
 @torch.no_grad()
 def test_drops_equal_those_of_running_the_head_without_each_channel(name: str) -> None:
-    torch.manual_seed(0)
     case = Case(*HEADS[name]())
     drops = case.record()
     for images in (1, 3):

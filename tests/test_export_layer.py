@@ -90,20 +90,21 @@ FAMILIES = [
     ("vgg11", 64, "features.19"),
     ("squeezenet1_1", 64, "features"),
     ("mobilenet_v3_small", 64, "features"),
-    pytest.param("shufflenet_v2_x0_5", 64, "conv5", marks=slow),
-    pytest.param("convnext_tiny", 64, "features", marks=slow),
-    pytest.param("vgg11_bn", 64, "features.27", marks=slow),
-    pytest.param("alexnet", 128, "features.11", marks=slow),
-    pytest.param("resnext50_32x4d", 64, "layer4", marks=slow),
-    pytest.param("mobilenet_v2", 64, "features", marks=slow),
-    pytest.param("googlenet", 64, "inception5b", marks=slow),
-    pytest.param("inception_v3", 139, "Mixed_7c", marks=slow),
-    pytest.param("mnasnet0_5", 64, "layers", marks=slow),
-    pytest.param("efficientnet_b0", 64, "features", marks=slow),
-    pytest.param("regnet_y_400mf", 64, "trunk_output", marks=slow),
+    ("shufflenet_v2_x0_5", 64, "conv5"),
+    ("convnext_tiny", 64, "features"),
+    ("vgg11_bn", 64, "features.27"),
+    ("alexnet", 128, "features.11"),
+    ("resnext50_32x4d", 64, "layer4"),
+    ("mobilenet_v2", 64, "features"),
+    ("googlenet", 64, "inception5b"),
+    ("inception_v3", 139, "Mixed_7c"),
+    ("mnasnet0_5", 64, "layers"),
+    ("efficientnet_b0", 64, "features"),
+    ("regnet_y_400mf", 64, "trunk_output"),
 ]
 
 
+@slow
 @pytest.mark.parametrize(("name", "size", "textbook"), FAMILIES)
 def test_target_layer_is_the_textbook_one(name: str, size: int, textbook: str) -> None:
     model = torchvision_model(name)
@@ -130,12 +131,13 @@ def test_target_layer_of_densenet_comes_after_its_last_normalisation_and_relu() 
 TIMM = [
     ("mobilenetv3_small_050", 64, "blocks", (288, 2, 2), (0, 1, 2, 3)),
     ("mambaout_femto", 64, "stages.3.blocks.2", (288, 2, 2), (0, 3, 1, 2)),
-    pytest.param("coatnet_nano_rw_224", 224, "stages", (512, 7, 7), (0, 1, 2, 3), marks=slow),
-    pytest.param("mobilevit_xxs", 64, "final_conv", (320, 2, 2), (0, 1, 2, 3), marks=slow),
-    pytest.param("poolformer_s12", 64, "stages", (512, 2, 2), (0, 1, 2, 3), marks=slow),
+    ("coatnet_nano_rw_224", 224, "stages", (512, 7, 7), (0, 1, 2, 3)),
+    ("mobilevit_xxs", 64, "final_conv", (320, 2, 2), (0, 1, 2, 3)),
+    ("poolformer_s12", 64, "stages", (512, 2, 2), (0, 1, 2, 3)),
 ]
 
 
+@slow
 @pytest.mark.parametrize(("name", "size", "textbook", "shape", "order"), TIMM)
 def test_target_layer_of_less_common_networks(
     name: str,
@@ -297,13 +299,18 @@ def test_lower_bound_of_a_generalised_mean_does_not_swallow_the_relu_before_it(b
     torch.testing.assert_close(activations, expected, rtol=1e-4, atol=1e-5)
 
 
+def small_resnet() -> nn.Module:
+    block = torchvision.models.resnet.BasicBlock
+    return torchvision.models.ResNet(block, [1, 1, 1, 1], num_classes=5)
+
+
 class Disguised(nn.Module):
-    """A ResNet-18 whose modules bear misleading names."""
+    """A ResNet whose modules bear misleading names."""
 
     def __init__(self) -> None:
         super().__init__()
         names = ["fc", "head", "classifier", "avgpool", "layer4", "conv1", "features", "norm"]
-        parts = list(torchvision.models.resnet18().children())
+        parts = list(small_resnet().children())
         self.names = names
         for name, part in zip(names, parts[:-2], strict=True):
             self.add_module(name, part)
