@@ -28,9 +28,11 @@ import whycam
 from whycam import Tft
 from whycam.calibrate import Sample
 from whycam.calibrate.quality import drops, increases
+from whycam.runtime import pipeline
 from whycam.runtime.figure import png
 from whycam.runtime.files import write_whole
 from whycam.runtime.images import read_picture
+from whycam.runtime.pipeline import classify, prepare
 from whycam.train.aft import AFTER, BEFORE, REPORT, train_aft
 from whycam.train.classifier import train_classifier
 from whycam.train.data import parts_of
@@ -172,21 +174,31 @@ def figure3(explainer: whycam.Explainer, pictures: list[Sample], folder: Path, t
             write_whole(folder / f"{Path(sample.name).stem}.{method}.png", png(found.figure()))
 
 
+def _mapped(
+    explainer: whycam.Explainer, inputs: np.ndarray, target: int, method: str
+) -> tuple[np.ndarray, pipeline.ClassMap]:
+    """Probabilities [1, C] of one image, and its map."""
+    plan = explainer.plan(method)
+    inference = pipeline.infer(explainer.model, inputs, [[target]], plan)
+    (class_map,) = pipeline.map(explainer.model, inference, plan)
+    return inference.probabilities, class_map
+
+
 def whose_gain(name: str, method: str, folder: Path, pictures: Iterable[Sample]) -> Table:
     """Maps of one network shown to the other: has the map improved, or what is asked?"""
     before, after = (whycam.load(folder / file, threads=2) for file in (BEFORE, AFTER))
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for sample in pictures:
         try:
-            images, _ = before.inputs([read_picture(sample.path)])
+            images = prepare([read_picture(sample.path)], before.manifest).inputs
         except whycam.WhyCamError:
             continue
-        p, targets, maps = before.maps(images, np.full((1, 1), -1, np.int64), [method])
-        q, _, others = after.maps(images, targets, [method])
-        index = int(targets[0, 0])
-        masked = np.concatenate([images * maps[method][0], images * others[method][0]])
+        p, mapped = _mapped(before, images, -1, method)
+        index = mapped.target
+        q, other = _mapped(after, images, index, method)
+        masked = np.concatenate([images * mapped.map, images * other.map])
         for asked, explainer, own in (("before", before, p), ("after", after, q)):
-            rows = explainer.probabilities(masked)[:, index]
+            rows = classify(explainer.model, masked)[:, index]
             for whose, value in zip(("before", "after"), rows, strict=True):
                 row = (increases(value, own[0, index]), drops(value, own[0, index]))
                 found.setdefault((whose, asked), []).append(row)

@@ -14,6 +14,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from rich.console import Console
@@ -24,7 +25,9 @@ from timing import environment
 import whycam
 from whycam.calibrate import open_dataset
 from whycam.calibrate.dataset import in_fixed_order
+from whycam.runtime import pipeline
 from whycam.runtime.images import read_picture
+from whycam.runtime.pipeline import prepare
 from whycam.runtime.search import prior_for
 from whycam.runtime.sweep import Choice, Request, sweep
 from whycam.runtime.tft import Tft
@@ -41,7 +44,7 @@ def ways(
     reading: Tft,
 ) -> dict[str, tuple[int, Way]]:
     """Name to forwards, and how."""
-    run, batch = exact.probabilities, exact.batch
+    run, batch = partial(pipeline.classify, exact.model), exact.batch
     found: dict[str, tuple[int, Way]] = {EXACT: (10, lambda r: sweep(run, r, reading, batch))}
     for count in forwards:
         prior = prior_for(exact.manifest.priors, method, reading)
@@ -90,11 +93,11 @@ def measured(exact, samples, method, reading, tried) -> list[dict]:
     best: dict[str, list[tuple[bool, float]]] = {name: [] for name in tried}
     originals = []
     for sample in track(samples, description=f"{method} {reading.mask}", transient=True):
-        images, _ = exact.inputs([read_picture(sample.path)])
-        probabilities, targets, maps = exact.maps(images, np.full((1, 1), -1, np.int64), [method])
-        index = int(targets[0, 0])
-        own = float(probabilities[0, index])
-        request = Request(images[0], maps[method][0, 0], index, own)
+        images = prepare([read_picture(sample.path)], exact.manifest).inputs
+        plan = exact.plan(method)
+        (request,) = pipeline.map(
+            exact.model, pipeline.infer(exact.model, images, [[-1]], plan), plan
+        )
         for name, (_, way) in tried.items():
             begin = time.perf_counter()
             (choice,) = way([request])

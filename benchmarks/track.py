@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from rich.progress import track
 from rich.table import Table
 
 import whycam
+from whycam.runtime import pipeline
 from whycam.runtime.live.attempt import Frame
 from whycam.runtime.live.reader import Reader
 from whycam.runtime.live.source import find_source
 from whycam.runtime.live.track import FORWARDS, Tracker
 from whycam.runtime.machine import describe_machine
+from whycam.runtime.request import plan_request
 from whycam.runtime.sweep import Choice, Request, sweep
 from whycam.runtime.tft import Tft
 
@@ -68,24 +71,25 @@ def measured(
     forwards: float,
     limit: int | None,
 ) -> dict[str, Any]:
-    tracker = Tracker(explainer.probabilities, forwards)
+    run = partial(pipeline.classify, explainer.model)
+    plan = plan_request(explainer.manifest, method, True, sweep_outside=True)
+    tracker = Tracker(run, forwards)
     seen: list[tuple[int, float, float, float, bool]] = []
 
-    def both(request: Request, _: Tft) -> Choice:
-        (full,) = sweep(explainer.probabilities, [request], reading, explainer.batch)
+    def compare(request: Request) -> None:
+        (full,) = sweep(run, [request], reading, explainer.batch)
         followed = tracker.choose(request, reading)
         best, found = (float(np.nanmax(each.rpi)) for each in (full, followed))
         same = full.threshold == followed.threshold
         seen.append((tracker.forwards, best, found, overlap(full, followed), same))
-        return full
 
     indices = []
     for frame in frames_of(video, limit, f"{Path(video).name} {method} {reading.mask}"):
-        images, (placement,) = explainer.inputs([frame.picture])
-        found, _ = explainer.explain_prepared(
-            frame.picture, images, placement, -1, method, True, both
-        )
-        indices.append(found.index)
+        inputs = pipeline.prepare([frame.picture], explainer.manifest).inputs
+        inference = pipeline.infer(explainer.model, inputs, [[-1]], plan)
+        (class_map,) = pipeline.map(explainer.model, inference, plan)
+        compare(class_map)
+        indices.append(class_map.target)
     spent, swept, tracked, shared, same = np.array(seen).T
     return {
         "video": Path(video).name,

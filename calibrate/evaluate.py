@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,16 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime import tft
+from ..runtime import pipeline, tft
+from ..runtime.batches import Read, joined
 from ..runtime.cam import Method
 from ..runtime.errors import DataError, ImageError, RequestError
-from ..runtime.explainer import Explainer
-from ..runtime.images import read_picture
+from ..runtime.explainer import Explainer, run_batches
 from ..runtime.manifest import Manifest
+from ..runtime.pipeline import ClassMap, Prepared
 from ..runtime.preprocess import Placement, to_picture
-from ..runtime.route import NOT_PROBABILITIES
-from ..runtime.sweep import Choice, Request, masked_image, sweep
+from ..runtime.request import NOT_PROBABILITIES
+from ..runtime.sweep import Choice, Request, masked_image, mute_share, sweep
 from ..runtime.tft import Tft
 from .dataset import Box, Classes, Dataset, Sample, read_boxes
 from .quality import drops, energy_inside, increases, insertion_deletion, pointing
@@ -98,14 +100,13 @@ def evaluate(
             tally.add(row)
             if tick is not None:
                 tick(row["name"], 1)
-        for sample in data.samples:
-            if sample.name in rows.names:
-                continue
-            row = _look(explainer, sample, classes, settings)
+        left = [sample for sample in data.samples if sample.name not in rows.names]
+        measure = partial(_measure_batch, explainer, classes=classes, settings=settings)
+        for row in run_batches(explainer, left, lambda sample: sample.path, measure):
             rows.write(row)
             tally.add(row)
             if tick is not None:
-                tick(sample.name, 1)
+                tick(row["name"], 1)
     if not tally.count:
         raise DataError(f"none of the {len(data.samples)} pictures in {data.path} can be used")
     return tally.result(manifest, explainer.engine.description, data, notes)
@@ -193,44 +194,55 @@ def _key(explainer: Explainer, data: Dataset, settings: Settings, names: str | P
     return what.hexdigest()[:16]
 
 
-def _look(
-    explainer: Explainer, sample: Sample, classes: Classes, settings: Settings
-) -> dict[str, Any]:
-    """Everything that is measured on one photograph, ready for JSON."""
+def _measure_batch(
+    explainer: Explainer, batch: Sequence[Read[Sample]], classes: Classes, settings: Settings
+) -> list[dict[str, Any]]:
+    """Everything that is measured on some images, for each of them ready for JSON."""
+    rows: list[dict[str, Any]] = [
+        {"name": sample.name, "error": str(read)}
+        if isinstance(read, ImageError)
+        else _begin_row(sample, classes, settings)
+        for sample, read in batch
+    ]
+    # Of those that can be measured: their row, annotated boxes and prepared image.
+    measured = [
+        (row, row.pop("boxes"), read)
+        for row, (_, read) in zip(rows, batch, strict=True)
+        if "boxes" in row and isinstance(read, Prepared)
+    ]
+    if not measured:
+        return rows
+    model, plan = explainer.model, explainer.plan(settings.methods)
+    prepared = joined(read for _, _, read in measured)
+    predicted = settings.explained == "predicted"
+    targets = [[-1 if predicted else row["label"]] for row, _, _ in measured]
+    inference = pipeline.infer(model, prepared.inputs, targets, plan)
+    maps = pipeline.map(model, inference, plan)
+    for one, variants in zip(maps, _variants_of(explainer, maps, settings), strict=True):
+        row, boxes, _ = measured[one.row]
+        row |= {
+            "predicted": int(inference.probabilities[one.row].argmax()),
+            "explained": one.target,
+            "probability": one.probability,
+        }
+        relevant, place = _relevant(boxes, classes, one.target), prepared.placements[one.row]
+        row.setdefault("methods", {})[one.method] = {
+            name: _measured(explainer, one, values, numbers, relevant, place, settings)
+            for name, (values, numbers) in variants.items()
+        }
+    return rows
+
+
+def _begin_row(sample: Sample, classes: Classes, settings: Settings) -> dict[str, Any]:
+    """Label and annotated boxes of an image, or why it is left out."""
     label = classes.index(sample.label)
     try:
-        picture = read_picture(sample.path)
         boxes = read_boxes(sample.annotation) if sample.annotation is not None else ()
-    except (ImageError, DataError) as error:
+    except DataError as error:
         return {"name": sample.name, "error": str(error)}
     if settings.explained == "label" and label is None:
         return {"name": sample.name, "skipped": "its label is no class of the network"}
-    images, places = explainer.inputs([picture])
-    wanted = -1 if settings.explained == "predicted" or label is None else label
-    target = np.full((1, 1), wanted, np.int64)
-    probabilities, targets, maps = explainer.maps(images, target, settings.methods)
-    index = int(targets[0, 0])
-    probability = float(probabilities[0, index])
-    layout = explainer.manifest.layout
-    requests = [
-        Request(images[0], maps[m][0, 0], index, probability, layout) for m in settings.methods
-    ]
-    found = _variants_of(explainer, requests, settings)
-    relevant = _relevant(boxes, classes, index)
-    row: dict[str, Any] = {
-        "name": sample.name,
-        "label": label,
-        "predicted": int(probabilities[0].argmax()),
-        "explained": index,
-        "probability": probability,
-        "methods": {},
-    }
-    for method, request, variants in zip(settings.methods, requests, found, strict=True):
-        row["methods"][method] = {
-            name: _measured(explainer, request, values, numbers, relevant, places[0], settings)
-            for name, (values, numbers) in variants.items()
-        }
-    return row
+    return {"name": sample.name, "label": label, "boxes": boxes}
 
 
 # A variant's map, and what is known of it already.
@@ -238,33 +250,31 @@ _Found = dict[str, tuple[Floats, dict[str, Any]]]
 
 
 def _variants_of(
-    explainer: Explainer, requests: Sequence[Request], settings: Settings
+    explainer: Explainer, maps: Sequence[ClassMap], settings: Settings
 ) -> list[_Found]:
-    """Each method's map in each variant, with the class's probability under its mask."""
-    found: list[_Found] = [{} for _ in requests]
-    pending: list[tuple[_Found, Variant, Request, Floats]] = []
-    choices: Sequence[Choice | None] = [None] * len(requests)
+    """Each map in each variant, with the class's probability under its mask."""
+    model = explainer.model
+    found: list[_Found] = [{} for _ in maps]
+    pending: list[tuple[_Found, Variant, ClassMap, Floats]] = []
+    choices: Sequence[Choice | None] = [None] * len(maps)
     if "tft" in settings.variants:
-        choices = sweep(explainer.probabilities, requests, settings.tft, explainer.batch)
-    for request, method, into, choice in zip(
-        requests, settings.methods, found, choices, strict=True
-    ):
+        choices = sweep(partial(pipeline.classify, model), maps, settings.tft, model.batch)
+    for one, into, choice in zip(maps, found, choices, strict=True):
         if "original" in settings.variants or (choice is not None and not choice.improved):
-            pending.append((into, "original", request, request.map))
-        if "naive" in settings.variants and method in tft.NAIVE:
-            cut = tft.cut_values(request.map, (tft.NAIVE[method],), "rank")[0]
-            pending.append((into, "naive", request, tft.threshold_map(request.map, cut)))
+            pending.append((into, "original", one, one.map))
+        if "naive" in settings.variants and one.method in tft.NAIVE:
+            pending.append((into, "naive", one, mute_share(one, tft.NAIVE[one.method]).map))
     if pending:
         images = np.stack(
             [
-                masked_image(request.image, tft.mask_of(values, settings.tft.mask), request.layout)
-                for _, _, request, values in pending
+                masked_image(one.image, tft.mask_of(values, settings.tft.mask), one.layout)
+                for _, _, one, values in pending
             ]
         )
-        for (into, variant, request, values), row in zip(
-            pending, explainer.probabilities(images), strict=True
+        for (into, variant, one, values), row in zip(
+            pending, pipeline.classify(model, images), strict=True
         ):
-            into[variant] = values, {"masked": float(row[request.target])}
+            into[variant] = values, {"masked": float(row[one.target])}
     for into, choice in zip(found, choices, strict=True):
         if choice is not None:
             masked = choice.masked_probability if choice.improved else into["original"][1]["masked"]
@@ -312,7 +322,7 @@ def _measured(
         found |= {"pointing": pointing(over, edges), "energy": energy_inside(over, edges)}
     if settings.curve_steps:
         insertion, deletion = insertion_deletion(
-            explainer.probabilities,
+            partial(pipeline.classify, explainer.model),
             request.image,
             values,
             request.target,

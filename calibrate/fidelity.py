@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runtime.batches import Read, joined
 from ..runtime.cam import Method
 from ..runtime.errors import DataError, ImageError, RequestError
-from ..runtime.explainer import Explainer
-from ..runtime.images import Picture, read_picture
+from ..runtime.explainer import Explainer, run_batches
+from ..runtime.explanation import Explanation
+from ..runtime.pipeline import Prepared, classify, prepare
 from ..runtime.similarity import pearson
 from ..runtime.tft import Tft
 from .dataset import Sample
@@ -22,7 +25,6 @@ from .quality import drops, increases
 Tick = Callable[[str, int], None]
 Floats = NDArray[np.float32]
 _TOP = 0.2
-_BATCH = 8
 
 
 class MapFidelity(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,10 +101,14 @@ def compare(
     chosen = common_methods(reference, other, methods)
     tally = _Tally(chosen)
     unreadable: dict[str, str] = {}
-    for names, pictures in _batches(samples, unreadable):
-        _look(reference, other, pictures, chosen, tft, tally)
+    work = partial(_compare_batch, reference, other, chosen, tft)
+    for name, found in run_batches(reference, samples, lambda sample: sample.path, work):
+        if isinstance(found, ImageError):
+            unreadable[name] = str(found)
+            continue
+        tally.add(found)
         if tick is not None:
-            tick(names[-1], len(names))
+            tick(name, 1)
     if not tally.same:
         why = next(iter(unreadable.values()), "there are none")
         raise DataError(f"no photograph to compare with can be read: {why}")
@@ -143,46 +149,50 @@ def common_methods(
     return chosen
 
 
-def _batches(
-    samples: Iterable[Sample], unreadable: dict[str, str]
-) -> Iterable[tuple[list[str], list[Picture]]]:
-    names: list[str] = []
-    pictures: list[Picture] = []
-    for sample in samples:
-        try:
-            pictures.append(read_picture(sample.path))
-        except ImageError as error:
-            unreadable[sample.name] = str(error)
-            continue
-        names.append(sample.name)
-        if len(names) == _BATCH:
-            yield names, pictures
-            names, pictures = [], []
-    if names:
-        yield names, pictures
+@dataclass(frozen=True)
+class _Compared:
+    """One image explained both ways: by method, and the class that the other finds best."""
+
+    ours: dict[Method, Explanation]
+    theirs: dict[Method, Explanation]
+    predicted: int
 
 
-def _look(
+def _compare_batch(
     reference: Explainer,
     other: Explainer,
-    pictures: list[Picture],
     methods: Sequence[Method],
     tft: Tft | None,
-    tally: _Tally,
-) -> None:
-    first: NDArray[np.int64] | None = None
-    for method in methods:
-        ours = reference.explain(pictures, method=method, tft=tft)
+    batch: Sequence[Read[Sample]],
+) -> list[tuple[str, _Compared | ImageError]]:
+    """Each image's name, with what was found of it or why it cannot be read."""
+    readable = [read for _, read in batch if isinstance(read, Prepared)]
+    compared: list[_Compared] = []
+    if readable:
+        prepared = joined(readable)
+        first = methods[0]
+        ours = reference.explain_prepared(
+            prepared, [[-1]] * len(readable), reference.plan(methods, tft)
+        )
         # A graph without an input for the class explains the most probable one.
-        classes = [found.index if other.manifest.top is None else -1 for found in ours]
-        theirs = other.explain(pictures, classes, method, tft)
-        if first is None:
-            first = other.classify(pictures).argmax(1)
-            for a, b, best in zip(ours, theirs, first, strict=True):
-                tally.same.append(a.index == best)
-                tally.apart.append(abs(a.probability - b.probability))
-        for a, b in zip(ours, theirs, strict=True):
-            tally.add(method, a, b)
+        fixed = other.manifest.top is not None
+        classes = [[-1 if fixed else found[first][0].index] for found in ours]
+        inputs = prepare(prepared.images, other.manifest)
+        theirs = other.explain_prepared(inputs, classes, other.plan(methods, tft))
+        predicted = classify(other.model, inputs.inputs).argmax(1)
+        compared = [
+            _Compared(
+                {method: found for method, (found,) in a.items()},
+                {method: found for method, (found,) in b.items()},
+                int(best),
+            )
+            for a, b, best in zip(ours, theirs, predicted, strict=True)
+        ]
+    rest = iter(compared)
+    return [
+        (sample.name, read if isinstance(read, ImageError) else next(rest))
+        for sample, read in batch
+    ]
 
 
 class _Tally:
@@ -194,19 +204,27 @@ class _Tally:
         self._maps: dict[str, list[tuple[float, float]]] = {method: [] for method in methods}
         self._sweeps: dict[str, list[list[float]]] = {method: [] for method in methods}
 
-    def add(self, method: Method, ours: Any, theirs: Any) -> None:
-        """Two explanations of one class."""
+    def add(self, found: _Compared) -> None:
+        """Take in one image."""
+        first = next(iter(found.ours))
+        ours, theirs = found.ours[first], found.theirs[first]
+        self.same.append(ours.index == found.predicted)
+        self.apart.append(abs(ours.probability - theirs.probability))
+        for method, explanation in found.ours.items():
+            self._add_method(method, explanation, found.theirs[method])
+
+    def _add_method(self, method: Method, ours: Explanation, theirs: Explanation) -> None:
         a, b = ours.original_map, theirs.original_map
         self._maps[method].append((pearson(a, b), top_iou(a, b)))
         if ours.tft is None:
             return
         numbers = [float(ours.threshold == theirs.threshold)]
-        for found in (ours, theirs):
+        for one in (ours, theirs):
             # Where no threshold improves and 0 was not tried, nothing is masked.
-            masked = found.masked_probability
-            masked = found.probability if masked is None else masked
-            numbers.append(float(increases(masked, found.probability)))
-            numbers.append(float(drops(masked, found.probability)))
+            masked = one.masked_probability
+            masked = one.probability if masked is None else masked
+            numbers.append(float(increases(masked, one.probability)))
+            numbers.append(float(drops(masked, one.probability)))
         self._sweeps[method].append(numbers)
 
     def of(self, method: Method) -> MapFidelity:

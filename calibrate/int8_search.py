@@ -12,10 +12,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runtime import pipeline
 from ..runtime.cam import Method
 from ..runtime.errors import DataError, ImageError, VerificationError
 from ..runtime.explainer import Explainer, load
 from ..runtime.images import read_picture
+from ..runtime.pipeline import prepare
 from ..runtime.similarity import pearson
 from .dataset import Sample
 from .int8_file import write_candidate
@@ -132,7 +134,7 @@ class Search:
             for sample in samples:
                 self._tick(f"ranges: {sample.name}", 1)
                 try:
-                    image, _ = self._reference.inputs([read_picture(sample.path)])
+                    image = prepare([read_picture(sample.path)], self._reference.manifest).inputs
                 except ImageError as error:
                     unreadable.append(str(error))
                     continue
@@ -254,10 +256,11 @@ class Search:
         """(the most probable class, the class explained, its maps)."""
         # A graph without an input for the class explains the most probable one.
         wanted = index if explainer.manifest.top is None else -1
-        target = np.full((1, 1), wanted, np.int64)
-        probabilities, targets, maps = explainer.maps(image, target, self.methods)
-        found = {method: values[0, 0] for method, values in maps.items()}
-        return int(probabilities[0].argmax()), int(targets[0, 0]), found
+        plan = explainer.plan(self.methods)
+        inference = pipeline.infer(explainer.model, image, [[wanted]], plan)
+        maps = pipeline.map(explainer.model, inference, plan)
+        found = {one.method: one.map for one in maps}
+        return int(inference.probabilities[0].argmax()), maps[0].target, found
 
     def _said(self, trial: Trial) -> str:
         lowest = min(trial.pearson, key=trial.pearson.__getitem__)

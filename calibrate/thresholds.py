@@ -12,24 +12,26 @@ import time
 from collections.abc import Callable, Sequence
 from csv import DictWriter
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime import search
+from ..runtime import pipeline, search
+from ..runtime.batches import Read, joined
 from ..runtime.cam import Method
 from ..runtime.errors import DataError, ImageError
-from ..runtime.explainer import Explainer
-from ..runtime.images import read_picture
+from ..runtime.explainer import Explainer, run_batches
 from ..runtime.onnxfile import read_manifest, with_manifest
+from ..runtime.pipeline import ClassMap, Prepared
+from ..runtime.request import RequestPlan
 from ..runtime.search import Prior
 from ..runtime.sweep import Request, masked_probabilities, sweep
 from ..runtime.tft import Mask, Tft, Thresholds
-from .dataset import Dataset
+from .dataset import Dataset, Sample
 from .evaluate import check_measurable, chosen_methods
 
 Tick = Callable[[str, int], None]
@@ -189,20 +191,18 @@ def learn(
     swept = {(method, *reading): Swept() for reading in readings for method in chosen}
     timed: dict[Method, list[Request]] = {method: [] for method in chosen}
     count = 0
-    for sample in data.samples:
-        try:
-            picture = read_picture(sample.path)
-        except ImageError as error:
-            unreadable[sample.name] = str(error)
+    work = partial(_sweep_batch, explainer, explainer.plan(chosen), readings)
+    for name, found in run_batches(explainer, data.samples, lambda sample: sample.path, work):
+        if isinstance(found, ImageError):
+            unreadable[name] = str(found)
         else:
-            requests = _requests(explainer, picture, chosen)
-            _add(explainer, requests, readings, swept)
+            _add(found, swept)
             if _is_held_out(count):
-                for method, request in requests.items():
-                    timed[method] += [request] if len(timed[method]) < _TIMED else []
+                for method, one in found.maps.items():
+                    timed[method] += [one] if len(timed[method]) < _TIMED else []
             count += 1
         if tick is not None:
-            tick(sample.name, 1)
+            tick(name, 1)
     _check_count(count, data)
     priors, curves = [], []
     for (method, mask, thresholds), sweeps in swept.items():
@@ -252,35 +252,57 @@ def _held_out(count: int) -> NDArray[np.bool_]:
     return np.array([_is_held_out(place) for place in range(count)])
 
 
-def _requests(
-    explainer: Explainer, picture: Any, methods: Sequence[Method]
-) -> dict[Method, Request]:
-    images, _ = explainer.inputs([picture])
-    probabilities, targets, maps = explainer.maps(images, np.full((1, 1), -1, np.int64), methods)
-    index = int(targets[0, 0])
-    probability = float(probabilities[0, index])
-    layout = explainer.manifest.layout
-    return {m: Request(images[0], maps[m][0, 0], index, probability, layout) for m in methods}
+@dataclass(frozen=True)
+class _Image:
+    """One image's maps, and for each map and reading what the class's probability becomes.
+
+    Attributes:
+        maps: one a method.
+        masked: float32 [T] by method and reading.
+    """
+
+    maps: dict[Method, ClassMap]
+    masked: dict[tuple[Method, Mask, Thresholds], Floats]
 
 
-def _add(
+def _sweep_batch(
     explainer: Explainer,
-    requests: dict[Method, Request],
+    plan: RequestPlan,
     readings: Sequence[tuple[Mask, Thresholds]],
-    swept: dict[tuple[Method, Mask, Thresholds], Swept],
-) -> None:
-    """Try every threshold of one photograph's maps."""
-    found = {m: search.features(r.map, np.float32(r.probability)) for m, r in requests.items()}
-    for mask, thresholds in readings:
-        settings = Tft(mask=mask, thresholds=thresholds, taus=TAUS)
-        masked = masked_probabilities(
-            explainer.probabilities, list(requests.values()), settings, explainer.batch
-        )
-        for (method, request), values in zip(requests.items(), masked, strict=True):
-            own = swept[method, mask, thresholds]
-            own.features.append(found[method])
-            own.probability.append(request.probability)
-            own.masked.append(values)
+    batch: Sequence[Read[Sample]],
+) -> list[tuple[str, _Image | ImageError]]:
+    """Try every threshold of some images' maps: each image's name, and what was found."""
+    readable = [read for _, read in batch if isinstance(read, Prepared)]
+    images: list[_Image] = [_Image({}, {}) for _ in readable]
+    if readable:
+        model = explainer.model
+        inference = pipeline.infer(model, joined(readable).inputs, [[-1]] * len(readable), plan)
+        maps = pipeline.map(model, inference, plan)
+        for one in maps:
+            images[one.row].maps[one.method] = one
+        for mask, thresholds in readings:
+            settings = Tft(mask=mask, thresholds=thresholds, taus=TAUS)
+            swept = masked_probabilities(
+                partial(pipeline.classify, model), maps, settings, model.batch
+            )
+            for one, values in zip(maps, swept, strict=True):
+                images[one.row].masked[one.method, mask, thresholds] = values
+    rest = iter(images)
+    return [
+        (sample.name, read if isinstance(read, ImageError) else next(rest))
+        for sample, read in batch
+    ]
+
+
+def _add(found: _Image, swept: dict[tuple[Method, Mask, Thresholds], Swept]) -> None:
+    features = {
+        method: search.features(one.map, np.float32(one.probability))
+        for method, one in found.maps.items()
+    }
+    for key, values in found.masked.items():
+        swept[key].features.append(features[key[0]])
+        swept[key].probability.append(found.maps[key[0]].probability)
+        swept[key].masked.append(values)
 
 
 def fit(swept: Swept, settings: Tft, method: Method) -> Prior:
@@ -427,6 +449,8 @@ def _times(explainer: Explainer, requests: Sequence[Request], prior: Prior) -> d
     for request in requests:
         for k, own in settings.items():
             begin = time.perf_counter()
-            sweep(explainer.probabilities, [request], own, explainer.batch, prior)
+            sweep(
+                partial(pipeline.classify, explainer.model), [request], own, explainer.batch, prior
+            )
             seconds[k].append(time.perf_counter() - begin)
     return {k: 1e3 * float(np.median(values)) for k, values in seconds.items()}

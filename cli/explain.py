@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from ..runtime.errors import RequestError, WhyCamError
+from ..runtime.errors import ImageError, RequestError
 from . import parse
 from .console import out, print_error, print_json, say
 from .options import EngineOptions, Json, Method, Model, ReadingOptions, Target, require
@@ -78,31 +78,27 @@ def explain(
     methods = parse.methods(method)
     explainer = engine.load(model)
     thresholding = tft.thresholding(explainer.manifest)
-    if methods is None:
-        methods = [explainer.manifest.map_method or "gradcam"]
+    count = len(explainer.plan(methods, thresholding).methods)
     files = parse.images(images)
     rows: list[dict[str, Any]] = []
     failed: list[str] = []
-    with progress("explaining", len(files) * len(methods), as_json) as advance:
-        for file, name in files:
-            for each in methods:
-                try:
-                    explanation = explainer.explain(
-                        file,
-                        parse.target(target),
-                        each,
-                        thresholding,
-                        progress=lambda done, total, name=name: advance(  # type: ignore[misc]
-                            f"{name}: {done} of {total} passes", 0
-                        ),
-                    )
-                except WhyCamError as error:
-                    if len(files) == 1 or isinstance(error, RequestError):
-                        raise
-                    failed.append(str(error))
-                    rows.append({"file": str(file), "error": str(error)})
-                    advance(name, len(methods))
-                    break
+    with progress("explaining", len(files) * count, as_json) as advance:
+        results = explainer.iter_explanations(
+            [file for file, _ in files],
+            parse.target(target),
+            methods,
+            thresholding,
+            progress=lambda done, total: advance(f"{done} of {total} passes", 0),
+        )
+        for (file, name), (_, found) in zip(files, results, strict=True):
+            if isinstance(found, ImageError):
+                if len(files) == 1:
+                    raise found
+                failed.append(str(found))
+                rows.append({"file": str(file), "error": str(found)})
+                advance(name, count)
+                continue
+            for each, explanation in found.items():
                 row: dict[str, Any] = {"file": str(file), **explanation.to_dict()}
                 if output is not None:
                     stem = f"{name}.{each}"

@@ -1,39 +1,46 @@
-"""Explain pictures with an explaining graph."""
+"""Explain images with an explaining graph."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import cam, tft
+from . import pipeline
+from .batches import CALLERS, Read, images_together, joined, map_ahead, prepared_batches
 from .cam import Method
 from .engines.base import Engine, EngineSettings, Hint, Precision
 from .engines.opening import open_engine
 from .engines.plan import is_plan
-from .errors import EngineError, RequestError
+from .errors import ImageError, RequestError
 from .explanation import Explanation
-from .images import Picture, read_picture
+from .images import Picture, PictureSource, read_picture
 from .manifest import Manifest
 from .onnxfile import check_digest, read_manifest
-from .preprocess import Placement, arrange, crop_resized, place
-from .route import Route, Thresholding, route
-from .scorecam import Progress, score_weights
-from .sweep import Choice, Floats, Request, choice_of, sweep
-from .targets import per_picture
+from .pipeline import ClassMap, Model, Prepared
+from .preprocess import Placement
+from .request import RequestPlan, Settings, Thresholding, plan_request
+from .scorecam import Progress
+from .sweep import Choice
+from .targets import class_rows, per_picture
 from .tft import Tft
-from .threads import one_blas_thread
 
 # Engines hold more than the activations alive at once: inputs, outputs, scratch space.
 _ENGINE_OVERHEAD = 2
-# Preprocessing inside the graph holds a picture as float32 up to three times.
-_PICTURE_BYTES = 12
+# Preprocessing inside the graph holds an image's bytes as float32 up to three times.
+_EMBEDDED_OVERHEAD = 12
 
-Images = NDArray[Any]  # what the graph is fed, see ``Explainer.inputs``
+Geometry = Literal["input", "picture"]
+# What is done to each of ``pipeline``'s steps' results: nothing, or a clock is read.
+Mark = Callable[[str], None]
+_Entry = int | list[int]  # an image's class, or several
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 class Explainer:
@@ -42,10 +49,8 @@ class Explainer:
     Safe to use from several threads, as far as the engine is.
 
     Attributes:
-        manifest: what the model file says of itself.
-        engine: what runs it.
-        batch: how many images at most go through the network at once; the file's own where its
-            batch is fixed.
+        model: the network in its engine, which the steps of ``pipeline`` take.
+        memory: bound on the activations of one batch, in bytes.
 
     Args:
         engine: runs the graph; ``load`` finds one.
@@ -59,11 +64,25 @@ class Explainer:
     def __init__(self, engine: Engine, manifest: Manifest, memory_mb: int = 256) -> None:
         if memory_mb < 1:
             raise RequestError(f"memory_mb must be 1 or more, not {memory_mb}")
-        self.engine = engine
-        self.manifest = manifest
         per_image = max(1, manifest.image_bytes * _ENGINE_OVERHEAD)
-        self._memory = memory_mb * 2**20
-        self.batch = manifest.batch or max(1, self._memory // per_image)
+        self.memory = memory_mb * 2**20
+        batch = manifest.batch or max(1, self.memory // per_image)
+        self.model = Model(engine, manifest, batch)
+
+    @property
+    def engine(self) -> Engine:
+        """What runs the graph."""
+        return self.model.engine
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the model file says of itself."""
+        return self.model.manifest
+
+    @property
+    def batch(self) -> int:
+        """How many images at most go through the network at once."""
+        return self.model.batch
 
     def __repr__(self) -> str:
         return f"Explainer({self.manifest.model!r}, {self.engine.description})"
@@ -72,401 +91,295 @@ class Explainer:
         self,
         images: Any,
         targets: Any = None,
-        method: Method | None = None,
+        method: Method | Sequence[Method] | None = None,
         tft: Thresholding = None,
-        geometry: Literal["input", "picture"] = "input",
+        geometry: Geometry = "input",
         progress: Progress | None = None,
     ) -> Any:
-        """Explain one picture or many.
+        """Explain one image or many, by one method or several.
+
+        Many images are read on threads of their own and go through the network in batches; all
+        methods share one run of it.
 
         Args:
             images: a path, a uint8 array [h, w, 3] in RGB order or a Pillow image; or a list,
                 tuple or array [N, h, w, 3] of them.
             targets: the class to explain: its index, its label, or a rank from -1 (the most
                 probable, the default) to -5; only a rank where the file was exported with
-                ``--top``. For several classes of one picture a list of these; for many pictures one
-                target for all, or a list with one entry a picture.
-            method: one of ``manifest.methods``; by default what the graph itself finishes, or
-                Grad-CAM.
+                ``--top``. For several classes of one image a list of these; for many images one
+                target for all, or a list with one entry an image.
+            method: one of ``manifest.methods``, or a list of them; by default what the graph
+                itself finishes, or Grad-CAM.
             tft: how to threshold: ``None``, ``"naive"`` (the method's customary share, paper
                 table 1), ``True`` (TFT in the model's default reading) or a ``Tft``.
-            geometry: whether maps lie over the network's input, or over the picture's own pixels.
+            geometry: whether maps lie over the network's input, or over the image's own pixels.
             progress: told (done, total) forward passes while Score-CAM runs.
 
         Returns:
-            An ``Explanation`` for one picture, a list of them for many; where several classes
-            were asked for, a list of explanations in each one's place.
+            An ``Explanation`` for one image, a list of them for many; where several classes
+            were asked for, a list of explanations in each one's place; where ``method`` is a
+            list, a dict from each method to all that.
 
         Raises:
-            ImageError: a picture cannot be read.
+            ImageError: an image cannot be read.
             RequestError: a class, method or setting that does not exist.
             EngineError: the engine failed, or the network returned NaN.
         """
-        way = self._way(method, tft)
-        if geometry not in ("input", "picture"):
-            raise RequestError(f"geometry must be 'input' or 'picture', not {geometry!r}")
+        plan = self.plan(method, tft)
+        _check_geometry(geometry)
         sources, many = _listed(images)
-        wanted = per_picture(targets, len(sources), many, self.manifest)
-        results: list[Any] = []
-        for pictures in self._batches(sources):
-            part = wanted[len(results) : len(results) + len(pictures)]
-            results.extend(self._explain_batch(pictures, part, way, geometry, progress))
-        return results if many else results[0]
+        entries = per_picture(targets, len(sources), many, self.manifest)
+        found: dict[Method, list[Any]] = {one.method: [] for one in plan.methods}
+        items = list(zip(sources, entries, strict=True))
+        if len(items) == 1:  # needs no threads
+            prepared = pipeline.prepare([read_picture(sources[0])], self.manifest)
+            results_in_order = self._explain_batch([(items[0], prepared)], plan, geometry, progress)
+        else:
+            results_in_order = self._explained(items, plan, geometry, progress)
+        for _, result in results_in_order:
+            if isinstance(result, ImageError):
+                raise result
+            for name, explanations in result.items():
+                found[name].append(explanations)
+        results = found if many else {name: listed[0] for name, listed in found.items()}
+        return results if _several(method) else next(iter(results.values()))
 
-    def explain_prepared(
+    def iter_explanations(
         self,
-        picture: Picture,
-        images: Images,
-        placement: Placement,
-        target: int | str = -1,
-        method: Method | None = None,
+        images: Iterable[PictureSource],
+        target: Any = None,
+        method: Method | Sequence[Method] | None = None,
         tft: Thresholding = None,
-        choose: Callable[[Request, Tft], Choice] | None = None,
-    ) -> tuple[Explanation, Floats]:
-        """Explain one picture whose input was prepared before, as a stream's frames are.
+        geometry: Geometry = "input",
+        progress: Progress | None = None,
+    ) -> Iterator[tuple[PictureSource, dict[Method, Any] | ImageError]]:
+        """Explain any number of images, of which a few at a time are in memory.
 
         Args:
-            picture: uint8 [h, w, 3], RGB.
-            images, placement: of this picture alone, see ``inputs``.
-            target, method, tft: see ``explain``.
-            choose: finds the threshold with TFT, instead of a sweep.
+            images: as in ``explain``, one by one.
+            target: the class to explain in each, or a list of several.
+            method, tft, geometry, progress: see ``explain``.
 
         Returns:
-            The explanation, and the probabilities of all classes, float32 [C].
+            Each image as it was given, in order, with its explanation by each method (a list of
+            explanations where several classes were asked for), or why it cannot be read.
 
         Raises:
             RequestError, EngineError: see ``explain``.
         """
-        way = self._way(method, tft, outside=choose is not None)
-        (wanted,) = per_picture(target, 1, False, self.manifest)
-        found = self.graph_outputs(images, np.array([[wanted]], np.int64), way.outputs, way.swept)
-        index = int(found["targets"][0, 0])
-        values = self._maps(images, found, way, None)[0, 0]
-        probability = float(found["probabilities"][0, index])
-        request = Request(images[0], values, index, probability, self.manifest.layout)
-        if choose is not None and isinstance(way.settings, Tft):
-            choice: Choice | None = choose(request, way.settings)
-        else:
-            (choice,) = self._choices([request], [(0, 0)], found, way)
-        explained = self._explanation(picture, placement, request, choice, way, "input")
-        return explained, found["probabilities"][0]
+        plan = self.plan(method, tft)
+        _check_geometry(geometry)
+        (entry,) = per_picture(target, 1, False, self.manifest)
+        return self._explained(((image, entry) for image in images), plan, geometry, progress)
 
-    def _way(self, method: Method | None, tft: Thresholding, outside: bool = False) -> Route:
-        """``outside``: thresholds are tried by somebody else."""
-        way = route(self.manifest, method, tft)
-        if not isinstance(way.settings, Tft) or not outside:
-            return way
-        # The graph's own sweep is not asked for.
-        swept = ("rpi", "masked_probabilities")
-        return replace(
-            way, swept=False, outputs=tuple(name for name in way.outputs if name not in swept)
-        )
-
-    def classify(self, images: Any) -> NDArray[np.float32]:
-        """Class probabilities of one picture or many, float32 [N, C].
+    def plan(
+        self, method: Method | Sequence[Method] | None = None, tft: Thresholding = None
+    ) -> RequestPlan:
+        """What a request asks of the graph, see ``plan_request``.
 
         Raises:
-            ImageError: a picture cannot be read.
+            RequestError: the file cannot do that.
+        """
+        return plan_request(self.manifest, method, tft)
+
+    def explain_prepared(
+        self,
+        prepared: Prepared,
+        classes: Sequence[Sequence[int]],
+        plan: RequestPlan,
+        progress: Progress | None = None,
+        mark: Mark = lambda _: None,
+    ) -> list[dict[Method, list[Explanation]]]:
+        """Infer, map and threshold a batch.
+
+        Args:
+            prepared: from ``pipeline.prepare``; one batch.
+            classes: for each image indices or ranks.
+            plan: from ``plan``.
+            progress: see ``explain``.
+            mark: called with the name of each step when it is done.
+
+        Returns:
+            For each image by method its explanations, one a class.
+
+        Raises:
+            EngineError: the engine failed, or the network returned NaN.
+        """
+        inference = pipeline.infer(self.model, prepared.inputs, classes, plan)
+        mark("infer")
+        maps = pipeline.map(self.model, inference, plan, progress)
+        mark("map")
+        choices = pipeline.threshold(self.model, inference, maps, plan)
+        mark("threshold")
+        settings = {one.method: one.settings for one in plan.methods}
+        found: list[dict[Method, list[Explanation]]] = [
+            {method: [] for method in settings} for _ in prepared.images
+        ]
+        for one, choice in zip(maps, choices, strict=True):
+            image, placement = prepared.images[one.row], prepared.placements[one.row]
+            found[one.row][one.method].append(
+                explanation(self.manifest, one, choice, settings[one.method], image, placement)
+            )
+        return found
+
+    def classify(self, images: Any) -> NDArray[np.float32]:
+        """Class probabilities of one image or many, float32 [N, C].
+
+        Raises:
+            ImageError: an image cannot be read.
             EngineError: the engine failed, or the network returned NaN.
         """
         sources, _ = _listed(images)
-        rows = [self.probabilities(self.inputs(pictures)[0]) for pictures in self._batches(sources)]
-        return (
-            np.concatenate(rows) if rows else np.zeros((0, self.manifest.num_classes), np.float32)
+        rows = [np.zeros((0, self.manifest.num_classes), np.float32)]
+        found = run_batches(self, sources, lambda source: source, self._classified)
+        return np.concatenate([*rows, *(row[None] for row in found)])
+
+    def _classified(self, batch: list[Read[Any]]) -> NDArray[np.float32]:
+        return pipeline.classify(self.model, joined(_readable(batch)).inputs)
+
+    def _explained(
+        self,
+        items: Iterable[tuple[PictureSource, _Entry]],
+        plan: RequestPlan,
+        geometry: Geometry,
+        progress: Progress | None,
+    ) -> Iterator[tuple[PictureSource, dict[Method, Any] | ImageError]]:
+        # Score-CAM takes minutes and must hear of Ctrl-C: in the calling thread.
+        slow = any(one.method == "scorecam" for one in plan.methods)
+        return run_batches(
+            self,
+            items,
+            lambda item: item[0],
+            lambda batch: list(self._explain_batch(batch, plan, geometry, progress)),
+            callers=1 if slow else CALLERS,
         )
-
-    def _batches(self, sources: Sequence[Any]) -> Iterator[list[Picture]]:
-        """Pictures that go through the network together; each is read when its turn comes."""
-        batch: list[Picture] = []
-        for source in sources:
-            picture = read_picture(source)
-            limit = self.batch
-            if self.manifest.embedded_preprocess:
-                if batch and batch[0].shape != picture.shape:
-                    yield batch
-                    batch = []
-                limit = min(limit, self._memory // (_PICTURE_BYTES * picture.size))
-            batch.append(picture)
-            if len(batch) >= limit:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
-
-    def inputs(self, pictures: Sequence[Picture]) -> tuple[Images, list[Placement]]:
-        """What the graph is fed for pictures, and where its view lies in each.
-
-        Args:
-            pictures: from ``read_picture``, uint8 [h, w, 3]; of one size where the graph takes
-                pictures itself.
-
-        Returns:
-            float32 [N, C, H, W] or [N, H, W, C] (``manifest.layout``), resized, cropped and
-            normalised; uint8 and not normalised where the file's input is; or uint8 [N, h, w, 3]
-            where the graph takes images of any size itself. Then a ``Placement`` for each.
-
-        Raises:
-            RequestError: a picture of another size than the file was exported for.
-        """
-        spec = self.manifest.preprocess
-        if self.manifest.embedded_preprocess:
-            wanted = self.manifest.picture_size
-            for picture in pictures:
-                if wanted is not None and picture.shape[:2] != wanted:
-                    raise RequestError(
-                        f"this file was exported for pictures of {wanted[0]} x {wanted[1]} pixels "
-                        f"(height x width), not {picture.shape[0]} x {picture.shape[1]}"
-                    )
-            places = [place((p.shape[0], p.shape[1]), spec)[0] for p in pictures]
-            return np.stack(pictures), places
-        views, placements = zip(*(crop_resized(picture, spec) for picture in pictures), strict=True)
-        return arrange(np.stack(views), self.manifest), list(placements)
-
-    def probabilities(self, images: Images) -> Floats:
-        """Class probabilities of prepared inputs (see ``inputs``), float32 [N, C].
-
-        At most ``batch`` images go through the network at once.
-        """
-        target = np.full((len(images), 1), -1, np.int64)
-        rows = [
-            self.engine.run({"image": images[part], "target": target[part]}, ["probabilities"])[
-                "probabilities"
-            ]
-            for part in _slices(len(images), self.batch)
-        ]
-        return _finite(rows[0] if len(rows) == 1 else np.concatenate(rows))
 
     def _explain_batch(
         self,
-        pictures: list[Picture],
-        wanted: list[int | list[int]],
-        way: Route,
-        geometry: Literal["input", "picture"],
+        batch: list[Read[tuple[PictureSource, _Entry]]],
+        plan: RequestPlan,
+        geometry: Geometry,
         progress: Progress | None,
-    ) -> Iterator[Any]:
-        images, placements = self.inputs(pictures)
-        entries = [entry if isinstance(entry, list) else [entry] for entry in wanted]
-        widest = max(map(len, entries))
-        # Pictures with fewer classes repeat their first; those columns are not read.
-        target = np.array([row + row[:1] * (widest - len(row)) for row in entries], np.int64)
-        found = self.graph_outputs(images, target, way.outputs, way.swept)
-        found["maps"] = self._maps(images, found, way, progress)
-        cells = [(i, j) for i, row in enumerate(entries) for j in range(len(row))]
-        requests = [
-            Request(
-                images[i],
-                found["maps"][i, j],
-                int(found["targets"][i, j]),
-                float(found["probabilities"][i, found["targets"][i, j]]),
-                self.manifest.layout,
-            )
-            for i, j in cells
-        ]
-        choices = self._choices(requests, cells, found, way)
-        explained = [
-            self._explanation(pictures[i], placements[i], request, choice, way, geometry)
-            for (i, _), request, choice in zip(cells, requests, choices, strict=True)
-        ]
-        of_cell = dict(zip(cells, explained, strict=True))
-        for i, entry in enumerate(wanted):
-            in_order = [of_cell[i, j] for j in range(len(entries[i]))]
-            yield in_order if isinstance(entry, list) else in_order[0]
-
-    def maps(
-        self, images: Images, target: NDArray[np.int64], methods: Sequence[Method]
-    ) -> tuple[Floats, NDArray[np.int64], dict[Method, Floats]]:
-        """Maps of several methods from one run of the network, for prepared inputs.
-
-        Args:
-            images: from ``inputs``, [N, ...].
-            target: classes or ranks, [N, k].
-            methods: of ``manifest.methods``.
-
-        Returns:
-            Probabilities float32 [N, C], the classes explained int64 [N, k], and for each method
-            its maps, float32 [N, k, H, W] in [0, 1].
-
-        Raises:
-            RequestError: a method that the file does not support.
-            EngineError: the engine failed, or the network returned NaN.
-        """
-        ways = [route(self.manifest, method, None) for method in methods]
-        outputs = dict.fromkeys(name for way in ways for name in way.outputs)
-        found = self.graph_outputs(images, target, tuple(outputs), swept=False)
-        maps = {way.method: self._maps(images, found, way, None) for way in ways}
-        return found["probabilities"], found["targets"], maps
-
-    def graph_outputs(
-        self, images: Images, target: NDArray[np.int64], outputs: Sequence[str], swept: bool
-    ) -> dict[str, NDArray[Any]]:
-        """Run the graph for prepared inputs, in as many runs as memory asks for.
-
-        Args:
-            images: from ``inputs``, [N, ...].
-            target: classes or ranks, [N, k].
-            outputs: the outputs wanted, ``probabilities`` among them.
-            swept: whether the graph itself sweeps thresholds for these outputs.
-
-        Returns:
-            The outputs by name.
-
-        Raises:
-            EngineError: the engine failed, or the network returned NaN.
-        """
-        n, k = target.shape
-        # A sweep inside the graph takes one forward pass for each threshold of each class; a search
-        # there takes them one after the other.
-        settings = self.manifest.tft
-        steps = len(settings.taus) if settings.forwards is None else 1
-        width, height = k, n
-        if swept and self.manifest.top is None:
-            width = max(1, min(k, self.batch // steps))
-        if swept and self.manifest.batch is None:
-            height = max(1, self.batch // (steps * (self.manifest.top or width)))
-        columns = [
-            [
-                self.engine.run({"image": images[row], "target": target[row, part]}, outputs)
-                for row in _slices(n, height)
-            ]
-            for part in _slices(k, width)
-        ]
-        found = _joined(columns)
-        found["probabilities"] = _finite(found["probabilities"])
-        return found
-
-    def _maps(
-        self,
-        images: Images,
-        found: dict[str, NDArray[Any]],
-        way: Route,
-        progress: Progress | None,
-    ) -> Floats:
-        """Maps [N, k, H, W] in [0, 1], not thresholded."""
-        if way.maps is not None:
-            return _whole(found[way.maps])
-        weights = found.get("ablation_weights") if way.method == "ablation" else None
-        if way.method == "scorecam":
-            size = self.manifest.preprocess.size
-            weights = score_weights(
-                self.probabilities,
-                images,
-                found["activations"],
-                found["targets"],
-                size,
-                self.batch,
-                progress,
-                self.manifest.layout,
-            )
-        with one_blas_thread():
-            raw = cam.raw_map(way.method, found["activations"], found.get("gradients"), weights)
-            return np.asarray(cam.finish(raw, self.manifest.preprocess.size), np.float32)
-
-    def _choices(
-        self,
-        requests: list[Request],
-        cells: list[tuple[int, int]],
-        found: dict[str, NDArray[Any]],
-        way: Route,
-    ) -> Sequence[Choice | None]:
-        settings = way.settings
-        if settings is None:
-            return [None] * len(requests)
-        if settings == "naive":
-            return [_naive(request, tft.NAIVE[way.method]) for request in requests]
-        if not way.swept:
-            return sweep(self.probabilities, requests, settings, self.batch, way.prior)
-        return [
-            choice_of(r.map, found["rpi"][cell], found["masked_probabilities"][cell], settings)
-            for r, cell in zip(requests, cells, strict=True)
-        ]
-
-    def _explanation(
-        self,
-        picture: Picture,
-        placement: Placement,
-        request: Request,
-        choice: Choice | None,
-        way: Route,
-        geometry: Literal["input", "picture"],
-    ) -> Explanation:
-        explanation = Explanation(
-            index=request.target,
-            label=self.manifest.label(request.target),
-            probability=request.probability,
-            task=self.manifest.task,
-            method=way.method,
-            map=request.map if choice is None else choice.map,
-            original_map=request.map,
-            picture=picture,
-            placement=placement,
-        )
-        if choice is not None:
-            explanation = replace(
-                explanation, mask=choice.mask, threshold=choice.threshold, cut=choice.cut
-            )
-        if choice is not None and isinstance(way.settings, Tft):
-            explanation = replace(
-                explanation,
-                rpi=choice.rpi,
-                improved=choice.improved,
-                masked_probability=choice.masked_probability,
-                tft=way.settings,
-            )
-        return explanation.over_picture() if geometry == "picture" else explanation
+    ) -> Iterator[tuple[PictureSource, dict[Method, Any] | ImageError]]:
+        readable = [(entry, read) for (_, entry), read in batch if isinstance(read, Prepared)]
+        explained: Iterator[Any] = iter(())
+        if readable:
+            classes = class_rows([entry for entry, _ in readable])
+            prepared = joined(read for _, read in readable)
+            explained = iter(self.explain_prepared(prepared, classes, plan, progress))
+        for (source, entry), read in batch:
+            if isinstance(read, ImageError):
+                yield source, read
+                continue
+            found = {
+                method: [one.over_picture() if geometry == "picture" else one for one in listed]
+                for method, listed in next(explained).items()
+            }
+            single = not isinstance(entry, list)
+            yield source, {m: listed[0] if single else listed for m, listed in found.items()}
 
 
-def _joined(columns: list[list[dict[str, NDArray[Any]]]]) -> dict[str, NDArray[Any]]:
-    """Outputs of several runs as of one: pictures along the first axis, classes along the second.
+def run_batches(
+    explainer: Explainer,
+    items: Iterable[_Item],
+    source_of: Callable[[_Item], PictureSource],
+    work: Callable[[list[Read[_Item]]], Iterable[_Result]],
+    callers: int = CALLERS,
+) -> Generator[_Result]:
+    """Do something for many images in batches, while others are read and prepared on threads.
 
-    Probabilities are the same whatever classes are explained.
+    Args:
+        explainer: for whose network images are prepared.
+        items: what has an image each.
+        source_of: an item's image, as ``read_picture`` takes it.
+        work: from a batch, see ``prepared_batches``, to one result an item.
+        callers: batches worked on at a time, on threads; 1: on the calling one.
+
+    Returns:
+        The results in order.
+
+    Raises:
+        RequestError: an image of a size that the file excludes.
     """
-    if len(columns) == 1 and len(columns[0]) == 1:
-        return columns[0][0]
-    found = {}
-    for name in columns[0][0]:
-        parts = [np.concatenate([run[name] for run in column]) for column in columns]
-        found[name] = parts[0] if name == "probabilities" else np.concatenate(parts, axis=1)
-    return found
+    model = explainer.model
+    memory = None
+    if model.manifest.embedded_preprocess:
+        memory = explainer.memory // _EMBEDDED_OVERHEAD
+    most = images_together(model.batch, model.manifest.batch, callers)
+    with closing(prepared_batches(items, source_of, model.manifest, most, memory)) as batches:
+        if callers == 1:
+            for batch in batches:
+                yield from work(batch)
+            return
+        with closing(map_ahead(work, batches, callers, callers + 1)) as results:
+            for found in results:
+                yield from found
 
 
-def _whole(maps: NDArray[Any]) -> Floats:
-    if not np.isfinite(maps).all():
-        raise EngineError("the graph returned a map with NaN or infinite values")
-    return np.asarray(maps, dtype=np.float32)
+def explanation(
+    manifest: Manifest,
+    class_map: ClassMap,
+    choice: Choice | None,
+    settings: Settings,
+    image: Picture,
+    placement: Placement,
+) -> Explanation:
+    """Put together what the steps found of one map.
 
-
-def _finite(probabilities: NDArray[Any]) -> Floats:
-    if not np.isfinite(probabilities).all():
-        raise EngineError(
-            "the network returned NaN or infinite probabilities: its weights are broken, or the "
-            "precision is too low for it"
-        )
-    return np.asarray(probabilities, dtype=np.float32)
-
-
-def _listed(images: Any) -> tuple[list[Any], bool]:
-    """The pictures one by one, and whether the caller passed many."""
-    many = isinstance(images, list | tuple) or (isinstance(images, np.ndarray) and images.ndim == 4)
-    return (list(images), True) if many else ([images], False)
-
-
-def _naive(request: Request, share: float) -> Choice:
-    """Mute the lowest ``share`` of the pixels, whatever the network makes of it."""
-    cut = tft.cut_values(request.map, (share,), "rank")[0]
-    values = tft.threshold_map(request.map, cut)
-    return Choice(
-        threshold=share,
-        cut=float(cut),
-        rpi=np.zeros(0, np.float32),
-        improved=False,
-        map=values,
-        mask=tft.mask_of(values, "binary"),
-        masked_probability=None,
+    Args:
+        manifest: of the graph.
+        class_map: from ``pipeline.map``.
+        choice: its threshold; None without.
+        settings: how it was chosen.
+        image, placement: from ``pipeline.prepare``.
+    """
+    plain = Explanation(
+        index=class_map.target,
+        label=manifest.label(class_map.target),
+        probability=class_map.probability,
+        task=manifest.task,
+        method=class_map.method,
+        map=class_map.map,
+        original_map=class_map.map,
+        picture=image,
+        placement=placement,
+    )
+    if choice is None:
+        return plain
+    cut = replace(
+        plain, map=choice.map, mask=choice.mask, threshold=choice.threshold, cut=choice.cut
+    )
+    if not isinstance(settings, Tft):
+        return cut
+    return replace(
+        cut,
+        rpi=choice.rpi,
+        improved=choice.improved,
+        masked_probability=choice.masked_probability,
+        tft=settings,
     )
 
 
-def _slices(count: int, size: int) -> Iterable[slice]:
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+def _readable(batch: list[Read[Any]]) -> Iterator[Prepared]:
+    for _, read in batch:
+        if isinstance(read, ImageError):
+            raise read
+        yield read
+
+
+def _check_geometry(geometry: str) -> None:
+    if geometry not in ("input", "picture"):
+        raise RequestError(f"geometry must be 'input' or 'picture', not {geometry!r}")
+
+
+def _several(method: Method | Sequence[Method] | None) -> bool:
+    return method is not None and not isinstance(method, str)
+
+
+def _listed(images: Any) -> tuple[list[Any], bool]:
+    """The images one by one, and whether the caller passed many."""
+    many = isinstance(images, list | tuple) or (isinstance(images, np.ndarray) and images.ndim == 4)
+    return (list(images), True) if many else ([images], False)
 
 
 def load(

@@ -9,6 +9,7 @@ skipped over: that they are all there and whole is for the digest, and for the e
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import shlex
 from collections.abc import Collection, Iterator
@@ -33,6 +34,7 @@ from .onnxwire import (
     WITH_SUBGRAPHS,
     fields,
     fields_of,
+    header,
     message,
 )
 
@@ -150,31 +152,41 @@ def without_outputs(path: str | os.PathLike[str], names: Collection[str]) -> byt
     """An ONNX file without some of its outputs and the operations that only those needed.
 
     Engines such as ONNX Runtime execute every operation of a file, wanted or not. Metadata is
-    left out.
+    left out. The file is mapped, so that its weights are copied once.
 
     Raises:
         ModelFileError: the file is missing, no ONNX, or truncated.
     """
     name = os.fspath(path)
-    parts = []
+    parts: list[bytes | memoryview] = []
     with _open(name) as file:
-        for field, start, end in list(_fields(file, name)):
-            file.seek(start)
-            payload = file.read(end - start)
+        top = list(_fields(file, name))
+        # Closed when the last view of it is gone.
+        content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        for field, start, end in top:
             if field == GRAPH:
-                parts.append(message(field, _pruned(payload, names, name)))
+                kept = [content[a:b] for a, b in _kept(file, start, end, names, name)]
+                parts += [header(field, sum(map(len, kept))), *kept]
             elif field == OPSETS:
-                parts.append(message(field, payload))
+                parts += [header(field, end - start), content[start:end]]
             elif field == IR_VERSION:
-                parts.append(bytes([IR_VERSION << 3]) + payload)
+                parts += [bytes([IR_VERSION << 3]), content[start:end]]
     return b"".join(parts)
 
 
-def _pruned(graph: bytes, names: Collection[str], file_name: str) -> bytes:
-    broken = _broken(file_name, len(graph))
-    parts = list(fields_of(graph, broken))
+def _kept(
+    file: BinaryIO, begin: int, stop: int, names: Collection[str], file_name: str
+) -> list[tuple[int, int]]:
+    """Where the fields of a graph stand that are kept."""
+    broken = _broken(file_name, stop)
+    parts = list(fields(file, begin, stop, broken))
+
+    def read(start: int, end: int) -> bytes:
+        file.seek(start)
+        return file.read(end - start)
+
     declared = {
-        first: _texts(graph[start:end], VALUE_NAME, broken)[0]
+        first: _texts(read(start, end), VALUE_NAME, broken)[0]
         for field, first, start, end in parts
         if field == GRAPH_OUTPUT
     }
@@ -184,7 +196,7 @@ def _pruned(graph: bytes, names: Collection[str], file_name: str) -> bytes:
     for field, first, start, end in reversed(parts):
         if field != NODE:
             continue
-        node = graph[start:end]
+        node = read(start, end)
         if not set(_texts(node, NODE_OPERATOR, broken)).isdisjoint(WITH_SUBGRAPHS):
             # What a subgraph reads from outside is not written here: keep everything.
             dropped = {f for f in dropped if f in declared}
@@ -193,8 +205,7 @@ def _pruned(graph: bytes, names: Collection[str], file_name: str) -> bytes:
             dropped.add(first)
         else:
             needed.update(_texts(node, NODE_INPUT, broken))
-    view = memoryview(graph)
-    return b"".join(view[first:end] for _, first, _, end in parts if first not in dropped)
+    return [(first, end) for _, first, _, end in parts if first not in dropped]
 
 
 def _texts(data: bytes, field: int, broken: ModelFileError) -> list[bytes]:

@@ -60,7 +60,12 @@ def _varint(data: bytes, at: int, broken: ModelFileError) -> tuple[int, int]:
 
 def message(field: int, payload: bytes) -> bytes:
     """A length-delimited field on the wire."""
-    return _as_varint(field << 3 | LENGTH_DELIMITED) + _as_varint(len(payload)) + payload
+    return header(field, len(payload)) + payload
+
+
+def header(field: int, length: int) -> bytes:
+    """What stands on the wire before the payload of a length-delimited field."""
+    return _as_varint(field << 3 | LENGTH_DELIMITED) + _as_varint(length)
 
 
 def _as_varint(value: int) -> bytes:

@@ -211,6 +211,21 @@ def kept(values: Floats, cut: np.float32) -> np.intp:
     return np.count_nonzero((values >= cut) & (values != 0))
 
 
+def mute_share(request: Request, share: float) -> Choice:
+    """Mute the lowest ``share`` of the pixels, whatever the network makes of it."""
+    cut = tft.cut_values(request.map, (share,), "rank")[0]
+    values = tft.threshold_map(request.map, cut)
+    return Choice(
+        threshold=share,
+        cut=float(cut),
+        rpi=np.zeros(0, np.float32),
+        improved=False,
+        map=values,
+        mask=tft.mask_of(values, "binary"),
+        masked_probability=None,
+    )
+
+
 def _choice(request: Request, masked: Floats, settings: Tft) -> Choice:
     probability = np.asarray(request.probability, np.float32)
     rpi = tft.relative_probability_increase(masked, probability)

@@ -48,6 +48,11 @@ def per_picture(targets: Any, count: int, many: bool, manifest: Manifest) -> lis
     ]
 
 
+def class_rows(entries: Sequence[int | list[int]]) -> list[list[int]]:
+    """The classes of each image as a list, be it of one."""
+    return [entry if isinstance(entry, list) else [entry] for entry in entries]
+
+
 def _classes(entry: Sequence[Any], manifest: Manifest) -> list[int]:
     if not entry:
         raise RequestError("an empty list of targets: name at least one class")

@@ -18,10 +18,10 @@ from whycam.runtime.bench import plan as bench_plan
 from whycam.runtime.bench.bench import Benchmark, measure
 from whycam.runtime.bench.plan import Configuration, plan
 from whycam.runtime.bench.report import document, summary
-from whycam.runtime.bench.stages import ANSWER, STAGES, WHOLE, ClockedEngine, explain_in_stages
+from whycam.runtime.bench.stages import ANSWER, STAGES, WHOLE, explain_in_stages
 from whycam.runtime.errors import EngineError, RequestError
 from whycam.runtime.machine import describe_machine
-from whycam.runtime.route import route
+from whycam.runtime.pipeline import prepare
 from whycam.runtime.timing import run_interleaved
 
 LITE0 = f"{Path(__file__).parent.parent / 'examples' / 'efficientnet_lite0.py'}:model"
@@ -58,9 +58,7 @@ def found(lite0_onnx) -> Benchmark:
 @pytest.mark.parametrize("tft", [False, True])
 @pytest.mark.parametrize("method", ["gradcam", "ablation"])
 def test_what_is_timed_in_stages_is_what_explain_answers(lite0, photographs, method, tft):
-    clocked = whycam.Explainer(ClockedEngine(lite0.engine), lite0.manifest)
-    way = route(lite0.manifest, method, tft)
-    seconds, timed = explain_in_stages(clocked, photographs[:2], way)
+    seconds, timed = explain_in_stages(lite0, photographs[:2], lite0.plan(method, tft))
     wanted = lite0.explain(photographs[:2], method=method, tft=tft)
     assert ("sweep" in seconds) == tft
     for ours, theirs in zip(timed, wanted, strict=True):
@@ -71,8 +69,7 @@ def test_what_is_timed_in_stages_is_what_explain_answers(lite0, photographs, met
 
 def test_a_sweep_inside_the_graph_is_timed_as_explain_runs_it(pixels_onnx, chelsea):
     loaded = whycam.load(pixels_onnx, "onnxruntime", threads=2)
-    clocked = whycam.Explainer(ClockedEngine(loaded.engine), loaded.manifest)
-    _, (timed,) = explain_in_stages(clocked, [chelsea], route(loaded.manifest, None, True))
+    _, (timed,) = explain_in_stages(loaded, [chelsea], loaded.plan(tft=True))
     wanted = loaded.explain(chelsea, tft=True)
     assert timed.threshold == wanted.threshold
     np.testing.assert_array_equal(timed.overlay(), wanted.overlay())
@@ -413,7 +410,7 @@ def test_other_tools_agree_with_whycam_about_the_map(lite0, chelsea):
     from whycam.export.peers import network, peers
 
     model = network(lite0.manifest, LITE0)
-    images, _ = lite0.inputs([whycam.runtime.images.read_picture(chelsea)])
+    images = prepare([whycam.runtime.images.read_picture(chelsea)], lite0.manifest).inputs
     theirs = peers(model, lite0.manifest.target_layer, images, ["pytorch-grad-cam"])
     ours = lite0.explain(chelsea, method="gradcam").map
     found = theirs["pytorch-grad-cam"]()[0]

@@ -23,6 +23,7 @@ from whycam.cli.calibrate_thresholds import curve_table, learnt_lines
 from whycam.runtime import search
 from whycam.runtime.errors import DataError, ModelFileError, RequestError
 from whycam.runtime.onnxfile import digest, read_manifest
+from whycam.runtime.pipeline import classify, prepare
 from whycam.runtime.priors import read_priors
 from whycam.runtime.tft import Tft
 
@@ -49,13 +50,13 @@ def by_hand(explainer: whycam.Explainer, folder: Path) -> tuple[np.ndarray, ...]
     rows = []
     for file in sorted(folder.iterdir()):
         e = explainer.explain(file, method="gradcam")
-        images, _ = explainer.inputs([np.asarray(Image.open(file))])
+        images = prepare([np.asarray(Image.open(file))], explainer.manifest).inputs
         ordered = np.sort(e.map.ravel())
         masked = []
         for tau in TAUS:
             cut = ordered[int(ordered.size * tau + 1e-6)]
             kept = ((e.map >= cut) & (e.map != 0)).astype(np.float32)
-            masked.append(explainer.probabilities(images * kept)[0, e.index])
+            masked.append(classify(explainer.model, images * kept)[0, e.index])
         f = search.features(e.map, np.float32(e.probability))
         rows.append((f, e.probability, masked))
     return tuple(np.array(column, np.float64) for column in zip(*rows, strict=True))

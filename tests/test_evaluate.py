@@ -15,6 +15,7 @@ from whycam.calibrate import evaluate, open_dataset
 from whycam.calibrate.report import write_report
 from whycam.cli.evaluate import results_table, summary_lines
 from whycam.runtime.errors import DataError, RequestError
+from whycam.runtime.pipeline import classify, prepare
 from whycam.runtime.tft import NAIVE, Tft
 
 SOFT = Tft(mask="soft", thresholds="rank")
@@ -42,9 +43,9 @@ def by_hand(explainer: whycam.Explainer, files: list[Path], method: str) -> dict
             "naive": np.where(e.original_map >= naive, e.original_map, 0),
             "tft": e.map,
         }
-        images, _ = explainer.inputs([np.asarray(Image.open(file))])
+        images = prepare([np.asarray(Image.open(file))], explainer.manifest).inputs
         for variant, values in maps.items():
-            masked = explainer.probabilities(images * values[None, None])[0, e.index]
+            masked = classify(explainer.model, images * values[None, None])[0, e.index]
             p = e.probability
             found[variant].append((masked > p, max(p - masked, 0) / p))
     return {name: list(np.mean(rows, axis=0)) for name, rows in found.items()}

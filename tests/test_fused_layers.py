@@ -19,6 +19,7 @@ from whycam.runtime.engines.plan import Range, read_plan
 from whycam.runtime.errors import RequestError, TargetLayerError
 from whycam.runtime.manifest import FusedLayer
 from whycam.runtime.onnxfile import read_manifest
+from whycam.runtime.pipeline import prepare
 from whycam.runtime.tft import Tft
 
 EARLIER = ("relu", "hardswish")  # in any order
@@ -71,7 +72,7 @@ def by_hand(model: torch.nn.Module, image: NDArray[np.float32], target: int) -> 
 @pytest.mark.parametrize("rank", [-1, -3])
 def test_fused_map_is_that_of_autograd_on_the_model(model, file, rank):
     explainer = whycam.load(file, threads=1)
-    images, _ = explainer.inputs([PICTURE])
+    images = prepare([PICTURE], explainer.manifest).inputs
     found = explainer.explain(PICTURE, rank, method="layercam")
     expected = cam.finish(by_hand(model, images, found.index)[None, None], (SIZE, SIZE))[0, 0]
     assert expected.max() > 0.99

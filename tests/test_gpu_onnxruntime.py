@@ -20,6 +20,7 @@ from whycam.runtime.engines.ort import OnnxRuntimeEngine
 from whycam.runtime.engines.ort_options import CUDA, TENSORRT, Place
 from whycam.runtime.errors import EngineError
 from whycam.runtime.onnxfile import read_manifest
+from whycam.runtime.pipeline import classify, prepare
 
 # Asked here, so that without a GPU nothing is exported either.
 _NONE = driver().problem
@@ -71,8 +72,10 @@ def test_maps_and_thresholds_are_those_of_the_cpu(on_gpu, lite0, photographs, me
 
 def test_float32_is_float32(on_gpu, lite0, photographs):
     """With TF32, which has 10 bits, the difference is some 1e-4 and more."""
-    images, _ = lite0.inputs([whycam.runtime.images.read_picture(p) for p in photographs])
-    a, b = on_gpu.probabilities(images), lite0.probabilities(images)
+    images = prepare(
+        [whycam.runtime.images.read_picture(p) for p in photographs], lite0.manifest
+    ).inputs
+    a, b = classify(on_gpu.model, images), classify(lite0.model, images)
     assert np.abs(a - b).max() < 3e-5
 
 

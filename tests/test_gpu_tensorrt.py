@@ -23,6 +23,7 @@ from whycam.runtime.engines import cuda
 from whycam.runtime.engines.plan import Library, read_plan, write_sidecar
 from whycam.runtime.engines.trt_load import installed
 from whycam.runtime.errors import EngineError, ModelFileError, WhyCamError
+from whycam.runtime.pipeline import classify
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
@@ -164,7 +165,7 @@ def test_replays_follow_changing_inputs(plan_of, reference):
         warnings.simplefilter("error")  # a refused recording would warn
         for seed in range(8):
             images = prepared(theirs, 2, seed)
-            found, right = ours.probabilities(images), theirs.probabilities(images)
+            found, right = classify(ours.model, images), classify(theirs.model, images)
             np.testing.assert_allclose(found, right, atol=1e-4)
     assert "without CUDA graphs" not in ours.engine.description
 
@@ -173,13 +174,13 @@ def test_replays_follow_changing_inputs(plan_of, reference):
 def test_two_threads_share_a_plan(plan_of, reference, hint):
     ours, theirs = whycam.load(plan_of(), hint=hint), reference["raw"]
     images = [prepared(theirs, 1 + seed % 3, seed) for seed in range(6)]
-    right = [theirs.probabilities(each) for each in images]
+    right = [classify(theirs.model, each) for each in images]
     finished = []
 
     def work(offset: int) -> None:
         for turn in range(60):
             index = (turn + offset) % len(images)
-            found = ours.probabilities(images[index])
+            found = classify(ours.model, images[index])
             np.testing.assert_allclose(found, right[index], atol=1e-4)
         finished.append(offset)
 

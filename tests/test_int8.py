@@ -35,6 +35,7 @@ from whycam.runtime.errors import (
     WhyCamError,
 )
 from whycam.runtime.onnxfile import digest, read_manifest, with_manifest
+from whycam.runtime.pipeline import prepare
 from whycam.runtime.similarity import pearson
 from whycam.runtime.tft import Tft
 
@@ -300,7 +301,7 @@ def test_the_sweep_inside_a_graph_is_quantised_with_the_network(pictures, tmp_pa
 def test_ranges_hold_what_the_float_graph_computes(residual, pictures):
     explainer = whycam.load(residual, "onnxruntime", threads=1)
     files = [pictures / f"{i}.png" for i in range(5)]
-    images = [explainer.inputs([np.asarray(Image.open(file))])[0] for file in files]
+    images = [prepare([np.asarray(Image.open(file))], explainer.manifest).inputs for file in files]
     found = observe(read_graph(residual), images, threads=1)
     assert found["image"].largest == max(np.abs(image).max() for image in images)
     assert all(each.counts.sum() > 0 for each in found.values())

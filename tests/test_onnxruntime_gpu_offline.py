@@ -24,6 +24,7 @@ from whycam.runtime.engines.base import EngineSettings
 from whycam.runtime.engines.nvidia import Driver, Gpu
 from whycam.runtime.engines.ort import OnnxRuntimeEngine
 from whycam.runtime.engines.ort_options import CPU, CUDA, TENSORRT, Cache, Most
+from whycam.runtime.engines.parts import run_in_parts
 from whycam.runtime.engines.registry import ENGINES, candidates
 from whycam.runtime.errors import EngineError
 from whycam.runtime.onnxfile import read_manifest
@@ -144,12 +145,11 @@ def test_runs_in_parts_are_one_run(plain, count, classes, images, columns):
     given_now = feeds(count, classes)
     seen: list[tuple[int, int]] = []
 
-    def run(part: Any, outputs: Any) -> Any:
+    def run(part: Any) -> Any:
         seen.append(part["target"].shape)
-        return plain.run(part, outputs)
+        return plain.run(part, names)
 
-    limit = Most(images, columns)
-    found = ort.in_parts(run, given_now, names, limit, plain._manifest)
+    found = run_in_parts(run, given_now, plain._manifest, images, columns)
     whole = plain.run(given_now, names)
     for name in names:
         np.testing.assert_allclose(found[name], whole[name], atol=1e-5)

@@ -37,6 +37,7 @@ from whycam.runtime.live.attempt import Frame
 from whycam.runtime.live.controls import Controls, Look
 from whycam.runtime.live.frames import FrameExplainer
 from whycam.runtime.manifest import Manifest, Preprocess
+from whycam.runtime.pipeline import prepare
 from whycam.runtime.preprocess import in_color
 from whycam.runtime.tft import Tft
 
@@ -152,7 +153,7 @@ def test_uint8_input_is_fed_pixels_of_the_networks_size(file_of, reference, name
     path = file_of(bias=BIAS, image_dtype="uint8", preprocess=RAW, layout=layout)
     explainer = whycam.load(path, name, threads=1)
     assert_same(explainer.explain(picture()), reference().explain(picture()))
-    images, _ = explainer.inputs([picture()])
+    images = prepare([picture()], explainer.manifest).inputs
     assert (images.dtype, images.shape[1:]) == (np.uint8, explainer.manifest.image_shape)
 
 
@@ -233,18 +234,18 @@ def test_finished_maps_are_asked_for_alone_and_together_in_one_run(file_of, refe
     explainer = whycam.Explainer(engine, loaded.manifest)
     explainer.explain(picture())
     explainer.explain(picture(), method="gradcam")
-    images, _ = explainer.inputs([picture()])
-    target = np.full((1, 1), -1, np.int64)
-    _, _, maps = explainer.maps(images, target, ["gradcam", "layercam"])
+    found = explainer.explain(picture(), method=["gradcam", "layercam"])
     always = {"probabilities", "targets"}
     assert engine.asked == [
         always | {"maps"},
         always | {"maps_gradcam"},
         always | {"maps", "maps_gradcam"},
     ]
-    for method, values in maps.items():
+    assert list(found) == ["gradcam", "layercam"]
+    for method, one in found.items():
+        assert one.method == method
         expected = reference().explain(picture(), method=method)
-        np.testing.assert_allclose(values[0, 0], expected.map, atol=1e-4)
+        np.testing.assert_allclose(one.map, expected.map, atol=1e-4)
 
 
 def test_each_method_is_a_part_and_what_the_file_had_before_goes_with_the_others(manifest_of):
@@ -397,7 +398,7 @@ def test_int8_file_keeps_the_interface_and_checks_itself(file_of, tmp_path):
     path = file_of(names=names, layout="NHWC", batch=2)
     before = whycam.load(path, threads=1)
     graph = read_graph(path)
-    images = [before.inputs([picture(seed)])[0] for seed in range(4)]
+    images = [prepare([picture(seed)], before.manifest).inputs for seed in range(4)]
     histograms = observe(graph, images, threads=1)
     assert set(histograms) == set(graph.tensors)
     ranges = {name: magnitude(each, "minmax") for name, each in histograms.items()}

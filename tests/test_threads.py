@@ -9,7 +9,7 @@ import pytest
 import threadpoolctl
 
 import whycam
-from whycam.runtime import cam, explainer
+from whycam.runtime import cam, pipeline
 from whycam.runtime.threads import one_blas_thread
 
 
@@ -59,7 +59,7 @@ def test_maps_are_computed_on_one_thread(tiny, monkeypatch):
         seen.append(blas_threads())
         return finish(*arguments)
 
-    monkeypatch.setattr(explainer.cam, "finish", watched)
+    monkeypatch.setattr(pipeline.cam, "finish", watched)
     tiny.explain(np.zeros((8, 8, 3), np.uint8))
     assert seen == [{1}]
 

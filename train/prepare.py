@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..runtime import pipeline
 from ..runtime.cam import Method
 from ..runtime.errors import ImageError
 from ..runtime.explainer import Explainer
 from ..runtime.images import Picture, read_picture
 from ..runtime.input_format import Preprocess
+from ..runtime.pipeline import infer, threshold
 from ..runtime.preprocess import crop_resized, in_color
-from ..runtime.sweep import Request, sweep
+from ..runtime.request import plan_request
 from ..runtime.tft import Tft
 from .cache import Cache
 from .loop import Tick
@@ -163,12 +165,11 @@ def best_masks(
     size: tuple[int, int],
 ) -> NDArray[np.float32]:
     """M* of each image (paper equation 8), averaged over the activations' cells, [N, h, w]."""
-    probabilities, _, maps = explainer.maps(images, target[:, None], [method])
-    requests = [
-        Request(image, own[0], int(c), float(p[c]))
-        for image, own, c, p in zip(images, maps[method], target, probabilities, strict=True)
-    ]
-    choices = sweep(explainer.probabilities, requests, settings, explainer.batch)
-    masks = torch.from_numpy(np.stack([choice.mask for choice in choices]))
+    # The graph's own sweep would mask by its own reading, and pooled masks are all that is wanted.
+    plan = plan_request(explainer.manifest, method, settings, sweep_outside=True)
+    inference = infer(explainer.model, images, target[:, None].tolist(), plan)
+    maps = pipeline.map(explainer.model, inference, plan)
+    choices = threshold(explainer.model, inference, maps, plan)
+    masks = torch.from_numpy(np.stack([choice.mask for choice in choices if choice is not None]))
     pooled = torch.nn.functional.adaptive_avg_pool2d(masks[:, None], size)
     return np.asarray(pooled[:, 0].numpy())

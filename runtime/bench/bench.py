@@ -20,11 +20,11 @@ from ..isolation import run_python
 from ..manifest import Manifest
 from ..onnxfile import read_manifest
 from ..preprocess import crop_resized, normalise
-from ..route import route
+from ..request import plan_request
 from ..sweep import Floats
 from ..timing import Tick, measure_seconds, run_interleaved
 from .plan import Configuration, LeftOut, Plan, nothing_remains
-from .stages import ANSWER, ClockedEngine, classify_in_stages, explain_in_stages
+from .stages import ANSWER, classify_in_stages, explain_in_stages
 
 TORCH = "torch"
 # Other tools that can be compared with, and their packages.
@@ -171,10 +171,9 @@ def _opened(
     except (EngineError, MissingExtraError, ModelFileError) as error:
         left_out.append(LeftOut(what, str(error)))
         return {}
-    explainer = Explainer(ClockedEngine(loaded.engine), loaded.manifest)
     found: dict[Configuration, Contender] = {}
     for each in group:
-        run = _contender(explainer, each, [picture] * each.batch)
+        run = _contender(loaded, each, [picture] * each.batch)
         try:
             run()
         except EngineError as error:
@@ -187,8 +186,8 @@ def _opened(
 def _contender(explainer: Explainer, what: Configuration, sources: Sequence[str]) -> Contender:
     if what.method is None:
         return lambda: classify_in_stages(explainer, sources)
-    way = route(explainer.manifest, what.method, what.tft)
-    return lambda: explain_in_stages(explainer, sources, way)[0]
+    plan = plan_request(explainer.manifest, what.method, what.tft)
+    return lambda: explain_in_stages(explainer, sources, plan)[0]
 
 
 def _peers(

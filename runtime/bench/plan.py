@@ -16,7 +16,7 @@ from ..engines.registry import ENGINES, candidates
 from ..errors import RequestError
 from ..manifest import Manifest
 from ..onnxfile import read_manifest
-from ..route import route
+from ..request import plan_request
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _ways(
 def _refusal(manifest: Manifest, method: Method, tft: bool) -> str | None:
     """Why a file cannot give a map, or None."""
     try:
-        route(manifest, method, tft)
+        plan_request(manifest, method, tft)
     except RequestError as error:
         return str(error)
     return None

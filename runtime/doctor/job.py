@@ -16,7 +16,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from ..bench.stages import ANSWER, ClockedEngine, classify_in_stages, explain_in_stages
+from ..bench.stages import ANSWER, classify_in_stages, explain_in_stages
 from ..cam import Method
 from ..comparison import Comparison
 from ..engines.base import Precision
@@ -28,7 +28,8 @@ from ..explainer import Explainer, load
 from ..images import Picture
 from ..isolation import run_python
 from ..manifest import Manifest
-from ..route import route
+from ..pipeline import prepare
+from ..request import plan_request
 from ..timing import run_interleaved
 
 JOB, PICTURES, RESULT, ANSWERS = "job.json", "pictures.npz", "result.json", "answers.npz"
@@ -208,7 +209,7 @@ def answers(job: Job, pictures: list[Picture], folder: Path) -> Answers:
 
 def _unswept(manifest: Manifest, method: Method) -> str | None:
     try:
-        route(manifest, method, True)
+        plan_request(manifest, method, True)
     except RequestError as error:
         return str(error)
     return None
@@ -220,11 +221,14 @@ def _of_picture(
     if explainer.manifest.top is not None:
         target = -1  # it takes no class
     if "raw" in explainer.manifest.outputs:
-        images, _ = explainer.inputs([picture])
-        feeds = {"image": images, "target": np.array([[target]], np.int64)}
+        feeds = {
+            "image": prepare([picture], explainer.manifest).inputs,
+            "target": np.array([[target]], np.int64),
+        }
         yield from explainer.engine.run(feeds, ["activations", "gradients"]).items()
-    for each in methods_of(explainer.manifest):
-        yield f"map.{each}", explainer.explain(picture, target, each).original_map
+    maps = explainer.explain(picture, target, methods_of(explainer.manifest))
+    for each, found in maps.items():
+        yield f"map.{each}", found.original_map
     if swept:
         found = explainer.explain(picture, target, method, tft=True)
         yield "mask", found.mask
@@ -236,16 +240,15 @@ def _timed(
     explainer: Explainer, picture: Picture, method: Method, swept: bool, rounds: int
 ) -> dict[str, tuple[float, ...]]:
     """Milliseconds from the prepared input to the answer, all kinds of call in turn."""
-    clocked = Explainer(ClockedEngine(explainer.engine), explainer.manifest)
     plain, thresholded = (
-        route(explainer.manifest, method, tft) for tft in ((None, True) if swept else (None, None))
+        explainer.plan(method, tft) for tft in ((None, True) if swept else (None, None))
     )
     calls: dict[str, Callable[[], dict[str, float]]] = {
-        "classification": lambda: classify_in_stages(clocked, [picture]),
-        "explanation": lambda: explain_in_stages(clocked, [picture], plain)[0],
+        "classification": lambda: classify_in_stages(explainer, [picture]),
+        "explanation": lambda: explain_in_stages(explainer, [picture], plain)[0],
     }
     if swept:
-        calls["tft"] = lambda: explain_in_stages(clocked, [picture], thresholded)[0]
+        calls["tft"] = lambda: explain_in_stages(explainer, [picture], thresholded)[0]
     found = run_interleaved(calls, rounds, _WARM_UP)
     return {name: tuple(1e3 * each[ANSWER] for each in runs) for name, runs in found.items()}
 

@@ -16,10 +16,8 @@ from numpy.typing import NDArray
 
 from ..errors import EngineError, ModelFileError
 from ..manifest import Manifest
+from .parts import Arrays, Found, run_in_parts
 
-# Named arrays.
-Arrays = Mapping[str, NDArray[Any]]
-Found = dict[str, NDArray[Any]]
 # Runs a graph once: inputs by name and the outputs asked for to these outputs.
 Run = Callable[[Arrays, Sequence[str]], Found]
 
@@ -119,23 +117,16 @@ def run_graph(run: Run, feeds: Arrays, outputs: Sequence[str], manifest: Manifes
     image, target = feeds["image"], feeds["target"]
     if manifest.image_type == "float16":
         image = image.astype(np.float16)
-    size = manifest.batch or len(image)
-    parts = [
-        _run_once(run, image[start : start + size], target[start : start + size], outputs, manifest)
-        for start in range(0, len(image), size)
-    ]
-    if len(parts) == 1:
-        return parts[0]
-    return {name: np.concatenate([part[name] for part in parts]) for name in outputs}
+    return run_in_parts(
+        lambda part: _run_once(run, part, outputs, manifest),
+        {"image": image, "target": target},
+        manifest,
+        manifest.batch or len(image),
+    )
 
 
-def _run_once(
-    run: Run,
-    image: NDArray[Any],
-    target: NDArray[np.int64],
-    outputs: Sequence[str],
-    manifest: Manifest,
-) -> Found:
+def _run_once(run: Run, feeds: Arrays, outputs: Sequence[str], manifest: Manifest) -> Found:
+    image, target = feeds["image"], feeds["target"]
     count = len(image)
     size = manifest.batch or count
     fed = {"image": filled(image, size)}

@@ -10,9 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..errors import EngineError, MissingExtraError, ModelFileError
 from ..files import writable
 from ..manifest import Manifest
@@ -20,8 +17,6 @@ from ..onnxfile import digest, without_outputs
 from . import ort_gpu, ort_options
 from .base import EngineSettings
 from .interface import (
-    Arrays,
-    Found,
     Run,
     check_interface,
     first_parts,
@@ -33,7 +28,8 @@ from .interface import (
 )
 from .nvidia import driver
 from .ort_binding import BoundSession
-from .ort_options import CPU, Cache, Most, Place
+from .ort_options import CPU, Cache, Place
+from .parts import Arrays, Found, run_in_parts
 
 _CONVOLUTIONS = {"Conv", "ConvTranspose", "FusedConv", "ConvInteger", "QLinearConv"}
 
@@ -129,6 +125,8 @@ class OnnxRuntimeEngine:
             )
         except Exception as error:
             raise self._not_loaded(error) from error
+        # ONNX Runtime keeps a file given as bytes for its fallback, which is off.
+        session._model_bytes = None
         self._check_place(session, parts)
         inputs = {
             node.name: (
@@ -200,7 +198,13 @@ class OnnxRuntimeEngine:
             limit = ort_options.most(self._place, self._manifest, parts)
             if limit is None:
                 return run(feeds, outputs)
-            return in_parts(run, feeds, outputs, limit, self._manifest)
+            return run_in_parts(
+                lambda part: run(part, outputs),
+                feeds,
+                self._manifest,
+                limit.images,
+                limit.classes,
+            )
         except Exception as error:
             said = ort_gpu.said(error)
             if re.search(r"out of memory|Failed to allocate memory", said):
@@ -214,42 +218,6 @@ def _plain(session: Any) -> Run:
         return dict(zip(outputs, values, strict=True))
 
     return run
-
-
-def in_parts(
-    run: Run, feeds: Arrays, outputs: Sequence[str], limit: Most, manifest: Manifest
-) -> Found:
-    """A run of any size as several that stay below a limit.
-
-    Args:
-        run: one run.
-        feeds: ``image``, and ``target`` where the graph has that input.
-        outputs: see ``engine.Engine.run``.
-        limit: of one run.
-        manifest: knows which outputs have a row for each class.
-    """
-    image, target = feeds["image"], feeds.get("target")
-    rows = []
-    for i in range(0, len(image), limit.images):
-        part = slice(i, i + limit.images)
-        if target is None:
-            columns = [run({"image": image[part]}, outputs)]
-        else:
-            columns = [
-                run({"image": image[part], "target": target[part, j : j + limit.classes]}, outputs)
-                for j in range(0, target.shape[1], limit.classes)
-            ]
-        rows.append({name: _beside(name, columns, manifest) for name in outputs})
-    return {
-        name: rows[0][name] if len(rows) == 1 else np.concatenate([row[name] for row in rows])
-        for name in outputs
-    }
-
-
-def _beside(name: str, columns: Sequence[Found], manifest: Manifest) -> NDArray[Any]:
-    if len(columns) == 1 or manifest.output_shapes[name][0] is not None:
-        return columns[0][name]
-    return np.concatenate([each[name] for each in columns], axis=1)
 
 
 def placement(session: Any) -> Mapping[str, list[str]] | None:

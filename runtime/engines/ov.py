@@ -16,8 +16,6 @@ from ..files import writable
 from ..manifest import Manifest
 from .base import EngineSettings
 from .interface import (
-    Arrays,
-    Found,
     check_interface,
     filled,
     first_parts,
@@ -28,6 +26,7 @@ from .interface import (
     run_graph,
     surplus_outputs,
 )
+from .parts import Arrays, Found, run_in_parts
 
 # Networks compiled for one shape run up to twice as fast as for any (depthwise convolutions in
 # bf16), but each compiled network holds its weights again. Further shapes share one that takes any;
@@ -122,11 +121,10 @@ class OpenVinoEngine:
         size = -(-count // part.streams) if divides else count
         if size == count:
             return part.run(feeds, outputs)
-        slices = [slice(start, start + size) for start in range(0, count, size)]
-        batches = [{name: values[s] for name, values in feeds.items()} for s in slices]
-        with ThreadPoolExecutor(len(slices)) as pool:
-            runs = list(pool.map(lambda batch: part.run(batch, outputs), batches))
-        return {name: np.concatenate([each[name] for each in runs]) for name in outputs}
+        with ThreadPoolExecutor(part.streams) as pool:
+            return run_in_parts(
+                lambda each: part.run(each, outputs), feeds, self._manifest, size, mapper=pool.map
+            )
 
 
 class _Part:

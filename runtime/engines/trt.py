@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EngineError
 from ..manifest import Manifest
 from . import cuda
 from .base import EngineSettings
-from .interface import Arrays, Found, run_graph
+from .interface import run_graph
+from .parts import Arrays, Found, run_in_parts
 from .plan import Range
 from .trt_lane import Lane, Recording
 from .trt_load import open_plan, rebuild
@@ -98,38 +98,23 @@ class TensorRtEngine:
         unknown = [name for name in outputs if name not in self._opened.outputs]
         if unknown:
             raise EngineError(f"{self._path} has no output {unknown}")
-        image, target = feeds["image"], feeds.get("target")
-        self._check_size(image.shape)
+        self._check_size(feeds["image"].shape)
         plan = self._opened.plan
-        rows = _parts(len(image), plan.batch.most)
-        classes = self._manifest.top if target is None else target.shape[1]
-        columns = [slice(0, classes)] if target is None else _parts(classes or 1, plan.classes.most)
         with self._lane() as lane:
-            found = [
-                [
-                    lane.run(
-                        image[row],
-                        None if target is None else target[row, column],
-                        _size_for(row.stop - row.start, plan.batch),
-                        max(column.stop - column.start, plan.classes.least),
-                        outputs,
-                    )
-                    for column in columns
-                ]
-                for row in rows
-            ]
-        return {name: self._joined(name, found) for name in outputs}
 
-    def _joined(self, name: str, found: list[list[dict[str, NDArray[Any]]]]) -> NDArray[Any]:
-        """One output of several runs, which are rows of columns."""
-        per_class = self._manifest.output_shapes[name][0] is None
-        lines = [
-            np.concatenate([each[name] for each in line], axis=1)
-            if per_class and len(line) > 1
-            else line[0][name]
-            for line in found
-        ]
-        return lines[0] if len(lines) == 1 else np.concatenate(lines)
+            def run(part: Arrays) -> Found:
+                image, target = part["image"], part.get("target")
+                # A plan explains its own classes where it takes none.
+                classes = self._manifest.top if target is None else target.shape[1]
+                return lane.run(
+                    image,
+                    target,
+                    _size_for(len(image), plan.batch),
+                    max(classes or 1, plan.classes.least),
+                    outputs,
+                )
+
+            return run_in_parts(run, feeds, self._manifest, plan.batch.most, plan.classes.most)
 
     def _check_size(self, shape: tuple[int, ...]) -> None:
         """Pictures of any size: as far as the plan was built for it."""
@@ -203,10 +188,6 @@ class TensorRtEngine:
 
 
 _TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
-
-
-def _parts(count: int, most: int) -> list[slice]:
-    return [slice(start, min(start + most, count)) for start in range(0, count, most)]
 
 
 def _size_for(count: int, batch: Range) -> int:

@@ -13,7 +13,7 @@ from ..errors import RequestError
 from ..explanation import Explanation
 from ..images import Picture
 from ..manifest import Manifest
-from ..route import route
+from ..request import plan_request
 from ..targets import per_picture
 
 __all__ = ["Controls", "Look", "StreamFrame", "Timing"]
@@ -107,7 +107,7 @@ class Controls:
 
     def _checked(self, look: Look) -> Look:
         per_picture(look.target, 1, False, self._manifest)
-        route(self._manifest, look.method, None if look.tft == "off" else True)
+        plan_request(self._manifest, look.method, None if look.tft == "off" else True)
         if look.tft == "track" and self._manifest.image_type == "uint8":
             raise RequestError(
                 "tft=track shows the network masked images, and a graph that takes uint8 pixels "

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import pipeline
 from ..cam import Method
-from ..explainer import Explainer, Images
+from ..explainer import Explainer, explanation
 from ..explanation import Explanation
-from ..preprocess import Placement
+from ..pipeline import Prepared
+from ..request import plan_request
+from ..sweep import Choice, Floats
+from ..targets import class_rows, per_picture
+from ..tft import Tft
 from .attempt import Frame
 from .controls import Controls, Look
 from .track import Tracker
@@ -20,12 +26,11 @@ _RANKED = 5
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class PreparedFrame:
     """A frame with what the network is fed of it, and the seconds that took."""
 
     frame: Frame
-    images: Images
-    placement: Placement
+    prepared: Prepared
     seconds: float
 
 
@@ -52,48 +57,64 @@ class FrameExplainer:
 
     def __init__(self, explainer: Explainer, controls: Controls, forwards: float) -> None:
         self._explainer, self._controls = explainer, controls
-        self._tracker = Tracker(explainer.probabilities, forwards)
+        self._tracker = Tracker(partial(pipeline.classify, explainer.model), forwards)
         self._tracked: tuple[Method | None, bool] = (None, False)
 
-    def prepare(self, frame: Frame) -> Prepared:
+    def prepare(self, frame: Frame) -> PreparedFrame:
         """What the network is fed of a frame; needs no control, and may run ahead."""
         begun = time.perf_counter()
-        images, (placement,) = self._explainer.inputs([frame.picture])
-        return Prepared(frame, images, placement, time.perf_counter() - begun)
+        prepared = pipeline.prepare([frame.picture], self._explainer.manifest)
+        return PreparedFrame(frame, prepared, time.perf_counter() - begun)
 
     def prepare_and_explain(self, frame: Frame) -> Explained:
         """Both at once."""
         return self.explain(self.prepare(frame))
 
-    def explain(self, prepared: Prepared) -> Explained:
+    def explain(self, given: PreparedFrame) -> Explained:
         """Explain the next frame.
 
         Raises:
             RequestError, EngineError: see ``Explainer.explain``.
         """
         begun = time.perf_counter()
-        look, frame = self._controls.look, prepared.frame
+        look = self._controls.look
         tracked = look.tft == "track"
         if (look.method, tracked) != self._tracked:
             self._tracker.reset()  # what it knows is of other maps, or of long ago
             self._tracked = look.method, tracked
-        explanation, probabilities = self._explainer.explain_prepared(
-            frame.picture,
-            prepared.images,
-            prepared.placement,
-            look.target,
-            look.method,
-            None if look.tft == "off" else True,
-            self._tracker.choose if tracked else None,
-        )
+        found, probabilities = self._explain(given.prepared, look)
         return Explained(
-            frame,
-            explanation,
+            given.frame,
+            found,
             self._ranked(probabilities),
             look,
-            prepared.seconds + time.perf_counter() - begun,
-            self._tracker.forwards if tracked else _tried(explanation),
+            given.seconds + time.perf_counter() - begun,
+            self._tracker.forwards if tracked else _tried(found),
         )
+
+    def _explain(self, prepared: Prepared, look: Look) -> tuple[Explanation, Floats]:
+        """The explanation, and the probabilities of all classes, float32 [C]."""
+        model, tracked = self._explainer.model, look.tft == "track"
+        thresholding = None if look.tft == "off" else True
+        plan = plan_request(model.manifest, look.method, thresholding, sweep_outside=tracked)
+        (target,) = class_rows(per_picture(look.target, 1, True, model.manifest))
+        inference = pipeline.infer(model, prepared.inputs, [target], plan)
+        (class_map,) = pipeline.map(model, inference, plan)
+        (settings,) = (one.settings for one in plan.methods)
+        choice: Choice | None
+        if tracked and isinstance(settings, Tft):
+            choice = self._tracker.choose(class_map, settings)
+        else:
+            (choice,) = pipeline.threshold(model, inference, [class_map], plan)
+        found = explanation(
+            model.manifest,
+            class_map,
+            choice,
+            settings,
+            prepared.images[0],
+            prepared.placements[0],
+        )
+        return found, inference.probabilities[0]
 
     def _ranked(self, probabilities: NDArray[np.float32]) -> tuple[tuple[int, str, float], ...]:
         count = min(_RANKED, len(probabilities))

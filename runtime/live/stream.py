@@ -15,7 +15,7 @@ from ..explainer import Explainer
 from .annotate import Overlay
 from .attempt import Event, Frame
 from .controls import Controls, Look, StreamFrame, Sweep, Timing
-from .frames import Explained, FrameExplainer, Prepared
+from .frames import Explained, FrameExplainer, PreparedFrame
 from .pipe import Pipe, stage
 from .reader import Reader
 from .source import find_source
@@ -100,7 +100,7 @@ class Stream:
             # Prepared when the network is free, and not before: a frame that waits grows old.
             threads = [stage("explainer", frames.prepare_and_explain, read, self._explained)]
         else:
-            prepared = Pipe[Prepared](1)
+            prepared = Pipe[PreparedFrame](1)
             pipes.append(prepared)
             threads = [
                 stage("preparation", frames.prepare, read, prepared),

@@ -16,7 +16,7 @@ from ..errors import EngineError, RequestError
 from ..images import Picture
 from ..live.controls import SWEEPS, Look, StreamFrame
 from ..manifest import Manifest
-from ..route import route
+from ..request import plan_request
 
 __all__ = ["unpack"]
 
@@ -135,7 +135,7 @@ def _jpeg(picture: Picture) -> bytes:
 def _sweeps(manifest: Manifest, method: str) -> list[str]:
     """What of TFT can be had with a method."""
     try:
-        route(manifest, method, True)  # type: ignore[arg-type]
+        plan_request(manifest, method, True)  # type: ignore[arg-type]
     except RequestError:
         return ["off"]
     return list(SWEEPS)

@@ -1,7 +1,8 @@
-"""What to ask of a graph: its own maps and thresholds where it has them, else the raw outputs."""
+"""Decide which graph outputs a request needs, and what is computed from them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,60 +19,99 @@ NOT_PROBABILITIES = "the network's outputs are values, not probabilities"
 
 Thresholding = Tft | Literal["naive"] | bool | None
 Settings = Tft | Literal["naive"] | None
+# The outputs of a sweep inside the graph.
+_SWEEP = ("rpi", "masked_probabilities")
 
 
 @dataclass(frozen=True)
-class Route:
-    """How an explanation is computed.
+class MethodPlan:
+    """How one method's maps are computed and thresholded.
 
     Attributes:
         method: how the map is made.
         settings: how it is thresholded.
-        outputs: what the graph is asked for.
-        maps: the output that holds the finished map; None: the map is computed from raw outputs.
-        swept: whether the graph chooses the threshold.
+        map_output: the output that holds the finished map; None: it is computed from raw outputs.
+        in_graph: whether the graph itself chooses the threshold.
         prior: what a search of thresholds starts from.
     """
 
     method: Method
     settings: Settings
-    outputs: tuple[str, ...]
-    maps: str | None
-    swept: bool
+    map_output: str | None
+    in_graph: bool
     prior: Prior | None = None
 
 
-def route(manifest: Manifest, method: Method | None, wanted: Thresholding) -> Route:
-    """Find the way to an explanation.
+@dataclass(frozen=True)
+class RequestPlan:
+    """What one run of the graph must return for all methods of a request.
+
+    Attributes:
+        methods: one plan a method, in the order asked for.
+        outputs: the graph's outputs that are needed, each once.
+    """
+
+    methods: tuple[MethodPlan, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def in_graph(self) -> bool:
+        """Whether the graph sweeps thresholds in this run."""
+        return any(one.in_graph for one in self.methods)
+
+
+def plan_request(
+    manifest: Manifest,
+    methods: Method | Sequence[Method] | None = None,
+    thresholding: Thresholding = None,
+    sweep_outside: bool = False,
+) -> RequestPlan:
+    """Plan a request for maps of one or several methods.
 
     Args:
         manifest: knows what the graph has.
-        method: None for the graph's own, or Grad-CAM.
-        wanted: how to threshold.
+        methods: one or several; None: what the graph finishes itself, or Grad-CAM.
+        thresholding: ``None``, ``"naive"``, ``True`` (TFT in the file's reading) or a ``Tft``.
+        sweep_outside: thresholds are tried by other means than the graph's own sweep.
 
     Raises:
         RequestError: the file cannot do that; the message says how to export one that can.
     """
-    chosen = method if method is not None else manifest.map_method or "gradcam"
-    _check_method(chosen, manifest)
-    settings, prior = _searched(_settings(wanted, chosen, manifest), chosen, manifest)
-    in_graph = chosen == manifest.map_method and "tft" in manifest.outputs
-    swept = in_graph and settings == manifest.tft
-    if not swept and (isinstance(settings, Tft) or chosen == "scorecam"):
-        _check_masks(chosen, manifest)
-    outputs = ["probabilities", "targets"]
-    maps = manifest.map_output(chosen)
-    if maps is not None:
-        outputs.append(maps)
-        if swept:
-            outputs += ["rpi", "masked_probabilities"]
-    else:
-        outputs.append("activations")
-        if chosen == "ablation":
-            outputs.append("ablation_weights")
-        elif chosen != "scorecam":
-            outputs.append("gradients")
-    return Route(chosen, settings, tuple(outputs), maps, swept, prior)
+    if methods is None:
+        methods = manifest.map_method or "gradcam"
+    chosen: tuple[Method, ...] = (
+        (methods,) if isinstance(methods, str) else tuple(dict.fromkeys(methods))
+    )
+    if not chosen:
+        raise RequestError("an empty list of methods: name at least one")
+    plans = tuple(_plan_method(manifest, one, thresholding, sweep_outside) for one in chosen)
+    outputs = dict.fromkeys(name for one in plans for name in _outputs(one))
+    return RequestPlan(plans, tuple(outputs))
+
+
+def _plan_method(
+    manifest: Manifest, method: Method, thresholding: Thresholding, sweep_outside: bool
+) -> MethodPlan:
+    _check_method(method, manifest)
+    settings, prior = _searched(_settings(thresholding, method, manifest), method, manifest)
+    is_own = method == manifest.map_method and "tft" in manifest.outputs
+    in_graph = is_own and settings == manifest.tft
+    if not in_graph and (isinstance(settings, Tft) or method == "scorecam"):
+        _check_masks(method, manifest)
+    return MethodPlan(
+        method, settings, manifest.map_output(method), in_graph and not sweep_outside, prior
+    )
+
+
+def _outputs(plan: MethodPlan) -> tuple[str, ...]:
+    always = ("probabilities", "targets")
+    if plan.map_output is not None:
+        return (*always, plan.map_output, *(_SWEEP if plan.in_graph else ()))
+    if plan.method == "ablation":
+        return (*always, "activations", "ablation_weights")
+    if plan.method == "scorecam":
+        return (*always, "activations")
+    return (*always, "activations", "gradients")
 
 
 def _check_method(method: str, manifest: Manifest) -> None:

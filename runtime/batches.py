@@ -1,0 +1,126 @@
+"""Read and prepare images on threads, ahead of the network, and gather them in batches."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from typing import TypeVar
+
+import numpy as np
+
+from .errors import ImageError
+from .images import PictureSource, read_picture
+from .manifest import Manifest
+from .pipeline import Prepared, prepare
+
+# Images of one run. More gain nothing on CPUs, and the first ones are waited for.
+_LARGEST = 16
+# Batches in the network at a time: while one is mapped or drawn, the other keeps the engine busy.
+CALLERS = 2
+_READERS = 8
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+# An image with its source, or why it cannot be read.
+Read = tuple[_Item, Prepared | ImageError]
+
+
+def map_ahead(
+    work: Callable[[_Item], _Result], items: Iterable[_Item], threads: int, ahead: int
+) -> Generator[_Result]:
+    """Apply a function on threads, and give its results in order.
+
+    Args:
+        work: safe to call from several threads; what it raises is raised in its result's place.
+        items: taken as they are needed.
+        threads: how many.
+        ahead: most items that are worked on or wait to be taken.
+    """
+    pending: deque[Future[_Result]] = deque()
+    with ThreadPoolExecutor(threads, "whycam-ahead") as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(work, item))
+                if len(pending) >= ahead:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def prepared_batches(
+    items: Iterable[_Item],
+    source_of: Callable[[_Item], PictureSource],
+    manifest: Manifest,
+    most: int,
+    memory: int | None = None,
+) -> Generator[list[Read[_Item]]]:
+    """Read images ahead of the network, and gather those that can go through it together.
+
+    Args:
+        items: what is to be read, in order.
+        source_of: an item's image, as ``read_picture`` takes it.
+        manifest: says how images are prepared.
+        most: images of one batch.
+        memory: most bytes of one batch's inputs; None: any number.
+
+    Returns:
+        Batches of every item in order, each with its prepared image (a batch of one) or the error
+        that it could not be read with.
+
+    Raises:
+        RequestError: an image of a size that the file excludes.
+    """
+
+    def read(item: _Item) -> Read[_Item]:
+        try:
+            return item, prepare([read_picture(source_of(item))], manifest)
+        except ImageError as error:
+            return item, error
+
+    threads = min(_READERS, os.cpu_count() or 1)
+    batch: list[Read[_Item]] = []
+    count, shape, limit = 0, None, most
+    with closing(map_ahead(read, items, threads, most + threads)) as reads:
+        for item, prepared in reads:
+            if isinstance(prepared, Prepared):
+                if count and prepared.inputs.shape != shape:
+                    yield batch
+                    batch, count = [], 0
+                shape = prepared.inputs.shape
+                limit = most
+                if memory is not None:
+                    limit = max(1, min(most, memory // prepared.inputs.nbytes))
+                count += 1
+            batch.append((item, prepared))
+            if count >= limit:
+                yield batch
+                batch, count = [], 0
+        if batch:
+            yield batch
+
+
+def images_together(batch: int, fixed: int | None, callers: int) -> int:
+    """How many images of a folder go into one run.
+
+    Args:
+        batch: most that fit into memory, see ``pipeline.Model``.
+        fixed: what the graph takes, where it takes nothing else.
+        callers: runs at a time.
+    """
+    return fixed or max(1, min(_LARGEST, batch) // callers)
+
+
+def joined(parts: Iterable[Prepared]) -> Prepared:
+    """Several prepared batches as one."""
+    every = list(parts)
+    if len(every) == 1:
+        return every[0]
+    return Prepared(
+        tuple(image for part in every for image in part.images),
+        np.concatenate([part.inputs for part in every]),
+        tuple(placement for part in every for placement in part.placements),
+    )

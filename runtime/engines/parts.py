@@ -1,0 +1,73 @@
+"""Run a graph in parts of images x classes, and join what they return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..manifest import Manifest
+
+Arrays = Mapping[str, NDArray[Any]]
+Found = dict[str, NDArray[Any]]
+# Calls a function for each part, in order: the built-in ``map``, or a thread pool's.
+Mapper = Callable[[Callable[[Arrays], Found], Iterable[Arrays]], Iterable[Found]]
+
+
+def slices(count: int, size: int) -> list[slice]:
+    """Divide ``count`` items into slices of at most ``size``."""
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def run_in_parts(
+    run: Callable[[Arrays], Found],
+    feeds: Arrays,
+    manifest: Manifest,
+    images: int,
+    classes: int | None = None,
+    mapper: Mapper = map,
+) -> Found:
+    """Run a graph for any number of images and classes, a few at a time.
+
+    Args:
+        run: one run, from inputs to outputs by their contract names.
+        feeds: ``image`` [N, ...], and ``target`` [N, k] where the graph has that input.
+        manifest: of the graph; knows which outputs have a row for each class.
+        images: most images of one run.
+        classes: most classes of one run; None: any number.
+        mapper: runs the parts, one after the other unless it does otherwise.
+
+    Returns:
+        The outputs as one run returns them.
+    """
+    image, target = feeds["image"], feeds.get("target")
+    rows = slices(len(image), images)
+    columns = [slice(None)]
+    if target is not None and classes is not None:
+        columns = slices(target.shape[1], classes)
+    parts: list[Arrays] = [
+        {"image": image[row]} | ({} if target is None else {"target": target[row, column]})
+        for row in rows
+        for column in columns
+    ]
+    if len(parts) == 1:
+        return run(feeds)
+    found = list(mapper(run, parts))
+    width = len(columns)
+    lines = [found[start : start + width] for start in range(0, len(found), width)]
+    return {name: _joined(name, lines, manifest) for name in found[0]}
+
+
+def _joined(name: str, lines: Sequence[Sequence[Found]], manifest: Manifest) -> NDArray[Any]:
+    """One output of several runs, which are rows of columns."""
+    # An output without a row for each class is the same whatever classes are explained.
+    per_class = manifest.output_shapes.get(name, (0,))[0] is None
+    joined = [
+        np.concatenate([part[name] for part in line], axis=1)
+        if per_class and len(line) > 1
+        else line[0][name]
+        for line in lines
+    ]
+    return joined[0] if len(joined) == 1 else np.concatenate(joined)
