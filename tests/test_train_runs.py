@@ -247,11 +247,11 @@ def test_without_a_cache_and_with_mirrored_pictures_it_streams(classifier, shape
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--variant", "best"], "no variant best"),
+        (["--variant", "best"], "--variant must be one or more of tuner"),
         (["--weight", "1,2"], "2 numbers for 1 variants"),
         (["--method", "scorecam"], "cannot tune for"),
         (["--lr", "0"], "lr must be above 0"),
-        (["--precision", "8"], "precision must be one of"),
+        (["--precision", "8"], "'fp32', 'bf16', 'fp16'"),
         (["--devices", "many"], "cannot train on these devices"),
         (["--data", "nowhere"], "no folder or file nowhere"),
         (["--accelerator", "cuda"], "cannot train on these devices"),
