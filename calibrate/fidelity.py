@@ -16,7 +16,7 @@ from ..runtime.errors import DataError, ImageError, RequestError
 from ..runtime.explainer import Explainer, run_batches
 from ..runtime.explanation import Explanation
 from ..runtime.pipeline import Prepared, classify, prepare
-from ..runtime.similarity import pearson
+from ..runtime.similarity import pearson, top_overlap
 from ..runtime.tft import Tft
 from .dataset import Sample
 from .evaluate import PAPER
@@ -24,7 +24,6 @@ from .quality import drops, increases
 
 Tick = Callable[[str, int], None]
 Floats = NDArray[np.float32]
-_TOP = 0.2
 
 
 class MapFidelity(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +32,7 @@ class MapFidelity(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         pearson, pearson_low: correlation of the maps' pixels, median and 5th percentile over
             photographs. Two maps that are both constant agree (1); one alone does not (0).
-        iou, iou_low: of the top 20 % of the pixels, likewise.
+        iou, iou_low: of the top 20 % of the pixels (``similarity.top_overlap``), likewise.
         same_threshold: share of photographs with the same tau*; None where TFT was not run.
         increase_before, increase_after, drop_before, drop_after: average increase and drop (paper
             section 5.2) of TFT's maps, in the reference and in the other.
@@ -215,7 +214,7 @@ class _Tally:
 
     def _add_method(self, method: Method, ours: Explanation, theirs: Explanation) -> None:
         a, b = ours.original_map, theirs.original_map
-        self._maps[method].append((pearson(a, b), top_iou(a, b)))
+        self._maps[method].append((pearson(a, b), top_overlap(a, b)))
         if ours.tft is None:
             return
         numbers = [float(ours.threshold == theirs.threshold)]
@@ -249,13 +248,3 @@ class _Tally:
             )
             found |= dict(zip(names, map(float, means), strict=True))
         return MapFidelity(**found)
-
-
-def top_iou(a: Floats, b: Floats) -> float:
-    """Intersection over union of the most important 20 % of two maps' pixels, [0, 1]."""
-    tops = []
-    for values in (a, b):
-        cut = np.partition(values.ravel(), -int(values.size * _TOP))[-int(values.size * _TOP)]
-        tops.append((values >= cut) & (values > 0))
-    union = np.count_nonzero(tops[0] | tops[1])
-    return np.count_nonzero(tops[0] & tops[1]) / union if union else 1.0

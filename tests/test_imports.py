@@ -149,7 +149,7 @@ def test_no_package_imports_one_above_it_nor_the_root(all_imports):
     assert upward(all_imports) == []
 
 
-def test_the_runtime_imports_no_training_and_no_graph_library(run_imports):
+def test_the_runtime_imports_no_training_no_graph_library_and_no_terminal(run_imports):
     assert heavy_in_runtime(run_imports) == []
 
 

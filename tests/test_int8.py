@@ -18,7 +18,7 @@ from torch import nn
 
 import whycam
 from whycam.calibrate.dataset import open_dataset
-from whycam.calibrate.fidelity import compare, top_iou
+from whycam.calibrate.fidelity import compare
 from whycam.calibrate.int8 import Int8, calibrate_int8, divided
 from whycam.calibrate.int8_search import Search, Trial
 from whycam.calibrate.int8_settings import FLOOR, Settings
@@ -36,7 +36,7 @@ from whycam.runtime.errors import (
 )
 from whycam.runtime.onnxfile import digest, read_manifest, with_manifest
 from whycam.runtime.pipeline import prepare
-from whycam.runtime.similarity import pearson
+from whycam.runtime.similarity import pearson, top_overlap
 from whycam.runtime.tft import Tft
 
 EASY = Settings(weight_bits=7, floor={"pearson": 0.5, "top1": 0.5}, threads=1)
@@ -335,15 +335,15 @@ def test_correlation_and_overlap_by_hand():
     a = np.arange(100, dtype=np.float32).reshape(10, 10)
     assert pearson(a, 2 * a + 1) == pytest.approx(1)
     assert pearson(a, -a) == pytest.approx(-1)
-    assert top_iou(a, a) == 1
-    assert top_iou(a, a[::-1, ::-1]) == 0
+    assert top_overlap(a, a) == 1
+    assert top_overlap(a, a[::-1, ::-1]) == 0
     b = a.copy()
     b[9] = 0  # half of the twenty most important pixels are others now
-    assert top_iou(a, b) == pytest.approx(10 / 30)
+    assert top_overlap(a, b) == pytest.approx(10 / 30)
     zero = np.zeros((4, 4), np.float32)
     assert pearson(zero, zero) == 1
     assert pearson(zero, a[:4, :4]) == 0
-    assert top_iou(zero, zero) == 1
+    assert top_overlap(zero, zero) == 1
 
 
 def test_other_networks_are_not_compared(residual, lite0, pictures):
