@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..runtime.backbone import backbone_runs
 from ..runtime.engines.interface import filled, graph_name
-from ..runtime.errors import EngineError, MissingExtraError, ModelFileError, RequestError
+from ..runtime.errors import EngineError, MissingExtraError, ModelFileError, RequestError, reason_of
 from ..runtime.manifest import Manifest
 from ..runtime.onnxfile import read_manifest
 from .ranges import Histogram
@@ -82,7 +82,7 @@ def read_graph(path: str | os.PathLike[str]) -> Graph:
     try:
         model = load_model_with_shape_infer(Path(path))
     except Exception as error:
-        raise ModelFileError(f"cannot read {path} for quantisation: {error}") from error
+        raise ModelFileError(f"cannot read {path} for quantisation: {reason_of(error)}") from error
     for index, node in enumerate(model.graph.node):
         node.name = node.name or f"node_{index}"
     weights = {each.name: each for each in model.graph.initializer}
@@ -207,7 +207,7 @@ def observe(
     except EngineError:
         raise
     except Exception as error:
-        raise EngineError(f"ONNX Runtime failed while calibrating: {error}") from error
+        raise EngineError(f"ONNX Runtime failed while calibrating: {reason_of(error)}") from error
     return histograms
 
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..runtime.errors import ExportError, MissingExtraError, ModelFileError
+from ..runtime.errors import ExportError, MissingExtraError, ModelFileError, reason_of
 
 if TYPE_CHECKING:
     import onnx
@@ -29,7 +29,7 @@ def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
         inferred: onnx.ModelProto = onnx.shape_inference.infer_shapes(model)
         _read_names(inferred.graph)
     except Exception as error:
-        raise ModelFileError(f"cannot read {path} for conversion: {error}") from error
+        raise ModelFileError(f"cannot read {path} for conversion: {reason_of(error)}") from error
     for index, node in enumerate(inferred.graph.node):
         node.name = node.name or f"node_{index}"
     return inferred
@@ -59,7 +59,7 @@ def write_onnx(model: onnx.ModelProto, path: Path) -> None:
         onnx.checker.check_model(model)
         onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     except Exception as error:
-        raise ExportError(f"the converted graph is not valid ONNX: {error}") from error
+        raise ExportError(f"the converted graph is not valid ONNX: {reason_of(error)}") from error
     onnx.save(model, str(path))
 
 
@@ -84,4 +84,6 @@ def with_opset(model: onnx.ModelProto, wanted: int) -> onnx.ModelProto:
     try:
         return version_converter.convert_version(model, wanted)
     except Exception as error:
-        raise ExportError(f"cannot convert the graph to ONNX opset {wanted}: {error}") from error
+        raise ExportError(
+            f"cannot convert the graph to ONNX opset {wanted}: {reason_of(error)}"
+        ) from error

@@ -17,7 +17,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
-from ..runtime.errors import ExportError
+from ..runtime.errors import ExportError, reason_of
 from .layers import Layer, Network
 from .subgraph import session_of, submodel
 from .task import Meaning
@@ -168,7 +168,9 @@ def _in_float64(model: onnx.ModelProto) -> Any:
     try:
         return ReferenceEvaluator(model, new_ops=_exact_operators())
     except Exception as error:
-        raise ExportError(f"ONNX's reference evaluator cannot run the head: {error}") from error
+        raise ExportError(
+            f"ONNX's reference evaluator cannot run the head: {reason_of(error)}"
+        ) from error
 
 
 def _exact_operators() -> list[Any]:

@@ -22,7 +22,7 @@ from ..runtime.engines.base import Engine
 from ..runtime.engines.interface import renamed, run_graph
 from ..runtime.engines.opening import open_engine
 from ..runtime.engines.parts import Arrays
-from ..runtime.errors import EngineError, MissingExtraError, VerificationError
+from ..runtime.errors import EngineError, MissingExtraError, VerificationError, reason_of
 from ..runtime.manifest import Manifest
 from ..runtime.similarity import norm_difference, pearson
 
@@ -101,7 +101,9 @@ class RoundedEngine:
                 providers=["CPUExecutionProvider"],
             )
         except Exception as error:
-            raise EngineError(f"ONNX Runtime cannot run the converted graph: {error}") from error
+            raise EngineError(
+                f"ONNX Runtime cannot run the converted graph: {reason_of(error)}"
+            ) from error
 
     def run(self, feeds: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """As ``Engine.run``."""
@@ -111,7 +113,9 @@ class RoundedEngine:
         try:
             found = self._session.run(list(outputs), dict(feeds))
         except Exception as error:
-            raise EngineError(f"ONNX Runtime failed on the converted graph: {error}") from error
+            raise EngineError(
+                f"ONNX Runtime failed on the converted graph: {reason_of(error)}"
+            ) from error
         return dict(zip(outputs, found, strict=True))
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ImageError
+from .errors import ImageError, reason_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -123,7 +123,7 @@ def _read_file(path: Path) -> Picture:
             "array"
         ) from error
     except Exception as error:  # Pillow's decoders raise whatever their format makes them
-        raise ImageError(f"{path} cannot be decoded: {error}") from error
+        raise ImageError(f"{path} cannot be decoded: {reason_of(error)}") from error
 
 
 def _from_pillow(image: Image, name: str) -> Picture:
@@ -145,7 +145,7 @@ def _from_pillow(image: Image, name: str) -> Picture:
     except ImageError:
         raise
     except Exception as error:  # see _read_file
-        raise ImageError(f"{name} cannot be decoded: {error}") from error
+        raise ImageError(f"{name} cannot be decoded: {reason_of(error)}") from error
 
 
 def _from_deep_grey(values: NDArray[Any], name: str) -> Picture:

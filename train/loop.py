@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import torch
 
-from ..runtime.errors import RequestError, TrainingError
+from ..runtime.errors import RequestError, TrainingError, reason_of
 from ..runtime.files import replacing
 
 if TYPE_CHECKING:
@@ -208,7 +208,9 @@ def _restore(
                 return 0
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:
-        raise TrainingError(f"cannot read the checkpoint {path}: {error}; delete it") from error
+        raise TrainingError(
+            f"cannot read the checkpoint {path}: {reason_of(error)}; delete it"
+        ) from error
     state: dict[int, dict[str, Any]] = {}
     with torch.no_grad():
         for name, value in tensors.items():

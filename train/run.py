@@ -22,6 +22,7 @@ from ..runtime.errors import (
     RequestError,
     TrainingError,
     WhyCamError,
+    reason_of,
 )
 from ..runtime.files import write_whole
 
@@ -92,7 +93,7 @@ class Machines(msgspec.Struct, frozen=True, kw_only=True):
                 if "LT_CLI_USED" not in os.environ:  # `fabric run` has launched it already
                     fabric.launch()
         except Exception as error:
-            raise RequestError(f"cannot train on these devices: {error}") from error
+            raise RequestError(f"cannot train on these devices: {reason_of(error)}") from error
         return fabric
 
 
