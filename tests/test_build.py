@@ -500,6 +500,7 @@ class StandIn(SimpleNamespace):
         self.Runtime = lambda _: SimpleNamespace(deserialize_cuda_engine=load)
 
 
+@pytest.mark.slow
 def test_plain_tensorrt_builds_on_its_gpu_with_a_timing_cache(mixed_files, tmp_path, monkeypatch):
     path = mixed_files("raw")
     library = StandIn(expected_tensors(path))
@@ -573,6 +574,7 @@ def test_build_and_half_need_no_torch(mixed_files, tmp_path, run_python):
     assert 'pip install "whycam[export]"' in said.splitlines()[1]
 
 
+@pytest.mark.slow
 def test_verbs_say_what_they_made_and_what_to_do_next(mixed_files, tmp_path, capsys):
     def run(*arguments: object) -> str:
         with pytest.raises(SystemExit) as stop:
@@ -588,7 +590,7 @@ def test_verbs_say_what_they_made_and_what_to_do_next(mixed_files, tmp_path, cap
     assert "in fp16 for compute capability 7.5, 8.6" in said
     assert "batch 1 to 4 (fastest at 1), classes 1 to 2" in said
     assert f"next: whycam explain {plan}" in said
-    document = json.loads(run("build", half, "-o", plan, "--json"))
+    document = json.loads(run("build", half, "-o", plan, "--compute", "86", "--json"))
     assert document["precision"] == "fp16"
     assert document["digest"] == read_plan(plan).digest
     assert json.loads(run("half", model, "-o", half, "--json"))["check"]["inputs"] == 3

@@ -295,12 +295,14 @@ class Magnifying(nn.Module):
         return self.net(x + 10 * ((x + large) - large - x))
 
 
+@pytest.mark.slow
 def test_network_that_magnifies_rounding_is_not_called_a_wrong_graph(tmp_path: Path) -> None:
     with pytest.raises(VerificationError, match=r"magnifies rounding.*No file was written"):
         to_onnx(Magnifying(-1e6).eval(), tmp_path / "model.onnx", overrides=SMALL)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_image_on_which_a_network_magnifies_rounding_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

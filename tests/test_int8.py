@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+import torch
 from networks import SMALL, linear
 from PIL import Image
 from tensorrt_build import build_errors
@@ -77,14 +78,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def residual(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-
+def seeded_residual() -> nn.Module:
     torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("residual") / "residual.onnx"
-    to_onnx(Residual().eval(), path, methods=["gradcam", "layercam", "ablation"], overrides=SMALL)
-    return path
+    return Residual().eval()
+
+
+@pytest.fixture(scope="module")
+def residual(exports) -> Path:
+    return exports(seeded_residual, methods=["gradcam", "layercam", "ablation"], overrides=SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +193,7 @@ def test_report_says_what_was_tried_and_proved(made):
         assert maps.same_threshold is not None
 
 
+@pytest.mark.slow
 def test_references_are_computed_for_the_file_that_is_written_alone(
     residual, pictures, tmp_path, monkeypatch
 ):
@@ -229,6 +231,7 @@ def test_a_floor_out_of_reach_is_refused_at_once_with_what_was_tried(
     assert not (tmp_path / "a.onnx").exists()
 
 
+@pytest.mark.slow
 def test_the_smallest_step_of_few_images_is_said(residual, pictures, tmp_path):
     notes = []
     settings = Settings(
@@ -249,6 +252,7 @@ def test_layers_are_named_by_their_modules(residual):
     assert names == ["stem.0", "deep.0", "narrow", "last.0"]
 
 
+@pytest.mark.slow
 def test_layers_that_hurt_most_stay_in_float_until_the_floor_holds(residual, pictures, tmp_path):
     """One layer's range is spoilt on purpose: it is the one to stay in float."""
     data = open_dataset(pictures)
@@ -274,6 +278,7 @@ def test_layers_that_hurt_most_stay_in_float_until_the_floor_holds(residual, pic
     assert len(inside) == found.layers - len(found.floating)
 
 
+@pytest.mark.slow
 def test_floor_missed_on_photographs_held_out_leaves_no_file(
     residual, pictures, tmp_path, monkeypatch
 ):
@@ -284,6 +289,7 @@ def test_floor_missed_on_photographs_held_out_leaves_no_file(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_sweep_inside_a_graph_is_quantised_with_the_network(pictures, tmp_path):
     path, out = tmp_path / "tft.onnx", tmp_path / "int8.onnx"
     to_onnx(linear(), path, outputs=["raw", "tft"], overrides=SMALL)
@@ -433,6 +439,7 @@ def test_efficientnet_lite0_keeps_labels_and_maps(lite0_onnx, shared_data, tmp_p
     assert json.loads(json.dumps(found.floor)) == FLOOR
 
 
+@pytest.mark.slow
 def test_quantised_files_are_never_compiled_for_any_shape(residual, pictures, tmp_path):
     """OpenVINO gets those wrong on processors without VNNI: every batch has its own network."""
     out = tmp_path / "a.onnx"
@@ -449,6 +456,7 @@ def test_quantised_files_are_never_compiled_for_any_shape(residual, pictures, tm
         assert len(part._compiled) <= 4
 
 
+@pytest.mark.slow
 def test_weights_of_seven_bits_use_no_more(residual, pictures, tmp_path):
     out = tmp_path / "a.onnx"
     settings = Settings(calibrator="minmax", weight_bits=7, threads=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Generator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -58,14 +59,16 @@ def slowness() -> float:
 
 
 def load_libraries(folder: Path) -> None:
-    """Export and explain once, in every engine that tests use."""
+    """Export, explain and build once, by every library that tests use."""
     import matplotlib.pyplot  # noqa: F401
     import numpy as np
     from networks import SMALL, linear
 
     import whycam
-    from whycam.export import to_onnx
+    from whycam.export import to_onnx, to_plan
 
     path = to_onnx(linear(), folder / "linear.onnx", overrides=SMALL).path
     for engine in ("onnxruntime", "openvino"):
         whycam.load(path, engine).explain(np.zeros((32, 32, 3), np.uint8))
+    if find_spec("tensorrt_rtx"):
+        to_plan(path, folder / "linear.plan", compute=["8.6"])
