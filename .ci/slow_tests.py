@@ -33,6 +33,7 @@ TESTED_BY: dict[str, str] = {
     "cli/*": "cli docs hard_inputs",
     "cli.py": "cli docs hard_inputs",
     "docs/*.md": "docs",
+    "docs/research/*.md": "docs",
     "README.md": "docs",
     "examples/*": "docs",
     "examples/browser/*": "example_browser",

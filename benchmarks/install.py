@@ -1,7 +1,7 @@
 """Installs the wheel with each extra into an environment of its own, and runs what it is for.
 
     make dist
-    python benchmarks/install.py dist/*.whl lite0.onnx photographs/ --extras cpu,openvino
+    python benchmarks/install.py dist/*.whl lite0.onnx images/ --extras cpu,openvino
 
 For each extra: everything public is imported, with the sources out of reach; the verbs it is for do
 their work; every other verb must end with exit code 2 and one red line that names the right ``pip

@@ -1,4 +1,4 @@
-"""Make docs/pictures/stream.jpg: the page of a stream in Chromium, on a desk and on a phone.
+"""Make docs/images/stream.jpg: the page of a stream in Chromium, on a desk and on a phone.
 
     python benchmarks/screenshots.py lite0.onnx cockatoo.mp4
 
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("video")
     parser.add_argument("--at", type=float, default=10.3, help="seconds of the video")
-    parser.add_argument("-o", "--output", type=Path, default=Path("docs/pictures/stream.jpg"))
+    parser.add_argument("-o", "--output", type=Path, default=Path("docs/images/stream.jpg"))
     given = parser.parse_args()
     explainer = whycam.load(given.model)
     desk, phone = open_browser(*DESK, phone=False), open_browser(*PHONE, phone=True)

@@ -22,7 +22,7 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
     page.relative_to(ROOT).as_posix()
-    for pattern in ("README.md", "docs/*.md", "examples/*/README.md")
+    for pattern in ("README.md", "docs/**/*.md", "examples/*/README.md")
     for page in ROOT.glob(pattern)
 )
 
@@ -200,12 +200,12 @@ _BEFORE = (
     "-o .demo/lite0.onnx",
     "whycam export my_model.py:make_model --weights best.safetensors --labels names.txt "
     "--preprocess imagenet -o mine.onnx",
-    "whycam train classifier torchvision/resnet50 --data photographs/ -o mine/",
+    "whycam train classifier torchvision/resnet50 --data images/ -o mine/",
 )
 
 
 def materials(folder: Path) -> Path:
-    """A folder with what the documents call cat.jpg, photographs/, resnet50.onnx and so on."""
+    """A folder with what the documents call cat.jpg, images/, resnet50.onnx and so on."""
     import cv2
     from PIL import Image
     from safetensors.torch import save_file
@@ -223,11 +223,11 @@ def materials(folder: Path) -> Path:
         scenes[0].resize((113, 75)).save(folder / name)
     rng = np.random.default_rng(0)
     for scene, name in zip(scenes, CLASSES, strict=True):
-        (folder / "photographs" / name).mkdir(parents=True)
+        (folder / "images" / name).mkdir(parents=True)
         for number in range(_PHOTOGRAPHS):
             left, top = (int(n) for n in rng.integers(0, 60, 2))
             part = scene.crop((left, top, left + 300, top + 220)).resize((96, 72))
-            part.save(folder / "photographs" / name / f"{number}.jpg")
+            part.save(folder / "images" / name / f"{number}.jpg")
     video = cv2.VideoWriter(
         str(folder / "walk.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 20, (128, 96)
     )

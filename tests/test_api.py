@@ -165,7 +165,7 @@ def test_every_error_of_the_package_is_public():
 
 def test_every_name_that_readme_and_pages_import_is_public(public):
     """Apart from benchmarks and what runs on the command line."""
-    texts = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    texts = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     named = {
         name
         for text in texts

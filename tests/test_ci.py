@@ -58,7 +58,7 @@ def test_change_that_may_concern_everything_calls_for_every_slow_test(slow_tests
 
 
 def test_change_that_no_slow_test_is_about_calls_for_none(slow_tests):
-    assert slow_tests.affected(["CHANGELOG.md", "docs/pictures/a.jpg", "LICENSE"]) == []
+    assert slow_tests.affected(["CHANGELOG.md", "docs/images/a.jpg", "LICENSE"]) == []
 
 
 def test_without_a_base_every_slow_test_is_called_for(slow_tests, monkeypatch, capsys):
