@@ -27,10 +27,12 @@ def ask_once() -> None:
     export = torch.onnx.export
     made: dict[str, bytes] = {}
 
-    def remembering(model: torch.nn.Module, args: tuple[Any, ...], **options: Any) -> Any:
-        key = description(model, args, options)
+    def remembering(
+        model: torch.nn.Module, args: tuple[Any, ...], *path: Any, **options: Any
+    ) -> Any:
+        key = None if path else description(model, args, options)
         if key is None:
-            return export(model, args, **options)
+            return export(model, args, *path, **options)
         if key not in made:
             program = export(model, args, **options)
             made[key] = ir.to_proto(program.model).SerializeToString()
