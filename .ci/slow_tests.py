@@ -17,7 +17,8 @@ MAIN = "origin/main"
 
 # Patterns of changed files, and what the slow tests about them are called. All that match count.
 TESTED_BY: dict[str, str] = {
-    "export/*": "export exporters foreign full_size fused_layers half heads int8 build parity_gradcam",
+    "export/*": "export exporters foreign full_size fused_layers half heads int8 build "
+    "parity_gradcam",
     "export/gradient/*": "export_gradients full_size gradient parity_gradcam",
     "export/precision/*": "half int8",
     "export/tensorrt/*": "build full_size",
