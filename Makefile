@@ -55,7 +55,7 @@ $(VENV)/typed/whycam: | $(BIN)/python
 types: $(VENV)/dev.stamp $(VENV)/typed/whycam ## mypy, strict
 	MYPYPATH=$(VENV)/typed $(BIN)/mypy
 
-bench: $(VENV)/dev.stamp ## times against plain classification and peers, on this machine
+bench: $(VENV)/dev.stamp ## times against plain classification and other tools, on this machine
 	$(BIN)/python benchmarks/overhead.py
 
 $(VENV)/docs.stamp: pyproject.toml | $(BIN)/python

@@ -66,7 +66,7 @@ from whycam.runtime.threads import one_blas_thread
 from whycam.runtime.timing import measure_seconds, run_interleaved
 from whycam.train.network import Tunable
 
-STEPS = ("export", "peer", "rtx", "int8", "overhead")
+STEPS = ("export", "baseline", "rtx", "int8", "overhead")
 # One small network of each of timm's modules that holds convolutional networks.
 # fmt: off
 FAMILIES = (
@@ -262,7 +262,7 @@ class Attempt:
             append_manifest(path, msgspec.structs.replace(raw, digest=digest(path)))
         return path
 
-    def peer(self) -> dict[str, Any]:
+    def baseline(self) -> dict[str, Any]:
         """Grad-CAM of photographs by pytorch-grad-cam, at our layer of the same network."""
         from pytorch_grad_cam import GradCAM
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -282,8 +282,10 @@ class Attempt:
 
         def theirs(image: torch.Tensor, target: int) -> NDArray[Any]:
             model.to(image.dtype)
-            with GradCAM(model=model, target_layers=[layer], reshape_transform=arrange) as peer:
-                found: NDArray[Any] = peer(image, [ClassifierOutputTarget(target)])[0]
+            with GradCAM(
+                model=model, target_layers=[layer], reshape_transform=arrange
+            ) as extractor:
+                found: NDArray[Any] = extractor(image, [ClassifierOutputTarget(target)])[0]
             model.float()
             return found
 
@@ -418,7 +420,7 @@ def attempt(
     for step in steps:
         begin = time.perf_counter()
         try:
-            if step in ("peer", "rtx") and not trial.path.exists():
+            if step in ("baseline", "rtx") and not trial.path.exists():
                 trial.export()
             row[step] = getattr(trial, step)()
         except WhyCamError as error:

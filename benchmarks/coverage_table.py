@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 Row = dict[str, Any]
-STEPS = ("export", "peer", "rtx", "int8", "overhead")
+STEPS = ("export", "baseline", "rtx", "int8", "overhead")
 HEADER = (
     ("network", "---"),
     ("target layer", "---"),
@@ -36,7 +36,7 @@ def markdown(rows: dict[str, Row], groups: dict[str, Callable[[str], bool]]) -> 
             parts += [_line(name for name, _ in HEADER), _line(rule for _, rule in HEADER)]
             parts += [_line(_cells(n, row)) for n, row in own.items() if is_exported(row)]
             parts.append("")
-        rounded = {n: row["peer"]["rounded"] for n, row in own.items() if _is_rounded(row)}
+        rounded = {n: row["baseline"]["rounded"] for n, row in own.items() if _is_rounded(row)}
         if rounded:
             parts += [
                 "†: two float32 programs round apart; distance of each one's maps from those of",
@@ -89,7 +89,7 @@ def _cells(name: str, row: Row) -> list[str]:
         f"{worst:.0e}",
         f"{export['export_seconds']:.0f}",
         f"{export['nodes_added']}, {export['bytes_added'] / 1e3:.0f}",
-        _of(row, "peer", lambda found: f"{found['furthest']:.0e}{_where(found)}"),
+        _of(row, "baseline", lambda found: f"{found['furthest']:.0e}{_where(found)}"),
         _of(row, "overhead", lambda found: f"{found['ratio']:.2f}"),
         _of(row, "rtx", lambda found: f"{found['megabytes']:.0f} MB"),
         _of(row, "int8", lambda found: f"{found['top1']:.0%}, {found['pearson']:.3f}"),
@@ -102,7 +102,7 @@ def _where(found: Row) -> str:
 
 
 def _is_rounded(row: Row) -> bool:
-    return "rounded" in row.get("peer", {})
+    return "rounded" in row.get("baseline", {})
 
 
 def _of(row: Row, step: str, shown: Callable[[Row], str]) -> str:

@@ -36,8 +36,8 @@ from timing import (
 
 import whycam
 from whycam.export import to_onnx
-from whycam.export.peers import peers
-from whycam.runtime.bench.bench import PEERS
+from whycam.export.baselines import prepare_baselines
+from whycam.runtime.bench.bench import BASELINES
 from whycam.runtime.errors import RequestError
 
 EXPLAIN = "whycam gradcam"
@@ -53,10 +53,10 @@ def ours(path: Path, image: np.ndarray, method: str, engine: str, threads: int) 
     }
 
 
-def peer(name: str, model: torch.nn.Module, layer: str, image: np.ndarray) -> Contenders:
+def baseline(name: str, model: torch.nn.Module, layer: str, image: np.ndarray) -> Contenders:
     """Another tool's Grad-CAM and torch's classification; nothing if it is not installed."""
     try:
-        return peers(model, layer, image, [name])
+        return prepare_baselines(model, layer, image, [name])
     except RequestError as error:
         console.print(f"left out: {error}")
         return {}
@@ -82,8 +82,8 @@ def measure(
         given = {base.get_inputs()[0].name: image}
         engines[PLAIN] = lambda: base.run(None, given)
     beside_torch = {PLAIN: engines[PLAIN], EXPLAIN: engines[EXPLAIN]}
-    for tool in PEERS:
-        beside_torch |= peer(tool, model, made.manifest.target_layer, image)
+    for tool in BASELINES:
+        beside_torch |= baseline(tool, model, made.manifest.target_layer, image)
     return [interleaved(engines, rounds), interleaved(beside_torch, rounds)]
 
 

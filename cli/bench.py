@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..runtime.bench.bench import PEERS
+from ..runtime.bench.bench import BASELINES
 from . import parse
 from .console import print_json, say_all, say_written
 from .options import ENGINES, Json, Method, complete
 from .progress import progress
 
 if TYPE_CHECKING:
-    from ..runtime.bench.bench import PeerRuns
+    from ..runtime.bench.bench import BaselineRuns
     from ..runtime.bench.plan import Configuration
     from ..runtime.sweep import Floats
 
@@ -52,8 +52,8 @@ def bench(
     against: Annotated[
         str | None,
         typer.Option(
-            help=f"Other tools to run on the same PyTorch network: {', '.join(PEERS)}.",
-            autocompletion=complete(list(PEERS)),
+            help=f"Other tools to run on the same PyTorch network: {', '.join(BASELINES)}.",
+            autocompletion=complete(list(BASELINES)),
         ),
     ] = None,
     torch_model: Annotated[
@@ -91,14 +91,16 @@ def bench(
         parse.counts("--batch", batch),
         None if threads is None else parse.counts("--threads", threads),
     )
-    peers = None
+    baselines = None
     if against is not None:
-        peers = _peers(parse.choices("--against", against, list(PEERS)), models, torch_model)
+        baselines = _prepare_baselines(
+            parse.choices("--against", against, list(BASELINES)), models, torch_model
+        )
     if output is not None:
         writable(output)  # known before the hours it may take
     with progress("benchmarking", None, as_json) as advance:
         advance.total(steps(planned, rounds))
-        made = measure(planned, None if image is None else str(image), rounds, peers, advance)
+        made = measure(planned, None if image is None else str(image), rounds, baselines, advance)
     about = describe_machine()
     written = [] if output is None else write_bench(made, about, output)
     if as_json:
@@ -109,20 +111,22 @@ def bench(
         say_written(output, written)
 
 
-def _peers(names: list[str], models: Sequence[Path], torch_model: str | None) -> PeerRuns:
+def _prepare_baselines(
+    names: list[str], models: Sequence[Path], torch_model: str | None
+) -> BaselineRuns:
     """Prepare other tools on the networks of files, before anything is measured."""
     from ..export.requirements import require_torch
     from ..runtime.onnxfile import read_manifest
 
     require_torch("comparing with other tools")
-    from ..export.peers import check_installed, network, peers
+    from ..export.baselines import check_installed, load_network, prepare_baselines
 
     check_installed(names)
     manifests = {str(model): read_manifest(model) for model in models}
-    networks = {model: network(own, torch_model) for model, own in manifests.items()}
+    networks = {model: load_network(own, torch_model) for model, own in manifests.items()}
 
     def runs_for(what: Configuration, image: Floats) -> dict[str, Callable[[], Any]]:
         layer = manifests[what.model].target_layer
-        return peers(networks[what.model], layer, image, names, what.threads)
+        return prepare_baselines(networks[what.model], layer, image, names, what.threads)
 
     return runs_for

@@ -45,7 +45,7 @@ def stages_table(found: Benchmark) -> Table:
     shared = shared_by(found.rows)
     rows = []
     for row in found.rows:
-        if row.peer:
+        if row.baseline:
             continue
         medians = {stage: median(row.seconds[stage]) for stage in STAGES if stage in row.seconds}
         total = sum(medians.values())
@@ -105,7 +105,7 @@ def remarks(found: Benchmark) -> list[str]:
     """Say how other tools compare with the fastest of whycam's, and what was left out."""
     lines = []
     for row in found.rows:
-        ours = _fastest_beside(found, row) if row.peer and row.configuration.method else None
+        ours = _fastest_beside(found, row) if row.baseline and row.configuration.method else None
         if ours is not None:
             ratio = median(row.seconds[ANSWER]) / median(ours.seconds[ANSWER])
             own, what = ours.configuration, row.configuration
@@ -117,14 +117,14 @@ def remarks(found: Benchmark) -> list[str]:
     return lines + [f"left out: {each.what}: {each.reason}" for each in found.left_out]
 
 
-def _fastest_beside(found: Benchmark, peer: Row) -> Row | None:
+def _fastest_beside(found: Benchmark, baseline: Row) -> Row | None:
     """Whycam's own map of the same method, model, batch, threads and, to be fair, precision."""
     same = ("model", "precision", "method", "tft", "batch", "threads")
-    wanted = [getattr(peer.configuration, name) for name in same]
+    wanted = [getattr(baseline.configuration, name) for name in same]
     beside = [
         row
         for row in found.rows
-        if not row.peer and [getattr(row.configuration, name) for name in same] == wanted
+        if not row.baseline and [getattr(row.configuration, name) for name in same] == wanted
     ]
     return min(beside, key=lambda row: median(row.seconds[ANSWER]), default=None)
 

@@ -24,9 +24,9 @@ from ..runtime.errors import ExportError, RequestError
 from ..runtime.files import replacing
 from ..runtime.manifest import Manifest
 from ..runtime.onnxfile import append_manifest, digest, read_manifest
-from .fold import fold_batch_norms
+from .batch_norm_fusion import fuse_batch_norms
 from .onnx_graph import read_onnx, types_of, with_opset, write_onnx
-from .rounded import check_half
+from .precision_emulation import check_half
 
 if TYPE_CHECKING:
     import onnx
@@ -157,7 +157,7 @@ def halve(
     import onnx
 
     graph = model.graph
-    fold_batch_norms(graph, {index for run in backbone_runs(graph, activations) for index in run})
+    fuse_batch_norms(graph, {index for run in backbone_runs(graph, activations) for index in run})
     types = types_of(model)
     half = onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.BFLOAT16
     converted = _Conversion(graph, types, half)

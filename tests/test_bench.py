@@ -231,14 +231,14 @@ def test_an_engine_that_refuses_here_is_left_out(lite0_onnx, monkeypatch):
 def test_other_tools_take_turns_and_compare_with_torch(lite0_onnx, chelsea):
     given = []
 
-    def peers(what, image):
+    def baselines(what, image):
         given.append((what.threads, image.shape, image.dtype))
         return {"torch": lambda: None, "torchcam": lambda: None}
 
     wanted = plan([str(lite0_onnx)], ["onnxruntime"], tft=[False], batches=[1, 2], threads=[2])
-    made = measure(wanted, str(chelsea), 2, peers)
+    made = measure(wanted, str(chelsea), 2, baselines)
     assert given == [(2, (batch, 3, 224, 224), np.float32) for batch in (1, 2)]
-    others = [row for row in made.rows if row.peer]
+    others = [row for row in made.rows if row.baseline]
     assert [(row.configuration.engine, row.configuration.method) for row in others] == [
         ("torch", None),
         ("torchcam", "gradcam"),
@@ -252,15 +252,15 @@ def test_other_tools_take_turns_and_compare_with_torch(lite0_onnx, chelsea):
 def test_other_tools_are_compared_with_the_fastest_of_whycams_in_their_precision(found):
     ours = found.rows[1].configuration
 
-    def row(seconds, peer=False, **changes):
-        return bench.Row(replace(ours, **changes), {ANSWER: [seconds]}, peer)
+    def row(seconds, baseline=False, **changes):
+        return bench.Row(replace(ours, **changes), {ANSWER: [seconds]}, baseline)
 
     rows = (
         row(4.0),
         row(2.0, engine="openvino"),
         row(1.0, engine="openvino", precision="bf16"),
         row(1.0, tft=True),
-        row(6.0, peer=True, engine="torchcam"),
+        row(6.0, baseline=True, engine="torchcam"),
     )
     (said,) = remarks(replace(found, rows=rows))
     assert said.startswith("torchcam takes 3.0 times as long as whycam in openvino fp32")
@@ -397,7 +397,7 @@ def test_real_tools_run_on_the_same_network(run_cli, lite0_onnx):
         "--against", "pytorch-grad-cam,torchcam", "--torch-model", LITE0, "--json",
     )  # fmt: skip
     assert code == 0, err
-    rows = {row["engine"]: row for row in json.loads(out)["rows"] if row["peer"]}
+    rows = {row["engine"]: row for row in json.loads(out)["rows"] if row["baseline"]}
     assert set(rows) == {"torch", "pytorch-grad-cam", "torchcam"}
     assert rows["torch"]["ratio_to_plain"] == 1
     assert len(rows["torchcam"]["seconds"][ANSWER]) == 2
@@ -407,11 +407,11 @@ def test_real_tools_run_on_the_same_network(run_cli, lite0_onnx):
 def test_other_tools_agree_with_whycam_about_the_map(lite0, chelsea):
     """So the networks, layers and inputs that are compared are the same ones."""
     pytest.importorskip("pytorch_grad_cam")
-    from whycam.export.peers import network, peers
+    from whycam.export.baselines import load_network, prepare_baselines
 
-    model = network(lite0.manifest, LITE0)
+    model = load_network(lite0.manifest, LITE0)
     images = prepare([whycam.runtime.images.read_picture(chelsea)], lite0.manifest).inputs
-    theirs = peers(model, lite0.manifest.target_layer, images, ["pytorch-grad-cam"])
+    theirs = prepare_baselines(model, lite0.manifest.target_layer, images, ["pytorch-grad-cam"])
     ours = lite0.explain(chelsea, method="gradcam").map
     found = theirs["pytorch-grad-cam"]()[0]
     assert np.corrcoef(found.ravel(), ours.ravel())[0, 1] > 0.999

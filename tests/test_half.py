@@ -18,7 +18,7 @@ from whycam.calibrate.fidelity import compare
 from whycam.export import half, to_half
 from whycam.export.half import halve
 from whycam.export.onnx_graph import read_onnx
-from whycam.export.rounded import RoundedEngine
+from whycam.export.precision_emulation import PrecisionEmulator
 from whycam.runtime.backbone import backbone_runs
 from whycam.runtime.engines import selftest
 from whycam.runtime.engines.base import EngineSettings
@@ -102,7 +102,7 @@ def test_check_rounds_every_result(files, precision):
     model = read_onnx(files("raw"))
     halve(model, precision)
     manifest = read_manifest(files("raw"))
-    engine = RoundedEngine(model, manifest)
+    engine = PrecisionEmulator(model, manifest)
     feeds = {"image": selftest.feed(manifest, 0), "target": np.full((1, 1), -1, np.int64)}
     found = engine.run(feeds, ["activations", "probabilities"])
     activations = found["activations"]
@@ -197,7 +197,9 @@ def test_labels_and_maps_survive_fp16_on_photographs(lite0_onnx, shared_data, tm
     samples = in_fixed_order(open_dataset(shared_data / "imagenet-samples").samples)[:40]
     first, second = whycam.load(lite0_onnx), whycam.load(made.path)
     # ONNX Runtime leaves most roundings of an fp16 file out; the rounded engine leaves none out.
-    rounded = whycam.Explainer(RoundedEngine(read_onnx(made.path), made.manifest), made.manifest)
+    rounded = whycam.Explainer(
+        PrecisionEmulator(read_onnx(made.path), made.manifest), made.manifest
+    )
     for other in (second, rounded):
         found = compare(first, other, samples, ["gradcam", "layercam"], None)
         assert found.top1 >= 0.97  # all but one of 40

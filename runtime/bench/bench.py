@@ -28,7 +28,7 @@ from .stages import ANSWER, classify_in_stages, explain_in_stages
 
 TORCH = "torch"
 # Other tools that can be compared with, and their packages.
-PEERS = {"pytorch-grad-cam": "grad-cam", "torchcam": "torchcam"}
+BASELINES = {"pytorch-grad-cam": "grad-cam", "torchcam": "torchcam"}
 _STARTS = 3
 _PICTURE_SIZE = (375, 500)  # height, width
 
@@ -37,7 +37,7 @@ Seconds = dict[str, list[float]]
 Contender = Callable[[], dict[str, float]]
 # Other tools' answers for a file's network, by name; ``TORCH`` is its plain classification. Given:
 # the configuration, whose model, batch and threads count, and the input, float32 [N, 3, H, W].
-PeerRuns = Callable[[Configuration, Floats], Mapping[str, Callable[[], Any]]]
+BaselineRuns = Callable[[Configuration, Floats], Mapping[str, Callable[[], Any]]]
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ class Row:
     Attributes:
         configuration: what ran.
         seconds: raw samples, one a round: of each of ``bench_stages.STAGES`` that it has, of
-            ``ANSWER`` and ``WHOLE``; of peers ``ANSWER`` alone.
-        peer: whether it is another tool.
+            ``ANSWER`` and ``WHOLE``; of baselines ``ANSWER`` alone.
+        baseline: whether it is another tool.
     """
 
     configuration: Configuration
     seconds: Seconds
-    peer: bool = False
+    baseline: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Benchmark:
     def plain_of(self, row: Row) -> Row | None:
         """Plain classification in the same run: by the same engine, for other tools by torch."""
         wanted = row.configuration.plain
-        if row.peer:
+        if row.baseline:
             wanted = replace(wanted, engine=TORCH)
         return next((each for each in self.rows if each.configuration == wanted), None)
 
@@ -98,7 +98,7 @@ def measure(
     plan: Plan,
     picture: str | None = None,
     rounds: int = 20,
-    peers: PeerRuns | None = None,
+    baselines: BaselineRuns | None = None,
     tick: Tick | None = None,
 ) -> Benchmark:
     """Measure everything planned.
@@ -108,7 +108,7 @@ def measure(
         picture: a picture file; None: a generated one, as JPEG of 500 x 375 pixels or, where a
             file takes one size only, of that.
         rounds: how often each configuration is timed.
-        peers: other tools to run beside.
+        baselines: other tools to run beside.
         tick: told what is done and how many steps that was, see ``steps``.
 
     Raises:
@@ -134,7 +134,7 @@ def measure(
         for group in dict.fromkeys(replace(each.plain, batch=1) for each in contenders):
             told(f"starting {Path(group.model).name}, {group.engine} {group.precision}", 1)
             footprints.append(_footprint(group, shown[group.model], min(rounds, _STARTS)))
-        others = _peers(contenders, shown, peers) if peers is not None else {}
+        others = _measure_baselines(contenders, shown, baselines) if baselines is not None else {}
         samples = run_interleaved({**contenders, **others}, rounds, tick=told)
     rows = tuple(Row(each, _by_stage(samples[each]), each in others) for each in samples)
     return Benchmark(rounds, picture or "generated", rows, tuple(footprints), tuple(left_out))
@@ -190,8 +190,8 @@ def _contender(explainer: Explainer, what: Configuration, sources: Sequence[str]
     return lambda: explain_in_stages(explainer, sources, plan)[0]
 
 
-def _peers(
-    contenders: Mapping[Configuration, Contender], shown: Mapping[str, str], peers: PeerRuns
+def _measure_baselines(
+    contenders: Mapping[Configuration, Contender], shown: Mapping[str, str], baselines: BaselineRuns
 ) -> dict[Configuration, Contender]:
     """Other tools, once for each model, batch and number of threads."""
     found: dict[Configuration, Contender] = {}
@@ -201,7 +201,7 @@ def _peers(
             continue
         spec = read_manifest(each.model).preprocess
         view, _ = crop_resized(read_picture(shown[each.model]), spec)
-        for name, run in peers(base, normalise(np.stack([view] * each.batch), spec)).items():
+        for name, run in baselines(base, normalise(np.stack([view] * each.batch), spec)).items():
             method: Method | None = None if name == TORCH else "gradcam"
             found[replace(base, engine=name, method=method)] = _answering(run)
     return found

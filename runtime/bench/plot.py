@@ -17,7 +17,7 @@ _COLOURS = dict(
         strict=True,
     )
 )
-_PEER = "#7a5195"
+_BASELINE = "#7a5195"
 
 
 def stage_bars(found: Benchmark) -> Figure:
@@ -33,10 +33,10 @@ def stage_bars(found: Benchmark) -> Figure:
         )
         axis.barh(places, wide * 1e3, left=left, color=_COLOURS[stage], label=stage)
         left += wide * 1e3
-    peers = [place for place, row in enumerate(found.rows) if row.peer]
-    if peers:
-        answers = [median(found.rows[place].seconds[ANSWER]) * 1e3 for place in peers]
-        axis.barh(peers, answers, color=_PEER, label="other tools")
+    baselines = [place for place, row in enumerate(found.rows) if row.baseline]
+    if baselines:
+        answers = [median(found.rows[place].seconds[ANSWER]) * 1e3 for place in baselines]
+        axis.barh(baselines, answers, color=_BASELINE, label="other tools")
     axis.set_yticks(places, [_bar_name(row, shared) for row in found.rows], fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel("median ms; of other tools from the prepared input on")

@@ -45,7 +45,7 @@ def document(found: Benchmark, about: dict[str, Any]) -> dict[str, Any]:
     rows = [
         {
             **asdict(row.configuration),
-            "peer": row.peer,
+            "baseline": row.baseline,
             **summary(found, row),
             "stages_median_ms": {k: median(v) * 1e3 for k, v in row.seconds.items()},
             "seconds": row.seconds,

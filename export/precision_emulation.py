@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import onnx
 
 
-def rounding_explicit(model: onnx.ModelProto) -> onnx.ModelProto:
+def with_explicit_rounding(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same graph for an engine without half precision, see above."""
     import onnx
 
@@ -70,7 +70,7 @@ def rounding_explicit(model: onnx.ModelProto) -> onnx.ModelProto:
     return explicit
 
 
-class RoundedEngine:
+class PrecisionEmulator:
     """Runs a graph in half precision with explicit roundings, in ONNX Runtime on the CPU.
 
     Raises:
@@ -96,7 +96,7 @@ class RoundedEngine:
             options.intra_op_num_threads = threads
         try:
             self._session = onnxruntime.InferenceSession(
-                rounding_explicit(model).SerializeToString(),
+                with_explicit_rounding(model).SerializeToString(),
                 options,
                 providers=["CPUExecutionProvider"],
             )
@@ -142,7 +142,7 @@ def check_half(
         VerificationError: it differs by more than is allowed, or is not finite.
     """
     before = open_engine(reference, manifest, "onnxruntime")
-    after: Engine = RoundedEngine(model, manifest)
+    after: Engine = PrecisionEmulator(model, manifest)
     samples = [
         _differences(before, after, image, classes, manifest)
         for image, classes in _inputs(manifest)

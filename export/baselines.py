@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..runtime.bench.bench import PEERS, TORCH
+from ..runtime.bench.bench import BASELINES, TORCH
 from ..runtime.errors import ExportError, RequestError
 from ..runtime.manifest import Manifest
 from .source import resolve
@@ -20,7 +20,7 @@ from .source import resolve
 Run = Callable[[], Any]
 
 
-def network(manifest: Manifest, model: str | None = None) -> torch.nn.Module:
+def load_network(manifest: Manifest, model: str | None = None) -> torch.nn.Module:
     """The PyTorch network that a file was exported from.
 
     Weights of torchvision and timm are random, not downloaded: time does not depend on them.
@@ -56,11 +56,11 @@ def check_installed(names: Sequence[str]) -> None:
         _tool(name)
 
 
-def peers(
+def prepare_baselines(
     model: torch.nn.Module,
     layer: str,
     image: NDArray[np.float32],
-    names: Sequence[str] = tuple(PEERS),
+    names: Sequence[str] = tuple(BASELINES),
     threads: int | None = None,
 ) -> dict[str, Run]:
     """Other tools' Grad-CAM of the most probable class, and torch's plain classification.
@@ -69,7 +69,7 @@ def peers(
         model: in eval mode.
         layer: the module to explain, by its name in the model.
         image: float32 [N, 3, H, W], normalised.
-        names: of ``bench.PEERS``.
+        names: of ``bench.BASELINES``.
         threads: for torch, set at each call; None: as it is.
 
     Raises:
@@ -113,8 +113,8 @@ def _tool(name: str) -> Callable[[torch.nn.Module, torch.nn.Module, torch.Tensor
         return partial(contender, import_module(place))
     except ImportError as error:
         raise RequestError(
-            f"comparing with {name} needs the package '{PEERS[name]}', which is not installed. "
-            f"Install it with: pip install {PEERS[name]}"
+            f"comparing with {name} needs the package '{BASELINES[name]}', which is not installed. "
+            f"Install it with: pip install {BASELINES[name]}"
         ) from error
 
 

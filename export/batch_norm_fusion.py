@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import onnx
 
 
-def fold_batch_norms(graph: onnx.GraphProto, inside: Collection[int]) -> None:
+def fuse_batch_norms(graph: onnx.GraphProto, inside: Collection[int]) -> None:
     """Batch normalisation into the convolution before it: one rounding instead of two.
 
     Equal convolutions with equal normalisations, as of two runs, share their new weights.

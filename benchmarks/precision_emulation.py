@@ -1,6 +1,6 @@
 """What half precision does to labels and maps, with every result of the backbone rounded.
 
-    python benchmarks/rounded.py lite0.onnx FOLDER --pictures 200
+    python benchmarks/precision_emulation.py lite0.onnx FOLDER --pictures 200
 
 ONNX Runtime's CPU leaves most roundings of an fp16 file out and refuses bf16, so ``whycam calibrate
 compare`` cannot show them. This runs the converted graphs with their roundings made explicit.
@@ -20,7 +20,7 @@ from whycam.cli.console import out
 from whycam.cli.progress import progress
 from whycam.export import to_half
 from whycam.export.onnx_graph import read_onnx
-from whycam.export.rounded import RoundedEngine
+from whycam.export.precision_emulation import PrecisionEmulator
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
     for precision in options.precisions.split(","):
         with tempfile.TemporaryDirectory() as folder:
             made = to_half(options.model, Path(folder) / "half.onnx", precision)
-            engine = RoundedEngine(read_onnx(made.path), made.manifest)
+            engine = PrecisionEmulator(read_onnx(made.path), made.manifest)
         with progress(precision, len(samples), False) as advance:
             found = compare(
                 reference, whycam.Explainer(engine, made.manifest), samples, None, None, advance
