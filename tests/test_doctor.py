@@ -237,7 +237,7 @@ def test_a_plan_that_nothing_here_runs_is_a_problem(here, all_ready, plan_of, cu
     found = examine([curved_onnx, plan], settings=QUICK)
     outcomes = {(each.model, each.engine): each.outcome for each in found.checks}
     assert outcomes["model.plan", "tensorrt"] == "failed"
-    assert outcomes["curved.onnx", "openvino"] == "right"
+    assert outcomes[curved_onnx.name, "openvino"] == "right"
     (problem,) = found.problems
     assert "tensorrt is not ready here" in problem
 
