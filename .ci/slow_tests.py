@@ -17,22 +17,21 @@ MAIN = "origin/main"
 
 # Patterns of changed files, and what the slow tests about them are called. All that match count.
 TESTED_BY: dict[str, str] = {
-    "export/*": "export exporters foreign full_size fused_layers half heads int8 build "
-    "parity_gradcam",
+    "export/*": "build export exporters full_size fused_layers half heads int8 parity_gradcam",
     "export/gradient/*": "export_gradients full_size gradient parity_gradcam",
     "export/precision/*": "half int8",
     "export/tensorrt/*": "build full_size",
     "calibrate/*": "calibrate evaluate int8",
     "train/*": "train",
-    "runtime/*": "api explainer full_size in_graph parity_gradcam",
+    "runtime/*": "api explainer full_size in_graph parity_gradcam signals",
     "runtime/engines/*": "build engines explainer gpu onnxruntime_gpu",
     "runtime/live/*": "serve stream",
     "runtime/serve/*": "serve",
     "runtime/serve/page/*": "serve",
     "runtime/bench/*": "bench",
     "runtime/doctor/*": "doctor",
-    "cli/*": "cli docs hard_inputs",
-    "cli.py": "cli docs hard_inputs",
+    "cli/*": "cli docs hard_inputs signals",
+    "cli.py": "cli docs hard_inputs signals",
     "docs/*.md": "docs",
     "docs/research/*.md": "docs",
     "README.md": "docs",

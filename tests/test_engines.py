@@ -39,6 +39,7 @@ def same(ours: list[whycam.Explanation], theirs: list[whycam.Explanation], apart
         np.testing.assert_allclose(a.original_map, b.original_map, atol=10 * apart)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", FAST)
 def test_engines_agree_on_maps_and_thresholds(openvino, onnxruntime, photographs, method):
     ours, theirs = (
@@ -67,6 +68,7 @@ def test_bf16_is_close_and_only_when_asked_for(openvino, lite0_onnx, photographs
         assert np.corrcoef(x.map.ravel(), y.map.ravel())[0, 1] > 0.99
 
 
+@pytest.mark.slow
 def test_any_batch_and_any_number_of_classes(openvino, onnxruntime, photographs):
     """More shapes than are compiled one by one, batches that are filled up, and back again."""
     for count in (1, 2, 3, 4, 5, 7, 8, 12, 1):
@@ -103,6 +105,7 @@ def test_results_stay_when_the_engine_runs_again(openvino, photographs):
     np.testing.assert_array_equal(first.map, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 def test_threads_share_an_engine(request, name, photographs):
     explainer = request.getfixturevalue(name)
@@ -132,23 +135,27 @@ def test_classification_alone_runs_no_gradient(lite0_onnx, chelsea):
     assert "gradients" not in names
 
 
-def test_thresholds_in_the_graph_agree_between_engines(tmp_path, photographs):
-    from networks import linear
+def test_engines_agree_on_a_small_network(curved_onnx, photographs):
+    a, b = (whycam.load(curved_onnx, name, threads=1) for name in ("openvino", "onnxruntime"))
+    for method in (each for each in a.manifest.methods if each in FAST):
+        same(a.explain(photographs, method=method), b.explain(photographs, method=method), 1e-5)
 
-    from whycam.export import Overrides, to_onnx
 
-    path = tmp_path / "tft.onnx"
+def test_thresholds_in_the_graph_agree_between_engines(exports, photographs):
+    from networks import SMALL, linear
+
     soft = Tft(mask="soft", thresholds="rank")
-    small = Overrides(image_size=(32, 32), preprocess="imagenet")
-    to_onnx(linear().eval(), path, outputs=["tft", "raw"], tft=soft, overrides=small)
-    a, b = (whycam.load(path, name) for name in ("openvino", "onnxruntime"))
-    same(a.explain(photographs, tft=True), b.explain(photographs, tft=True), 1e-5)
-    for x, y in zip(
-        a.explain(photographs, tft=True), b.explain(photographs, tft=True), strict=True
-    ):
+    path = exports(linear, outputs=["tft", "raw"], tft=soft, overrides=SMALL)
+    a, b = (
+        whycam.load(path, name, threads=1).explain(photographs, tft=True)
+        for name in ("openvino", "onnxruntime")
+    )
+    same(a, b, 1e-5)
+    for x, y in zip(a, b, strict=True):
         assert x.threshold == y.threshold
 
 
+@pytest.mark.slow
 def test_pictures_of_any_size_in_a_graph_that_takes_pixels(pixels_onnx, photographs):
     """More picture sizes than are compiled one by one."""
     a, b = (whycam.load(pixels_onnx, name) for name in ("openvino", "onnxruntime"))

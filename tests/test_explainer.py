@@ -124,6 +124,7 @@ def test_one_target_serves_all_pictures(lite0, photographs):
     assert [one.index for one in lite0.explain(photographs, targets=5)] == [5] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory_mb", [1, 1024])
 @pytest.mark.parametrize("tft", [None, True, Tft("soft", "rank")], ids=["none", "value", "rank"])
 def test_small_batches_give_the_same_answers(lite0, photographs, memory_mb, tft):
