@@ -75,8 +75,10 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     def export(source: str | Callable[[], Any], **options: Any) -> Path:
         shared = exported(source, **options)
-        path = folder / shared.name
+        name = "lite0" if isinstance(source, str) else source.__name__
+        path = folder / shared.stem / f"{name}.onnx"
         if not path.exists():
+            path.parent.mkdir()
             shutil.copyfile(shared, path)
         return path
 

@@ -55,6 +55,7 @@ def whycam(capsys):
     return run
 
 
+@pytest.mark.slow
 def test_help_of_aft_names_the_defaults_that_it_uses(whycam):
     objective = pytest.importorskip("whycam.train.objective")
     said = " ".join(whycam("train", "aft", "--help").out.replace("│", " ").split())
@@ -193,6 +194,7 @@ def test_version_is_printed(whycam):
     assert whycam("--version").out.strip() == f"whycam {version('whycam')}"
 
 
+@pytest.mark.slow
 def test_explain_writes_overlay_figure_and_map(whycam, lite0_onnx, photographs, tmp_path):
     result = whycam(
         "explain", lite0_onnx, photographs[0], "-o", tmp_path, "--tft", "--figure", "--save-maps"
@@ -340,6 +342,7 @@ def test_export_needs_a_place_to_write(whycam):
     assert "-o" in result.err
 
 
+@pytest.mark.slow
 def test_list_layers_marks_the_one_that_would_be_chosen(whycam):
     rows = whycam("export", "torchvision/squeezenet1_1", "--list-layers", "--json").json()
     assert [row["name"] for row in rows if row["chosen"]] == ["features.12"]
@@ -356,6 +359,7 @@ def test_unusable_export_options_are_refused(whycam, tmp_path, arguments):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_evaluate_prints_a_table_and_writes_a_report(whycam, lite0_onnx, photographs, tmp_path):
     table = tmp_path / "photos.csv"
     labels = ("tabby", "espresso", "missile", "no such class")

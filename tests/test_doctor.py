@@ -95,6 +95,7 @@ def all_ready(monkeypatch: pytest.MonkeyPatch) -> None:
 QUICK = Settings(engines=("openvino",), rounds=1)
 
 
+@pytest.mark.slow
 def test_a_file_is_checked_in_every_engine_and_the_report_names_no_place(
     doctor, curved_onnx, photographs, tmp_path
 ):
@@ -131,6 +132,7 @@ def test_a_file_is_checked_in_every_engine_and_the_report_names_no_place(
     assert by_engine["openvino", "bf16"].outcome in ("right", "not possible")
 
 
+@pytest.mark.slow
 def test_json_is_one_document(doctor):
     code, out, _ = doctor("--json")
     assert code == 0
@@ -142,6 +144,7 @@ def test_json_is_one_document(doctor):
         assert (each["problem"] is None) == (each["state"] == "ready")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_an_engine_that_crashes_is_a_line_in_the_report(shadow, curved_onnx):
     shadow("openvino", "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)")
@@ -168,6 +171,7 @@ def test_an_engine_that_hangs_is_stopped(shadow, tmp_path):
         in_process(Job(kind="survey", engine="openvino"), tmp_path, 8, doctor_job.Survey)
 
 
+@pytest.mark.slow
 def test_wrong_maps_are_a_problem_and_exit_code_two(here, all_ready, doctor, curved_onnx):
     def change(arrays: dict[str, Any]) -> None:
         for name in arrays:

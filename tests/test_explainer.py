@@ -138,6 +138,7 @@ def test_small_batches_give_the_same_answers(lite0, photographs, memory_mb, tft)
     )
 
 
+@pytest.mark.slow
 def test_eight_threads_give_what_one_gives(lite0, photographs):
     def explain(path: Path) -> whycam.Explanation:
         return lite0.explain(path, method="gradcam++", tft=True)
