@@ -7,7 +7,6 @@ import hashlib
 import sys
 from collections.abc import Callable
 from functools import cache
-from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -30,13 +29,14 @@ def ask_once() -> None:
     def remembering(
         model: torch.nn.Module, args: tuple[Any, ...], *path: Any, **options: Any
     ) -> Any:
-        key = None if path else description(model, args, options)
+        key = None if path or "f" in options else description(model, args, options)
         if key is None:
             return export(model, args, *path, **options)
         if key not in made:
             program = export(model, args, **options)
             made[key] = ir.to_proto(program.model).SerializeToString()
-        return SimpleNamespace(model=ir.from_proto(onnx.ModelProto.FromString(made[key])))
+        graph = ir.from_proto(onnx.ModelProto.FromString(made[key]))
+        return torch.onnx.ONNXProgram(graph, None)
 
     torch.onnx.export = remembering
 
