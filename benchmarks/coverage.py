@@ -48,9 +48,9 @@ from whycam import Tft, WhyCamError
 from whycam.calibrate.int8_file import write_int8
 from whycam.calibrate.quantise import observe, quantised, read_graph
 from whycam.calibrate.ranges import magnitude
-from whycam.export import Export, to_onnx, to_plan
+from whycam.export import ExportResult, to_onnx, to_plan
 from whycam.export.source import Source, resolve
-from whycam.export.verify import random_fields
+from whycam.export.verify import draw_random_fields
 from whycam.runtime import cam
 from whycam.runtime.engines import selftest
 from whycam.runtime.engines.opening import open_engine
@@ -176,7 +176,7 @@ def with_tests(images: NDArray[np.float32]) -> NDArray[np.float32]:
     """Photographs [N, 3, H, W], and what else a file is tried on: test patterns, random fields."""
     size = (images.shape[2], images.shape[3])
     patterns = [selftest.pattern(index, size) for index in range(selftest.PATTERNS)]
-    fields = random_fields(np.random.default_rng(7), 4, size)
+    fields = draw_random_fields(np.random.default_rng(7), 4, size)
     return np.concatenate([images, np.stack(patterns), fields])
 
 
@@ -245,7 +245,7 @@ class Attempt:
             "rules": made.rules,
         }
 
-    def _exported(self) -> Export:
+    def _exported(self) -> ExportResult:
         return to_onnx(self._source, self.path, outputs=["raw", "map", "tft"], tft=THRESHOLDS)
 
     def raw(self) -> Path:

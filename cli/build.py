@@ -16,7 +16,7 @@ from .options import Json, Model
 from .progress import progress
 
 if TYPE_CHECKING:
-    from ..export import Built
+    from ..export import BuildResult
 
 
 def build(
@@ -114,7 +114,7 @@ def build(
     say(f"next: whycam explain {made.path} IMAGE -o maps")
 
 
-def build_text(made: Built) -> str:
+def build_text(made: BuildResult) -> str:
     """Say what was built, for which GPUs and sizes."""
     plan = made.plan
     place = "" if plan.gpu is None else f" ({plan.gpu})"

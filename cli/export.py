@@ -33,7 +33,7 @@ from .progress import progress
 from .tables import colored, table
 
 if TYPE_CHECKING:
-    from ..export import Comparison, Export, Layer, Overrides
+    from ..export import Comparison, ExportResult, Layer, Overrides
 
 
 @dataclass(frozen=True)
@@ -290,7 +290,7 @@ def export(
     say(f"next: {_next_command(made, home)}")
 
 
-def _next_command(made: Export, repository: Path | None) -> str:
+def _next_command(made: ExportResult, repository: Path | None) -> str:
     if repository is not None:
         return f"tritonserver --model-repository {repository.parent.absolute()}"
     manifest = made.manifest
@@ -330,7 +330,7 @@ def layers_table(marked: Sequence[tuple[bool, Layer]]) -> Table:
     )
 
 
-def export_document(made: Export) -> dict[str, Any]:
+def export_document(made: ExportResult) -> dict[str, Any]:
     """Return what an export made, as JSON has it."""
     return {
         "path": str(made.path),
@@ -345,7 +345,7 @@ def export_document(made: Export) -> dict[str, Any]:
     }
 
 
-def export_text(made: Export) -> Text:
+def export_text(made: ExportResult) -> Text:
     """Say what an export made and how far it is from the network itself."""
     from .manifest_text import input_line, outputs_line, preprocess_line
 

@@ -14,7 +14,7 @@ from .options import Json, Model
 from .progress import progress
 
 if TYPE_CHECKING:
-    from ..export import Half
+    from ..export import HalfResult
 
 
 def half(
@@ -50,7 +50,7 @@ def half(
     say(f"next: whycam build {made.path} -o {made.path.with_suffix('.plan')}")
 
 
-def half_text(made: Half) -> str:
+def half_text(made: HalfResult) -> str:
     """Say what was converted, and how far it is from the float file."""
     check = made.check.worst
     activations = (

@@ -1,4 +1,4 @@
-"""Export: from a PyTorch model or an ONNX file to an explaining graph, and on to a TensorRT plan.
+"""Export a PyTorch model or an ONNX file as an explaining graph, and build TensorRT plans from it.
 
 Only what reads PyTorch models needs torch (the extra ``export``); ONNX files need the extra
 ``onnx``. What is named here is imported when it is asked for.
@@ -13,17 +13,17 @@ from .requirements import require_onnx
 
 if TYPE_CHECKING:
     from ..runtime.comparison import Comparison
-    from .build import Built, to_plan
-    from .half import Half, to_half
+    from .build import BuildResult, to_plan
+    from .half import HalfResult, to_half
     from .layers import Layer
-    from .onnx import Export, list_layers, to_onnx
+    from .onnx import ExportResult, list_layers, to_onnx
     from .preprocessing import Overrides
 
 __all__ = [
-    "Built",
+    "BuildResult",
     "Comparison",
-    "Export",
-    "Half",
+    "ExportResult",
+    "HalfResult",
     "Layer",
     "Overrides",
     "list_layers",
@@ -33,10 +33,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Built": "build",
+    "BuildResult": "build",
     "Comparison": ".runtime.comparison",
-    "Export": "onnx",
-    "Half": "half",
+    "ExportResult": "onnx",
+    "HalfResult": "half",
     "Layer": "layers",
     "Overrides": "preprocessing",
     "list_layers": "onnx",

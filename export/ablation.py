@@ -56,7 +56,7 @@ class Head:
     is_pooled_linear: bool
 
 
-def take_apart(network: Network, layer: Layer) -> Head:
+def split_head(network: Network, layer: Layer) -> Head:
     """Find the channel-wise beginning of a head and the linear layer behind it."""
     dims = network.plain.shapes.dims
     channels = layer.shape[0]

@@ -21,11 +21,11 @@ from ..runtime.tft import Tft
 from .ablation import Head, logit_drops
 from .gradient.reverse import reverse
 from .layers import Layer, Network
+from .output_meaning import OutputMeaning
 from .recorder import BATCH, CLASSES, Dim, Recorder, Size, Tensor
 from .resample import record_preprocess
 from .subgraph import copy_between
 from .sweep import record_search, record_sweep
-from .task import Meaning
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Assembly:
 
 def assemble(
     network: Network,
-    meaning: Meaning,
+    meaning: OutputMeaning,
     layers: Sequence[Layer],
     head: Head | None,
     request: Request,
@@ -203,7 +203,7 @@ class _Builder:
     def __init__(
         self,
         network: Network,
-        meaning: Meaning,
+        meaning: OutputMeaning,
         request: Request,
         recorder: Recorder,
         size: tuple[int, int],

@@ -71,7 +71,7 @@ def find_axes(
     return found
 
 
-def order_of(axes: Axes | None, dims: Dims) -> tuple[int, int, int, int] | None:
+def find_channel_order(axes: Axes | None, dims: Dims) -> tuple[int, int, int, int] | None:
     """How a tensor of four axes is transposed to [N, K, h, w]; None if it is no such tensor."""
     if axes is None or len(axes) != 4:
         return None

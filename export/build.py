@@ -25,21 +25,21 @@ from ..runtime.engines.plan import (
 from ..runtime.errors import ModelFileError, OutputError, RequestError
 from ..runtime.files import replacing, write_whole
 from ..runtime.manifest import FilePrecision, Manifest
-from .build_request import (
+from .build_options import (
     TURING,
-    capabilities_of,
-    check_target,
-    checked_manifest,
-    device_of,
-    precision_of,
-    sizes_of,
-    timing_cache_of,
+    check_plan_path,
+    choose_capabilities,
+    choose_precision,
+    choose_sizes,
+    find_build_device,
+    read_checked_manifest,
+    read_timing_cache,
 )
-from .trt_network import Recipe, Tick, Total, make_plan
+from .plan_builder import BuildConfig, Tick, Total, build_plan
 
 
 @dataclass(frozen=True)
-class Built:
+class BuildResult:
     """What a build made.
 
     Attributes:
@@ -75,7 +75,7 @@ def to_plan(
     timing_cache: str | os.PathLike[str] | None = None,
     tick: Tick | None = None,
     total: Total | None = None,
-) -> Built:
+) -> BuildResult:
     """Build a TensorRT plan from an explaining graph.
 
     The network is strongly typed: it computes in the precision that the graph says. Its inputs and
@@ -115,16 +115,16 @@ def to_plan(
     told: Tick = tick or (lambda _name, _steps: None)
     counted: Total = total or (lambda _steps: None)
     target = Path(path)
-    manifest = checked_manifest(model)
-    wanted = precision_of(model, manifest, precision)
-    check_target(target, model)
+    manifest = read_checked_manifest(model)
+    wanted = choose_precision(model, manifest, precision)
+    check_plan_path(target, model)
     if workspace is not None and workspace < 1:
         raise RequestError(f"workspace must be 1 MB or more, not {workspace}")
-    sizes = sizes_of(manifest, batch, classes, pictures)
-    found = capabilities_of(library, compute, wanted)
-    device = device_of(library)
-    cache = timing_cache_of(library, timing_cache)
-    recipe = Recipe(library, found, sizes.shapes(manifest), workspace, cache)
+    sizes = choose_sizes(manifest, batch, classes, pictures)
+    found = choose_capabilities(library, compute, wanted)
+    device = find_build_device(library)
+    cache = read_timing_cache(library, timing_cache)
+    settings = BuildConfig(library, found, sizes.shapes(manifest), workspace, cache)
     with (
         _restored_on_failure(sidecar_of(target)),
         replacing(target) as temporary,
@@ -136,7 +136,7 @@ def to_plan(
             check_network(os.fspath(model), own, inputs, outputs)
 
         told("parsing", 0)
-        made = make_plan(graph, recipe, check, told, counted)
+        made = build_plan(graph, settings, check, told, counted)
         temporary.write_bytes(made.data)
         plan = Plan(
             # The digest is of the file that was given, whatever was made of it on the way.
@@ -159,7 +159,7 @@ def to_plan(
     if timing_cache is not None and made.timing_cache is not None:
         write_whole(Path(timing_cache), made.timing_cache)
     seconds = time.perf_counter() - begin
-    return Built(
+    return BuildResult(
         target, sidecar, plan, wanted != manifest.precision, rewritten, len(made.data), seconds
     )
 

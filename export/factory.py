@@ -31,7 +31,7 @@ def call_factory(spec: str) -> torch.nn.Module:
     if not callable(factory):
         raise ExportError(f"{place} has no function or class '{name}'")
     try:
-        model = seeded(factory)
+        model = call_seeded(factory)
     except Exception as error:
         raise ExportError(
             f"{spec} failed: {type(error).__name__}: {error} (it is called without arguments)"
@@ -71,7 +71,7 @@ def _run_import(run: Callable[[], ModuleType], name: str) -> ModuleType:
         raise ExportError(f"cannot import {name}: {type(error).__name__}: {error}") from error
 
 
-def seeded(create: Callable[..., Any]) -> Any:
+def call_seeded(create: Callable[..., Any]) -> Any:
     """Call what initialises a model, with the same random weights each time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -25,7 +25,7 @@ from ..runtime.files import replacing
 from ..runtime.manifest import Manifest
 from ..runtime.onnxfile import append_manifest, digest, read_manifest
 from .batch_norm_fusion import fuse_batch_norms
-from .onnx_graph import read_onnx, types_of, with_opset, write_onnx
+from .onnx_graph import convert_opset, element_types, read_onnx, write_onnx
 from .precision_emulation import check_half
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ _BF16_OPSET = 22  # the first in which convolutions take bf16
 
 
 @dataclass(frozen=True)
-class Half:
+class HalfResult:
     """A file in half precision.
 
     Attributes:
@@ -82,7 +82,7 @@ def to_half(
     model: str | os.PathLike[str],
     path: str | os.PathLike[str],
     precision: HalfPrecision = "fp16",
-) -> Half:
+) -> HalfResult:
     """Convert the trunk of an explaining graph to half precision, and prove it.
 
     Inputs, outputs, head, gradients, softmax and map arithmetic stay float32. In the trunk, sums,
@@ -123,8 +123,8 @@ def to_half(
     with replacing(target) as temporary:
         converted = read_onnx(model)
         if precision == "bf16":
-            converted = with_opset(converted, _BF16_OPSET)
-        count = halve(converted, precision, graph_name("activations", manifest))
+            converted = convert_opset(converted, _BF16_OPSET)
+        count = convert_backbone(converted, precision, graph_name("activations", manifest))
         write_onnx(converted, temporary)
         own = msgspec.structs.replace(
             manifest,
@@ -135,7 +135,7 @@ def to_half(
         append_manifest(temporary, own)
         check = check_half(model, temporary, converted, own)
         size = temporary.stat().st_size
-    return Half(
+    return HalfResult(
         target,
         own,
         check,
@@ -146,7 +146,7 @@ def to_half(
     )
 
 
-def halve(
+def convert_backbone(
     model: onnx.ModelProto, precision: HalfPrecision, activations: str = "activations"
 ) -> int:
     """Convert in place; returns how many operations compute in half precision now.
@@ -158,7 +158,7 @@ def halve(
 
     graph = model.graph
     fuse_batch_norms(graph, {index for run in backbone_runs(graph, activations) for index in run})
-    types = types_of(model)
+    types = element_types(model)
     half = onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.BFLOAT16
     converted = _Conversion(graph, types, half)
     inside = {index for run in backbone_runs(graph, activations) for index in run}

@@ -15,9 +15,9 @@ from functools import cached_property
 import onnx_ir as ir
 
 from ..runtime.errors import TargetLayerError
-from .axes import Axes, find_axes, order_of
+from .axes import Axes, find_axes, find_channel_order
 from .gradient.reverse import between
-from .reading import PlainModel
+from .plain_model import PlainModel
 
 MODULE_KEY = "pkg.torch.onnx.name_scopes"
 # Operators after which a tensor is still the same feature map, element by element.
@@ -135,7 +135,7 @@ class Network:
         dims = self.plain.shapes.dims.get(value) if value is not None else None
         if value is None or dims is None:
             return None
-        order = order_of(self.axes.get(value), dims)
+        order = find_channel_order(self.axes.get(value), dims)
         if order is None:
             return None
         channels, height, width = (dims[axis] for axis in order[1:])

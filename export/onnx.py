@@ -25,18 +25,18 @@ from ..runtime.onnxfile import append_manifest, digest, read_manifest
 from ..runtime.search import Prior
 from ..runtime.tft import Tft
 from ..runtime.version import package_version
-from .ablation import Head, take_apart
-from .answers import reference_answers
+from .ablation import Head, split_head
 from .assemble import Assembly, Request, assemble
+from .graph_runner import GraphRunner
 from .layers import Layer, Network
-from .origin import Origin, load_origin
-from .original import Original
+from .loading import LoadedModel, load_model
+from .options import ExportOptions, plan_export
+from .original_model import OriginalModel
+from .output_meaning import OutputMeaning, interpret_outputs, may_be_probabilities
 from .preprocessing import Overrides
+from .reference_answers import compute_reference_answers
 from .references import OnnxReference, Reference
-from .request import Wishes, request_for
-from .runner import GraphRunner
-from .task import Meaning, find_meaning, may_be_probabilities
-from .verify import Subject, photograph_like, verify
+from .verify import Subject, draw_natural_images, verify
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +56,7 @@ Step = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Export:
+class ExportResult:
     """What an export made.
 
     Attributes:
@@ -106,7 +106,7 @@ def to_onnx(
     check: Sequence[str | os.PathLike[str]] = (),
     opset: int = DEFAULT_OPSET,
     step: Step | None = None,
-) -> Export:
+) -> ExportResult:
     """Export a classifier as an explaining graph, checked against the network itself.
 
     Args:
@@ -160,7 +160,7 @@ def to_onnx(
     begin = time.perf_counter()
     step = step or (lambda _: None)
     target = Path(path)
-    wishes = Wishes(
+    options = ExportOptions(
         outputs=outputs,
         methods=methods,
         map_methods=map_methods,
@@ -172,21 +172,21 @@ def to_onnx(
         picture_size=picture_size,
         top=top,
     )
-    wishes.check()
+    options.check()
     with replacing(target) as temporary:  # first of all: an unwritable place should cost no wait
         step(STEPS[0])
-        origin = load_origin(model, weights, weights_key, labels, num_classes, overrides, opset)
+        origin = load_model(model, weights, weights_key, labels, num_classes, overrides, opset)
         step(STEPS[1])
         plain = origin.plain
-        meaning = find_meaning(plain.graph.outputs, plain.shapes, task, output)
+        meaning = interpret_outputs(plain.graph.outputs, plain.shapes, task, output)
         network = Network(plain, meaning.logits)
         layer = network.find(target_layer)
         earlier = network.earlier(layer, fused_layers)
         _check_quantised(network, [*earlier, layer], straight_through)
-        head = take_apart(network, layer)
-        request, priors_kept, tft = request_for(wishes, head, meaning, origin)
+        head = split_head(network, layer)
+        request, priors_kept, tft = plan_export(options, head, meaning, origin)
         manifest = _manifest(origin, network, meaning, layer, earlier, head, request, tft)
-        original = Original(plain, origin.file)
+        original = OriginalModel(plain, origin.file)
         manifest = msgspec.structs.replace(
             manifest,
             priors=priors_kept,
@@ -199,7 +199,7 @@ def to_onnx(
         if origin.module is not None and isinstance(reference, OnnxReference):
             from .references_torch import check_translation
 
-            image = photograph_like(np.random.default_rng(0), 2, _prepared_alone(manifest))
+            image = draw_natural_images(np.random.default_rng(0), 2, _prepared_alone(manifest))
             check_translation(origin.module, original.outputs(image)[0], image)
         step(STEPS[2])
         made = assemble(
@@ -228,7 +228,7 @@ def to_onnx(
             plain.shapes.dtypes[meaning.logits] in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16),
         )
         verification = verify(subject, [_prepared(image, manifest) for image in check])
-        answers = reference_answers(runner, reference, manifest, bool(earlier))
+        answers = compute_reference_answers(runner, reference, manifest, bool(earlier))
         step(STEPS[4])
         _declare_only(plain.model, made, manifest)
         ir.save(plain.model, str(temporary))
@@ -237,7 +237,7 @@ def to_onnx(
         _check_file(temporary)
         size = temporary.stat().st_size
     notes = (*origin.notes, *([] if meaning.note is None else [meaning.note]), *plain.changes)
-    return Export(
+    return ExportResult(
         target,
         manifest,
         verification,
@@ -270,10 +270,10 @@ def list_layers(
     Raises:
         ExportError: the model cannot be loaded or translated.
     """
-    origin = load_origin(
+    origin = load_model(
         model, weights, None, None, num_classes, overrides, DEFAULT_OPSET, needs_preprocess=False
     )
-    meaning = find_meaning(origin.plain.graph.outputs, origin.plain.shapes, task, output)
+    meaning = interpret_outputs(origin.plain.graph.outputs, origin.plain.shapes, task, output)
     network = Network(origin.plain, meaning.logits)
     try:
         chosen = network.find()
@@ -298,7 +298,9 @@ def _check_quantised(network: Network, layers: Sequence[Layer], allowed: bool) -
             )
 
 
-def _reference(origin: Origin, network: Network, meaning: Meaning, layer: Layer) -> Reference:
+def _reference(
+    origin: LoadedModel, network: Network, meaning: OutputMeaning, layer: Layer
+) -> Reference:
     if origin.module is not None:
         from .references_torch import TorchReference
 
@@ -321,13 +323,15 @@ def _prepared_alone(manifest: Manifest) -> Manifest:
     return msgspec.structs.replace(manifest, embedded_preprocess=False, picture_size=None)
 
 
-def _check_is_no_probability(meaning: Meaning, original: Original, manifest: Manifest) -> None:
+def _check_is_no_probability(
+    meaning: OutputMeaning, original: OriginalModel, manifest: Manifest
+) -> None:
     """Refuse outputs that are probabilities already, though no operator at the end says so.
 
     A softmax written as exp, sum and quotient is one; softmax of it would be wrong without a sign.
     """
     rng = np.random.default_rng(0)
-    feeds = photograph_like(rng, 2, _prepared_alone(manifest))
+    feeds = draw_natural_images(rng, 2, _prepared_alone(manifest))
     outputs = dict(zip(original.names, original.outputs(feeds), strict=True))
     values = np.asarray(outputs[str(meaning.output.name)], np.float64).reshape(2, -1)
     within = bool(values.min() >= 0 and values.max() <= 1)
@@ -390,9 +394,9 @@ def _check_file(path: Path) -> None:
 
 
 def _manifest(
-    origin: Origin,
+    origin: LoadedModel,
     network: Network,
-    meaning: Meaning,
+    meaning: OutputMeaning,
     layer: Layer,
     earlier: Sequence[Layer],
     head: Head,
@@ -443,7 +447,7 @@ def _tools(reads_torch: bool) -> dict[str, str]:
     return {"whycam": package_version(), **found}
 
 
-def _labels(labels: Sequence[str], meaning: Meaning) -> tuple[str, ...]:
+def _labels(labels: Sequence[str], meaning: OutputMeaning) -> tuple[str, ...]:
     """Class names; one name for one logit becomes two."""
     if meaning.task == "binary" and len(labels) == 1:
         return f"not {labels[0]}", labels[0]

@@ -63,7 +63,7 @@ def write_onnx(model: onnx.ModelProto, path: Path) -> None:
     onnx.save(model, str(path))
 
 
-def types_of(model: onnx.ModelProto) -> dict[str, int]:
+def element_types(model: onnx.ModelProto) -> dict[str, int]:
     """The element type of each tensor, as far as it is known."""
     graph = model.graph
     found = {
@@ -73,7 +73,7 @@ def types_of(model: onnx.ModelProto) -> dict[str, int]:
     return found | {each.name: each.data_type for each in graph.initializer}
 
 
-def with_opset(model: onnx.ModelProto, wanted: int) -> onnx.ModelProto:
+def convert_opset(model: onnx.ModelProto, wanted: int) -> onnx.ModelProto:
     """The same graph in another operator set.
 
     Raises:

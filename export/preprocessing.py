@@ -82,7 +82,7 @@ class Overrides:
         return (size, size) if isinstance(size, int) else size
 
 
-def stated_size(overrides: Overrides, known: Known | None) -> tuple[int, int] | None:
+def find_input_size(overrides: Overrides, known: Known | None) -> tuple[int, int] | None:
     """Look up (H, W) of the network input where somebody says it: the user, a file, the model.
 
     Raises:
@@ -136,7 +136,7 @@ def choose(
     return _changed(base, overrides, channels)
 
 
-def example_command(
+def format_example_command(
     model: str, target: str, overrides: Overrides, channels: int | None = None
 ) -> str:
     """Write a command that says how images are prepared, with what the user said besides.
@@ -164,7 +164,7 @@ def override(spec: Preprocess, overrides: Overrides) -> Preprocess:
     Raises:
         ExportError: what is said makes no sense.
     """
-    size = stated_size(overrides, None) or spec.size
+    size = find_input_size(overrides, None) or spec.size
     with _named_errors():
         base = _base(overrides, size, spec.channels) or _resized(spec, size)
     return _changed(base, overrides, spec.channels)

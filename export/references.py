@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from ..runtime.errors import ExportError, reason_of
 from .layers import Layer, Network
+from .output_meaning import OutputMeaning
 from .subgraph import session_of, submodel
-from .task import Meaning
 
 Floats = NDArray[np.float64]
 
@@ -65,7 +65,7 @@ class OnnxReference:
     def __init__(
         self,
         network: Network,
-        meaning: Meaning,
+        meaning: OutputMeaning,
         layer: Layer,
         description: str = "the original file",
     ) -> None:
@@ -104,7 +104,7 @@ class OnnxReference:
         return None
 
 
-def directional(
+def directional_differences(
     reference: Reference, activations: Floats, seed: Floats, directions: Sequence[Floats]
 ) -> Floats:
     """Central differences of sum(seed * scores) along directions in A, for each row.

@@ -17,11 +17,18 @@ from ..runtime.errors import ExportError, MissingExtraError, reason_of
 from ..runtime.input_format import Preprocess
 from .checkpoint import load_weights
 from .classifier import replace_classifier
-from .factory import call_factory, seeded
+from .factory import call_factory, call_seeded
 from .labels import read_labels
 from .metadata import Known, from_timm, interpolation
-from .preprocessing import PRESETS, Overrides, choose, example_command, override, stated_size
-from .saved import WEIGHTS, is_saved, read_saved
+from .preprocessing import (
+    PRESETS,
+    Overrides,
+    choose,
+    find_input_size,
+    format_example_command,
+    override,
+)
+from .saved_model import WEIGHTS, is_saved_model, read_saved_model
 
 Factory = Callable[..., Any]
 
@@ -86,7 +93,7 @@ def resolve(
         MissingExtraError: torchvision or timm is needed and not installed.
     """
     overrides = overrides or Overrides()
-    if isinstance(model, str) and is_saved(model):
+    if isinstance(model, str) and is_saved_model(model):
         source = _saved(model, weights)
     elif isinstance(model, torch.nn.Module):
         name = type(_bare(model)).__name__
@@ -99,7 +106,7 @@ def resolve(
     elif ":" in model:
         place = model.replace("\\", "/").split("/")[-1].partition(":")[0]
         target = f"{place.removesuffix('.py') or 'model'}.onnx"
-        example = example or example_command(model, target, overrides)
+        example = example or format_example_command(model, target, overrides)
         source = _from_module(call_factory(model), model, overrides, example, needs_preprocess)
         source = replace(source, name=model.replace("\\", "/").split("/")[-1])
         if num_classes is not None:
@@ -128,7 +135,7 @@ def resolve(
 
 def _saved(folder: str, weights: str) -> Source:
     """A model that ``whycam train`` wrote: the architecture, then the weights beside it."""
-    saved = read_saved(folder)
+    saved = read_saved_model(folder)
     source = resolve(saved.model, "none", needs_preprocess=False)
     if saved.num_classes is not None:
         spec = saved.preprocess
@@ -157,7 +164,7 @@ def _torchvision(spec: str, weights: str, num_classes: int | None) -> Source:
         model = _download(lambda: models.get_model(name, weights=default), spec)
     else:
         options = {} if num_classes is None else {"num_classes": num_classes}
-        model = seeded(lambda: models.get_model(name, weights=None, **options))
+        model = call_seeded(lambda: models.get_model(name, weights=None, **options))
     return Source(
         model=model,
         name=spec,
@@ -188,7 +195,7 @@ def _timm(spec: str, weights: str, num_classes: int | None) -> Source:
         model = _download(lambda: timm.create_model(name, pretrained=True), spec)
     else:
         options = {} if num_classes is None else {"num_classes": num_classes}
-        model = seeded(lambda: timm.create_model(name, pretrained=False, **options))
+        model = call_seeded(lambda: timm.create_model(name, pretrained=False, **options))
     labels: tuple[str, ...] = ()
     if weights == "default" and model.num_classes == 1000:
         labels = read_labels("imagenet")
@@ -234,7 +241,7 @@ def _from_module(
     _unwrap_parts(model)
     notes = _precision(model)
     known = _known(model, name)
-    size = stated_size(overrides, known)
+    size = find_input_size(overrides, known)
     if size is None and overrides.preprocess in PRESETS:
         notes = (
             *notes,

@@ -20,7 +20,7 @@ from ..runtime.engines.opening import open_engine
 from ..runtime.errors import VerificationError
 from ..runtime.manifest import Manifest
 from ..runtime.similarity import norm_difference
-from .onnx_graph import read_onnx, types_of, write_onnx
+from .onnx_graph import element_types, read_onnx, write_onnx
 
 if TYPE_CHECKING:
     import onnx
@@ -37,7 +37,7 @@ def replace_matrix_products(model: onnx.ModelProto) -> int:
     import onnx
 
     graph = model.graph
-    types = types_of(model)
+    types = element_types(model)
     quantised = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear"}
     rewriting = _Rewriting(model)
     count = 0
@@ -53,7 +53,7 @@ def replace_matrix_products(model: onnx.ModelProto) -> int:
     return count
 
 
-def check_same(
+def check_equivalence(
     reference: str | os.PathLike[str], path: str | os.PathLike[str], manifest: Manifest
 ) -> Comparison:
     """Compare a rewritten file with the one it was made of, in ONNX Runtime.
@@ -301,5 +301,5 @@ def write_for_turing(model: str | os.PathLike[str], path: Path, manifest: Manife
     rewritten = read_onnx(model)
     count = replace_matrix_products(rewritten)
     write_onnx(rewritten, path)
-    check_same(model, path, manifest)
+    check_equivalence(model, path, manifest)
     return count

@@ -25,10 +25,10 @@ from ..runtime.manifest import Manifest
 from ..runtime.preprocess import crop_resized, normalise
 from ..runtime.similarity import relative_difference
 from ..runtime.sweep import Request, choice_of
-from .original import Original
-from .references import Floats, Reference, directional
-from .scores import probabilities, relative_loss, seed_of
-from .verify_sweep import masked_difference
+from .original_model import OriginalModel
+from .reference_scores import compute_probabilities, compute_relative_drop, differentiate_score
+from .references import Floats, Reference, directional_differences
+from .verify_sweep import compare_masked_probabilities
 
 # Where more tensors are read, fewer operators are fused: at most all that the original fuses.
 _FUSING = 4
@@ -78,7 +78,7 @@ class Subject:
     outputs: Mapping[str, tuple[int | None, ...]]
     reference: Reference
     size: tuple[int, int]
-    original: Original | None = None
+    original: OriginalModel | None = None
     earlier: tuple[Reference, ...] = ()
     is_half: bool = False
 
@@ -185,7 +185,7 @@ def _drawn(
 ) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
     """A test image, and what the graph says of it."""
     manifest = subject.manifest
-    image = photograph_like(rng, batch, manifest)
+    image = draw_natural_images(rng, batch, manifest)
     target = rng.integers(0, manifest.num_classes, (batch, classes))
     target[:, 0] = -1
     found = subject.engine.run({"image": image, "target": target}, list(subject.outputs))
@@ -198,7 +198,7 @@ def _drawn(
     return image, found
 
 
-def random_fields(
+def draw_random_fields(
     rng: np.random.Generator, batch: int, size: tuple[int, int], channels: int = 3
 ) -> NDArray[np.float32]:
     """Coarse ones with fine noise on top, as normalised images: float32 [batch, C, H, W]."""
@@ -207,14 +207,14 @@ def random_fields(
     return (1.2 * coarse + 0.3 * noise).astype(np.float32)
 
 
-def photograph_like(rng: np.random.Generator, batch: int, manifest: Manifest) -> NDArray[Any]:
+def draw_natural_images(rng: np.random.Generator, batch: int, manifest: Manifest) -> NDArray[Any]:
     """Random fields as the graph takes its images: with the mean and spread of natural ones."""
     spec = manifest.preprocess
     if manifest.embedded_preprocess:
         size = selftest.feed(manifest, 0).shape[1:3]
-        pixels = np.clip(128 + 50 * random_fields(rng, batch, size), 0, 255)
+        pixels = np.clip(128 + 50 * draw_random_fields(rng, batch, size), 0, 255)
         return np.moveaxis(pixels, 1, -1).astype(np.uint8)
-    fields = random_fields(rng, batch, spec.size, spec.channels)
+    fields = draw_random_fields(rng, batch, spec.size, spec.channels)
     # As a photograph's pixels would come out of this preprocessing.
     mean, std = (np.asarray(each, np.float32)[:, None, None] for each in (spec.mean, spec.std))
     image = (np.clip(0.45 + 0.22 * fields, 0, 1) - mean) / std
@@ -233,7 +233,7 @@ def _own_rounding(subject: Subject, view: NDArray[Any]) -> float:
     exact, own = (each(view) for each in (subject.reference.forward, subject.reference.forward32))
     parts = [relative_difference(own[1], exact[1]) / EXPORT["probabilities"]]
     if task != "none":
-        wide, narrow = (probabilities(each[1], task) for each in (exact, own))
+        wide, narrow = (compute_probabilities(each[1], task) for each in (exact, own))
         parts = [float(np.abs(wide - narrow).max()) / EXPORT["probabilities"]]
     if exact[0] is not None and own[0] is not None:
         parts.append(relative_difference(own[0], exact[0]) / EXPORT["activations"])
@@ -259,7 +259,7 @@ def _at_a_kink(
     task, score = subject.manifest.task, subject.manifest.gradient_score
 
     def gradient(a: Floats) -> Floats | None:
-        seed = seed_of(subject.reference.head(a), targets, score, task)
+        seed = differentiate_score(subject.reference.head(a), targets, score, task)
         return subject.reference.gradient(a, seed)
 
     exact = gradient(activations)
@@ -279,7 +279,7 @@ def _differences(
     manifest, reference = subject.manifest, subject.reference
     task, classes = manifest.task, found["targets"].shape[1]
     activations, raw = reference.forward(view)
-    exact = probabilities(raw, task)
+    exact = compute_probabilities(raw, task)
     scale = max(1.0, float(np.abs(exact).max())) if task == "none" else 1.0
     errors = {"probabilities": float(np.abs(found["probabilities"] - exact).max()) / scale}
     if activations is not None:
@@ -290,7 +290,7 @@ def _differences(
     own, targets = _rows(found)
     needs_scores = "ablation_weights" in found or manifest.gradient_score == "prob"
     scores = reference.head(own) if needs_scores else np.repeat(raw, classes, axis=0)
-    seed = seed_of(scores, targets, manifest.gradient_score, task)
+    seed = differentiate_score(scores, targets, manifest.gradient_score, task)
     gradients = np.asarray(found["gradients"], np.float64).reshape(own.shape)
     true = reference.gradient(own, seed)
     if true is not None:
@@ -327,7 +327,7 @@ def _directional_error(
     """
     moving = (activations != 0).astype(np.float64)
     directions = [moving * rng.standard_normal(activations.shape) for _ in range(_DIRECTIONS)]
-    expected = directional(reference, activations, seed, directions)
+    expected = directional_differences(reference, activations, seed, directions)
     own = np.stack([(gradients * each).sum((1, 2, 3)) for each in directions], axis=-1)
     norm = np.sqrt(((gradients * moving) ** 2).sum((1, 2, 3)))[:, None]
     scale = np.maximum(norm, np.abs(expected).max(-1, keepdims=True) / 4)
@@ -352,10 +352,12 @@ def _ablation_error(
         without = activations.copy()
         without[:, channel] = 0
         other = subject.reference.head(without)
-        columns.append(relative_loss(scores, other, targets, score, task))
+        columns.append(compute_relative_drop(scores, other, targets, score, task))
     expected = np.stack(columns, axis=1)
     # A class that the network all but excludes says nothing: its ratios of rounded zeros.
-    rows = probabilities(scores, task)[np.arange(len(targets)), targets] > _LEAST_PROBABILITY
+    rows = (
+        compute_probabilities(scores, task)[np.arange(len(targets)), targets] > _LEAST_PROBABILITY
+    )
     weights, expected = weights[rows], expected[rows]
     if not rows.any():
         return 0.0
@@ -422,7 +424,9 @@ def _earlier_difference(
         own = np.repeat(
             np.asarray(found[f"activations_{index}"], np.float64), targets.shape[1], axis=0
         )
-        seed = seed_of(reference.head(own), targets.ravel(), manifest.gradient_score, manifest.task)
+        seed = differentiate_score(
+            reference.head(own), targets.ravel(), manifest.gradient_score, manifest.task
+        )
         gradients = np.asarray(found[f"gradients_{index}"], np.float64).reshape(own.shape)
         true = reference.gradient(own, seed)
         if true is not None:
@@ -447,7 +451,7 @@ def _sweep_difference(
 
     def classify(images: NDArray[np.float32]) -> NDArray[np.float32]:
         _, raw = subject.reference.forward32(images)
-        return probabilities(raw, manifest.task).astype(np.float32)
+        return compute_probabilities(raw, manifest.task).astype(np.float32)
 
     worst = 0.0
     for i, j in np.ndindex(*classes.shape):
@@ -460,7 +464,7 @@ def _sweep_difference(
             manifest.layout,
         )
         rpi, masked = found["rpi"][i, j], found["masked_probabilities"][i, j]
-        worst = max(worst, masked_difference(classify, request, rpi, masked, manifest))
+        worst = max(worst, compare_masked_probabilities(classify, request, rpi, masked, manifest))
         own = choice_of(request.map, rpi, masked, manifest.tft)
         same = np.float32(own.threshold) == found["thresholds"][i, j]
         if not same or not np.array_equal(own.map, found["maps"][i, j]):

@@ -16,7 +16,7 @@ _SWEEP_BATCH = 16
 _NEAR_TIE = 1e-3  # of expected improvements, in logits: float32 leaves as much of a logit
 
 
-def masked_difference(
+def compare_masked_probabilities(
     classify: Classify,
     request: Request,
     rpi: NDArray[np.float32],

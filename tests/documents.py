@@ -212,7 +212,7 @@ def materials(folder: Path) -> Path:
     from skimage import data
     from torchvision.models import ResNet50_Weights
 
-    from whycam.export.saved import SavedModel, save_model
+    from whycam.export.saved_model import SavedModel, save_model
     from whycam.export.source import resolve
 
     folder.mkdir(parents=True)

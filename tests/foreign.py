@@ -13,7 +13,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 import whycam
-from whycam.export import Export, Overrides, to_onnx
+from whycam.export import ExportResult, Overrides, to_onnx
 
 SIDE, CHANNELS, PLACES, CLASSES = 16, 8, 4, 5
 AS_IS = Overrides(preprocess="zero-one")
@@ -170,7 +170,7 @@ def signature(file: Path, inputs: bool, count: int) -> list[tuple[str, str, tupl
     ]
 
 
-def explain(file: Path, **options: Any) -> Export:
+def explain(file: Path, **options: Any) -> ExportResult:
     options.setdefault("overrides", AS_IS)
     options.setdefault("outputs", ["raw"])
     return to_onnx(file, file.with_suffix(".explained.onnx"), **options)
@@ -207,7 +207,7 @@ PROBABILITIES = {
 
 def check_answers(
     file: Path,
-    made: Export,
+    made: ExportResult,
     head: Head,
     tolerance: float = 1e-5,
     batch: int = 2,

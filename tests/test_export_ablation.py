@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from whycam.export import ablation
-from whycam.export.ablation import Head, logit_drops, take_apart
+from whycam.export.ablation import Head, logit_drops, split_head
 from whycam.export.from_torch import to_ir
 from whycam.export.layers import Network
-from whycam.export.reading import to_plain
+from whycam.export.output_meaning import interpret_outputs
+from whycam.export.plain_model import to_plain
 from whycam.export.recorder import Recorder, Tensor
 from whycam.export.subgraph import run
-from whycam.export.task import find_meaning
 from whycam.runtime.errors import ExportError
 
 K, H, W = 8, 7, 9
@@ -166,10 +166,10 @@ class Case:
         self.head = nn.Sequential(*layers)
         model = nn.Sequential(nn.Conv2d(3, K, 3, stride=2), nn.ReLU(), self.head).eval()
         plain = to_plain(to_ir(model, SIZE, 18))
-        logits = find_meaning(plain.graph.outputs, plain.shapes).logits
+        logits = interpret_outputs(plain.graph.outputs, plain.shapes).logits
         self.network = Network(plain, logits)
         self.layer = self.network.find("1")
-        self.parts: Head = take_apart(self.network, self.layer)
+        self.parts: Head = split_head(self.network, self.layer)
 
     def record(self) -> ir.Value:
         """Record z - z_k into the graph."""
@@ -281,10 +281,10 @@ class ChannelsLast(nn.Module):
 
 def test_channels_last_activations_are_refused() -> None:
     plain = to_plain(to_ir(ChannelsLast().eval(), SIZE, 18))
-    network = Network(plain, find_meaning(plain.graph.outputs, plain.shapes).logits)
+    network = Network(plain, interpret_outputs(plain.graph.outputs, plain.shapes).logits)
     layer = network.find("relu_1")
     assert layer.order == (0, 3, 1, 2)
     recorder = Recorder(plain.graph)
     value = Tensor(recorder, layer.value, plain.shapes.dims[layer.value], ir.DataType.FLOAT)
     with pytest.raises(ExportError, match="Leave out the method ablation"):
-        logit_drops(network, take_apart(network, layer), recorder, value)
+        logit_drops(network, split_head(network, layer), recorder, value)

@@ -17,9 +17,9 @@ import whycam
 from whycam.export import Layer, Overrides, list_layers, to_onnx
 from whycam.export.from_torch import to_ir
 from whycam.export.layers import Network
-from whycam.export.reading import to_plain
+from whycam.export.output_meaning import interpret_outputs
+from whycam.export.plain_model import to_plain
 from whycam.export.subgraph import run
-from whycam.export.task import find_meaning
 from whycam.runtime.engines import selftest
 from whycam.runtime.errors import ExportError, TargetLayerError, WhyCamError
 
@@ -27,7 +27,7 @@ slow = pytest.mark.slow
 SMALL = Overrides(image_size=32, preprocess="imagenet")
 
 
-def seeded(create: Callable[..., nn.Module], *arguments, **options) -> nn.Module:
+def call_seeded(create: Callable[..., nn.Module], *arguments, **options) -> nn.Module:
     torch.manual_seed(0)
     return create(*arguments, **options).eval()
 
@@ -35,7 +35,7 @@ def seeded(create: Callable[..., nn.Module], *arguments, **options) -> nn.Module
 def torchvision_model(name: str) -> nn.Module:
     # These two spend a minute on drawing truncated normals.
     slow_start = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    return seeded(torchvision.models.get_model, name, weights=None, **slow_start)
+    return call_seeded(torchvision.models.get_model, name, weights=None, **slow_start)
 
 
 def output_of(model: nn.Module, path: str, image: torch.Tensor) -> torch.Tensor:
@@ -52,7 +52,7 @@ def output_of(model: nn.Module, path: str, image: torch.Tensor) -> torch.Tensor:
 
 def network_of(model: nn.Module, size: int) -> Network:
     plain = to_plain(to_ir(model, (size, size), 18))
-    return Network(plain, find_meaning(plain.graph.outputs, plain.shapes).logits)
+    return Network(plain, interpret_outputs(plain.graph.outputs, plain.shapes).logits)
 
 
 def activations_of(network: Network, layer: Layer, image: torch.Tensor) -> torch.Tensor:
@@ -147,7 +147,7 @@ def test_target_layer_of_less_common_networks(
     order: tuple[int, int, int, int],
 ) -> None:
     timm = pytest.importorskip("timm")
-    model = seeded(timm.create_model, name, pretrained=False)
+    model = call_seeded(timm.create_model, name, pretrained=False)
     network = network_of(model, size)
     layer = network.find()
     assert (layer.shape, layer.order) == (shape, order)
@@ -160,7 +160,7 @@ def test_target_layer_of_less_common_networks(
 
 
 def test_convolution_that_is_the_classifier_is_no_target() -> None:
-    model = seeded(
+    model = call_seeded(
         lambda: nn.Sequential(
             nn.Conv2d(3, 8, 3),
             nn.ReLU(),
@@ -263,7 +263,7 @@ HEADS: dict[str, tuple[Callable[[], nn.Module], str]] = {
 @pytest.mark.parametrize("name", HEADS)
 def test_target_layer_comes_before_the_head_whatever_that_is(name: str) -> None:
     create, expected = HEADS[name]
-    model = seeded(create)
+    model = call_seeded(create)
     network = network_of(model, 32)
     layer = network.find()
     image = torch.randn(2, 3, 32, 32)
@@ -287,7 +287,7 @@ class Scale(nn.Module):
 
 @pytest.mark.parametrize("before", [[], [Scale]], ids=["conv", "scaled"])
 def test_lower_bound_of_a_generalised_mean_does_not_swallow_the_relu_before_it(before) -> None:
-    model = seeded(
+    model = call_seeded(
         lambda: backbone(
             *(each() for each in before), nn.ReLU(), GeneralisedMean(), nn.Linear(8, 5)
         )
@@ -323,7 +323,7 @@ class Disguised(nn.Module):
 
 
 def test_module_names_play_no_part() -> None:
-    model = seeded(Disguised)
+    model = call_seeded(Disguised)
     network = network_of(model, 64)
     layer = network.find()
     assert layer.shape == (512, 2, 2)
@@ -462,7 +462,7 @@ class Decides(Returns):
 
 
 def small_vit() -> nn.Module:
-    return seeded(
+    return call_seeded(
         torchvision.models.VisionTransformer,
         image_size=32,
         patch_size=8,
@@ -491,7 +491,7 @@ class Mixer(nn.Module):
 
 
 def mixer() -> nn.Module:
-    return seeded(Mixer)
+    return call_seeded(Mixer)
 
 
 def mlp() -> nn.Module:
@@ -618,7 +618,7 @@ def test_early_layer_of_a_transformer_can_be_explained_when_named(
 
 def test_branches_that_meet_after_pooling_are_never_cut_in_one_branch() -> None:
     """Whatever is chosen, head(trunk(x)) must be the whole network."""
-    model = seeded(Branches)
+    model = call_seeded(Branches)
     network = network_of(model, 32)
     layer = network.find()
     image = torch.randn(3, 3, 32, 32)

@@ -21,7 +21,7 @@ from torch import nn
 
 import whycam
 from whycam.export import Overrides, assemble, to_onnx, verify
-from whycam.export.reading import small_letters
+from whycam.export.plain_model import rename_einsum_indices
 from whycam.export.source import resolve
 from whycam.runtime.errors import (
     ExportError,
@@ -145,7 +145,7 @@ def test_weights_are_stored_once(tmp_path: Path, name: str, methods: list[str]) 
     ],
 )
 def test_indices_of_products_become_small_letters(equation: str, small: str) -> None:
-    assert small_letters(equation) == small
+    assert rename_einsum_indices(equation) == small
 
 
 def test_file_holds_no_paths_of_this_machine(curved_file: Path) -> None:
@@ -307,8 +307,8 @@ def test_image_on_which_a_network_magnifies_rounding_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Any] = []
-    draw = verify.photograph_like
-    monkeypatch.setattr(verify, "photograph_like", lambda *a: drawn.append(a) or draw(*a))
+    draw = verify.draw_natural_images
+    monkeypatch.setattr(verify, "draw_natural_images", lambda *a: drawn.append(a) or draw(*a))
     # Some of the drawn images' first channels are brighter than that, some darker.
     found = to_onnx(Magnifying(-0.1).eval(), tmp_path / "model.onnx", overrides=SMALL)
     assert len(drawn) > found.verification.inputs

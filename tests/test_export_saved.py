@@ -12,7 +12,7 @@ import torchvision
 from torch import nn
 
 from whycam.export.classifier import replace_classifier
-from whycam.export.saved import SavedModel, read_saved, save_model
+from whycam.export.saved_model import SavedModel, read_saved_model, save_model
 from whycam.export.source import Overrides, resolve
 from whycam.runtime.errors import ExportError
 from whycam.runtime.manifest import Preprocess
@@ -117,4 +117,4 @@ def test_damaged_folder_is_named(tmp_path, name):
 
 def test_description_comes_back(tmp_path):
     saved(tmp_path)
-    assert read_saved(tmp_path).num_classes == 4
+    assert read_saved_model(tmp_path).num_classes == 4

@@ -11,7 +11,7 @@ from test_heads import CHANNELS, SIDE, Flat, Network, average_and_maximum, expla
 from torch import nn
 
 import whycam
-from whycam.export import Export
+from whycam.export import ExportResult
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def expected(
     return image, answers(made, image)
 
 
-def answers(made: Export, image: torch.Tensor) -> dict[str, np.ndarray]:
+def answers(made: ExportResult, image: torch.Tensor) -> dict[str, np.ndarray]:
     engine = whycam.load(made.path, threads=1).engine
     names = ["probabilities", "activations", "gradients", "maps", "maps_layercam"]
     target = np.array([[-1, 0], [-1, 3]])

@@ -11,7 +11,7 @@ import pytest
 from foreign import CHANNELS, CLASSES, PLACES, SIDE, File, check_answers, classifier, explain, saved
 from onnx import TensorProto, helper
 
-from whycam.export import Overrides, reading, to_onnx
+from whycam.export import Overrides, plain_model, to_onnx
 from whycam.runtime.errors import ExportError, ModelFileError, VerificationError, WhyCamError
 
 Y = {"y": ["N", CLASSES]}
@@ -110,7 +110,7 @@ def test_a_wrong_conversion_is_noticed(tmp_path, monkeypatch):
     file = File()
     file.add("Softmax", file.linear(file.pooled(file.features())), to="y", axis=1)
     path = saved(file.model(Y), tmp_path)
-    convert = reading._upgraded
+    convert = plain_model._upgraded
 
     def wrong(proto):
         converted = convert(proto)
@@ -121,7 +121,7 @@ def test_a_wrong_conversion_is_noticed(tmp_path, monkeypatch):
         return other
 
     explain(path)
-    monkeypatch.setattr(reading, "_upgraded", wrong)
+    monkeypatch.setattr(plain_model, "_upgraded", wrong)
     with pytest.raises(VerificationError, match="the file's own outputs changed"):
         explain(path)
 

@@ -13,7 +13,7 @@ from foreign import run_file, signature
 from onnx.reference import ReferenceEvaluator
 
 import whycam
-from whycam.export import Export, Overrides, to_onnx
+from whycam.export import ExportResult, Overrides, to_onnx
 
 pytestmark = pytest.mark.shared
 
@@ -33,7 +33,7 @@ FILES = {
 
 
 @pytest.fixture(scope="module", params=FILES)
-def explained(request, shared_data, tmp_path_factory) -> tuple[Path, Export, float]:
+def explained(request, shared_data, tmp_path_factory) -> tuple[Path, ExportResult, float]:
     file = shared_data / "foreign" / f"{request.param}.onnx"
     target = tmp_path_factory.mktemp("foreign") / file.name
     begin = time.perf_counter()

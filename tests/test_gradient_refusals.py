@@ -10,7 +10,7 @@ from documents import ROOT
 from gradient_cases import CASES
 from gradients import Case, differences, node, numbers, record, weights
 
-from whycam.export.gradient import shaping, table
+from whycam.export.gradient import operator_table, shaping
 from whycam.export.gradient.rules import RULES
 from whycam.export.gradient.step import Step
 from whycam.export.recorder import BATCH, CLASSES
@@ -99,13 +99,15 @@ def test_operators_without_a_rule_are_refused_by_name():
 
 def test_every_documented_refusal_is_tried():
     # The last two are what the user allows or not, before any rule is asked.
-    assert set(table.REFUSED) == {*REFUSALS, "QuantizeLinear", "DequantizeLinear"}
+    assert set(operator_table.REFUSED) == {*REFUSALS, "QuantizeLinear", "DequantizeLinear"}
 
 
 def test_the_page_of_operators_is_what_the_table_says():
     page = (ROOT / "docs" / "operators.md").read_text("utf-8")
-    assert page == table.page(), "run: python -m whycam.export.gradient.table > docs/operators.md"
-    assert {name for rules in table.KINDS.values() for name in rules} == set(RULES)
+    assert page == operator_table.page(), (
+        "run: python -m whycam.export.gradient.operator_table > docs/operators.md"
+    )
+    assert {name for rules in operator_table.KINDS.values() for name in rules} == set(RULES)
 
 
 def without_sum(step):

@@ -16,7 +16,7 @@ import whycam
 from whycam.calibrate.dataset import in_fixed_order, open_dataset
 from whycam.calibrate.fidelity import compare
 from whycam.export import half, to_half
-from whycam.export.half import halve
+from whycam.export.half import convert_backbone
 from whycam.export.onnx_graph import read_onnx
 from whycam.export.precision_emulation import PrecisionEmulator
 from whycam.runtime.backbone import backbone_runs
@@ -100,7 +100,7 @@ def test_normalisation_is_folded_in_float64_before_it_is_rounded(files, tmp_path
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_check_rounds_every_result(files, precision):
     model = read_onnx(files("raw"))
-    halve(model, precision)
+    convert_backbone(model, precision)
     manifest = read_manifest(files("raw"))
     engine = PrecisionEmulator(model, manifest)
     feeds = {"image": selftest.feed(manifest, 0), "target": np.full((1, 1), -1, np.int64)}
@@ -168,12 +168,12 @@ def test_wrong_conversion_is_never_written(files, tmp_path, monkeypatch):
     for name in ("raw", "tft"):
 
         def wrong(model: onnx.ModelProto, *arguments: str) -> int:
-            count = halve(model, *arguments)
+            count = convert_backbone(model, *arguments)
             layer = [node for node in model.graph.node if node.op_type == "Conv"][-1]
             del layer.input[2]
             return count
 
-        monkeypatch.setattr(half, "halve", wrong)
+        monkeypatch.setattr(half, "convert_backbone", wrong)
         with pytest.raises(VerificationError):
             to_half(files(name), tmp_path / "half.onnx")
         assert not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import whycam
-from whycam.export import Export, Overrides, to_onnx
+from whycam.export import ExportResult, Overrides, to_onnx
 
 SIDE, CHANNELS, CLASSES = 24, 8, 5
 SMALL = Overrides(image_size=SIDE, preprocess="zero-one")
@@ -189,7 +189,7 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def explain(model: nn.Module, folder: Path, **options: object) -> Export:
+def explain(model: nn.Module, folder: Path, **options: object) -> ExportResult:
     options.setdefault("outputs", ["raw"])
     return to_onnx(model, folder / "model.onnx", overrides=SMALL, **options)
 
@@ -211,7 +211,7 @@ def autograd(
 def check(
     model: nn.Module,
     layer: nn.Module,
-    made: Export,
+    made: ExportResult,
     scores: Callable = lambda logits: logits,
     tolerance: float = 1e-5,
 ) -> None:

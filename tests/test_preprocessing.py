@@ -18,8 +18,8 @@ from PIL import Image
 from torch import nn
 
 from whycam.export import Overrides, to_onnx
+from whycam.export.loading import LoadedModel, load_model
 from whycam.export.metadata import from_huggingface, from_timm, read_metadata
-from whycam.export.origin import Origin, load_origin
 from whycam.export.preprocessing import PRESETS, choose
 from whycam.export.source import resolve
 from whycam.runtime.errors import ExportError, PreprocessError
@@ -305,8 +305,8 @@ def network_file(folder: Path, side: int | str = 32, channels: int = 3, **metada
     return folder / "my net.onnx"
 
 
-def loaded(path: Path, labels: list[str] | None = None, **said: Any) -> Origin:
-    return load_origin(str(path), "default", None, labels, None, Overrides(**said), 18)
+def loaded(path: Path, labels: list[str] | None = None, **said: Any) -> LoadedModel:
+    return load_model(str(path), "default", None, labels, None, Overrides(**said), 18)
 
 
 def test_file_that_says_nothing_is_refused_with_one_complete_command(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ class Head(torch.nn.Module):
         self.rest = rest
 
 
-def take_apart(head: fx.GraphModule) -> Head:
+def split_head(head: fx.GraphModule) -> Head:
     """Find the channel-wise beginning of a head and the linear layer behind it.
 
     Args:

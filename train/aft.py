@@ -19,7 +19,7 @@ from ..calibrate.report import write_report
 from ..calibrate.summary import Evaluation, Result
 from ..export.onnx import to_onnx
 from ..export.preprocessing import Overrides
-from ..export.saved import save_model
+from ..export.saved_model import save_model
 from ..export.source import Source, resolve
 from ..runtime.errors import DataError, MissingExtraError, RequestError, TrainingError
 from ..runtime.explainer import Explainer, load

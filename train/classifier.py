@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from ..export.classifier import replace_classifier
 from ..export.preprocessing import Overrides
-from ..export.saved import save_model
+from ..export.saved_model import save_model
 from ..export.source import resolve
 from ..runtime.errors import DataError
 from .cache import Cache

@@ -7,7 +7,7 @@ from torch import fx
 
 from ..runtime.cam import Method, Score, ablation_weights, finish, raw_map
 from ..runtime.errors import ExportError
-from .ablation import logit_drops, take_apart
+from .ablation import logit_drops, split_head
 from .graph import (
     CONVOLUTIONS,
     capture,
@@ -57,7 +57,7 @@ class Tunable(torch.nn.Module):
         self.stage = subgraph(captured, start, end)
         self.head = subgraph(captured, end, logits, batch_of=image)
         # The same weights once more: the head in parts.
-        self._parts = take_apart(self.head)
+        self._parts = split_head(self.head)
         self.requires_grad_(False)
         for part in (self.stage, self.head):
             for weight in part.parameters():

@@ -14,7 +14,7 @@ import msgspec
 import torch
 
 from ..calibrate.dataset import Dataset
-from ..export.saved import SavedModel, is_saved, read_saved
+from ..export.saved_model import SavedModel, is_saved_model, read_saved_model
 from ..export.source import Source
 from ..runtime.errors import (
     MissingExtraError,
@@ -182,8 +182,8 @@ def describe(
     """The description of a model trained from ``model``."""
     history: tuple[dict[str, object], ...] = ()
     architecture = _absolute(model)
-    if is_saved(model):
-        before = read_saved(model)
+    if is_saved_model(model):
+        before = read_saved_model(model)
         history, architecture = before.history, before.model
         num_classes = num_classes or before.num_classes
     return SavedModel(

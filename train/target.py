@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from ..export.ablation import take_apart
+from ..export.ablation import split_head
 from ..export.from_torch import to_ir
 from ..export.layers import Network
-from ..export.reading import LEAST_OPSET, to_plain
-from ..export.task import find_meaning
+from ..export.output_meaning import interpret_outputs
+from ..export.plain_model import LEAST_OPSET, to_plain
 from ..runtime.errors import ExportError
 
 
@@ -48,7 +48,7 @@ def find_target(
         TargetLayerError: there is no usable target layer.
     """
     plain = to_plain(to_ir(model, size, LEAST_OPSET, channels))
-    meaning = find_meaning(plain.graph.outputs, plain.shapes)
+    meaning = interpret_outputs(plain.graph.outputs, plain.shapes)
     if meaning.activation is not None or meaning.task != "softmax":
         ending = (
             f"ends in {meaning.activation}"
@@ -61,5 +61,5 @@ def find_target(
         )
     network = Network(plain, meaning.logits)
     layer = network.find(name)
-    head = take_apart(network, layer)
+    head = split_head(network, layer)
     return Target(layer.name, layer.shape, layer.order, head.is_pooled_linear)

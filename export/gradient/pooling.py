@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..recorder import Tensor, concat, pad, unsqueeze
 from .reductions import first_largest, through_norm
 from .step import Step
-from .windows import Windows, windows_of
+from .windows import Windows, find_windows
 
 _LOWEST = float(np.finfo(np.float32).min)
 
@@ -22,7 +22,7 @@ def _max_pool(step: Step) -> list[Tensor | None]:
     No indices are needed, which engines reject: the elements of each window lie along axes of their
     own, and are compared with its maximum.
     """
-    windows = windows_of(step)
+    windows = find_windows(step)
     # Places that windows reach beyond either edge; a negative count: places that none reaches.
     before, behind = [0, 0, *windows.before], [0, 0, *windows.behind]
     covered = pad(step.x(), before, behind, _LOWEST)
@@ -88,7 +88,7 @@ def _put_back(step: Step, chosen: Tensor, windows: Windows) -> Tensor:
 
 def _average_pool(step: Step) -> list[Tensor | None]:
     """Matrix products: averaging is linear and separable; along two axes at most."""
-    windows = windows_of(step)
+    windows = find_windows(step)
     whole = bool(step.attribute("count_include_pad", 0))
     return [along_axes(step, step.g, _window_matrices(windows, "whole" if whole else "inside"))]
 
@@ -150,7 +150,7 @@ def _global_max(step: Step) -> list[Tensor | None]:
 
 def _lp_pool(step: Step) -> list[Tensor | None]:
     """(sum |x|^p)^(1/p) over windows, along two axes at most."""
-    matrices = _window_matrices(windows_of(step), None)
+    matrices = _window_matrices(find_windows(step), None)
     power = int(step.attribute("p", 2))
     return [through_norm(step, step.g, step.y(), power, lambda g: along_axes(step, g, matrices))]
 

@@ -7,7 +7,7 @@ from string import ascii_letters
 
 from ..recorder import Dim, Tensor, unsqueeze
 from .step import Step
-from .windows import padding_of
+from .windows import resolve_padding
 
 
 def _matmul(step: Step) -> list[Tensor | None]:
@@ -61,7 +61,7 @@ def _conv(step: Step) -> list[Tensor | None]:
     rank = len(kernel)
     strides = list(step.attribute("strides", [1] * rank))
     dilations = list(step.attribute("dilations", [1] * rank))
-    pads = padding_of(step, kernel, strides, dilations)
+    pads = resolve_padding(step, kernel, strides, dilations)
     # What a stride leaves over at the far edge.
     extra = [
         whole - ((part - 1) * s - a - b + d * (k - 1) + 1)

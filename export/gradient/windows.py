@@ -39,18 +39,18 @@ class Windows:
         )  # fmt: skip
 
 
-def windows_of(step: Step) -> Windows:
+def find_windows(step: Step) -> Windows:
     """The windows of a pooling layer whose input is [N, K, *places]."""
     kernel = tuple(step.attribute("kernel_shape"))
     rank = len(kernel)
     strides = tuple(step.attribute("strides", [1] * rank))
     dilations = tuple(step.attribute("dilations", [1] * rank))
-    pads = padding_of(step, kernel, strides, dilations)
+    pads = resolve_padding(step, kernel, strides, dilations)
     size, out = (tuple(step.sides(dims[2:])) for dims in (step.dims(), step.y().shape))
     return Windows(kernel, strides, dilations, tuple(pads[:rank]), tuple(pads[rank:]), size, out)
 
 
-def padding_of(
+def resolve_padding(
     step: Step, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
 ) -> list[int]:
     """Padding before each axis, then after each; ``auto_pad`` worked out."""

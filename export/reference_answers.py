@@ -7,12 +7,12 @@ import numpy as np
 from ..runtime import cam
 from ..runtime.engines import selftest
 from ..runtime.manifest import Manifest, Reference
+from .graph_runner import GraphRunner
+from .reference_scores import compute_probabilities, differentiate_score
 from .references import Reference as Network
-from .runner import GraphRunner
-from .scores import probabilities, seed_of
 
 
-def reference_answers(
+def compute_reference_answers(
     runner: GraphRunner, network: Network, manifest: Manifest, is_fused: bool
 ) -> tuple[Reference, ...]:
     """What the network itself answers for the built-in test patterns, as far as it can be asked.
@@ -27,13 +27,13 @@ def reference_answers(
         feeds = {"image": image, "target": np.array([[-1]], np.int64)}
         own = runner.run(feeds, names)
         activations, raw = network.forward(own.get("network_input", image))
-        exact = probabilities(raw, manifest.task)
+        exact = compute_probabilities(raw, manifest.task)
         target = int(exact[0].argmax())
         gradients = own["gradients"][:, :1].astype(np.float64)
         weights = own.get("ablation_weights")
         if activations is None:
             activations = own["activations"].astype(np.float64)
-        seed = seed_of(raw, np.array([target]), manifest.gradient_score, manifest.task)
+        seed = differentiate_score(raw, np.array([target]), manifest.gradient_score, manifest.task)
         true = network.gradient(activations, seed)
         if true is not None:
             gradients = true[:, None]

@@ -1,4 +1,4 @@
-"""What an export shall hold: the user's wishes, checked and completed."""
+"""What an export shall hold: the user's options, checked and completed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ..runtime.search import Prior, prior_for
 from ..runtime.tft import Tft
 from .ablation import Head
 from .assemble import Request
-from .origin import Origin
-from .task import Meaning
+from .loading import LoadedModel
+from .output_meaning import OutputMeaning
 
 _LARGEST_SIDE = 2**15
 
 
 @dataclass(frozen=True)
-class Wishes:
+class ExportOptions:
     """The arguments of ``to_onnx`` that say what the file shall hold."""
 
     outputs: Sequence[str]
@@ -102,10 +102,10 @@ class Wishes:
         return tuple(name for name in OUTPUTS if name in self.outputs)
 
 
-def request_for(
-    wishes: Wishes, head: Head, meaning: Meaning, origin: Origin
+def plan_export(
+    options: ExportOptions, head: Head, meaning: OutputMeaning, origin: LoadedModel
 ) -> tuple[Request, tuple[Prior, ...], Tft]:
-    """Complete the wishes for one network.
+    """Complete the options for one network.
 
     Returns:
         What shall be added; the priors that the file keeps; the reading of TFT that it recommends.
@@ -113,59 +113,59 @@ def request_for(
     Raises:
         ExportError, RequestError: the network cannot have it.
     """
-    if meaning.task == "none" and "tft" in wishes.outputs:
+    if meaning.task == "none" and "tft" in options.outputs:
         raise ExportError(
             "TFT looks for the threshold that raises a class's probability most, and with task "
             "none outputs are values: leave out the output tft"
         )
-    if wishes.top is not None and wishes.top > meaning.num_classes:
-        raise RequestError(f"top {wishes.top} of {meaning.num_classes} classes")
-    score: Score = wishes.score or "logit"
-    methods, map_methods = _methods(wishes, head, meaning, score)
+    if options.top is not None and options.top > meaning.num_classes:
+        raise RequestError(f"top {options.top} of {meaning.num_classes} classes")
+    score: Score = options.score or "logit"
+    methods, map_methods = _methods(options, head, meaning, score)
     own = map_methods[0] if map_methods else None
-    tft = wishes.tft or Tft()
+    tft = options.tft or Tft()
     prior = None
-    if own is not None and tft.forwards is not None and "tft" in wishes.groups:
-        prior = prior_for(wishes.priors, own, tft)
+    if own is not None and tft.forwards is not None and "tft" in options.groups:
+        prior = prior_for(options.priors, own, tft)
         tft = msgspec.structs.replace(tft, taus=prior.taus)
     request = Request(
-        outputs=wishes.groups,
+        outputs=options.groups,
         methods=methods,
         map_methods=map_methods,
         gradient_score=score,
-        ablation_score=wishes.score or ("logit" if meaning.task == "none" else "prob"),
-        tft=tft if "tft" in wishes.groups else None,
+        ablation_score=options.score or ("logit" if meaning.task == "none" else "prob"),
+        tft=tft if "tft" in options.groups else None,
         prior=prior,
-        top=wishes.top,
-        preprocess=origin.preprocess if wishes.embed_preprocess else None,
-        picture_size=wishes.picture_size,
+        top=options.top,
+        preprocess=origin.preprocess if options.embed_preprocess else None,
+        picture_size=options.picture_size,
     )
-    kept = tuple(prior for prior in wishes.priors if prior.method in methods)
+    kept = tuple(prior for prior in options.priors if prior.method in methods)
     return request, kept, tft
 
 
 def _methods(
-    wishes: Wishes, head: Head, meaning: Meaning, score: Score
+    options: ExportOptions, head: Head, meaning: OutputMeaning, score: Score
 ) -> tuple[tuple[Method, ...], tuple[Method, ...]]:
     """What the file supports, and whose maps it finishes."""
     has_cam = head.is_pooled_linear and score == "logit"
-    groups = wishes.groups
+    groups = options.groups
     finishes = groups != ("raw",)
-    if wishes.methods is not None:
-        supported: set[str] = {*wishes.methods, *(wishes.map_methods or ())}
+    if options.methods is not None:
+        supported: set[str] = {*options.methods, *(options.map_methods or ())}
     elif "raw" in groups:
         supported = {m for m in METHODS if m not in ("ablation", "cam")}
-        supported |= ({"cam"} if has_cam else set()) | set(wishes.map_methods or ())
+        supported |= ({"cam"} if has_cam else set()) | set(options.map_methods or ())
     else:
-        default = "layercam" if wishes.fused_layers else "gradcam"
-        supported = set(wishes.map_methods or (default,))
+        default = "layercam" if options.fused_layers else "gradcam"
+        supported = set(options.map_methods or (default,))
     if meaning.task == "none":
         if refused := sorted({"ablation"} & supported):
             raise ExportError(
                 f"{refused[0]} compares probabilities, and with task none there are none"
             )
         supported.discard("scorecam")
-    if wishes.fused_layers:
+    if options.fused_layers:
         supported.add("layercam")
     if "cam" in supported and not has_cam:
         raise ExportError(
@@ -175,15 +175,15 @@ def _methods(
     methods = tuple(m for m in METHODS if m in supported)
     if not finishes:
         return methods, ()
-    if wishes.map_methods is not None:
-        chosen = [cast(Method, m) for m in wishes.map_methods]
+    if options.map_methods is not None:
+        chosen = [cast(Method, m) for m in options.map_methods]
     elif "map" not in groups:
-        first = (wishes.methods or ["gradcam"])[0]
-        chosen = [cast(Method, "layercam" if wishes.fused_layers else first)]
+        first = (options.methods or ["gradcam"])[0]
+        chosen = [cast(Method, "layercam" if options.fused_layers else first)]
     else:
-        order = [m for m in ("gradcam", *(wishes.methods or ()), *METHODS) if m in methods]
+        order = [m for m in ("gradcam", *(options.methods or ()), *METHODS) if m in methods]
         chosen = [cast(Method, m) for m in order if m != "scorecam"]
-    if wishes.fused_layers:
+    if options.fused_layers:
         chosen = ["layercam", *(m for m in chosen if m != "layercam")]
     if not chosen or chosen[0] == "scorecam":
         raise RequestError(

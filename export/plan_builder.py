@@ -25,7 +25,7 @@ _SAID_ERRORS = 5
 
 
 @dataclass(frozen=True)
-class Recipe:
+class BuildConfig:
     """How a plan is to be built.
 
     Attributes:
@@ -44,7 +44,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Made:
+class BuiltPlan:
     """A plan in memory.
 
     Attributes:
@@ -61,7 +61,7 @@ class Made:
     timing_cache: bytes | None
 
 
-def targets_of(library: Any) -> dict[str, Any]:
+def list_capabilities(library: Any) -> dict[str, Any]:
     """The capabilities that a library builds for ahead of time, as ``8.6``; empty: none."""
     members = getattr(getattr(library, "ComputeCapability", None), "__members__", {})
     return {
@@ -71,18 +71,18 @@ def targets_of(library: Any) -> dict[str, Any]:
     }
 
 
-def make_plan(
+def build_plan(
     graph: Path,
-    recipe: Recipe,
+    settings: BuildConfig,
     check: Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], None],
     tick: Tick,
     total: Total,
-) -> Made:
+) -> BuiltPlan:
     """Build a plan, on a thread of its own: Ctrl-C ends it at the builder's next step.
 
     Args:
         graph: the ONNX file.
-        recipe: how.
+        settings: how.
         check: raises where the network's inputs and outputs are not what they should be; called
             before the long part.
         tick: told what is done, and steps since.
@@ -94,14 +94,14 @@ def make_plan(
         RequestError: a timing cache of another TensorRT or GPU.
         MissingExtraError: it is not installed.
     """
-    library = import_library(recipe.library, "whycam build")
+    library = import_library(settings.library, "whycam build")
     cancelled = threading.Event()
-    found: list[Made | BaseException] = []
+    found: list[BuiltPlan | BaseException] = []
 
     def work() -> None:
         try:
             monitor = _monitor(library, cancelled, tick, total)
-            found.append(_built(library, graph, recipe, check, monitor))
+            found.append(_built(library, graph, settings, check, monitor))
         except BaseException as error:
             # Without its frames, which hold the builder: a library has one logger at a time.
             found.append(error.with_traceback(None))
@@ -124,38 +124,38 @@ def make_plan(
 def _built(
     library: Any,
     graph: Path,
-    recipe: Recipe,
+    settings: BuildConfig,
     check: Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], None],
     monitor: Any,
-) -> Made:
+) -> BuiltPlan:
     log = Log(library)
-    builder = _builder(library, recipe, log)
+    builder = _builder(library, settings, log)
     network = builder.create_network(_flags(library))
     config = builder.create_builder_config()
     profile = builder.create_optimization_profile()
     if network is None or config is None or profile is None:
-        raise EngineError(f"{recipe.library} could not begin a network. {log.said()}")
+        raise EngineError(f"{settings.library} could not begin a network. {log.said()}")
     parser = library.OnnxParser(network, log.logger)  # owns weights: alive until the plan is built
     if not parser.parse_from_file(str(graph)):
-        raise ModelFileError(_parse_errors(parser, recipe, log))
+        raise ModelFileError(_parse_errors(parser, settings, log))
     inputs = _tensors(network.num_inputs, network.get_input)
     outputs = _tensors(network.num_outputs, network.get_output)
     check(inputs, outputs)
-    _set_shapes(profile, inputs, recipe)
+    _set_shapes(profile, inputs, settings)
     if config.add_optimization_profile(profile) < 0:
         raise EngineError(
-            f"{recipe.library} refuses the ranges {_said(recipe.shapes)}. {log.said()}"
+            f"{settings.library} refuses the ranges {_said(settings.shapes)}. {log.said()}"
         )
-    _configure(library, config, recipe, log)
+    _configure(library, config, settings, log)
     config.progress_monitor = monitor
     data = builder.build_serialized_network(network, config)
     if data is None:
-        raise EngineError(f"{recipe.library} could not build the plan. {log.said()}")
+        raise EngineError(f"{settings.library} could not build the plan. {log.said()}")
     plan = bytes(data)
-    if not recipe.compute:
-        _check_loads(library, plan, (*inputs, *outputs), recipe, log)
-    cache = config.get_timing_cache() if recipe.timing_cache is not None else None
-    return Made(
+    if not settings.compute:
+        _check_loads(library, plan, (*inputs, *outputs), settings, log)
+    cache = config.get_timing_cache() if settings.timing_cache is not None else None
+    return BuiltPlan(
         plan,
         inputs,
         outputs,
@@ -164,13 +164,15 @@ def _built(
     )
 
 
-def _builder(library: Any, recipe: Recipe, log: Log) -> trt.Builder:
+def _builder(library: Any, settings: BuildConfig, log: Log) -> trt.Builder:
     try:
         builder: trt.Builder | None = library.Builder(log.logger)
     except (RuntimeError, TypeError) as error:  # the binding's way to say that there is no GPU
-        raise EngineError(f"{recipe.library} has no builder here: {error}. {log.said()}") from error
+        raise EngineError(
+            f"{settings.library} has no builder here: {error}. {log.said()}"
+        ) from error
     if builder is None:
-        raise EngineError(f"{recipe.library} has no builder here. {log.said()}")
+        raise EngineError(f"{settings.library} has no builder here. {log.said()}")
     return builder
 
 
@@ -181,7 +183,7 @@ def _flags(library: Any) -> int:
     return 0 if flag is None else 1 << int(flag)
 
 
-def _parse_errors(parser: Any, recipe: Recipe, log: Log) -> str:
+def _parse_errors(parser: Any, settings: BuildConfig, log: Log) -> str:
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     said = [
         f"'{error.node_name()}' ({error.node_operator()}): {' '.join(error.desc().split())}"
@@ -190,9 +192,9 @@ def _parse_errors(parser: Any, recipe: Recipe, log: Log) -> str:
     if len(errors) > _SAID_ERRORS:
         said.append(f"and {len(errors) - _SAID_ERRORS} more")
     return (
-        f"{recipe.library} cannot parse the graph: {'; '.join(said) or log.said()}. whycam export "
-        "uses operators that it takes: export the model again with this whycam and opset 18, and "
-        "if that does not help, report the operators named here"
+        f"{settings.library} cannot parse the graph: {'; '.join(said) or log.said()}. "
+        "Export the model again with this whycam and opset 18; if that does not help, report the "
+        "operators named here"
     )
 
 
@@ -207,16 +209,16 @@ def _tensors(count: int, get: Callable[[int], Any]) -> tuple[Tensor, ...]:
     )
 
 
-def _set_shapes(profile: Any, inputs: tuple[Tensor, ...], recipe: Recipe) -> None:
+def _set_shapes(profile: Any, inputs: tuple[Tensor, ...], settings: BuildConfig) -> None:
     for tensor in inputs:
-        shapes = recipe.shapes.get(tensor.name)
+        shapes = settings.shapes.get(tensor.name)
         if shapes is None:
             raise ModelFileError(f"the graph has an input '{tensor.name}' that no engine feeds")
         try:
             profile.set_shape(tensor.name, *shapes)
         except (RuntimeError, TypeError, ValueError) as error:
             raise EngineError(
-                f"{recipe.library} refuses the range {_said({tensor.name: shapes})}: {error}"
+                f"{settings.library} refuses the range {_said({tensor.name: shapes})}: {error}"
             ) from error
 
 
@@ -227,19 +229,21 @@ def _said(shapes: Mapping[str, tuple[Shape, Shape, Shape]]) -> str:
     )
 
 
-def _configure(library: Any, config: Any, recipe: Recipe, log: Log) -> None:
+def _configure(library: Any, config: Any, settings: BuildConfig, log: Log) -> None:
     # On by default: products of float32 with 10 bits of mantissa. Less precision is asked for.
     config.clear_flag(library.BuilderFlag.TF32)
-    if recipe.workspace is not None:
-        config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, recipe.workspace * _MEGABYTE)
-    if recipe.compute:
-        targets = targets_of(library)
-        config.num_compute_capabilities = len(recipe.compute)
-        for index, capability in enumerate(recipe.compute):
+    if settings.workspace is not None:
+        config.set_memory_pool_limit(
+            library.MemoryPoolType.WORKSPACE, settings.workspace * _MEGABYTE
+        )
+    if settings.compute:
+        targets = list_capabilities(library)
+        config.num_compute_capabilities = len(settings.compute)
+        for index, capability in enumerate(settings.compute):
             if not config.set_compute_capability(targets[capability], index):
-                raise EngineError(f"{recipe.library} refuses {capability}. {log.said()}")
-    if recipe.timing_cache is not None:
-        cache = config.create_timing_cache(recipe.timing_cache)
+                raise EngineError(f"{settings.library} refuses {capability}. {log.said()}")
+    if settings.timing_cache is not None:
+        cache = config.create_timing_cache(settings.timing_cache)
         if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
             raise RequestError(
                 "the timing cache is damaged, or of another TensorRT or GPU: delete it, or name "
@@ -248,12 +252,12 @@ def _configure(library: Any, config: Any, recipe: Recipe, log: Log) -> None:
 
 
 def _check_loads(
-    library: Any, plan: bytes, tensors: tuple[Tensor, ...], recipe: Recipe, log: Log
+    library: Any, plan: bytes, tensors: tuple[Tensor, ...], settings: BuildConfig, log: Log
 ) -> None:
     """Where there is a GPU: the plan can be loaded, and has the network's inputs and outputs."""
     engine = library.Runtime(log.logger).deserialize_cuda_engine(plan)
     if engine is None:
-        raise EngineError(f"{recipe.library} cannot load the plan that it built. {log.said()}")
+        raise EngineError(f"{settings.library} cannot load the plan that it built. {log.said()}")
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     found = {
         name: (
@@ -264,7 +268,7 @@ def _check_loads(
     }
     if found != {each.name: (each.dtype, each.shape) for each in tensors}:
         raise EngineError(
-            f"the plan that {recipe.library} built has other inputs or outputs than its network: "
+            f"the plan that {settings.library} built has other inputs or outputs than its network: "
             f"{found}"
         )
 

@@ -11,14 +11,14 @@ from ..runtime.manifest import Task
 Floats = NDArray[np.float64]
 
 
-def class_scores(raw: Floats, task: Task) -> Floats:
+def compute_class_scores(raw: Floats, task: Task) -> Floats:
     """Logits [M, C] from a network's raw scores; two classes from one logit."""
     return np.concatenate([-raw / 2, raw / 2], axis=-1) if task == "binary" else raw
 
 
-def probabilities(raw: Floats, task: Task) -> Floats:
+def compute_probabilities(raw: Floats, task: Task) -> Floats:
     """Class probabilities [M, C]; the values themselves for the task ``none``."""
-    logits = class_scores(raw, task)
+    logits = compute_class_scores(raw, task)
     if task == "none":
         return logits
     if task == "sigmoid":
@@ -28,12 +28,14 @@ def probabilities(raw: Floats, task: Task) -> Floats:
     return found
 
 
-def seed_of(raw: Floats, targets: NDArray[np.int64], score: Score, task: Task) -> Floats:
+def differentiate_score(
+    raw: Floats, targets: NDArray[np.int64], score: Score, task: Task
+) -> Floats:
     """d score_c / d raw scores, [M, raw]: raw [M, .], targets [M]."""
-    logits = class_scores(raw, task)
+    logits = compute_class_scores(raw, task)
     seed = np.eye(logits.shape[-1])[targets]
     if score == "prob":
-        p = probabilities(raw, task)
+        p = compute_probabilities(raw, task)
         if task == "sigmoid":
             seed = seed * p * (1 - p)
         else:
@@ -41,17 +43,17 @@ def seed_of(raw: Floats, targets: NDArray[np.int64], score: Score, task: Task) -
     return seed @ np.array([[-0.5], [0.5]]) if task == "binary" else seed
 
 
-def relative_loss(
+def compute_relative_drop(
     raw: Floats, without: Floats, targets: NDArray[np.int64], score: Score, task: Task
 ) -> Floats:
     """(y - y_k) / y of each row's class, [M]; in logarithms, for a class may have probability 0."""
     rows = np.arange(len(targets))
     if score == "logit":
-        y, other = (class_scores(each, task)[rows, targets] for each in (raw, without))
+        y, other = (compute_class_scores(each, task)[rows, targets] for each in (raw, without))
         return (y - other) / y
     logs = []
     for each in (raw, without):
-        logits = class_scores(each, task)
+        logits = compute_class_scores(each, task)
         own = logits[rows, targets]
         if task == "sigmoid":
             logs.append(-np.logaddexp(0.0, -own))

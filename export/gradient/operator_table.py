@@ -1,4 +1,4 @@
-"""Print docs/operators.md: ``python -m whycam.export.gradient.table > docs/operators.md``."""
+"""Print docs/operators.md, the table of operators with a gradient rule."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ REFUSED = {
 }
 
 _INTRODUCTION = """\
-<!-- Written by: python -m whycam.export.gradient.table > docs/operators.md -->
+<!-- Written by: python -m whycam.export.gradient.operator_table > docs/operators.md -->
 # Operators with a gradient
 
 `whycam export` adds the gradient of the class score to a network's graph. It walks back from the

@@ -16,7 +16,7 @@ from ..runtime.engines.trt_load import import_library
 from ..runtime.errors import EngineError, ModelFileError, OutputError, RequestError
 from ..runtime.manifest import FilePrecision, Manifest
 from ..runtime.onnxfile import digest, read_manifest
-from .trt_network import Shape, targets_of
+from .plan_builder import Shape, list_capabilities
 
 LIBRARIES: tuple[Library, ...] = ("tensorrt-rtx", "tensorrt")
 PRECISIONS: tuple[FilePrecision, ...] = ("fp32", "fp16", "bf16", "int8")
@@ -25,7 +25,7 @@ TURING = "7.5"
 PICTURES = (Range(32, 480, 1088), Range(32, 640, 1920))
 
 
-def checked_manifest(model: str | os.PathLike[str]) -> Manifest:
+def read_checked_manifest(model: str | os.PathLike[str]) -> Manifest:
     """The manifest of a file whose graph is still the one that was checked.
 
     Raises:
@@ -42,7 +42,7 @@ def checked_manifest(model: str | os.PathLike[str]) -> Manifest:
     return manifest
 
 
-def precision_of(
+def choose_precision(
     model: str | os.PathLike[str], manifest: Manifest, wanted: FilePrecision | None
 ) -> FilePrecision:
     """The precision to build in, which the file has or can be converted to.
@@ -69,7 +69,7 @@ def precision_of(
     return wanted
 
 
-def check_target(target: Path, model: str | os.PathLike[str]) -> None:
+def check_plan_path(target: Path, model: str | os.PathLike[str]) -> None:
     """A plan must have a place and a name of its own.
 
     Raises:
@@ -107,7 +107,7 @@ class Sizes:
         return found
 
 
-def sizes_of(
+def choose_sizes(
     manifest: Manifest,
     batch: Range | None,
     classes: Range | None,
@@ -137,7 +137,7 @@ def sizes_of(
     return Sizes(n, k, None, None)
 
 
-def capabilities_of(
+def choose_capabilities(
     library: Library, wanted: Sequence[str] | None, precision: FilePrecision
 ) -> tuple[str, ...]:
     """The capabilities to build for; none for a library that builds on the spot.
@@ -156,7 +156,7 @@ def capabilities_of(
             )
         return ()
     found = tuple(dict.fromkeys(COMPUTE if wanted is None else wanted))
-    known = targets_of(import_library(library, "whycam build"))
+    known = list_capabilities(import_library(library, "whycam build"))
     unknown = [each for each in found if each not in known]
     if unknown or not found:
         raise RequestError(
@@ -169,7 +169,7 @@ def capabilities_of(
     return found
 
 
-def device_of(library: Library) -> Device | None:
+def find_build_device(library: Library) -> Device | None:
     """The GPU that a plan is built on; None for one that is built ahead of time.
 
     Raises:
@@ -187,7 +187,7 @@ def device_of(library: Library) -> Device | None:
         ) from error
 
 
-def timing_cache_of(library: Library, path: str | os.PathLike[str] | None) -> bytes | None:
+def read_timing_cache(library: Library, path: str | os.PathLike[str] | None) -> bytes | None:
     """A timing cache to begin with, empty if there is none yet; None if none is wanted.
 
     Raises:

@@ -214,14 +214,14 @@ def _normalise_domains(model: ir.Model) -> None:
         if node.domain == "ai.onnx":
             node.domain = ""
         if node.op_type == "Einsum" and "equation" in node.attributes:
-            equation = small_letters(node.attributes["equation"].as_string())
+            equation = rename_einsum_indices(node.attributes["equation"].as_string())
             node.attributes["equation"] = ir.AttrString("equation", equation)
     imports = model.graph.opset_imports
     if "ai.onnx" in imports:
         imports[""] = imports.pop("ai.onnx")
 
 
-def small_letters(equation: str) -> str:
+def rename_einsum_indices(equation: str) -> str:
     """Rename the indices of an Einsum equation to a, b, c ..: TensorRT reads no others.
 
     More than 26 indices have no such names: the equation stays as it is.

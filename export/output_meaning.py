@@ -18,7 +18,7 @@ _LAST_OF_AN_ACTIVATION = {"Div", "Reciprocal", "Exp", "Clip", "Mul", "HardSigmoi
 
 
 @dataclass(frozen=True)
-class Meaning:
+class OutputMeaning:
     """How the scores of a network are to be read.
 
     Attributes:
@@ -38,12 +38,12 @@ class Meaning:
     note: str | None
 
 
-def find_meaning(
+def interpret_outputs(
     outputs: Sequence[ir.Value],
     shapes: Shapes,
     task: Task | None = None,
     output: str | None = None,
-) -> Meaning:
+) -> OutputMeaning:
     """Decide which output holds class scores, and what they are.
 
     Args:
@@ -78,10 +78,12 @@ def find_meaning(
             f"the output '{chosen.name}' is one number: its task is binary (yes or no), or none "
             f"(the value itself), not {task}"
         )
-    return Meaning(task, chosen, logits, 2 if task == "binary" else count, activation, None)
+    return OutputMeaning(task, chosen, logits, 2 if task == "binary" else count, activation, None)
 
 
-def _recognised(output: ir.Value, before: ir.Value, activation: str | None, count: int) -> Meaning:
+def _recognised(
+    output: ir.Value, before: ir.Value, activation: str | None, count: int
+) -> OutputMeaning:
     if count == 1:
         if activation not in (None, "Sigmoid"):
             raise ExportError(
@@ -95,17 +97,17 @@ def _recognised(output: ir.Value, before: ir.Value, activation: str | None, coun
                 "yes-or-no question. If it is a value (regression), pass --task none"
             )
         logits = output if activation is None else before
-        return Meaning("binary", output, logits, 2, activation, note)
+        return OutputMeaning("binary", output, logits, 2, activation, note)
     if activation == "Sigmoid":
-        return Meaning("sigmoid", output, before, count, activation, None)
+        return OutputMeaning("sigmoid", output, before, count, activation, None)
     if activation in ("Softmax", "LogSoftmax"):
-        return Meaning("softmax", output, before, count, activation, None)
+        return OutputMeaning("softmax", output, before, count, activation, None)
     note = (
         f"the network ends without softmax or sigmoid: its {count} outputs were taken for logits "
         "of one class each image. If labels are independent, pass --task sigmoid; if they are "
         "values, --task none"
     )
-    return Meaning("softmax", output, output, count, None, note)
+    return OutputMeaning("softmax", output, output, count, None, note)
 
 
 def _activation(value: ir.Value, shapes: Shapes) -> tuple[str | None, ir.Value]:

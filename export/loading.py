@@ -15,8 +15,8 @@ from ..runtime.input_format import Color, Preprocess
 from ..runtime.manifest import METADATA_KEY
 from .labels import read_labels
 from .metadata import Known, read_metadata
-from .preprocessing import Overrides, choose, example_command, stated_size
-from .reading import PlainModel, read_onnx_file, to_plain
+from .plain_model import PlainModel, read_onnx_file, to_plain
+from .preprocessing import Overrides, choose, find_input_size, format_example_command
 from .requirements import require_torch
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Origin:
+class LoadedModel:
     """A classifier ready to be explained.
 
     Attributes:
@@ -55,7 +55,7 @@ def is_onnx_file(model: Any) -> bool:
     return isinstance(model, str | os.PathLike) and os.fspath(model).lower().endswith(".onnx")
 
 
-def load_origin(
+def load_model(
     model: str | os.PathLike[str] | torch.nn.Module | Source,
     weights: str,
     weights_key: str | None,
@@ -64,7 +64,7 @@ def load_origin(
     overrides: Overrides | None,
     opset: int,
     needs_preprocess: bool = True,
-) -> Origin:
+) -> LoadedModel:
     """Load a model from anywhere.
 
     Args:
@@ -75,14 +75,14 @@ def load_origin(
         ExportError, ModelFileError: it cannot be loaded.
         PreprocessError: nothing says how images are prepared.
     """
-    wishes = overrides or Overrides()
+    options = overrides or Overrides()
     if is_onnx_file(model):
         if weights not in ("default", "none") or num_classes is not None or weights_key is not None:
             raise RequestError(
                 "an ONNX file holds its weights: --weights, --weights-key and --num-classes are "
                 "for PyTorch models"
             )
-        return _from_onnx(Path(os.fspath(model)), labels, wishes, needs_preprocess)  # type: ignore[arg-type]
+        return _from_onnx(Path(os.fspath(model)), labels, options, needs_preprocess)  # type: ignore[arg-type]
     require_torch("exporting a PyTorch model")
     _check_exporter()
     from .from_torch import to_ir
@@ -97,13 +97,13 @@ def load_origin(
             weights,
             labels,
             num_classes,
-            wishes,
+            options,
             weights_key=weights_key,
             needs_preprocess=needs_preprocess,
         )
     translated = to_ir(source.model, source.preprocess.size, opset, source.preprocess.channels)
     plain = to_plain(translated, source.preprocess.size, "NCHW")
-    return Origin(
+    return LoadedModel(
         source.name,
         source.weights,
         plain,
@@ -124,7 +124,7 @@ def _check_exporter() -> None:
 
 def _from_onnx(
     path: Path, labels: str | Sequence[str] | None, overrides: Overrides, needs_preprocess: bool
-) -> Origin:
+) -> LoadedModel:
     loaded = read_onnx_file(path)
     metadata = dict(loaded.metadata_props)
     if METADATA_KEY in metadata:
@@ -135,11 +135,11 @@ def _from_onnx(
     known = _known(metadata, path, overrides)
     size = overrides.size
     if size is None and _has_free_size(loaded):
-        size = stated_size(overrides, known)
+        size = find_input_size(overrides, known)
     plain = to_plain(loaded, size, overrides.layout, metadata)
     if needs_preprocess:
         target = str(path.with_suffix(".explained.onnx"))
-        example = example_command(str(path), target, overrides, plain.channels)
+        example = format_example_command(str(path), target, overrides, plain.channels)
         spec = choose(overrides, known, plain.size, plain.channels, path.name, example)
     else:
         color: Color = "L" if plain.channels == 1 else "RGB"
@@ -147,7 +147,7 @@ def _from_onnx(
         spec = Preprocess(plain.size, plain.size, color=color, mean=numbers, std=numbers)
     names = read_labels(labels) if labels is not None else () if known is None else known.labels
     notes = _notes(known, overrides, labels)
-    return Origin(path.name, path.name, plain, spec, names, notes, file=path)
+    return LoadedModel(path.name, path.name, plain, spec, names, notes, file=path)
 
 
 def _has_free_size(model: ir.Model) -> bool:

@@ -33,7 +33,7 @@ class SavedModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     history: tuple[dict[str, object], ...] = ()
 
 
-def is_saved(path: str | os.PathLike[str]) -> bool:
+def is_saved_model(path: str | os.PathLike[str]) -> bool:
     """Whether a folder holds a trained model."""
     return os.path.isfile(Path(path) / DESCRIPTION)  # False, where pathlib raises
 
@@ -52,7 +52,7 @@ def save_model(folder: Path, description: SavedModel, state: dict[str, torch.Ten
     write_whole(folder / DESCRIPTION, msgspec.json.format(msgspec.json.encode(description)))
 
 
-def read_saved(folder: str | os.PathLike[str]) -> SavedModel:
+def read_saved_model(folder: str | os.PathLike[str]) -> SavedModel:
     """The description of a trained model.
 
     Raises:

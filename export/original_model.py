@@ -10,13 +10,13 @@ import onnx
 from numpy.typing import NDArray
 
 from ..runtime.errors import ExportError
-from .reading import PlainModel
+from .plain_model import PlainModel
 from .subgraph import open_session, session_of, submodel
 
 _LATEST_IR_VERSION = 10  # that every supported ONNX Runtime reads
 
 
-class Original:
+class OriginalModel:
     """The user's own file in ONNX Runtime; for a PyTorch model, the graph that PyTorch wrote.
 
     Attributes:
