@@ -17,7 +17,7 @@ MAIN = "origin/main"
 
 # Patterns of changed files, and what the slow tests about them are called. All that match count.
 TESTED_BY: dict[str, str] = {
-    "export/*": "build export exporters full_size fused_layers half heads int8 parity_gradcam",
+    "export/*": "build export full_size fused_layers half int8 parity_gradcam preprocessing",
     "export/gradient/*": "export_gradients full_size gradient parity_gradcam",
     "export/precision/*": "half int8",
     "export/tensorrt/*": "build full_size",

@@ -577,6 +577,7 @@ def grey() -> nn.Module:
     ).eval()
 
 
+@pytest.mark.slow
 def test_grey_network_is_exported_with_color_l(tmp_path: Path) -> None:
     said = Overrides(preprocess="zero-one", color="L", image_size=16)
     made = to_onnx(grey(), tmp_path / "grey.onnx", overrides=said)

@@ -491,7 +491,7 @@ def test_stream_serves_its_page_while_it_runs(tiny, pictures, monkeypatch, capsy
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--host", "0.0.0.0"], "settings of --serve"),
+        (["--host", "0.0.0.0"], "is a setting of --serve: add it"),
         (["--serve", "PORT"], "the port is in use"),
         (["--serve", "0", "--token", "short"], "12 to 128"),
     ],

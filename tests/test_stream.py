@@ -256,6 +256,7 @@ def command(capsys, lite0_onnx):
     return run
 
 
+@pytest.mark.slow
 def test_the_command_writes_video_and_records(command, film, tmp_path):
     code, said, err = command(
         "--source", film, "--tft", "track", "-o", tmp_path / "why.mp4",
@@ -351,6 +352,7 @@ def test_a_signal_finishes_the_files(lite0_onnx, film, tmp_path, number):
     assert {path.name for path in tmp_path.iterdir()} == {"film.mp4", "why.mp4", "why.jsonl"}
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize("name", ["cockatoo", "bikes"])
 def test_real_videos_are_explained_and_written(lite0, shared_data, tmp_path, name):
