@@ -32,7 +32,7 @@ from whycam.calibrate.quantise import observe, quantised, read_graph
 from whycam.calibrate.ranges import magnitude
 from whycam.cli import main
 from whycam.cli.parse import areas, capabilities, span
-from whycam.export import build, to_half, to_plan, trt_network, turing
+from whycam.export import build, plan_builder, to_half, to_plan, turing
 from whycam.export.build import check_network
 from whycam.runtime.engines import cuda, selftest
 from whycam.runtime.engines.plan import Range, Tensor, digest_of, read_plan, sidecar_of
@@ -505,7 +505,7 @@ def test_plain_tensorrt_builds_on_its_gpu_with_a_timing_cache(mixed_files, tmp_p
     path = mixed_files("raw")
     library = StandIn(expected_tensors(path))
     gpu = cuda.Device(index=0, name="NVIDIA A GPU", compute="8.7", memory=1, driver="13.0")
-    monkeypatch.setattr(trt_network, "import_library", lambda *_: library)
+    monkeypatch.setattr(plan_builder, "import_library", lambda *_: library)
     monkeypatch.setattr(cuda, "device", lambda _: gpu)
     cache = tmp_path / "cache"
     for _ in range(2):
