@@ -73,7 +73,7 @@ def measure(name: str, rounds: int, threads: int, folder: Path) -> list[dict[str
     }
     any_size, _ = contender("map", ["probabilities", "maps"], frame[None], embed_preprocess=True)
     one_size, _ = contender(
-        "map", ["probabilities", "maps"], frame[None], embed_preprocess=True, picture_size=FRAME
+        "map", ["probabilities", "maps"], frame[None], embed_preprocess=True, source_size=FRAME
     )
     frames: Contenders = {
         **plain,

@@ -50,19 +50,19 @@ def build(
             "that sweep thresholds themselves].",
         ),
     ] = None,
-    targets: Annotated[
+    classes_per_image: Annotated[
         str | None,
         typer.Option(
             metavar="MIN:OPT:MAX",
-            help="Classes explained at once; MAX alone means 1:1:MAX [default: 1:1:5, or 1 for "
-            "graphs that sweep thresholds themselves].",
+            help="Classes explained for each image; MAX alone means 1:1:MAX [default: 1:1:5, or 1 "
+            "for graphs that sweep thresholds themselves].",
         ),
     ] = None,
-    picture_size: Annotated[
+    source_size: Annotated[
         str | None,
         typer.Option(
             metavar="MIN:OPT:MAX",
-            help="For graphs that take images of any size: three times HxW "
+            help="Size of the images as they come, for graphs that take any: HxW, or three of them "
             "[default: 32x32:480x640:1088x1920].",
         ),
     ] = None,
@@ -87,8 +87,10 @@ def build(
             compute=None if compute is None else parse.capabilities(compute),
             precision=precision,
             batch=None if batch is None else parse.span("--batch", batch),
-            classes=None if targets is None else parse.span("--targets", targets),
-            pictures=None if picture_size is None else parse.areas("--picture-size", picture_size),
+            classes=None
+            if classes_per_image is None
+            else parse.span("--classes-per-image", classes_per_image),
+            source_size=None if source_size is None else parse.areas("--source-size", source_size),
             workspace=workspace,
             timing_cache=timing_cache,
             tick=advance,

@@ -162,9 +162,11 @@ class OutputOptions:
             help="Feed the graph uint8 images; it resizes, crops and normalises them itself.",
         ),
     ] = False
-    picture_size: Annotated[
+    source_size: Annotated[
         str | None,
-        typer.Option(help="With --embed-preprocess: HxW of every image [default: any size]."),
+        typer.Option(
+            help="With --embed-preprocess: HxW of the images as they come [default: any size]."
+        ),
     ] = None
 
     def arguments(self) -> dict[str, Any]:
@@ -177,7 +179,7 @@ class OutputOptions:
             "top": self.top,
             "fused_layers": () if self.fuse is None else parse.names(self.fuse),
             "embed_preprocess": self.embed_preprocess,
-            "picture_size": parse.size("--picture-size", self.picture_size),
+            "source_size": parse.size("--source-size", self.source_size),
         }
 
 

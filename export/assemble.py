@@ -42,7 +42,7 @@ class Request:
         top: how many of the most probable classes are explained; None: those of the input
             ``target``.
         preprocess: what the graph does to images itself; None if it takes prepared ones.
-        picture_size: (h, w) of these images; None: any.
+        source_size: (h, w) of these images; None: any.
     """
 
     outputs: tuple[Outputs, ...]
@@ -54,7 +54,7 @@ class Request:
     prior: Prior | None = None
     top: int | None = None
     preprocess: Preprocess | None = None
-    picture_size: tuple[int, int] | None = None
+    source_size: tuple[int, int] | None = None
 
 
 @dataclass
@@ -225,7 +225,7 @@ class _Builder:
         own = self.network.plain.image
         fed = self._existing(own)
         if request.preprocess is not None:
-            sides: tuple[Dim, ...] = request.picture_size or (Size(1, ("h",)), Size(1, ("w",)))
+            sides: tuple[Dim, ...] = request.source_size or (Size(1, ("h",)), Size(1, ("w",)))
             fed = self._input(
                 "image" if own.name == "image" else str(own.name),
                 (BATCH, *sides, 3),
@@ -247,7 +247,7 @@ class _Builder:
         if request.preprocess is None:
             self.image = self._existing(own)
             return str(own.name)
-        if request.picture_size is None:
+        if request.source_size is None:
             self.recorder.symbols["h"], self.recorder.symbols["w"] = of_image[1:2], of_image[2:3]
         layout = self.network.plain.layout
         seen = record_preprocess(
@@ -255,7 +255,7 @@ class _Builder:
             fed,
             request.preprocess,
             layout,
-            request.picture_size,
+            request.source_size,
         )
         self._replace_input(own, fed.value, seen)
         self.image = seen

@@ -70,7 +70,7 @@ def to_plan(
     precision: FilePrecision | None = None,
     batch: Range | None = None,
     classes: Range | None = None,
-    pictures: tuple[Range, Range] | None = None,
+    source_size: tuple[Range, Range] | None = None,
     workspace: int | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
     tick: Tick | None = None,
@@ -93,7 +93,7 @@ def to_plan(
         batch: N of the graph contract; by default 1 to 16, fastest at 1, or 1 to 4 where the graph
             sweeps thresholds itself.
         classes: k of the graph contract; by default 1 to 5, or 1 where the graph sweeps.
-        pictures: heights and widths, where the graph takes pictures of any size.
+        source_size: heights and widths of the images, where the graph takes any.
         workspace: memory that kernels may use besides, in MB; by default all there is.
         timing_cache: for ``tensorrt``: a file that makes the next build faster; made if absent.
         tick: told what is done, and steps since.
@@ -120,7 +120,7 @@ def to_plan(
     check_plan_path(target, model)
     if workspace is not None and workspace < 1:
         raise RequestError(f"workspace must be 1 MB or more, not {workspace}")
-    sizes = choose_sizes(manifest, batch, classes, pictures)
+    sizes = choose_sizes(manifest, batch, classes, source_size)
     found = choose_capabilities(library, compute, wanted)
     device = find_build_device(library)
     cache = read_timing_cache(library, timing_cache)

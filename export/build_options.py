@@ -22,7 +22,7 @@ LIBRARIES: tuple[Library, ...] = ("tensorrt-rtx", "tensorrt")
 PRECISIONS: tuple[FilePrecision, ...] = ("fp32", "fp16", "bf16", "int8")
 COMPUTE = ("8.6", "8.9", "12.0")  # Ampere, Ada and Blackwell as people have them
 TURING = "7.5"
-PICTURES = (Range(32, 480, 1088), Range(32, 640, 1920))
+SOURCE_SIZES = (Range(32, 480, 1088), Range(32, 640, 1920))
 
 
 def read_checked_manifest(model: str | os.PathLike[str]) -> Manifest:
@@ -83,7 +83,7 @@ def check_plan_path(target: Path, model: str | os.PathLike[str]) -> None:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is free in a graph's inputs; heights and widths are None where pictures are not."""
+    """What is free in a graph's inputs; heights and widths are None where the images' are fixed."""
 
     batch: Range
     classes: Range
@@ -111,7 +111,7 @@ def choose_sizes(
     manifest: Manifest,
     batch: Range | None,
     classes: Range | None,
-    pictures: tuple[Range, Range] | None,
+    source_size: tuple[Range, Range] | None,
 ) -> Sizes:
     """What is asked for, or the defaults.
 
@@ -127,11 +127,11 @@ def choose_sizes(
             f"{k.most} classes cannot be explained at once: the model has {manifest.num_classes}"
         )
     if None in manifest.image_shape:
-        return Sizes(n, k, *(pictures or PICTURES))
-    if pictures is not None:
+        return Sizes(n, k, *(source_size or SOURCE_SIZES))
+    if source_size is not None:
         taken = "x".join(map(str, manifest.image_shape))
         raise RequestError(
-            "a range of picture sizes is for graphs that take pictures of any size (whycam export "
+            "a range of source sizes is for graphs that take images of any size (whycam export "
             f"--embed-preprocess); this one takes {taken} alone"
         )
     return Sizes(n, k, None, None)

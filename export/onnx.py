@@ -100,7 +100,7 @@ def to_onnx(
     tft: Tft | None = None,
     priors: Sequence[Prior] = (),
     embed_preprocess: bool = False,
-    picture_size: tuple[int, int] | None = None,
+    source_size: tuple[int, int] | None = None,
     top: int | None = None,
     straight_through: bool = False,
     check: Sequence[str | os.PathLike[str]] = (),
@@ -140,7 +140,7 @@ def to_onnx(
         priors: what was learnt of thresholds, see ``runtime.priors``; kept in the file.
         embed_preprocess: let the graph take uint8 images [N, h, w, 3] and resize, crop and
             normalise them itself.
-        picture_size: (h, w) of these images, for which less work remains in each call; None: any.
+        source_size: (h, w) of these images, for which less work remains in each call; None: any.
         top: explain the K most probable classes, so that the graph needs no input ``target``.
         straight_through: pass gradients through quantisation (Q/DQ) after the target layer as if it
             were not there.
@@ -169,7 +169,7 @@ def to_onnx(
         tft=tft,
         priors=priors,
         embed_preprocess=embed_preprocess,
-        picture_size=picture_size,
+        source_size=source_size,
         top=top,
     )
     options.check()
@@ -320,7 +320,7 @@ def _reference(
 
 def _prepared_alone(manifest: Manifest) -> Manifest:
     """Of the network by itself, which takes prepared images."""
-    return msgspec.structs.replace(manifest, embedded_preprocess=False, picture_size=None)
+    return msgspec.structs.replace(manifest, embedded_preprocess=False, source_size=None)
 
 
 def _check_is_no_probability(
@@ -426,7 +426,7 @@ def _manifest(
             map_methods=request.map_methods,
             fused_layers=tuple(FusedLayer(each.name, each.shape) for each in earlier),
             embedded_preprocess=request.preprocess is not None,
-            picture_size=request.picture_size,
+            source_size=request.source_size,
             gradient_score=request.gradient_score,
             ablation_score=request.ablation_score,
             tft=tft,

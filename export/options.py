@@ -33,7 +33,7 @@ class ExportOptions:
     tft: Tft | None
     priors: Sequence[Prior]
     embed_preprocess: bool
-    picture_size: tuple[int, int] | None
+    source_size: tuple[int, int] | None
     top: int | None
 
     def check(self) -> None:
@@ -66,7 +66,7 @@ class ExportOptions:
             )
         if self.top is not None and self.top < 1:
             raise RequestError(f"top must be 1 or more, not {self.top}")
-        self._check_picture_size()
+        self._check_source_size()
         self._check_tft()
         if self.fused_layers and self.groups == ("raw",):
             raise RequestError(
@@ -79,13 +79,13 @@ class ExportOptions:
                 f"map_methods ({', '.join(self.map_methods or ())})"
             )
 
-    def _check_picture_size(self) -> None:
-        size = self.picture_size
+    def _check_source_size(self) -> None:
+        size = self.source_size
         if size is not None and not self.embed_preprocess:
-            raise RequestError("picture_size is for graphs with embed_preprocess")
+            raise RequestError("source_size is for graphs with embed_preprocess")
         if size is not None and not (min(size) >= 1 and max(size) <= _LARGEST_SIDE):
             raise RequestError(
-                f"picture_size must be (height, width) from 1 to {_LARGEST_SIDE} pixels, not {size}"
+                f"source_size must be (height, width) from 1 to {_LARGEST_SIDE} pixels, not {size}"
             )
 
     def _check_tft(self) -> None:
@@ -138,7 +138,7 @@ def plan_export(
         prior=prior,
         top=options.top,
         preprocess=origin.preprocess if options.embed_preprocess else None,
-        picture_size=options.picture_size,
+        source_size=options.source_size,
     )
     kept = tuple(prior for prior in options.priors if prior.method in methods)
     return request, kept, tft

@@ -103,7 +103,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             ``map_methods[0]``, from the image to the target layer; empty: the target layer alone.
         embedded_preprocess: whether the graph takes RGB images, uint8 [N, h, w, 3], and does
             ``preprocess`` itself.
-        picture_size: (h, w) of the images it takes with ``embedded_preprocess``; None: any.
+        source_size: (h, w) of the images it takes with ``embedded_preprocess``; None: any.
         gradient_score, ablation_score: what gradients and Ablation-CAM are taken of.
         tft: the reading that TFT uses unless told otherwise; in the graph, always.
         precision: of the trunk's weights and arithmetic (``int8``: by ``whycam calibrate``); head,
@@ -138,7 +138,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     map_methods: tuple[Method, ...] = ()
     fused_layers: tuple[FusedLayer, ...] = ()
     embedded_preprocess: bool = False
-    picture_size: tuple[int, int] | None = None
+    source_size: tuple[int, int] | None = None
     gradient_score: Score
     ablation_score: Score
     tft: Tft = Tft()
@@ -220,7 +220,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def image_shape(self) -> tuple[int | None, ...]:
         """Of the input ``image`` without the batch; None where it is free."""
         if self.embedded_preprocess:
-            return (*(self.picture_size or (None, None)), 3)
+            return (*(self.source_size or (None, None)), 3)
         spec = self.preprocess
         if self.layout == "NHWC":
             return (*spec.size, spec.channels)

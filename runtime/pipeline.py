@@ -122,7 +122,7 @@ def prepare(images: Sequence[Picture], manifest: Manifest) -> Prepared:
     """
     spec = manifest.preprocess
     if manifest.embedded_preprocess:
-        wanted = manifest.picture_size
+        wanted = manifest.source_size
         for image in images:
             if wanted is not None and image.shape[:2] != wanted:
                 raise RequestError(

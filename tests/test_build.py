@@ -173,7 +173,7 @@ def test_pictures_of_any_size_have_ranges(tmp_path):
     to_onnx(linear(), path, outputs=["map"], embed_preprocess=True, overrides=SMALL)
     sides = (Range(16, 48, 100), Range(16, 64, 120))
     for compute in (["7.5"], ["8.6"]):
-        plan = to_plan(path, tmp_path / "x.plan", compute=compute, pictures=sides).plan
+        plan = to_plan(path, tmp_path / "x.plan", compute=compute, source_size=sides).plan
         assert (plan.height, plan.width) == sides
         assert plan.inputs[0] == Tensor("image", "uint8", (-1, -1, -1, 3))
 
@@ -338,9 +338,9 @@ def test_files_that_are_no_explaining_graphs_are_named(command, mixed_files, tmp
         (["--engine", "openvino"], "is not one of 'tensorrt', 'tensorrt-rtx'"),
         (["--batch", "4:2:8"], "do not fall"),
         (["--batch", "0"], "begin at 1"),
-        (["--targets", "many"], "--targets must be"),
-        (["--targets", "8"], "the model has 7"),
-        (["--picture-size", "64x64"], "takes 3x32x32 alone"),
+        (["--classes-per-image", "many"], "--classes-per-image must be"),
+        (["--classes-per-image", "8"], "the model has 7"),
+        (["--source-size", "64x64"], "takes 3x32x32 alone"),
         (["--workspace", "0"], "1 MB or more"),
         (["--timing-cache", "cache"], "has no timing cache"),
     ],
@@ -585,7 +585,9 @@ def test_verbs_say_what_they_made_and_what_to_do_next(mixed_files, tmp_path, cap
 
     model, half, plan = mixed_files("raw"), tmp_path / "half.onnx", tmp_path / "x.plan"
     assert f"next: whycam build {half}" in run("half", model, "-o", half)
-    said = run("build", half, "-o", plan, "--compute", "75,8.6", "--batch", "4", "--targets", "2")
+    said = run(
+        "build", half, "-o", plan, "--compute", "75,8.6", "--batch", "4", "--classes-per-image", "2"
+    )
     assert f"saved as {plan}" in said
     assert "in fp16 for compute capability 7.5, 8.6" in said
     assert "batch 1 to 4 (fastest at 1), classes 1 to 2" in said
@@ -616,7 +618,7 @@ def test_ranges_rise_from_one_or_are_refused(numbers):
 
 
 @pytest.mark.parametrize("text", ["1x2:3x4", "4x4:2x2:8x8", "x", "1:2:3:4", "0x5"])
-def test_picture_sizes_that_do_not_rise_are_refused(text):
-    with pytest.raises(RequestError, match="--picture-size must be"):
-        areas("--picture-size", text)
-    assert areas("--picture-size", "2x3:4x5:6x7") == (Range(2, 4, 6), Range(3, 5, 7))
+def test_source_sizes_that_do_not_rise_are_refused(text):
+    with pytest.raises(RequestError, match="--source-size must be"):
+        areas("--source-size", text)
+    assert areas("--source-size", "2x3:4x5:6x7") == (Range(2, 4, 6), Range(3, 5, 7))

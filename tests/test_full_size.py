@@ -95,7 +95,7 @@ def test_tensorrt_parses_and_builds_every_kind_of_graph(large, outputs):
     [
         (LITE0, {"outputs": ("raw", "tft")}),  # bicubic, any size
         ("torchvision/mobilenet_v3_large", {"outputs": ("tft",), "methods": ["ablation"]}),
-        ("torchvision/resnet50", {"outputs": ("map",), "picture_size": (480, 640)}),
+        ("torchvision/resnet50", {"outputs": ("map",), "source_size": (480, 640)}),
     ],
     ids=["lite0", "mobilenet_v3_large", "resnet50"],
 )

@@ -316,8 +316,8 @@ def test_graph_that_takes_pictures_answers_as_the_one_that_takes_tensors(made, o
     np.testing.assert_allclose(taking.classify(mixed), given.classify(mixed), atol=5e-3)
 
 
-def test_graph_for_one_picture_size_takes_no_other(made):
-    path = made(outputs=("map",), embed_preprocess=True, picture_size=(41, 47))
+def test_graph_for_one_source_size_takes_no_other(made):
+    path = made(outputs=("map",), embed_preprocess=True, source_size=(41, 47))
     explainer = whycam.load(path, threads=1)
     assert explainer.manifest.image_shape == (41, 47, 3)
     assert explainer.explain(pictures(1)[0]).map.shape == (32, 32)
@@ -333,9 +333,9 @@ def test_graph_for_one_picture_size_takes_no_other(made):
         {"outputs": ("raw",), "map_methods": ["gradcam"]},
         {"outputs": ("map",), "map_methods": ["smoothgrad"]},
         {"outputs": ("map",), "map_methods": ["scorecam"]},
-        {"picture_size": (10, 10)},
-        {"embed_preprocess": True, "picture_size": (0, 10)},
-        {"embed_preprocess": True, "picture_size": (10, 10**6)},
+        {"source_size": (10, 10)},
+        {"embed_preprocess": True, "source_size": (0, 10)},
+        {"embed_preprocess": True, "source_size": (10, 10**6)},
     ],
 )
 def test_unusable_options_are_refused_before_any_work(options, tmp_path):

@@ -350,7 +350,7 @@ TREES = st.recursive(
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(field=st.sampled_from([*REQUIRED, "outputs", "tft", "references", "priors", "picture_size"]),
+@given(field=st.sampled_from([*REQUIRED, "outputs", "tft", "references", "priors", "source_size"]),
        value=TREES)  # fmt: skip
 def test_field_with_any_value_is_a_manifest_or_a_model_file_error(manifest_of, field, value):
     text = json.dumps(json.loads(manifest_of().to_json()) | {field: value})

@@ -199,7 +199,7 @@ def test_a_sweep_in_the_graph_counts_its_own_images(manifest_of):
 
 
 def test_tensorrt_refuses_pictures_of_any_size(manifest_of):
-    with pytest.raises(EngineError, match="--picture-size HxW, or use onnxruntime-cuda"):
+    with pytest.raises(EngineError, match="--source-size HxW, or use onnxruntime-cuda"):
         told(TENSORRT, manifest_of(embedded_preprocess=True))
 
 

@@ -96,7 +96,7 @@ def rig_of(tmp_path, monkeypatch, manifest_of, tiny_engine) -> Iterator[Callable
         outputs |= dict.fromkeys(manifest.own_outputs, ("FLOAT", ("N", 2)))
         path = tmp_path / "tiny.plan"
         path.write_bytes(made.plan(inputs, outputs))
-        any_size = manifest.embedded_preprocess and manifest.picture_size is None
+        any_size = manifest.embedded_preprocess and manifest.source_size is None
         plan = Plan(
             manifest=manifest,
             digest=f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}",
@@ -608,7 +608,7 @@ def test_pictures_that_the_plan_was_not_built_for_are_refused(rig_of):
         image = np.zeros((1, 721, 100, 3), np.uint8)
         with pytest.raises(
             EngineError,
-            match=r"32 to 720 pixels high, not 721.*--picture-size 32x32:480x640:720x720",
+            match=r"32 to 720 pixels high, not 721.*--source-size 32x32:480x640:720x720",
         ):
             engine.run({"image": image, "target": np.full((1, 1), -1)}, ["maps"])
 
@@ -624,7 +624,7 @@ def test_pictures_that_the_plan_was_not_built_for_are_refused(rig_of):
             {"library_version": "10.12.0.36"},
             r"built with tensorrt 10\.12\.0\.36, and 10\.13\.0\.35 is installed.*whycam build "
             r"MODEL\.onnx -o \S+tiny\.plan --engine tensorrt --precision fp32 --batch 1:4:8 "
-            r"--targets 1:1:3$",
+            r"--classes-per-image 1:1:3$",
         ),
         (
             "tensorrt",

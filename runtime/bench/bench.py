@@ -152,7 +152,7 @@ def _generated(manifest: Manifest, folder: str) -> str:
     """A JPEG file that is as much work to decode as a photograph: waves, edges and grain."""
     from PIL import Image
 
-    size = manifest.picture_size or _PICTURE_SIZE
+    size = manifest.source_size or _PICTURE_SIZE
     path = Path(folder) / f"{size[1]}x{size[0]}.jpg"
     grain = np.random.default_rng(0).normal(0, 6, (3, *size))
     pixels = np.clip(128 + 40 * pattern(0, size) + grain, 0, 255).astype(np.uint8)

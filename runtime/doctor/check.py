@@ -152,7 +152,7 @@ def _asked(
 def _store_pictures(folder: Path, manifest: Manifest, shown: Sequence[Picture]) -> None:
     from PIL import Image
 
-    size = manifest.picture_size
+    size = manifest.source_size
     found = [picture(index, size or _PATTERN_SIZE) for index in range(PATTERNS)]
     for each in shown:
         if size is None or each.shape[:2] == size:

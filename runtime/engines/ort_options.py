@@ -129,7 +129,7 @@ def _tensorrt(
     if len(sides) != len(manifest.image_shape):
         raise EngineError(
             f"{TENSORRT.engine} builds for one size of pictures, and this file takes any: export "
-            f"it with --picture-size HxW, or use {CUDA.engine}"
+            f"it with --source-size HxW, or use {CUDA.engine}"
         )
     limit = most(TENSORRT, manifest, parts)
     assert limit is not None

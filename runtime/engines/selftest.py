@@ -50,7 +50,7 @@ def feed(manifest: Manifest, index: int) -> NDArray[Any]:
     if not manifest.embedded_preprocess:
         return _input(manifest, index)[None]
     # Larger than the input, and of another shape, so that resize and crop have work to do.
-    size = manifest.picture_size or (height * 5 // 4 + 1, width * 3 // 2 + 1)
+    size = manifest.source_size or (height * 5 // 4 + 1, width * 3 // 2 + 1)
     return picture(index, size)[None]
 
 

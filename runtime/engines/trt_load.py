@@ -212,10 +212,11 @@ def rebuild(
 
     command = (
         f"whycam build MODEL.onnx -o {path} --engine {library} --precision "
-        f"{plan.manifest.precision} --batch {said(plan.batch)} --targets {said(plan.classes)}"
+        f"{plan.manifest.precision} --batch {said(plan.batch)} "
+        f"--classes-per-image {said(plan.classes)}"
     )
     if plan.height is not None and plan.width is not None:
-        command += f" --picture-size {said(plan.height, plan.width)}"
+        command += f" --source-size {said(plan.height, plan.width)}"
     if library == "tensorrt":
         return command  # is built on the GPU that it will run on
     targets = (device.compute,) if device is not None else plan.compute
