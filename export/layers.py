@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from ..runtime.errors import TargetLayerError
 from .axes import Axes, find_axes, find_channel_order
-from .gradient.reverse import between
+from .gradient.reverse import find_path
 from .plain_model import PlainModel
 
 MODULE_KEY = "pkg.torch.onnx.name_scopes"
@@ -73,7 +73,7 @@ class Network:
         self.logits = logits
         plain.graph.sort()
         self.nodes = list(plain.graph)
-        self.path, self._on_path = between([plain.image], logits, self.nodes)
+        self.path, self._on_path = find_path([plain.image], logits, self.nodes)
 
     @cached_property
     def axes(self) -> dict[ir.Value, Axes]:

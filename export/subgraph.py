@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..runtime.errors import ExportError, reason_of
-from .gradient.reverse import between
+from .gradient.reverse import find_path
 from .recorder import Size, Tensor
 from .shapes import Shapes
 
@@ -44,7 +44,7 @@ def copy_between(
     if start is end:
         return replacement
     recorder = replacement.recorder
-    path, _ = between([start], end, nodes, through_shapes=True)
+    path, _ = find_path([start], end, nodes, through_shapes=True)
     # A copy has as many rows for each row of the replacement as the original for each image.
     rows = next(side for side in replacement.shape if isinstance(side, Size))
     mapping: dict[ir.Value, ir.Value] = {start: replacement.value}

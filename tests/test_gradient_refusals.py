@@ -104,18 +104,18 @@ def test_every_documented_refusal_is_tried():
 
 def test_the_page_of_operators_is_what_the_table_says():
     page = (ROOT / "docs" / "operators.md").read_text("utf-8")
-    assert page == operator_table.page(), (
+    assert page == operator_table.format_page(), (
         "run: python -m whycam.export.gradient.operator_table > docs/operators.md"
     )
     assert {name for rules in operator_table.KINDS.values() for name in rules} == set(RULES)
 
 
 def without_sum(step):
-    return [step.times(step.g, step.y())]
+    return [step.multiply(step.g, step.y())]
 
 
 def to_all_equal_elements(step):
-    return [step.times(step.g, (step.x() == step.y()).cast(step.g.dtype))]
+    return [step.multiply(step.g, (step.x() == step.y()).cast(step.g.dtype))]
 
 
 def with_flipped_kernel(step):
@@ -142,7 +142,7 @@ def from_the_first_part(step):
 
 
 def without_the_exponent(step):
-    return [step.times(step.g, step.x()), None]
+    return [step.multiply(step.g, step.x()), None]
 
 
 def with_zeros_for_repeats(step):
@@ -155,7 +155,7 @@ def with_zeros_for_repeats(step):
         (step.g.shape[0], len(once), *step.g.shape[2:]),
         axis=1,
     )
-    return [shaping._placed(step, rows, 1, once, length), None]
+    return [shaping._scatter(step, rows, 1, once, length), None]
 
 
 RULES_BEFORE = dict(RULES)
@@ -187,6 +187,6 @@ def test_rows_of_another_class_are_seen(monkeypatch):
         grown = gradient.reshape((CLASSES, BATCH, *gradient.shape[1:]))
         return combine(grown, forward).reshape(gradient.shape)
 
-    monkeypatch.setattr(Step, "_joined", mixed)
+    monkeypatch.setattr(Step, "_combine", mixed)
     assert differences(case, n=3, k=1) < case.tolerance
     assert differences(case, n=3, k=2) > 50 * case.tolerance

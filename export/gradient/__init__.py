@@ -1,1 +1,1 @@
-"""Gradients as ONNX operators: ``reverse`` walks a graph back by the ``rules``."""
+"""Record gradients as ONNX operators: ``reverse`` applies one of the ``rules`` to each node."""

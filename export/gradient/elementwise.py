@@ -1,4 +1,4 @@
-"""Gradient rules of operators that work element by element."""
+"""Differentiate operators that work element by element."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .step import Step
 
 _GELU_SCALE = math.sqrt(2.0 / math.pi)
 _GELU_CUBE = 0.044715
-# How exporters write that there is no bound, in float32 or float16.
+# From here on a bound means that there is none, as exporters write it in float16.
 _LARGEST = 65504.0
 
 
@@ -72,8 +72,8 @@ def _swish(step: Step) -> Tensor:
 
 
 def _softsign(step: Step) -> Tensor:
-    less = 1.0 - step.xp.abs(step.y())  # 1 / (1 + |x|)
-    return less * less
+    root = 1.0 - step.xp.abs(step.y())  # 1 / (1 + |x|)
+    return root * root
 
 
 def _sign(step: Step) -> Tensor:
@@ -111,7 +111,7 @@ _DERIVATIVES: dict[str, Callable[[Step], Tensor]] = {
 
 
 def _from_derivative(derivative: Callable[[Step], Tensor]) -> Callable[[Step], list[Tensor | None]]:
-    return lambda step: [step.times(step.g, derivative(step))]
+    return lambda step: [step.multiply(step.g, derivative(step))]
 
 
 def _relu(step: Step) -> list[Tensor | None]:
@@ -124,12 +124,12 @@ def _thresholded_relu(step: Step) -> list[Tensor | None]:
 
 def _leaky_relu(step: Step) -> list[Tensor | None]:
     slope = float(step.attribute("alpha", 0.01))
-    return [step.times(step.g, (step.x() > 0.0).cast(step.g.dtype) * (1.0 - slope) + slope)]
+    return [step.multiply(step.g, (step.x() > 0.0).cast(step.g.dtype) * (1.0 - slope) + slope)]
 
 
 def _prelu(step: Step) -> list[Tensor | None]:
-    """The slope is learned and must not depend on the image."""
-    return [step.times(step.g, step.xp.where(step.x() > 0.0, 1.0, step.x(1))), None]
+    """Scale negative elements by the learned slope, which must not depend on the image."""
+    return [step.multiply(step.g, step.xp.where(step.x() > 0.0, 1.0, step.x(1))), None]
 
 
 def _hard_sigmoid(step: Step) -> list[Tensor | None]:
@@ -138,10 +138,10 @@ def _hard_sigmoid(step: Step) -> list[Tensor | None]:
 
 
 def _clip(step: Step) -> list[Tensor | None]:
-    """Nothing passes where a bound holds, as in ReLU6."""
+    """Pass the gradient between the bounds only, as in ReLU6."""
     x, inside = step.x(), None
     for index, above in ((1, True), (2, False)):
-        if not step.has(index):
+        if not step.has_input(index):
             continue
         bound = float(step.constant(index).item())
         if abs(bound) >= _LARGEST:
@@ -156,9 +156,9 @@ def _pass(step: Step) -> list[Tensor | None]:
 
 
 def _cast(step: Step) -> list[Tensor | None]:
-    """To another float type; rounding to whole numbers has no derivative."""
+    """Pass the gradient to another float type; rounding to integers has no derivative."""
     if not ir.DataType(int(step.attribute("to"))).is_floating_point():
-        raise step.refusal("it turns numbers into whole ones, which has no derivative")
+        raise step.refusal("it rounds to integers, which has no derivative")
     return [step.g]
 
 
@@ -168,7 +168,7 @@ def _negate(step: Step) -> list[Tensor | None]:
 
 def _add(step: Step) -> list[Tensor | None]:
     return [
-        step.reduced_to(step.g, index) if step.wants(index) else None
+        step.sum_to_input(step.g, index) if step.needs_gradient(index) else None
         for index in range(len(step.node.inputs))
     ]
 
@@ -176,36 +176,40 @@ def _add(step: Step) -> list[Tensor | None]:
 def _mean(step: Step) -> list[Tensor | None]:
     part = step.g * (1.0 / len(step.node.inputs))
     return [
-        step.reduced_to(part, index) if step.wants(index) else None
+        step.sum_to_input(part, index) if step.needs_gradient(index) else None
         for index in range(len(step.node.inputs))
     ]
 
 
 def _subtract(step: Step) -> list[Tensor | None]:
     return [
-        step.reduced_to(step.g, 0) if step.wants(0) else None,
-        step.reduced_to(-step.g, 1) if step.wants(1) else None,
+        step.sum_to_input(step.g, 0) if step.needs_gradient(0) else None,
+        step.sum_to_input(-step.g, 1) if step.needs_gradient(1) else None,
     ]
 
 
 def _multiply(step: Step) -> list[Tensor | None]:
     return [
-        step.reduced_to(step.times(step.g, step.x(1 - index)), index) if step.wants(index) else None
+        step.sum_to_input(step.multiply(step.g, step.x(1 - index)), index)
+        if step.needs_gradient(index)
+        else None
         for index in range(2)
     ]
 
 
 def _divide(step: Step) -> list[Tensor | None]:
-    through = step.over(step.g, step.x(1))
+    quotient = step.divide(step.g, step.x(1))
     return [
-        step.reduced_to(through, 0) if step.wants(0) else None,
-        step.reduced_to(-step.times(through, step.y()), 1) if step.wants(1) else None,
+        step.sum_to_input(quotient, 0) if step.needs_gradient(0) else None,
+        step.sum_to_input(-step.multiply(quotient, step.y()), 1)
+        if step.needs_gradient(1)
+        else None,
     ]
 
 
 def _power(step: Step) -> list[Tensor | None]:
-    """p x^(p - 1); the exponent must not depend on the image."""
-    x, exponent = step.x(), step.known(1)
+    """Multiply by p x^(p - 1); the exponent must not depend on the image."""
+    x, exponent = step.x(), step.constant_or_none(1)
     if exponent is None:
         p = step.x(1)
         slope = p * x._binary("Pow", p - 1.0)
@@ -213,10 +217,10 @@ def _power(step: Step) -> list[Tensor | None]:
         slope = x * 2.0
     else:
         p32 = exponent.astype(np.float32)
-        # Of x^0 the derivative is 0 at 0 as well, where 0 x^-1 is not a number.
-        less = step.recorder.constant(np.where(p32 == 0, np.float32(0), p32 - np.float32(1)))
-        slope = x._binary("Pow", less) * step.recorder.constant(p32)
-    return [step.reduced_to(step.times(step.g, slope), 0), None]
+        # The derivative of x^0 is 0 at 0 as well, where 0 x^-1 is not a number.
+        reduced = step.recorder.constant(np.where(p32 == 0, np.float32(0), p32 - np.float32(1)))
+        slope = x._binary("Pow", reduced) * step.recorder.constant(p32)
+    return [step.sum_to_input(step.multiply(step.g, slope), 0), None]
 
 
 def _where(step: Step) -> list[Tensor | None]:
@@ -225,29 +229,29 @@ def _where(step: Step) -> list[Tensor | None]:
     chosen = Tensor(step.recorder, condition, step.dims(0), ir.DataType.BOOL)
     return [
         None,
-        step.reduced_to(step.select(chosen, step.g), 1) if step.wants(1) else None,
-        step.reduced_to(step.select(~chosen, step.g), 2) if step.wants(2) else None,
+        step.sum_to_input(step.select(chosen, step.g), 1) if step.needs_gradient(1) else None,
+        step.sum_to_input(step.select(~chosen, step.g), 2) if step.needs_gradient(2) else None,
     ]
 
 
 def _extreme(step: Step) -> list[Tensor | None]:
-    """Max and Min of several tensors: the first of equal ones gets it all."""
+    """Give the gradient of Max and Min to the extreme, to the first of equal ones."""
     count = len(step.node.inputs)
     grads: list[Tensor | None] = [None] * count
-    last = max(index for index in range(count) if step.wants(index))
+    last = max(index for index in range(count) if step.needs_gradient(index))
     free = None
     for index in range(last + 1):
         equal = step.x(index) == step.y()
-        if step.wants(index):
+        if step.needs_gradient(index):
             claimed = equal if free is None else equal & free
-            grads[index] = step.reduced_to(step.select(claimed, step.g), index)
+            grads[index] = step.sum_to_input(step.select(claimed, step.g), index)
         if index < last:
             free = ~equal if free is None else free & ~equal
     return grads
 
 
 def _straight_through(step: Step) -> list[Tensor | None]:
-    """Quantise and dequantise, taken for the identity; only where the user asked for that."""
+    """Pass the gradient through quantisation, only where the user asked for that."""
     return [step.g, None, None]
 
 

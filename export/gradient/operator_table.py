@@ -16,21 +16,21 @@ KINDS: dict[str, Mapping[str, Rule]] = {
     "normalisation": normalisation.RULES,
     "shape": shaping.RULES,
 }
-# What a rule refuses, beside axes that hold the batch and inputs that only weights may be.
+# What a rule refuses, besides work along the batch axis and weights that depend on the image.
 REFUSED = {
     "Attention": "causal, soft cap, boolean mask, past keys, queries that share keys",
-    "AveragePool": "three place axes",
+    "AveragePool": "three spatial axes",
     "BatchNormalization": "training mode",
-    "Cast": "to whole numbers or booleans",
-    "Clip": "bounds that are no constants",
+    "Cast": "to integers or booleans",
+    "Clip": "bounds that are not constants",
     "Conv": "a kernel that depends on the image",
     "ConvTranspose": "a kernel that depends on the image",
     "DequantizeLinear": "unless `--straight-through` is given",
     "Einsum": "three operands, an index twice in one operand, an ellipsis",
-    "Gather": "indices that are no constants",
-    "GatherND": "indices that are no constants, batch axes",
+    "Gather": "indices that are not constants",
+    "GatherND": "indices that are not constants, batch axes",
     "Gemm": "`transA`, a matrix B that depends on the image",
-    "LpPool": "three place axes",
+    "LpPool": "three spatial axes",
     "PRelu": "a slope that depends on the image",
     "Pow": "an exponent that depends on the image",
     "QuantizeLinear": "unless `--straight-through` is given",
@@ -44,10 +44,10 @@ _INTRODUCTION = """\
 <!-- Written by: python -m whycam.export.gradient.operator_table > docs/operators.md -->
 # Operators with a gradient
 
-`whycam export` adds the gradient of the class score to a network's graph. It walks back from the
-scores to the target layer, so only the operators **between these two** need a gradient; whatever
-stands before the target layer may be anything that the engine runs. An operator that is not in
-this table is refused by name. A later target layer (`--target-layer`) often avoids it.
+`whycam export` adds the gradient of the class score to a network's graph. Only the operators
+**between the target layer and the scores** need a gradient; before the target layer any operator
+that the engine runs will do. An operator that is not in this table is refused by name. A later
+target layer (`--target-layer`) often avoids it.
 
 - Every row is tested against float64 automatic differentiation, in ONNX Runtime.
 - The gradient itself consists of operators that ONNX Runtime, OpenVINO and TensorRT all take.
@@ -57,8 +57,8 @@ this table is refused by name. A later target layer (`--target-layer`) often avo
 """
 
 
-def page() -> str:
-    """The page in Markdown."""
+def format_page() -> str:
+    """Write the page in Markdown."""
     kinds = {operator: kind for kind, rules in KINDS.items() for operator in rules}
     rows = [
         f"| `{operator}` | {kinds[operator]} | {REFUSED.get(operator, '')} |"
@@ -69,4 +69,4 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    print(page(), end="")
+    print(format_page(), end="")

@@ -1,4 +1,4 @@
-"""Gradient rules of pooling layers."""
+"""Differentiate pooling layers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..recorder import Tensor, concat, pad, unsqueeze
-from .reductions import first_largest, through_norm
+from .reductions import differentiate_norm, select_first_extreme
 from .step import Step
 from .windows import Windows, find_windows
 
@@ -17,46 +17,48 @@ _LOWEST = float(np.finfo(np.float32).min)
 
 
 def _max_pool(step: Step) -> list[Tensor | None]:
-    """Of equal elements in a window the first has all.
+    """Give the gradient to the maximum of each window, to the first of equal ones.
 
-    No indices are needed, which engines reject: the elements of each window lie along axes of their
-    own, and are compared with its maximum.
+    Engines reject pooling with indices. So the elements of each window are laid along an axis of
+    their own and compared with the maximum.
     """
     windows = find_windows(step)
-    # Places that windows reach beyond either edge; a negative count: places that none reaches.
-    before, behind = [0, 0, *windows.before], [0, 0, *windows.behind]
+    # Positions that windows reach beyond either edge; negative: positions that none reaches.
+    before, behind = [0, 0, *windows.before], [0, 0, *windows.overhang]
     covered = pad(step.x(), before, behind, _LOWEST)
     side = windows.kernel[0]
     if windows.kernel == windows.strides == (side, side) and set(windows.dilations) == {1}:
-        blocks = _by_block(step, covered, side)
-        y, g = (unsqueeze(each, [1]) for each in (step.y(), step.g))
-        chosen = first_largest(step, blocks, y, g, [1])
-        found = _from_blocks(step, chosen, side)
-        return [pad(found, [-count for count in before], [-count for count in behind])]
-    stacked = concat(_corners(unsqueeze(covered, [2]), windows), 2)
-    chosen = first_largest(step, stacked, unsqueeze(step.y(), [2]), unsqueeze(step.g, [2]), [2])
-    return [_put_back(step, chosen, windows)]
+        blocks = _split_blocks(step, covered, side)
+        y, g = (unsqueeze(tensor, [1]) for tensor in (step.y(), step.g))
+        chosen = select_first_extreme(step, blocks, y, g, [1])
+        joined = _join_blocks(step, chosen, side)
+        return [pad(joined, [-count for count in before], [-count for count in behind])]
+    stacked = concat(_window_elements(unsqueeze(covered, [2]), windows), 2)
+    chosen = select_first_extreme(
+        step, stacked, unsqueeze(step.y(), [2]), unsqueeze(step.g, [2]), [2]
+    )
+    return [_sum_into_places(step, chosen, windows)]
 
 
-def _by_block(step: Step, x: Tensor, side: int) -> Tensor:
-    """[N, K, h side, w side] as [N, side * side, K, h, w]."""
-    channels, height, width = step.sides(x.shape[1:])
+def _split_blocks(step: Step, x: Tensor, side: int) -> Tensor:
+    """Reshape [N, K, h side, w side] to [N, side * side, K, h, w]."""
+    channels, height, width = step.static_lengths(x.shape[1:])
     apart = (height // side, width // side)
     dims = (x.shape[0], side * side * channels, *apart)
     deep = step.recorder.op("SpaceToDepth", [x], dims, blocksize=side)
     return deep.reshape((x.shape[0], side * side, channels, *apart))
 
 
-def _from_blocks(step: Step, blocks: Tensor, side: int) -> Tensor:
-    """The opposite."""
-    _, channels, height, width = step.sides(blocks.shape[1:])
+def _join_blocks(step: Step, blocks: Tensor, side: int) -> Tensor:
+    """Undo ``_split_blocks``."""
+    _, channels, height, width = step.static_lengths(blocks.shape[1:])
     deep = blocks.reshape((blocks.shape[0], side * side * channels, height, width))
     dims = (blocks.shape[0], channels, height * side, width * side)
     return step.recorder.op("DepthToSpace", [deep], dims, blocksize=side, mode="DCR")
 
 
-def _corners(x: Tensor, windows: Windows) -> list[Tensor]:
-    """Of all windows the first element, of all the second, and so on: each [N, K, 1, *out]."""
+def _window_elements(x: Tensor, windows: Windows) -> list[Tensor]:
+    """Slice the first element of all windows, the second, and so on: [N, K, 1, *out] each."""
     parts = []
     for corner in itertools.product(*(range(k) for k in windows.kernel)):
         cuts = []
@@ -66,35 +68,37 @@ def _corners(x: Tensor, windows: Windows) -> list[Tensor]:
     return parts
 
 
-def _put_back(step: Step, chosen: Tensor, windows: Windows) -> Tensor:
-    """Gradients of the elements of each window, [M, K, elements, *out], summed in their places."""
+def _sum_into_places(step: Step, chosen: Tensor, windows: Windows) -> Tensor:
+    """Sum gradients of window elements, [M, K, elements, *out], at the elements' positions."""
     count = int(np.prod(windows.kernel))
     one_hot: NDArray[np.float32] = np.eye(count, dtype=np.float32)
     kernel = one_hot.reshape(count, 1, *windows.kernel)
-    channels = step.sides(step.dims()[1:2])[0]
+    channels = step.static_lengths(step.dims()[1:2])[0]
     lead = chosen.shape[0] * channels
-    found = step.recorder.op(
+    total = step.recorder.op(
         "ConvTranspose",
         [chosen.reshape((lead, count, *windows.out)), step.recorder.constant(kernel)],
         (lead, 1, *windows.size),
         strides=list(windows.strides),
         dilations=list(windows.dilations),
-        pads=[*windows.before, *(max(0, count) for count in windows.behind)],
-        output_padding=[max(0, -count) for count in windows.behind],
+        pads=[*windows.before, *(max(0, count) for count in windows.overhang)],
+        output_padding=[max(0, -count) for count in windows.overhang],
         kernel_shape=list(windows.kernel),
     )
-    return found.reshape(step.lifted(step.dims()))
+    return total.reshape(step.gradient_shape(step.dims()))
 
 
 def _average_pool(step: Step) -> list[Tensor | None]:
-    """Matrix products: averaging is linear and separable; along two axes at most."""
+    """Multiply by one matrix an axis, for averaging is linear and separable; two axes at most."""
     windows = find_windows(step)
     whole = bool(step.attribute("count_include_pad", 0))
-    return [along_axes(step, step.g, _window_matrices(windows, "whole" if whole else "inside"))]
+    return [
+        multiply_along_axes(step, step.g, _window_matrices(windows, "whole" if whole else "inside"))
+    ]
 
 
 def _window_matrices(windows: Windows, divisor: str | None) -> list[NDArray[np.float32]]:
-    """How pooling along each axis weighs its input: float32 [out, size] each.
+    """Compute the weights of pooling along each axis: float32 [out, size] each.
 
     Args:
         divisor: ``inside``: a window's elements that are no padding; ``whole``: padding as well,
@@ -117,8 +121,8 @@ def _window_matrices(windows: Windows, divisor: str | None) -> list[NDArray[np.f
     return matrices
 
 
-def along_axes(step: Step, g: Tensor, matrices: Sequence[NDArray[np.float32]]) -> Tensor:
-    """A gradient [M, K, *out] through one matrix [out, size] for each place axis."""
+def multiply_along_axes(step: Step, g: Tensor, matrices: Sequence[NDArray[np.float32]]) -> Tensor:
+    """Multiply a gradient [M, K, *out] by one matrix [out, size] for each spatial axis."""
     if all(len(matrix) == 1 for matrix in matrices):
         grid = matrices[0][0]
         for matrix in matrices[1:]:
@@ -134,29 +138,35 @@ def along_axes(step: Step, g: Tensor, matrices: Sequence[NDArray[np.float32]]) -
         elif place == found.ndim - 2:
             found = step.recorder.constant(np.ascontiguousarray(matrix.T)) @ found
         else:
-            raise step.refusal("it has more than two place axes")
+            raise step.refusal("it has more than two spatial axes")
     return found
 
 
 def _global_average(step: Step) -> list[Tensor | None]:
-    dims = step.lifted(step.dims())
-    return [step.spread(step.g, dims, 1.0 / float(np.prod(step.sides(dims[2:]))))]
+    dims = step.gradient_shape(step.dims())
+    return [step.repeat(step.g, dims, 1.0 / float(np.prod(step.static_lengths(dims[2:]))))]
 
 
 def _global_max(step: Step) -> list[Tensor | None]:
-    """Of equal elements the first has all."""
-    return [first_largest(step, step.x(), step.y(), step.g, list(range(2, len(step.dims()))))]
+    """Give the gradient to the maximum, to the first of equal ones."""
+    return [
+        select_first_extreme(step, step.x(), step.y(), step.g, list(range(2, len(step.dims()))))
+    ]
 
 
 def _lp_pool(step: Step) -> list[Tensor | None]:
-    """(sum |x|^p)^(1/p) over windows, along two axes at most."""
+    """Differentiate (sum |x|^p)^(1/p) over windows, along two axes at most."""
     matrices = _window_matrices(find_windows(step), None)
     power = int(step.attribute("p", 2))
-    return [through_norm(step, step.g, step.y(), power, lambda g: along_axes(step, g, matrices))]
+    return [
+        differentiate_norm(
+            step, step.g, step.y(), power, lambda g: multiply_along_axes(step, g, matrices)
+        )
+    ]
 
 
 def _global_lp_pool(step: Step) -> list[Tensor | None]:
-    return [through_norm(step, step.g, step.y(), int(step.attribute("p", 2)))]
+    return [differentiate_norm(step, step.g, step.y(), int(step.attribute("p", 2)))]
 
 
 RULES: dict[str, Callable[[Step], list[Tensor | None]]] = {

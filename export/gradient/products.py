@@ -1,4 +1,4 @@
-"""Gradient rules of products and convolutions."""
+"""Differentiate matrix products and convolutions."""
 
 from __future__ import annotations
 
@@ -11,66 +11,69 @@ from .windows import resolve_padding
 
 
 def _matmul(step: Step) -> list[Tensor | None]:
-    """G B' and A' G; with a vector an outer product."""
+    """Compute G B' and A' G; with a vector an outer product."""
     g, a, b = step.g, step.x(0), step.x(1)
     if b.ndim == 1:
-        return [step.times(unsqueeze(g, [g.ndim]), b) if step.wants(0) else None, None]
+        return [step.multiply(unsqueeze(g, [g.ndim]), b) if step.needs_gradient(0) else None, None]
     if a.ndim == 1:
         column = a.reshape((a.shape[0], 1))
-        return [None, step.times(unsqueeze(g, [g.ndim - 1]), column) if step.wants(1) else None]
+        return [
+            None,
+            step.multiply(unsqueeze(g, [g.ndim - 1]), column) if step.needs_gradient(1) else None,
+        ]
     return [
-        step.reduced_to(_left(step, g, b), 0) if step.wants(0) else None,
-        step.reduced_to(_right(step, a, g), 1) if step.wants(1) else None,
+        step.sum_to_input(_left_gradient(step, g, b), 0) if step.needs_gradient(0) else None,
+        step.sum_to_input(_right_gradient(step, a, g), 1) if step.needs_gradient(1) else None,
     ]
 
 
-def _left(step: Step, g: Tensor, b: Tensor) -> Tensor:
-    """G B'; with a stored matrix B as one Gemm, which needs no transposed copy of B."""
-    if b.ndim == 2 and step.is_stored(1):
+def _left_gradient(step: Step, g: Tensor, b: Tensor) -> Tensor:
+    """Compute G B'; with a stored matrix B as one Gemm, which needs no transposed copy of B."""
+    if b.ndim == 2 and step.is_initializer(1):
         rows = g.reshape((-1, g.shape[-1]))
-        found = step.recorder.op("Gemm", [rows, b], (rows.shape[0], b.shape[0]), transB=1)
-        return found.reshape((*g.shape[:-1], b.shape[0]))
-    return step.product(g, step.xp.matrix_transpose(b))
+        product = step.recorder.op("Gemm", [rows, b], (rows.shape[0], b.shape[0]), transB=1)
+        return product.reshape((*g.shape[:-1], b.shape[0]))
+    return step.matmul(g, step.xp.matrix_transpose(b))
 
 
-def _right(step: Step, a: Tensor, g: Tensor) -> Tensor:
-    return step.product(g, step.xp.matrix_transpose(a), gradient_first=False)
+def _right_gradient(step: Step, a: Tensor, g: Tensor) -> Tensor:
+    return step.matmul(g, step.xp.matrix_transpose(a), gradient_first=False)
 
 
 def _gemm(step: Step) -> list[Tensor | None]:
-    """alpha A' B' + beta C; B must not depend on the image, and A must not be transposed."""
+    """Differentiate alpha A B + beta C, where A is not transposed and B a weight."""
     flip_a, flip_b = (int(step.attribute(name, 0)) for name in ("transA", "transB"))
     alpha, beta = float(step.attribute("alpha", 1.0)), float(step.attribute("beta", 1.0))
     if flip_a:
         raise step.refusal("the batch is its matrix's last axis")
     g, left = step.g, None
-    if step.wants(0):
+    if step.needs_gradient(0):
         b = step.x(1)
         inner = b.shape[1] if flip_b else b.shape[0]
         left = step.recorder.op(
             "Gemm", [g, b], (g.shape[0], inner), alpha=alpha, transB=0 if flip_b else 1
         )
-    shift = step.reduced_to(step.times(g, beta), 2) if step.wants(2) else None
+    shift = step.sum_to_input(step.multiply(g, beta), 2) if step.needs_gradient(2) else None
     return [left, None, shift]
 
 
 def _conv(step: Step) -> list[Tensor | None]:
-    """The transposed convolution, padded to the input's size; kernels depend on no image."""
+    """Apply the transposed convolution, padded to the input's size, with the same kernel."""
     g, dims = step.g, step.dims()
-    kernel = step.sides(step.dims(1)[2:])
+    kernel = step.static_lengths(step.dims(1)[2:])
     rank = len(kernel)
     strides = list(step.attribute("strides", [1] * rank))
     dilations = list(step.attribute("dilations", [1] * rank))
     pads = resolve_padding(step, kernel, strides, dilations)
-    # What a stride leaves over at the far edge.
+    # Positions at the far edge that the stride leaves out.
     extra = [
         whole - ((part - 1) * s - a - b + d * (k - 1) + 1)
         for whole, part, s, a, b, d, k in zip(
-            step.sides(dims[2:]), step.sides(g.shape[2:]), strides, pads[:rank], pads[rank:],
-            dilations, kernel, strict=True,
+            step.static_lengths(dims[2:]), step.static_lengths(g.shape[2:]), strides, pads[:rank],
+            pads[rank:], dilations, kernel, strict=True,
         )
     ]  # fmt: skip
-    found = step.recorder.op(
+    gradient = step.recorder.op(
         "ConvTranspose",
         [g, step.x(1)],
         (g.shape[0], *dims[1:]),
@@ -81,12 +84,12 @@ def _conv(step: Step) -> list[Tensor | None]:
         output_padding=extra,
         kernel_shape=kernel,
     )
-    return [found, None, None]
+    return [gradient, None, None]
 
 
 def _conv_transpose(step: Step) -> list[Tensor | None]:
-    """The convolution with the same kernel, over the output's places and its padding."""
-    dims, kernel = step.dims(), step.sides(step.dims(1)[2:])
+    """Apply the convolution with the same kernel to the output's positions and its padding."""
+    dims, kernel = step.dims(), step.static_lengths(step.dims(1)[2:])
     rank = len(kernel)
     strides = list(step.attribute("strides", [1] * rank))
     dilations = list(step.attribute("dilations", [1] * rank))
@@ -100,22 +103,22 @@ def _conv_transpose(step: Step) -> list[Tensor | None]:
         full = [
             s * (n - 1) + e + d * (k - 1) + 1
             for s, n, e, d, k in zip(
-                strides, step.sides(dims[2:]), extra, dilations, kernel, strict=True
+                strides, step.static_lengths(dims[2:]), extra, dilations, kernel, strict=True
             )
         ]
-        total = [f - o for f, o in zip(full, step.sides(step.g.shape[2:]), strict=True)]
-        before = [each // 2 if upper else (each + 1) // 2 for each in total]
-    # As many windows as the input has places: some places behind the last one are read by none.
+        total = [f - o for f, o in zip(full, step.static_lengths(step.g.shape[2:]), strict=True)]
+        before = [padding // 2 if upper else (padding + 1) // 2 for padding in total]
+    # As many windows as the input has positions: some beyond the last window are read by none.
     behind = [
         s * (n - 1) + d * (k - 1) + 1 - b - o
         for s, n, d, k, b, o in zip(
-            strides, step.sides(dims[2:]), dilations, kernel, before, step.sides(step.g.shape[2:]),
-            strict=True,
+            strides, step.static_lengths(dims[2:]), dilations, kernel, before,
+            step.static_lengths(step.g.shape[2:]), strict=True,
         )
     ]  # fmt: skip
-    found = step.recorder.op(
+    gradient = step.recorder.op(
         "Conv",
-        [_cropped(step.g, before, behind), step.x(1)],
+        [_crop(step.g, before, behind), step.x(1)],
         (step.g.shape[0], *dims[1:]),
         strides=strides,
         dilations=dilations,
@@ -123,11 +126,11 @@ def _conv_transpose(step: Step) -> list[Tensor | None]:
         group=int(step.attribute("group", 1)),
         kernel_shape=kernel,
     )
-    return [found, None, None]
+    return [gradient, None, None]
 
 
-def _cropped(g: Tensor, before: Sequence[int], behind: Sequence[int]) -> Tensor:
-    """Without the places that a negative padding leaves out."""
+def _crop(g: Tensor, before: Sequence[int], behind: Sequence[int]) -> Tensor:
+    """Leave out the positions that a negative padding removes."""
     cuts = [slice(-min(0, a), None if b >= 0 else b) for a, b in zip(before, behind, strict=True)]
     if all(cut == slice(0, None) for cut in cuts):
         return g
@@ -135,7 +138,7 @@ def _cropped(g: Tensor, before: Sequence[int], behind: Sequence[int]) -> Tensor:
 
 
 def _einsum(step: Step) -> list[Tensor | None]:
-    """Of one or two operands, each index at most once in each, without an ellipsis."""
+    """Differentiate an Einsum of one or two operands, without ellipsis or repeated indices."""
     equation = str(step.attribute("equation")).replace(" ", "")
     left, arrow, out = equation.partition("->")
     terms = left.split(",")
@@ -143,31 +146,31 @@ def _einsum(step: Step) -> list[Tensor | None]:
     if not arrow or len(terms) > 2 or not plain:
         raise step.refusal(f"there is no rule for the equation '{equation}'")
     return [
-        _einsum_operand(step, terms, out, index) if step.wants(index) else None
+        _einsum_operand(step, terms, out, index) if step.needs_gradient(index) else None
         for index in range(len(terms))
     ]
 
 
 def _einsum_operand(step: Step, terms: Sequence[str], out: str, index: int) -> Tensor:
-    own, others = terms[index], [term for i, term in enumerate(terms) if i != index]
-    reached = "".join(letter for letter in own if letter in "".join([out, *others]))
+    letters, others = terms[index], [term for i, term in enumerate(terms) if i != index]
+    reached = "".join(letter for letter in letters if letter in "".join([out, *others]))
     names = dict(zip(dict.fromkeys("".join([out, *others])), ascii_letters, strict=False))
     back = ["".join(names[letter] for letter in term) for term in (*others, reached)]
     start = "".join(names[letter] for letter in out)
-    dims = dict(zip(own, step.lifted(step.dims(index)), strict=True))
-    found = step.recorder.op(
+    dims = dict(zip(letters, step.gradient_shape(step.dims(index)), strict=True))
+    gradient = step.recorder.op(
         "Einsum",
-        [step.g, *(step.rows(step.x(i)) for i in range(len(terms)) if i != index)],
+        [step.g, *(step.repeat_rows(step.x(i)) for i in range(len(terms)) if i != index)],
         [dims[letter] for letter in reached],
         equation=f"{','.join([start, *back[:-1]])}->{back[-1]}",
     )
-    if reached == own:
-        return found
-    # An index that was summed in this operand alone: the gradient is the same all along it.
-    missing = [axis for axis, letter in enumerate(own) if letter not in reached]
-    whole: list[Dim] = [dims[letter] for letter in own]
-    step.sides([whole[axis] for axis in missing])
-    return step.spread(unsqueeze(found, missing), tuple(whole))
+    if reached == letters:
+        return gradient
+    # Where an index was summed in this operand alone, the gradient is the same all along it.
+    missing = [axis for axis, letter in enumerate(letters) if letter not in reached]
+    whole: list[Dim] = [dims[letter] for letter in letters]
+    step.static_lengths([whole[axis] for axis in missing])
+    return step.repeat(unsqueeze(gradient, missing), tuple(whole))
 
 
 RULES: dict[str, Callable[[Step], list[Tensor | None]]] = {

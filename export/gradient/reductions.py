@@ -1,4 +1,4 @@
-"""Gradient rules of reductions over axes, of which the batch is none."""
+"""Differentiate reductions over axes other than the batch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _SMALLEST_NORM = 1e-12
 _LARGEST_PRODUCT = 64
 
 
-def first_largest(step: Step, x: Tensor, y: Tensor, g: Tensor, axes: list[int]) -> Tensor:
-    """The gradient of an extreme over axes: the first of equal elements has it.
+def select_first_extreme(step: Step, x: Tensor, y: Tensor, g: Tensor, axes: list[int]) -> Tensor:
+    """Give the gradient to the largest or smallest element, to the first of equal ones.
 
     Args:
         x: forward tensor.
@@ -28,104 +28,106 @@ def first_largest(step: Step, x: Tensor, y: Tensor, g: Tensor, axes: list[int]) 
     if not axes:
         return g
     xp, shape = step.xp, [1] * x.ndim
-    for axis, length in zip(axes, step.sides([x.shape[axis] for axis in axes]), strict=True):
+    for axis, length in zip(
+        axes, step.static_lengths([x.shape[axis] for axis in axes]), strict=True
+    ):
         shape[axis] = length
     count = math.prod(shape)
-    # The first of all elements has the largest rank; what is no extreme has 0.
+    # The first element has the largest rank; those that are not the extreme have 0.
     ranks = step.recorder.constant(np.arange(count, 0, -1, dtype=np.float32).reshape(shape))
     rank = (x == y).cast(ranks.dtype) * ranks
     highest = xp.maximum(xp.max(rank, axis=tuple(axes), keepdims=True), 1.0)
     return step.select(rank == highest, g)
 
 
-def through_norm(
+def differentiate_norm(
     step: Step,
     g: Tensor,
     y: Tensor,
     power: int,
     spread: Callable[[Tensor], Tensor] = lambda g: g,
 ) -> Tensor:
-    """The gradient of y = (sum |x|^p)^(1/p): x |x|^(p - 2) / y^(p - 1).
+    """Differentiate y = (sum |x|^p)^(1/p): x |x|^(p - 2) / y^(p - 1).
 
     Args:
         g: gradient of y, which after ``spread`` broadcasts to x.
         y: forward tensor.
         power: p, 1 or more.
-        spread: gives each x the sum of what its windows have.
+        spread: gives each x the sum of its windows' gradients.
     """
     x, xp = step.x(), step.xp
     if power == 1:
-        return step.times(spread(g), step.recorder.op("Sign", [x], x.shape))
+        return step.multiply(spread(g), step.recorder.op("Sign", [x], x.shape))
     norm, slope = xp.maximum(y, _SMALLEST_NORM), x
     if power > 2:
         norm = norm._binary("Pow", float(power - 1))
         slope = x * xp.abs(x)._binary("Pow", float(power - 2))
-    return step.times(spread(step.over(g, norm)), slope)
+    return step.multiply(spread(step.divide(g, norm)), slope)
 
 
-def _reduced(step: Step) -> tuple[list[int], Tensor, Tensor]:
-    """Axes; gradient and result with these axes kept as length 1."""
+def _with_kept_axes(step: Step) -> tuple[list[int], Tensor, Tensor]:
+    """Return the axes, and gradient and result with these axes kept as length 1."""
     axes = step.axes()
-    step.sides([step.dims()[axis] for axis in axes])
+    step.static_lengths([step.dims()[axis] for axis in axes])
     if step.attribute("keepdims", 1) or not axes:
         return axes, step.g, step.y()
     return axes, unsqueeze(step.g, axes), unsqueeze(step.y(), axes)
 
 
 def _sum(step: Step) -> list[Tensor | None]:
-    _, g, _ = _reduced(step)
-    return [step.spread(g, step.lifted(step.dims())), None]
+    _, g, _ = _with_kept_axes(step)
+    return [step.repeat(g, step.gradient_shape(step.dims())), None]
 
 
 def _mean(step: Step) -> list[Tensor | None]:
-    axes, g, _ = _reduced(step)
-    factor = 1.0 / math.prod(step.sides([step.dims()[axis] for axis in axes]))
-    return [step.spread(g, step.lifted(step.dims()), factor), None]
+    axes, g, _ = _with_kept_axes(step)
+    factor = 1.0 / math.prod(step.static_lengths([step.dims()[axis] for axis in axes]))
+    return [step.repeat(g, step.gradient_shape(step.dims()), factor), None]
 
 
 def _extreme(step: Step) -> list[Tensor | None]:
-    """Of equal elements the first has all."""
-    axes, g, y = _reduced(step)
-    return [first_largest(step, step.x(), y, g, axes), None]
+    """Give the gradient to the extreme, to the first of equal ones."""
+    axes, g, y = _with_kept_axes(step)
+    return [select_first_extreme(step, step.x(), y, g, axes), None]
 
 
 def _l1(step: Step) -> list[Tensor | None]:
-    _, g, y = _reduced(step)
-    return [through_norm(step, g, y, 1), None]
+    _, g, y = _with_kept_axes(step)
+    return [differentiate_norm(step, g, y, 1), None]
 
 
 def _l2(step: Step) -> list[Tensor | None]:
-    _, g, y = _reduced(step)
-    return [through_norm(step, g, y, 2), None]
+    _, g, y = _with_kept_axes(step)
+    return [differentiate_norm(step, g, y, 2), None]
 
 
 def _sum_square(step: Step) -> list[Tensor | None]:
-    _, g, _ = _reduced(step)
-    return [step.times(g, step.x() * 2.0), None]
+    _, g, _ = _with_kept_axes(step)
+    return [step.multiply(g, step.x() * 2.0), None]
 
 
 def _log_sum(step: Step) -> list[Tensor | None]:
-    _, g, y = _reduced(step)
-    return [step.spread(step.over(g, step.xp.exp(y)), step.lifted(step.dims())), None]
+    _, g, y = _with_kept_axes(step)
+    return [step.repeat(step.divide(g, step.xp.exp(y)), step.gradient_shape(step.dims())), None]
 
 
 def _log_sum_exp(step: Step) -> list[Tensor | None]:
-    _, g, y = _reduced(step)
-    return [step.times(g, step.xp.exp(step.x() - y)), None]
+    _, g, y = _with_kept_axes(step)
+    return [step.multiply(g, step.xp.exp(step.x() - y)), None]
 
 
 def _product(step: Step) -> list[Tensor | None]:
-    """The product of all others, zeros included; along one axis of 64 elements at most."""
-    axes, g, _ = _reduced(step)
-    x, count = step.x(), math.prod(step.sides([step.dims()[axis] for axis in axes]))
+    """Multiply by the product of all other elements; along one axis of 64 elements at most."""
+    axes, g, _ = _with_kept_axes(step)
+    x, count = step.x(), math.prod(step.static_lengths([step.dims()[axis] for axis in axes]))
     if len(axes) != 1 or count > _LARGEST_PRODUCT:
         raise step.refusal(f"it multiplies several axes or more than {_LARGEST_PRODUCT} elements")
-    own = np.eye(count, dtype=bool).reshape(count, count, *[1] * (x.ndim - 1 - axes[0]))
-    copies = step.xp.where(step.recorder.constant(own), 1.0, unsqueeze(x, axes))
+    diagonal = np.eye(count, dtype=bool).reshape(count, count, *[1] * (x.ndim - 1 - axes[0]))
+    copies = step.xp.where(step.recorder.constant(diagonal), 1.0, unsqueeze(x, axes))
     others = step.recorder.op(
         "ReduceProd", [copies, step.recorder.constant(np.array([axes[0] + 1]))], x.shape, keepdims=0
     )
-    return [step.times(g, others), None]
+    return [step.multiply(g, others), None]
 
 
 RULES: dict[str, Callable[[Step], list[Tensor | None]]] = {

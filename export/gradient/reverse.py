@@ -1,4 +1,4 @@
-"""Walk a graph back from the class scores: the gradient of each wanted tensor, as further nodes."""
+"""Differentiate the class scores in reverse mode: append nodes that compute the gradients."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _FLOATS = {
 }  # fmt: skip
 
 
-def between(
+def find_path(
     starts: Sequence[ir.Value],
     end: ir.Value,
     nodes: Sequence[ir.Node],
     through_shapes: bool = False,
 ) -> tuple[list[ir.Node], set[ir.Value]]:
-    """The nodes on some path from any of the starts to the end, in order, and the tensors there.
+    """Find the nodes on some path from any start to the end, in order, and the tensors there.
 
     Args:
         starts: where paths begin.
@@ -34,19 +34,19 @@ def between(
             is copied; a gradient does not flow there.
     """
     reached = set(starts)
-    made: set[ir.Value] = set()
+    computed: set[ir.Value] = set()
     for node in nodes:
         if not through_shapes and node.op_type in ("Shape", "Size"):
             continue
         if any(value in reached for value in node.inputs):
-            made.update(node.outputs)
+            computed.update(node.outputs)
             reached.update(node.outputs)
     needed = {end}
     path = []
     for node in reversed(nodes):
         if any(value in needed for value in node.outputs):
             needed.update(value for value in node.inputs if value is not None)
-            if any(value in made for value in node.outputs):
+            if any(value in computed for value in node.outputs):
                 path.append(node)
     return path[::-1], reached & needed
 
@@ -57,7 +57,7 @@ def reverse(
     shapes: Shapes,
     end: ir.Value,
     seed: Tensor,
-    wanted: Sequence[ir.Value],
+    tensors: Sequence[ir.Value],
     classes: Dim,
 ) -> tuple[list[Tensor], list[str]]:
     """Record the gradients of a score with respect to tensors of a graph.
@@ -66,28 +66,28 @@ def reverse(
         nodes: the forward graph, in an order in which it can run.
         recorder: appends to that graph.
         shapes: of its tensors.
-        end: the tensor from which the walk begins, the logits.
+        end: the tensor at which differentiation begins, the logits.
         seed: d score / d end, with one row for each explained class of each image.
-        wanted: the tensors whose gradients are needed.
+        tensors: those whose gradients are needed.
         classes: k, how many classes of each image are explained.
 
     Returns:
-        The gradients, each of its tensor's shape with N k for N; and the operators walked through.
+        The gradients, each of its tensor's shape with N k for N; and the operators differentiated.
 
     Raises:
-        ExportError: an operator on the way has no rule, or none for this case.
+        ExportError: an operator in between has no rule, or none for this case.
     """
-    path, active = between(wanted, end, nodes)
+    path, active = find_path(tensors, end, nodes)
     blocks = _batch_blocks(nodes, shapes)
     prepared: dict[tuple[ir.Value, str], Tensor] = {}
-    missing = [value.name for value in wanted if value not in active]
+    missing = [value.name for value in tensors if value not in active]
     if missing:
         raise ExportError(f"the class scores do not depend on '{missing[0]}'")
     sums: dict[ir.Value, list[Tensor]] = {end: [seed]}
     used = []
     for node in reversed(path):
         grads = [_total(sums, value) for value in node.outputs]
-        if all(each is None for each in grads):
+        if all(gradient is None for gradient in grads):
             continue
         rule = RULES.get(node.op_type)
         outer = blocks.get(node.outputs[0], 1)
@@ -107,7 +107,7 @@ def reverse(
                     f"its input {index} depends on the image, for which there is no rule"
                 )
     totals = []
-    for value in wanted:
+    for value in tensors:
         total = _total(sums, value)
         if total is None:
             raise ExportError(f"no gradient reaches '{value.name}'")
@@ -116,7 +116,7 @@ def reverse(
 
 
 def _batch_blocks(nodes: Sequence[ir.Node], shapes: Shapes) -> dict[ir.Value, int]:
-    """Of each tensor, how many blocks along its batch axis hold a row of every image each.
+    """Count, for each tensor, the blocks of its batch axis that hold a row of every image each.
 
     [S, N, E] reshaped to [S N, E] has S such blocks, and its first rows belong to different images;
     [N, S, E] reshaped to [N S, E] has one. 0: the axis cannot be split into such blocks.
@@ -137,7 +137,7 @@ def _batch_blocks(nodes: Sequence[ir.Node], shapes: Shapes) -> dict[ir.Value, in
 
 
 def _before_batch(value: ir.Value | None, shapes: Shapes) -> int | None:
-    """How many elements the axes before the batch axis have together; None without a batch."""
+    """Count the elements of the axes before the batch axis; None without a batch."""
     count = 1
     for side in () if value is None else shapes.dims.get(value, ()):
         if isinstance(side, Size):

@@ -1,7 +1,7 @@
-"""One gradient rule an operator: the table that ``reverse`` looks up.
+"""Collect the gradient rules, one for each operator, in the table that ``reverse`` looks up.
 
-A rule takes a ``Step`` and returns the gradient of each input, None where there is none. Rules are
-in files by kind.
+A rule takes a ``Step`` and returns the gradient of each input, None where there is none. Each kind
+of operator has a file of its own.
 """
 
 from __future__ import annotations

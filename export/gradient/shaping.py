@@ -1,4 +1,4 @@
-"""Gradient rules of operators that move, select or repeat elements."""
+"""Differentiate operators that move, select or repeat elements."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..recorder import Dim, Tensor, concat, expand, pad, unsqueeze
-from .pooling import along_axes
+from .pooling import multiply_along_axes
 from .step import Step
 
 
 def _reshape(step: Step) -> list[Tensor | None]:
-    """The same elements in another shape."""
-    return [step.g.reshape(step.lifted(step.dims())), None]
+    """Reshape the gradient to the input's shape."""
+    return [step.g.reshape(step.gradient_shape(step.dims())), None]
 
 
 def _transpose(step: Step) -> list[Tensor | None]:
@@ -28,43 +28,45 @@ def _transpose(step: Step) -> list[Tensor | None]:
 
 def _concat(step: Step) -> list[Tensor | None]:
     axis = step.axis("axis", 0)
-    lengths = step.sides([step.dims(index)[axis] for index in range(len(step.node.inputs))])
+    lengths = step.static_lengths(
+        [step.dims(index)[axis] for index in range(len(step.node.inputs))]
+    )
     grads: list[Tensor | None] = []
     start = 0
     for index, length in enumerate(lengths):
         cut = [slice(None)] * axis + [slice(start, start + length)]
-        grads.append(step.g[tuple(cut)] if step.wants(index) else None)
+        grads.append(step.g[tuple(cut)] if step.needs_gradient(index) else None)
         start += length
     return grads
 
 
 def _split(step: Step) -> list[Tensor | None]:
-    """Neighbouring parts are joined; zeros stand for what is not used."""
+    """Concatenate the gradients of the parts, zeros for parts that nothing reads."""
     axis = step.axis("axis", 0)
-    lengths = step.sides([step.x_dims(value)[axis] for value in step.node.outputs])
-    given = [index for index, gradient in enumerate(step.grads) if gradient is not None]
+    lengths = step.static_lengths([step.shape_of(value)[axis] for value in step.node.outputs])
+    used = [index for index, gradient in enumerate(step.grads) if gradient is not None]
     parts = []
-    for index in range(given[0], given[-1] + 1):
+    for index in range(used[0], used[-1] + 1):
         gradient = step.grads[index]
         if gradient is None:
-            dims = step.lifted(step.x_dims(step.node.outputs[index]))
+            dims = step.gradient_shape(step.shape_of(step.node.outputs[index]))
             gradient = expand(step.recorder.constant(0.0, ir.DataType.FLOAT), dims)
         parts.append(gradient)
-    found = parts[0] if len(parts) == 1 else concat(parts, axis)
-    before, after = [0] * found.ndim, [0] * found.ndim
-    before[axis], after[axis] = sum(lengths[: given[0]]), sum(lengths[given[-1] + 1 :])
-    return [pad(found, before, after), None]
+    joined = parts[0] if len(parts) == 1 else concat(parts, axis)
+    before, after = [0] * joined.ndim, [0] * joined.ndim
+    before[axis], after[axis] = sum(lengths[: used[0]]), sum(lengths[used[-1] + 1 :])
+    return [pad(joined, before, after), None]
 
 
-def _placed(step: Step, g: Tensor, axis: int, indices: NDArray[np.int64], length: int) -> Tensor:
-    """The gradient of taking elements along an axis: len(indices) become ``length``."""
+def _scatter(step: Step, g: Tensor, axis: int, indices: NDArray[np.int64], length: int) -> Tensor:
+    """Put gradients at the indices of an axis of some length, zeros elsewhere; repeats add up."""
     count = len(indices)
     if np.array_equal(indices, indices[0] + np.arange(count)):
         before, after = [0] * g.ndim, [0] * g.ndim
         before[axis], after[axis] = int(indices[0]), length - int(indices[0]) - count
         return pad(g, before, after)
     if len(set(indices.tolist())) == count:
-        # Every place takes its element, or the zero that is added behind the last one.
+        # Every position takes its element, or the zero that is appended.
         after = [0] * g.ndim
         after[axis] = int(count < length)
         source = np.full(length, count, np.int64)
@@ -83,12 +85,12 @@ def _placed(step: Step, g: Tensor, axis: int, indices: NDArray[np.int64], length
 
 
 def _slice(step: Step) -> list[Tensor | None]:
-    """Bounds must be known; the batch is taken whole."""
+    """Pad the gradient to the input's length; bounds must be known, the batch whole."""
     dims = step.dims()
     starts, ends = (step.constant(index).ravel() for index in (1, 2))
-    axes = step.constant(3).ravel() if step.has(3) else np.arange(len(starts))
-    steps = step.constant(4).ravel() if step.has(4) else np.ones(len(starts), np.int64)
-    found = step.g
+    axes = step.constant(3).ravel() if step.has_input(3) else np.arange(len(starts))
+    steps = step.constant(4).ravel() if step.has_input(4) else np.ones(len(starts), np.int64)
+    gradient = step.g
     before, after = [0] * len(dims), [0] * len(dims)
     for start, end, axis, stride in zip(starts, ends, axes, steps, strict=True):
         place = int(axis) % len(dims)
@@ -102,68 +104,68 @@ def _slice(step: Step) -> list[Tensor | None]:
         if stride == 1:
             before[place], after[place] = int(taken[0]), side - int(taken[-1]) - 1
         else:
-            found = _placed(step, found, place, taken, side)
-    return [pad(found, before, after), None, None, None, None]
+            gradient = _scatter(step, gradient, place, taken, side)
+    return [pad(gradient, before, after), None, None, None, None]
 
 
 def _gather(step: Step) -> list[Tensor | None]:
-    """Indices must be known; those that repeat are summed by a matrix."""
+    """Put the gradient at the indices, which must be known; repeats are summed by a matrix."""
     axis = step.axis("axis", 0)
-    (length,) = step.sides([step.dims()[axis]])
+    (length,) = step.static_lengths([step.dims()[axis]])
     indices = step.constant(1)
     g = step.g
     if indices.ndim == 0:
         g = unsqueeze(g, [axis])
     elif indices.ndim > 1:
         g = g.reshape((*g.shape[:axis], indices.size, *g.shape[axis + indices.ndim :]))
-    return [_placed(step, g, axis, indices.ravel().astype(np.int64) % length, length), None]
+    return [_scatter(step, g, axis, indices.ravel().astype(np.int64) % length, length), None]
 
 
 def _gather_nd(step: Step) -> list[Tensor | None]:
-    """Indices must be known: the axes that they count along are taken as one."""
+    """Put the gradient at the indices, which must be known, along one flattened axis."""
     dims, indices = step.dims(), step.constant(1).astype(np.int64)
     if step.attribute("batch_dims", 0):
         raise step.refusal("it has batch axes, for which there is no rule")
-    counted = step.sides(dims[: indices.shape[-1]])
+    indexed = step.static_lengths(dims[: indices.shape[-1]])
     places = [
-        index % side for index, side in zip(np.moveaxis(indices, -1, 0), counted, strict=True)
+        index % side for index, side in zip(np.moveaxis(indices, -1, 0), indexed, strict=True)
     ]
-    flat = np.ravel_multi_index(tuple(each.ravel() for each in places), counted)
-    rest = step.lifted(dims[len(counted) :])
+    flat = np.ravel_multi_index(tuple(place.ravel() for place in places), indexed)
+    rest = step.gradient_shape(dims[len(indexed) :])
     g = step.g.reshape((flat.size, *rest))
-    found = _placed(step, g, 0, flat, int(np.prod(counted)))
-    return [found.reshape((*counted, *rest)), None]
+    gradient = _scatter(step, g, 0, flat, int(np.prod(indexed)))
+    return [gradient.reshape((*indexed, *rest)), None]
 
 
 def _pad(step: Step) -> list[Tensor | None]:
-    """Amounts must be known; edges that repeat elements give back what these had."""
+    """Crop the gradient; edges that repeat elements add to these. Amounts must be known."""
     dims, mode = step.dims(), step.attribute("mode", "constant")
     amounts = [int(side) for side in step.constant(1).ravel()]
-    axes = step.constant(3).ravel().tolist() if step.has(3) else list(range(len(dims)))
-    found = step.g
+    axes = step.constant(3).ravel().tolist() if step.has_input(3) else list(range(len(dims)))
+    gradient = step.g
     before, after = [0] * len(dims), [0] * len(dims)
-    for place, each in enumerate(axes):
-        axis = each % len(dims)
+    for place, number in enumerate(axes):
+        axis = number % len(dims)
         near, far = amounts[place], amounts[place + len(axes)]
         if mode == "constant" or (near <= 0 and far <= 0):
             before[axis], after[axis] = -near, -far
         else:
-            (side,) = step.sides(dims[axis : axis + 1])
+            (side,) = step.static_lengths(dims[axis : axis + 1])
             kept = np.arange(side)[max(0, -near) : side - max(0, -far)]
             edges = (max(0, near), max(0, far))
-            found = _placed(step, found, axis, np.pad(kept, edges, mode=mode), side)
-    return [pad(found, before, after), None, None, None]
+            gradient = _scatter(step, gradient, axis, np.pad(kept, edges, mode=mode), side)
+    return [pad(gradient, before, after), None, None, None]
 
 
 def _expand(step: Step) -> list[Tensor | None]:
-    return [step.reduced_to(step.g, 0), None]
+    return [step.sum_to_input(step.g, 0), None]
 
 
 def _tile(step: Step) -> list[Tensor | None]:
-    """[a] repeated r times is [r, a] flat: sum over r."""
+    """Sum over the repeats: [a] repeated r times is [r, a] flattened."""
     repeats = [int(times) for times in step.constant(1).ravel()]
-    dims = step.lifted(step.dims())
-    step.sides([side for times, side in zip(repeats, dims, strict=True) if times != 1])
+    dims = step.gradient_shape(step.dims())
+    step.static_lengths([side for times, side in zip(repeats, dims, strict=True) if times != 1])
     shape: list[Dim] = []
     axes = []
     for times, side in zip(repeats, dims, strict=True):
@@ -176,8 +178,8 @@ def _tile(step: Step) -> list[Tensor | None]:
 
 def _depth_to_space(step: Step) -> list[Tensor | None]:
     block, mode = int(step.attribute("blocksize")), step.attribute("mode", "DCR")
-    dims = step.lifted(step.dims())
-    channels, height, width = step.sides(dims[1:])
+    dims = step.gradient_shape(step.dims())
+    channels, height, width = step.static_lengths(dims[1:])
     inner = channels // block**2
     split = step.g.reshape((dims[0], inner, height, block, width, block))
     order = [0, 3, 5, 1, 2, 4] if mode == "DCR" else [0, 1, 3, 5, 2, 4]
@@ -186,14 +188,14 @@ def _depth_to_space(step: Step) -> list[Tensor | None]:
 
 def _space_to_depth(step: Step) -> list[Tensor | None]:
     block = int(step.attribute("blocksize"))
-    dims = step.lifted(step.dims())
-    channels, height, width = step.sides(dims[1:])
+    dims = step.gradient_shape(step.dims())
+    channels, height, width = step.static_lengths(dims[1:])
     split = step.g.reshape((dims[0], block, block, channels, height // block, width // block))
     return [split.transpose([0, 3, 4, 1, 5, 2]).reshape(dims)]
 
 
 def _resize(step: Step) -> list[Tensor | None]:
-    """Interpolation is linear and separable: one matrix for each of the last two axes."""
+    """Multiply by one matrix for each of the last two axes: interpolation is linear, separable."""
     before, after = step.dims(), step.y().shape
     if before[:-2] != after[:-2]:
         raise step.refusal("it resizes other axes than the last two")
@@ -204,14 +206,14 @@ def _resize(step: Step) -> list[Tensor | None]:
     if step.attribute("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise step.refusal("it keeps the aspect ratio of what it resizes")
     matrices = [_resampling_matrix(step, axis) for axis in (-2, -1)]
-    return [along_axes(step, step.g, matrices), None, None, None]
+    return [multiply_along_axes(step, step.g, matrices), None, None, None]
 
 
 def _resampling_matrix(step: Step, axis: int) -> NDArray[np.float32]:
-    """Resize along one axis, read off its effect on unit vectors: float32 [out, in]."""
+    """Compute the matrix of a Resize along one axis from unit vectors: float32 [out, in]."""
     from onnx.reference import ReferenceEvaluator
 
-    size, out = step.sides([step.dims()[axis], step.y().shape[axis]])
+    size, out = step.static_lengths([step.dims()[axis], step.y().shape[axis]])
     node = onnx.NodeProto()
     node.CopyFrom(ir.serde.serialize_node(step.node))
     inputs: dict[str, NDArray[Any]] = {"x": np.eye(size, dtype=np.float32)[:, None, :, None]}
@@ -237,17 +239,17 @@ def _resampling_matrix(step: Step, axis: int) -> NDArray[np.float32]:
     graph = onnx.helper.make_graph([node], "resize", infos, [onnx.ValueInfoProto(name="y")])
     opset = onnx.helper.make_opsetid("", step.recorder.graph.opset_imports[""])
     model = onnx.helper.make_model(graph, opset_imports=[opset])
-    (found,) = ReferenceEvaluator(model).run(None, inputs)
-    return np.ascontiguousarray(np.asarray(found, np.float32)[:, 0, :, 0].T)
+    (columns,) = ReferenceEvaluator(model).run(None, inputs)
+    return np.ascontiguousarray(np.asarray(columns, np.float32)[:, 0, :, 0].T)
 
 
 def _scale_along(step: Step, axis: int) -> float | None:
-    """The factor by which an axis, counted from the end, is resized; None where sizes are given."""
-    scales = step.known(2)
+    """Return the factor by which an axis is resized; None where sizes are given."""
+    scales = step.constant_or_none(2)
     if scales is None or not scales.size:
         return None
     rank = len(step.dims())
-    axes = [each % rank for each in step.attribute("axes", range(rank))]
+    axes = [axis % rank for axis in step.attribute("axes", range(rank))]
     factors = dict(zip(axes, scales.ravel().tolist(), strict=True))
     return float(factors.get(axis % rank, 1.0))
 

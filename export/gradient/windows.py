@@ -1,4 +1,4 @@
-"""Windows of pooling and convolution along each place axis."""
+"""Describe where the windows of pooling and convolution lie along each spatial axis."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from .step import Step
 
 @dataclass(frozen=True)
 class Windows:
-    """Where the windows of a pooling layer lie; one number for each place axis.
+    """Where the windows of a pooling layer lie; one number for each spatial axis.
 
     Attributes:
         kernel, strides, dilations: of a window.
         before, after: padding.
-        size: places of the input.
-        out: windows.
+        size: positions of the input.
+        out: positions of the output, one a window.
     """
 
     kernel: tuple[int, ...]
@@ -28,8 +28,8 @@ class Windows:
     out: tuple[int, ...]
 
     @property
-    def behind(self) -> tuple[int, ...]:
-        """How far the last window reaches beyond the last place; negative: how far it does not."""
+    def overhang(self) -> tuple[int, ...]:
+        """How far the last window reaches beyond the input; negative: how much it leaves out."""
         return tuple(
             (o - 1) * s + d * (k - 1) + 1 - b - n
             for o, s, d, k, b, n in zip(
@@ -40,20 +40,20 @@ class Windows:
 
 
 def find_windows(step: Step) -> Windows:
-    """The windows of a pooling layer whose input is [N, K, *places]."""
+    """Read the windows of a pooling layer whose input is [N, K, *positions]."""
     kernel = tuple(step.attribute("kernel_shape"))
     rank = len(kernel)
     strides = tuple(step.attribute("strides", [1] * rank))
     dilations = tuple(step.attribute("dilations", [1] * rank))
     pads = resolve_padding(step, kernel, strides, dilations)
-    size, out = (tuple(step.sides(dims[2:])) for dims in (step.dims(), step.y().shape))
+    size, out = (tuple(step.static_lengths(dims[2:])) for dims in (step.dims(), step.y().shape))
     return Windows(kernel, strides, dilations, tuple(pads[:rank]), tuple(pads[rank:]), size, out)
 
 
 def resolve_padding(
     step: Step, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
 ) -> list[int]:
-    """Padding before each axis, then after each; ``auto_pad`` worked out."""
+    """Work out the padding before each axis, then after each, ``auto_pad`` included."""
     rank = len(kernel)
     how = step.attribute("auto_pad", "NOTSET")
     if how in ("NOTSET", ""):
@@ -61,7 +61,9 @@ def resolve_padding(
     if how == "VALID":
         return [0] * 2 * rank
     before, after = [], []
-    for whole, k, s, d in zip(step.sides(step.dims()[2:]), kernel, strides, dilations, strict=True):
+    for whole, k, s, d in zip(
+        step.static_lengths(step.dims()[2:]), kernel, strides, dilations, strict=True
+    ):
         windows = -(-whole // s)
         total = max(0, (windows - 1) * s + d * (k - 1) + 1 - whole)
         small = total // 2
