@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -44,12 +45,13 @@ def large(request: pytest.FixtureRequest) -> Path:
 @pytest.mark.shared
 def test_graph_and_runtime_make_the_same_maps_and_choose_the_same_thresholds(large, shared_data):
     explainer = whycam.load(large, threads=2)
-    explainer.batch = 3 * 3 * 10 + 3  # all masked images of three pictures and classes at once
+    # All masked images of three pictures and classes at once.
+    explainer.model = replace(explainer.model, batch=3 * 3 * 10 + 3)
     computing = without_own_maps(explainer)
     files = sorted((shared_data / "imagenet-samples").glob("*.JPEG"))
     files = files[:: len(files) // PHOTOGRAPHS][:PHOTOGRAPHS]
     assert len(files) == PHOTOGRAPHS
-    computing.batch = 16
+    computing.model = replace(computing.model, batch=16)
     for classes in ([-1], [-1, -2, 7]):
         expected = computing.explain(files, [classes] * len(files), tft=True)
         for n in (1, 3):

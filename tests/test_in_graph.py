@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,9 @@ def test_search_in_the_graph_chooses_as_the_runtimes_search(searching, settings,
 def test_searching_graph_takes_its_batches_by_its_forwards(searching):
     whole = whycam.load(searching(BINARY), threads=1)
     small = whycam.load(searching(BINARY), threads=1)
-    small.batch = 2  # one masked image of each class at a time, not one of each threshold
+    small.model = replace(
+        small.model, batch=2
+    )  # one masked image of each class at a time, not one of each threshold
     sizes = []
     run = small.engine.run
     small.engine.run = lambda feeds, outputs: (
@@ -258,7 +261,7 @@ def test_sweep_larger_than_memory_is_run_in_parts(made):
     targets = [[-1, 2, -2]] * 3
     whole = whycam.load(path, threads=1)
     small = whycam.load(path, threads=1)
-    small.batch = 13  # one class of one picture at a time
+    small.model = replace(small.model, batch=13)  # one class of one picture at a time
     assert_same(
         small.explain(pictures(3), targets, tft=True), whole.explain(pictures(3), targets, tft=True)
     )
