@@ -73,7 +73,7 @@ def shown(page: Any, server: Server) -> bytes:
     """A page with the last frame on it."""
     if not page.current_url.startswith("http"):
         page.get(server.url)
-    last = f"return window.whycam?.numbers?.sequence == {server.feed.sequence}"
+    last = f"return window.whycam?.numbers?.sequence == {server.broadcaster.sequence}"
     WebDriverWait(page, 3, 0.02).until(lambda _: page.execute_script(last))
     page.execute_script("document.getAnimations().forEach((each) => each.finish())")
     return bytes(page.get_screenshot_as_png())

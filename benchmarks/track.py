@@ -22,7 +22,7 @@ from rich.table import Table
 
 import whycam
 from whycam.runtime import pipeline
-from whycam.runtime.live.attempt import Frame
+from whycam.runtime.live.capture_thread import Frame
 from whycam.runtime.live.reader import Reader
 from whycam.runtime.live.source import find_source
 from whycam.runtime.live.track import FORWARDS, Tracker
@@ -108,7 +108,7 @@ def measured(
 
 def frames_of(video: str, limit: int | None, title: str) -> Any:
     reader = Reader(find_source(video), drop=False)
-    total = min(n for n in (reader.reading.total, limit) if n is not None)
+    total = min(n for n in (reader.state.total, limit) if n is not None)
     frame: Frame
     for number, frame in enumerate(
         track(reader.frames, description=title, total=total, transient=True)

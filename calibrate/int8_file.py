@@ -11,8 +11,8 @@ import msgspec
 from numpy.typing import NDArray
 
 from ..runtime.engines import selftest
+from ..runtime.engines.chunks import Arrays
 from ..runtime.engines.interface import renamed, run_graph
-from ..runtime.engines.parts import Arrays
 from ..runtime.manifest import Manifest
 from ..runtime.onnxfile import append_manifest, digest
 

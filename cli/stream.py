@@ -13,7 +13,7 @@ import typer
 
 from ..runtime.cam import METHODS
 from ..runtime.errors import RequestError, WhyCamError
-from ..runtime.live.attempt import Event
+from ..runtime.live.capture_thread import Event
 from ..runtime.live.controls import StreamFrame, Sweep
 from ..runtime.live.stream import Stream
 from ..runtime.live.track import FORWARDS

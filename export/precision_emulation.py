@@ -19,9 +19,9 @@ from ..runtime import cam
 from ..runtime.comparison import HALF, Comparison, summarise
 from ..runtime.engines import selftest
 from ..runtime.engines.base import Engine
+from ..runtime.engines.chunks import Arrays
 from ..runtime.engines.interface import renamed, run_graph
 from ..runtime.engines.opening import open_engine
-from ..runtime.engines.parts import Arrays
 from ..runtime.errors import EngineError, MissingExtraError, VerificationError, reason_of
 from ..runtime.manifest import Manifest
 from ..runtime.similarity import norm_difference, pearson

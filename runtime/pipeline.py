@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from . import cam, tft
 from .cam import Method
 from .engines.base import Engine
-from .engines.parts import run_in_parts
+from .engines.chunks import run_in_chunks
 from .errors import EngineError, RequestError
 from .images import Picture
 from .manifest import Manifest
@@ -143,7 +143,7 @@ def classify(model: Model, inputs: Inputs) -> Floats:
     """
     feeds = {"image": inputs, "target": np.full((len(inputs), 1), -1, np.int64)}
     run = partial(model.engine.run, outputs=["probabilities"])
-    return _finite(run_in_parts(run, feeds, model.manifest, model.batch)["probabilities"])
+    return _finite(run_in_chunks(run, feeds, model.manifest, model.batch)["probabilities"])
 
 
 def infer(
@@ -166,7 +166,7 @@ def infer(
     feeds = {"image": inputs, "target": target}
     images, columns = _limits(model, widest, plan)
     run = partial(model.engine.run, outputs=plan.outputs)
-    outputs = run_in_parts(run, feeds, model.manifest, images, columns)
+    outputs = run_in_chunks(run, feeds, model.manifest, images, columns)
     outputs["probabilities"] = _finite(outputs["probabilities"])
     return Inference(inputs, outputs, tuple(len(row) for row in classes))
 

@@ -11,7 +11,7 @@ import numpy as np
 
 import whycam
 from whycam.runtime.live.controls import Controls, StreamFrame, Timing
-from whycam.runtime.serve.packet import unpack
+from whycam.runtime.serve.protocol import unpack
 from whycam.runtime.serve.server import Server
 
 
@@ -60,7 +60,7 @@ class Publisher:
 
     def _run(self) -> None:
         while not self._stop.wait(0.05):
-            controls = self._server.feed.controls
+            controls = self._server.broadcaster.controls
             self._server.publish(frame_of(self._explainer, controls, 7, self._size))
 
 

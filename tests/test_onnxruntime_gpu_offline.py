@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 import whycam
 from whycam.runtime.engines import nvidia, ort, ort_gpu, ort_options
 from whycam.runtime.engines.base import EngineSettings
+from whycam.runtime.engines.chunks import run_in_chunks
 from whycam.runtime.engines.nvidia import Driver, Gpu
 from whycam.runtime.engines.ort import OnnxRuntimeEngine
 from whycam.runtime.engines.ort_options import CPU, CUDA, TENSORRT, Cache, Most
-from whycam.runtime.engines.parts import run_in_parts
 from whycam.runtime.engines.registry import ENGINES, candidates
 from whycam.runtime.errors import EngineError
 from whycam.runtime.onnxfile import read_manifest
@@ -149,7 +149,7 @@ def test_runs_in_parts_are_one_run(plain, count, classes, images, columns):
         seen.append(part["target"].shape)
         return plain.run(part, names)
 
-    found = run_in_parts(run, given_now, plain._manifest, images, columns)
+    found = run_in_chunks(run, given_now, plain._manifest, images, columns)
     whole = plain.run(given_now, names)
     for name in names:
         np.testing.assert_allclose(found[name], whole[name], atol=1e-5)

@@ -33,7 +33,7 @@ from whycam.runtime.engines.ort import OnnxRuntimeEngine
 from whycam.runtime.engines.ort_binding import BoundSession
 from whycam.runtime.engines.ort_options import TENSORRT, most, providers
 from whycam.runtime.errors import EngineError, ModelFileError, RequestError
-from whycam.runtime.live.attempt import Frame
+from whycam.runtime.live.capture_thread import Frame
 from whycam.runtime.live.controls import Controls, Look
 from whycam.runtime.live.frames import FrameExplainer
 from whycam.runtime.manifest import Manifest, Preprocess

@@ -43,7 +43,7 @@ def test_a_file_gives_every_frame_in_order_with_its_time(read, tmp_path):
     path = write_video(tmp_path / "film.mp4", [picture(i) for i in range(12)], fps=20)
     reader = read(find_source(path))
     frames = list(reader.frames)
-    assert (reader.reading.fps, reader.reading.total) == (20, 12)
+    assert (reader.state.fps, reader.reading.total) == (20, 12)
     assert [frame.index for frame in frames] == list(range(12))
     assert [number_of(frame.picture) for frame in frames] == list(range(12))
     np.testing.assert_allclose([frame.seconds for frame in frames], np.arange(12) / 20, atol=1e-6)
@@ -65,7 +65,7 @@ def test_grey_and_transparent_frames_become_three_channels(read, shape):
 def test_a_live_source_drops_old_frames_and_counts_them(read):
     items = [*(picture(i) for i in range(10)), threading.Event()]
     reader = read(source_of(FakeCapture(items)), drop=True, stall=60)
-    while reader.reading.read < 10 or reader.frames.dropped < 9:
+    while reader.state.read < 10 or reader.frames.dropped < 9:
         time.sleep(0.01)
     assert next(reader.frames).index == 9  # the newest
     assert reader.frames.dropped == 9
@@ -95,7 +95,7 @@ def test_a_lost_camera_is_opened_again_ever_more_slowly(read, events):
     frames = [next(reader.frames), next(reader.frames)]
     assert [frame.index for frame in frames] == [0, 1]
     assert frames[1].seconds > 0.02 + 0.04 + 0.08 + 0.16
-    assert reader.reading.reconnects == 1
+    assert reader.state.reconnects == 1
     assert [event.kind for event in events] == ["lost"] * 4 + ["back"]
     delays = [event.text.split("again in ")[1] for event in events[:4]]
     assert delays == ["0.02 s", "0.04 s", "0.08 s", "0.16 s"]
@@ -151,7 +151,7 @@ def test_corrupt_frames_are_left_out_and_counted(read, events):
     ]
     reader = read(source_of(FakeCapture(items), live=False))
     assert [frame.index for frame in reader.frames] == [0, 5]
-    assert reader.reading.corrupt == 4
+    assert reader.state.corrupt == 4
     assert [event.kind for event in events] == ["corrupt"]  # said once
 
 
@@ -208,7 +208,7 @@ def test_a_folder_is_read_in_the_order_of_names_without_its_broken_pictures(read
     frames = list(reader.frames)
     assert [number_of(frame.picture) for frame in frames] == [0, 1, 3]
     assert [frame.index for frame in frames] == [0, 1, 3]
-    assert (reader.reading.corrupt, reader.reading.total, reader.pace) == (1, 4, 10)
+    assert (reader.state.corrupt, reader.reading.total, reader.pace) == (1, 4, 10)
 
 
 def test_pictures_and_captures_of_ones_own_can_be_passed(read, tmp_path):

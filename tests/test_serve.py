@@ -23,8 +23,8 @@ from PIL import Image
 from whycam.cli import main
 from whycam.runtime.errors import MissingExtraError, RequestError
 from whycam.runtime.live.controls import Controls, StreamFrame
-from whycam.runtime.serve.gate import allowed_host, checked_token, new_token, same_origin
-from whycam.runtime.serve.packet import read_message
+from whycam.runtime.serve.access_control import allowed_host, checked_token, new_token, same_origin
+from whycam.runtime.serve.protocol import read_message
 from whycam.runtime.serve.server import Server
 
 pytest.importorskip("uvicorn")
@@ -172,7 +172,7 @@ def test_page_that_reads_nothing_does_not_hold_up_the_stream_or_others(server, t
             b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
             b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
         )
-        wait_for(lambda: server.feed.clients == 1)
+        wait_for(lambda: server.broadcaster.clients == 1)
         with Page(server.url) as page:
             page.hear("state")
             begun = time.perf_counter()
@@ -189,19 +189,19 @@ def test_page_that_reads_nothing_does_not_hold_up_the_stream_or_others(server, t
 def test_frame_is_encoded_once_for_all_pages_and_not_at_all_without_any(server, frames):
     for index in range(5):
         server.publish(frames(index))
-    assert server.feed.encoded == 0
+    assert server.broadcaster.encoded == 0
     pages = [Page(server.url) for _ in range(3)]
     assert [page.see()["index"] for page in pages] == [4, 4, 4]
-    assert server.feed.encoded == 1
+    assert server.broadcaster.encoded == 1
     server.publish(frames(5))
     assert [page.see()["index"] for page in pages] == [5, 5, 5]
-    assert server.feed.encoded == 2
+    assert server.broadcaster.encoded == 2
     for page in pages:
         page.socket.close()
-    wait_for(lambda: server.feed.clients == 0)
+    wait_for(lambda: server.broadcaster.clients == 0)
     server.publish(frames(6))
     time.sleep(0.1)
-    assert server.feed.encoded == 2
+    assert server.broadcaster.encoded == 2
 
 
 # What pages change.
@@ -347,7 +347,7 @@ def test_pages_beyond_those_allowed_are_turned_away(controls):
             with Page(server.url) as second, pytest.raises(closed.ConnectionClosed) as ended:
                 second.hear("hello")
         assert ended.value.rcvd.code == 4429
-        wait_for(lambda: server.feed.clients == 0)
+        wait_for(lambda: server.broadcaster.clients == 0)
         with Page(server.url) as third:
             third.hear("hello")
 

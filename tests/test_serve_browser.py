@@ -69,7 +69,7 @@ def picture(browser: Any) -> np.ndarray:
 
 
 def expected(tiny: Any, server: Server) -> np.ndarray:
-    return frame_of(tiny, server.feed.controls, 7, SIZE).image.astype(int)
+    return frame_of(tiny, server.broadcaster.controls, 7, SIZE).image.astype(int)
 
 
 def like(one: np.ndarray, other: np.ndarray) -> bool:
@@ -86,7 +86,7 @@ def test_picture_and_figures_are_shown(page, server, tiny, until):
     assert "a tiny engine" in page.find_element("id", "about").text
     until(lambda: page.find_element("id", "latency").text == "5.0 ms")
     assert page.find_element("id", "dropped").text == "3"
-    best = frame_of(tiny, server.feed.controls, 7, SIZE).ranking[0]
+    best = frame_of(tiny, server.broadcaster.controls, 7, SIZE).ranking[0]
     row = page.find_element("css selector", "#ranking button.explained")
     assert row.text.split("\n") == [best[1], f"{100 * best[2]:.1f} %"]
 
@@ -94,7 +94,7 @@ def test_picture_and_figures_are_shown(page, server, tiny, until):
 def test_opacity_and_method_change_the_picture(page, server, tiny, until):
     from selenium.webdriver.common.keys import Keys
 
-    controls = server.feed.controls
+    controls = server.broadcaster.controls
     first = picture(page)
     press(page, "#opacity", Keys.HOME)
     until(lambda: controls.look.opacity == 0)
@@ -113,7 +113,7 @@ def test_opacity_and_method_change_the_picture(page, server, tiny, until):
 def test_thresholds_are_swept_charted_and_fixed(page, server, until):
     from selenium.webdriver.common.keys import Keys
 
-    controls = server.feed.controls
+    controls = server.broadcaster.controls
     assert "With TFT on" in page.find_element("id", "curve-text").text
     page.find_element("css selector", "#sweep label:nth-of-type(2)").click()
     until(lambda: controls.look.tft == "every")
@@ -130,7 +130,7 @@ def test_thresholds_are_swept_charted_and_fixed(page, server, until):
 def test_class_is_searched_and_pressed(page, server, until):
     from selenium.webdriver.common.keys import Keys
 
-    controls, field = server.feed.controls, page.find_element("id", "class")
+    controls, field = server.broadcaster.controls, page.find_element("id", "class")
     assert field.get_attribute("value").startswith("Automatic")
     press(page, "#class", "zebra")
     assert "no class" in page.find_element("id", "class-list").text
@@ -148,7 +148,7 @@ def test_class_is_searched_and_pressed(page, server, until):
 
 
 def test_changes_from_elsewhere_and_refusals_move_the_controls(page, server, until, monkeypatch):
-    controls = server.feed.controls
+    controls = server.broadcaster.controls
     controls.change(opacity=0.25, contour=False)
     until(lambda: page.find_element("id", "opacity-value").text == "0.25")
     assert not page.find_element("id", "contour").is_selected()

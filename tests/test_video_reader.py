@@ -20,7 +20,7 @@ from whycam.runtime.live.video_reader import VideoReader
 def read(path, events=None):
     """All frames that a stream would take of a file, and the reader's counts."""
     reader = Reader(find_source(path), drop=False, tell=(events or []).append)
-    return list(reader.frames), reader.reading
+    return list(reader.frames), reader.state
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_packets_that_cannot_be_decoded_are_counted(tmp_path):
     reader = Reader(find_source(film.path), drop=False, tell=events.append)
     frames = list(reader.frames)
     assert len(frames) == 11
-    assert reader.reading.corrupt == 1
+    assert reader.state.corrupt == 1
     assert [event.kind for event in events] == ["corrupt"]
 
 

@@ -9,7 +9,7 @@ import msgspec
 from numpy.typing import NDArray
 
 from ..errors import EngineError
-from .parts import Arrays
+from .chunks import Arrays
 
 Precision = Literal["fp32", "bf16"]
 Hint = Literal["latency", "throughput"]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import EngineError, ModelFileError
 from ..manifest import Manifest
-from .parts import Arrays, Found, run_in_parts
+from .chunks import Arrays, Found, run_in_chunks
 
 # Runs a graph once: inputs by name and the outputs asked for to these outputs.
 Run = Callable[[Arrays, Sequence[str]], Found]
@@ -117,7 +117,7 @@ def run_graph(run: Run, feeds: Arrays, outputs: Sequence[str], manifest: Manifes
     image, target = feeds["image"], feeds["target"]
     if manifest.image_type == "float16":
         image = image.astype(np.float16)
-    return run_in_parts(
+    return run_in_chunks(
         lambda part: _run_once(run, part, outputs, manifest),
         {"image": image, "target": target},
         manifest,

@@ -16,6 +16,7 @@ from ..manifest import Manifest
 from ..onnxfile import digest, without_outputs
 from . import ort_gpu, ort_options
 from .base import EngineSettings
+from .chunks import Arrays, Found, run_in_chunks
 from .interface import (
     Run,
     check_interface,
@@ -29,7 +30,6 @@ from .interface import (
 from .nvidia import driver
 from .ort_binding import BoundSession
 from .ort_options import CPU, Cache, Place
-from .parts import Arrays, Found, run_in_parts
 
 _CONVOLUTIONS = {"Conv", "ConvTranspose", "FusedConv", "ConvInteger", "QLinearConv"}
 
@@ -198,7 +198,7 @@ class OnnxRuntimeEngine:
             limit = ort_options.most(self._place, self._manifest, parts)
             if limit is None:
                 return run(feeds, outputs)
-            return run_in_parts(
+            return run_in_chunks(
                 lambda part: run(part, outputs),
                 feeds,
                 self._manifest,

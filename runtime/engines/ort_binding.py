@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .parts import Arrays
+from .chunks import Arrays
 
 # Buffers are kept for so many batch sizes: an explanation has one, its sweep another.
 _SHAPES = 4

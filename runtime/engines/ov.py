@@ -15,6 +15,7 @@ from ..errors import EngineError, MissingExtraError, ModelFileError
 from ..files import writable
 from ..manifest import Manifest
 from .base import EngineSettings
+from .chunks import Arrays, Found, run_in_chunks
 from .interface import (
     check_interface,
     filled,
@@ -26,7 +27,6 @@ from .interface import (
     run_graph,
     surplus_outputs,
 )
-from .parts import Arrays, Found, run_in_parts
 
 # Networks compiled for one shape run up to twice as fast as for any (depthwise convolutions in
 # bf16), but each compiled network holds its weights again. Further shapes share one that takes any;
@@ -122,7 +122,7 @@ class OpenVinoEngine:
         if size == count:
             return part.run(feeds, outputs)
         with ThreadPoolExecutor(part.streams) as pool:
-            return run_in_parts(
+            return run_in_chunks(
                 lambda each: part.run(each, outputs), feeds, self._manifest, size, mapper=pool.map
             )
 

@@ -13,26 +13,26 @@ from ..errors import EngineError
 from ..manifest import Manifest
 from . import cuda
 from .base import EngineSettings
+from .chunks import Arrays, Found, run_in_chunks
 from .interface import run_graph
-from .parts import Arrays, Found, run_in_parts
 from .plan import Range
-from .trt_lane import Lane, Recording
+from .trt_context import ExecutionContext, Recording
 from .trt_load import open_plan, rebuild
 from .trt_rtx import JustInTime
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-# Runs at once. A GPU works at one thing at a time; a second lane lets one run's copies go on while
-# another computes, a third keeps the GPU busy while Python is between the two.
-_LANES = {"latency": 1, "throughput": 3}
+# Runs at once. A GPU computes one thing at a time; a second context lets one run's copies go on
+# while another computes, a third keeps the GPU busy while Python is between the two.
+_CONTEXTS = {"latency": 1, "throughput": 3}
 
 
 class TensorRtEngine:
     """See ``engine.Engine``.
 
     A plan computes everything that its network declares; only the outputs that are asked for are
-    copied from the GPU. Further callers than there are lanes wait for their turn.
+    copied from the GPU. Further callers than there are contexts wait for their turn.
     """
 
     name = "tensorrt"
@@ -54,12 +54,12 @@ class TensorRtEngine:
                 self._just_in_time = JustInTime(self._opened, settings.cache)
         self._recording = Recording(self._just_in_time is None, self._say_refused)
         self._free = threading.Condition()
-        self._idle: list[Lane] = []
+        self._idle: list[ExecutionContext] = []
         self._made = 0
-        self._most = _LANES[settings.hint]
+        self._most = _CONTEXTS[settings.hint]
         self._closed = False
         # Made now: too little memory should be known at once.
-        with self._lane():
+        with self._idle_context():
             pass
 
     def _say_refused(self, reason: str) -> None:
@@ -75,8 +75,8 @@ class TensorRtEngine:
         with ExitStack() as stack:
             if idle:
                 stack.enter_context(cuda.current(self._gpu))
-            for lane in idle:
-                stack.callback(lane.close)
+            for context in idle:
+                stack.callback(context.close)
         if self._just_in_time is not None:
             self._just_in_time.save()
 
@@ -100,13 +100,13 @@ class TensorRtEngine:
             raise EngineError(f"{self._path} has no output {unknown}")
         self._check_size(feeds["image"].shape)
         plan = self._opened.plan
-        with self._lane() as lane:
+        with self._idle_context() as context:
 
             def run(part: Arrays) -> Found:
                 image, target = part["image"], part.get("target")
                 # A plan explains its own classes where it takes none.
                 classes = self._manifest.top if target is None else target.shape[1]
-                return lane.run(
+                return context.run(
                     image,
                     target,
                     _size_for(len(image), plan.batch),
@@ -114,7 +114,7 @@ class TensorRtEngine:
                     outputs,
                 )
 
-            return run_in_parts(run, feeds, self._manifest, plan.batch.most, plan.classes.most)
+            return run_in_chunks(run, feeds, self._manifest, plan.batch.most, plan.classes.most)
 
     def _check_size(self, shape: tuple[int, ...]) -> None:
         """Pictures of any size: as far as the plan was built for it."""
@@ -132,30 +132,30 @@ class TensorRtEngine:
                 )
 
     @contextmanager
-    def _lane(self) -> Iterator[Lane]:
-        """A lane for this thread alone, with its GPU current. One that failed is given up."""
-        lane = self._take()
+    def _idle_context(self) -> Iterator[ExecutionContext]:
+        """A context for this thread alone, with its GPU current. One that failed is given up."""
+        context = self._take()
         try:
             with cuda.current(self._gpu):
-                lane = lane or self._new_lane()
+                context = context or self._new_context()
                 try:
-                    yield lane
+                    yield context
                 except BaseException:
                     # Copies may still be under way into memory that is about to be given back.
                     with suppress(EngineError):
-                        lane.wait()
+                        context.wait()
                     with suppress(EngineError):
-                        lane.close()
+                        context.close()
                     raise
         except BaseException:
             with self._free:
                 self._made -= 1
                 self._free.notify()
             raise
-        self._put_back(lane)
+        self._put_back(context)
 
-    def _take(self) -> Lane | None:
-        """An idle lane, or None: one may be made."""
+    def _take(self) -> ExecutionContext | None:
+        """An idle context, or None: one may be made."""
         with self._free:
             while not self._idle and self._made >= self._most and not self._closed:
                 self._free.wait()
@@ -166,21 +166,23 @@ class TensorRtEngine:
             self._made += 1
             return None
 
-    def _put_back(self, lane: Lane) -> None:
+    def _put_back(self, context: ExecutionContext) -> None:
         with self._free:
             if not self._closed:
-                self._idle.append(lane)
+                self._idle.append(context)
                 self._free.notify()
                 return
             self._made -= 1
         with cuda.current(self._gpu):
-            lane.close()
+            context.close()
 
-    def _new_lane(self) -> Lane:
+    def _new_context(self) -> ExecutionContext:
         just_in_time = self._just_in_time
         if just_in_time is not None:
-            return Lane(self._opened, self._recording, just_in_time.context, shared_scratch=False)
-        return Lane(self._opened, self._recording, self._context, shared_scratch=True)
+            return ExecutionContext(
+                self._opened, self._recording, just_in_time.context, shared_scratch=False
+            )
+        return ExecutionContext(self._opened, self._recording, self._context, shared_scratch=True)
 
     def _context(self) -> trt.IExecutionContext | None:
         strategy = self._opened.library.ExecutionContextAllocationStrategy.USER_MANAGED

@@ -18,7 +18,7 @@ from ..request import plan_request
 from ..sweep import Choice, Floats
 from ..targets import class_rows, per_picture
 from ..tft import Tft
-from .attempt import Frame
+from .capture_thread import Frame
 from .controls import Controls, Look
 from .track import Tracker
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from ..errors import SourceError
-from .attempt import Attempt, Event, Frame, Reading
+from .capture_thread import CaptureState, CaptureThread, Event, Frame
 from .pipe import Pipe
 from .source import Source
 
@@ -25,7 +25,7 @@ class Reader:
 
     Attributes:
         frames: ends with the source, or with the error that it died of.
-        reading: what is known of the source, and counted.
+        state: what is known of the source, and how many frames were read.
 
     Args:
         source: from ``find_source``.
@@ -52,59 +52,59 @@ class Reader:
         tell: Callable[[Event], None] = lambda _: None,
     ) -> None:
         self.frames: Pipe[Frame] = Pipe(1 if drop else 2, latest=drop)
-        self.reading = Reading(source, self.frames, drop, loop, fps, tell)
+        self.state = CaptureState(source, self.frames, drop, loop, fps, tell)
         self._stall, self._retries = stall, retries
         self._error: BaseException | None = None
-        self._abandoned: list[Attempt] = []
+        self._abandoned: list[CaptureThread] = []
         self._thread = threading.Thread(target=self._watch, name="whycam reader", daemon=True)
         self._thread.start()
-        self.reading.opened.wait()
+        self.state.opened.wait()
         if self._error is not None:
             raise self._error
 
     def close(self) -> None:
         """Stop reading; waits a moment for a read under way, and no longer."""
-        self.reading.stopped.set()
+        self.state.stopped.set()
         self.frames.close()
         self._thread.join(2.0)
 
     @property
     def pace(self) -> float:
         """Frames a second that come out, or 0 where the source does not say."""
-        own = self.reading.source.fps or self.reading.fps
-        if self.reading.limit_fps is None:
+        own = self.state.source.fps or self.state.fps
+        if self.state.limit_fps is None:
             return own
-        return min(own, self.reading.limit_fps) if own else self.reading.limit_fps
+        return min(own, self.state.limit_fps) if own else self.state.limit_fps
 
     def _watch(self) -> None:
         try:
-            self._rounds()
+            self._reopen_until_done()
         except BaseException as error:
-            if not self.reading.opened.is_set():
+            if not self.state.opened.is_set():
                 self._error = error
             self.frames.end(error)
         else:
             self.frames.end()
         finally:
-            self.reading.opened.set()
+            self.state.opened.set()
 
-    def _rounds(self) -> None:
+    def _reopen_until_done(self) -> None:
         """Open and read, again and again where the source asks for it."""
         failures = 0
-        while not self.reading.stopped.is_set():
-            attempt = Attempt(self.reading, lost_before=failures > 0)
-            why = self._wait_for(attempt)
-            if self.reading.stopped.is_set():
+        while not self.state.stopped.is_set():
+            thread = CaptureThread(self.state, lost_before=failures > 0)
+            why = self._wait_until_done(thread)
+            if self.state.stopped.is_set():
                 return
-            if attempt.frames:
+            if thread.frames:
                 failures = 0
             if why is None:
-                if not self.reading.loop or not attempt.frames:
-                    self._finish(attempt)
+                if not self.state.loop or not thread.frames:
+                    self._check_complete(thread)
                     return
-                self.reading.offset = attempt.seconds + 1.0 / (self.pace or 25.0)
+                self.state.offset = thread.seconds + 1.0 / (self.pace or 25.0)
                 continue
-            if not self.reading.opened.is_set() or not self.reading.source.again:
+            if not self.state.opened.is_set() or not self.state.source.again:
                 raise SourceError(why)
             failures += 1
             if self._retries is not None and failures > self._retries:
@@ -113,46 +113,46 @@ class Reader:
 
     def _wait_before_retry(self, why: str, failures: int) -> None:
         delay = min(_FIRST_DELAY * 2 ** min(failures - 1, 10), _LONGEST_DELAY)
-        self.reading.tell(Event("lost", f"{why}; trying again in {delay:g} s"))
-        self.reading.stopped.wait(delay)
-        while not self.reading.stopped.is_set():
+        self.state.tell(Event("lost", f"{why}; trying again in {delay:g} s"))
+        self.state.stopped.wait(delay)
+        while not self.state.stopped.is_set():
             self._abandoned = [each for each in self._abandoned if not each.done.is_set()]
             if len(self._abandoned) < _ABANDONED:
                 return
-            self.reading.stopped.wait(_TICK)
+            self.state.stopped.wait(_TICK)
 
-    def _wait_for(self, attempt: Attempt) -> str | None:
-        """Until an attempt ends: None at the source's end, else why it was lost."""
-        while not attempt.done.wait(_TICK):
-            since = attempt.waiting
+    def _wait_until_done(self, thread: CaptureThread) -> str | None:
+        """Wait until a capture thread ends: None at the source's end, else why it was lost."""
+        while not thread.done.wait(_TICK):
+            since = thread.waiting
             silent = 0.0 if since is None else time.monotonic() - since
-            if attempt.ready:
-                if self.reading.source.live and silent > self._stall:
-                    attempt.abandoned.set()
-                    self._abandoned.append(attempt)
-                    return f"{self.reading.source.name} has sent no frame for {self._stall:g} s"
-            elif self.reading.source.live and silent > _OPENING_SECONDS:
-                attempt.abandoned.set()
-                self._abandoned.append(attempt)
-                return f"{self.reading.source.name} did not open within {_OPENING_SECONDS:g} s"
-            if self.reading.stopped.is_set():
-                attempt.abandoned.set()
-                attempt.done.wait(1.0)
+            if thread.ready:
+                if self.state.source.live and silent > self._stall:
+                    thread.abandoned.set()
+                    self._abandoned.append(thread)
+                    return f"{self.state.source.name} has sent no frame for {self._stall:g} s"
+            elif self.state.source.live and silent > _OPENING_SECONDS:
+                thread.abandoned.set()
+                self._abandoned.append(thread)
+                return f"{self.state.source.name} did not open within {_OPENING_SECONDS:g} s"
+            if self.state.stopped.is_set():
+                thread.abandoned.set()
+                thread.done.wait(1.0)
                 return None
-        if attempt.error is None:
+        if thread.error is None:
             return None
-        if isinstance(attempt.error, SourceError) and self.reading.source.live:
-            return str(attempt.error)
-        raise attempt.error
+        if isinstance(thread.error, SourceError) and self.state.source.live:
+            return str(thread.error)
+        raise thread.error
 
-    def _finish(self, attempt: Attempt) -> None:
-        if self.reading.handed == 0:
+    def _check_complete(self, thread: CaptureThread) -> None:
+        if self.state.handed == 0:
             raise SourceError(
-                f"no frame could be read from {self.reading.source.name}"
-                + (f": {self.reading.corrupt} could not be decoded" if self.reading.corrupt else "")
+                f"no frame could be read from {self.state.source.name}"
+                + (f": {self.state.corrupt} could not be decoded" if self.state.corrupt else "")
             )
         # What a file says of its length may be a few frames off.
-        name, total = self.reading.source.name, self.reading.total
-        if total is not None and attempt.taken < 0.95 * total - 2:
-            text = f"{name} ended after {attempt.taken} of {total} frames"
-            self.reading.tell(Event("cut short", text))
+        name, total = self.state.source.name, self.state.total
+        if total is not None and thread.taken < 0.95 * total - 2:
+            text = f"{name} ended after {thread.taken} of {total} frames"
+            self.state.tell(Event("cut short", text))

@@ -13,7 +13,7 @@ from ..cam import Method
 from ..errors import RequestError
 from ..explainer import Explainer
 from .annotate import Overlay
-from .attempt import Event, Frame
+from .capture_thread import Event, Frame
 from .controls import Controls, Look, StreamFrame, Sweep, Timing
 from .frames import Explained, FrameExplainer, PreparedFrame
 from .pipe import Pipe, stage
@@ -93,7 +93,7 @@ class Stream:
         self._reader = Reader(
             found, drop=dropping, loop=loop, fps=fps, stall=stall, retries=retries, tell=tell
         )
-        self.fps, self.total = self._reader.pace, self._reader.reading.total
+        self.fps, self.total = self._reader.pace, self._reader.state.total
         read, self._explained = self._reader.frames, Pipe[Explained](1)
         pipes: list[Pipe[Any]] = [self._explained]
         if dropping:
@@ -117,12 +117,12 @@ class Stream:
     @property
     def corrupt(self) -> int:
         """Frames that could not be decoded so far."""
-        return self._reader.reading.corrupt
+        return self._reader.state.corrupt
 
     @property
     def reconnects(self) -> int:
         """How often a lost source came back."""
-        return self._reader.reading.reconnects
+        return self._reader.state.reconnects
 
     def __enter__(self) -> Stream:
         return self

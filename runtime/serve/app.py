@@ -16,9 +16,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ..errors import WhyCamError
-from .feed import Client, Feed
-from .gate import allowed_host, right_token, same_origin
-from .packet import Seen, look_message, read_message, refused, state_message
+from .access_control import allowed_host, right_token, same_origin
+from .broadcaster import Broadcaster, Client
+from .protocol import Seen, look_message, read_message, refused, state_message
 
 PROTOCOL = "whycam.1"
 TOKEN_PREFIX = "token."
@@ -46,7 +46,7 @@ _TYPES = {
 
 
 def application(
-    feed: Feed,
+    broadcaster: Broadcaster,
     hello: str,
     token: str | None,
     clients: int,
@@ -56,7 +56,7 @@ def application(
     """The application.
 
     Args:
-        feed: of the stream.
+        broadcaster: of the stream.
         hello: what every page is told first.
         token: that opens it; None: open to all who reach it.
         clients: how many pages at most.
@@ -74,16 +74,16 @@ def application(
         ]
         if not right_token(given[0] if given else "", token):
             await socket.close(WRONG_TOKEN, "the token is missing or wrong")
-        elif feed.clients >= clients:
+        elif broadcaster.clients >= clients:
             await socket.close(FULL, f"{clients} pages are connected, no more are allowed")
         else:
-            with feed.client() as client:
-                await _session(socket, client, feed, hello)
+            with broadcaster.client() as client:
+                await _session(socket, client, broadcaster, hello)
 
     routes = [_file(path, data) for path, data in page_files().items()]
     inner = Starlette(routes=[*routes, WebSocketRoute("/stream", stream)])
     inner.router.redirect_slashes = False
-    return _Gate(inner, names, loopback)
+    return _AccessControl(inner, names, loopback)
 
 
 def page_files() -> dict[str, bytes]:
@@ -106,7 +106,7 @@ def _file(path: str, data: bytes) -> Route:
     return Route(path, get)
 
 
-class _Gate:
+class _AccessControl:
     """Lets in what names this server as its host, and WebSockets of its own page."""
 
     def __init__(self, inner: ASGIApp, names: Collection[str], loopback: bool) -> None:
@@ -127,11 +127,11 @@ class _Gate:
         await self._inner(scope, receive, send)
 
 
-async def _session(socket: WebSocket, client: Client, feed: Feed, hello: str) -> None:
+async def _session(socket: WebSocket, client: Client, broadcaster: Broadcaster, hello: str) -> None:
     await socket.send_text(hello)
     tasks = {
-        asyncio.create_task(_send(socket, client, feed)),
-        asyncio.create_task(_receive(socket, client, feed)),
+        asyncio.create_task(_send(socket, client, broadcaster)),
+        asyncio.create_task(_receive(socket, client, broadcaster)),
     }
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -145,30 +145,30 @@ async def _session(socket: WebSocket, client: Client, feed: Feed, hello: str) ->
             raise error
 
 
-async def _send(socket: WebSocket, client: Client, feed: Feed) -> None:
+async def _send(socket: WebSocket, client: Client, broadcaster: Broadcaster) -> None:
     """What is new, whenever there is something new; of frames only the newest."""
     while True:
         await client.wake.wait()
         client.wake.clear()
-        ended = feed.ended
-        if client.wants(feed.sequence):
-            sequence, packet = await feed.packet()
+        ended = broadcaster.ended
+        if client.wants(broadcaster.sequence):
+            sequence, message = await broadcaster.encoded_frame()
             client.sent(sequence)
-            await socket.send_bytes(packet)
+            await socket.send_bytes(message)
             client.wake.set()  # another may have come meanwhile
-        look = feed.controls.look
+        look = broadcaster.controls.look
         if client.look != look:
             client.look = look
             await socket.send_text(look_message(look))
-        if client.state != feed.state:
-            client.state = feed.state
-            await socket.send_text(state_message(*feed.state))
+        if client.state != broadcaster.state:
+            client.state = broadcaster.state
+            await socket.send_text(state_message(*broadcaster.state))
         if ended:
             await socket.close(ENDED, "the stream has ended")
             return
 
 
-async def _receive(socket: WebSocket, client: Client, feed: Feed) -> None:
+async def _receive(socket: WebSocket, client: Client, broadcaster: Broadcaster) -> None:
     """What the page asks for, one message after the other."""
     while True:
         message = await socket.receive()
@@ -179,7 +179,7 @@ async def _receive(socket: WebSocket, client: Client, feed: Feed) -> None:
             if isinstance(said, Seen):
                 client.seen(said.sequence)
             else:
-                feed.controls.change(**said.look)
-                feed.wake()
+                broadcaster.controls.change(**said.look)
+                broadcaster.wake()
         except WhyCamError as error:
-            await socket.send_text(refused(str(error), feed.controls.look))
+            await socket.send_text(refused(str(error), broadcaster.controls.look))

@@ -13,11 +13,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ..errors import MissingExtraError, RequestError, WhyCamError
-from ..live.attempt import Event
+from ..live.capture_thread import Event
 from ..live.controls import Controls, StreamFrame
-from .feed import Feed
-from .gate import checked_token, is_loopback, new_token, own_names
-from .packet import State, hello
+from .access_control import checked_token, is_loopback, new_token, own_names
+from .broadcaster import Broadcaster
+from .protocol import State, hello
 
 if TYPE_CHECKING:
     import uvicorn
@@ -66,7 +66,7 @@ class Server:
         if clients < 1:
             raise RequestError(f"clients must be 1 or more, not {clients}")
         self.token = None if token is None else checked_token(token)
-        self.feed = Feed(controls)
+        self.broadcaster = Broadcaster(controls)
         self._hello = hello(controls.manifest, engine, source)
         self._host, self._port, self._clients = host, port, clients
         self._names = frozenset(name.lower() for name in names)
@@ -97,7 +97,7 @@ class Server:
         names = self._names if loopback else self._names | own_names() | {self._host.lower()}
         self._address = (_reachable(address), port)
         config = uvicorn.Config(
-            application(self.feed, self._hello, self.token, self._clients, names, loopback),
+            application(self.broadcaster, self._hello, self.token, self._clients, names, loopback),
             http="h11",
             ws="websockets-sansio",
             ws_max_size=_MESSAGE_BYTES,
@@ -132,7 +132,7 @@ class Server:
 
     def publish(self, frame: StreamFrame) -> bool:
         """Show a frame on every page; returns at once, from any thread: True, go on."""
-        self.feed.offer(frame)
+        self.broadcaster.offer(frame)
         return True
 
     def tell(self, state: State, text: str = "") -> None:
@@ -142,7 +142,7 @@ class Server:
             state: ``live``, ``lost`` or ``ended``.
             text: the same in words, as the reason of a loss.
         """
-        self.feed.tell(state, text)
+        self.broadcaster.tell(state, text)
 
     def tell_event(self, event: Event) -> None:
         """Say what became of the stream's source."""
@@ -153,7 +153,7 @@ class Server:
 
     def stop(self) -> None:
         """Let the pages know that the stream has ended, and end the thread, in 3 s at most."""
-        self.feed.end()
+        self.broadcaster.end()
         if self._thread is None:
             return
         if self._loop is not None:
@@ -185,14 +185,14 @@ class Server:
         self, server: uvicorn.Server, bound: socket.socket, ready: threading.Event
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        with self.feed.open():
+        with self.broadcaster.open():
             # Handles no signals: Uvicorn does that on a main thread only.
             serving = asyncio.create_task(server.serve(sockets=[bound]))
             stopping = asyncio.create_task(self._stop.wait())
             ready.set()
             await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
             until = self._loop.time() + _FAREWELL
-            while self.feed.clients and self._loop.time() < until:
+            while self.broadcaster.clients and self._loop.time() < until:
                 await asyncio.sleep(0.01)
             server.should_exit = True
             await serving

@@ -21,7 +21,7 @@ def slices(count: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def run_in_parts(
+def run_in_chunks(
     run: Callable[[Arrays], Found],
     feeds: Arrays,
     manifest: Manifest,

@@ -55,7 +55,7 @@ class Frame:
 
 
 @dataclass(eq=False)
-class Reading:
+class CaptureState:
     """How a source is read, and how far that is: what its openings, one after the other, share.
 
     Attributes:
@@ -97,7 +97,7 @@ class Reading:
     due: float = 0.0
 
 
-class Attempt:
+class CaptureThread:
     """One opening of a source, read on a thread of its own until it ends or is abandoned.
 
     Attributes:
@@ -109,7 +109,7 @@ class Attempt:
         abandoned: nobody listens any more.
     """
 
-    def __init__(self, reading: Reading, lost_before: bool) -> None:
+    def __init__(self, state: CaptureState, lost_before: bool) -> None:
         self.ready = False
         self.waiting: float | None = time.monotonic()
         self.frames = self.taken = 0
@@ -117,17 +117,17 @@ class Attempt:
         self.abandoned = threading.Event()
         self.error: BaseException | None = None
         self.done = threading.Event()
-        self._reading = reading
+        self._state = state
         self._lost_before = lost_before
         threading.Thread(target=self._run, name="whycam source", daemon=True).start()
 
     def _run(self) -> None:
         try:
-            capture = self._reading.source.open()
+            capture = self._state.source.open()
             try:
-                self._described(capture)
+                self._read_properties(capture)
                 self.ready = True
-                self._reading.opened.set()
+                self._state.opened.set()
                 self._read_all(capture)
             finally:
                 capture.release()
@@ -136,83 +136,85 @@ class Attempt:
         finally:
             self.done.set()
 
-    def _described(self, capture: Capture) -> None:
-        reading = self._reading
-        reading.fps = capture.fps
-        reading.total = None if reading.source.live or reading.loop else capture.frames
+    def _read_properties(self, capture: Capture) -> None:
+        state = self._state
+        state.fps = capture.fps
+        state.total = None if state.source.live or state.loop else capture.frames
 
     def _read_all(self, capture: Capture) -> None:
-        reading, live = self._reading, self._reading.source.live
-        started, broken = time.perf_counter(), 0
+        state, live = self._state, self._state.source.live
+        started, corrupt_in_a_row = time.perf_counter(), 0
         while True:
             begun = time.perf_counter()
             self.waiting = time.monotonic()
-            there, picture = capture.read()
+            available, picture = capture.read()
             self.waiting = None
             if self.abandoned.is_set():
                 return
-            if not there:
-                if live and reading.source.again:
-                    raise SourceError(f"{reading.source.name} sends no more frames")
+            if not available:
+                if live and state.source.again:
+                    raise SourceError(f"{state.source.name} sends no more frames")
                 return
-            index, reading.read = reading.read, reading.read + 1
+            index, state.read = state.read, state.read + 1
             if picture is None:
-                broken += 1
-                self._leave_out(broken)
+                corrupt_in_a_row += 1
+                self._count_corrupt(corrupt_in_a_row)
                 continue
-            broken = 0
+            corrupt_in_a_row = 0
             decoded = arrived = time.perf_counter()
-            seconds = self._time(capture, arrived)
+            seconds = self._frame_seconds(capture, arrived)
             self.taken += 1
             if self._lost_before and self.frames == 0:
-                reading.reconnects += 1
-                reading.tell(Event("back", f"{reading.source.name} is back"))
-            if not self._wanted(seconds):
+                state.reconnects += 1
+                state.tell(Event("back", f"{state.source.name} is back"))
+            if not self._is_due(seconds):
                 continue
-            if reading.drop and not live:
+            if state.drop and not live:
                 # A file that may be dropped from plays at its own pace, as a camera would.
-                if reading.stopped.wait(max(0.0, started + seconds - reading.offset - arrived)):
+                if state.stopped.wait(max(0.0, started + seconds - state.offset - arrived)):
                     return
                 arrived = time.perf_counter()
             self.frames += 1
-            reading.handed += 1
-            if not reading.frames.put(Frame(index, seconds, picture, decoded - begun, arrived)):
+            state.handed += 1
+            if not state.frames.put(Frame(index, seconds, picture, decoded - begun, arrived)):
                 return
 
-    def _leave_out(self, broken: int) -> None:
+    def _count_corrupt(self, corrupt_in_a_row: int) -> None:
         """Count a frame that could not be decoded, the last of so many in a row."""
-        reading = self._reading
-        reading.corrupt += 1
-        if reading.corrupt == 1:
-            text = f"a frame of {reading.source.name} could not be decoded and is left out"
-            reading.tell(Event("corrupt", text))
-        if broken >= _CORRUPT_IN_A_ROW:
+        state = self._state
+        state.corrupt += 1
+        if state.corrupt == 1:
+            text = f"a frame of {state.source.name} could not be decoded and is left out"
+            state.tell(Event("corrupt", text))
+        if corrupt_in_a_row >= _CORRUPT_IN_A_ROW:
             raise SourceError(
-                f"{broken} frames of {reading.source.name} in a row could not be decoded"
+                f"{corrupt_in_a_row} frames of {state.source.name} in a row could not be decoded"
             )
 
-    def _time(self, capture: Capture, arrived: float) -> float:
+    def _frame_seconds(self, capture: Capture, arrived: float) -> float:
         """Seconds since the source's beginning."""
-        reading = self._reading
-        if reading.source.live:
-            reading.began = arrived if reading.began is None else reading.began
-            self.seconds = arrived - reading.began
+        state = self._state
+        if state.source.live:
+            state.began = arrived if state.began is None else state.began
+            self.seconds = arrived - state.began
             return self.seconds
-        step = 1.0 / (reading.source.fps or reading.fps or 25.0)
-        counted = reading.offset if self.taken == 0 else self.seconds + step
-        told = math.nan if capture.seconds is None else capture.seconds + reading.offset
+        step = 1.0 / (state.source.fps or state.fps or 25.0)
+        counted = state.offset if self.taken == 0 else self.seconds + step
+        stated = math.nan if capture.seconds is None else capture.seconds + state.offset
         # Containers without times say 0, or repeat themselves.
-        usable = math.isfinite(told) and (told > self.seconds or self.taken == 0) and told >= 0
-        self.seconds = told if usable else counted
+        usable = (
+            math.isfinite(stated) and (stated > self.seconds or self.taken == 0) and stated >= 0
+        )
+        self.seconds = stated if usable else counted
         return self.seconds
 
-    def _wanted(self, seconds: float) -> bool:
+    def _is_due(self, seconds: float) -> bool:
         """Whether a frame is due, where fewer are wanted than the source has."""
-        reading = self._reading
-        if reading.limit_fps is None or reading.source.fps is not None:
+        state = self._state
+        if state.limit_fps is None or state.source.fps is not None:
             return True
-        step = 1.0 / reading.limit_fps
-        if seconds < reading.due - step / 4:  # what jitters comes a little early at times
+        step = 1.0 / state.limit_fps
+        if seconds < state.due - step / 4:  # what jitters comes a little early at times
             return False
-        reading.due = max(reading.due + step, seconds)
+        state.due = max(state.due + step, seconds)
         return True

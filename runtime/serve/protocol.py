@@ -111,10 +111,10 @@ def pack(sequence: int, frame: StreamFrame) -> bytes:
     return len(numbers).to_bytes(4, "big") + numbers + _jpeg(frame.image)
 
 
-def unpack(packet: bytes) -> tuple[dict[str, Any], bytes]:
+def unpack(message: bytes) -> tuple[dict[str, Any], bytes]:
     """Numbers and JPEG of ``pack``, for programs that read the stream."""
-    size = int.from_bytes(packet[:4], "big")
-    return msgspec.json.decode(packet[4 : 4 + size]), packet[4 + size :]
+    size = int.from_bytes(message[:4], "big")
+    return msgspec.json.decode(message[4 : 4 + size]), message[4 + size :]
 
 
 def _jpeg(picture: Picture) -> bytes:

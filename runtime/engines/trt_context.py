@@ -1,4 +1,4 @@
-"""A lane: one stream of a GPU, its memory, and what was prepared for each shape that came."""
+"""A context: one stream of a GPU, its memory, and what was prepared for each shape that came."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Recording:
 
 
 @dataclass
-class _Program:
+class _ShapeContext:
     """An execution context set to one shape, and the graphs recorded from it.
 
     Attributes:
@@ -81,7 +81,7 @@ class _Program:
             self.graphs.popitem()[1].close()
 
 
-class Lane:
+class ExecutionContext:
     """Runs a plan for one thread at a time, on the GPU that is current when it is made and used.
 
     Memory grows to the largest run and stays, so addresses stay, and with them recorded graphs.
@@ -111,7 +111,7 @@ class Lane:
         self._scratch: DeviceBuffer | None = None
         self._device: dict[str, DeviceBuffer] = {}
         self._host: dict[str, HostBuffer] = {}
-        self._programs: OrderedDict[tuple[_Shape, ...], _Program] = OrderedDict()
+        self._programs: OrderedDict[tuple[_Shape, ...], _ShapeContext] = OrderedDict()
         self._stream = Stream()
         size = opened.engine.device_memory_size_v2 if shared_scratch else 0
         if size > 0:
@@ -161,7 +161,7 @@ class Lane:
             The outputs, arrays of the caller's own.
 
         Raises:
-            EngineError: TensorRT or the driver refused. The lane is of no use then.
+            EngineError: TensorRT or the driver refused. The context is of no use then.
         """
         shapes = {"image": (count, *image.shape[1:])}
         if target is not None:
@@ -189,10 +189,10 @@ class Lane:
             found[name] = np.array(values[:, :columns] if per_class else values)
         return found
 
-    def _array(self, program: _Program, name: str) -> NDArray[Any]:
+    def _array(self, program: _ShapeContext, name: str) -> NDArray[Any]:
         return self._host[name].array(program.shapes[name], self._opened.dtypes[name])
 
-    def _start(self, program: _Program, outputs: Sequence[str]) -> None:
+    def _start(self, program: _ShapeContext, outputs: Sequence[str]) -> None:
         key = frozenset(outputs)
         if key not in program.graphs and program.warm and self._recording.allowed:
             self._record(program, key)
@@ -202,7 +202,7 @@ class Lane:
         else:
             self._enqueue(program, key)
 
-    def _record(self, program: _Program, outputs: frozenset[str]) -> None:
+    def _record(self, program: _ShapeContext, outputs: frozenset[str]) -> None:
         while len(program.graphs) >= _GRAPHS:
             program.graphs.popitem(last=False)[1].close()
         try:
@@ -210,7 +210,7 @@ class Lane:
         except EngineError as error:
             self._recording.refuse(str(error))
 
-    def _enqueue(self, program: _Program, outputs: frozenset[str]) -> None:
+    def _enqueue(self, program: _ShapeContext, outputs: frozenset[str]) -> None:
         for name in self._opened.inputs:
             self._stream.upload(self._host[name], self._device[name], self._size(program, name))
         if not program.context.execute_async_v3(int(self._stream.handle)):
@@ -218,10 +218,10 @@ class Lane:
         for name in sorted(outputs):
             self._stream.download(self._device[name], self._host[name], self._size(program, name))
 
-    def _size(self, program: _Program, name: str) -> int:
+    def _size(self, program: _ShapeContext, name: str) -> int:
         return math.prod(program.shapes[name]) * np.dtype(self._opened.dtypes[name]).itemsize
 
-    def _program(self, inputs: Mapping[str, _Shape]) -> _Program:
+    def _program(self, inputs: Mapping[str, _Shape]) -> _ShapeContext:
         """What is prepared for the inputs' shapes, now or before."""
         key = tuple(inputs.values())
         if key not in self._programs:
@@ -233,7 +233,7 @@ class Lane:
                 context = self._new_context()
             if context is None:
                 raise self._refused("made no execution context, most often for want of GPU memory")
-            self._programs[key] = _Program(context, self._shapes(context, inputs))
+            self._programs[key] = _ShapeContext(context, self._shapes(context, inputs))
         self._programs.move_to_end(key)
         return self._programs[key]
 
@@ -255,7 +255,7 @@ class Lane:
             raise self._refused(f"cannot tell the outputs' shapes: {shapes}")
         return shapes
 
-    def _make_room(self, program: _Program, outputs: Sequence[str]) -> None:
+    def _make_room(self, program: _ShapeContext, outputs: Sequence[str]) -> None:
         """Memory for inputs and outputs; on the host only for outputs that are wanted."""
         for name in program.shapes:
             size = self._size(program, name)
@@ -274,7 +274,7 @@ class Lane:
         # Powers of two: batches that grow by one do not each take memory anew.
         buffers[name] = kind(1 << (size - 1).bit_length())
 
-    def _bind(self, program: _Program) -> None:
+    def _bind(self, program: _ShapeContext) -> None:
         if self._scratch is not None:
             program.context.set_device_memory(self._scratch.address, self._scratch.nbytes)
         for name in program.shapes:

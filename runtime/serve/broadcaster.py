@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from ..live.controls import Controls, Look, StreamFrame
-from .packet import State, pack
+from .protocol import State, pack
 
 # Frames under way to one page: one that is being shown, one that travels.
 _UNDER_WAY = 2
@@ -43,7 +43,7 @@ class Client:
         return sequence > self._sent and len(self._under_way) < _UNDER_WAY
 
 
-class Feed:
+class Broadcaster:
     """From the stream's thread to the pages' event loop.
 
     ``offer``, ``tell`` and ``end`` may be called from any thread, before, while and after the loop
@@ -131,7 +131,7 @@ class Feed:
             with self._lock:
                 self._clients.discard(client)
 
-    async def packet(self) -> tuple[int, bytes]:
+    async def encoded_frame(self) -> tuple[int, bytes]:
         """The newest frame's sequence and message, encoded once however many ask.
 
         All who ask while it is made get the same one.
