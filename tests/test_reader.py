@@ -43,7 +43,7 @@ def test_a_file_gives_every_frame_in_order_with_its_time(read, tmp_path):
     path = write_video(tmp_path / "film.mp4", [picture(i) for i in range(12)], fps=20)
     reader = read(find_source(path))
     frames = list(reader.frames)
-    assert (reader.state.fps, reader.reading.total) == (20, 12)
+    assert (reader.state.fps, reader.state.total) == (20, 12)
     assert [frame.index for frame in frames] == list(range(12))
     assert [number_of(frame.picture) for frame in frames] == list(range(12))
     np.testing.assert_allclose([frame.seconds for frame in frames], np.arange(12) / 20, atol=1e-6)
@@ -208,7 +208,7 @@ def test_a_folder_is_read_in_the_order_of_names_without_its_broken_pictures(read
     frames = list(reader.frames)
     assert [number_of(frame.picture) for frame in frames] == [0, 1, 3]
     assert [frame.index for frame in frames] == [0, 1, 3]
-    assert (reader.state.corrupt, reader.reading.total, reader.pace) == (1, 4, 10)
+    assert (reader.state.corrupt, reader.state.total, reader.pace) == (1, 4, 10)
 
 
 def test_pictures_and_captures_of_ones_own_can_be_passed(read, tmp_path):
