@@ -87,11 +87,11 @@ VERBS = (
     ),
     Verb("export torchvision/resnet18 --weights none -o {out}/resnet18.onnx", (_TORCH,)),
     Verb(
-        "train classifier torchvision/resnet18 --weights none --epochs 1 --data {classes} -o {out}",
+        "train classifier torchvision/resnet18 --weights none --epochs 1 {classes} -o {out}",
         (_TORCH, ("lightning_fabric|lightning.fabric", "train")),
     ),
     Verb(
-        "train aft torchvision/resnet18 --weights none --epochs 1 --data {few} -o {out}",
+        "train aft torchvision/resnet18 --weights none --epochs 1 {few} -o {out}",
         (_TORCH, ("lightning_fabric|lightning.fabric", "train")),
     ),
 )

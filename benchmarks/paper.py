@@ -98,7 +98,7 @@ def tuned(
                 folder,
                 objective=Objective(method=method, terms=terms, tft=options.tft),
                 labels=options.labels,
-                names=options.classes,
+                classes=options.classes,
                 plan=Plan(**given),
                 **ticks,
             ),

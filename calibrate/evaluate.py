@@ -30,7 +30,7 @@ from ..runtime.tft import Tft
 from .dataset import Box, Classes, Dataset, Sample, read_boxes
 from .quality import drops, energy_inside, increases, insertion_deletion, pointing
 from .rows import Rows
-from .settings import VARIANTS, Explained, Settings, Variant
+from .settings import VARIANTS, Settings, Target, Variant
 from .summary import Evaluation, Tally
 
 Tick = Callable[[str, int], None]
@@ -44,9 +44,9 @@ def evaluate(
     methods: Sequence[Method] | None = None,
     variants: Sequence[Variant] = VARIANTS,
     tft: Tft | None = None,
-    explained: Explained = "predicted",
+    target: Target = "predicted",
     curve_steps: int = 0,
-    names: str | Path | None = None,
+    classes: str | Path | None = None,
     folder: Path | None = None,
     tick: Tick | None = None,
 ) -> Evaluation:
@@ -58,9 +58,9 @@ def evaluate(
         methods: by default those of the paper that the file supports.
         variants: see ``Settings``.
         tft: the reading; by default soft masks and thresholds by rank, as the paper's figures.
-        explained: ``predicted`` or ``label``.
+        target: the class to explain, ``predicted`` or ``label``.
         curve_steps: of insertion and deletion; 0: not measured.
-        names: a CSV file that says which class a label of the data means, see ``Classes``.
+        classes: a CSV file that says which class a label of the data means, see ``Classes``.
         folder: where one line a photograph is kept; an evaluation of the same file, data and
             settings that was stopped goes on there.
         tick: told (name, photographs done).
@@ -84,24 +84,24 @@ def evaluate(
         methods=chosen_methods(methods, manifest.methods),
         variants=_variants(variants),
         tft=tft or Settings(methods=()).tft,
-        explained=explained,
+        target=target,
         curve_steps=curve_steps,
     )
-    if explained == "label" and manifest.top is not None:
+    if target == "label" and manifest.top is not None:
         raise RequestError(
             f"this file explains its {manifest.top} most probable classes alone, so the data's "
             "labels cannot be: export it without --top"
         )
-    classes = Classes(manifest.labels, manifest.num_classes, names)
-    notes = _notes(classes, data, settings)
+    lookup = Classes(manifest.labels, manifest.num_classes, classes)
+    notes = _notes(lookup, data, settings)
     tally = Tally(settings)
-    with Rows(folder, _key(explainer, data, settings, names)) as rows:
+    with Rows(folder, _key(explainer, data, settings, classes)) as rows:
         for row in rows.done():
             tally.add(row)
             if tick is not None:
                 tick(row["name"], 1)
         left = [sample for sample in data.samples if sample.name not in rows.names]
-        measure = partial(_measure_batch, explainer, classes=classes, settings=settings)
+        measure = partial(_measure_batch, explainer, classes=lookup, settings=settings)
         for row in run_batches(explainer, left, lambda sample: sample.path, measure):
             rows.write(row)
             tally.add(row)
@@ -165,7 +165,7 @@ def _variants(wanted: Sequence[Variant]) -> tuple[Variant, ...]:
 def _notes(classes: Classes, data: Dataset, settings: Settings) -> list[str]:
     labels = data.labels()
     unknown = classes.unknown(labels)
-    if settings.explained == "label" and len(unknown) == len(labels):
+    if settings.target == "label" and len(unknown) == len(labels):
         raise DataError(
             "the data's labels are to be explained, but none of them is a class of the network"
             + (f" (as '{labels[0]}')" if labels else "")
@@ -180,7 +180,9 @@ def _notes(classes: Classes, data: Dataset, settings: Settings) -> list[str]:
     ]
 
 
-def _key(explainer: Explainer, data: Dataset, settings: Settings, names: str | Path | None) -> str:
+def _key(
+    explainer: Explainer, data: Dataset, settings: Settings, classes: str | Path | None
+) -> str:
     """What rows must have in common to be of one evaluation."""
     what = hashlib.sha256()
     what.update(explainer.manifest.digest.encode())
@@ -189,8 +191,8 @@ def _key(explainer: Explainer, data: Dataset, settings: Settings, names: str | P
     what.update(str(data.path.resolve()).encode())
     for sample in data.samples:
         what.update(f"{sample.name}\0{sample.label}\n".encode())
-    if names is not None:
-        what.update(Path(names).read_bytes())
+    if classes is not None:
+        what.update(Path(classes).read_bytes())
     return what.hexdigest()[:16]
 
 
@@ -214,7 +216,7 @@ def _measure_batch(
         return rows
     model, plan = explainer.model, explainer.plan(settings.methods)
     prepared = joined(read for _, _, read in measured)
-    predicted = settings.explained == "predicted"
+    predicted = settings.target == "predicted"
     targets = [[-1 if predicted else row["label"]] for row, _, _ in measured]
     inference = pipeline.infer(model, prepared.inputs, targets, plan)
     maps = pipeline.map(model, inference, plan)
@@ -222,7 +224,7 @@ def _measure_batch(
         row, boxes, _ = measured[one.row]
         row |= {
             "predicted": int(inference.probabilities[one.row].argmax()),
-            "explained": one.target,
+            "target": one.target,
             "probability": one.probability,
         }
         relevant, place = _relevant(boxes, classes, one.target), prepared.placements[one.row]
@@ -240,7 +242,7 @@ def _begin_row(sample: Sample, classes: Classes, settings: Settings) -> dict[str
         boxes = read_boxes(sample.annotation) if sample.annotation is not None else ()
     except DataError as error:
         return {"name": sample.name, "error": str(error)}
-    if settings.explained == "label" and label is None:
+    if settings.target == "label" and label is None:
         return {"name": sample.name, "skipped": "its label is no class of the network"}
     return {"name": sample.name, "label": label, "boxes": boxes}
 

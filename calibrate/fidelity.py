@@ -54,7 +54,7 @@ class Fidelity(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         reference, other: engine and precision.
-        pictures: photographs compared.
+        images: photographs compared.
         top1: share with the same most probable class.
         probability: mean absolute difference of the probability of the reference's class.
         maps: by method.
@@ -64,7 +64,7 @@ class Fidelity(msgspec.Struct, frozen=True, kw_only=True):
 
     reference: str
     other: str
-    pictures: int
+    images: int
     top1: float
     probability: float
     maps: dict[str, MapFidelity]
@@ -114,7 +114,7 @@ def compare(
     return Fidelity(
         reference=reference.engine.description,
         other=other.engine.description,
-        pictures=len(tally.same),
+        images=len(tally.same),
         top1=float(np.mean(tally.same)),
         probability=float(np.mean(tally.apart)),
         maps={method: tally.of(method) for method in chosen},

@@ -194,7 +194,7 @@ def divided(data: Dataset, settings: Settings) -> tuple[list[Sample], list[Sampl
             f"INT8 calibration needs {LEAST_IMAGES} images or more, better some hundred: "
             f"{data.path} has {len(samples)}"
         )
-    count = min(settings.pictures, len(samples) // 2)
+    count = min(settings.images, len(samples) // 2)
     return samples[:count], samples[count : count + settings.held_out]
 
 
@@ -218,7 +218,7 @@ def _check(proof: Fidelity, floor: Mapping[str, float]) -> None:
     ]
     if missed:
         raise VerificationError(
-            f"on {proof.pictures} images held out (one is a step of {1 / proof.pictures:.3g} in "
+            f"on {proof.images} images held out (one is a step of {1 / proof.images:.3g} in "
             f"top1) the INT8 file reaches {', '.join(missed)}, below the floor ({listed(floor)}). "
             "No file was written: calibrate on more images, or lower --floor"
         )

@@ -36,7 +36,7 @@ def write_fidelity_report(found: Fidelity, folder: Path) -> list[Path]:
 def _csv(found: Fidelity) -> str:
     text = io.StringIO()
     rows = [
-        {"method": method, "pictures": found.pictures, "top1": found.top1}
+        {"method": method, "images": found.images, "top1": found.top1}
         | msgspec.structs.asdict(maps)
         for method, maps in found.maps.items()
     ]

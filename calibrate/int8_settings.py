@@ -38,7 +38,7 @@ class Settings:
         percentile: for ``percentile``; None: the best of 99.99 and 99.9.
         weight_bits: see ``quantise.quantised``; None: 8, or 7 where the processor's 8 miss the
             floor.
-        pictures: images to take ranges from, at most.
+        images: images to take ranges from, at most.
         held_out: images to prove it on, at most.
         floor: least ``top1`` and ``pearson`` (median, of each method).
         methods: whose maps; None: those of the paper that the file has.
@@ -51,7 +51,7 @@ class Settings:
     calibrator: str = "auto"
     percentile: float | None = None
     weight_bits: int | None = None
-    pictures: int = 128
+    images: int = 128
     held_out: int = 200
     floor: Mapping[str, float] | None = None
     methods: Sequence[Method] | None = None
@@ -71,9 +71,9 @@ class Settings:
             )
         if self.weight_bits not in (None, *WEIGHT_BITS):
             raise RequestError(f"weight_bits must be 8 or 7, not {self.weight_bits}")
-        if min(self.pictures, self.held_out) < LEAST_IMAGES // 2:
+        if min(self.images, self.held_out) < LEAST_IMAGES // 2:
             raise RequestError(
-                f"pictures and held_out must be {LEAST_IMAGES // 2} or more, not {self.pictures} "
+                f"images and held_out must be {LEAST_IMAGES // 2} or more, not {self.images} "
                 f"and {self.held_out}"
             )
         for name, value in (self.floor or {}).items():

@@ -65,7 +65,7 @@ def threshold_histogram(found: Evaluation) -> Figure:
     width = 0.8 / max(1, len(found.chosen))
     for place, (method, counts) in enumerate(found.chosen.items()):
         shift = (place - (len(found.chosen) - 1) / 2) * width
-        shares = np.asarray(counts) / found.pictures
+        shares = np.asarray(counts) / found.images
         axis.bar(np.arange(len(labels)) + shift, shares, width, label=method)
     axis.set_xticks(range(len(labels)), labels)
     axis.set_xlabel(r"best threshold $\tau^*$")

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..runtime.errors import OutputError
 
-ROWS = "pictures.jsonl"
+ROWS = "images.jsonl"
 
 
 class Rows:

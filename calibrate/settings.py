@@ -11,7 +11,7 @@ from ..runtime.tft import Tft
 
 Variant = Literal["original", "naive", "tft"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
-Explained = Literal["predicted", "label"]
+Target = Literal["predicted", "label"]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,7 +22,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         variants: ``original``: the map as it is; ``naive``: cut where the method's users cut by
             habit (paper table 1); ``tft``: cut at the best threshold.
         tft: the reading; its ``mask`` is also how every variant's map masks the image.
-        explained: which class: the ``predicted`` one, or the data's ``label``.
+        target: the class to explain: the ``predicted`` one, or the data's ``label``.
         curve_steps: of insertion and deletion; 0: not measured, for they take twice as many
             forward passes for each map.
     """
@@ -30,5 +30,5 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     methods: tuple[Method, ...]
     variants: tuple[Variant, ...] = VARIANTS
     tft: Tft = Tft(mask="soft", thresholds="rank")
-    explained: Explained = "predicted"
+    target: Target = "predicted"
     curve_steps: int = 0

@@ -34,7 +34,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         method, variant: what was measured.
         mask, thresholds: the reading.
-        pictures: how many.
+        images: how many.
         accuracy: of the network, None where the data has no labels.
         average_increase, average_drop: paper section 5.2.
         coverage: mean of the mask, the share of the image that it shows.
@@ -48,7 +48,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     variant: str
     mask: str
     thresholds: str
-    pictures: int
+    images: int
     accuracy: float | None
     accuracy_standard_error: float | None
     average_increase: float
@@ -74,8 +74,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         model, engine, digest, data: what was evaluated, in what, on what.
-        explained: which class, ``predicted`` or ``label``.
-        pictures: photographs measured.
+        target: the class explained, ``predicted`` or ``label``.
+        images: photographs measured.
         labelled: of these, with a known class.
         accuracy: on these; None without any. ``accuracy_standard_error`` is that of it.
         results: one entry for each method and variant.
@@ -92,8 +92,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     digest: str
     data: str
-    explained: str
-    pictures: int
+    target: str
+    images: int
     labelled: int
     accuracy: float | None
     accuracy_standard_error: float | None
@@ -213,8 +213,8 @@ class Tally:
             engine=engine,
             digest=manifest.digest,
             data=f"{data.path} ({data.kind})",
-            explained=settings.explained,
-            pictures=self.count,
+            target=settings.target,
+            images=self.count,
             labelled=labelled,
             accuracy=accuracy,
             accuracy_standard_error=error,
@@ -224,7 +224,7 @@ class Tally:
                     variant=variant,
                     mask=settings.tft.mask,
                     thresholds=settings.tft.thresholds,
-                    pictures=self.count,
+                    images=self.count,
                     accuracy=accuracy,
                     accuracy_standard_error=error,
                     **self._numbers(method, variant),

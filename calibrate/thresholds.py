@@ -102,7 +102,7 @@ class Learnt(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         model, engine, digest, data: what was looked at, in what, on what.
-        pictures: usable photographs.
+        images: usable photographs.
         priors: one for each method and reading.
         curves: in the same order.
         unreadable: photographs left out, and why.
@@ -112,7 +112,7 @@ class Learnt(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     digest: str
     data: str
-    pictures: int
+    images: int
     priors: tuple[Prior, ...]
     curves: tuple[Curve, ...]
     unreadable: dict[str, str] = msgspec.field(default_factory=dict)
@@ -214,7 +214,7 @@ def learn(
         engine=explainer.engine.description,
         digest=explainer.manifest.digest,
         data=f"{data.path} ({data.kind})",
-        pictures=count,
+        images=count,
         priors=tuple(priors),
         curves=tuple(curves),
         unreadable=unreadable,
@@ -333,7 +333,7 @@ def fit(swept: Swept, settings: Tft, method: Method) -> Prior:
         scale=_rounded(scale),
         coefficients=tuple(map(_rounded, coefficients)),
         covariance=tuple(map(_rounded, covariance)),
-        pictures=len(x),
+        images=len(x),
     )
 
 
@@ -378,7 +378,7 @@ def _curve(swept: Swept, prior: Prior, times: dict[int, float]) -> Curve:
         method=prior.method,
         mask=prior.mask,
         thresholds=prior.thresholds,
-        learnt_from=prior.pictures,
+        learnt_from=prior.images,
         held_out=len(p),
         original_average_increase=float((m[:, 0] > p).mean()),
         every=measure.of(m[:, _TENTHS], times.get(len(_TENTHS))),

@@ -91,12 +91,12 @@ def heading(found: Benchmark, about: dict[str, Any]) -> str:
     """Say what was measured, where and with what."""
     shared = ", ".join(f"{name} {text}" for name, text in shared_by(found.rows).items())
     versions = ", ".join(f"{name} {number}" for name, number in about["packages"].items())
-    picture = "a generated image" if found.picture == "generated" else found.picture
+    image = "a generated image" if found.image == "generated" else found.image
     return "\n".join(
         [
             f"{about['processor']}, {about['cores']} cores; {about['system']}",
             f"python {about['python']}, whycam {about['whycam']}, {versions}; {about['date']}",
-            f"{shared}; {picture}; {found.rounds} rounds, all in turn",
+            f"{shared}; {image}; {found.rounds} rounds, all in turn",
         ]
     )
 

@@ -97,7 +97,7 @@ def fidelity_lines(found: Fidelity) -> str:
     """Say what the table does not."""
     lines = [
         f"{found.other} against {found.reference}",
-        f"{found.pictures} images: same class on {found.top1:.1%}, its probability off by "
+        f"{found.images} images: same class on {found.top1:.1%}, its probability off by "
         f"{found.probability:.4f} on average",
         "correlation and IoU: median, and 5th percentile beside it",
     ]

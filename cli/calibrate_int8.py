@@ -69,7 +69,7 @@ def int8(
         calibrator=calibrator,
         percentile=percentile,
         weight_bits=weight_bits,
-        pictures=images,
+        images=images,
         held_out=held_out,
         floor=parse.assignments("--floor", floor),
         methods=parse.methods(method),

@@ -134,7 +134,7 @@ def learnt_lines(found: Learnt) -> str:
     """Say what the tables do not."""
     curve = found.curves[0]
     lines = [
-        f"{found.model}: {found.pictures} images of {found.data}, learnt from "
+        f"{found.model}: {found.images} images of {found.data}, learnt from "
         f"{curve.learnt_from}, measured on {curve.held_out} others; engine {found.engine}",
         "increase: average increase ± standard error; of the gain: what it has beyond the map as "
         "it is, as a share of what all ten thresholds gain; rpi: mean relative probability "

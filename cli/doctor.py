@@ -123,7 +123,7 @@ def report_parts(found: Report) -> Iterator[Table | str]:
     for model in dict.fromkeys(each.model for each in found.checks):
         own_checks = [each for each in found.checks if each.model == model]
         kind = own_checks[0].file_precision
-        yield f"{model} ({kind}), {found.pictures} images"
+        yield f"{model} ({kind}), {found.images} images"
         yield from _checks(own_checks)
     if found.checks:
         yield (

@@ -69,30 +69,30 @@ _VERBS: tuple[tuple[typer.Typer, Callable[..., None], str], ...] = (
     ),
     (app, explain, "explain resnet50.onnx cat.jpg dog.jpg -o maps/ --tft --figure"),
     (app, stream, "stream lite0.onnx --source walk.mp4 --tft track --output why.mp4"),
-    (app, evaluate, "evaluate resnet50.onnx photos/ -o report/ --method gradcam,layercam"),
+    (app, evaluate, "evaluate resnet50.onnx images/ -o report/ --method gradcam,layercam"),
     (app, info, "info resnet50.onnx"),
     (app, verify, "verify resnet50.onnx --threads 2"),
     (app, bench, "bench resnet50.onnx --precision fp32,bf16 --batch 1,8 -o bench/"),
     (app, half, "half resnet50.onnx -o resnet50.fp16.onnx"),
     (app, build, "build resnet50.onnx -o resnet50.plan --precision fp16 --compute 86,89"),
-    (app, doctor, "doctor --check resnet50.onnx --images photos/ -o report.json"),
+    (app, doctor, "doctor --check resnet50.onnx --images images/ -o report.json"),
     (
         calibrate,
         int8,
-        "calibrate int8 resnet50.onnx photos/ -o resnet50.int8.onnx --floor pearson=0.97,top1=0.96",
+        "calibrate int8 resnet50.onnx images/ -o resnet50.int8.onnx --floor pearson=0.97,top1=0.96",
     ),
     (
         calibrate,
         thresholds,
-        "calibrate thresholds resnet50.onnx photos/ --method gradcam -o found/",
+        "calibrate thresholds resnet50.onnx images/ --method gradcam -o found/",
     ),
     (
         calibrate,
         compare,
-        "calibrate compare resnet50.onnx resnet50.onnx photos/ --precision bf16",
+        "calibrate compare resnet50.onnx resnet50.onnx images/ --precision bf16",
     ),
-    (train, classifier, "train classifier torchvision/resnet50 --data photos/ -o run/"),
-    (train, aft, "train aft run/ --data photos/ --method gradcam -o tuned/"),
+    (train, classifier, "train classifier torchvision/resnet50 images/ -o run/"),
+    (train, aft, "train aft run/ images/ --method gradcam -o tuned/"),
 )
 for _group, _verb, _example in _VERBS:
     _group.command(epilog=f"Example: whycam {_example}")(expand(_verb))

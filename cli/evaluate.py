@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from ..calibrate.settings import VARIANTS, Explained
+from ..calibrate.settings import VARIANTS, Target
 from ..runtime.errors import RequestError
 from . import parse
 from .console import out, print_json, say, say_written
@@ -62,7 +62,7 @@ def evaluate(
         ),
     ] = ",".join(VARIANTS),
     target: Annotated[
-        Explained,
+        Target,
         typer.Option(help="The class to explain: the predicted one, or the data's label."),
     ] = "predicted",
     classes: ClassMap = None,
@@ -92,9 +92,9 @@ def evaluate(
             methods=methods,
             variants=parse.choices("--variants", variants, VARIANTS),  # type: ignore[arg-type]
             tft=tft.reading(),
-            explained=target,
+            target=target,
             curve_steps=curves,
-            names=classes,
+            classes=classes,
             folder=output,
             tick=advance,
         )
@@ -140,8 +140,8 @@ def summary_lines(evaluation: Evaluation) -> str:
     """Say what the table does not."""
     reading = evaluation.results[0]
     lines = [
-        f"{evaluation.model}: {evaluation.pictures} images of {evaluation.data}, explaining the "
-        f"{evaluation.explained} class",
+        f"{evaluation.model}: {evaluation.images} images of {evaluation.data}, explaining the "
+        f"{evaluation.target} class",
         f"reading: mask {reading.mask}, thresholds by {reading.thresholds}; ± standard error; x: "
         "ratio to the original, above 1 is better",
     ]

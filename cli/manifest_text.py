@@ -134,8 +134,8 @@ def priors_line(priors: Sequence[Prior]) -> str:
     for prior in priors:
         readings.setdefault(f"mask {prior.mask}, by {prior.thresholds}", []).append(prior.method)
     listed = "; ".join(f"{', '.join(methods)} ({said})" for said, methods in readings.items())
-    pictures = sorted({prior.pictures for prior in priors})
-    return f"learnt for {listed}; from {' or '.join(map(str, pictures))} images"
+    counts = sorted({prior.images for prior in priors})
+    return f"learnt for {listed}; from {' or '.join(map(str, counts))} images"
 
 
 def preprocess_line(manifest: Manifest) -> str:

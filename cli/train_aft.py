@@ -128,7 +128,7 @@ def aft(
                 tft=tft.reading(),
             ),
             held_out=held_out,
-            names=classes,
+            classes=classes,
             weights=weights,
             labels=labels,
             num_classes=num_classes,

@@ -85,5 +85,5 @@ def classifier(
     say_unreadable(done.unreadable)
     say(
         f"next: whycam export {output} -o model.onnx\n"
-        f"  or: whycam train aft {output} --data {data} -o {output}-aft"
+        f"  or: whycam train aft {output} {data} -o {output}-aft"
     )

@@ -23,15 +23,15 @@ TrainedModel = Annotated[
 ]
 TrainingData = Annotated[
     Path,
-    typer.Option(
-        "--data",
+    typer.Argument(
+        metavar="DATA",
         help="A folder with a subfolder for each class (or with train and val, each like that), a "
         "CSV file of image and label, or a Pascal VOC folder.",
     ),
 ]
 HeldOut = Annotated[
     Path | None,
-    typer.Option(help="Images to judge by [default: --data's val, or a tenth of each class]."),
+    typer.Option(help="Images to judge by [default: DATA's val, or a tenth of each class]."),
 ]
 RunFolder = Annotated[
     Path, typer.Option("-o", "--output", help="Folder of the run; a killed run goes on there.")

@@ -41,7 +41,7 @@ class Prior(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         mean, scale: of the F features, which are standardised by them.
         coefficients: B [F][T].
         covariance: S [T][T].
-        pictures: how many photographs it was learnt from.
+        images: how many photographs it was learnt from.
     """
 
     method: Method
@@ -52,7 +52,7 @@ class Prior(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     scale: tuple[float, ...]
     coefficients: tuple[tuple[float, ...], ...]
     covariance: tuple[tuple[float, ...], ...]
-    pictures: int
+    images: int
 
     def __post_init__(self) -> None:
         if self.method not in METHODS or not are_thresholds(self.taus):

@@ -122,7 +122,7 @@ def mixed_files(exports: Callable[..., Path]) -> Callable[[str], Path]:
         scale=(1.0,) * FEATURES,
         coefficients=((0.1,) * len(taus),) * FEATURES,
         covariance=tuple(map(tuple, np.eye(len(taus)).tolist())),
-        pictures=40,
+        images=40,
     )
     options: dict[str, dict[str, Any]] = {
         "raw": {"methods": ["gradcam", "layercam", "ablation"]},

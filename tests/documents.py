@@ -200,7 +200,7 @@ _BEFORE = (
     "-o .demo/lite0.onnx",
     "whycam export my_model.py:make_model --weights best.safetensors --labels names.txt "
     "--preprocess imagenet -o mine.onnx",
-    "whycam train classifier torchvision/resnet50 --data images/ -o mine/",
+    "whycam train classifier torchvision/resnet50 images/ -o mine/",
 )
 
 

@@ -293,7 +293,7 @@ def test_the_command_prints_json_and_writes_its_folder(run_cli, lite0_onnx, chel
     written = json.loads((tmp_path / "out" / "bench.json").read_text())
     assert printed["rows"] == written["rows"]
     assert {row["batch"] for row in printed["rows"]} == {2}
-    assert printed["picture"] == str(chelsea)
+    assert printed["image"] == str(chelsea)
     assert (tmp_path / "out" / "bench.png").read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"bench.json", "bench.png"}
 

@@ -70,7 +70,7 @@ def test_prior_is_a_ridge_regression_on_three_of_four_photographs(tiny, photogra
     (prior,) = learn(tiny, open_dataset(photographs), methods=["gradcam"], readings=RANK).priors
     features, p, masked = by_hand(tiny, photographs)
     train = np.arange(COUNT) % 4 != 3
-    assert prior.pictures == train.sum() == 36
+    assert prior.images == train.sum() == 36
     x, y = features[train], (logit(masked) - logit(p)[:, None])[train]
     spread = x[:, 1:].std(0)
     x = np.hstack([np.ones((36, 1)), (x[:, 1:] - x[:, 1:].mean(0)) / np.where(spread, spread, 1)])
@@ -86,7 +86,7 @@ def test_prior_is_a_ridge_regression_on_three_of_four_photographs(tiny, photogra
 def test_curve_is_what_searching_the_held_out_photographs_finds(tiny, photographs):
     found = learn(tiny, open_dataset(photographs), methods=["gradcam"], readings=RANK)
     (prior,), (curve,) = found.priors, found.curves
-    assert (curve.learnt_from, curve.held_out, found.pictures) == (36, 12, 48)
+    assert (curve.learnt_from, curve.held_out, found.images) == (36, 12, 48)
     tiny = whycam.Explainer(tiny.engine, msgspec.structs.replace(tiny.manifest, priors=(prior,)))
     _, p, masked = by_hand(tiny, photographs)
     held_out = np.arange(COUNT) % 4 == 3
@@ -164,7 +164,7 @@ def test_too_few_usable_pictures_are_refused_with_their_number(tiny, photographs
 def test_unreadable_pictures_are_left_out_and_named(tiny, photographs):
     (photographs / "000.png").write_bytes(b"no picture")
     found = learn(tiny, open_dataset(photographs), methods=["gradcam"], readings=RANK)
-    assert found.pictures == COUNT - 1
+    assert found.images == COUNT - 1
     assert set(found.unreadable) == {"000.png"}
     assert "1 images left out" in learnt_lines(found)
 
@@ -246,7 +246,7 @@ def test_learning_again_replaces_what_it_learns_and_keeps_the_rest(small, tmp_pa
     kinds = [(p.method, p.mask, p.thresholds) for p in kept]
     assert len(kept) == len(set(kinds)) == 4
     assert again[0] in kept
-    assert [p.pictures for p in kept if p not in again] == [33] * 3
+    assert [p.images for p in kept if p not in again] == [33] * 3
 
 
 def test_foreign_file_cannot_take_priors(tmp_path):

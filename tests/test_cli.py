@@ -321,8 +321,8 @@ def test_verify_refuses_a_file_whose_weights_changed(whycam, lite0_onnx, tmp_pat
     ("arguments", "extra"),
     [
         ("export torchvision/resnet18 -o x.onnx", "export"),
-        ("train classifier torchvision/resnet18 --data . -o x", "train"),
-        ("train aft torchvision/resnet18 --data . -o x", "train"),
+        ("train classifier torchvision/resnet18 . -o x", "train"),
+        ("train aft torchvision/resnet18 . -o x", "train"),
     ],
 )
 def test_without_torch_a_verb_names_the_extra_that_brings_all_it_needs(
@@ -371,7 +371,7 @@ def test_evaluate_prints_a_table_and_writes_a_report(whycam, lite0_onnx, photogr
     for text in ("average increase", "average drop", "original", "tft", "3 labelled"):
         assert text in result.out
     again = whycam("evaluate", lite0_onnx, table, *given, "--json").json()
-    assert again["pictures"] == 4
+    assert again["images"] == 4
     assert again["labelled"] == 3
     row = again["results"][0]
     assert (row["method"], row["variant"], row["mask"]) == ("gradcam", "original", "soft")

@@ -115,7 +115,7 @@ def test_a_file_is_checked_in_every_engine_and_the_report_names_no_place(
         assert secret not in text
     found = msgspec.json.decode(text, type=Report)
     assert {each.name for each in found.engines} == set(ENGINES)
-    assert found.pictures == 3
+    assert found.images == 3
     assert not found.problems
     by_engine = {(each.engine, each.precision): each for each in found.checks}
     reference = by_engine["onnxruntime", "fp32"]

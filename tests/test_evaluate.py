@@ -65,7 +65,7 @@ def test_figures_are_those_of_one_picture_at_a_time(tiny, photographs, method):
     assert found.accuracy == pytest.approx(np.mean(predicted == truth))
     error = np.std(predicted == truth, ddof=1) / np.sqrt(12)
     assert found.accuracy_standard_error == pytest.approx(error)
-    assert sum(found.chosen[method]) == found.pictures == 12
+    assert sum(found.chosen[method]) == found.images == 12
 
 
 def test_tft_never_lowers_quality(tiny, photographs):
@@ -77,9 +77,9 @@ def test_tft_never_lowers_quality(tiny, photographs):
 
 def test_label_can_be_explained_instead_of_the_prediction(tiny, photographs, tmp_path):
     data = open_dataset(photographs)
-    evaluate(tiny, data, methods=["gradcam"], explained="label", folder=tmp_path / "r")
-    rows = [json.loads(line) for line in (tmp_path / "r" / "pictures.jsonl").open()][1:]
-    assert all(row["explained"] == row["label"] for row in rows)
+    evaluate(tiny, data, methods=["gradcam"], target="label", folder=tmp_path / "r")
+    rows = [json.loads(line) for line in (tmp_path / "r" / "images.jsonl").open()][1:]
+    assert all(row["target"] == row["label"] for row in rows)
 
 
 def test_stopped_evaluation_goes_on_and_ends_the_same(tiny, photographs, tmp_path):
@@ -92,7 +92,7 @@ def test_stopped_evaluation_goes_on_and_ends_the_same(tiny, photographs, tmp_pat
 
     with pytest.raises(KeyboardInterrupt):
         evaluate(tiny, data, methods=["gradcam"], folder=tmp_path / "r", tick=stop)
-    rows = tmp_path / "r" / "pictures.jsonl"
+    rows = tmp_path / "r" / "images.jsonl"
     rows.write_bytes(rows.read_bytes()[:-7])  # as if killed while writing
     before = len(tiny.engine.batches)
     again = evaluate(tiny, data, methods=["gradcam"], folder=tmp_path / "r")
@@ -114,7 +114,7 @@ def test_unreadable_pictures_are_named_and_counted(tiny, photographs):
     (photographs / "ant" / "broken.jpg").write_bytes(b"no picture")
     (photographs / "bee" / "empty.png").write_bytes(b"")
     found = evaluate(tiny, open_dataset(photographs), methods=["gradcam"])
-    assert found.pictures == 12
+    assert found.images == 12
     assert found.unreadable_count == 2
     assert set(found.unreadable) == {"ant/broken.jpg", "bee/empty.png"}
     assert "2 images left out" in summary_lines(found)

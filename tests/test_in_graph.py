@@ -143,7 +143,7 @@ def prior_of(settings: Tft) -> Prior:
         scale=(1.0,) * FEATURES,
         coefficients=tuple(map(tuple, (0.3 * rng.normal(size=(FEATURES, 20))).tolist())),
         covariance=tuple(map(tuple, (np.exp(-4 * apart) + 0.01 * np.eye(20)).tolist())),
-        pictures=40,
+        images=40,
     )
 
 

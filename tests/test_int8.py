@@ -185,7 +185,7 @@ def test_report_says_what_was_tried_and_proved(made):
         ("entropy", None),
     }
     assert found.calibrated_on in (19, 20)  # the broken picture may be among these
-    assert found.proof.pictures + found.calibrated_on == 40
+    assert found.proof.images + found.calibrated_on == 40
     assert found.layers == 4
     assert found.floating == ()
     assert set(found.proof.maps) == {"gradcam", "layercam", "ablation"}
@@ -314,9 +314,9 @@ def test_ranges_hold_what_the_float_graph_computes(residual, pictures):
 
 
 def test_calibration_and_proof_never_share_a_photograph(pictures):
-    seen, held_out = divided(open_dataset(pictures), Settings(pictures=30, held_out=30))
+    seen, held_out = divided(open_dataset(pictures), Settings(images=30, held_out=30))
     assert not {s.name for s in seen} & {s.name for s in held_out}
-    assert seen == divided(open_dataset(pictures), Settings(pictures=30, held_out=30))[0]
+    assert seen == divided(open_dataset(pictures), Settings(images=30, held_out=30))[0]
 
 
 # Comparing.
@@ -326,7 +326,7 @@ def test_a_network_compared_with_itself_agrees_wholly(residual, pictures):
     explainer = whycam.load(residual, threads=1)
     samples = open_dataset(pictures).samples
     found = compare(explainer, explainer, samples, tft=Tft(mask="soft", thresholds="rank"))
-    assert found.pictures == 40
+    assert found.images == 40
     assert len(found.unreadable) == 1
     assert found.top1 == 1
     assert found.probability == 0
@@ -367,7 +367,7 @@ def test_other_networks_are_not_compared(residual, lite0, pictures):
         {"percentile": 10.0},
         {"floor": {"iou": 0.9}},
         {"floor": {"top1": 1.5}},
-        {"pictures": 2},
+        {"images": 2},
     ],
     ids=str,
 )
@@ -429,7 +429,7 @@ def test_without_the_package_onnx_the_extra_is_named(residual, monkeypatch):
 def test_efficientnet_lite0_keeps_labels_and_maps(lite0_onnx, shared_data, tmp_path):
     """What the plain recipe loses: 74 % of the labels, maps that correlate by 0.94."""
     data = open_dataset(shared_data / "imagenet-samples")
-    settings = Settings(pictures=64, held_out=100, threads=2)
+    settings = Settings(images=64, held_out=100, threads=2)
     found = calibrate_int8(lite0_onnx, data, tmp_path / "a.onnx", settings)
     # With weights of 8 bits none; of 7, where the processor needs them, a few.
     assert len(found.floating) <= (0 if found.weight_bits == 8 else 8)

@@ -42,7 +42,7 @@ def prior_of(seed: int = 0, **fields: Any) -> Prior:
         "covariance": tuple(
             map(tuple, (np.exp(-((apart / 0.3) ** 2)) + 1e-3 * np.eye(T)).tolist())
         ),
-        "pictures": 7,
+        "images": 7,
     }
     return Prior(**(own | fields))
 

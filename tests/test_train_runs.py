@@ -69,7 +69,7 @@ def train(*arguments: object, check: bool = True) -> subprocess.CompletedProcess
 @pytest.fixture(scope="module")
 def classifier(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "classifier"
-    arguments = ["--data", shapes, "-o", folder, *SMALL, "--epochs", 20, "--lr", 0.02]
+    arguments = [shapes, "-o", folder, *SMALL, "--epochs", 20, "--lr", 0.02]
     done = train("classifier", FACTORY, *arguments, "--json")
     document = json.loads(done.stdout)
     assert document["labels"] == list(SHAPES)
@@ -80,7 +80,7 @@ def classifier(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tune(classifier: Path, shapes: Path, folder: Path, *more: object) -> dict:
-    arguments = ["--data", shapes, "-o", folder, "--epochs", 2, "--lr", 0.01, *more, "--json"]
+    arguments = [shapes, "-o", folder, "--epochs", 2, "--lr", 0.01, *more, "--json"]
     return json.loads(train("aft", classifier, *arguments).stdout)
 
 
@@ -143,7 +143,7 @@ def test_finished_run_is_not_done_again(tuned, classifier, shapes):
 
 
 def test_other_settings_do_not_take_over_a_run(tuned, classifier, shapes):
-    arguments = ["--data", shapes, "-o", tuned, "--epochs", 3]
+    arguments = [shapes, "-o", tuned, "--epochs", 3]
     done = train("aft", classifier, *arguments, check=False)
     assert done.returncode == 2
     assert "holds another run" in done.stderr
@@ -174,14 +174,14 @@ def test_killed_in_any_phase_and_resumed_it_ends_with_the_same_weights(
 ):
     folder = tmp_path / "killed"
     more = ["--epochs", 2, "--lr", 0.01, "--variant", "faithful,tuner"]
-    arguments = command("aft", classifier, "--data", shapes, "-o", folder, *more)
+    arguments = command("aft", classifier, shapes, "-o", folder, *more)
     arguments += ["--checkpoint-minutes", "0"]
     killed_when(folder / "settings.json", arguments)
     killed_when(folder / "before.onnx", arguments)
     killed_when(folder / "cache", arguments)
     killed_when(folder / "losses.csv", arguments, lines=5)
     killed_when(folder / "losses.csv", arguments, lines=12)
-    killed_when(folder / "before" / "pictures.jsonl", arguments, lines=4)
+    killed_when(folder / "before" / "images.jsonl", arguments, lines=4)
     subprocess.run(arguments, check=True, capture_output=True, timeout=300)
     expected = weights(tuned)
     for name, value in weights(folder).items():
@@ -212,14 +212,14 @@ def test_two_processes_train_as_one(tuned, classifier, shapes, tmp_path):
 
 def test_torchrun_starts_the_processes(classifier, shapes, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
-    given = ["--data", shapes, "-o", tmp_path / "t", "--variant", "aligned", "--epochs", 1]
+    given = [shapes, "-o", tmp_path / "t", "--variant", "aligned", "--epochs", 1]
     given += ["--lr", 0.01, "--json"]
     arguments = [*launcher, *command("aft", classifier, *given)[2:]]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["trained_on"] == 150  # the first process alone speaks
     alone = tmp_path / "alone"
-    more = ["--data", shapes, "-o", alone, "--variant", "aligned", "--epochs", 1, "--lr", 0.01]
+    more = [shapes, "-o", alone, "--variant", "aligned", "--epochs", 1, "--lr", 0.01]
     train("aft", classifier, *more)
     np.testing.assert_allclose(losses(tmp_path / "t"), losses(alone), rtol=2e-3, atol=1e-4)
 
@@ -235,13 +235,13 @@ def test_every_variant_trains_for_other_methods(classifier, shapes, tmp_path, va
 def test_without_a_cache_and_with_mirrored_pictures_it_streams(classifier, shapes, tmp_path):
     for name, more in {"off": ["--cache", "off"], "flip": ["--flip"]}.items():
         document = tune(classifier, shapes, tmp_path / name, "--variant", "aligned", *more)
-        assert document["rows"]["aft"]["pictures"] == 30
+        assert document["rows"]["aft"]["images"] == 30
     cached = tune(classifier, shapes, tmp_path / "cached", "--variant", "aligned")
     # float16 features are all that differs.
     np.testing.assert_allclose(
         losses(tmp_path / "off"), losses(tmp_path / "cached"), rtol=2e-2, atol=1e-3
     )
-    assert cached["rows"]["aft"]["pictures"] == 30
+    assert cached["rows"]["aft"]["images"] == 30
 
 
 @pytest.mark.parametrize(
@@ -253,13 +253,13 @@ def test_without_a_cache_and_with_mirrored_pictures_it_streams(classifier, shape
         (["--lr", "0"], "lr must be above 0"),
         (["--precision", "8"], "'fp32', 'bf16', 'fp16'"),
         (["--devices", "many"], "cannot train on these devices"),
-        (["--data", "nowhere"], "no folder or file nowhere"),
+        (["nowhere"], "no folder or file nowhere"),
         (["--accelerator", "cuda"], "cannot train on these devices"),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else "",
 )
 def test_wrong_wishes_end_in_one_line(classifier, shapes, tmp_path, arguments, message):
-    given = ["--data", shapes] if "--data" not in arguments else []
+    given = [] if arguments == ["nowhere"] else [shapes]
     done = train("aft", classifier, "-o", tmp_path / "x", *given, *arguments, check=False)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
@@ -269,11 +269,11 @@ def test_wrong_wishes_end_in_one_line(classifier, shapes, tmp_path, arguments, m
 
 def test_one_class_is_not_enough_for_a_classifier(shapes, tmp_path):
     flat = shapes / "train" / "cross"
-    done = train("classifier", FACTORY, "--data", flat, "-o", tmp_path / "a", check=False)
+    done = train("classifier", FACTORY, flat, "-o", tmp_path / "a", check=False)
     assert done.returncode == 2
     assert "no photographs to train on" in " ".join(done.stderr.split())
     shutil.copytree(flat, tmp_path / "data" / "cross")
-    single = ["--data", tmp_path / "data", "-o", tmp_path / "b"]
+    single = [tmp_path / "data", "-o", tmp_path / "b"]
     done = train("classifier", FACTORY, *single, check=False)
     assert done.returncode == 2
     assert "needs two or more" in done.stderr
@@ -281,14 +281,14 @@ def test_one_class_is_not_enough_for_a_classifier(shapes, tmp_path):
 
 def test_a_folder_of_another_run_stops_every_process(tuned, classifier, shapes):
     """None waits for the one that found out."""
-    arguments = ["--data", shapes, "-o", tuned, "--epochs", 3, "--devices", 2]
+    arguments = [shapes, "-o", tuned, "--epochs", 3, "--devices", 2]
     done = train("aft", classifier, *arguments, check=False)
     assert done.returncode == 2
     assert "holds another run" in done.stderr
 
 
 def test_other_preprocessing_is_another_run(tuned, classifier, shapes):
-    arguments = ["--data", shapes, "-o", tuned, "--epochs", 2, "--lr", 0.01]
+    arguments = [shapes, "-o", tuned, "--epochs", 2, "--lr", 0.01]
     arguments += ["--variant", "faithful,tuner", "--image-size", "48"]
     done = train("aft", classifier, *arguments, check=False)
     assert done.returncode == 2

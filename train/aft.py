@@ -78,7 +78,7 @@ class Tuned:
             "accuracy_before": self.before.accuracy,
             "accuracy_after": self.after.accuracy,
             "trained_on": self.trained_on,
-            "held_out": self.after.pictures,
+            "held_out": self.after.images,
             "unreadable": self.unreadable,
             "notes": list(self.notes),
         }
@@ -91,7 +91,7 @@ def train_aft(
     *,
     objective: Objective | None = None,
     held_out: str | Path | None = None,
-    names: str | Path | None = None,
+    classes: str | Path | None = None,
     weights: str = "default",
     labels: str | None = None,
     num_classes: int | None = None,
@@ -116,7 +116,7 @@ def train_aft(
         folder: of the run; on storage that all processes see.
         objective: what is minimised.
         held_out: photographs to judge by; else those in ``data``'s ``val``, or a tenth.
-        names: a CSV file that says which class a label of the data means, see ``Classes``.
+        classes: a CSV file that says which class a label of the data means, see ``Classes``.
         weights, labels, num_classes, overrides, target_layer: as ``to_onnx`` takes them.
         plan: of the training.
         machines: where to train.
@@ -157,7 +157,7 @@ def train_aft(
         **msgspec.to_builtins(plan),
     }
     both = {"train": parts.train, "held out": parts.held_out}
-    key = fingerprint(source, both, settings, names)
+    key = fingerprint(source, both, settings, classes)
     claim(place, key, settings, fabric)
     if (place / REPORT).is_file():
         return _read(place) if fabric.is_global_zero else None
@@ -199,8 +199,8 @@ def train_aft(
     items = [i for i in range(len(samples)) if i not in errors]
     if not items:
         raise DataError(f"no photograph of {data} can be read: {next(iter(errors.values()))}")
-    classes = Classes(source.labels, tunable.num_classes, names)
-    known = [classes.index(sample.label) for sample in samples]
+    lookup = Classes(source.labels, tunable.num_classes, classes)
+    known = [lookup.index(sample.label) for sample in samples]
     notes += _label_notes(known, [sample.label for sample in samples])
     batches = Batches(
         store,
@@ -232,7 +232,7 @@ def train_aft(
     if not fabric.is_global_zero:
         return None
     tuned = _judged(
-        place, (before, after), parts, objective, names, unreadable, len(items), notes, tick
+        place, (before, after), parts, objective, classes, unreadable, len(items), notes, tick
     )
     if cache in ("auto", "off"):
         store.remove()
@@ -318,7 +318,7 @@ def _judged(
     files: tuple[Path, Path],
     parts: Parts,
     objective: Objective,
-    names: str | Path | None,
+    classes: str | Path | None,
     unreadable: Mapping[str, str],
     trained_on: int,
     notes: list[str],
@@ -335,7 +335,7 @@ def _judged(
             methods=[objective.method],
             variants=("original", "tft"),
             tft=objective.tft,
-            names=names,
+            classes=classes,
             folder=place / name,
             tick=told,
         )

@@ -106,7 +106,7 @@ def fingerprint(
     source: Source,
     parts: Mapping[str, Dataset],
     settings: Mapping[str, Any],
-    names: str | Path | None = None,
+    classes: str | Path | None = None,
 ) -> str:
     """What makes two runs the same: weights, preprocessing, classes, photographs and settings.
 
@@ -114,12 +114,12 @@ def fingerprint(
         source: the network before training.
         parts: photographs to train on and to judge by.
         settings: of the training.
-        names: the file that says which class a label means.
+        classes: the file that says which class a label means.
     """
     what = hashlib.sha256(msgspec.json.encode(settings))
     what.update(msgspec.json.encode((source.preprocess, source.labels)))
-    if names is not None:
-        what.update(Path(names).read_bytes())
+    if classes is not None:
+        what.update(Path(classes).read_bytes())
     for name, tensor in sorted(source.model.state_dict().items()):
         what.update(name.encode())
         what.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

@@ -165,9 +165,9 @@ def _usual(case: Case, verb: str) -> list[str]:
     if verb == "export":
         return [f"{Path(__file__).with_name('factory.py')}:model", "-o", f"{out}/new.onnx"]
     if verb == "train classifier":
-        return ["no.such.module:model", "--data", str(folder / "none"), "-o", out]
+        return ["no.such.module:model", str(folder / "none"), "-o", out]
     if verb == "train aft":
-        return [str(folder / "none"), "--data", str(folder / "none"), "-o", out]
+        return [str(folder / "none"), str(folder / "none"), "-o", out]
     return [] if verb == "doctor" else [model]
 
 

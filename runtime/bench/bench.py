@@ -76,7 +76,7 @@ class Benchmark:
     """Everything measured in one run; all rows took turns in the same rounds."""
 
     rounds: int
-    picture: str
+    image: str
     rows: tuple[Row, ...]
     footprints: tuple[Footprint, ...]
     left_out: tuple[LeftOut, ...]
@@ -96,7 +96,7 @@ def steps(plan: Plan, rounds: int) -> int:
 
 def measure(
     plan: Plan,
-    picture: str | None = None,
+    image: str | None = None,
     rounds: int = 20,
     baselines: BaselineRuns | None = None,
     tick: Tick | None = None,
@@ -105,15 +105,15 @@ def measure(
 
     Args:
         plan: from ``bench_plan.plan``.
-        picture: a picture file; None: a generated one, as JPEG of 500 x 375 pixels or, where a
+        image: an image file; None: a generated one, as JPEG of 500 x 375 pixels or, where a
             file takes one size only, of that.
         rounds: how often each configuration is timed.
         baselines: other tools to run beside.
         tick: told what is done and how many steps that was, see ``steps``.
 
     Raises:
-        RequestError: rounds below 1, nothing can be run, a picture of a size the file excludes.
-        ImageError: the picture cannot be read.
+        RequestError: rounds below 1, nothing can be run, an image of a size the file excludes.
+        ImageError: the image cannot be read.
     """
     if rounds < 1:
         raise RequestError(f"rounds must be 1 or more, not {rounds}")
@@ -125,7 +125,7 @@ def measure(
         for group in _groups(plan):
             told(f"loading {Path(group.model).name}, {group.engine} {group.precision}", 1)
             if group.model not in shown:
-                shown[group.model] = picture or _generated(read_manifest(group.model), folder)
+                shown[group.model] = image or _generated(read_manifest(group.model), folder)
             own = [each for each in plan.configurations if each.plain == group]
             contenders |= _opened(own, shown[group.model], left_out)
         if not any(each.method for each in contenders):
@@ -137,7 +137,7 @@ def measure(
         others = _measure_baselines(contenders, shown, baselines) if baselines is not None else {}
         samples = run_interleaved({**contenders, **others}, rounds, tick=told)
     rows = tuple(Row(each, _by_stage(samples[each]), each in others) for each in samples)
-    return Benchmark(rounds, picture or "generated", rows, tuple(footprints), tuple(left_out))
+    return Benchmark(rounds, image or "generated", rows, tuple(footprints), tuple(left_out))
 
 
 def _groups(plan: Plan) -> list[Configuration]:
@@ -161,7 +161,7 @@ def _generated(manifest: Manifest, folder: str) -> str:
 
 
 def _opened(
-    group: list[Configuration], picture: str, left_out: list[LeftOut]
+    group: list[Configuration], image: str, left_out: list[LeftOut]
 ) -> dict[Configuration, Contender]:
     """The configurations of one model, engine and batch that run here, each tried once."""
     plain = group[0].plain
@@ -173,7 +173,7 @@ def _opened(
         return {}
     found: dict[Configuration, Contender] = {}
     for each in group:
-        run = _contender(loaded, each, [picture] * each.batch)
+        run = _contender(loaded, each, [image] * each.batch)
         try:
             run()
         except EngineError as error:
@@ -217,10 +217,10 @@ import json, sys, time
 marks = [time.perf_counter()]
 import whycam
 marks.append(time.perf_counter())
-model, picture, engine, precision, threads = sys.argv[1:]
+model, image, engine, precision, threads = sys.argv[1:]
 explainer = whycam.load(model, engine, int(threads), precision=precision)
 marks.append(time.perf_counter())
-explainer.explain(picture)
+explainer.explain(image)
 marks.append(time.perf_counter())
 peak = None
 try:
@@ -236,8 +236,8 @@ print(json.dumps({"marks": marks, "peak": peak}))
 """
 
 
-def _footprint(group: Configuration, picture: str, times: int) -> Footprint:
-    given = [group.model, picture, group.engine, group.precision, str(group.threads)]
+def _footprint(group: Configuration, image: str, times: int) -> Footprint:
+    given = [group.model, image, group.engine, group.precision, str(group.threads)]
     seconds: Seconds = {"import": [], "load": [], "first map": [], "total": []}
     peaks: list[int | None] = []
     for _ in range(times):

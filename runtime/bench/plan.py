@@ -27,7 +27,7 @@ class Configuration:
         model: the file.
         engine: in ``ENGINES``; of other tools, the tool's name.
         precision: of the arithmetic.
-        batch: pictures explained at once.
+        batch: images explained at once.
         threads: for one run.
         method: of the map; None: plain classification.
         tft: whether the map is thresholded, by the file's reading of TFT.
@@ -80,7 +80,7 @@ def plan(
         precisions: of ``engine.PRECISIONS``.
         methods: by default what the graph finishes itself, or Grad-CAM.
         tft: without, with, or both.
-        batches: pictures at once.
+        batches: images at once.
         threads: by default one a processor.
 
     Raises:

@@ -66,7 +66,7 @@ def document(found: Benchmark, about: dict[str, Any]) -> dict[str, Any]:
     return {
         "machine": about,
         "rounds": found.rounds,
-        "picture": found.picture,
+        "image": found.image,
         "rows": rows,
         "footprints": footprints,
         "left_out": [asdict(each) for each in found.left_out],

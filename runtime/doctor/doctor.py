@@ -58,7 +58,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         driver: of NVIDIA's.
         engines: all that whycam knows.
         checks: one for each model, engine and precision.
-        pictures: how many were shown, test patterns included.
+        images: how many were shown, test patterns included.
         problems: what is wrong here; empty: all is well.
     """
 
@@ -67,7 +67,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     driver: Driver
     engines: tuple[EngineState, ...]
     checks: tuple[Check, ...] = ()
-    pictures: int = 0
+    images: int = 0
     problems: tuple[str, ...] = ()
 
 
@@ -112,7 +112,7 @@ def examine(
         driver=_asked(Job(kind="driver"), Driver, lambda said: Driver(problem=said)),
         engines=tuple(states),
         checks=tuple(checks),
-        pictures=PATTERNS + len(shown) if models else 0,
+        images=PATTERNS + len(shown) if models else 0,
         problems=tuple(_problems(states, checks, conflicts(about["packages"]), wanted)),
     )
 
