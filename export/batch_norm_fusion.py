@@ -1,4 +1,4 @@
-"""Batch normalisation becomes part of the convolution before it."""
+"""Fuse batch normalisations into the convolutions before them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ if TYPE_CHECKING:
 
 
 def fuse_batch_norms(graph: onnx.GraphProto, inside: Collection[int]) -> None:
-    """Batch normalisation into the convolution before it: one rounding instead of two.
+    """Fuse each batch normalisation into the convolution before it: one rounding instead of two.
 
-    Equal convolutions with equal normalisations, as of two runs, share their new weights.
+    Equal convolutions with equal normalisations, as in two copies of a backbone, share their new
+    weights.
+
+    Args:
+        graph: changed in place.
+        inside: indices of the nodes that may change.
     """
     from onnx import numpy_helper
 
-    weights = {each.name: each for each in graph.initializer}
+    weights = {tensor.name: tensor for tensor in graph.initializer}
     readers: dict[str, int] = {}
     for node in graph.node:
         for name in node.input:
@@ -31,7 +36,7 @@ def fuse_batch_norms(graph: onnx.GraphProto, inside: Collection[int]) -> None:
         for index in inside
         if graph.node[index].op_type == "Conv" and graph.node[index].input[1] in weights
     }
-    gone = []
+    fused = []
     for index in sorted(inside):
         norm = graph.node[index]
         before = convolutions.get(norm.input[0]) if norm.op_type == "BatchNormalization" else None
@@ -40,30 +45,30 @@ def fuse_batch_norms(graph: onnx.GraphProto, inside: Collection[int]) -> None:
         name = f"{'_'.join(before.input[1:])}_with_{norm.input[1]}"
         shift = f"{name}_bias"
         if name not in weights:
-            kernel, bias = _folded(before, norm, weights)
+            kernel, bias = _fused_weights(before, norm, weights)
             weights[name] = numpy_helper.from_array(kernel, name)
             weights[shift] = numpy_helper.from_array(bias, shift)
         before.input[:] = [before.input[0], name, shift]
         before.output[0] = norm.output[0]
-        gone.append(index)
-    for index in reversed(gone):
+        fused.append(index)
+    for index in reversed(fused):
         del graph.node[index]
     read = {name for node in graph.node for name in node.input}
     del graph.initializer[:]
-    graph.initializer.extend(each for each in weights.values() if each.name in read)
+    graph.initializer.extend(tensor for tensor in weights.values() if tensor.name in read)
 
 
-def _folded(
+def _fused_weights(
     convolution: onnx.NodeProto, norm: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Kernel and bias of both in one."""
+    """Compute kernel and bias of convolution and normalisation in one, in float64."""
     from onnx import numpy_helper
 
     def values(name: str) -> NDArray[np.float64]:
         return numpy_helper.to_array(weights[name]).astype(np.float64)
 
     scale, beta, mean, variance = map(values, norm.input[1:])
-    epsilon = next((each.f for each in norm.attribute if each.name == "epsilon"), 1e-5)
+    epsilon = next((item.f for item in norm.attribute if item.name == "epsilon"), 1e-5)
     factor = scale / np.sqrt(variance + epsilon)
     kernel = values(convolution.input[1])
     before = values(convolution.input[2]) if len(convolution.input) > 2 else np.zeros_like(mean)

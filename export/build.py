@@ -1,4 +1,4 @@
-"""An explaining graph as a TensorRT plan, with the sidecar that says what it is. Needs no torch."""
+"""Build a TensorRT plan and its sidecar from an explaining graph, without torch."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ from .plan_builder import BuildConfig, Tick, Total, build_plan
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What a build made.
+    """A TensorRT plan as it was built.
 
     Attributes:
         path: the plan.
-        sidecar: what lies beside it.
+        sidecar: the JSON file beside it.
         plan: the sidecar's contents.
         converted: whether the float file was converted to half precision for it.
-        rewritten: matrix products that became convolutions or sums, for Turing.
+        rewritten: how many matrix products became convolutions or sums, for Turing.
         size: of the plan, in bytes.
-        seconds: it took.
+        seconds: how long the build took.
     """
 
     path: Path
@@ -78,8 +78,8 @@ def to_plan(
 ) -> BuildResult:
     """Build a TensorRT plan from an explaining graph.
 
-    The network is strongly typed: it computes in the precision that the graph says. Its inputs and
-    outputs are read back and must be what the manifest promises. Plan and sidecar are written
+    The network is strongly typed: it computes in the precision of the graph. Its inputs and outputs
+    are read back and must match the manifest. Plan and sidecar are written
     together or not at all.
 
     Args:
@@ -87,84 +87,88 @@ def to_plan(
         path: the plan to write; its sidecar is ``<plan>.json``.
         library: ``tensorrt-rtx`` builds ahead of time and without a GPU, for RTX GPUs;
             ``tensorrt`` builds on the GPU that will run the plan.
-        compute: for ``tensorrt-rtx``: capabilities, as ``8.6``; by default 8.6, 8.9 and 12.0.
-        precision: ``fp16`` and ``bf16`` convert a float file first; ``int8`` is for files that
-            are; by default the file's own.
-        batch: N of the graph contract; by default 1 to 16, fastest at 1, or 1 to 4 where the graph
-            sweeps thresholds itself.
-        classes: k of the graph contract; by default 1 to 5, or 1 where the graph sweeps.
+        compute: for ``tensorrt-rtx``, CUDA compute capabilities such as ``8.6``; by default 8.6,
+            8.9 and 12.0.
+        precision: ``fp16`` and ``bf16`` convert a float file first; ``int8`` takes a file in INT8;
+            by default the file's precision.
+        batch: how many images; by default 1 to 16, optimised for 1, or 1 to 4 where the graph
+            sweeps thresholds.
+        classes: how many classes of each image; by default 1 to 5, or 1 where the graph sweeps
+            thresholds.
         source_size: heights and widths of the images, where the graph takes any.
-        workspace: memory that kernels may use besides, in MB; by default all there is.
-        timing_cache: for ``tensorrt``: a file that makes the next build faster; made if absent.
-        tick: told what is done, and steps since.
-        total: told how many steps there will be.
+        workspace: scratch memory for kernels, in MB; by default all there is.
+        timing_cache: for ``tensorrt``, a file that makes the next build faster; written if absent.
+        tick: called with the present phase and the number of steps just done.
+        total: called with the number of steps to come.
 
     Returns:
-        What was built.
+        The plan, its sidecar and how it was built.
 
     Raises:
-        RequestError: a wish that cannot be met.
-        ModelFileError: the file is missing, damaged, foreign, changed since, or the library
-            cannot parse it.
-        EngineError: the library cannot build it, or not here.
-        VerificationError: a converted graph does not give the float file's answers.
+        RequestError: an option does not fit the file, the library or this machine.
+        ModelFileError: the file is missing, damaged, not made by whycam, changed afterwards, or the
+            library cannot parse it.
+        EngineError: the library cannot build the plan, or not on this machine.
+        VerificationError: a converted graph differs too much from the float file.
         OutputError: the plan cannot be written.
         MissingExtraError: a package is not installed.
     """
     begin = time.perf_counter()
-    told: Tick = tick or (lambda _name, _steps: None)
-    counted: Total = total or (lambda _steps: None)
+    tick = tick or (lambda _phase, _steps: None)
+    total = total or (lambda _steps: None)
     target = Path(path)
     manifest = read_checked_manifest(model)
-    wanted = choose_precision(model, manifest, precision)
+    precision = choose_precision(model, manifest, precision)
     check_plan_path(target, model)
     if workspace is not None and workspace < 1:
         raise RequestError(f"workspace must be 1 MB or more, not {workspace}")
     sizes = choose_sizes(manifest, batch, classes, source_size)
-    found = choose_capabilities(library, compute, wanted)
+    capabilities = choose_capabilities(library, compute, precision)
     device = find_build_device(library)
     cache = read_timing_cache(library, timing_cache)
-    settings = BuildConfig(library, found, sizes.shapes(manifest), workspace, cache)
+    config = BuildConfig(library, capabilities, sizes.shapes(manifest), workspace, cache)
     with (
         _restored_on_failure(sidecar_of(target)),
         replacing(target) as temporary,
         tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder,
     ):
-        graph, own, rewritten = _prepared(model, manifest, wanted, found, Path(folder), told)
+        graph, graph_manifest, rewritten = _prepare_graph(
+            model, manifest, precision, capabilities, Path(folder), tick
+        )
 
         def check(inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
-            check_network(os.fspath(model), own, inputs, outputs)
+            check_network(os.fspath(model), graph_manifest, inputs, outputs)
 
-        told("parsing", 0)
-        made = build_plan(graph, settings, check, told, counted)
-        temporary.write_bytes(made.data)
+        tick("parsing", 0)
+        built = build_plan(graph, config, check, tick, total)
+        temporary.write_bytes(built.data)
         plan = Plan(
-            # The digest is of the file that was given, whatever was made of it on the way.
-            manifest=msgspec.structs.replace(own, digest=manifest.digest),
+            # The digest is the given file's, not that of a conversion of it.
+            manifest=msgspec.structs.replace(graph_manifest, digest=manifest.digest),
             digest=digest_of(temporary),
             library=library,
-            library_version=made.version,
-            compute=found if device is None else (device.compute,),
+            library_version=built.version,
+            compute=capabilities if device is None else (device.compute,),
             gpu=None if device is None else device.name,
             batch=sizes.batch,
             classes=sizes.classes,
             height=sizes.height,
             width=sizes.width,
-            inputs=made.inputs,
-            outputs=made.outputs,
+            inputs=built.inputs,
+            outputs=built.outputs,
         )
-        # Last of all: what a crash leaves between here and the plan's renaming is a sidecar whose
-        # digest is not the plan's, which no engine accepts.
+        # The sidecar comes last: after a crash before the plan is renamed, its digest is not the
+        # old plan's, and no engine accepts the pair.
         sidecar = write_sidecar(target, plan)
-    if timing_cache is not None and made.timing_cache is not None:
-        write_whole(Path(timing_cache), made.timing_cache)
+    if timing_cache is not None and built.timing_cache is not None:
+        write_whole(Path(timing_cache), built.timing_cache)
     seconds = time.perf_counter() - begin
     return BuildResult(
-        target, sidecar, plan, wanted != manifest.precision, rewritten, len(made.data), seconds
+        target, sidecar, plan, precision != manifest.precision, rewritten, len(built.data), seconds
     )
 
 
-def _prepared(
+def _prepare_graph(
     model: str | os.PathLike[str],
     manifest: Manifest,
     precision: FilePrecision,
@@ -172,7 +176,7 @@ def _prepared(
     folder: Path,
     tick: Tick,
 ) -> tuple[Path, Manifest, int]:
-    """The graph that the library is given, its manifest, and how many products it lost."""
+    """Convert the graph where needed; returns it, its manifest and the rewritten products."""
     graph, rewritten = Path(model), 0
     if precision != manifest.precision:
         from .half import to_half
@@ -193,38 +197,41 @@ def _prepared(
 def check_network(
     path: str, manifest: Manifest, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
 ) -> None:
-    """A network, as read back from the library, must be what the manifest promises.
+    """Compare a network, as read back from the library, with the manifest.
 
     Raises:
-        ModelFileError: it is not.
+        ModelFileError: they do not match.
     """
     check_interface(
         path,
         manifest,
-        {each.name: (each.dtype, [_side(side) for side in each.shape]) for each in inputs},
-        [each.name for each in outputs],
+        {
+            tensor.name: (tensor.dtype, [_length(side) for side in tensor.shape])
+            for tensor in inputs
+        },
+        [tensor.name for tensor in outputs],
         parts_needed(manifest.output_shapes, manifest),
     )
     promised = {
         graph_name(name, manifest): ("int64" if name == "targets" else "float32", (None, *shape))
         for name, shape in manifest.output_shapes.items()
     }
-    for each in outputs:
-        if each.name in manifest.own_outputs:
+    for tensor in outputs:
+        if tensor.name in manifest.own_outputs:
             continue
-        found = (each.dtype, tuple(map(_side, each.shape)))
-        if found != promised.get(each.name):
+        actual = (tensor.dtype, tuple(map(_length, tensor.shape)))
+        if actual != promised.get(tensor.name):
             raise ModelFileError(
-                f"{path} does not match its manifest: TensorRT finds an output '{each.name}' "
-                f"{_said(found)}, the manifest has {_said(promised.get(each.name))}"
+                f"{path} does not match its manifest: TensorRT finds an output '{tensor.name}' "
+                f"{_format(actual)}, the manifest has {_format(promised.get(tensor.name))}"
             )
 
 
-def _side(side: int) -> int | None:
+def _length(side: int) -> int | None:
     return None if side < 0 else side
 
 
-def _said(tensor: tuple[str, tuple[int | None, ...]] | None) -> str:
+def _format(tensor: tuple[str, tuple[int | None, ...]] | None) -> str:
     if tensor is None:
         return "none of that name"
     kind, shape = tensor
@@ -233,7 +240,7 @@ def _said(tensor: tuple[str, tuple[int | None, ...]] | None) -> str:
 
 @contextmanager
 def _restored_on_failure(file: Path) -> Iterator[None]:
-    """Puts a small file back as it was, if the block does not succeed."""
+    """Restore a small file if the block fails."""
     try:
         before = file.read_bytes() if file.is_file() else None
     except OSError as error:

@@ -1,8 +1,8 @@
-"""A graph's trunk in half precision: weights stored in 16 bits, everything after A in float32.
+"""Convert the backbone of an explaining graph to half precision; the head stays float32.
 
-onnxruntime.transformers.float16 was tried first, with everything but the trunk blocked: it has no
-bf16, cuts weights that do not fit to 65504 without a word, and leaves operations in an order that
-onnx.checker refuses.
+onnxruntime.transformers.float16 does not fit, even with the head blocked: it has no bf16, clips
+weights that are too large to 65504 silently, and writes operations in an order that onnx.checker
+refuses.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class HalfResult:
         path: the file.
         manifest: what it says of itself.
         check: how it compares with the float file.
-        operations: of the trunk, that compute in half precision.
+        operations: how many of the backbone compute in half precision.
         size, size_before: of the files, in bytes.
         seconds: it took.
     """
@@ -83,10 +83,11 @@ def to_half(
     path: str | os.PathLike[str],
     precision: HalfPrecision = "fp16",
 ) -> HalfResult:
-    """Convert the trunk of an explaining graph to half precision, and prove it.
+    """Convert the backbone of an explaining graph to half precision, and check the result.
 
-    Inputs, outputs, head, gradients, softmax and map arithmetic stay float32. In the trunk, sums,
-    powers and normalisations do as well; batch normalisation goes into the convolution before it.
+    Inputs, outputs, head, gradients, softmax and map arithmetic stay float32, as do sums, powers
+    and normalisations in the backbone. Batch normalisations are fused into the convolutions before
+    them.
 
     Args:
         model: a file made by ``whycam export``.
@@ -94,14 +95,14 @@ def to_half(
         precision: ``fp16``, or ``bf16``: the range of float32 with three digits.
 
     Returns:
-        What was made, with the proof.
+        The file, and how it compares with the float file.
 
     Raises:
         RequestError: the file is not in float32, is the one to write, or both fuses layers and
             sweeps thresholds inside.
         ModelFileError: the file is missing, damaged, or not made by whycam.
-        ExportError: the trunk cannot be converted, as where a weight does not fit.
-        VerificationError: the converted file does not give the float file's answers; none is left.
+        ExportError: the backbone cannot be converted, for instance because a weight overflows.
+        VerificationError: the converted file differs too much from the float file; it is deleted.
         OutputError: the file cannot be written.
         MissingExtraError: the packages onnx or onnxruntime are not installed.
     """
@@ -115,31 +116,31 @@ def to_half(
     if target.resolve() == Path(model).resolve():
         raise RequestError(f"{path} is the float file itself: write the {precision} file elsewhere")
     if manifest.fused_layers and "tft" in manifest.outputs:
-        # Its trunk runs once for each class from the first of these layers on, its sweep does not.
+        # From the first of these layers on the backbone runs once for each class, the sweep not.
         raise RequestError(
-            f"{model} fuses layers and sweeps thresholds inside, which has no half-precision form: "
-            "export it without the output tft, or without --fuse"
+            f"{model} fuses layers and sweeps thresholds, which together have no half-precision "
+            "form: export it without the output tft, or without --fuse"
         )
     with replacing(target) as temporary:
         converted = read_onnx(model)
         if precision == "bf16":
             converted = convert_opset(converted, _BF16_OPSET)
-        count = convert_backbone(converted, precision, graph_name("activations", manifest))
+        operations = convert_backbone(converted, precision, graph_name("activations", manifest))
         write_onnx(converted, temporary)
-        own = msgspec.structs.replace(
+        half_manifest = msgspec.structs.replace(
             manifest,
             precision=precision,
-            opset=max(each.version for each in converted.opset_import if each.domain == ""),
+            opset=max(item.version for item in converted.opset_import if item.domain == ""),
             digest=digest(temporary),
         )
-        append_manifest(temporary, own)
-        check = check_half(model, temporary, converted, own)
+        append_manifest(temporary, half_manifest)
+        check = check_half(model, temporary, converted, half_manifest)
         size = temporary.stat().st_size
     return HalfResult(
         target,
-        own,
+        half_manifest,
         check,
-        count,
+        operations,
         size,
         Path(model).stat().st_size,
         time.perf_counter() - begin,
@@ -149,7 +150,7 @@ def to_half(
 def convert_backbone(
     model: onnx.ModelProto, precision: HalfPrecision, activations: str = "activations"
 ) -> int:
-    """Convert in place; returns how many operations compute in half precision now.
+    """Convert a graph in place; returns how many operations compute in half precision now.
 
     Raises:
         ExportError: a weight does not fit.
@@ -160,21 +161,21 @@ def convert_backbone(
     fuse_batch_norms(graph, {index for run in backbone_runs(graph, activations) for index in run})
     types = element_types(model)
     half = onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.BFLOAT16
-    converted = _Conversion(graph, types, half)
+    conversion = _Conversion(graph, types, half)
     inside = {index for run in backbone_runs(graph, activations) for index in run}
     floating = _FLOAT if precision == "fp16" else _FLOAT | _FLOAT_IN_BF16
     for index, node in enumerate(list(graph.node)):
         if index in inside and node.op_type not in floating:
-            converted.inside(node)
+            conversion.convert(node)
         else:
-            converted.outside(node)
-    converted.finish()
-    del graph.value_info[:]  # which tell the types of before
-    return converted.count
+            conversion.keep(node)
+    conversion.finish()
+    del graph.value_info[:]  # it holds the old types
+    return conversion.count
 
 
 class _Conversion:
-    """Walks a graph in order and rewrites its operations, one after the other."""
+    """The new operations and weights of a graph, as its nodes are converted in order."""
 
     def __init__(self, graph: onnx.GraphProto, types: dict[str, int], half: int) -> None:
         self.count = 0
@@ -182,13 +183,13 @@ class _Conversion:
         self._types = types
         self._half = half
         self._nodes: list[onnx.NodeProto] = []
-        self._weights = {each.name: each for each in graph.initializer}
-        self._outputs = {each.name for each in graph.output}
-        self._in_half: dict[str, str] = {}  # a float tensor's copy in half
-        self._made_in_half: set[str] = set()  # of these, those that have no float original yet
+        self._weights = {tensor.name: tensor for tensor in graph.initializer}
+        self._outputs = {value.name for value in graph.output}
+        self._in_half: dict[str, str] = {}  # from a float tensor to its copy in half precision
+        self._only_half: set[str] = set()  # of these, those without a float tensor yet
 
-    def inside(self, node: onnx.NodeProto) -> None:
-        """An operation that shall compute in half precision."""
+    def convert(self, node: onnx.NodeProto) -> None:
+        """Let an operation compute in half precision."""
         import onnx
 
         kept = _FLOAT_INPUTS.get(node.op_type, ())
@@ -200,7 +201,7 @@ class _Conversion:
                 node.input[position] = self._as_half(name, node, bound)
         floats = [name for name in node.output if self._is_float(name)]
         if node.op_type == "Cast" and floats:
-            (to,) = (each for each in node.attribute if each.name == "to")
+            (to,) = (item for item in node.attribute if item.name == "to")
             to.i = self._half
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.TENSOR and floats:
@@ -208,26 +209,26 @@ class _Conversion:
         for position, name in enumerate(node.output):
             if name in floats:
                 self._in_half[name] = node.output[position] = f"{name}_half"
-                self._made_in_half.add(name)
+                self._only_half.add(name)
         self.count += bool(floats)
         self._nodes.append(node)
         for name in floats:
             if name in self._outputs:
                 self._need_float(name)
 
-    def outside(self, node: onnx.NodeProto) -> None:
-        """An operation that stays as it is."""
+    def keep(self, node: onnx.NodeProto) -> None:
+        """Leave an operation as it is, in float32."""
         for name in node.input:
             self._need_float(name)
         self._nodes.append(node)
 
     def finish(self) -> None:
-        """Put the new operations and weights in place, and leave out what nothing reads."""
+        """Write the new operations and weights to the graph, but for what nothing reads."""
         graph = self._graph
         del graph.node[:]
         graph.node.extend(self._nodes)
         read = {name for node in graph.node for name in node.input} | self._outputs
-        kept = [each for each in self._weights.values() if each.name in read]
+        kept = [tensor for tensor in self._weights.values() if tensor.name in read]
         del graph.initializer[:]
         graph.initializer.extend(kept)
 
@@ -235,11 +236,11 @@ class _Conversion:
         return self._types.get(name) == 1  # TensorProto.FLOAT
 
     def _need_float(self, name: str) -> None:
-        """Make the float original of a tensor that was made in half."""
+        """Cast a tensor that was computed in half precision back to float32."""
         import onnx
 
-        if name in self._made_in_half:
-            self._made_in_half.remove(name)
+        if name in self._only_half:
+            self._only_half.remove(name)
             self._nodes.append(
                 onnx.helper.make_node(
                     "Cast", [self._in_half[name]], [name], f"{name}_to_float", to=1
@@ -247,7 +248,7 @@ class _Conversion:
             )
 
     def _as_half(self, name: str, reader: onnx.NodeProto, bound: bool) -> str:
-        """The name of a float tensor's copy in half."""
+        """Return the name of a float tensor's copy in half precision, cast where there is none."""
         import onnx
 
         if name not in self._in_half:
@@ -273,24 +274,28 @@ class _Conversion:
         if tensor.data_type != onnx.TensorProto.FLOAT:
             return tensor
         if self._half == onnx.TensorProto.FLOAT16:
-            rounded = _as_fp16(values, tensor.name, reader, bound)
+            values = _to_fp16(values, tensor.name, reader, bound)
         else:
-            import ml_dtypes  # which onnx brings
+            import ml_dtypes  # a dependency of onnx
 
-            rounded = values.astype(ml_dtypes.bfloat16)
-        return numpy_helper.from_array(rounded, tensor.name)
+            values = values.astype(ml_dtypes.bfloat16)
+        return numpy_helper.from_array(values, tensor.name)
 
 
-def _as_fp16(
+def _to_fp16(
     values: NDArray[Any], name: str, reader: onnx.NodeProto, bound: bool
 ) -> NDArray[np.float16]:
-    most = float(np.finfo(np.float16).max)
+    largest = float(np.finfo(np.float16).max)
     finite = np.abs(values[np.isfinite(values)])
-    if not bound and finite.size and finite.max() > most:
+    if not bound and finite.size and finite.max() > largest:
         raise ExportError(
             f"the weight '{name or reader.name}' of '{reader.name}' ({reader.op_type}) holds "
-            f"{finite.max():.3g}, more than fp16 can ({most:g}). Use bf16, which has the range of "
-            "float32"
+            f"{finite.max():.3g}, more than fp16 can ({largest:g}). Use bf16, which has the range "
+            "of float32"
         )
-    # Nothing in fp16 lies beyond such a bound.
-    return np.clip(values, -most, most).astype(np.float16) if bound else values.astype(np.float16)
+    # Nothing in fp16 exceeds a clipped bound.
+    return (
+        np.clip(values, -largest, largest).astype(np.float16)
+        if bound
+        else values.astype(np.float16)
+    )

@@ -1,4 +1,4 @@
-"""ONNX graphs in memory: read, checked by ONNX's own rules, written. Needs the package onnx."""
+"""Read, check and write ONNX files with the package onnx."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """An ONNX file, with types and shapes inferred; metadata is left out.
+    """Read an ONNX file and infer types and shapes; metadata is left out.
 
     Raises:
         ModelFileError: it cannot be read.
@@ -27,7 +27,7 @@ def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
         model = onnx.load(os.fspath(path))
         del model.metadata_props[:]
         inferred: onnx.ModelProto = onnx.shape_inference.infer_shapes(model)
-        _read_names(inferred.graph)
+        _check_names(inferred.graph)
     except Exception as error:
         raise ModelFileError(f"cannot read {path} for conversion: {reason_of(error)}") from error
     for index, node in enumerate(inferred.graph.node):
@@ -35,23 +35,23 @@ def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
     return inferred
 
 
-def _read_names(graph: onnx.GraphProto) -> None:
-    """protobuf hands on names that are no text as bytes, or refuses when they are read."""
+def _check_names(graph: onnx.GraphProto) -> None:
+    """Refuse names that are not UTF-8, which protobuf returns as bytes or fails to read."""
     named = (*graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info)
-    names = [each.name for each in named]
+    names = [item.name for item in named]
     for node in graph.node:
         names += [node.op_type, node.domain, *node.input, *node.output]
         names += [attribute.name for attribute in node.attribute]
     if not all(isinstance(name, str) for name in names):
-        raise ValueError("it has names that are no text")
+        raise ValueError("it has names that are not UTF-8 text")
 
 
 def write_onnx(model: onnx.ModelProto, path: Path) -> None:
-    """Write a graph, checked by ONNX's own rules.
+    """Write a graph after ONNX's own checks.
 
     Raises:
-        ExportError: it breaks them.
-        OutputError: the place cannot be written.
+        ExportError: the graph is not valid ONNX.
+        OutputError: the file cannot be written.
     """
     import onnx
 
@@ -64,17 +64,17 @@ def write_onnx(model: onnx.ModelProto, path: Path) -> None:
 
 
 def element_types(model: onnx.ModelProto) -> dict[str, int]:
-    """The element type of each tensor, as far as it is known."""
+    """Return the element type of each tensor, as far as it is known."""
     graph = model.graph
-    found = {
+    types = {
         value.name: value.type.tensor_type.elem_type
         for value in [*graph.value_info, *graph.input, *graph.output]
     }
-    return found | {each.name: each.data_type for each in graph.initializer}
+    return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
-def convert_opset(model: onnx.ModelProto, wanted: int) -> onnx.ModelProto:
-    """The same graph in another operator set.
+def convert_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """Convert a graph to another operator set.
 
     Raises:
         ExportError: it cannot be converted.
@@ -82,8 +82,8 @@ def convert_opset(model: onnx.ModelProto, wanted: int) -> onnx.ModelProto:
     from onnx import version_converter
 
     try:
-        return version_converter.convert_version(model, wanted)
+        return version_converter.convert_version(model, opset)
     except Exception as error:
         raise ExportError(
-            f"cannot convert the graph to ONNX opset {wanted}: {reason_of(error)}"
+            f"cannot convert the graph to ONNX opset {opset}: {reason_of(error)}"
         ) from error

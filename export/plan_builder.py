@@ -1,4 +1,4 @@
-"""From an ONNX file to a serialised TensorRT plan: parse, profile, build, every status checked."""
+"""Build a serialised TensorRT plan from an ONNX file: parse, profile, build, check every status."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ Total = Callable[[int], None]
 _DTYPES = {"FLOAT": "float32", "INT64": "int64", "UINT8": "uint8"}
 _MEGABYTE = 1 << 20
 _NOT_TARGETS = ("NONE", "CURRENT")
-_SAID_ERRORS = 5
+_LISTED_ERRORS = 5
 
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """How a plan is to be built.
+    """How to build a plan.
 
     Attributes:
-        library: that builds it.
-        compute: capabilities it is built for ahead of time; empty: for the GPU of this machine.
-        shapes: of each input: the least, the best, the most.
-        workspace: memory that kernels may use besides, in MB; None: all there is.
-        timing_cache: of an earlier build, or None.
+        library: which library builds it.
+        compute: compute capabilities to build for ahead of time; empty for the GPU of this machine.
+        shapes: the least, the optimal and the largest shape of each input.
+        workspace: scratch memory for kernels, in MB; None for all there is.
+        timing_cache: an earlier build's timing cache, or None.
     """
 
     library: Library
@@ -50,7 +50,7 @@ class BuiltPlan:
     Attributes:
         data: the plan.
         inputs, outputs: as read back from the network.
-        version: of the library.
+        version: the library's version.
         timing_cache: for the next build, or None.
     """
 
@@ -62,7 +62,7 @@ class BuiltPlan:
 
 
 def list_capabilities(library: Any) -> dict[str, Any]:
-    """The capabilities that a library builds for ahead of time, as ``8.6``; empty: none."""
+    """List the compute capabilities, as ``8.6``, that a library builds for ahead of time."""
     members = getattr(getattr(library, "ComputeCapability", None), "__members__", {})
     return {
         f"{name[2:-1]}.{name[-1]}": member
@@ -73,38 +73,38 @@ def list_capabilities(library: Any) -> dict[str, Any]:
 
 def build_plan(
     graph: Path,
-    settings: BuildConfig,
+    build: BuildConfig,
     check: Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], None],
     tick: Tick,
     total: Total,
 ) -> BuiltPlan:
-    """Build a plan, on a thread of its own: Ctrl-C ends it at the builder's next step.
+    """Build a plan on a separate thread, so that Ctrl-C ends it at the builder's next step.
 
     Args:
         graph: the ONNX file.
-        settings: how.
-        check: raises where the network's inputs and outputs are not what they should be; called
-            before the long part.
-        tick: told what is done, and steps since.
-        total: told how many steps there will be.
+        build: how to build it.
+        check: raises where the network's inputs or outputs are wrong; called before the build,
+            which takes long.
+        tick: called with the present phase and the number of steps just done.
+        total: called with the number of steps to come.
 
     Raises:
         ModelFileError: the library cannot parse the graph.
-        EngineError: it cannot build it, or is not usable here.
-        RequestError: a timing cache of another TensorRT or GPU.
-        MissingExtraError: it is not installed.
+        EngineError: the library cannot build it, or is not usable here.
+        RequestError: the timing cache is of another TensorRT or GPU.
+        MissingExtraError: the library is not installed.
     """
-    library = import_library(settings.library, "whycam build")
+    library = import_library(build.library, "whycam build")
     cancelled = threading.Event()
-    found: list[BuiltPlan | BaseException] = []
+    results: list[BuiltPlan | BaseException] = []
 
     def work() -> None:
         try:
             monitor = _monitor(library, cancelled, tick, total)
-            found.append(_built(library, graph, settings, check, monitor))
+            results.append(_build(library, graph, build, check, monitor))
         except BaseException as error:
-            # Without its frames, which hold the builder: a library has one logger at a time.
-            found.append(error.with_traceback(None))
+            # Its frames would keep the builder alive, and a library has one logger at a time.
+            results.append(error.with_traceback(None))
 
     worker = threading.Thread(target=work, name="whycam build", daemon=True)
     worker.start()
@@ -115,46 +115,46 @@ def build_plan(
         cancelled.set()
         worker.join()
         raise
-    (result,) = found
+    (result,) = results
     if isinstance(result, BaseException):
         raise result
     return result
 
 
-def _built(
+def _build(
     library: Any,
     graph: Path,
-    settings: BuildConfig,
+    build: BuildConfig,
     check: Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], None],
     monitor: Any,
 ) -> BuiltPlan:
     log = Log(library)
-    builder = _builder(library, settings, log)
+    builder = _builder(library, build, log)
     network = builder.create_network(_flags(library))
     config = builder.create_builder_config()
     profile = builder.create_optimization_profile()
     if network is None or config is None or profile is None:
-        raise EngineError(f"{settings.library} could not begin a network. {log.said()}")
+        raise EngineError(f"{build.library} could not create a network. {log.said()}")
     parser = library.OnnxParser(network, log.logger)  # owns weights: alive until the plan is built
     if not parser.parse_from_file(str(graph)):
-        raise ModelFileError(_parse_errors(parser, settings, log))
+        raise ModelFileError(_parse_errors(parser, build, log))
     inputs = _tensors(network.num_inputs, network.get_input)
     outputs = _tensors(network.num_outputs, network.get_output)
     check(inputs, outputs)
-    _set_shapes(profile, inputs, settings)
+    _set_shapes(profile, inputs, build)
     if config.add_optimization_profile(profile) < 0:
         raise EngineError(
-            f"{settings.library} refuses the ranges {_said(settings.shapes)}. {log.said()}"
+            f"{build.library} refuses the ranges {_ranges_text(build.shapes)}. {log.said()}"
         )
-    _configure(library, config, settings, log)
+    _configure(library, config, build, log)
     config.progress_monitor = monitor
     data = builder.build_serialized_network(network, config)
     if data is None:
-        raise EngineError(f"{settings.library} could not build the plan. {log.said()}")
+        raise EngineError(f"{build.library} could not build the plan. {log.said()}")
     plan = bytes(data)
-    if not settings.compute:
-        _check_loads(library, plan, (*inputs, *outputs), settings, log)
-    cache = config.get_timing_cache() if settings.timing_cache is not None else None
+    if not build.compute:
+        _check_loads(library, plan, (*inputs, *outputs), build, log)
+    cache = config.get_timing_cache() if build.timing_cache is not None else None
     return BuiltPlan(
         plan,
         inputs,
@@ -164,35 +164,33 @@ def _built(
     )
 
 
-def _builder(library: Any, settings: BuildConfig, log: Log) -> trt.Builder:
+def _builder(library: Any, build: BuildConfig, log: Log) -> trt.Builder:
     try:
         builder: trt.Builder | None = library.Builder(log.logger)
-    except (RuntimeError, TypeError) as error:  # the binding's way to say that there is no GPU
-        raise EngineError(
-            f"{settings.library} has no builder here: {error}. {log.said()}"
-        ) from error
+    except (RuntimeError, TypeError) as error:  # so the binding reports a missing GPU
+        raise EngineError(f"{build.library} has no builder here: {error}. {log.said()}") from error
     if builder is None:
-        raise EngineError(f"{settings.library} has no builder here. {log.said()}")
+        raise EngineError(f"{build.library} has no builder here. {log.said()}")
     return builder
 
 
 def _flags(library: Any) -> int:
-    """Strongly typed: precision is what the graph says. In versions without the flag always so."""
+    """Return the flag for a strongly typed network, which later versions always build."""
     flags = getattr(library, "NetworkDefinitionCreationFlag", None)
     flag = getattr(flags, "__members__", {}).get("STRONGLY_TYPED")
     return 0 if flag is None else 1 << int(flag)
 
 
-def _parse_errors(parser: Any, settings: BuildConfig, log: Log) -> str:
+def _parse_errors(parser: Any, build: BuildConfig, log: Log) -> str:
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    said = [
+    messages = [
         f"'{error.node_name()}' ({error.node_operator()}): {' '.join(error.desc().split())}"
-        for error in errors[:_SAID_ERRORS]
+        for error in errors[:_LISTED_ERRORS]
     ]
-    if len(errors) > _SAID_ERRORS:
-        said.append(f"and {len(errors) - _SAID_ERRORS} more")
+    if len(errors) > _LISTED_ERRORS:
+        messages.append(f"and {len(errors) - _LISTED_ERRORS} more")
     return (
-        f"{settings.library} cannot parse the graph: {'; '.join(said) or log.said()}. "
+        f"{build.library} cannot parse the graph: {'; '.join(messages) or log.said()}. "
         "Export the model again with this whycam and opset 18; if that does not help, report the "
         "operators named here"
     )
@@ -209,41 +207,41 @@ def _tensors(count: int, get: Callable[[int], Any]) -> tuple[Tensor, ...]:
     )
 
 
-def _set_shapes(profile: Any, inputs: tuple[Tensor, ...], settings: BuildConfig) -> None:
+def _set_shapes(profile: Any, inputs: tuple[Tensor, ...], build: BuildConfig) -> None:
     for tensor in inputs:
-        shapes = settings.shapes.get(tensor.name)
+        shapes = build.shapes.get(tensor.name)
         if shapes is None:
-            raise ModelFileError(f"the graph has an input '{tensor.name}' that no engine feeds")
+            raise ModelFileError(
+                f"the graph has an input '{tensor.name}' that whycam does not know"
+            )
         try:
             profile.set_shape(tensor.name, *shapes)
         except (RuntimeError, TypeError, ValueError) as error:
             raise EngineError(
-                f"{settings.library} refuses the range {_said({tensor.name: shapes})}: {error}"
+                f"{build.library} refuses the range {_ranges_text({tensor.name: shapes})}: {error}"
             ) from error
 
 
-def _said(shapes: Mapping[str, tuple[Shape, Shape, Shape]]) -> str:
+def _ranges_text(shapes: Mapping[str, tuple[Shape, Shape, Shape]]) -> str:
     return ", ".join(
         f"'{name}' " + " to ".join("x".join(map(str, shape)) for shape in (least, most))
         for name, (least, _, most) in shapes.items()
     )
 
 
-def _configure(library: Any, config: Any, settings: BuildConfig, log: Log) -> None:
-    # On by default: products of float32 with 10 bits of mantissa. Less precision is asked for.
+def _configure(library: Any, config: Any, build: BuildConfig, log: Log) -> None:
+    # TF32, on by default, multiplies float32 with 10 bits of mantissa.
     config.clear_flag(library.BuilderFlag.TF32)
-    if settings.workspace is not None:
-        config.set_memory_pool_limit(
-            library.MemoryPoolType.WORKSPACE, settings.workspace * _MEGABYTE
-        )
-    if settings.compute:
+    if build.workspace is not None:
+        config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, build.workspace * _MEGABYTE)
+    if build.compute:
         targets = list_capabilities(library)
-        config.num_compute_capabilities = len(settings.compute)
-        for index, capability in enumerate(settings.compute):
+        config.num_compute_capabilities = len(build.compute)
+        for index, capability in enumerate(build.compute):
             if not config.set_compute_capability(targets[capability], index):
-                raise EngineError(f"{settings.library} refuses {capability}. {log.said()}")
-    if settings.timing_cache is not None:
-        cache = config.create_timing_cache(settings.timing_cache)
+                raise EngineError(f"{build.library} refuses {capability}. {log.said()}")
+    if build.timing_cache is not None:
+        cache = config.create_timing_cache(build.timing_cache)
         if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
             raise RequestError(
                 "the timing cache is damaged, or of another TensorRT or GPU: delete it, or name "
@@ -252,29 +250,29 @@ def _configure(library: Any, config: Any, settings: BuildConfig, log: Log) -> No
 
 
 def _check_loads(
-    library: Any, plan: bytes, tensors: tuple[Tensor, ...], settings: BuildConfig, log: Log
+    library: Any, plan: bytes, tensors: tuple[Tensor, ...], build: BuildConfig, log: Log
 ) -> None:
-    """Where there is a GPU: the plan can be loaded, and has the network's inputs and outputs."""
+    """Check, on the GPU, that the plan loads and has the network's inputs and outputs."""
     engine = library.Runtime(log.logger).deserialize_cuda_engine(plan)
     if engine is None:
-        raise EngineError(f"{settings.library} cannot load the plan that it built. {log.said()}")
+        raise EngineError(f"{build.library} cannot load the plan that it built. {log.said()}")
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-    found = {
+    actual = {
         name: (
             _DTYPES.get(engine.get_tensor_dtype(name).name, ""),
             shape_of(engine.get_tensor_shape(name)),
         )
         for name in names
     }
-    if found != {each.name: (each.dtype, each.shape) for each in tensors}:
+    if actual != {tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors}:
         raise EngineError(
-            f"the plan that {settings.library} built has other inputs or outputs than its network: "
-            f"{found}"
+            f"the plan that {build.library} built has other inputs or outputs than its network: "
+            f"{actual}"
         )
 
 
 def _monitor(library: Any, cancelled: threading.Event, tick: Tick, total: Total) -> Any:
-    """Moves a progress bar by the builder's outermost phase, and cancels when asked to."""
+    """Create a monitor that reports the builder's outermost phase and can cancel the build."""
 
     class Monitor(library.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:

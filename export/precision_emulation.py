@@ -1,9 +1,9 @@
-"""Hold a graph in half precision against the float file it was made of.
+"""Compare a graph in half precision with its float file, by emulating the precision.
 
-ONNX Runtime's CPU has no arithmetic in fp16 or bf16: it computes fp16 graphs in float32 and leaves
-out most roundings on the way, and refuses bf16 graphs. So the finished graph is run with its
-roundings made explicit: each operation in half precision computes in float32 from rounded inputs,
-and its result is rounded. That is what tensor cores do at worst, and shows what overflows.
+On CPUs ONNX Runtime has no arithmetic in fp16 or bf16: it computes fp16 graphs in float32, leaves
+out most roundings in between, and refuses bf16 graphs. So the graph is run with explicit rounding:
+each operation computes in float32 from rounded inputs, and its result is rounded to half precision.
+That is the worst that tensor cores do, and it shows what overflows.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 
 def with_explicit_rounding(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph for an engine without half precision, see above."""
+    """Rewrite a graph in half precision for an engine that has only float32, see above."""
     import onnx
 
     halves = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
     inferred = onnx.shape_inference.infer_shapes(model)
     types = {v.name: v.type.tensor_type.elem_type for v in inferred.graph.value_info}
-    types |= {each.name: each.data_type for each in inferred.graph.initializer}
+    types |= {tensor.name: tensor.data_type for tensor in inferred.graph.initializer}
     graph = onnx.GraphProto()
     graph.CopyFrom(inferred.graph)
     del graph.node[:]
@@ -55,14 +55,14 @@ def with_explicit_rounding(model: onnx.ModelProto) -> onnx.ModelProto:
                         widened.add(name)
                         cast(name, f"{name}_wide", onnx.TensorProto.FLOAT)
                     node.input[position] = f"{name}_wide"
-        made = [name for name in node.output if types.get(name) in halves]
+        results = [name for name in node.output if types.get(name) in halves]
         if node.op_type != "Cast":
             for position, name in enumerate(node.output):
-                if name in made:
+                if name in results:
                     node.output[position] = f"{name}_unrounded"
         graph.node.append(node)
         if node.op_type != "Cast":
-            for name in made:
+            for name in results:
                 cast(f"{name}_unrounded", name, types[name])
     explicit = onnx.ModelProto()
     explicit.CopyFrom(model)
@@ -71,15 +71,15 @@ def with_explicit_rounding(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 class PrecisionEmulator:
-    """Runs a graph in half precision with explicit roundings, in ONNX Runtime on the CPU.
+    """An engine that emulates half precision: explicit rounding, in ONNX Runtime on the CPU.
 
     Raises:
         EngineError: ONNX Runtime cannot run it.
         MissingExtraError: it is not installed.
     """
 
-    name = "rounded"
-    description = "ONNX Runtime, CPU, every half-precision result rounded"
+    name = "emulated"
+    description = "ONNX Runtime, CPU, emulating half precision"
     reason = "the CPU has no half precision"
 
     def __init__(
@@ -106,17 +106,17 @@ class PrecisionEmulator:
             ) from error
 
     def run(self, feeds: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """As ``Engine.run``."""
+        """Run the graph, see ``Engine.run``."""
         return run_graph(renamed(self._run, self._manifest), feeds, outputs, self._manifest)
 
     def _run(self, feeds: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         try:
-            found = self._session.run(list(outputs), dict(feeds))
+            arrays = self._session.run(list(outputs), dict(feeds))
         except Exception as error:
             raise EngineError(
                 f"ONNX Runtime failed on the converted graph: {reason_of(error)}"
             ) from error
-        return dict(zip(outputs, found, strict=True))
+        return dict(zip(outputs, arrays, strict=True))
 
 
 def check_half(
@@ -134,79 +134,87 @@ def check_half(
         manifest: of the converted file.
 
     Returns:
-        ``probabilities``, absolute, in a graph with a sweep the median over its masked images too;
-        ``activations``, the norm of the difference relative to theirs, where the file has them;
-        ``correlation``: 1 - Pearson's correlation of the finished maps.
+        The differences: ``probabilities``, absolute, in a graph with a threshold sweep also the
+        median over its masked images; ``activations``, norm of the difference over their norm,
+        where the file has them; ``correlation``, 1 - Pearson's correlation of the finished maps.
 
     Raises:
-        VerificationError: it differs by more than is allowed, or is not finite.
+        VerificationError: a difference exceeds its tolerance, or an output is not finite.
     """
-    before = open_engine(reference, manifest, "onnxruntime")
-    after: Engine = PrecisionEmulator(model, manifest)
+    float_engine = open_engine(reference, manifest, "onnxruntime")
+    emulator: Engine = PrecisionEmulator(model, manifest)
     samples = [
-        _differences(before, after, image, classes, manifest)
-        for image, classes in _inputs(manifest)
+        _measure_differences(float_engine, emulator, images, classes, manifest)
+        for images, classes in _test_inputs(manifest)
     ]
-    compared = summarise("the float file", samples, HALF[manifest.precision])
-    _refuse(compared, manifest)
-    engines = [after]
+    comparison = summarise("the float file", samples, HALF[manifest.precision])
+    _raise_on_failure(comparison, manifest)
+    engines = [emulator]
     if manifest.precision == "fp16":  # which ONNX Runtime takes as it is
         engines.append(open_engine(path, manifest, "onnxruntime"))
     for engine in engines:
-        for each in selftest.check(engine, manifest):
-            _refuse(each, manifest)
-    return compared
+        for reference_check in selftest.check(engine, manifest):
+            _raise_on_failure(reference_check, manifest)
+    return comparison
 
 
-def _refuse(compared: Comparison, manifest: Manifest) -> None:
-    if compared.complaint:
+def _raise_on_failure(comparison: Comparison, manifest: Manifest) -> None:
+    if comparison.complaint:
         raise VerificationError(
-            f"in {manifest.precision}, {compared.complaint}. No file was written"
+            f"in {manifest.precision}, {comparison.complaint}. No file was written"
             + ("; bf16 has a wider range" if manifest.precision == "fp16" else "")
         )
 
 
-def _inputs(manifest: Manifest) -> list[tuple[NDArray[Any], int]]:
-    """Pictures and how many classes each: two test patterns, then both at once with two classes."""
-    fed = [selftest.feed(manifest, index) for index in range(selftest.PATTERNS)]
+def _test_inputs(manifest: Manifest) -> list[tuple[NDArray[Any], int]]:
+    """List images and classes to explain of each: test patterns alone, then both with two."""
+    patterns = [selftest.feed(manifest, index) for index in range(selftest.PATTERNS)]
     several = min(2, manifest.num_classes)
-    return [*((image, 1) for image in fed), (np.concatenate(fed), several)]
+    return [*((image, 1) for image in patterns), (np.concatenate(patterns), several)]
 
 
-def _differences(
-    before: Engine, after: Engine, image: NDArray[Any], classes: int, manifest: Manifest
+def _measure_differences(
+    float_engine: Engine,
+    emulator: Engine,
+    images: NDArray[Any],
+    classes: int,
+    manifest: Manifest,
 ) -> dict[str, float]:
     names = list(manifest.output_shapes)
-    ranks = np.broadcast_to(-1 - np.arange(classes), (len(image), classes))
-    float_answers = before.run({"image": image, "target": ranks.astype(np.int64)}, names)
-    # The same classes: two that are all but equally probable may change places.
+    ranks = np.broadcast_to(-1 - np.arange(classes), (len(images), classes))
+    float_answers = float_engine.run({"image": images, "target": ranks.astype(np.int64)}, names)
+    # Both explain the same classes, for two of nearly equal probability may swap ranks.
     targets = float_answers["targets"]
-    answers = after.run({"image": image, "target": targets}, names)
+    answers = emulator.run({"image": images, "target": targets}, names)
     for name, values in answers.items():
-        bad = ~np.isfinite(values) & np.isfinite(float_answers[name])
-        if bad.any():
+        overflowed = ~np.isfinite(values) & np.isfinite(float_answers[name])
+        if overflowed.any():
             raise VerificationError(
                 f"in {manifest.precision} the output '{name}' holds NaN or infinity: activations "
-                "leave the range. No file was written"
-                + ("; bf16 has a wider one" if manifest.precision == "fp16" else "")
+                "overflow. No file was written"
+                + ("; bf16 has a wider range" if manifest.precision == "fp16" else "")
             )
     p, q = float_answers["probabilities"], answers["probabilities"]
-    found = {"probabilities": float(np.abs(p - q).max())}
+    differences = {"probabilities": float(np.abs(p - q).max())}
     if "activations" in names:
-        found["activations"] = norm_difference(answers["activations"], float_answers["activations"])
+        differences["activations"] = norm_difference(
+            answers["activations"], float_answers["activations"]
+        )
     if "masked_probabilities" in names:
         a, b = float_answers["masked_probabilities"], answers["masked_probabilities"]
-        # Half precision moves pixels across thresholds, so single masks may differ: the median.
-        found["probabilities"] = max(found["probabilities"], float(np.nanmedian(np.abs(a - b))))
-    found["correlation"] = max(
+        # Half precision moves pixels across thresholds, so single masks may differ.
+        differences["probabilities"] = max(
+            differences["probabilities"], float(np.nanmedian(np.abs(a - b)))
+        )
+    differences["correlation"] = max(
         1 - pearson(a, b)
         for a, b in zip(_maps(float_answers, manifest), _maps(answers, manifest), strict=True)
     )
-    return found
+    return differences
 
 
 def _maps(answers: Arrays, manifest: Manifest) -> NDArray[np.float32]:
-    """Finished maps, one after the other: [M, H, W]."""
+    """Compute the finished maps of all images and classes: [M, H, W]."""
     if manifest.map_method is not None:
         maps = answers["original_maps" if "tft" in manifest.outputs else "maps"]
     else:

@@ -340,12 +340,12 @@ def test_files_that_are_no_explaining_graphs_are_named(command, mixed_files, tmp
         (["--batch", "0"], "begin at 1"),
         (["--classes-per-image", "many"], "--classes-per-image must be"),
         (["--classes-per-image", "8"], "the model has 7"),
-        (["--source-size", "64x64"], "takes 3x32x32 alone"),
+        (["--source-size", "64x64"], "takes 3x32x32 only"),
         (["--workspace", "0"], "1 MB or more"),
         (["--timing-cache", "cache"], "has no timing cache"),
     ],
 )
-def test_wishes_that_cannot_be_met_are_said(command, mixed_files, options, words):
+def test_options_that_do_not_fit_are_refused(command, mixed_files, options, words):
     import re
 
     assert re.search(words, command(mixed_files("raw"), *options))
