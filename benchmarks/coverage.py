@@ -1,16 +1,16 @@
 """Which networks whycam explains: torchvision's and timm's, one after the other.
 
-    python benchmarks/coverage.py photographs/ -o coverage/ --work /tmp/graphs
-    python benchmarks/coverage.py photographs/ -o coverage/ --models timm/resnet10t
-    python benchmarks/coverage.py photographs/ -o coverage/ --work /tmp/graphs --steps overhead
+    python benchmarks/coverage.py images/ -o coverage/ --work /tmp/graphs
+    python benchmarks/coverage.py images/ -o coverage/ --models timm/resnet10t
+    python benchmarks/coverage.py images/ -o coverage/ --work /tmp/graphs --steps overhead
 
 Of each network one file with raw outputs, finished maps and a TFT sweep is exported, which includes
 the check against autograd in float64. Its maps are compared with those of pytorch-grad-cam on
-photographs, a TensorRT-RTX plan is built from it, an INT8 file is made and compared with it, and an
+images, a TensorRT-RTX plan is built from it, an INT8 file is made and compared with it, and an
 explanation is timed beside plain classification. A refusal is kept word for word.
 
 Weights are random: none can be downloaded everywhere. Statistics of batch normalisation are those
-of the photographs, and logits are spread as training spreads them, so that maps are not flat.
+of the images, and logits are spread as training spreads them, so that maps are not flat.
 
 Every network runs in a worker process, under a time limit; a worker that dies is the network's
 result, and a new one is started. Rows are kept in coverage.json, and only what is missing there is
@@ -105,7 +105,7 @@ _TRANSFORMERS = ("vit_", "swin_")
 _SPREAD = 3.0  # standard deviation of a trained classifier's logits
 _CANCELLED = 1e-3  # range of a map's values, as a share of the terms of its sums
 _FAR = 1e-4  # maps of two programs that differ by more are held against float64
-_SHOWN = 8  # photographs for ranges, and as many others to compare on
+_SHOWN = 8  # images for ranges, and as many others to compare on
 _ROUNDS = (15, 150)  # of timing, fewer for larger networks:
 _SECONDS = 3  # for one side of it
 
@@ -168,12 +168,12 @@ def lively(model: torch.nn.Module, images: torch.Tensor) -> torch.nn.Module:
 
 
 def prepared(paths: list[Path], spec: Preprocess) -> NDArray[np.float32]:
-    """Photographs as the network takes them, [N, 3, H, W]."""
+    """Images as the network takes them, [N, 3, H, W]."""
     return normalise(np.stack([crop_resized(read_picture(p), spec)[0] for p in paths]), spec)
 
 
 def with_tests(images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Photographs [N, 3, H, W], and what else a file is tried on: test patterns, random fields."""
+    """Images [N, 3, H, W], and what else a file is tried on: test patterns, random fields."""
     size = (images.shape[2], images.shape[3])
     patterns = [selftest.pattern(index, size) for index in range(selftest.PATTERNS)]
     fields = draw_random_fields(np.random.default_rng(7), 4, size)
@@ -184,11 +184,11 @@ class Attempt:
     """One network; each step fills in its part of the row."""
 
     def __init__(
-        self, spec: str, photographs: list[Path], folder: Path, threads: int, patterns: bool
+        self, spec: str, images: list[Path], folder: Path, threads: int, patterns: bool
     ) -> None:
         torch.set_num_threads(threads)
         self.spec = spec
-        self.photographs = photographs
+        self.images = images
         self.threads = threads
         self.path = folder / f"{spec.replace('/', '.')}.onnx"
         self.folder = folder
@@ -199,7 +199,7 @@ class Attempt:
         """The network, made lively once."""
         if self._model is None:
             source = loaded(self.spec)
-            images = prepared(self.photographs[:4], source.preprocess)
+            images = prepared(self.images[:4], source.preprocess)
             torch.manual_seed(0)
             shown = with_tests(images) if self.patterns else images
             self._model = lively(source.model, torch.from_numpy(shown))
@@ -221,7 +221,7 @@ class Attempt:
         except VerificationError:
             if self.patterns:
                 raise
-            # With statistics of smooth photographs alone some networks swell on other images to
+            # With statistics of smooth images alone some networks swell on other images to
             # logits of thousands, of which float32 keeps no digit that shows.
             self.patterns, self._model = True, None
             self.model()
@@ -263,7 +263,7 @@ class Attempt:
         return path
 
     def baseline(self) -> dict[str, Any]:
-        """Grad-CAM of photographs by pytorch-grad-cam, at our layer of the same network."""
+        """Grad-CAM of images by pytorch-grad-cam, at our layer of the same network."""
         from pytorch_grad_cam import GradCAM
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
@@ -290,8 +290,8 @@ class Attempt:
             return found
 
         furthest, alike, rounded = 0.0, [], {"ours": 0.0, "theirs": 0.0}
-        for photograph in self.photographs[:3]:
-            image = prepared([photograph], manifest.preprocess)
+        for path in self.images[:3]:
+            image = prepared([path], manifest.preprocess)
             found = explained(engine, image)
             if not shows(found):
                 continue
@@ -324,7 +324,7 @@ class Attempt:
         path = self.path.with_suffix(".int8.onnx")
         graph = read_graph(self.raw())
         manifest = read_manifest(self.raw())
-        shown = [prepared([p], manifest.preprocess) for p in self.photographs[:_SHOWN]]
+        shown = [prepared([p], manifest.preprocess) for p in self.images[:_SHOWN]]
         seen = observe(graph, iter(shown), self.threads)
         ranges = {name: magnitude(counted, "minmax", 100.0) for name, counted in seen.items()}
         try:
@@ -333,8 +333,8 @@ class Attempt:
                 open_engine(each, read_manifest(each), "onnxruntime") for each in (self.raw(), path)
             )
             same, alike = [], []
-            for photograph in self.photographs[_SHOWN : 2 * _SHOWN]:
-                image = prepared([photograph], manifest.preprocess)
+            for path in self.images[_SHOWN : 2 * _SHOWN]:
+                image = prepared([path], manifest.preprocess)
                 expected = explained(reference, image)
                 best = int(expected["targets"][0, 0])
                 found = explained(other, image, best)
@@ -356,7 +356,7 @@ class Attempt:
             self._exported()
         manifest = read_manifest(self.path)
         engine = whycam.load(self.path, "onnxruntime", threads=self.threads).engine
-        image = prepared(self.photographs[:1], manifest.preprocess)
+        image = prepared(self.images[:1], manifest.preprocess)
         feeds = {"image": image, "target": np.full((1, 1), -1, np.int64)}
         contenders: dict[str, Callable[[], Any]] = {
             "plain": lambda: engine.run(feeds, ["probabilities"]),
@@ -410,13 +410,13 @@ def attempt(
     spec: str,
     steps: list[str],
     row: dict[str, Any],
-    photographs: list[Path],
+    images: list[Path],
     folder: Path,
     threads: int,
 ) -> dict[str, Any]:
     """Do the steps that the row lacks. Runs in the worker."""
     patterns = row.get("export", {}).get("patterns", False)
-    trial = Attempt(spec, photographs, folder, threads, patterns)
+    trial = Attempt(spec, images, folder, threads, patterns)
     for step in steps:
         begin = time.perf_counter()
         try:
@@ -469,7 +469,7 @@ class Worker:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("photographs", type=Path, help="folder of 16 photographs or more")
+    parser.add_argument("images", type=Path, help="folder of 16 images or more")
     parser.add_argument("-o", type=Path, required=True, help="folder for coverage.json, models.md")
     parser.add_argument("--page", type=Path, help="a document whose tables to write anew as well")
     parser.add_argument("--models", help="torchvision/NAME,timm/NAME; default: all")
@@ -479,10 +479,10 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=900, help="seconds for one network")
     parser.add_argument("--minutes", type=float, help="begin no network after so many")
     options = parser.parse_args()
-    photographs = sorted(p for p in options.photographs.iterdir() if p.suffix.lower() in _PICTURES)
-    photographs = photographs[:: max(1, len(photographs) // (2 * _SHOWN))][: 2 * _SHOWN]
-    if len(photographs) < 2 * _SHOWN:
-        parser.error(f"{options.photographs} has fewer than {2 * _SHOWN} photographs")
+    images = sorted(p for p in options.images.iterdir() if p.suffix.lower() in _IMAGE_ENDINGS)
+    images = images[:: max(1, len(images) // (2 * _SHOWN))][: 2 * _SHOWN]
+    if len(images) < 2 * _SHOWN:
+        parser.error(f"{options.images} has fewer than {2 * _SHOWN} images")
     wanted = options.steps.split(",")
     if set(wanted) - set(STEPS):
         parser.error(f"steps are {', '.join(STEPS)}")
@@ -501,7 +501,7 @@ def main() -> None:
                 continue
             if options.minutes is not None and time.monotonic() - begun > options.minutes * 60:
                 break
-            arguments = (spec, missing, row, photographs, folder, options.threads)
+            arguments = (spec, missing, row, images, folder, options.threads)
             rows[spec] = {**row, **worker.run(options.limit, *arguments)}
             console.print(spec, shown(rows[spec]), soft_wrap=True, highlight=False)
             about = {**environment(options.threads), "timm": metadata.version("timm")}
@@ -533,7 +533,7 @@ def defects(row: dict[str, Any]) -> bool:
 
 
 _BELOW = "<!-- benchmarks/coverage.py writes what follows -->"
-_PICTURES = {".jpg", ".jpeg", ".png", ".webp"}
+_IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp"}
 
 if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -1,4 +1,4 @@
-"""Start-up time and peak memory of one explained picture, in fresh processes.
+"""Start-up time and peak memory of one explained image, in fresh processes.
 
     python benchmarks/footprint.py resnet50.onnx cat.jpg
 
@@ -41,15 +41,15 @@ session.run(["probabilities"], feeds)
 """
 
 
-def run(script: str, model: str, picture: str, threads: int) -> dict[str, float]:
-    command = [sys.executable, "-c", _COMMON + script + _REPORT, model, picture, str(threads)]
+def run(script: str, model: str, image: str, threads: int) -> dict[str, float]:
+    command = [sys.executable, "-c", _COMMON + script + _REPORT, model, image, str(threads)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
-    parser.add_argument("picture")
+    parser.add_argument("image")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -57,7 +57,7 @@ def main() -> None:
     samples: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
     for _ in range(options.rounds):
         for name, script in contenders.items():
-            samples[name].append(run(script, options.model, options.picture, options.threads))
+            samples[name].append(run(script, options.model, options.image, options.threads))
     for name, found in samples.items():
         figures = ", ".join(
             f"{key} {statistics.median(row[key] for row in found):.3g}" for key in found[0]

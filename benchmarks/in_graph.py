@@ -1,9 +1,9 @@
 """What finished maps, the TFT sweep and preprocessing cost inside the graph.
 
     python benchmarks/in_graph.py --models resnet50,lite0 --rounds 20
-    python benchmarks/in_graph.py --models lite0 --photographs FOLDER
+    python benchmarks/in_graph.py --models lite0 --images FOLDER
 
-With photographs: what the graph's own preprocessing does to answers, against Pillow's.
+With images: what the graph's own preprocessing does to answers, against Pillow's.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def measure(name: str, rounds: int, threads: int, folder: Path) -> list[dict[str
     return [interleaved(whole, rounds), interleaved(frames, rounds)]
 
 
-def effect(name: str, photographs: list[Path], folder: Path) -> dict[str, float]:
+def effect(name: str, images: list[Path], folder: Path) -> dict[str, float]:
     """How far answers move when the graph preprocesses instead of Pillow."""
     model = network(name)
     explainers = []
@@ -100,9 +100,9 @@ def effect(name: str, photographs: list[Path], folder: Path) -> dict[str, float]
         )
         explainers.append(whycam.load(path, threads=2))
     rows = []
-    for path in photographs:
-        picture = read_picture(path)
-        a, b = (each.explain(picture, tft=True) for each in explainers)
+    for path in images:
+        image = read_picture(path)
+        a, b = (each.explain(image, tft=True) for each in explainers)
         rows.append(
             (
                 a.index == b.index,
@@ -114,7 +114,7 @@ def effect(name: str, photographs: list[Path], folder: Path) -> dict[str, float]
         )
     same, probability, correlation, largest, threshold = map(np.array, zip(*rows, strict=True))
     return {
-        "photographs": len(rows),
+        "images": len(rows),
         "same class": float(same.mean()),
         "largest difference of probability": float(probability.max()),
         "map correlation, median": float(np.median(correlation)),
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--models", default="resnet50,lite0", help=f"of {', '.join(MODELS)}")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--photographs", type=Path, help="compare answers on these instead")
+    parser.add_argument("--images", type=Path, help="compare answers on these instead")
     parser.add_argument("--json", action="store_true", help="raw samples in seconds")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -138,8 +138,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in options.models.split(","):
             console.print(f"exporting and running {name} ...")
-            if options.photographs is not None:
-                files = sorted(options.photographs.rglob("*.[jJ][pP]*[gG]"))
+            if options.images is not None:
+                files = sorted(options.images.rglob("*.[jJ][pP]*[gG]"))
                 out.print_json(json.dumps({name: effect(name, files, Path(folder))}))
                 continue
             results[name] = measure(name, options.rounds, options.threads, Path(folder))

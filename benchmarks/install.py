@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BARE = "none"
 TORCH = ("export", "train", "demo", "dev")  # in this order, in one environment
 _TIMEOUT_S = 1800
-_FEW, _MANY = 20, 40  # photographs: for a quick look, and what learning thresholds takes
+_FEW, _MANY = 20, 40  # images: for a quick look, and what learning thresholds takes
 _ENGINE = "onnxruntime|openvino"
 _DOC = re.compile(r"^::: (whycam[\w.]*)$", re.MULTILINE)
 
@@ -45,7 +45,7 @@ class Verb:
     """A command of whycam, and what it cannot do without.
 
     Attributes:
-        arguments: {model}, {picture}, {few}, {many}, {classes} and {out} are filled in.
+        arguments: {model}, {image}, {few}, {many}, {classes} and {out} are filled in.
         needs: modules, each with the extras whose installation an error may advise; ``a|b``: one of
             the two will do.
     """
@@ -64,10 +64,10 @@ VERBS = (
     Verb("info {model}"),
     Verb("doctor", (_RUNS,)),
     Verb("verify {model}", (_RUNS,)),
-    Verb("explain {model} {picture} -o {out} --tft", (_RUNS,)),
-    Verb("explain {model} {picture} -o {out} --engine onnxruntime", (_CPU,)),
-    Verb("explain {model} {picture} -o {out} --engine openvino", (("openvino", "openvino"),)),
-    Verb("explain {model} {picture} -o {out} --figure", (_RUNS, ("matplotlib", "plot"))),
+    Verb("explain {model} {image} -o {out} --tft", (_RUNS,)),
+    Verb("explain {model} {image} -o {out} --engine onnxruntime", (_CPU,)),
+    Verb("explain {model} {image} -o {out} --engine openvino", (("openvino", "openvino"),)),
+    Verb("explain {model} {image} -o {out} --figure", (_RUNS, ("matplotlib", "plot"))),
     Verb("evaluate {model} {few} -o {out} --method gradcam", (_RUNS,)),
     Verb("bench {model} --rounds 1 --tft off", (_RUNS,)),
     Verb("stream {model} --source {few} --record {out}/why.jsonl", (_RUNS,)),
@@ -97,9 +97,9 @@ VERBS = (
 )
 # What must be refused in words where a GPU is missing: by extra.
 WITHOUT_GPU = {
-    "gpu": "explain {model} {picture} -o {out} --engine onnxruntime-cuda",
+    "gpu": "explain {model} {image} -o {out} --engine onnxruntime-cuda",
     "tensorrt": "build {model} -o {out}/lite0.plan --engine tensorrt",
-    "tensorrt-rtx": "explain {out}/../built.plan {picture} -o {out}",
+    "tensorrt-rtx": "explain {out}/../built.plan {image} -o {out}",
 }
 # What is no verb: a program of the repository, run in a copy of these files.
 PROGRAMS = {
@@ -323,7 +323,7 @@ def check_without_gpu(
 
 def check_advice(there: Environment, places: dict[str, Path], outcome: Outcome) -> None:
     """The command that an error names does help, also where no index knows whycam."""
-    arguments = filled("explain {model} {picture} -o {out}", places)
+    arguments = filled("explain {model} {image} -o {out}", places)
     said = there.whycam(arguments, places["out"]).stderr
     advice = re.search(r'pip install ("whycam\[[a-z-]+\]")', said)
     if advice is None:
@@ -393,21 +393,21 @@ def groups(extras: Sequence[str]) -> Iterator[list[str]]:
         yield shared
 
 
-def prepared(model: Path, photographs: Path, work: Path) -> dict[str, Path]:
-    """The few pictures that every verb gets, away from the sources."""
-    pictures = sorted(p for p in photographs.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
+def prepared(model: Path, folder: Path, work: Path) -> dict[str, Path]:
+    """The few images that every verb gets, away from the sources."""
+    images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
     few, many, classes = work / "few", work / "many", work / "classes"
     for folder in (few, many, classes / "a", classes / "b"):
         folder.mkdir(parents=True)
-    for index, picture in enumerate(pictures[:_MANY]):
-        shutil.copy(picture, many / f"{index:02}.jpg")
+    for index, image in enumerate(images[:_MANY]):
+        shutil.copy(image, many / f"{index:02}.jpg")
         if index < _FEW:
-            shutil.copy(picture, few / f"{index:02}.jpg")
-            shutil.copy(picture, classes / "ab"[index % 2])
+            shutil.copy(image, few / f"{index:02}.jpg")
+            shutil.copy(image, classes / "ab"[index % 2])
     shutil.copy(model, work / "lite0.onnx")
     return {
         "model": work / "lite0.onnx",
-        "picture": few / "00.jpg",
+        "image": few / "00.jpg",
         "few": few,
         "many": many,
         "classes": classes,
@@ -418,7 +418,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("wheel", type=Path)
     parser.add_argument("model", type=Path, help="an ONNX file made by whycam export")
-    parser.add_argument("photographs", type=Path, help="a folder with 40 of them or more")
+    parser.add_argument("images", type=Path, help="a folder with 40 of them or more")
     parser.add_argument(
         "--extras", help=f"of the wheel's, {BARE}, or several as cpu+serve [default: each]"
     )
@@ -431,7 +431,7 @@ def main() -> None:
     for group in groups(wanted):
         with tempfile.TemporaryDirectory(prefix="whycam-install-") as folder:
             work = Path(folder)
-            given = prepared(options.model, options.photographs, work)
+            given = prepared(options.model, options.images, work)
             there = Environment(work / "environment", options.python)
             for extra in group:
                 found.append(check(there, extra, wheel, work, given))

@@ -1,4 +1,4 @@
-"""The README's first steps, timed: from nothing to one's own photograph and video, explained.
+"""The README's first steps, timed: from nothing to one's own image and video, explained.
 
     python benchmarks/newcomer.py cat.jpg walk.mp4
 
@@ -58,11 +58,11 @@ class Clock:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("photograph", type=Path)
+    parser.add_argument("image", type=Path)
     parser.add_argument("video", type=Path)
     parser.add_argument("--no-cache", action="store_true", help="without pip's cache")
     options = parser.parse_args()
-    own = {"cat.jpg": options.photograph.resolve(), "walk.mp4": options.video.resolve()}
+    own = {"cat.jpg": options.image.resolve(), "walk.mp4": options.video.resolve()}
     hidden = ("PYTHONPATH", "VIRTUAL_ENV", "PIP_NO_CACHE_DIR")
     environment = {k: v for k, v in os.environ.items() if k not in hidden}
     if options.no_cache:
@@ -86,8 +86,8 @@ def main() -> None:
         clock = Clock(box, environment)
         clock.run(f"{sys.executable} -m venv {box}/env")
         clock.run(f'{box}/env/bin/pip install --quiet "{clone}[cpu]"')
-        model, picture, video = clone / ".demo" / "lite0.onnx", *own.values()
-        clock.run(f"{box}/env/bin/whycam explain {model} {picture} -o maps/ --tft")
+        model, image, video = clone / ".demo" / "lite0.onnx", *own.values()
+        clock.run(f"{box}/env/bin/whycam explain {model} {image} -o maps/ --tft")
         clock.run(f"{box}/env/bin/whycam stream {model} --source {video} --output why.mp4")
         print(f"{clock.total:7.1f} s  the same without torch; {size_of(box / 'env'):.2f} GB")
 

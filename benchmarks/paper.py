@@ -149,10 +149,10 @@ def table4(runs: dict[tuple[str, str, str], dict[str, Any]]) -> Table:
     return table
 
 
-def table5(explainer: whycam.Explainer, pictures: Iterable[Sample], settings: Tft) -> Table:
+def table5(explainer: whycam.Explainer, images: Iterable[Sample], settings: Tft) -> Table:
     """Seconds for one map, without and with TFT, in turn."""
     table = Table("method", "map ms", "map and TFT ms", title="Table 5, measured here")
-    files = [sample.path for sample in pictures]
+    files = [sample.path for sample in images]
     for method in METHODS:
         times: dict[bool, list[float]] = {False: [], True: []}
         for file in files:
@@ -166,9 +166,9 @@ def table5(explainer: whycam.Explainer, pictures: Iterable[Sample], settings: Tf
     return table
 
 
-def figure3(explainer: whycam.Explainer, pictures: list[Sample], folder: Path, tft: Tft) -> None:
-    """Picture, map, thresholded map and rpi curve for some photographs."""
-    for sample in pictures[:4]:
+def figure3(explainer: whycam.Explainer, images: list[Sample], folder: Path, tft: Tft) -> None:
+    """Picture, map, thresholded map and rpi curve for some images."""
+    for sample in images[:4]:
         for method in METHODS:
             found = explainer.explain(sample.path, method=method, tft=tft)
             write_whole(folder / f"{Path(sample.name).stem}.{method}.png", png(found.figure()))
@@ -184,11 +184,11 @@ def _mapped(
     return inference.probabilities, class_map
 
 
-def whose_gain(name: str, method: str, folder: Path, pictures: Iterable[Sample]) -> Table:
+def whose_gain(name: str, method: str, folder: Path, images: Iterable[Sample]) -> Table:
     """Maps of one network shown to the other: has the map improved, or what is asked?"""
     before, after = (whycam.load(folder / file, threads=2) for file in (BEFORE, AFTER))
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for sample in pictures:
+    for sample in images:
         try:
             images = prepare([read_picture(sample.path)], before.manifest).inputs
         except whycam.WhyCamError:
@@ -272,9 +272,9 @@ def main() -> None:
         source = str(options.output / name / "classifier") if options.classifier else options.model
         to_onnx(source, exported, labels=options.labels, methods=list(METHODS))
     explainer = whycam.load(exported, threads=2)
-    pictures = list(parts_of(place).held_out.samples)
-    out.print(table5(explainer, pictures[:20], options.tft))
-    figure3(explainer, pictures, options.output / "figure3", options.tft)
+    images = list(parts_of(place).held_out.samples)
+    out.print(table5(explainer, images[:20], options.tft))
+    figure3(explainer, images, options.output / "figure3", options.tft)
     out.print(f"figure 3 is in {options.output}/figure3/")
     out.print(environment(2))
 

@@ -1,6 +1,6 @@
 """What half precision does to labels and maps, with every result of the backbone rounded.
 
-    python benchmarks/precision_emulation.py lite0.onnx FOLDER --pictures 200
+    python benchmarks/precision_emulation.py lite0.onnx DATA --images 200
 
 ONNX Runtime's CPU leaves most roundings of an fp16 file out and refuses bf16, so ``whycam calibrate
 compare`` cannot show them. This runs the converted graphs with their roundings made explicit.
@@ -26,11 +26,11 @@ from whycam.export.precision_emulation import PrecisionEmulator
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, help="a float file made by whycam export")
-    parser.add_argument("photographs", type=Path)
-    parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--precisions", default="fp16,bf16")
     options = parser.parse_args()
-    samples = in_fixed_order(open_dataset(options.photographs).samples)[: options.pictures]
+    samples = in_fixed_order(open_dataset(options.data).samples)[: options.images]
     reference = whycam.load(options.model)
     for precision in options.precisions.split(","):
         with tempfile.TemporaryDirectory() as folder:

@@ -27,7 +27,7 @@ MOST_BYTES = 150_000
 
 
 def main() -> None:
-    """Play, wait, take both pictures, and join them."""
+    """Play, wait, take both images, and join them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("video")
@@ -93,22 +93,22 @@ def open_browser(width: int, height: int, phone: bool) -> Any:
 
 def join(desk: bytes, phone: bytes) -> Image.Image:
     """Side by side on the page's own ground."""
-    pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in (desk, phone)]
-    gap, height = 24, max(picture.height for picture in pictures)
-    width = sum(picture.width for picture in pictures) + gap
+    images = [Image.open(io.BytesIO(data)).convert("RGB") for data in (desk, phone)]
+    gap, height = 24, max(image.height for image in images)
+    width = sum(image.width for image in images) + gap
     joined = Image.new("RGB", (width, height), (0x2B, 0x33, 0x43))
     left = 0
-    for picture in pictures:
-        joined.paste(picture, (left, (height - picture.height) // 2))
-        left += picture.width + gap
+    for image in images:
+        joined.paste(image, (left, (height - image.height) // 2))
+        left += image.width + gap
     return joined
 
 
-def save(picture: Image.Image, output: Path) -> None:
+def save(image: Image.Image, output: Path) -> None:
     """As good a JPEG as fits."""
     for quality in range(90, 30, -5):
         buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=quality, optimize=True)
+        image.save(buffer, "JPEG", quality=quality, optimize=True)
         if buffer.tell() <= MOST_BYTES:
             break
     output.write_bytes(buffer.getvalue())

@@ -1,10 +1,10 @@
-"""Many explains of varied pictures by one explainer: memory must not grow.
+"""Many explains of varied images by one explainer: memory must not grow.
 
     python benchmarks/soak_explain.py lite0.onnx --explains 100000
 
 Sizes, kinds of source, methods, targets and batches vary, TFT comes now and then, and every
 hundredth call is a request that must be refused. Memory is taken as it is and, where the C library
-is glibc, once more after that has given back what it only keeps for later: pictures of varied sizes
+is glibc, once more after that has given back what it only keeps for later: images of varied sizes
 leave gaps, which grow for some ten thousand calls although nothing is held. Exit code 1 if what is
 held at the end is more than 5 % above that after the first 2 % of the calls, or if a thread or an
 open file is left.

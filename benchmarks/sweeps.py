@@ -1,10 +1,10 @@
 """Searches for a map's threshold, held against trying all ten exactly.
 
-    python benchmarks/sweeps.py lite0.onnx photographs/ --search 3,4
+    python benchmarks/sweeps.py lite0.onnx images/ --search 3,4
 
 For each search: forwards, time beside the exact sweep in the same run, and what is kept of TFT's
 gain in average increase and of the mean rpi. The file must hold what ``whycam calibrate
-thresholds`` learnt from other photographs.
+thresholds`` learnt from other images.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--search", default="4", help="forwards, as 3,4")
     parser.add_argument("--methods", default="gradcam")
-    parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     exact = whycam.load(options.model, threads=options.threads)
     forwards = [int(count) for count in options.search.split(",") if count]
-    samples = in_fixed_order(open_dataset(options.data).samples)[: options.pictures]
+    samples = in_fixed_order(open_dataset(options.data).samples)[: options.images]
     rows = []
     for method in options.methods.split(","):
         for reading in READINGS:
@@ -85,7 +85,7 @@ def main() -> None:
     for row in rows:
         table.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()))
     out.print(table)
-    out.print(f"{len(samples)} photographs of {options.data}; {about}")
+    out.print(f"{len(samples)} images of {options.data}; {about}")
 
 
 def measured(exact, samples, method, reading, tried) -> list[dict]:

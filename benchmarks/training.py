@@ -1,6 +1,6 @@
 """What the feature cache saves: an epoch of AFT with and without it, in turn.
 
-python benchmarks/training.py --data PHOTOGRAPHS --photographs 200 --rounds 3
+python benchmarks/training.py --data DATA --images 200 --rounds 3
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BATCH = 16
 
 
 def epoch(losses: AftLosses, batches: Batches, optimizer: torch.optim.Optimizer, n: int) -> float:
-    """Seconds for one pass over the photographs."""
+    """Seconds for one pass over the images."""
     begin = time.perf_counter()
     for step, start in enumerate(range(0, n, BATCH)):
         optimizer.zero_grad()
@@ -81,14 +81,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default="lite0", help=f"of {', '.join(MODELS)}")
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--photographs", type=int, default=200)
+    parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--variants", default="tuner,aligned")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="raw samples in seconds")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    paths = [sample.path for sample in open_dataset(options.data).samples][: options.photographs]
+    paths = [sample.path for sample in open_dataset(options.data).samples][: options.images]
     table = Table("network", "variant", "cached s", "not cached s", "ratio")
     raw = {}
     for name in options.models.split(","):
@@ -100,7 +100,7 @@ def main() -> None:
             with_cache, without = (statistics.median(times) for times in seconds.values())
             cells = [f"{with_cache:.2f}", f"{without:.2f}", f"{without / with_cache:.1f}"]
             table.add_row(name, variant, *cells)
-    about = {**environment(options.threads), "photographs": len(paths)}
+    about = {**environment(options.threads), "images": len(paths)}
     if options.json:
         print(json.dumps({**about, "seconds": raw}))
         return

@@ -1,4 +1,4 @@
-"""Photographs with labels or boxes: an image folder, a CSV file, or a Pascal VOC folder."""
+"""Images with labels or boxes: an image folder, a CSV file, or a Pascal VOC folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Box:
 
     Attributes:
         name: of its class.
-        left, top, right, bottom: in pixels of the picture, 0-based, right and bottom exclusive.
+        left, top, right, bottom: in pixels of the image, 0-based, right and bottom exclusive.
     """
 
     name: str
@@ -33,13 +33,13 @@ class Box:
 
 @dataclass(frozen=True)
 class Sample:
-    """One photograph.
+    """One image.
 
     Attributes:
-        path: the picture file.
+        path: the image file.
         name: unique in its data set.
         label: the class as the data set writes it; None where it says nothing, or where
-            objects of several classes are in the picture.
+            objects of several classes are in the image.
         annotation: a VOC file with boxes, which ``boxes_of`` reads.
     """
 
@@ -69,7 +69,7 @@ class Dataset:
 
 
 def open_dataset(path: str | Path) -> Dataset:
-    """List the photographs of a data set. None is read yet.
+    """List the images of a data set. None is read yet.
 
     Args:
         path: a folder whose subfolders are classes (or a flat one, without labels); a CSV file
@@ -92,7 +92,7 @@ def open_dataset(path: str | Path) -> Dataset:
     else:
         kind, samples = "folder", _from_folder(place)
     if not samples:
-        raise DataError(f"no pictures in {place}")
+        raise DataError(f"no images in {place}")
     return Dataset(place, kind, tuple(samples))
 
 
@@ -117,18 +117,18 @@ def _from_csv(place: Path) -> list[Sample]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {place}: {error}") from error
     rows = [row for row in csv.reader(text.splitlines()) if row]
-    if rows and not _is_picture(rows[0][0]):
+    if rows and not _is_image(rows[0][0]):
         rows = rows[1:]  # a header
     samples: dict[str, Sample] = {}
     for number, row in enumerate(rows, 1):
-        if not _is_picture(row[0]):
-            raise DataError(f"{place}, picture {number}: '{row[0]}' is no picture file")
+        if not _is_image(row[0]):
+            raise DataError(f"{place}, image {number}: '{row[0]}' is no image file")
         label = row[1].strip() if len(row) > 1 and row[1].strip() else None
         samples[row[0]] = Sample(place.parent / row[0], row[0], label)
     return list(samples.values())
 
 
-def _is_picture(name: str) -> bool:
+def _is_image(name: str) -> bool:
     return Path(name).suffix.lower() in PICTURE_ENDINGS
 
 

@@ -1,6 +1,6 @@
 """Evaluate explanations on a data set: the paper's tables 3 and 4 for any file and engine.
 
-One line of JSON is written for each photograph as it is done, so an evaluation can be stopped and
+One line of JSON is written for each image as it is done, so an evaluation can be stopped and
 gone on with, and memory does not grow with the data set.
 """
 
@@ -61,16 +61,16 @@ def evaluate(
         target: the class to explain, ``predicted`` or ``label``.
         curve_steps: of insertion and deletion; 0: not measured.
         classes: a CSV file that says which class a label of the data means, see ``Classes``.
-        folder: where one line a photograph is kept; an evaluation of the same file, data and
+        folder: where one line an image is kept; an evaluation of the same file, data and
             settings that was stopped goes on there.
-        tick: told (name, photographs done).
+        tick: told (name, images done).
 
     Returns:
         Accuracy, and for each method and variant average increase, average drop and more.
 
     Raises:
         RequestError: a method or variant that the file cannot give.
-        DataError: no photograph is readable, or labels are asked for that mean no class.
+        DataError: no image is readable, or labels are asked for that mean no class.
         OutputError: the folder cannot be written.
     """
     manifest = explainer.manifest
@@ -108,7 +108,7 @@ def evaluate(
             if tick is not None:
                 tick(row["name"], 1)
     if not tally.count:
-        raise DataError(f"none of the {len(data.samples)} pictures in {data.path} can be used")
+        raise DataError(f"none of the {len(data.samples)} images in {data.path} can be used")
     return tally.result(manifest, explainer.engine.description, data, notes)
 
 
@@ -176,7 +176,7 @@ def _notes(classes: Classes, data: Dataset, settings: Settings) -> list[str]:
     shown = ", ".join(unknown[:3]) + (" ..." if len(unknown) > 3 else "")
     return [
         f"{len(unknown)} of {len(labels)} labels are no class of the network ({shown}): their "
-        "pictures do not count for accuracy. --classes FILE can say what they mean"
+        "images do not count for accuracy. --classes FILE can say what they mean"
     ]
 
 

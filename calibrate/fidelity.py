@@ -31,9 +31,9 @@ class MapFidelity(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         pearson, pearson_low: correlation of the maps' pixels, median and 5th percentile over
-            photographs. Two maps that are both constant agree (1); one alone does not (0).
+            images. Two maps that are both constant agree (1); one alone does not (0).
         iou, iou_low: of the top 20 % of the pixels (``similarity.top_overlap``), likewise.
-        same_threshold: share of photographs with the same tau*; None where TFT was not run.
+        same_threshold: share of images with the same tau*; None where TFT was not run.
         increase_before, increase_after, drop_before, drop_after: average increase and drop (paper
             section 5.2) of TFT's maps, in the reference and in the other.
     """
@@ -54,12 +54,12 @@ class Fidelity(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         reference, other: engine and precision.
-        images: photographs compared.
+        images: images compared.
         top1: share with the same most probable class.
         probability: mean absolute difference of the probability of the reference's class.
         maps: by method.
         mask, thresholds: the reading of TFT; None where it was not run.
-        unreadable: photographs left out, and why.
+        unreadable: images left out, and why.
     """
 
     reference: str
@@ -81,21 +81,21 @@ def compare(
     tft: Tft | None = None,
     tick: Tick | None = None,
 ) -> Fidelity:
-    """Explain the same class of the same photographs both ways, and compare.
+    """Explain the same class of the same images both ways, and compare.
 
-    The class is the one that the reference finds most probable. Photographs stream.
+    The class is the one that the reference finds most probable. Images stream.
 
     Args:
         reference: what is trusted.
         other: of the same network.
-        samples: photographs.
+        samples: images.
         methods: by default those of the paper that both have.
         tft: the reading in which thresholds are compared as well; None: they are not.
-        tick: told (name, photographs done).
+        tick: told (name, images done).
 
     Raises:
         RequestError: the two are not of one network, or a method is missing.
-        DataError: no photograph can be read.
+        DataError: no image can be read.
     """
     chosen = common_methods(reference, other, methods)
     tally = _Tally(chosen)
@@ -110,7 +110,7 @@ def compare(
             tick(name, 1)
     if not tally.same:
         why = next(iter(unreadable.values()), "there are none")
-        raise DataError(f"no photograph to compare with can be read: {why}")
+        raise DataError(f"no image to compare with can be read: {why}")
     return Fidelity(
         reference=reference.engine.description,
         other=other.engine.description,
@@ -195,7 +195,7 @@ def _compare_batch(
 
 
 class _Tally:
-    """Numbers of each photograph."""
+    """Numbers of each image."""
 
     def __init__(self, methods: Sequence[Method]) -> None:
         self.same: list[bool] = []

@@ -69,7 +69,7 @@ def threshold_histogram(found: Evaluation) -> Figure:
         axis.bar(np.arange(len(labels)) + shift, shares, width, label=method)
     axis.set_xticks(range(len(labels)), labels)
     axis.set_xlabel(r"best threshold $\tau^*$")
-    axis.set_ylabel("share of photographs")
+    axis.set_ylabel("share of images")
     axis.spines[["top", "right"]].set_visible(False)
     _legend(figure)
     return figure

@@ -1,4 +1,4 @@
-"""How good an attribution map is: measures from the literature, one picture at a time."""
+"""How good an attribution map is: measures from the literature, one image at a time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def pointing(values: Floats, boxes: Sequence[tuple[float, float, float, float]])
     """Pointing game (Zhang et al. 2018): whether the map's maximum lies inside an object's box.
 
     Args:
-        values: the map over the picture's pixels, [h, w].
+        values: the map over the image's pixels, [h, w].
         boxes: (left, top, right, bottom) in pixels.
     """
     row, column = np.unravel_index(int(np.argmax(values)), values.shape)

@@ -1,4 +1,4 @@
-"""What was measured on each photograph, kept line by line, so that an evaluation can go on."""
+"""What was measured on each image, kept line by line, so that an evaluation can go on."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ ROWS = "images.jsonl"
 
 
 class Rows:
-    """One line of JSON a photograph; the first line says of which evaluation.
+    """One line of JSON an image; the first line says of which evaluation.
 
     Attributes:
-        names: of the photographs that ``done`` has given.
+        names: of the images that ``done`` has given.
     """
 
     def __init__(self, folder: Path | None, key: str) -> None:
@@ -70,7 +70,7 @@ class Rows:
         return dict(row)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Keep the row of one photograph.
+        """Keep the row of one image.
 
         Raises:
             OutputError: the disk is full.

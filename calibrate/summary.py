@@ -1,4 +1,4 @@
-"""What an evaluation found: sums over photographs while it runs, tables and files at its end."""
+"""What an evaluation found: sums over images while it runs, tables and files at its end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..runtime.manifest import Manifest
 from .dataset import Dataset
 from .settings import Settings
 
-# Measured for each map: its name in the photograph's row, and in the result.
+# Measured for each map: its name in the image's row, and in the result.
 MEASURES = {
     "increase": "average_increase",
     "drop": "average_drop",
@@ -29,7 +29,7 @@ MEASURES = {
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One method in one variant. Means over photographs; standard errors beside them.
+    """One method in one variant. Means over images; standard errors beside them.
 
     Attributes:
         method, variant: what was measured.
@@ -39,9 +39,9 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         average_increase, average_drop: paper section 5.2.
         coverage: mean of the mask, the share of the image that it shows.
         mean_rpi: of the best threshold, with ``tft``.
-        improved: share of photographs that some threshold improves, with ``tft``.
+        improved: share of images that some threshold improves, with ``tft``.
         insertion, deletion: areas under the curves, if measured.
-        pointing_game, energy_in_box: on photographs with boxes.
+        pointing_game, energy_in_box: on images with boxes.
     """
 
     method: Method
@@ -75,16 +75,16 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         model, engine, digest, data: what was evaluated, in what, on what.
         target: the class explained, ``predicted`` or ``label``.
-        images: photographs measured.
+        images: images measured.
         labelled: of these, with a known class.
         accuracy: on these; None without any. ``accuracy_standard_error`` is that of it.
         results: one entry for each method and variant.
         taus: thresholds of the sweep.
         rpi: for each method the mean relative probability increase at each threshold.
         chosen: for each method how often each threshold was chosen; the last entry: none was.
-        unreadable: photographs left out, and why (the first thousand).
+        unreadable: images left out, and why (the first thousand).
         unreadable_count: all of them.
-        skipped: photographs whose label is no class of the network, where labels are explained.
+        skipped: images whose label is no class of the network, where labels are explained.
         notes: for people.
     """
 
@@ -166,7 +166,7 @@ class Tally:
         self._unreadable: dict[str, str] = {}
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Take in one photograph."""
+        """Take in one image."""
         if "error" in row:
             self.unreadable_count += 1
             if len(self._unreadable) < 1000:

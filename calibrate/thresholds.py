@@ -1,7 +1,7 @@
 """Learn which thresholds are worth trying, and what trying only those costs.
 
 Every threshold of every map is tried once, on a calibration set. From three quarters of the
-photographs a Gaussian prior is fitted for each method and reading of TFT (see ``runtime.search``);
+images a Gaussian prior is fitted for each method and reading of TFT (see ``runtime.search``);
 on the others the search is replayed with 1 to 8 forwards and held against trying all ten.
 """
 
@@ -40,22 +40,22 @@ Doubles = NDArray[np.float64]
 
 TAUS = tuple(step / 20 for step in range(20))
 READINGS: tuple[tuple[Mask, Thresholds], ...] = (("binary", "value"), ("soft", "rank"))
-LEAST_PICTURES = 40
+LEAST_IMAGES = 40
 FORWARDS = 8
-_HELD_OUT = 4  # of so many photographs the last is held out
+_HELD_OUT = 4  # of so many images the last is held out
 _FIXED = (3, 4)
 _RIDGE = 100.0  # on standardised features
 _JITTER = 1e-4  # added to the variances, so that the covariance can be inverted
-_TIMED = 6  # photographs whose searches are timed
+_TIMED = 6  # images whose searches are timed
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
-    """What a number of forwards came to on the held-out photographs.
+    """What a number of forwards came to on the held-out images.
 
     Attributes:
         forwards: masked images through the network for each map, at most.
         taus: the thresholds, where they are always the same; empty for a search.
-        average_increase: share of photographs whose masked image has the higher probability.
+        average_increase: share of images whose masked image has the higher probability.
         average_increase_standard_error: of that share.
         increase_kept: what that gains over the map as it is, as a share of what all ten
             thresholds gain; None where these gain nothing.
@@ -79,7 +79,7 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         method, mask, thresholds: which.
-        learnt_from, held_out: photographs.
+        learnt_from, held_out: images.
         original_average_increase: of the map as it is.
         every: all ten thresholds of ``Tft``.
         search: with 1, 2, ... forwards.
@@ -102,10 +102,10 @@ class Learnt(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         model, engine, digest, data: what was looked at, in what, on what.
-        images: usable photographs.
+        images: usable images.
         priors: one for each method and reading.
         curves: in the same order.
-        unreadable: photographs left out, and why.
+        unreadable: images left out, and why.
     """
 
     model: str
@@ -139,7 +139,7 @@ class Learnt(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass
 class Swept:
-    """One method in one reading: every photograph's sweep, N of them in the end.
+    """One method in one reading: every image's sweep, N of them in the end.
 
     Attributes:
         features: float32 [F] each.
@@ -168,21 +168,21 @@ def learn(
     readings: Sequence[tuple[Mask, Thresholds]] = READINGS,
     tick: Tick | None = None,
 ) -> Learnt:
-    """Learn the thresholds worth trying, for the most probable class of each photograph.
+    """Learn the thresholds worth trying, for the most probable class of each image.
 
     Args:
         explainer: of a file with raw outputs and without embedded preprocessing, in any engine.
-        data: from ``open_dataset``; every fourth usable photograph is held out.
+        data: from ``open_dataset``; every fourth usable image is held out.
         methods: by default those of the paper that the file supports.
         readings: of TFT, as (mask, thresholds).
-        tick: told (name, photographs done).
+        tick: told (name, images done).
 
     Returns:
-        Priors, to be stored in the manifest, and what they came to on held-out photographs.
+        Priors, to be stored in the manifest, and what they came to on held-out images.
 
     Raises:
         RequestError: a method that the file cannot give.
-        DataError: fewer than 40 usable photographs.
+        DataError: fewer than 40 usable images.
     """
     check_measurable(explainer.manifest)
     chosen = chosen_methods(methods, explainer.manifest.methods)
@@ -237,10 +237,10 @@ def store(path: Path, priors: Sequence[Prior]) -> None:
 
 
 def _check_count(count: int, data: Dataset) -> None:
-    if count < LEAST_PICTURES:
+    if count < LEAST_IMAGES:
         raise DataError(
-            f"{data.path} has {count} usable pictures; learning thresholds takes "
-            f"{LEAST_PICTURES} or more (some hundreds are better)"
+            f"{data.path} has {count} usable images; learning thresholds takes "
+            f"{LEAST_IMAGES} or more (some hundreds are better)"
         )
 
 
@@ -308,7 +308,7 @@ def _add(found: _Image, swept: dict[tuple[Method, Mask, Thresholds], Swept]) -> 
 def fit(swept: Swept, settings: Tft, method: Method) -> Prior:
     """Ridge regression of the gains on the features; the residuals' covariance.
 
-    Held-out photographs are left out. B = argmin |Y - X B|^2 + 100 |B|^2 on standardised features
+    Held-out images are left out. B = argmin |Y - X B|^2 + 100 |B|^2 on standardised features
     X, the constant's row of B unpenalised; S = E^T E / N + 1e-4 I with E = Y - X B.
     """
     features, probability, masked = swept.arrays()

@@ -47,7 +47,7 @@ def thresholds(
 ) -> None:
     """Learn which thresholds are worth trying, so that a few forwards replace TFT's ten.
 
-    Takes 20 forwards for each photograph, method and reading. Then whycam explain --tft --forwards
+    Takes 20 forwards for each image, method and reading. Then whycam explain --tft --forwards
     4 searches, and whycam export --outputs tft --forwards 4 --search FILE puts the search into a
     graph.
     """

@@ -1,7 +1,7 @@
-"""From a pretrained network to explained photographs: what `make demo` runs.
+"""Explain images with a pretrained network: what `make demo` runs.
 
-Exports EfficientNet-Lite0, explains the photographs that come with scikit-image with the four
-methods of the paper, finds each map's best threshold (TFT), and writes pictures to look at.
+Exports EfficientNet-Lite0, explains the images that come with scikit-image with the four
+methods of the paper, finds each map's best threshold (TFT), and writes images to look at.
 """
 
 import sys
@@ -16,7 +16,7 @@ import whycam
 from whycam.export import to_onnx
 
 METHODS = ("gradcam", "gradcam++", "ablation", "layercam")
-PHOTOGRAPHS = ("chelsea.png", "coffee.png", "rocket.jpg", "astronaut.png")
+IMAGES = ("chelsea.png", "coffee.png", "rocket.jpg", "astronaut.png")
 
 
 def main(folder: Path) -> None:
@@ -36,30 +36,28 @@ def main(folder: Path) -> None:
     )
 
     explainer = whycam.load(model)
-    photographs = [Path(skimage.data.__file__).parent / name for name in PHOTOGRAPHS]
+    images = [Path(skimage.data.__file__).parent / name for name in IMAGES]
     # The reading of TFT that its authors' code has; Tft() is that of the paper's equations.
     reading = whycam.Tft(mask="soft", thresholds="rank")
-    found = {
-        method: explainer.explain(photographs, method=method, tft=reading) for method in METHODS
-    }
+    found = {method: explainer.explain(images, method=method, tft=reading) for method in METHODS}
 
-    table = Table("photograph", "class", "p", "method", "tau*", "p under the mask")
-    for i, photograph in enumerate(photographs):
+    table = Table("image", "class", "p", "method", "tau*", "p under the mask")
+    for i, image in enumerate(images):
         for method in METHODS:
             e = found[method][i]
             tau = f"{e.threshold:.1f}" if e.improved else "none helps"
             after = f"{e.masked_probability:.3f}" if e.improved else "-"
-            table.add_row(photograph.name, e.label, f"{e.probability:.3f}", method, tau, after)
-            e.save(folder / f"{photograph.stem}.{method}.png", figure=True)
+            table.add_row(image.name, e.label, f"{e.probability:.3f}", method, tau, after)
+            e.save(folder / f"{image.stem}.{method}.png", figure=True)
         table.add_section()
     console.print(table)
     sheet = folder / "overview.png"
     overview(found).savefig(sheet, dpi=110)
-    console.print(f"\nLook at {sheet} and the other pictures in {folder}/", soft_wrap=True)
+    console.print(f"\nLook at {sheet} and the other images in {folder}/", soft_wrap=True)
 
 
 def overview(found: dict[str, list[whycam.Explanation]]) -> Figure:
-    """One row a photograph, one column a method, each map cut at its own best threshold."""
+    """One row an image, one column a method, each map cut at its own best threshold."""
     rows = len(next(iter(found.values())))
     figure = Figure(figsize=(3 * (len(found) + 1), 2.6 * rows), layout="constrained")
     axes = figure.subplots(rows, len(found) + 1)
@@ -67,8 +65,8 @@ def overview(found: dict[str, list[whycam.Explanation]]) -> Figure:
         first = next(iter(found.values()))[i]
         panels = [(first.picture, f"{first.label} {first.probability:.2f}")]
         panels += [(e[i].overlay(), method) for method, e in found.items()]
-        for axis, (picture, title) in zip(axes[i], panels, strict=True):
-            axis.imshow(picture)
+        for axis, (image, title) in zip(axes[i], panels, strict=True):
+            axis.imshow(image)
             axis.set_title(title, fontsize=9)
             axis.set_axis_off()
     return figure

@@ -1,4 +1,4 @@
-"""Training on your own photographs: a classifier, and cleaner maps for one (AFT).
+"""Training on your own images: a classifier, and cleaner maps for one (AFT).
 
 Needs the extra ``train``, so what is named here is imported when it is asked for.
 """

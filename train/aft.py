@@ -47,9 +47,9 @@ class Tuned:
 
     Attributes:
         folder: a model for ``whycam export``, with ``after.onnx`` exported already.
-        before, after: evaluations of the network on the photographs held out.
-        trained_on: photographs.
-        unreadable: photographs left out, and why.
+        before, after: evaluations of the network on the images held out.
+        trained_on: images.
+        unreadable: images left out, and why.
         notes: for people.
     """
 
@@ -112,17 +112,17 @@ def train_aft(
 
     Args:
         model: as ``whycam export`` takes it; a trained classifier.
-        data: photographs; labels, where there are any, hold the classifier's accuracy.
+        data: images; labels, where there are any, hold the classifier's accuracy.
         folder: of the run; on storage that all processes see.
         objective: what is minimised.
-        held_out: photographs to judge by; else those in ``data``'s ``val``, or a tenth.
+        held_out: images to judge by; else those in ``data``'s ``val``, or a tenth.
         classes: a CSV file that says which class a label of the data means, see ``Classes``.
         weights, labels, num_classes, overrides, target_layer: as ``to_onnx`` takes them.
         plan: of the training.
         machines: where to train.
         cache: ``auto`` keeps what is below the target layer on disk if it fits; ``off`` computes
             it in every step; else a folder for it, kept afterwards.
-        flip: mirror half of the photographs in each step; nothing is cached then but masks.
+        flip: mirror half of the images in each step; nothing is cached then but masks.
         checkpoint_minutes: between checkpoints.
         tick: told (text, steps done).
         total: told how many steps there will be.
@@ -132,7 +132,7 @@ def train_aft(
 
     Raises:
         ExportError: the model cannot be loaded or taken apart.
-        DataError: no photographs.
+        DataError: no images.
         TrainingError: the folder holds another run, or the loss is no longer a number.
     """
     place, plan = Path(folder), plan or Plan()
@@ -198,7 +198,7 @@ def train_aft(
     errors = store.errors()
     items = [i for i in range(len(samples)) if i not in errors]
     if not items:
-        raise DataError(f"no photograph of {data} can be read: {next(iter(errors.values()))}")
+        raise DataError(f"no image of {data} can be read: {next(iter(errors.values()))}")
     lookup = Classes(source.labels, tunable.num_classes, classes)
     known = [lookup.index(sample.label) for sample in samples]
     notes += _label_notes(known, [sample.label for sample in samples])
@@ -223,7 +223,7 @@ def train_aft(
         tick,
     )
     tunable.cpu()
-    entry: dict[str, object] = {**settings, "photographs": len(items)}
+    entry: dict[str, object] = {**settings, "images": len(items)}
     if fabric.is_global_zero:
         description = describe(model, source, num_classes, source.labels, entry)
         save_model(place, description, source.model.state_dict())
@@ -308,7 +308,7 @@ def _label_notes(known: list[int | None], labels: list[str | None]) -> list[str]
     )
     hint = f" ('{example}' is no class of the network; see --classes)" if example else ""
     return [
-        f"{without} of {len(known)} photographs have no label of the network's{hint}: there "
+        f"{without} of {len(known)} images have no label of the network's{hint}: there "
         "distillation alone keeps the classifier in place"
     ]
 
@@ -324,7 +324,7 @@ def _judged(
     notes: list[str],
     tick: Tick | None,
 ) -> Tuned:
-    """Evaluate before and after, and write reports and the sheet of pictures."""
+    """Evaluate before and after, and write reports and the sheet of images."""
     explainers = [load(file, ENGINE) for file in files]
     found = []
     for explainer, name in zip(explainers, ("before", "after"), strict=True):
@@ -377,6 +377,6 @@ def _write_sheet(
         return
     samples = parts.held_out.samples
     step = max(1, len(samples) // 8)
-    picture = sheet(explainers, [s.path for s in samples[::step]][:8], objective.method)
-    if picture is not None:
-        write_whole(path, picture)
+    image = sheet(explainers, [s.path for s in samples[::step]][:8], objective.method)
+    if image is not None:
+        write_whole(path, image)

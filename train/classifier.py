@@ -1,4 +1,4 @@
-"""Fine-tune the last stage of a pretrained network on a folder of photographs."""
+"""Fine-tune the last stage of a pretrained network on a folder of images."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Trained:
     Attributes:
         folder: a model for ``whycam export`` and ``whycam train aft``.
         labels: its classes, the data's labels in order.
-        accuracy: on the photographs held out.
+        accuracy: on the images held out.
         standard_error: of that.
-        trained_on, held_out: photographs.
-        unreadable: photographs left out, and why.
+        trained_on, held_out: images.
+        unreadable: images left out, and why.
     """
 
     folder: Path
@@ -83,14 +83,14 @@ def train_classifier(
 ) -> Trained | None:
     """Give a pretrained network the classes of a data set, and fine-tune its last stage.
 
-    What lies below the last stage stays frozen and is computed once for each photograph. A run
+    What lies below the last stage stays frozen and is computed once for each image. A run
     that was killed goes on where it was when started again with the same arguments.
 
     Args:
         model: as ``whycam export`` takes it.
         data: a folder with a subfolder for each class (see ``open_dataset``).
         folder: of the run.
-        held_out: photographs to judge by; else those in ``data``'s ``val``, or a tenth.
+        held_out: images to judge by; else those in ``data``'s ``val``, or a tenth.
         weights: of the model.
         overrides: preprocessing that differs from the model's own.
         plan: of the training.
@@ -104,7 +104,7 @@ def train_classifier(
 
     Raises:
         ExportError: the model cannot be loaded, or has no last layer that can be replaced.
-        DataError: fewer than two classes, or photographs to judge by with unknown ones.
+        DataError: fewer than two classes, or images to judge by with unknown ones.
         TrainingError: the folder holds another run, or the loss is no longer a number.
     """
     place = Path(folder)
@@ -147,7 +147,7 @@ def train_classifier(
     own = [i for i in range(first) if i not in errors]
     others = [i for i in range(first, len(samples)) if i not in errors]
     if not own or not others:
-        raise DataError(f"no photograph of {data} can be read: {next(iter(errors.values()))}")
+        raise DataError(f"no image of {data} can be read: {next(iter(errors.values()))}")
     index = {label: number for number, label in enumerate(labels)}
     truth = [index[sample.label or ""] for sample in samples]
     batches = Batches(cache, maker, paths, truth, ["features"])
@@ -168,7 +168,7 @@ def train_classifier(
     if fabric.is_global_zero:
         entry: dict[str, object] = {
             **settings,
-            "photographs": len(own),
+            "images": len(own),
             "held_out": len(others),
             "accuracy": accuracy,
         }

@@ -1,4 +1,4 @@
-"""Training photographs: what to train on, what to hold out, and batches of them."""
+"""Training images: what to train on, what to hold out, and batches of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HELD_OUT = 0.1  # the share held out where the data has no part for it
 
 @dataclass(frozen=True)
 class Parts:
-    """Photographs to train on, and others to judge by."""
+    """Images to train on, and others to judge by."""
 
     train: Dataset
     held_out: Dataset
@@ -36,7 +36,7 @@ def parts_of(
         data: as ``open_dataset`` takes it; a folder with ``train`` and ``val`` inside is both.
         held_out: a data set to judge by; without one a tenth of each class is held out.
         seed: of that choice.
-        labelled: leave out photographs without a label.
+        labelled: leave out images without a label.
 
     Raises:
         DataError: there is nothing to train on or to judge by.
@@ -51,7 +51,7 @@ def parts_of(
     parts = Parts(_kept(train, labelled), _kept(other, labelled))
     for part, what in ((parts.train, "train on"), (parts.held_out, "judge by")):
         if not part.samples:
-            raise DataError(f"{part.path} leaves no photographs to {what}")
+            raise DataError(f"{part.path} leaves no images to {what}")
     return parts
 
 
@@ -77,15 +77,15 @@ def _divided(data: Dataset, seed: int) -> tuple[Dataset, Dataset]:
 
 
 class Batches:
-    """Named tensors for some items, from the cache or, what is not there, from the pictures.
+    """Named tensors for some items, from the cache or, what is not there, from the images.
 
     Args:
         cache: what was computed once.
         maker: of the rest.
-        paths: of the pictures, one an item.
+        paths: of the images, one an item.
         labels: of the items, -1 where unknown.
         wanted: what a batch has besides ``label``.
-        flip_seed: mirror half of the pictures, chosen by this seed and the step; None: none.
+        flip_seed: mirror half of the images, chosen by this seed and the step; None: none.
     """
 
     def __init__(

@@ -52,7 +52,7 @@ class Maker:
 
     Attributes:
         tunable: the network before training.
-        spec: how it wants pictures.
+        spec: how it wants images.
         device: where it is.
         method: whose masks.
         tft: in which reading.
@@ -77,7 +77,7 @@ class Maker:
 
         Args:
             cache: with rows from ``layout``.
-            paths: one picture an item of the cache.
+            paths: one image an item of the cache.
             share: (rank, world): chunks are dealt out to processes.
             tick: told (text, images done).
 
@@ -92,7 +92,7 @@ class Maker:
                 errors.update({some[i]: why for i, why in bad.items()})
                 parts.append(self.rows(views, cache.layout))
                 if tick is not None:
-                    tick("reading photographs", len(some))
+                    tick("reading images", len(some))
             arrays = {name: np.concatenate([part[name] for part in parts]) for name in cache.layout}
             cache.write(index, arrays, errors)
 
@@ -121,7 +121,7 @@ class Maker:
 
 
 def read_views(paths: Sequence[Path], spec: Preprocess) -> tuple[Picture, dict[int, str]]:
-    """The network's views of pictures, uint8 [N, H, W, 3]; unreadable ones are black, and named."""
+    """The network's views of images, uint8 [N, H, W, 3]; unreadable ones are black, and named."""
     views = np.zeros((len(paths), *spec.size, 3), np.uint8)
     bad = {}
     for index, path in enumerate(paths):

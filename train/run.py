@@ -108,11 +108,11 @@ def fingerprint(
     settings: Mapping[str, Any],
     classes: str | Path | None = None,
 ) -> str:
-    """What makes two runs the same: weights, preprocessing, classes, photographs and settings.
+    """What makes two runs the same: weights, preprocessing, classes, images and settings.
 
     Args:
         source: the network before training.
-        parts: photographs to train on and to judge by.
+        parts: images to train on and to judge by.
         settings: of the training.
         classes: the file that says which class a label means.
     """
@@ -160,7 +160,7 @@ def _claim(folder: Path, key: str, settings: Mapping[str, Any]) -> None:
             own = known.get("settings", {})
             asked = json.loads(msgspec.json.encode(settings))  # lists, as in the file
             differing = [name for name in asked if own.get(name) != asked[name]]
-            what = ", ".join(differing) or "weights, photographs, preprocessing or class names"
+            what = ", ".join(differing) or "weights, images, preprocessing or class names"
             raise TrainingError(
                 f"{folder} holds another run (other {what}): choose another folder, or delete it"
             )

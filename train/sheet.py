@@ -1,4 +1,4 @@
-"""The same photographs before and after tuning, side by side. Needs matplotlib."""
+"""The same images before and after tuning, side by side. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ..runtime.figure import png, titled
 
 
 def sheet(explainers: Sequence[Explainer], paths: Sequence[Path], method: Method) -> bytes | None:
-    """Photographs, and the map of the most probable class before and after, as PNG.
+    """Images, and the map of the most probable class before and after, as PNG.
 
     Args:
         explainers: of the network before and after.
-        paths: of photographs; unreadable ones are left out.
+        paths: of images; unreadable ones are left out.
         method: whose maps.
 
     Returns:
-        None if no photograph can be read.
+        None if no image can be read.
     """
     rows = [row for path in paths if (row := _row(explainers, path, method)) is not None]
     if not rows:
@@ -35,14 +35,14 @@ def sheet(explainers: Sequence[Explainer], paths: Sequence[Path], method: Method
             (row[0].picture, ""),
             *(titled(each.overlay(), each.label, f"{each.probability:.3f}") for each in row),
         ]
-        for place, (picture, title) in enumerate(panels):
+        for place, (image, title) in enumerate(panels):
             axis = axes[place][column]
-            axis.imshow(picture)
+            axis.imshow(image)
             axis.set_title(title, fontsize=8)
             axis.set_xticks([])
             axis.set_yticks([])
             axis.spines[:].set_visible(False)
-    for place, name in enumerate(("photograph", f"{method} before", f"{method} after")):
+    for place, name in enumerate(("image", f"{method} before", f"{method} after")):
         axes[place][0].set_ylabel(name, fontsize=10)
     return png(figure)
 
