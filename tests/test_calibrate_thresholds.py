@@ -1,4 +1,4 @@
-"""Thresholds learnt from photographs: the fit, the curve, what is stored, and the command."""
+"""Thresholds learnt from images: the fit, the curve, what is stored, and the command."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def write_pictures(folder: Path, count: int, side: int) -> Path:
 
 
 @pytest.fixture
-def photographs(tmp_path: Path) -> Path:
+def image_folder(tmp_path: Path) -> Path:
     return write_pictures(tmp_path / "data", COUNT, 8)
 
 
@@ -66,9 +66,9 @@ def logit(p: np.ndarray) -> np.ndarray:
     return np.log(np.clip(p, 1e-6, 1 - 1e-6) / (1 - np.clip(p, 1e-6, 1 - 1e-6)))
 
 
-def test_prior_is_a_ridge_regression_on_three_of_four_photographs(tiny, photographs):
-    (prior,) = learn(tiny, open_dataset(photographs), methods=["gradcam"], readings=RANK).priors
-    features, p, masked = by_hand(tiny, photographs)
+def test_prior_is_a_ridge_regression_on_three_of_four_images(tiny, image_folder):
+    (prior,) = learn(tiny, open_dataset(image_folder), methods=["gradcam"], readings=RANK).priors
+    features, p, masked = by_hand(tiny, image_folder)
     train = np.arange(COUNT) % 4 != 3
     assert prior.images == train.sum() == 36
     x, y = features[train], (logit(masked) - logit(p)[:, None])[train]
@@ -83,19 +83,21 @@ def test_prior_is_a_ridge_regression_on_three_of_four_photographs(tiny, photogra
     np.testing.assert_allclose(prior.covariance, expected, atol=2e-3)
 
 
-def test_curve_is_what_searching_the_held_out_photographs_finds(tiny, photographs):
-    found = learn(tiny, open_dataset(photographs), methods=["gradcam"], readings=RANK)
+def test_curve_is_what_searching_the_held_out_images_finds(tiny, image_folder):
+    found = learn(tiny, open_dataset(image_folder), methods=["gradcam"], readings=RANK)
     (prior,), (curve,) = found.priors, found.curves
     assert (curve.learnt_from, curve.held_out, found.images) == (36, 12, 48)
     tiny = whycam.Explainer(tiny.engine, msgspec.structs.replace(tiny.manifest, priors=(prior,)))
-    _, p, masked = by_hand(tiny, photographs)
+    _, p, masked = by_hand(tiny, image_folder)
     held_out = np.arange(COUNT) % 4 == 3
-    files = [file for file, out in zip(sorted(photographs.iterdir()), held_out, strict=True) if out]
+    files = [
+        file for file, out in zip(sorted(image_folder.iterdir()), held_out, strict=True) if out
+    ]
     original = (masked[:, 0] > p)[held_out]
     assert curve.original_average_increase == pytest.approx(original.mean())
     every = masked[held_out][:, [TAUS.index(tau) for tau in TENTHS]].max(1)
     gain = (every > p[held_out]).mean() - original.mean()
-    assert gain > 0, "the pictures show nothing"
+    assert gain > 0, "the images show nothing"
     for point in curve.search:
         explained = [
             tiny.explain(file, tft=Tft("binary", "rank", forwards=point.forwards)) for file in files
@@ -112,9 +114,9 @@ def test_curve_is_what_searching_the_held_out_photographs_finds(tiny, photograph
     assert shares == sorted(shares), "more forwards found less"
 
 
-def test_fixed_thresholds_are_the_best_of_those_learnt_from(tiny, photographs):
-    found = learn(tiny, open_dataset(photographs), methods=["gradcam"], readings=RANK)
-    _, p, masked = by_hand(tiny, photographs)
+def test_fixed_thresholds_are_the_best_of_those_learnt_from(tiny, image_folder):
+    found = learn(tiny, open_dataset(image_folder), methods=["gradcam"], readings=RANK)
+    _, p, masked = by_hand(tiny, image_folder)
     train = np.arange(COUNT) % 4 != 3
     above = masked[train] > p[train][:, None]
     for point, size in zip(found.curves[0].fixed, (3, 4), strict=True):
@@ -127,11 +129,11 @@ def test_fixed_thresholds_are_the_best_of_those_learnt_from(tiny, photographs):
         assert own.mean() == pytest.approx(best)
 
 
-def test_every_method_and_reading_is_learnt_and_told_of(tiny, photographs):
+def test_every_method_and_reading_is_learnt_and_told_of(tiny, image_folder):
     told = []
     found = learn(
         tiny,
-        open_dataset(photographs),
+        open_dataset(image_folder),
         methods=["layercam", "gradcam"],
         tick=lambda name, steps: told.append((name, steps)),
     )
@@ -144,51 +146,51 @@ def test_every_method_and_reading_is_learnt_and_told_of(tiny, photographs):
     assert told == [(f"{index:03d}.png", 1) for index in range(COUNT)]
 
 
-def test_learning_twice_gives_the_same_prior(tiny, photographs):
-    data = open_dataset(photographs)
+def test_learning_twice_gives_the_same_prior(tiny, image_folder):
+    data = open_dataset(image_folder)
     one, other = (learn(tiny, data, methods=["gradcam"], readings=RANK) for _ in range(2))
     assert one.priors == other.priors
 
 
 @pytest.mark.parametrize("broken", [0, 9])
-def test_too_few_usable_pictures_are_refused_with_their_number(tiny, photographs, broken):
-    for file in sorted(photographs.iterdir())[: COUNT - 39]:
+def test_too_few_usable_images_are_refused_with_their_number(tiny, image_folder, broken):
+    for file in sorted(image_folder.iterdir())[: COUNT - 39]:
         if broken:
-            file.write_bytes(b"no picture")
+            file.write_bytes(b"no image")
         else:
             file.unlink()
-    with pytest.raises(DataError, match=r"39 usable pictures.* 40 or more"):
-        learn(tiny, open_dataset(photographs), methods=["gradcam"], readings=RANK)
+    with pytest.raises(DataError, match=r"39 usable images.* 40 or more"):
+        learn(tiny, open_dataset(image_folder), methods=["gradcam"], readings=RANK)
 
 
-def test_unreadable_pictures_are_left_out_and_named(tiny, photographs):
-    (photographs / "000.png").write_bytes(b"no picture")
-    found = learn(tiny, open_dataset(photographs), methods=["gradcam"], readings=RANK)
+def test_unreadable_images_are_left_out_and_named(tiny, image_folder):
+    (image_folder / "000.png").write_bytes(b"no image")
+    found = learn(tiny, open_dataset(image_folder), methods=["gradcam"], readings=RANK)
     assert found.images == COUNT - 1
     assert set(found.unreadable) == {"000.png"}
     assert "1 images left out" in learnt_lines(found)
 
 
 @pytest.mark.parametrize("methods", [["scorecam"], ["smoothgrad"], []])
-def test_methods_that_cannot_be_learnt_are_refused(tiny, photographs, methods):
+def test_methods_that_cannot_be_learnt_are_refused(tiny, image_folder, methods):
     with pytest.raises(RequestError):
-        learn(tiny, open_dataset(photographs), methods=methods)
+        learn(tiny, open_dataset(image_folder), methods=methods)
 
 
-def test_file_without_raw_outputs_is_refused(tiny_engine, manifest_of, photographs):
+def test_file_without_raw_outputs_is_refused(tiny_engine, manifest_of, image_folder):
     finished = manifest_of(outputs=("map",), map_methods=("gradcam",), methods=("gradcam",))
     with pytest.raises(RequestError, match="--outputs raw"):
-        learn(whycam.Explainer(tiny_engine(), finished), open_dataset(photographs))
+        learn(whycam.Explainer(tiny_engine(), finished), open_dataset(image_folder))
 
 
-def test_evaluation_with_a_search_is_refused(tiny, photographs):
+def test_evaluation_with_a_search_is_refused(tiny, image_folder):
     with pytest.raises(RequestError, match="whycam calibrate thresholds"):
-        evaluate(tiny, open_dataset(photographs), methods=["gradcam"], tft=Tft(forwards=3))
+        evaluate(tiny, open_dataset(image_folder), methods=["gradcam"], tft=Tft(forwards=3))
 
 
-def test_report_holds_priors_curve_and_plot(tiny, photographs, tmp_path):
+def test_report_holds_priors_curve_and_plot(tiny, image_folder, tmp_path):
     pytest.importorskip("matplotlib")
-    found = learn(tiny, open_dataset(photographs), methods=["gradcam"])
+    found = learn(tiny, open_dataset(image_folder), methods=["gradcam"])
     folder = tmp_path / "report"
     names = {path.name for path in write_learnt(found, folder)}
     assert names == {"thresholds.json", "thresholds.csv", "thresholds.png"}

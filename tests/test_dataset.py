@@ -25,7 +25,7 @@ def objects(*entries: tuple[str, int, int, int, int]) -> str:
     return f"<annotation>{inner}</annotation>"
 
 
-def test_subfolders_are_labels_and_flat_pictures_have_none(tmp_path):
+def test_subfolders_are_labels_and_flat_images_have_none(tmp_path):
     for name in ("cat/b.jpg", "cat/a.JPEG", "dog/deep/c.png", "loose.webp", "cat/notes.txt"):
         touch(tmp_path / name)
     data = open_dataset(tmp_path)
@@ -50,7 +50,7 @@ def test_csv_paths_are_relative_to_the_file(tmp_path, header):
     ]
 
 
-def test_voc_label_is_the_one_class_in_the_picture(tmp_path):
+def test_voc_label_is_the_one_class_in_the_image(tmp_path):
     for stem, entries in {
         "1": [("car", 1, 2, 10, 20), ("car", 3, 3, 4, 4)],
         "2": [("car", 1, 1, 2, 2), ("cat", 1, 1, 2, 2)],
@@ -73,11 +73,11 @@ def test_voc_label_is_the_one_class_in_the_picture(tmp_path):
     ("make", "message"),
     [
         (lambda _: None, "no folder or file"),
-        (lambda p: p.mkdir(), "no pictures in"),
-        (lambda p: p.write_text("a.jpg,1\nnonsense,2\n"), "'nonsense' is no picture file"),
+        (lambda p: p.mkdir(), "no images in"),
+        (lambda p: p.write_text("a.jpg,1\nnonsense,2\n"), "'nonsense' is no image file"),
         (lambda p: p.write_bytes(b"\xff\xfe\xff"), "cannot read"),
     ],
-    ids=["missing", "empty", "no picture", "no text"],
+    ids=["missing", "empty", "no image", "no text"],
 )
 def test_what_is_no_data_set_is_refused(tmp_path, make, message):
     make(tmp_path / "data")

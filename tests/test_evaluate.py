@@ -1,4 +1,4 @@
-"""Evaluation of a tiny network: figures as by hand, stopped and resumed, bad pictures named."""
+"""Evaluation of a tiny network: figures as by hand, stopped and resumed, bad images named."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SOFT = Tft(mask="soft", thresholds="rank")
 
 
 @pytest.fixture
-def photographs(tmp_path: Path) -> Path:
+def image_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     rng = np.random.default_rng(0)
     for index in range(12):
@@ -52,8 +52,8 @@ def by_hand(explainer: whycam.Explainer, files: list[Path], method: str) -> dict
 
 
 @pytest.mark.parametrize("method", ["gradcam", "layercam"])
-def test_figures_are_those_of_one_picture_at_a_time(tiny, photographs, method):
-    data = open_dataset(photographs)
+def test_figures_are_those_of_one_image_at_a_time(tiny, image_folder, method):
+    data = open_dataset(image_folder)
     found = evaluate(tiny, data, methods=[method])
     expected = by_hand(tiny, [sample.path for sample in data.samples], method)
     for variant, (increase, drop) in expected.items():
@@ -68,22 +68,22 @@ def test_figures_are_those_of_one_picture_at_a_time(tiny, photographs, method):
     assert sum(found.chosen[method]) == found.images == 12
 
 
-def test_tft_never_lowers_quality(tiny, photographs):
-    found = evaluate(tiny, open_dataset(photographs), methods=["gradcam"])
+def test_tft_never_lowers_quality(tiny, image_folder):
+    found = evaluate(tiny, open_dataset(image_folder), methods=["gradcam"])
     before, after = found.result("gradcam", "original"), found.result("gradcam", "tft")
     assert after.average_increase >= before.average_increase
     assert after.average_drop <= before.average_drop
 
 
-def test_label_can_be_explained_instead_of_the_prediction(tiny, photographs, tmp_path):
-    data = open_dataset(photographs)
+def test_label_can_be_explained_instead_of_the_prediction(tiny, image_folder, tmp_path):
+    data = open_dataset(image_folder)
     evaluate(tiny, data, methods=["gradcam"], target="label", folder=tmp_path / "r")
     rows = [json.loads(line) for line in (tmp_path / "r" / "images.jsonl").open()][1:]
     assert all(row["target"] == row["label"] for row in rows)
 
 
-def test_stopped_evaluation_goes_on_and_ends_the_same(tiny, photographs, tmp_path):
-    data = open_dataset(photographs)
+def test_stopped_evaluation_goes_on_and_ends_the_same(tiny, image_folder, tmp_path):
+    data = open_dataset(image_folder)
     whole = evaluate(tiny, data, methods=["gradcam"])
 
     def stop(name: str, _: int) -> None:
@@ -103,17 +103,17 @@ def test_stopped_evaluation_goes_on_and_ends_the_same(tiny, photographs, tmp_pat
     assert half < 0.7 * len(tiny.engine.batches)  # 6 of 12 were there
 
 
-def test_rows_of_other_settings_are_not_mixed_in(tiny, photographs, tmp_path):
-    data = open_dataset(photographs)
+def test_rows_of_other_settings_are_not_mixed_in(tiny, image_folder, tmp_path):
+    data = open_dataset(image_folder)
     evaluate(tiny, data, methods=["gradcam"], folder=tmp_path)
     other = evaluate(tiny, data, methods=["gradcam"], tft=Tft(), folder=tmp_path)
     assert other == evaluate(tiny, data, methods=["gradcam"], tft=Tft())
 
 
-def test_unreadable_pictures_are_named_and_counted(tiny, photographs):
-    (photographs / "ant" / "broken.jpg").write_bytes(b"no picture")
-    (photographs / "bee" / "empty.png").write_bytes(b"")
-    found = evaluate(tiny, open_dataset(photographs), methods=["gradcam"])
+def test_unreadable_images_are_named_and_counted(tiny, image_folder):
+    (image_folder / "ant" / "broken.jpg").write_bytes(b"no image")
+    (image_folder / "bee" / "empty.png").write_bytes(b"")
+    found = evaluate(tiny, open_dataset(image_folder), methods=["gradcam"])
     assert found.images == 12
     assert found.unreadable_count == 2
     assert set(found.unreadable) == {"ant/broken.jpg", "bee/empty.png"}
@@ -121,14 +121,14 @@ def test_unreadable_pictures_are_named_and_counted(tiny, photographs):
 
 
 def test_nothing_readable_is_an_error(tiny, tmp_path):
-    (tmp_path / "a.jpg").write_bytes(b"no picture")
-    with pytest.raises(DataError, match="none of the 1 pictures"):
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    with pytest.raises(DataError, match="none of the 1 images"):
         evaluate(tiny, open_dataset(tmp_path))
 
 
-def test_labels_the_network_does_not_know_are_said(tiny, photographs):
-    (photographs / "ant").rename(photographs / "anteater")
-    found = evaluate(tiny, open_dataset(photographs), methods=["gradcam"])
+def test_labels_the_network_does_not_know_are_said(tiny, image_folder):
+    (image_folder / "ant").rename(image_folder / "anteater")
+    found = evaluate(tiny, open_dataset(image_folder), methods=["gradcam"])
     assert found.labelled == 8
     assert any("anteater" in note for note in found.notes)
 
@@ -146,12 +146,12 @@ def test_boxes_give_pointing_game_and_energy(tiny, tmp_path):
         )
     found = evaluate(tiny, open_dataset(tmp_path), methods=["gradcam"])
     own = found.result("gradcam", "original")
-    assert own.pointing_game == 1  # the box is the whole picture
+    assert own.pointing_game == 1  # the box is the whole image
     assert own.energy_in_box == pytest.approx(1)
 
 
-def test_curves_are_measured_when_asked_for(tiny, photographs):
-    data = open_dataset(photographs)
+def test_curves_are_measured_when_asked_for(tiny, image_folder):
+    data = open_dataset(image_folder)
     own = evaluate(tiny, data, methods=["gradcam"], curve_steps=4).result("gradcam", "original")
     assert own.insertion is not None
     assert own.deletion is not None
@@ -170,13 +170,13 @@ def test_curves_are_measured_when_asked_for(tiny, photographs):
     ],
     ids=str,
 )
-def test_unknown_wishes_are_refused(tiny, photographs, wrong):
+def test_unknown_wishes_are_refused(tiny, image_folder, wrong):
     with pytest.raises(RequestError):
-        evaluate(tiny, open_dataset(photographs), **wrong)
+        evaluate(tiny, open_dataset(image_folder), **wrong)
 
 
-def test_report_is_table_json_csv_and_plots(tiny, photographs, tmp_path):
-    found = evaluate(tiny, open_dataset(photographs), methods=["gradcam", "layercam"])
+def test_report_is_table_json_csv_and_plots(tiny, image_folder, tmp_path):
+    found = evaluate(tiny, open_dataset(image_folder), methods=["gradcam", "layercam"])
     written = write_report(found, tmp_path)
     assert {path.name for path in written} == {
         "report.json",
@@ -197,11 +197,11 @@ def test_report_is_table_json_csv_and_plots(tiny, photographs, tmp_path):
         assert min(Image.open(tmp_path / name).size) > 300
 
 
-def test_legends_hide_nothing_that_is_drawn(tiny, photographs):
+def test_legends_hide_nothing_that_is_drawn(tiny, image_folder):
     plots = pytest.importorskip("whycam.calibrate.plots")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    found = evaluate(tiny, open_dataset(photographs), methods=["gradcam", "layercam"])
+    found = evaluate(tiny, open_dataset(image_folder), methods=["gradcam", "layercam"])
     for draw in (plots.quality_bars, plots.rpi_curves, plots.threshold_histogram):
         figure = draw(found)
         FigureCanvasAgg(figure).draw()

@@ -65,9 +65,9 @@ class Residual(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Blocks of colour in noise, 40 of them; one is broken."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for index in range(40):
         pixels = rng.integers(0, 80, (40, 40, 3), np.uint8)
@@ -89,9 +89,9 @@ def residual(exports) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(residual: Path, pictures: Path) -> tuple[Path, Int8]:
+def made(residual: Path, image_folder: Path) -> tuple[Path, Int8]:
     path = residual.with_name("residual.int8.onnx")
-    return path, calibrate_int8(residual, open_dataset(pictures), path, EASY)
+    return path, calibrate_int8(residual, open_dataset(image_folder), path, EASY)
 
 
 def quantised_layers(path: Path) -> tuple[set[str], set[str]]:
@@ -137,8 +137,8 @@ def test_file_holds_only_what_every_engine_takes(made):
             assert before is None or before.op_type != "DequantizeLinear"
 
 
-def test_every_engine_answers_alike(made, pictures):
-    files = [pictures / f"{i}.png" for i in range(6)]
+def test_every_engine_answers_alike(made, image_folder):
+    files = [image_folder / f"{i}.png" for i in range(6)]
     a, b = (whycam.load(made[0], name, threads=1) for name in ("openvino", "onnxruntime"))
     for method in a.manifest.methods:
         for x, y in zip(
@@ -166,9 +166,9 @@ def test_manifest_says_int8_and_the_file_verifies(made, residual):
         assert compared.problems == ()
 
 
-def test_int8_numbers_differ_from_float_but_little(made, residual, pictures):
+def test_int8_numbers_differ_from_float_but_little(made, residual, image_folder):
     float32, other = (whycam.load(path, threads=1) for path in (residual, made[0]))
-    files = [pictures / f"{i}.png" for i in range(10)]
+    files = [image_folder / f"{i}.png" for i in range(10)]
     apart = [
         abs(a.probability - b.probability)
         for a, b in zip(float32.explain(files), other.explain(files), strict=True)
@@ -184,7 +184,7 @@ def test_report_says_what_was_tried_and_proved(made):
         ("percentile", 99.9),
         ("entropy", None),
     }
-    assert found.calibrated_on in (19, 20)  # the broken picture may be among these
+    assert found.calibrated_on in (19, 20)  # the broken image may be among these
     assert found.proof.images + found.calibrated_on == 40
     assert found.layers == 4
     assert found.floating == ()
@@ -195,18 +195,18 @@ def test_report_says_what_was_tried_and_proved(made):
 
 @pytest.mark.slow
 def test_references_are_computed_for_the_file_that_is_written_alone(
-    residual, pictures, tmp_path, monkeypatch
+    residual, image_folder, tmp_path, monkeypatch
 ):
     computed = []
     answers = selftest.answers
     monkeypatch.setattr(selftest, "answers", lambda *a: computed.append(1) or answers(*a))
     strict = Settings(weight_bits=8, floor={"pearson": 0.5, "top1": 0.5}, threads=1)
-    calibrate_int8(residual, open_dataset(pictures), tmp_path / "a.onnx", strict)
+    calibrate_int8(residual, open_dataset(image_folder), tmp_path / "a.onnx", strict)
     assert len(computed) == 1
 
 
 def test_a_floor_out_of_reach_is_refused_at_once_with_what_was_tried(
-    residual, pictures, tmp_path, monkeypatch
+    residual, image_folder, tmp_path, monkeypatch
 ):
     tried = []
     evaluate = Search.evaluate
@@ -220,7 +220,7 @@ def test_a_floor_out_of_reach_is_refused_at_once_with_what_was_tried(
     settings = Settings(calibrator="minmax", weight_bits=8, floor={"pearson": 1.0}, threads=1)
     with pytest.raises(VerificationError) as caught:
         calibrate_int8(
-            residual, open_dataset(pictures), tmp_path / "a.onnx", settings, note=notes.append
+            residual, open_dataset(image_folder), tmp_path / "a.onnx", settings, note=notes.append
         )
     said = str(caught.value)
     assert "every layer in float" not in said  # which holds any floor, and was never tried
@@ -232,14 +232,14 @@ def test_a_floor_out_of_reach_is_refused_at_once_with_what_was_tried(
 
 
 @pytest.mark.slow
-def test_the_smallest_step_of_few_images_is_said(residual, pictures, tmp_path):
+def test_the_smallest_step_of_few_images_is_said(residual, image_folder, tmp_path):
     notes = []
     settings = Settings(
         calibrator="minmax", held_out=8, floor={"top1": 0.9, "pearson": 0.1}, threads=1
     )
     with contextlib.suppress(VerificationError):
         calibrate_int8(
-            residual, open_dataset(pictures), tmp_path / "a.onnx", settings, note=notes.append
+            residual, open_dataset(image_folder), tmp_path / "a.onnx", settings, note=notes.append
         )
     assert (
         "of 8 images held out one is a step of 0.125: a floor of top1=0.9 means that all of them "
@@ -253,9 +253,11 @@ def test_layers_are_named_by_their_modules(residual):
 
 
 @pytest.mark.slow
-def test_layers_that_hurt_most_stay_in_float_until_the_floor_holds(residual, pictures, tmp_path):
+def test_layers_that_hurt_most_stay_in_float_until_the_floor_holds(
+    residual, image_folder, tmp_path
+):
     """One layer's range is spoilt on purpose: it is the one to stay in float."""
-    data = open_dataset(pictures)
+    data = open_dataset(image_folder)
     graph = read_graph(residual)
     spoilt = graph.layers[-1]
     measured = Search._magnitudes
@@ -279,52 +281,52 @@ def test_layers_that_hurt_most_stay_in_float_until_the_floor_holds(residual, pic
 
 
 @pytest.mark.slow
-def test_floor_missed_on_photographs_held_out_leaves_no_file(
-    residual, pictures, tmp_path, monkeypatch
+def test_floor_missed_on_images_held_out_leaves_no_file(
+    residual, image_folder, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(Trial, "shortfall", lambda *_: 0.0)
     out_of_reach = Settings(floor={"pearson": 1.0}, threads=1)
     with pytest.raises(VerificationError, match="images held out"):
-        calibrate_int8(residual, open_dataset(pictures), tmp_path / "a.onnx", out_of_reach)
+        calibrate_int8(residual, open_dataset(image_folder), tmp_path / "a.onnx", out_of_reach)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_the_sweep_inside_a_graph_is_quantised_with_the_network(pictures, tmp_path):
+def test_the_sweep_inside_a_graph_is_quantised_with_the_network(image_folder, tmp_path):
     path, out = tmp_path / "tft.onnx", tmp_path / "int8.onnx"
     to_onnx(linear(), path, outputs=["raw", "tft"], overrides=SMALL)
     settings = Settings(calibrator="percentile", percentile=99.99, threads=1, floor={})
-    calibrate_int8(path, open_dataset(pictures), out, settings)
+    calibrate_int8(path, open_dataset(image_folder), out, settings)
     layers = [node for node in onnx.load(out).graph.node if node.op_type == "Conv"]
     in_sweep = [node for node in layers if node.name.startswith("whycam/sweep/")]
     assert 0 < len(in_sweep) < len(layers)
     for node in layers:
         assert any("Dequantize" in name for name in node.input), node.name
-    found = whycam.load(out, "onnxruntime", threads=1).explain(pictures / "0.png", tft=True)
+    found = whycam.load(out, "onnxruntime", threads=1).explain(image_folder / "0.png", tft=True)
     assert np.isfinite(found.rpi).all()
 
 
-def test_ranges_hold_what_the_float_graph_computes(residual, pictures):
+def test_ranges_hold_what_the_float_graph_computes(residual, image_folder):
     explainer = whycam.load(residual, "onnxruntime", threads=1)
-    files = [pictures / f"{i}.png" for i in range(5)]
+    files = [image_folder / f"{i}.png" for i in range(5)]
     images = [prepare([np.asarray(Image.open(file))], explainer.manifest).inputs for file in files]
     found = observe(read_graph(residual), images, threads=1)
     assert found["image"].largest == max(np.abs(image).max() for image in images)
     assert all(each.counts.sum() > 0 for each in found.values())
 
 
-def test_calibration_and_proof_never_share_a_photograph(pictures):
-    seen, held_out = divided(open_dataset(pictures), Settings(images=30, held_out=30))
+def test_calibration_and_proof_never_share_a_image(image_folder):
+    seen, held_out = divided(open_dataset(image_folder), Settings(images=30, held_out=30))
     assert not {s.name for s in seen} & {s.name for s in held_out}
-    assert seen == divided(open_dataset(pictures), Settings(images=30, held_out=30))[0]
+    assert seen == divided(open_dataset(image_folder), Settings(images=30, held_out=30))[0]
 
 
 # Comparing.
 
 
-def test_a_network_compared_with_itself_agrees_wholly(residual, pictures):
+def test_a_network_compared_with_itself_agrees_wholly(residual, image_folder):
     explainer = whycam.load(residual, threads=1)
-    samples = open_dataset(pictures).samples
+    samples = open_dataset(image_folder).samples
     found = compare(explainer, explainer, samples, tft=Tft(mask="soft", thresholds="rank"))
     assert found.images == 40
     assert len(found.unreadable) == 1
@@ -352,9 +354,9 @@ def test_correlation_and_overlap_by_hand():
     assert top_overlap(zero, zero) == 1
 
 
-def test_other_networks_are_not_compared(residual, lite0, pictures):
+def test_other_networks_are_not_compared(residual, lite0, image_folder):
     with pytest.raises(RequestError, match="cannot be compared"):
-        compare(whycam.load(residual), lite0, open_dataset(pictures).samples)
+        compare(whycam.load(residual), lite0, open_dataset(image_folder).samples)
 
 
 # What cannot be done.
@@ -376,8 +378,8 @@ def test_settings_that_do_not_exist_are_refused(wish):
         Settings(**wish)
 
 
-def test_requests_that_cannot_be_met(residual, made, pictures, tmp_path):
-    data = open_dataset(pictures)
+def test_requests_that_cannot_be_met(residual, made, image_folder, tmp_path):
+    data = open_dataset(image_folder)
     with pytest.raises(RequestError, match="int8 already"):
         calibrate_int8(made[0], data, tmp_path / "a.onnx")
     with pytest.raises(RequestError, match="the float file itself"):
@@ -393,14 +395,14 @@ def test_requests_that_cannot_be_met(residual, made, pictures, tmp_path):
     assert not (tmp_path / "a.onnx").exists()
 
 
-def test_unreadable_photographs_alone_are_an_error(residual, tmp_path):
+def test_unreadable_images_alone_are_an_error(residual, tmp_path):
     for index in range(20):
         (tmp_path / f"{index}.png").write_bytes(b"no")
     with pytest.raises(WhyCamError, match="can be read"):
         calibrate_int8(residual, open_dataset(tmp_path), tmp_path / "a.onnx")
 
 
-def test_weights_that_are_not_numbers_are_an_error(residual, pictures, tmp_path):
+def test_weights_that_are_not_numbers_are_an_error(residual, image_folder, tmp_path):
     """NaN weights give NaN activations: no range can be taken from them."""
     model = onnx.load(residual)
     for weight in model.graph.initializer:
@@ -412,7 +414,7 @@ def test_weights_that_are_not_numbers_are_an_error(residual, pictures, tmp_path)
     own = msgspec.structs.replace(read_manifest(broken), digest=digest(broken))
     with_manifest(broken, broken, own)  # as an export of such a network would be
     with pytest.raises(WhyCamError, match="NaN"):
-        calibrate_int8(broken, open_dataset(pictures), tmp_path / "a.onnx", EASY)
+        calibrate_int8(broken, open_dataset(image_folder), tmp_path / "a.onnx", EASY)
     assert not (tmp_path / "a.onnx").exists()
 
 
@@ -433,18 +435,20 @@ def test_efficientnet_lite0_keeps_labels_and_maps(lite0_onnx, shared_data, tmp_p
     found = calibrate_int8(lite0_onnx, data, tmp_path / "a.onnx", settings)
     # With weights of 8 bits none; of 7, where the processor needs them, a few.
     assert len(found.floating) <= (0 if found.weight_bits == 8 else 8)
-    assert found.proof.top1 >= 0.94  # 0.975 on 200; one photograph of 100 is 0.01
+    assert found.proof.top1 >= 0.94  # 0.975 on 200; one image of 100 is 0.01
     assert all(maps.pearson >= 0.99 for maps in found.proof.maps.values())
     assert found.bytes_after < found.bytes_before / 2
     assert json.loads(json.dumps(found.floor)) == FLOOR
 
 
 @pytest.mark.slow
-def test_quantised_files_are_never_compiled_for_any_shape(residual, pictures, tmp_path):
+def test_quantised_files_are_never_compiled_for_any_shape(residual, image_folder, tmp_path):
     """OpenVINO gets those wrong on processors without VNNI: every batch has its own network."""
     out = tmp_path / "a.onnx"
-    calibrate_int8(residual, open_dataset(pictures), out, Settings(calibrator="minmax", threads=1))
-    files = [pictures / f"{i}.png" for i in range(8)]
+    calibrate_int8(
+        residual, open_dataset(image_folder), out, Settings(calibrator="minmax", threads=1)
+    )
+    files = [image_folder / f"{i}.png" for i in range(8)]
     explainer = whycam.load(out, "openvino", threads=1)
     alone = [explainer.explain(file) for file in files]
     for count in (2, 3, 5, 8, 1, 7, 2):
@@ -457,10 +461,10 @@ def test_quantised_files_are_never_compiled_for_any_shape(residual, pictures, tm
 
 
 @pytest.mark.slow
-def test_weights_of_seven_bits_use_no_more(residual, pictures, tmp_path):
+def test_weights_of_seven_bits_use_no_more(residual, image_folder, tmp_path):
     out = tmp_path / "a.onnx"
     settings = Settings(calibrator="minmax", weight_bits=7, threads=1)
-    found = calibrate_int8(residual, open_dataset(pictures), out, settings)
+    found = calibrate_int8(residual, open_dataset(image_folder), out, settings)
     assert found.weight_bits == 7
     weights = [
         onnx.numpy_helper.to_array(each)

@@ -47,7 +47,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     draw.line(box, fill="cyan", width=4)
                     draw.line((x, y + 15, x + 15, y), fill="cyan", width=4)
                 image.save(folder / part / name / f"{index}.png")
-    (folder / "train" / "circle" / "broken.png").write_bytes(b"no picture")
+    (folder / "train" / "circle" / "broken.png").write_bytes(b"no image")
     whole = (folder / "train" / "cross" / "0.png").read_bytes()
     (folder / "train" / "cross" / "cut.png").write_bytes(whole[: len(whole) // 2])
     return folder
@@ -113,7 +113,7 @@ def test_trained_classifier_exports_and_explains(classifier, shapes, tmp_path):
     assert np.mean(right) >= 0.9
 
 
-def test_run_leaves_a_model_reports_and_pictures(tuned, shapes):
+def test_run_leaves_a_model_reports_and_images(tuned, shapes):
     names = {path.name for path in tuned.iterdir()}
     assert {"model.safetensors", "model.json", "before.onnx", "after.onnx", "aft.json"} <= names
     assert {"losses.csv", "tensorboard", "sheet.png", "before", "after"} <= names
@@ -232,7 +232,7 @@ def test_every_variant_trains_for_other_methods(classifier, shapes, tmp_path, va
     assert document["rows"]["aft"]["method"] == method
 
 
-def test_without_a_cache_and_with_mirrored_pictures_it_streams(classifier, shapes, tmp_path):
+def test_without_a_cache_and_with_mirrored_images_it_streams(classifier, shapes, tmp_path):
     for name, more in {"off": ["--cache", "off"], "flip": ["--flip"]}.items():
         document = tune(classifier, shapes, tmp_path / name, "--variant", "aligned", *more)
         assert document["rows"]["aft"]["images"] == 30
@@ -271,7 +271,7 @@ def test_one_class_is_not_enough_for_a_classifier(shapes, tmp_path):
     flat = shapes / "train" / "cross"
     done = train("classifier", FACTORY, flat, "-o", tmp_path / "a", check=False)
     assert done.returncode == 2
-    assert "no photographs to train on" in " ".join(done.stderr.split())
+    assert "no images to train on" in " ".join(done.stderr.split())
     shutil.copytree(flat, tmp_path / "data" / "cross")
     single = [tmp_path / "data", "-o", tmp_path / "b"]
     done = train("classifier", FACTORY, *single, check=False)

@@ -1,0 +1,165 @@
+"""What whycam export asks for besides the model: preprocessing, TFT's reading, the outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..runtime.cam import METHODS, Score
+from ..runtime.input_format import Color, Interpolation, Layout
+from ..runtime.manifest import OUTPUTS
+from . import parse
+from .options import ImageSize, Preprocess, ReadingOptions, complete
+
+if TYPE_CHECKING:
+    from ..export import Overrides
+
+
+@dataclass(frozen=True)
+class PreprocessOptions:
+    """How images are prepared for the network."""
+
+    preprocess: Preprocess = None
+    image_size: ImageSize = None
+    resize: Annotated[
+        int | None,
+        typer.Option(
+            help="Shorter side before the centre crop; 0: straight to the input's size "
+            "[default: the model's]."
+        ),
+    ] = None
+    interpolation: Annotated[
+        Interpolation | None, typer.Option(help="Of the resize [default: the model's].")
+    ] = None
+    mean: Annotated[
+        str | None,
+        typer.Option(help="A number a channel, for [0, 1] pixels, as 0.485,0.456,0.406."),
+    ] = None
+    std: Annotated[str | None, typer.Option(help="A number a channel, as 0.229,0.224,0.225.")] = (
+        None
+    )
+    color: Annotated[
+        Color | None, typer.Option(help="The network's channel order; L for grey.")
+    ] = None
+    layout: Annotated[
+        Layout | None, typer.Option(help="Of an ONNX file's input [default: from its shape].")
+    ] = None
+
+    def overrides(self) -> Overrides:
+        """Return what ``to_onnx`` takes."""
+        from ..export import Overrides
+
+        return Overrides(
+            preprocess=self.preprocess,
+            image_size=parse.size("--image-size", self.image_size),
+            resize=self.resize,
+            interpolation=self.interpolation,
+            mean=parse.per_channel("--mean", self.mean),
+            std=parse.per_channel("--std", self.std),
+            color=self.color,
+            layout=self.layout,
+        )
+
+
+@dataclass(frozen=True)
+class SearchOptions(ReadingOptions):
+    """How the file reads TFT, and how many thresholds its graph tries."""
+
+    forwards: Annotated[
+        int | None,
+        typer.Option(
+            help="With the output tft: try so few thresholds, chosen one after the other by what "
+            "--search holds [default: all of them]."
+        ),
+    ] = None
+    search: Annotated[
+        Path | None,
+        typer.Option(
+            help="What whycam calibrate thresholds learnt: its thresholds.json, or the ONNX file "
+            "that it stored it in."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What the graph returns."""
+
+    method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help=f"What the file must support, of: {', '.join(METHODS)}. "
+            "[default: all but ablation, which makes every call do more]",
+            autocompletion=complete(METHODS),
+        ),
+    ] = None
+    map_method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Whose maps the graph finishes, the first one's also for tft [default: all "
+            "methods but scorecam; Grad-CAM alone without raw].",
+            autocompletion=complete(METHODS),
+        ),
+    ] = None
+    outputs: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,...",
+            help="What the graph returns besides probabilities, one or more of: raw (activations "
+            "and gradients), map (finished maps), tft (the first method's map, cut at the "
+            "threshold that a sweep inside the graph finds).",
+            autocompletion=complete(OUTPUTS),
+        ),
+    ] = "raw,map"
+    score: Annotated[
+        Score | None,
+        typer.Option(
+            help="What gradients and Ablation-CAM are taken of "
+            "[default: as published, logit and prob]."
+        ),
+    ] = None
+    top: Annotated[
+        int | None,
+        typer.Option(
+            help="Explain the K most probable classes: the graph then takes images alone, as the "
+            "file that it replaces [default: an input says which classes]."
+        ),
+    ] = None
+    fuse: Annotated[
+        str | None,
+        typer.Option(
+            help="With the outputs map or tft: earlier layers whose Layer-CAM maps are fused with "
+            "the target layer's, for finer detail; see --list-layers."
+        ),
+    ] = None
+    embed_preprocess: Annotated[
+        bool,
+        typer.Option(
+            "--embed-preprocess",
+            help="Feed the graph uint8 images; it resizes, crops and normalises them itself.",
+        ),
+    ] = False
+    source_size: Annotated[
+        str | None,
+        typer.Option(
+            help="With --embed-preprocess: HxW of the images as they come [default: any size]."
+        ),
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Return these options as ``to_onnx`` takes them."""
+        return {
+            "methods": parse.methods(self.method),
+            "map_methods": parse.methods(self.map_method),
+            "outputs": parse.names(self.outputs),
+            "score": self.score,
+            "top": self.top,
+            "fused_layers": () if self.fuse is None else parse.names(self.fuse),
+            "embed_preprocess": self.embed_preprocess,
+            "source_size": parse.size("--source-size", self.source_size),
+        }
