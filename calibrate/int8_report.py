@@ -13,32 +13,32 @@ from .fidelity import Fidelity
 from .int8 import Int8
 
 
-def write_int8_report(found: Int8, folder: Path) -> list[Path]:
+def write_int8_report(result: Int8, folder: Path) -> list[Path]:
     """``int8.json`` with everything, ``int8.csv`` with one line a method.
 
     Raises:
         OutputError: the folder cannot be written.
     """
     return [
-        write_whole(folder / "int8.json", msgspec.json.format(msgspec.json.encode(found))),
-        write_whole(folder / "int8.csv", _csv(found.proof).encode()),
+        write_whole(folder / "int8.json", msgspec.json.format(msgspec.json.encode(result))),
+        write_whole(folder / "int8.csv", _csv(result.proof).encode()),
     ]
 
 
-def write_fidelity_report(found: Fidelity, folder: Path) -> list[Path]:
+def write_fidelity_report(result: Fidelity, folder: Path) -> list[Path]:
     """``compare.json`` with everything, ``compare.csv`` with one line a method."""
     return [
-        write_whole(folder / "compare.json", msgspec.json.format(msgspec.json.encode(found))),
-        write_whole(folder / "compare.csv", _csv(found).encode()),
+        write_whole(folder / "compare.json", msgspec.json.format(msgspec.json.encode(result))),
+        write_whole(folder / "compare.csv", _csv(result).encode()),
     ]
 
 
-def _csv(found: Fidelity) -> str:
+def _csv(result: Fidelity) -> str:
     text = io.StringIO()
     rows = [
-        {"method": method, "images": found.images, "top1": found.top1}
+        {"method": method, "images": result.images, "top1": result.top1}
         | msgspec.structs.asdict(maps)
-        for method, maps in found.maps.items()
+        for method, maps in result.maps.items()
     ]
     writer = csv.DictWriter(text, list(rows[0]))
     writer.writeheader()

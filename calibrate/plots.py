@@ -10,11 +10,11 @@ from .summary import Evaluation
 _COLOURS = {"original": "#9aa0a6", "naive": "#e0a458", "tft": "#31688e"}
 
 
-def quality_bars(found: Evaluation) -> Figure:
+def quality_bars(evaluation: Evaluation) -> Figure:
     """Average increase and average drop, a group of bars for each method."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
-    methods = list(dict.fromkeys(each.method for each in found.results))
-    variants = list(dict.fromkeys(each.variant for each in found.results))
+    methods = list(dict.fromkeys(result.method for result in evaluation.results))
+    variants = list(dict.fromkeys(result.variant for result in evaluation.results))
     width = 0.8 / len(variants)
     axes = figure.subplots(1, 2)
     for axis, field, title in zip(
@@ -24,13 +24,15 @@ def quality_bars(found: Evaluation) -> Figure:
         strict=True,
     ):
         for place, variant in enumerate(variants):
-            own = {each.method: each for each in found.results if each.variant == variant}
-            there = [i for i, method in enumerate(methods) if method in own]
+            of_variant = {
+                result.method: result for result in evaluation.results if result.variant == variant
+            }
+            present = [i for i, method in enumerate(methods) if method in of_variant]
             axis.bar(
-                [i + (place - (len(variants) - 1) / 2) * width for i in there],
-                [getattr(own[methods[i]], field) for i in there],
+                [i + (place - (len(variants) - 1) / 2) * width for i in present],
+                [getattr(of_variant[methods[i]], field) for i in present],
                 width,
-                yerr=[getattr(own[methods[i]], f"{field}_standard_error") for i in there],
+                yerr=[getattr(of_variant[methods[i]], f"{field}_standard_error") for i in present],
                 color=_COLOURS.get(variant),
                 label=variant,
                 error_kw={"linewidth": 1},
@@ -42,13 +44,13 @@ def quality_bars(found: Evaluation) -> Figure:
     return figure
 
 
-def rpi_curves(found: Evaluation) -> Figure:
+def rpi_curves(evaluation: Evaluation) -> Figure:
     """Mean relative probability increase at each threshold."""
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     axis = figure.subplots()
-    for method, values in found.rpi.items():
-        axis.plot(found.taus, values, marker="o", label=method)
-    by_rank = found.results[0].thresholds == "rank"
+    for method, values in evaluation.rpi.items():
+        axis.plot(evaluation.taus, values, marker="o", label=method)
+    by_rank = evaluation.results[0].thresholds == "rank"
     axis.set_xlabel(r"threshold $\tau$" + (" (share muted)" if by_rank else ""))
     axis.set_ylabel("mean relative probability increase")
     axis.set_ylim(bottom=0)
@@ -57,15 +59,15 @@ def rpi_curves(found: Evaluation) -> Figure:
     return figure
 
 
-def threshold_histogram(found: Evaluation) -> Figure:
+def threshold_histogram(evaluation: Evaluation) -> Figure:
     """How often each threshold was chosen."""
     figure = Figure(figsize=(6.5, 3.4), layout="constrained")
     axis = figure.subplots()
-    labels = [*(f"{tau:g}" for tau in found.taus), "none"]
-    width = 0.8 / max(1, len(found.chosen))
-    for place, (method, counts) in enumerate(found.chosen.items()):
-        shift = (place - (len(found.chosen) - 1) / 2) * width
-        shares = np.asarray(counts) / found.images
+    labels = [*(f"{tau:g}" for tau in evaluation.taus), "none"]
+    width = 0.8 / max(1, len(evaluation.chosen))
+    for place, (method, counts) in enumerate(evaluation.chosen.items()):
+        shift = (place - (len(evaluation.chosen) - 1) / 2) * width
+        shares = np.asarray(counts) / evaluation.images
         axis.bar(np.arange(len(labels)) + shift, shares, width, label=method)
     axis.set_xticks(range(len(labels)), labels)
     axis.set_xlabel(r"best threshold $\tau^*$")

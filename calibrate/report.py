@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def write_report(found: Evaluation, folder: Path) -> list[Path]:
+def write_report(evaluation: Evaluation, folder: Path) -> list[Path]:
     """Write ``report.json``, ``report.csv`` and, where matplotlib is installed, plots.
 
     Raises:
         OutputError: the folder cannot be written.
     """
     written = [
-        write_whole(folder / "report.json", msgspec.json.format(msgspec.json.encode(found))),
-        write_whole(folder / "report.csv", found.to_csv().encode()),
+        write_whole(folder / "report.json", msgspec.json.format(msgspec.json.encode(evaluation))),
+        write_whole(folder / "report.csv", evaluation.to_csv().encode()),
     ]
     try:
-        plots = _plots(found)
+        plots = _plots(evaluation)
     except MissingExtraError:
         return written
     from ..runtime.figure import png
@@ -34,12 +34,15 @@ def write_report(found: Evaluation, folder: Path) -> list[Path]:
     return written + [write_whole(folder / name, png(figure)) for name, figure in plots.items()]
 
 
-def _plots(found: Evaluation) -> dict[str, Figure]:
+def _plots(evaluation: Evaluation) -> dict[str, Figure]:
     try:
         from .plots import quality_bars, rpi_curves, threshold_histogram
     except ImportError as error:
         raise MissingExtraError("matplotlib", "plot", "drawing plots") from error
-    plots = {"quality.png": quality_bars(found)}
-    if found.taus:
-        plots |= {"rpi.png": rpi_curves(found), "thresholds.png": threshold_histogram(found)}
+    plots = {"quality.png": quality_bars(evaluation)}
+    if evaluation.taus:
+        plots |= {
+            "rpi.png": rpi_curves(evaluation),
+            "thresholds.png": threshold_histogram(evaluation),
+        }
     return plots

@@ -119,9 +119,9 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             KeyError: it was not measured.
         """
-        for each in self.results:
-            if (each.method, each.variant) == (method, variant):
-                return each
+        for result in self.results:
+            if (result.method, result.variant) == (method, variant):
+                return result
         raise KeyError((method, variant))
 
     def to_csv(self) -> str:
@@ -129,7 +129,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
         text = io.StringIO()
         writer = csv.DictWriter(text, Result.__struct_fields__)
         writer.writeheader()
-        writer.writerows(msgspec.structs.asdict(each) for each in self.results)
+        writer.writerows(msgspec.structs.asdict(result) for result in self.results)
         return text.getvalue()
 
 
@@ -243,13 +243,13 @@ class Tally:
         )
 
     def _numbers(self, method: str, variant: str) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        numbers: dict[str, Any] = {}
         for measure, name in MEASURES.items():
             mean = self._means.get((method, variant, measure))
             if mean is not None:
-                found |= {name: mean.mean, f"{name}_standard_error": mean.error}
+                numbers |= {name: mean.mean, f"{name}_standard_error": mean.error}
         for measure, name in (("rpi", "mean_rpi"), ("improved", "improved")):
             mean = self._means.get((method, variant, measure))
             if mean is not None:
-                found[name] = mean.mean
-        return found
+                numbers[name] = mean.mean
+        return numbers

@@ -8,20 +8,20 @@ from matplotlib.figure import Figure
 from .thresholds import Learnt
 
 
-def kept_curves(found: Learnt) -> Figure:
+def kept_curves(learnt: Learnt) -> Figure:
     """Gain in average increase kept, and mean rpi kept, over forwards; a panel for each reading."""
-    readings = list(dict.fromkeys((c.mask, c.thresholds) for c in found.curves))
+    readings = list(dict.fromkeys((c.mask, c.thresholds) for c in learnt.curves))
     figure = Figure(figsize=(9, 3.2 * len(readings)), layout="constrained")
     axes = figure.subplots(len(readings), 2, squeeze=False, sharex=True)
     for row, (mask, thresholds) in zip(axes, readings, strict=True):
-        own = [c for c in found.curves if (c.mask, c.thresholds) == (mask, thresholds)]
+        curves = [c for c in learnt.curves if (c.mask, c.thresholds) == (mask, thresholds)]
         for axis, name, title in zip(
             row,
             ("increase_kept", "rpi_kept"),
             ("gain in average increase kept", "mean rpi kept"),
             strict=True,
         ):
-            for curve in own:
+            for curve in curves:
                 colour = axis.plot(
                     [point.forwards for point in curve.search],
                     [_percent(getattr(point, name)) for point in curve.search],

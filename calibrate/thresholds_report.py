@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def write_learnt(found: Learnt, folder: Path) -> list[Path]:
+def write_learnt(learnt: Learnt, folder: Path) -> list[Path]:
     """Write ``thresholds.json``, ``.csv`` and, where matplotlib is installed, ``.png``.
 
     Raises:
         OutputError: the folder cannot be written.
     """
-    document = msgspec.json.format(msgspec.json.encode(found))
+    document = msgspec.json.format(msgspec.json.encode(learnt))
     written = [
         write_whole(folder / "thresholds.json", document),
-        write_whole(folder / "thresholds.csv", found.to_csv().encode()),
+        write_whole(folder / "thresholds.csv", learnt.to_csv().encode()),
     ]
     try:
-        plot = _plot(found)
+        plot = _plot(learnt)
     except MissingExtraError:
         return written
     from ..runtime.figure import png
@@ -35,9 +35,9 @@ def write_learnt(found: Learnt, folder: Path) -> list[Path]:
     return [*written, write_whole(folder / "thresholds.png", png(plot))]
 
 
-def _plot(found: Learnt) -> Figure:
+def _plot(learnt: Learnt) -> Figure:
     try:
         from .thresholds_plot import kept_curves
     except ImportError as error:
         raise MissingExtraError("matplotlib", "plot", "drawing plots") from error
-    return kept_curves(found)
+    return kept_curves(learnt)

@@ -87,7 +87,7 @@ def bench(
         None if engine is None else parse.names(engine),
         parse.names(precision),
         parse.methods(method),
-        [each == "on" for each in parse.choices("--tft", tft, ("off", "on"))],
+        [choice == "on" for choice in parse.choices("--tft", tft, ("off", "on"))],
         parse.counts("--batch", batch),
         None if threads is None else parse.counts("--threads", threads),
     )
@@ -100,13 +100,15 @@ def bench(
         writable(output)  # known before the hours it may take
     with progress("benchmarking", None, as_json) as advance:
         advance.total(steps(planned, rounds))
-        made = measure(planned, None if image is None else str(image), rounds, baselines, advance)
+        benchmark = measure(
+            planned, None if image is None else str(image), rounds, baselines, advance
+        )
     about = describe_machine()
-    written = [] if output is None else write_bench(made, about, output)
+    written = [] if output is None else write_bench(benchmark, about, output)
     if as_json:
-        print_json({**document(made, about), "written": [str(path) for path in written]})
+        print_json({**document(benchmark, about), "written": [str(path) for path in written]})
         return
-    say_all(report(made, about))
+    say_all(report(benchmark, about))
     if output is not None:
         say_written(output, written)
 
@@ -123,7 +125,7 @@ def _prepare_baselines(
 
     check_installed(names)
     manifests = {str(model): read_manifest(model) for model in models}
-    networks = {model: load_network(own, torch_model) for model, own in manifests.items()}
+    networks = {model: load_network(manifest, torch_model) for model, manifest in manifests.items()}
 
     def runs_for(what: Configuration, image: Floats) -> dict[str, Callable[[], Any]]:
         layer = manifests[what.model].target_layer

@@ -15,13 +15,13 @@ from ..runtime.timing import median
 from .tables import table
 
 
-def answers_table(found: Benchmark) -> Table:
+def answers_table(benchmark: Benchmark) -> Table:
     """Lay out, a line for each configuration, from the prepared input to map or probabilities."""
-    shared = shared_by(found.rows)
+    shared = shared_by(benchmark.rows)
     columns = ["median ms", "p90", "p99", "images/s", "/ plain"]
     rows = []
-    for row in found.rows:
-        numbers = summary(found, row)
+    for row in benchmark.rows:
+        numbers = summary(benchmark, row)
         ratio = numbers["ratio_to_plain"]
         rows.append(
             [
@@ -32,7 +32,7 @@ def answers_table(found: Benchmark) -> Table:
             ]
         )
     return table(
-        [*names_of(found.rows[0], shared), *columns],
+        [*names_of(benchmark.rows[0], shared), *columns],
         rows,
         numbers=columns,
         title="from the prepared input to the answer; / plain: to classification by the same "
@@ -40,11 +40,11 @@ def answers_table(found: Benchmark) -> Table:
     )
 
 
-def stages_table(found: Benchmark) -> Table:
+def stages_table(benchmark: Benchmark) -> Table:
     """Lay out median milliseconds of each stage, and its share, from file to overlay."""
-    shared = shared_by(found.rows)
+    shared = shared_by(benchmark.rows)
     rows = []
-    for row in found.rows:
+    for row in benchmark.rows:
         if row.baseline:
             continue
         medians = {stage: median(row.seconds[stage]) for stage in STAGES if stage in row.seconds}
@@ -56,26 +56,26 @@ def stages_table(found: Benchmark) -> Table:
         whole = f"{median(row.seconds[WHOLE]) * 1e3:.2f}\n"
         rows.append([*names_of(row, shared).values(), *cells, whole])
     return table(
-        [*names_of(found.rows[0], shared), *STAGES, WHOLE],
+        [*names_of(benchmark.rows[0], shared), *STAGES, WHOLE],
         rows,
         numbers=[*STAGES, WHOLE],
         title="from the image file to the overlay: median ms of each stage, and its share",
     )
 
 
-def footprints_table(found: Benchmark) -> Table:
+def footprints_table(benchmark: Benchmark) -> Table:
     """Lay out seconds to the first map in a fresh process, and the memory that took."""
     columns = ["import s", "load s", "map s", "all s", "peak MiB"]
     rows = []
-    for each in found.footprints:
-        what, peak = each.configuration, peak_bytes(each)
+    for entry in benchmark.footprints:
+        configuration, peak = entry.configuration, peak_bytes(entry)
         rows.append(
             [
-                Path(what.model).name,
-                what.engine,
-                what.precision,
-                str(what.threads),
-                *(f"{median(samples):.2f}" for samples in each.seconds.values()),
+                Path(configuration.model).name,
+                configuration.engine,
+                configuration.precision,
+                str(configuration.threads),
+                *(f"{median(samples):.2f}" for samples in entry.seconds.values()),
                 "not known" if peak is None else f"{peak / 2**20:.0f}",
             ]
         )
@@ -87,51 +87,53 @@ def footprints_table(found: Benchmark) -> Table:
     )
 
 
-def heading(found: Benchmark, about: dict[str, Any]) -> str:
+def heading(benchmark: Benchmark, about: dict[str, Any]) -> str:
     """Say what was measured, where and with what."""
-    shared = ", ".join(f"{name} {text}" for name, text in shared_by(found.rows).items())
+    shared = ", ".join(f"{name} {text}" for name, text in shared_by(benchmark.rows).items())
     versions = ", ".join(f"{name} {number}" for name, number in about["packages"].items())
-    image = "a generated image" if found.image == "generated" else found.image
+    image = "a generated image" if benchmark.image == "generated" else benchmark.image
     return "\n".join(
         [
             f"{about['processor']}, {about['cores']} cores; {about['system']}",
             f"python {about['python']}, whycam {about['whycam']}, {versions}; {about['date']}",
-            f"{shared}; {image}; {found.rounds} rounds, all in turn",
+            f"{shared}; {image}; {benchmark.rounds} rounds, all in turn",
         ]
     )
 
 
-def remarks(found: Benchmark) -> list[str]:
+def remarks(benchmark: Benchmark) -> list[str]:
     """Say how other tools compare with the fastest of whycam's, and what was left out."""
     lines = []
-    for row in found.rows:
-        ours = _fastest_beside(found, row) if row.baseline and row.configuration.method else None
-        if ours is not None:
-            ratio = median(row.seconds[ANSWER]) / median(ours.seconds[ANSWER])
-            own, what = ours.configuration, row.configuration
+    for row in benchmark.rows:
+        fastest = (
+            _fastest_beside(benchmark, row) if row.baseline and row.configuration.method else None
+        )
+        if fastest is not None:
+            ratio = median(row.seconds[ANSWER]) / median(fastest.seconds[ANSWER])
+            ours, theirs = fastest.configuration, row.configuration
             lines.append(
-                f"{what.engine} takes {ratio:.1f} times as long as whycam in {own.engine} "
-                f"{own.precision} ({Path(own.model).name}, {own.method}, batch {own.batch}, "
-                f"threads {own.threads})"
+                f"{theirs.engine} takes {ratio:.1f} times as long as whycam in {ours.engine} "
+                f"{ours.precision} ({Path(ours.model).name}, {ours.method}, batch {ours.batch}, "
+                f"threads {ours.threads})"
             )
-    return lines + [f"left out: {each.what}: {each.reason}" for each in found.left_out]
+    return lines + [f"left out: {entry.what}: {entry.reason}" for entry in benchmark.left_out]
 
 
-def _fastest_beside(found: Benchmark, baseline: Row) -> Row | None:
+def _fastest_beside(benchmark: Benchmark, baseline: Row) -> Row | None:
     """Whycam's own map of the same method, model, batch, threads and, to be fair, precision."""
     same = ("model", "precision", "method", "tft", "batch", "threads")
-    wanted = [getattr(baseline.configuration, name) for name in same]
+    of_baseline = [getattr(baseline.configuration, name) for name in same]
     beside = [
         row
-        for row in found.rows
-        if not row.baseline and [getattr(row.configuration, name) for name in same] == wanted
+        for row in benchmark.rows
+        if not row.baseline and [getattr(row.configuration, name) for name in same] == of_baseline
     ]
     return min(beside, key=lambda row: median(row.seconds[ANSWER]), default=None)
 
 
-def report(found: Benchmark, about: dict[str, Any]) -> Iterator[str | Table]:
+def report(benchmark: Benchmark, about: dict[str, Any]) -> Iterator[str | Table]:
     """Say everything, as lines and tables in order."""
-    yield heading(found, about)
+    yield heading(benchmark, about)
     yield ""
-    yield from (answers_table(found), stages_table(found), footprints_table(found))
-    yield from remarks(found)
+    yield from (answers_table(benchmark), stages_table(benchmark), footprints_table(benchmark))
+    yield from remarks(benchmark)

@@ -68,19 +68,21 @@ def build(
     ] = None,
     workspace: Annotated[
         int | None,
-        typer.Option(help="Memory that kernels may use besides, in MB [default: all there is]."),
+        typer.Option(help="Scratch memory that kernels may use, in MB [default: all there is]."),
     ] = None,
     timing_cache: Annotated[
         Path | None,
-        typer.Option(help="For tensorrt: a file that makes the next build faster; made if absent."),
+        typer.Option(
+            help="For tensorrt: file of kernel timings, for a faster next build; made if absent."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Build a TensorRT plan, and the sidecar that says what it is."""
+    """Build a TensorRT plan, with a sidecar file that holds its manifest."""
     from ..export import to_plan
 
     with progress("reading the graph", None, as_json) as advance:
-        made = to_plan(
+        result = to_plan(
             model,
             output,
             library=engine,
@@ -97,35 +99,35 @@ def build(
             total=advance.total,
         )
     if as_json:
-        plan = msgspec.to_builtins(made.plan)
+        plan = msgspec.to_builtins(result.plan)
         del plan["manifest"]  # labels and all: that is in the sidecar
         print_json(
             {
-                "path": str(made.path),
-                "sidecar": str(made.sidecar),
-                "bytes": made.size,
-                "seconds": made.seconds,
-                "converted": made.converted,
-                "rewritten": made.rewritten,
+                "path": str(result.path),
+                "sidecar": str(result.sidecar),
+                "bytes": result.size,
+                "seconds": result.seconds,
+                "converted": result.converted,
+                "rewritten": result.rewritten,
                 **plan,
-                "precision": made.plan.manifest.precision,
+                "precision": result.plan.manifest.precision,
             }
         )
         return
-    say(build_text(made))
-    say(f"next: whycam explain {made.path} IMAGE -o maps")
+    say(build_text(result))
+    say(f"next: whycam explain {result.path} IMAGE -o maps")
 
 
-def build_text(made: BuildResult) -> str:
-    """Say what was built, for which GPUs and sizes."""
-    plan = made.plan
+def build_text(result: BuildResult) -> str:
+    """Describe the plan: for which GPUs and sizes it was built."""
+    plan = result.plan
     place = "" if plan.gpu is None else f" ({plan.gpu})"
     notes = []
-    if made.converted:
+    if result.converted:
         notes.append(f"converted to {plan.manifest.precision} first, checked against the file")
-    if made.rewritten:
+    if result.rewritten:
         notes.append(
-            f"for 7.5 {made.rewritten} matrix products became convolutions or sums, checked "
+            f"for 7.5 {result.rewritten} matrix products became convolutions or sums, checked "
             "against the file"
         )
     sides = [f"batch {_range(plan.batch)}", f"classes {_range(plan.classes)}"]
@@ -133,14 +135,14 @@ def build_text(made: BuildResult) -> str:
         sides += [f"height {_range(plan.height)}", f"width {_range(plan.width)}"]
     return "\n".join(
         [
-            f"saved as {made.path} ({made.size / 1e6:.1f} MB), with {made.sidecar}, in "
-            f"{made.seconds:.1f} s",
+            f"saved as {result.path} ({result.size / 1e6:.1f} MB), with {result.sidecar}, in "
+            f"{result.seconds:.1f} s",
             f"built by {plan.library} {plan.library_version} in {plan.manifest.precision} for "
             f"compute capability {', '.join(plan.compute)}{place}",
             ", ".join(sides),
             *notes,
-            f"read back from the network, as the manifest has them: {len(plan.inputs)} inputs, "
-            f"{len(plan.outputs)} outputs",
+            f"checked: {len(plan.inputs)} inputs and {len(plan.outputs)} outputs, as in the "
+            "manifest",
         ]
     )
 

@@ -93,17 +93,17 @@ def fidelity_table(fidelity: Fidelity) -> Table:
     return table(["method", "correlation", "5 %", "IoU of top 20 %", "5 %", *swept], rows)
 
 
-def fidelity_lines(found: Fidelity) -> str:
+def fidelity_lines(fidelity: Fidelity) -> str:
     """Say what the table does not."""
     lines = [
-        f"{found.other} against {found.reference}",
-        f"{found.images} images: same class on {found.top1:.1%}, its probability off by "
-        f"{found.probability:.4f} on average",
+        f"{fidelity.other} against {fidelity.reference}",
+        f"{fidelity.images} images: same class on {fidelity.top1:.1%}, its probability off by "
+        f"{fidelity.probability:.4f} on average",
         "correlation and IoU: median, and 5th percentile beside it",
     ]
-    if found.mask is not None:
-        lines.append(f"TFT: mask {found.mask}, thresholds by {found.thresholds}")
-    if found.unreadable:
-        shown = "; ".join(list(found.unreadable.values())[:3])
-        lines.append(f"{len(found.unreadable)} images left out: {shown}")
+    if fidelity.mask is not None:
+        lines.append(f"TFT: mask {fidelity.mask}, thresholds by {fidelity.thresholds}")
+    if fidelity.unreadable:
+        shown = "; ".join(list(fidelity.unreadable.values())[:3])
+        lines.append(f"{len(fidelity.unreadable)} images left out: {shown}")
     return "\n".join(lines)

@@ -40,17 +40,19 @@ def int8(
         int | None,
         typer.Option(
             help="8, or 7 for processors without VNNI, whose sums overflow with 8 [default: 8, or "
-            "7 where 8 miss the floor here]."
+            "7 if 8 bits miss the floor on this machine]."
         ),
     ] = None,
     images: Annotated[int, typer.Option(help="Images to take ranges from, at most.")] = 128,
-    held_out: Annotated[int, typer.Option(help="Others, to prove it on, at most.")] = 200,
+    held_out: Annotated[
+        int, typer.Option(help="Other images, to prove the file on, at most.")
+    ] = 200,
     floor: Annotated[
         str,
         typer.Option(
-            help="Agreement with the float file that must hold: top1 (share with the same class), "
-            "pearson (median correlation of every method's maps). Layers are left in float "
-            "until it does."
+            help="Least agreement with the float file: top1 (share of images with the same class), "
+            "pearson (median correlation of each method's maps). Layers are left in float until it "
+            "holds."
         ),
     ] = "pearson=0.95,top1=0.95",
     method: PaperMethod = None,
@@ -79,28 +81,28 @@ def int8(
     )
     dataset = open_dataset(data)
     with progress("reading the graph", None, as_json) as advance:
-        made = calibrate_int8(model, dataset, output, settings, advance, advance.total, note)
-    written = [] if report is None else write_int8_report(made, report)
+        result = calibrate_int8(model, dataset, output, settings, advance, advance.total, note)
+    written = [] if report is None else write_int8_report(result, report)
     if as_json:
-        document = msgspec.to_builtins(made)
+        document = msgspec.to_builtins(result)
         print_json({**document, "written": [str(path) for path in written]})
         return
-    say("on the images that ranges were taken from:")
-    out.print(trials_table(made))
+    say("candidates, on the images that ranges were taken from:")
+    out.print(trials_table(result))
     say("proof, on images held out:")
-    out.print(fidelity_table(made.proof))
-    say(fidelity_lines(made.proof))
-    say(int8_lines(made))
+    out.print(fidelity_table(result.proof))
+    say(fidelity_lines(result.proof))
+    say(int8_lines(result))
     if report is not None:
         say_written(report, written)
     say(f"next: whycam explain {output} IMAGE -o maps")
 
 
-def trials_table(int8: Int8) -> Table:
-    """Lay out what was tried, on the images that ranges were taken from."""
-    methods = list(int8.tried[0].pearson)
+def trials_table(result: Int8) -> Table:
+    """Lay out the candidates, as they do on the images that ranges were taken from."""
+    methods = list(result.tried[0].pearson)
     columns = [f"{method}: correlation" for method in methods]
-    chosen = (int8.recipe, len(int8.floating))
+    chosen = (result.recipe, len(result.floating))
     return table(
         ["calibrator", "float layers", "same class", *columns],
         [
@@ -110,43 +112,45 @@ def trials_table(int8: Int8) -> Table:
                 f"{trial.top1:.3f}",
                 *(f"{trial.pearson[method]:.4f}" for method in methods),
             ]
-            for trial in int8.tried
+            for trial in result.tried
         ],
         numbers=columns,
         bold=[
             number
-            for number, trial in enumerate(int8.tried)
+            for number, trial in enumerate(result.tried)
             if (trial.recipe, trial.floating) == chosen
         ],
     )
 
 
-def int8_lines(found: Int8) -> str:
-    """Say what was made, what it costs and saves."""
-    kept = len(found.floating)
-    speed = found.milliseconds_before / found.milliseconds_after
+def int8_lines(result: Int8) -> str:
+    """Describe the INT8 file: its size, its speed, and the layers left in float."""
+    kept = len(result.floating)
+    speed = result.milliseconds_before / result.milliseconds_after
     lines = [
-        f"{found.file}: {found.bytes_after / 1e6:.1f} MB (float {found.bytes_before / 1e6:.1f}), "
-        f"{found.layers - kept} of {found.layers} layers in INT8, ranges by {found.recipe} of "
-        f"{found.calibrated_on} images",
-        f"one explanation: {found.milliseconds_after:.2f} ms, float "
-        f"{found.milliseconds_before:.2f} ms (x{speed:.2f}), {found.proof.other}",
+        f"saved as {result.file} ({result.bytes_after / 1e6:.1f} MB, before "
+        f"{result.bytes_before / 1e6:.1f}): {result.layers - kept} of {result.layers} layers in "
+        f"INT8, ranges from {result.calibrated_on} images by {result.recipe}",
+        f"one explanation: {result.milliseconds_after:.2f} ms, float "
+        f"{result.milliseconds_before:.2f} ms (x{speed:.2f}), {result.proof.other}",
     ]
-    if found.weight_bits == 7:
+    if result.weight_bits == 7:
         lines.append(
-            "weights have 7 bits, which every processor adds without overflow; those with VNNI, "
-            "and GPUs, can have 8: --weight-bits 8"
+            "weights have 7 bits, which no processor's sums overflow; for processors with VNNI and "
+            "for GPUs use --weight-bits 8"
         )
     else:
         lines.append(
-            "weights have 8 bits: processors without VNNI add these with overflow, and whycam "
-            "refuses the file there; for them: --weight-bits 7"
+            "weights have 8 bits, with which sums overflow on processors without VNNI: whycam "
+            "refuses the file there; for those use --weight-bits 7"
         )
-    if found.milliseconds_all_int8 is not None:
-        cost = found.milliseconds_after / found.milliseconds_all_int8
+    if result.milliseconds_all_int8 is not None:
+        cost = result.milliseconds_after / result.milliseconds_all_int8
         lines.append(
             f"{kept} layers in float cost x{cost:.2f} of the time with all in INT8 "
-            f"({found.milliseconds_all_int8:.2f} ms):"
+            f"({result.milliseconds_all_int8:.2f} ms):"
         )
-        lines += [f"  {each.name} ({each.kind}), gain {each.gain:.4f}" for each in found.floating]
+        lines += [
+            f"  {layer.name} ({layer.kind}), gain {layer.gain:.4f}" for layer in result.floating
+        ]
     return "\n".join(lines)

@@ -130,17 +130,17 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.0f} %"
 
 
-def learnt_lines(found: Learnt) -> str:
+def learnt_lines(learnt: Learnt) -> str:
     """Say what the tables do not."""
-    curve = found.curves[0]
+    curve = learnt.curves[0]
     lines = [
-        f"{found.model}: {found.images} images of {found.data}, learnt from "
-        f"{curve.learnt_from}, measured on {curve.held_out} others; engine {found.engine}",
+        f"{learnt.model}: {learnt.images} images of {learnt.data}, learnt from "
+        f"{curve.learnt_from}, measured on {curve.held_out} others; engine {learnt.engine}",
         "increase: average increase ± standard error; of the gain: what it has beyond the map as "
         "it is, as a share of what all ten thresholds gain; rpi: mean relative probability "
         "increase; ms: one map alone, median",
     ]
-    if found.unreadable:
-        shown = "; ".join(list(found.unreadable.values())[:3])
-        lines.append(f"{len(found.unreadable)} images left out: {shown}")
+    if learnt.unreadable:
+        shown = "; ".join(list(learnt.unreadable.values())[:3])
+        lines.append(f"{len(learnt.unreadable)} images left out: {shown}")
     return "\n".join(lines)

@@ -31,18 +31,20 @@ def doctor(
         list[Path] | None,
         typer.Option(
             "--check",
-            help="A model file to try in every engine that is ready; again for more files.",
+            help="A model file to check in every engine that is ready; repeat for more files.",
         ),
     ] = None,
     images: Annotated[
         Path | None,
-        typer.Option(help="Folder of images to show beside the test patterns: 16 of them."),
+        typer.Option(
+            help="Folder of images to check with besides the test patterns; 16 are taken."
+        ),
     ] = None,
     engine: Annotated[
         str | None,
         typer.Option(
             metavar="NAME,...",
-            help=f"Check in these, which must be ready, of: {', '.join(ENGINES)} "
+            help=f"Engines to check in, which must be ready, of: {', '.join(ENGINES)} "
             "[default: all that are ready].",
             autocompletion=complete(ENGINES),
         ),
@@ -60,10 +62,10 @@ def doctor(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say which engines run here, what the others lack, and whether they answer rightly.
+    """Check which engines run here, what the others lack, and whether their answers are right.
 
-    Each engine is asked in a process of its own, so that a driver that crashes is a line in the
-    report. The report names no folder, user or image.
+    Each engine is tried in a process of its own, so that a crashing driver is a line in the report.
+    The report names no folder, user or image.
     """
     import msgspec
 
@@ -74,7 +76,7 @@ def doctor(
 
     models = check or []
     if images is not None and not models:
-        raise RequestError("--images are shown to a model: name it with --check MODEL")
+        raise RequestError("--images needs a model to check: add --check MODEL")
     settings = Settings(
         engines=None if engine is None else tuple(parse.names(engine)),
         gpu=gpu,
@@ -83,66 +85,66 @@ def doctor(
         rounds=rounds,
         limit_s=limit,
     )
-    shown = [] if images is None else [path for path, _ in parse.images([images])]
+    image_files = [] if images is None else [path for path, _ in parse.images([images])]
     if output is not None:
         writable(output.parent)  # known before the minutes it takes
         if os.path.isdir(output):
             raise OutputError(f"cannot write {output}: it is a folder")
-    with progress("looking around", steps(models), as_json) as advance:
-        found = examine(models, shown, settings, advance)
-    document = msgspec.json.encode(found)
+    with progress("inspecting the machine", steps(models), as_json) as advance:
+        report = examine(models, image_files, settings, advance)
+    document = msgspec.json.encode(report)
     if output is not None:
         write_whole(output, msgspec.json.format(document, indent=2) + b"\n")
     if as_json:
         print_json(document.decode())
     else:
-        say_all(report_parts(found))
+        say_all(report_parts(report))
         if output is not None:
             say(f"written to {output}")
-    for problem in found.problems:
+    for problem in report.problems:
         print_error(problem)
-    if found.problems:
+    if report.problems:
         raise typer.Exit(2)
     if not as_json:
-        checked = ", and those checked answer rightly" if models else ""
+        checked = ", and every answer checked is right" if models else ""
         print_ok(f"an engine is ready{checked}")
 
 
-def report_parts(found: Report) -> Iterator[Table | str]:
-    """Say what was found, as lines and tables in order."""
-    own = found.machine
-    memory = f", {own['memory_mb'] / 1024:.1f} GiB" if own["memory_mb"] else ""
-    board = f"{own['board']}, " if own["board"] else ""
-    yield f"{board}{own['processor']}, {own['cores']} cores{memory}"
-    yield f"{own['system']}, Python {own['python']}, whycam {own['whycam']}"
-    yield _driver_line(found.driver)
-    yield _engines(found.engines)
-    for each in found.engines:
-        if each.problem is not None:
-            yield f"{each.name}: {each.problem}"
-    for model in dict.fromkeys(each.model for each in found.checks):
-        own_checks = [each for each in found.checks if each.model == model]
-        kind = own_checks[0].file_precision
-        yield f"{model} ({kind}), {found.images} images"
-        yield from _checks(own_checks)
-    if found.checks:
+def report_parts(report: Report) -> Iterator[Table | str]:
+    """Describe the machine, its engines and the checks, as lines and tables in order."""
+    machine = report.machine
+    memory = f", {machine['memory_mb'] / 1024:.1f} GiB" if machine["memory_mb"] else ""
+    board = f"{machine['board']}, " if machine["board"] else ""
+    yield f"{board}{machine['processor']}, {machine['cores']} cores{memory}"
+    yield f"{machine['system']}, Python {machine['python']}, whycam {machine['whycam']}"
+    yield _driver_line(report.driver)
+    yield _engines(report.engines)
+    for engine in report.engines:
+        if engine.problem is not None:
+            yield f"{engine.name}: {engine.problem}"
+    for model in dict.fromkeys(check.model for check in report.checks):
+        of_model = [check for check in report.checks if check.model == model]
+        kind = of_model[0].file_precision
+        yield f"{model} ({kind}), {report.images} images"
+        yield from _checks(of_model)
+    if report.checks:
         yield (
-            "each against ONNX Runtime on the CPU in fp32: the worst image's difference of a "
-            "probability, the median and lowest correlation of maps, how often tau* is the same, "
-            "the mean overlap of masks; then the median time of one image"
+            "every engine against ONNX Runtime on the CPU in fp32: largest difference of a "
+            "probability; median (lowest) correlation of maps; share of images with the same "
+            "tau*; mean overlap of masks. Times: median, one image"
         )
 
 
 def _driver_line(driver: Driver) -> str:
     if driver.problem is not None and not driver.gpus:
         return f"no NVIDIA GPU can be used: {driver.problem}"
-    own = f"NVIDIA driver {driver.version or ''}".strip()
+    version = f"NVIDIA driver {driver.version or ''}".strip()
     listed = "; ".join(
         f"GPU {each.index}: {each.name}, compute capability {each.capability}, "
         f"{each.memory_bytes / 2**30:.1f} GiB"
         for each in driver.gpus
     )
-    return f"{own}, CUDA up to {driver.cuda}; {listed}"
+    return f"{version}, CUDA up to {driver.cuda}; {listed}"
 
 
 def _engines(states: Sequence[EngineState]) -> Table:
@@ -163,7 +165,7 @@ def _engines(states: Sequence[EngineState]) -> Table:
 
 def _checks(checks: Sequence[Check]) -> Iterator[Table | str]:
     yield table(
-        ["engine", "answers", "p differs", "maps alike", "tau*", "masks"],
+        ["engine", "answers", "p differs by", "map correlation", "same tau*", "mask overlap"],
         [(_name(each), _outcome(each.outcome), *_similarity(each)) for each in checks],
     )
     for each in checks:
@@ -186,17 +188,17 @@ def _times(check: Check) -> Iterator[str]:
 
 
 def _similarity(check: Check) -> tuple[str, str, str, str]:
-    own = check.comparison
-    if own is None:
+    comparison = check.comparison
+    if comparison is None:
         return ("reference" if check.outcome == "right" else "", "", "", "")
-    names = [name for name in own.differences if name.startswith("likeness.")]
-    least = max(
-        (own.differences[name] for name in names), key=lambda each: each.worst, default=None
+    names = [name for name in comparison.differences if name.startswith("similarity.")]
+    worst_map = max(
+        (comparison.differences[name] for name in names), key=lambda each: each.worst, default=None
     )
-    maps = "" if least is None else f"{1 - least.median:.4f} ({1 - least.worst:.4f})"
-    thresholds, masks = (own.differences.get(name) for name in ("threshold", "mask"))
+    maps = "" if worst_map is None else f"{1 - worst_map.median:.4f} ({1 - worst_map.worst:.4f})"
+    thresholds, masks = (comparison.differences.get(name) for name in ("threshold", "mask"))
     return (
-        f"{own.worst['probabilities']:.1e}",
+        f"{comparison.worst['probabilities']:.1e}",
         maps,
         "" if thresholds is None else f"{1 - thresholds.mean:.0%}",
         "" if masks is None else f"{1 - masks.mean:.3f}",

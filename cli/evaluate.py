@@ -122,12 +122,12 @@ def results_table(evaluation: Evaluation) -> Table:
     return table(["method", "measure", *variants], rows, numbers=variants)
 
 
-def _cell(own: Result | None, original: Result | None, field: str) -> str:
-    value = None if own is None else getattr(own, field)
+def _cell(result: Result | None, original: Result | None, field: str) -> str:
+    value = None if result is None else getattr(result, field)
     if value is None:
         return ""
-    text = f"{value:.3f} ± {getattr(own, f'{field}_standard_error'):.3f}"
-    before = None if original is None or original is own else getattr(original, field)
+    text = f"{value:.3f} ± {getattr(result, f'{field}_standard_error'):.3f}"
+    before = None if original is None or original is result else getattr(original, field)
     if before is None or field == "coverage":
         return text
     # As the paper: above 1 is better than the original, for drops as for increases.

@@ -90,18 +90,18 @@ def explain(
             thresholding,
             progress=lambda done, total: advance(f"{done} of {total} passes", 0),
         )
-        for (file, name), (_, found) in zip(files, results, strict=True):
-            if isinstance(found, ImageError):
+        for (file, name), (_, outcome) in zip(files, results, strict=True):
+            if isinstance(outcome, ImageError):
                 if len(files) == 1:
-                    raise found
-                failed.append(str(found))
-                rows.append({"file": str(file), "error": str(found)})
+                    raise outcome
+                failed.append(str(outcome))
+                rows.append({"file": str(file), "error": str(outcome)})
                 advance(name, count)
                 continue
-            for each, explanation in found.items():
+            for method_name, explanation in outcome.items():
                 row: dict[str, Any] = {"file": str(file), **explanation.to_dict()}
                 if output is not None:
-                    stem = f"{name}.{each}"
+                    stem = f"{name}.{method_name}"
                     row["written"] = _write(explanation, output, stem, figure, save_maps)
                 rows.append(row)
                 advance(name, 1)

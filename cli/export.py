@@ -37,7 +37,9 @@ def export(
     weights: Weights = "default",
     weights_key: Annotated[
         str | None,
-        typer.Option(help="Which of several sets of weights in that file, as state_dict_ema."),
+        typer.Option(
+            help="Key of the weights in that file, where it holds several, as state_dict_ema."
+        ),
     ] = None,
     labels: Labels = None,
     task: Annotated[
@@ -49,12 +51,14 @@ def export(
     ] = None,
     output_name: Annotated[
         str | None,
-        typer.Option("--output-name", help="Which of several outputs to explain, name or number."),
+        typer.Option(
+            "--output-name", help="Output to explain, where there are several: its name or number."
+        ),
     ] = None,
     num_classes: NumClasses = None,
     target_layer: TargetLayer = None,
     list_layers: Annotated[
-        bool, typer.Option("--list-layers", help="Show where the model can be cut, and stop.")
+        bool, typer.Option("--list-layers", help="List the layers that can be explained, and stop.")
     ] = False,
     straight_through: Annotated[
         bool,
@@ -65,7 +69,9 @@ def export(
     ] = False,
     check: Annotated[
         list[Path] | None,
-        typer.Option(help="An image of yours, on which the file's own outputs are compared too."),
+        typer.Option(
+            help="An image to compare the file's own outputs on as well; repeat for more."
+        ),
     ] = None,
     triton: Annotated[
         Path | None,
@@ -97,12 +103,14 @@ def export(
         _show_layers(layers, chosen, as_json)
         return
     if output is None and triton is None:
-        raise RequestError("say where to write the file: -o FILE.onnx")
+        raise RequestError("no output file was named: add -o FILE.onnx")
     if tft.forwards is not None and tft.search is None:
-        raise RequestError("--forwards needs what was learnt of thresholds: --search FILE")
+        raise RequestError(
+            "--forwards needs what whycam calibrate thresholds learnt: add --search FILE"
+        )
     path = output or model_path(triton or "", repository_name(model))
     with progress("starting", len(STEPS), as_json) as advance:
-        made = to_onnx(
+        result = to_onnx(
             model,
             path,
             weights=weights,
@@ -123,20 +131,20 @@ def export(
         )
     home = None if triton is None else write_repository(path, triton, repository_name(model))
     if as_json:
-        print_json({**export_document(made), "triton": None if home is None else str(home)})
+        print_json({**export_document(result), "triton": None if home is None else str(home)})
         return
-    say(export_text(made))
-    say(f"next: {_next_command(made, home)}")
+    say(export_text(result))
+    say(f"next: {_next_command(result, home)}")
 
 
-def _next_command(made: ExportResult, repository: Path | None) -> str:
+def _next_command(result: ExportResult, repository: Path | None) -> str:
     if repository is not None:
         return f"tritonserver --model-repository {repository.parent.absolute()}"
-    manifest = made.manifest
+    manifest = result.manifest
     can_mask = "tft" in manifest.outputs or not (
         manifest.embedded_preprocess or manifest.task == "none" or manifest.image_type == "uint8"
     )
-    return f"whycam explain {made.path} IMAGE -o maps{' --tft' if can_mask else ''}"
+    return f"whycam explain {result.path} IMAGE -o maps{' --tft' if can_mask else ''}"
 
 
 def _show_layers(layers: Sequence[Layer], chosen: Layer | None, as_json: bool) -> None:
@@ -150,4 +158,8 @@ def _show_layers(layers: Sequence[Layer], chosen: Layer | None, as_json: bool) -
         )
         return
     out.print(layers_table(marked))
-    say(f"-> is found by itself: {chosen.name}" if chosen else "none would be chosen by itself")
+    say(
+        f"-> is the default: {chosen.name}"
+        if chosen
+        else "there is no default: --target-layer NAME"
+    )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def layers_table(marked: Sequence[tuple[bool, Layer]]) -> Table:
-    """List where a model can be cut, with an arrow at the layer that export would choose."""
+    """List the layers a model can be explained at, with an arrow at the default one."""
     return table(
         ["", "layer", "operation", "channels x height x width"],
         [
@@ -32,45 +32,46 @@ def layers_table(marked: Sequence[tuple[bool, Layer]]) -> Table:
     )
 
 
-def export_document(made: ExportResult) -> dict[str, Any]:
-    """Return what an export made, as JSON has it."""
+def export_document(result: ExportResult) -> dict[str, Any]:
+    """Return the result of an export, ready for JSON."""
     return {
-        "path": str(made.path),
-        "bytes": made.size,
-        "seconds": round(made.seconds, 2),
-        "notes": made.notes,
-        "against": made.verification.reference,
-        "errors": made.verification.worst,
-        "nodes": made.nodes,
-        "rules": made.rules,
-        "manifest": json.loads(made.manifest.to_json()),
+        "path": str(result.path),
+        "bytes": result.size,
+        "seconds": round(result.seconds, 2),
+        "notes": result.notes,
+        "against": result.verification.reference,
+        "errors": result.verification.worst,
+        "nodes": result.nodes,
+        "rules": result.rules,
+        "manifest": json.loads(result.manifest.to_json()),
     }
 
 
-def export_text(made: ExportResult) -> Text:
-    """Say what an export made and how far it is from the network itself."""
-    manifest = made.manifest
+def export_text(result: ExportResult) -> Text:
+    """Describe the exported file and how far its outputs are from the network's."""
+    manifest = result.manifest
     shape = " x ".join(map(str, manifest.activations))
     lines = [
-        f" {made.path} ({made.size / 1e6:.1f} MB, {made.seconds:.0f} s)",
+        f" {result.path} ({result.size / 1e6:.1f} MB, {result.seconds:.0f} s)",
         f"target layer   {manifest.target_layer} ({shape})",
         f"input          {input_line(manifest)}",
         f"outputs        {outputs_line(manifest)}",
         f"methods        {', '.join(manifest.methods)}",
         f"preprocessing  {preprocess_line(manifest)}",
         f"task           {manifest.task}",
-        f"added          {made.nodes} nodes; gradient through {', '.join(made.rules) or 'nothing'}",
-        f"against {made.verification.reference}: {', '.join(_errors(made.verification))}",
+        f"added          {result.nodes} nodes; gradient through "
+        f"{', '.join(result.rules) or 'nothing'}",
+        f"against {result.verification.reference}: {', '.join(_errors(result.verification))}",
     ]
     text = Text.assemble(("saved", "green"), "\n".join(lines))
-    for note in made.notes:
+    for note in result.notes:
         text.append_text(Text.assemble("\n", ("note:", "yellow"), f" {note}"))
     return text
 
 
 _ERRORS = {
     "own_outputs": "own outputs {}",
-    "fusing": "which in the original ONNX Runtime's fusing changes by {}",
+    "fusing": "(ONNX Runtime's fusing alone changes the original's by {})",
     "probabilities": "probabilities {}",
     "activations": "activations {}",
     "gradients": "gradients {} relative",

@@ -22,46 +22,46 @@ def half(
     output: Annotated[Path, typer.Option("-o", "--output", help="The ONNX file to write.")],
     precision: Annotated[
         HalfPrecision,
-        typer.Option(help="bf16 has the range of float32 with three digits."),
+        typer.Option(help="Format: fp16, or bf16 (float32's range, about three digits)."),
     ] = "fp16",
     as_json: Json = False,
 ) -> None:
-    """Convert a file's backbone to half precision, and prove it; what follows stays float32."""
+    """Convert a file's backbone to half precision and check it; the head stays float32."""
     from ..export import to_half
 
     with progress(f"converting to {precision}", None, as_json):
-        made = to_half(model, output, precision)
+        result = to_half(model, output, precision)
     if as_json:
         print_json(
             {
-                "path": str(made.path),
-                "precision": made.manifest.precision,
-                "opset": made.manifest.opset,
-                "digest": made.manifest.digest,
-                "operations": made.operations,
-                "bytes": made.size,
-                "bytes_before": made.size_before,
-                "seconds": made.seconds,
-                "check": msgspec.to_builtins(made.check),
+                "path": str(result.path),
+                "precision": result.manifest.precision,
+                "opset": result.manifest.opset,
+                "digest": result.manifest.digest,
+                "operations": result.operations,
+                "bytes": result.size,
+                "bytes_before": result.size_before,
+                "seconds": result.seconds,
+                "check": msgspec.to_builtins(result.check),
             }
         )
         return
-    say(half_text(made))
-    say(f"next: whycam build {made.path} -o {made.path.with_suffix('.plan')}")
+    say(half_text(result))
+    say(f"next: whycam build {result.path} -o {result.path.with_suffix('.plan')}")
 
 
-def half_text(made: HalfResult) -> str:
-    """Say what was converted, and how far it is from the float file."""
-    check = made.check.worst
+def half_text(result: HalfResult) -> str:
+    """Describe the converted file, and how far its outputs are from the float file's."""
+    check = result.check.worst
     activations = (
         f", activations {check['activations']:.1e} of their norm" if "activations" in check else ""
     )
     return (
-        f"saved as {made.path} ({made.size / 1e6:.1f} MB, before "
-        f"{made.size_before / 1e6:.1f}), in {made.seconds:.1f} s\n"
-        f"{made.operations} operations of the backbone compute in {made.manifest.precision}; what "
-        "comes after it, inputs and outputs are float32\n"
-        f"against the float file, every result rounded, {made.check.inputs} inputs: probabilities "
-        f"differ by {check['probabilities']:.1e}{activations}, maps by {check['correlation']:.1e} "
+        f"saved as {result.path} ({result.size / 1e6:.1f} MB, before "
+        f"{result.size_before / 1e6:.1f}), in {result.seconds:.1f} s\n"
+        f"{result.operations} operations of the backbone compute in "
+        f"{result.manifest.precision}; head, inputs and outputs are float32\n"
+        f"against the float file, on {result.check.inputs} inputs: probabilities differ by "
+        f"{check['probabilities']:.1e}{activations}, maps by {check['correlation']:.1e} "
         "(1 - correlation)"
     )

@@ -71,20 +71,20 @@ def plan_table(plan: Plan) -> Table:
     return facts(rows)
 
 
-def engines_table(found: Sequence[Candidate]) -> Table:
+def engines_table(engines: Sequence[Candidate]) -> Table:
     """List the engines considered for a file; ``auto`` takes the first usable one."""
-    chosen = next((each.name for each in found if each.usable), None)
+    chosen = next((engine.name for engine in engines if engine.usable), None)
     rows = [
         (
-            each.name,
+            engine.name,
             colored("chosen", "green")
-            if each.name == chosen
+            if engine.name == chosen
             else "usable"
-            if each.usable
+            if engine.usable
             else "no",
-            each.why,
+            engine.why,
         )
-        for each in found
+        for engine in engines
     ]
     return table(["engine here", "auto", "why"], rows)
 
@@ -106,14 +106,14 @@ def outputs_line(manifest: Manifest) -> str:
     fused = f" of {', '.join(layers)} and {manifest.target_layer} fused" if layers else ""
     first, *others = manifest.map_methods or (None,)
     listed = ", ".join([f"{first}{fused}", *others])
-    said = {
+    descriptions = {
         "raw": "raw (activations, gradients)",
         "map": f"map ({listed})",
         "tft": f"tft ({first}{fused}, {tft_line(manifest)})",
     }
     if "tft" in manifest.outputs and others and "map" not in manifest.outputs:
-        said["tft"] += f", map ({', '.join(others)})"
-    line = ", ".join(said[name] for name in manifest.outputs)
+        descriptions["tft"] += f", map ({', '.join(others)})"
+    line = ", ".join(descriptions[name] for name in manifest.outputs)
     if manifest.top is not None:
         line += f"; of the {manifest.top} most probable classes"
     if manifest.own_outputs:
@@ -123,9 +123,9 @@ def outputs_line(manifest: Manifest) -> str:
 
 def tft_line(manifest: Manifest) -> str:
     """Say how the file reads TFT."""
-    own = manifest.tft
-    searched = "" if own.forwards is None else f", a search of {own.forwards} forwards"
-    return f"mask {own.mask}, thresholds by {own.thresholds}{searched}"
+    reading = manifest.tft
+    searched = "" if reading.forwards is None else f", a search of {reading.forwards} forwards"
+    return f"mask {reading.mask}, thresholds by {reading.thresholds}{searched}"
 
 
 def priors_line(priors: Sequence[Prior]) -> str:
@@ -133,7 +133,7 @@ def priors_line(priors: Sequence[Prior]) -> str:
     readings: dict[str, list[str]] = {}
     for prior in priors:
         readings.setdefault(f"mask {prior.mask}, by {prior.thresholds}", []).append(prior.method)
-    listed = "; ".join(f"{', '.join(methods)} ({said})" for said, methods in readings.items())
+    listed = "; ".join(f"{', '.join(methods)} ({reading})" for reading, methods in readings.items())
     counts = sorted({prior.images for prior in priors})
     return f"learnt for {listed}; from {' or '.join(map(str, counts))} images"
 

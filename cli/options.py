@@ -214,23 +214,23 @@ def expand(function: Callable[..., None]) -> Callable[..., None]:
     parameters.sort(key=lambda parameter: parameter.name == "as_json")
 
     @wraps(function)
-    def run(**given: Any) -> None:
+    def run(**arguments: Any) -> None:
         for name, group in groups.items():
-            own = {field.name: given.pop(field.name) for field in fields(group)}
-            given[name] = group(**own)
-        function(**given)
+            values = {field.name: arguments.pop(field.name) for field in fields(group)}
+            arguments[name] = group(**values)
+        function(**arguments)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     del run.__wrapped__
     return run
 
 
-def require(option: str, given: bool, needed: str, there: bool) -> None:
+def require(option: str, is_set: bool, needed: str, needed_is_set: bool) -> None:
     """Refuse an option that has no meaning without another one.
 
     Raises:
-        RequestError: ``option`` is given, ``needed`` is not there.
+        RequestError: ``option`` is set, and ``needed`` is not.
     """
-    if given and not there:
+    if is_set and not needed_is_set:
         raise RequestError(f"{option} is a setting of {needed}: add it")

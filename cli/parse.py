@@ -141,7 +141,7 @@ def capabilities(text: str) -> list[str]:
     return found
 
 
-def images(given: Sequence[Path]) -> list[tuple[Path, str]]:
+def images(paths: Sequence[Path]) -> list[tuple[Path, str]]:
     """List images, those inside folders too.
 
     Returns:
@@ -151,7 +151,7 @@ def images(given: Sequence[Path]) -> list[tuple[Path, str]]:
         RequestError: a folder holds no images.
     """
     files: list[Path] = []
-    for path in given:
+    for path in paths:
         if os.path.isdir(path):  # False, where pathlib raises: names too long
             inside = pictures_in(path)
             if not inside:

@@ -36,7 +36,7 @@ def run(
     """
     latencies: deque[float] = deque(maxlen=_REPORTED)
     frames = passes = 0
-    begun = shown = time.perf_counter()
+    begun = reported = time.perf_counter()
     total = min((n for n in (opened.total, limit) if n is not None), default=None)
     with _stopping(opened) as signals, progress("starting", total, quiet) as advance:
         advance("starting", 0)
@@ -48,9 +48,9 @@ def run(
             if not min((sink(frame) for sink in sinks), default=True):  # all take it, even the last
                 break
             now = time.perf_counter()
-            if now - shown > 0.1:
+            if now - reported > 0.1:
                 advance(f"{frame.timing.fps:.0f} fps: {frame.explanation.label}", frames - done)
-                shown, done = now, frames
+                reported, done = now, frames
         opened.close()
     took = time.perf_counter() - begun
     return (signals[0] if signals else None), {

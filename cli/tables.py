@@ -31,20 +31,20 @@ def table(
         title: a line above.
         bold: rows that are printed bold, by their number from 0.
     """
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    grid = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in columns:
-        made.add_column(Text(name), justify="right" if name in numbers else "left")
+        grid.add_column(Text(name), justify="right" if name in numbers else "left")
     for number, row in enumerate(rows):
         cells = [Text(cell) if isinstance(cell, str) else cell for cell in row]
-        made.add_row(*cells, style="bold" if number in bold else None)
-    return made
+        grid.add_row(*cells, style="bold" if number in bold else None)
+    return grid
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> Table:
     """Lay out names in bold and what is true of each."""
-    made = Table(show_header=False, box=None, pad_edge=False)
-    made.add_column(no_wrap=True)
-    made.add_column(overflow="fold")
+    grid = Table(show_header=False, box=None, pad_edge=False)
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
     for name, value in rows:
-        made.add_row(Text(name, "bold"), Text(value))
-    return made
+        grid.add_row(Text(name, "bold"), Text(value))
+    return grid

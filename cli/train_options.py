@@ -1,4 +1,4 @@
-"""What both trainings ask for."""
+"""Options that both trainings take."""
 
 from __future__ import annotations
 
@@ -31,18 +31,20 @@ TrainingData = Annotated[
 ]
 HeldOut = Annotated[
     Path | None,
-    typer.Option(help="Images to judge by [default: DATA's val, or a tenth of each class]."),
+    typer.Option(help="Images to evaluate on [default: DATA's val, or a tenth of each class]."),
 ]
 RunFolder = Annotated[
-    Path, typer.Option("-o", "--output", help="Folder of the run; a killed run goes on there.")
+    Path,
+    typer.Option("-o", "--output", help="Folder of the run; an interrupted run resumes from it."),
 ]
 Epochs = Annotated[int, typer.Option(help="Passes over the images.")]
-Batch = Annotated[int, typer.Option(help="Images a step.")]
+Batch = Annotated[int, typer.Option(help="Images in each step.")]
 LearningRate = Annotated[float, typer.Option("--lr", help="Highest learning rate.")]
-WeightDecay = Annotated[float, typer.Option(help="Of AdamW.")]
-Seed = Annotated[int, typer.Option(help="Of order and initialisation.")]
+WeightDecay = Annotated[float, typer.Option(help="Weight decay of AdamW.")]
+Seed = Annotated[int, typer.Option(help="Seed of image order and initialisation.")]
 Checkpoints = Annotated[
-    float, typer.Option("--checkpoint-minutes", help="Between checkpoints; 0: after every step.")
+    float,
+    typer.Option("--checkpoint-minutes", help="Minutes between checkpoints; 0: after every step."),
 ]
 
 
@@ -51,14 +53,14 @@ class MachineOptions:
     """Where to train."""
 
     accelerator: Annotated[
-        Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="What computes.")
+        Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Kind of device to train on.")
     ] = "auto"
     devices: Annotated[str, typer.Option(help="Processes on each machine, or auto.")] = "1"
     nodes: Annotated[
         int, typer.Option("--num-nodes", help="Machines; all must see the folder -o.")
     ] = 1
     strategy: Annotated[
-        Literal["auto", "ddp"], typer.Option(help="How processes work together.")
+        Literal["auto", "ddp"], typer.Option(help="How several processes train together.")
     ] = "auto"
     precision: Annotated[
         Literal["fp32", "bf16", "fp16"],
@@ -66,7 +68,7 @@ class MachineOptions:
     ] = "fp32"
 
     def machines(self) -> Machines:
-        """Return what the trainings take."""
+        """Return these options as the trainings take them."""
         from ..train.run import Machines
 
         return Machines(

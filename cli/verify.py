@@ -32,7 +32,7 @@ def verify(model: Model, engine: EngineOptions, as_json: Json = False) -> None:
         advance("test patterns", 1)
         allowed = tolerances_of(explainer.manifest, engine.precision)
         references = check(explainer.engine, explainer.manifest, allowed)
-        problems = [text for each in references if (text := each.complaint)]
+        problems = [text for reference in references if (text := reference.complaint)]
     if as_json:
         print_json(
             {
@@ -69,6 +69,6 @@ def references_table(references: Sequence[Comparison], method: str) -> Table:
                 f"{worst['probabilities']:.1e}",
                 f"{worst['maps']:.1e}",
             )
-            for pattern, worst in enumerate(each.worst for each in references)
+            for pattern, worst in enumerate(reference.worst for reference in references)
         ],
     )

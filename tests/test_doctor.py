@@ -109,7 +109,7 @@ def test_a_file_is_checked_in_every_engine_and_the_report_names_no_place(
         "--check", model, "--images", home / "private pictures", "--rounds", 2, "-o", target
     )
     assert code == 0, err
-    assert "those checked answer rightly" in out
+    assert "every answer checked is right" in out
     text = target.read_text()
     for secret in ("secret", "private", "ex.png", str(tmp_path)):
         assert secret not in text
@@ -287,7 +287,7 @@ def test_the_same_answers_have_no_problem_and_full_marks():
     assert found.problems == ()
     exact = ("class", "threshold", "mask", "probabilities", "gradients", "masked", "pixels.gradcam")
     assert [found.worst[name] for name in exact] == [0] * len(exact)
-    assert found.worst["likeness.gradcam"] == pytest.approx(0)
+    assert found.worst["similarity.gradcam"] == pytest.approx(0)
 
 
 def test_one_wrong_picture_is_a_problem_in_float32_and_not_in_less():
@@ -315,7 +315,7 @@ def test_a_map_that_hardly_moves_is_right_however_little_it_correlates():
     for arrays in (ours, theirs):
         arrays["0.map.gradcam"] = 0.5 + 1e-4 * rng.random((8, 8))
     found = compare(ours, theirs, [0], ALLOWED, True)
-    assert found.worst["likeness.gradcam"] > 0.1
+    assert found.worst["similarity.gradcam"] > 0.1
     assert found.problems == ()
 
 

@@ -30,7 +30,7 @@ def compare(
         of any class, of values that are no probabilities as a share of the largest where that is
         above 1; ``lead``: by how much another class leads; ``activations``, ``gradients``: relative
         to the reference's largest value, where the file returns them; for each method
-        ``pixels.METHOD``: largest difference of a map, ``likeness.METHOD``: 1 - Pearson's
+        ``pixels.METHOD``: largest difference of a map, ``similarity.METHOD``: 1 - Pearson's
         correlation, ``correlation.METHOD``: the same, but 0 for maps that hardly differ. With TFT
         ``threshold``: 0, or 1 for another tau*; ``mask``: 1 - intersection over union; ``masked``:
         largest difference of a masked image's probability, median over images. Gradients jump where
@@ -87,6 +87,6 @@ def _map_differences(
     # A map that is nearly constant is not defined up to rounding, but then it hardly moves.
     return {
         f"pixels.{method}": apart,
-        f"likeness.{method}": unlike,
+        f"similarity.{method}": unlike,
         f"correlation.{method}": unlike if apart > allowed["maps"] else 0.0,
     }
