@@ -1,7 +1,7 @@
-"""Find the target layer: from the data flow of the graph, whatever the network is called.
+"""Find the target layer from the data flow of the graph, whatever the architecture is called.
 
-A *cut point* is a tensor that every path from the image to the logits passes (a dominator of the
-logits). Only there is the network a composition head(backbone(x)).
+A *cut point* is a tensor that every path from the image to the logits passes through (a dominator
+of the logits). Only there is the network a composition head(backbone(x)).
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ ELEMENTWISE = {
     "Reciprocal", "Identity", "Cast", "Dropout", "BatchNormalization", "Where", "QuantizeLinear",
     "DequantizeLinear",
 }  # fmt: skip
-# Where one of these alone carries the path on, a pooling layer has begun (generalised mean).
+# Alone on the path, one of these begins a pooling layer (generalised mean).
 _POOLING_STEPS = {"Pow", "Sqrt", "Exp", "Log", "Abs", "Reciprocal"}
 _PRODUCTS = {"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum"}
 _LINEAR = {"Conv", "ConvTranspose", "MatMul", "Gemm", "BatchNormalization", "Add", "Sub"}
-# Above this share of the arithmetic, what follows the target layer is most of the network.
+# A larger share of the arithmetic after the target layer means that it is not near the end.
 _MAX_HEAD_SHARE = 0.5
-# A last block may end in attention within windows and across them; more is a transformer.
+# A hybrid's last block may have attention within and across windows; more is a transformer.
 _MAX_ATTENTION = 2
 _LISTED = 8
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A place where the network can be cut.
+    """Activations at a cut point of the network.
 
     Attributes:
         name: the module's path where the file knows it, else the node's name.
         op: the operator that makes the activations.
-        shape: (K, h, w), channels and places.
+        shape: (K, h, w), channels and spatial size.
         value: the tensor.
-        order: how the tensor is transposed to [N, K, h, w].
+        order: the permutation that transposes the tensor to [N, K, h, w].
     """
 
     name: str
@@ -77,61 +77,61 @@ class Network:
 
     @cached_property
     def axes(self) -> dict[ir.Value, Axes]:
-        """The meaning of the axes of every tensor on the path."""
+        """What the axes of every tensor on the path are."""
         return find_axes(self.path, self.plain.image, self.plain.layout, self.plain.shapes)
 
     @cached_property
-    def cuts(self) -> list[ir.Node]:
-        """The nodes with one output that no edge of the path goes around."""
+    def cut_points(self) -> list[ir.Node]:
+        """The dominators of the logits: nodes whose single output every path passes through."""
         position = {node: index for index, node in enumerate(self.path)}
-        cuts, reach = [], 0
+        cut_points, reach = [], 0
         for use in self.plain.image.uses():
             reach = max(reach, position.get(use.node, 0))
         for index, node in enumerate(self.path):
             outputs = [value for value in node.outputs if value in self._on_path]
             if reach <= index and len(outputs) == 1:
-                cuts.append(node)
+                cut_points.append(node)
             for value in outputs:
                 for use in value.uses():
                     reach = max(reach, position.get(use.node, 0))
-        return cuts
+        return cut_points
 
     @cached_property
     def layers(self) -> list[Layer]:
-        """Every place where the network can be cut and has activations with an extent."""
-        return [layer for node in self.cuts if (layer := self.layer(node)) is not None]
+        """The cut points whose activations have channels and a spatial extent."""
+        return [layer for node in self.cut_points if (layer := self.layer_at(node)) is not None]
 
     @cached_property
     def _modules(self) -> dict[ir.Node, list[str]]:
-        return {node: modules_of(node) for node in self.nodes}
+        return {node: read_modules(node) for node in self.nodes}
 
     @cached_property
     def _module_outputs(self) -> dict[str, ir.Node]:
-        """The node that ends each module; only of modules that are called once.
+        """The last node of each module that is called once.
 
-        A ReLU that a block calls twice has two outputs: its name says neither.
+        A ReLU that a block calls twice has two outputs, and its name identifies neither.
         """
         last: dict[str, ir.Node] = {}
         runs: dict[str, int] = {}
         before: set[str] = set()
         for node in self.path:
             if MODULE_KEY not in node.metadata_props:
-                continue  # made by the exporter's own rewriting
-            now = set(self._modules[node])
-            for name in now:
+                continue  # added by the exporter's rewriting
+            present = set(self._modules[node])
+            for name in present:
                 last[name] = node
                 runs[name] = runs.get(name, 0) + (name not in before)
-            before = now
+            before = present
         return {name: node for name, node in last.items() if runs[name] == 1}
 
     def module_of(self, node: ir.Node) -> str | None:
-        """The innermost module whose output a node makes."""
+        """Find the innermost module whose output a node computes."""
         names = [name for name in self._modules[node] if self._module_outputs.get(name) is node]
         return names[-1] if names else None
 
-    def layer(self, node: ir.Node) -> Layer | None:
-        """The layer that ends with a node, if its output has channels and places."""
-        value = next((each for each in node.outputs if each in self._on_path), None)
+    def layer_at(self, node: ir.Node) -> Layer | None:
+        """Describe a node's output as a layer, if it has channels and a spatial extent."""
+        value = next((output for output in node.outputs if output in self._on_path), None)
         dims = self.plain.shapes.dims.get(value) if value is not None else None
         if value is None or dims is None:
             return None
@@ -147,52 +147,52 @@ class Network:
         return Layer(name, node.op_type, (channels, height, width), value, order)
 
     def find(self, name: str | None = None) -> Layer:
-        """The target layer: found from the data flow, or the one that is called ``name``.
+        """Find the target layer from the data flow, or the one that is called ``name``.
 
         Raises:
             TargetLayerError: there is none, or the named one cannot be the target layer.
         """
         if name is not None:
-            return self.named(name)
-        found = self._last_features()
-        if found is None:
+            return self.find_named(name)
+        layer = self._find_last_features()
+        if layer is None:
             raise TargetLayerError(
-                "no target layer found: the network has no convolution with spatial extent after "
-                "which every path to the class scores meets. Name one with --target-layer; the "
-                f"model can be cut at: {self._listing()}"
+                "no target layer found: no convolution with spatial extent is followed by a point "
+                "that every path to the class scores passes. Name one with --target-layer; the "
+                f"model can be cut at: {self._list_layers()}"
             )
-        self._check_is_last(found)
-        return found
+        self._check_is_last(layer)
+        return layer
 
-    def _last_features(self) -> Layer | None:
-        """The activations that follow the last convolution of the backbone.
+    def _find_last_features(self) -> Layer | None:
+        """Find the activations that follow the last convolution of the backbone.
 
-        Last convolution with spatial extent; from there the first cut point; on through
-        element-wise operators. What remains must hold learned weights: in a fully convolutional
-        classifier the last convolution is itself the classifier, and the one before it is meant.
+        These are at the first cut point after the last convolution with spatial extent, moved on
+        over element-wise operators. The rest must hold learned weights: in a fully convolutional
+        classifier the last convolution is the classifier, so the one before it counts.
         """
         position = {node: index for index, node in enumerate(self.path)}
         convolutions = [
             node for node in self.path if node.op_type == "Conv" and self._has_extent(node)
         ]
         for convolution in reversed(convolutions):
-            later = [cut for cut in self.cuts if position[cut] >= position[convolution]]
-            layer = self.layer(later[0]) if later else None
+            later = [cut for cut in self.cut_points if position[cut] >= position[convolution]]
+            layer = self.layer_at(later[0]) if later else None
             if layer is None:
                 continue
             last = later[0]
             for following in later[1:]:
                 inside = self.path[position[last] + 1 : position[following] + 1]
-                further = self.layer(following)
+                next_layer = self.layer_at(following)
                 if (
-                    further is None
-                    or further.shape != layer.shape
-                    or further.order != layer.order
+                    next_layer is None
+                    or next_layer.shape != layer.shape
+                    or next_layer.order != layer.order
                     or not all(node.op_type in ELEMENTWISE for node in inside)
                     or self._begins_pooling(following)
                 ):
                     break
-                last, layer = following, further
+                last, layer = following, next_layer
             if self._has_weights(self.path[position[last] + 1 :]):
                 return layer
         return None
@@ -210,20 +210,19 @@ class Network:
         unbounded = len(node.inputs) < 3 or node.inputs[2] is None
         if least is None or float(least) <= 0 or not unbounded:
             return False
-        # A positive lower bound guards a power or a logarithm. Where it comes straight behind a
-        # linear operator it is the layer's activation as well: exporters join ReLU and Clip in one,
-        # and a network written without the ReLU computes the same function, so it gets the same
-        # layer. Behind another activation it only guards.
+        # A positive lower bound guards a power or a logarithm. Directly after a linear operator it
+        # is the layer's activation as well, for exporters merge ReLU and Clip. After another
+        # activation it only guards.
         before = None if node.inputs[0] is None else node.inputs[0].producer()
         return before is None or not self._is_linear(before)
 
     def _is_linear(self, node: ir.Node) -> bool:
-        if node.op_type in ("Mul", "Div"):  # by stored numbers
+        if node.op_type in ("Mul", "Div"):  # by constants
             return sum(value in self._on_path for value in node.inputs) == 1
         return node.op_type in _LINEAR
 
     def _has_weights(self, nodes: Sequence[ir.Node]) -> bool:
-        """Whether a learned matrix or kernel enters, be it through other operators."""
+        """Tell whether a learned matrix or kernel enters, even through other operators."""
         return any(
             self._is_learned(value)
             for node in nodes
@@ -233,18 +232,18 @@ class Network:
         )
 
     def _is_learned(self, value: ir.Value) -> bool:
-        pending, seen = [value], set()
+        pending, visited = [value], set()
         while pending:
-            each = pending.pop()
-            if each in seen:
+            current = pending.pop()
+            if current in visited:
                 continue
-            seen.add(each)
-            tensor = each.const_value
-            if tensor is not None and each.is_initializer():
+            visited.add(current)
+            tensor = current.const_value
+            if tensor is not None and current.is_initializer():
                 if len(tensor.shape) >= 2 and tensor.size > 1:
                     return True
                 continue
-            node = each.producer()
+            node = current.producer()
             if node is not None:
                 pending.extend(v for v in node.inputs if v is not None)
         return False
@@ -254,9 +253,9 @@ class Network:
         node = layer.value.producer()
         assert node is not None
         place = self.path.index(node)
-        counts = [_operations(each, self.plain) for each in self.path]
+        counts = [_count_multiplications(step, self.plain) for step in self.path]
         share = sum(counts[place + 1 :]) / max(1, sum(counts))
-        attention = sum(each.op_type in ("Softmax", "Attention") for each in self.path[place + 1 :])
+        attention = sum(step.op_type in ("Softmax", "Attention") for step in self.path[place + 1 :])
         if share > _MAX_HEAD_SHARE or attention > _MAX_ATTENTION:
             after = (
                 f"{attention} attention layers follow it"
@@ -265,76 +264,77 @@ class Network:
             )
             raise TargetLayerError(
                 f"the network's last convolution ({layer.name}) comes early: {after}. Activation "
-                "maps explain convolutional networks; transformers are not supported, because "
-                "their last feature map is not a convolution's. To explain that layer all the "
-                "same, name it with --target-layer"
+                "maps explain convolutional networks; transformers are not supported. To explain "
+                "that layer all the same, name it with --target-layer"
             )
 
-    def named(self, name: str) -> Layer:
-        """The layer of a module, node or tensor.
+    def find_named(self, name: str) -> Layer:
+        """Find the layer of a module, node or tensor by its name.
 
         Raises:
             TargetLayerError: it does not exist or cannot be cut at.
         """
-        for layer in self.layers:
-            node = layer.value.producer()
-            if node is not None and name in (node.name, layer.value.name, layer.name):
-                return layer
-        inside = [node for node in self.path if name in self._modules[node]]
-        named = (n for n in self.path if name in (n.name, *(v.name for v in n.outputs)))
-        node = inside[-1] if inside else next(named, None)
+        for candidate in self.layers:
+            node = candidate.value.producer()
+            if node is not None and name in (node.name, candidate.value.name, candidate.name):
+                return candidate
+        of_module = [node for node in self.path if name in self._modules[node]]
+        of_name = (n for n in self.path if name in (n.name, *(v.name for v in n.outputs)))
+        node = of_module[-1] if of_module else next(of_name, None)
         if node is None:
             raise TargetLayerError(
-                f"the model has no layer '{name}'. It can be cut at: {self._listing()}"
+                f"the model has no layer '{name}'. It can be cut at: {self._list_layers()}"
             )
-        found = self.layer(node) if node in self.cuts else None
-        if found is None:
+        layer = self.layer_at(node) if node in self.cut_points else None
+        if layer is None:
             dims = self.plain.shapes.dims.get(node.outputs[0], ())[1:]
             why = (
                 "part of the network goes around it, so its output alone does not determine the "
                 "class scores"
-                if node not in self.cuts
+                if node not in self.cut_points
                 else f"its output has no spatial extent (shape {dims} for one image)"
             )
             raise TargetLayerError(
                 f"layer '{name}' cannot be the target layer: {why}. The model can be cut at: "
-                f"{self._listing()}"
+                f"{self._list_layers()}"
             )
-        return found
+        return layer
 
-    def earlier(self, layer: Layer, names: Sequence[str]) -> tuple[Layer, ...]:
-        """Layers before the target layer, by name, in the network's order.
+    def find_earlier(self, layer: Layer, names: Sequence[str]) -> tuple[Layer, ...]:
+        """Find layers before the target layer by name, in the network's order.
 
         Raises:
             TargetLayerError: one cannot be cut at, is named twice, or is not before the target
                 layer.
         """
-        found = [self.named(name) for name in names]
-        order = {each.value: index for index, each in enumerate(self.layers)}
-        if len({each.value for each in found}) < len(found):
+        earlier = [self.find_named(name) for name in names]
+        order = {other.value: index for index, other in enumerate(self.layers)}
+        if len({other.value for other in earlier}) < len(earlier):
             raise TargetLayerError(
                 f"the layers {', '.join(names)} are not {len(names)} different ones"
             )
-        for each in found:
-            if order[each.value] >= order[layer.value]:
+        for other in earlier:
+            if order[other.value] >= order[layer.value]:
                 raise TargetLayerError(
-                    f"layer '{each.name}' is not before the target layer '{layer.name}': maps are "
+                    f"layer '{other.name}' is not before the target layer '{layer.name}': maps are "
                     "fused with those of earlier layers"
                 )
-        return tuple(sorted(found, key=lambda each: order[each.value]))
+        return tuple(sorted(earlier, key=lambda other: order[other.value]))
 
-    def _listing(self) -> str:
+    def _list_layers(self) -> str:
         layers = self.layers
         if not layers:
             return "nowhere (no operator has spatial activations that everything passes through)"
-        shown = layers[-_LISTED:]
-        parts = [f"{each.name} ({each.op}, {' x '.join(map(str, each.shape))})" for each in shown]
-        if len(layers) > len(shown):
-            parts.insert(0, f"{len(layers) - len(shown)} earlier ones (--list-layers shows them)")
+        last = layers[-_LISTED:]
+        parts = [
+            f"{layer.name} ({layer.op}, {' x '.join(map(str, layer.shape))})" for layer in last
+        ]
+        if len(layers) > len(last):
+            parts.insert(0, f"{len(layers) - len(last)} earlier ones (--list-layers shows them)")
         return ", ".join(parts)
 
     def image_bytes(self) -> int:
-        """Bytes of float32 tensors alive at once for one image, at the worst moment."""
+        """Compute the peak memory of one image in float32: bytes of tensors alive at once."""
         position = {node: index for index, node in enumerate(self.path)}
         change = [0] * (len(self.path) + 1)
         for index, node in enumerate(self.path):
@@ -353,8 +353,8 @@ class Network:
         return peak
 
 
-def modules_of(node: ir.Node) -> list[str]:
-    """The paths of the PyTorch modules that a node belongs to, outermost first."""
+def read_modules(node: ir.Node) -> list[str]:
+    """Read the paths of the PyTorch modules that a node belongs to, outermost first."""
     text = node.metadata_props.get(MODULE_KEY)
     if text is None:
         return []
@@ -362,12 +362,12 @@ def modules_of(node: ir.Node) -> list[str]:
         scopes = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return []
-    # The last one is the operation itself, the first one the model.
+    # The last scope is the operation, the first one the model.
     return [str(scope) for scope in scopes[:-1] if scope]
 
 
-def _operations(node: ir.Node, plain: PlainModel) -> int:
-    """Multiplications of one node for one image."""
+def _count_multiplications(node: ir.Node, plain: PlainModel) -> int:
+    """Count the multiplications of one node for one image."""
     dims = plain.shapes.dims
     if node.op_type not in _PRODUCTS or node.outputs[0] not in dims:
         return 0

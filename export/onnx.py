@@ -1,4 +1,4 @@
-"""Export a classifier, a PyTorch model or an ONNX file, as one ONNX file that explains itself."""
+"""Export a classifier, a PyTorch model or an ONNX file, to an ONNX file that also explains."""
 
 from __future__ import annotations
 
@@ -57,16 +57,16 @@ Step = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What an export made.
+    """An exported file and how it was checked.
 
     Attributes:
         path: the file.
-        manifest: what it says of itself.
-        verification: how it compares with the network that it was made of.
+        manifest: the file's manifest.
+        verification: how the file compares with the network.
         size: of the file, in bytes.
-        seconds: the whole export took.
-        notes: what had to be assumed or changed, for the user to check.
-        nodes: how many nodes were added to the network's own.
+        seconds: how long the export took.
+        notes: what was assumed or changed, for the user to check.
+        nodes: how many nodes were added to the graph.
         rules: the operators whose gradients were needed.
     """
 
@@ -111,50 +111,49 @@ def to_onnx(
 
     Args:
         model: an ONNX file; or ``torchvision/NAME``, ``timm/NAME``, ``package.module:factory``,
-            ``file.py:factory``, a folder made by ``whycam train``, a module, or what ``resolve``
-            made of one of these, which takes [N, 3, H, W] and returns logits [N, C].
+            ``file.py:factory``, a folder made by ``whycam train``, a module, or the ``Source``
+            that ``resolve`` returns; it takes [N, 3, H, W] and returns logits [N, C].
         path: the ONNX file to write.
         weights: ``default``, ``none``, or a .pth or .safetensors file; not for ONNX files.
         weights_key: which of several sets of weights in that file.
         labels: ``imagenet``, a file with one name a line or a JSON list, or the names.
         num_classes: for torchvision and timm models with another number of classes than usual.
-        overrides: preprocessing, where the model does not bring its own or it differs.
+        overrides: preprocessing, where the model does not state it or states it wrongly.
         task: what the outputs mean; by default what the graph's last operator says.
         output: which of several outputs to explain, by name or number.
         target_layer: a module's path, a node or a tensor; by default the layer is found from the
             graph.
-        methods: what the file must support; by default everything but ``ablation``, which
-            adds an output and its work, and ``cam`` where the head allows it.
-        score: what gradients and Ablation-CAM are taken of. By default as each was published:
-            gradients of the logit, Ablation-CAM of the probability.
+        methods: which methods the file supports; by default all but ``ablation``, which costs an
+            output more, and ``cam`` where the head allows it.
+        score: which class score gradients and Ablation-CAM explain. By default as published:
+            gradients the logit, Ablation-CAM the probability.
         outputs: what the graph returns besides probabilities: ``raw`` (activations and gradients),
             ``map`` (finished maps), ``tft`` (the first method's map thresholded by a sweep inside
             the graph); or several.
-        map_methods: whose finished maps; by default all methods of the file but Score-CAM, and with
-            ``tft`` alone Grad-CAM.
+        map_methods: the methods whose finished maps are outputs; by default all of the file but
+            Score-CAM, and with ``tft`` alone Grad-CAM.
         fused_layers: earlier layers, whose Layer-CAM maps are fused with the target layer's in the
-            graph's own map: finer detail, for a backward pass through what lies between.
-        tft: the reading of TFT that the file recommends; that of the sweep inside the graph. With
-            ``forwards`` that is a search, which needs ``priors`` and the output ``tft``; with
-            ``again`` it shows the network its best thresholds once more.
-        priors: what was learnt of thresholds, see ``runtime.priors``; kept in the file.
+            graph's map: finer detail, at the cost of a backward pass between the layers.
+        tft: TFT's settings, which the file recommends and a sweep inside the graph follows. With
+            ``forwards`` the graph searches, which needs ``priors`` and the output ``tft``.
+        priors: learned distributions of good thresholds, see ``runtime.search``; kept in the file.
         embed_preprocess: let the graph take uint8 images [N, h, w, 3] and resize, crop and
             normalise them itself.
-        source_size: (h, w) of these images, for which less work remains in each call; None: any.
+        source_size: (h, w) of these images, which makes preprocessing faster; None for any size.
         top: explain the K most probable classes, so that the graph needs no input ``target``.
-        straight_through: pass gradients through quantisation (Q/DQ) after the target layer as if it
-            were not there.
-        check: images of the user's own, on which the file's own outputs are compared as well.
-        opset: of the ONNX file made of a PyTorch model; an ONNX file keeps its own from 18 on.
-        step: told the name of each step as it begins, see ``STEPS``.
+        straight_through: pass gradients unchanged through quantisation (Q/DQ) after the target
+            layer.
+        check: further images on which the network's outputs are compared before and after.
+        opset: of a PyTorch model's ONNX file; an ONNX file keeps its opset from 18 on.
+        step: called with the name of each step as it begins, see ``STEPS``.
 
     Returns:
-        What was made.
+        The file, its manifest and its verification.
 
     Raises:
         ExportError: the model cannot be loaded or exported.
         TargetLayerError: there is no usable target layer.
-        VerificationError: the file does not compute what the network does; none is left behind.
+        VerificationError: the file does not compute what the network does; it is deleted.
         OutputError: the file cannot be written.
     """
     begin = time.perf_counter()
@@ -173,36 +172,36 @@ def to_onnx(
         top=top,
     )
     options.check()
-    with replacing(target) as temporary:  # first of all: an unwritable place should cost no wait
+    with replacing(target) as temporary:  # first, so that an unwritable folder fails at once
         step(STEPS[0])
-        origin = load_model(model, weights, weights_key, labels, num_classes, overrides, opset)
+        loaded = load_model(model, weights, weights_key, labels, num_classes, overrides, opset)
         step(STEPS[1])
-        plain = origin.plain
+        plain = loaded.plain
         meaning = interpret_outputs(plain.graph.outputs, plain.shapes, task, output)
         network = Network(plain, meaning.logits)
         layer = network.find(target_layer)
-        earlier = network.earlier(layer, fused_layers)
+        earlier = network.find_earlier(layer, fused_layers)
         _check_quantised(network, [*earlier, layer], straight_through)
         head = split_head(network, layer)
-        request, priors_kept, tft = plan_export(options, head, meaning, origin)
-        manifest = _manifest(origin, network, meaning, layer, earlier, head, request, tft)
-        original = OriginalModel(plain, origin.file)
+        request, priors_kept, tft = plan_export(options, head, meaning, loaded)
+        manifest = _manifest(loaded, network, meaning, layer, earlier, head, request, tft)
+        original = OriginalModel(plain, loaded.file)
         manifest = msgspec.structs.replace(
             manifest,
             priors=priors_kept,
             own_outputs=original.names,
         )
-        reference = _reference(origin, network, meaning, layer)
-        references_earlier = tuple(_reference(origin, network, meaning, each) for each in earlier)
+        reference = _reference(loaded, network, meaning, layer)
+        references_earlier = tuple(_reference(loaded, network, meaning, other) for other in earlier)
         if task is None and may_be_probabilities(meaning.output):
             _check_is_no_probability(meaning, original, manifest)
-        if origin.module is not None and isinstance(reference, OnnxReference):
+        if loaded.module is not None and isinstance(reference, OnnxReference):
             from .references_torch import check_translation
 
-            image = draw_natural_images(np.random.default_rng(0), 2, _prepared_alone(manifest))
-            check_translation(origin.module, original.outputs(image)[0], image)
+            image = draw_natural_images(np.random.default_rng(0), 2, _without_preprocess(manifest))
+            check_translation(loaded.module, original.outputs(image)[0], image)
         step(STEPS[2])
-        made = assemble(
+        assembly = assemble(
             network,
             meaning,
             [*earlier, layer],
@@ -212,31 +211,35 @@ def to_onnx(
         )
         manifest = msgspec.structs.replace(
             manifest,
-            names={name: own for name, own in made.names.items() if _declared(name, manifest)},
+            names={
+                name: actual
+                for name, actual in assembly.names.items()
+                if _is_declared(name, manifest)
+            },
         )
-        _tidy(plain.model)
+        _clean_up(plain.model)
         step(STEPS[3])
-        runner = GraphRunner(plain.model, made, manifest)
+        runner = GraphRunner(plain.model, assembly, manifest)
         subject = Subject(
             runner,
             manifest,
-            {name: _inner(tensor.shape) for name, tensor in runner.tensors.items()},
+            {name: _shape_without_batch(tensor.shape) for name, tensor in runner.tensors.items()},
             reference,
             plain.size,
             original,
             references_earlier,
             plain.shapes.dtypes[meaning.logits] in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16),
         )
-        verification = verify(subject, [_prepared(image, manifest) for image in check])
+        verification = verify(subject, [_prepare_image(image, manifest) for image in check])
         answers = compute_reference_answers(runner, reference, manifest, bool(earlier))
         step(STEPS[4])
-        _declare_only(plain.model, made, manifest)
+        _declare_only(plain.model, assembly, manifest)
         ir.save(plain.model, str(temporary))
         manifest = msgspec.structs.replace(manifest, references=answers, digest=digest(temporary))
         append_manifest(temporary, manifest)
         _check_file(temporary)
         size = temporary.stat().st_size
-    notes = (*origin.notes, *([] if meaning.note is None else [meaning.note]), *plain.changes)
+    notes = (*loaded.notes, *([] if meaning.note is None else [meaning.note]), *plain.changes)
     return ExportResult(
         target,
         manifest,
@@ -244,8 +247,8 @@ def to_onnx(
         size,
         time.perf_counter() - begin,
         notes,
-        made.nodes,
-        made.rules,
+        assembly.nodes,
+        assembly.rules,
     )
 
 
@@ -258,23 +261,23 @@ def list_layers(
     task: Task | None = None,
     output: str | None = None,
 ) -> tuple[list[Layer], Layer | None]:
-    """Where a model can be cut, and where ``to_onnx`` would cut it.
+    """List the layers at which a model can be explained, and the one ``to_onnx`` would choose.
 
     Args:
-        model, weights, num_classes, overrides, task, output: as ``to_onnx`` takes them; weights and
-            preprocessing do not matter here.
+        model, weights, num_classes, overrides, task, output: as for ``to_onnx``; weights and
+            preprocessing make no difference here.
 
     Returns:
-        The places from image to logits, and the one that would be chosen, or None.
+        The layers from image to logits, and the target layer by default, or None.
 
     Raises:
         ExportError: the model cannot be loaded or translated.
     """
-    origin = load_model(
+    loaded = load_model(
         model, weights, None, None, num_classes, overrides, DEFAULT_OPSET, needs_preprocess=False
     )
-    meaning = interpret_outputs(origin.plain.graph.outputs, origin.plain.shapes, task, output)
-    network = Network(origin.plain, meaning.logits)
+    meaning = interpret_outputs(loaded.plain.graph.outputs, loaded.plain.shapes, task, output)
+    network = Network(loaded.plain, meaning.logits)
     try:
         chosen = network.find()
     except ExportError:
@@ -292,68 +295,66 @@ def _check_quantised(network: Network, layers: Sequence[Layer], allowed: bool) -
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             raise ExportError(
                 f"the node '{node.name}' ({node.op_type}) quantises between the target layer and "
-                "the class scores, where a gradient has no meaning in the strict sense. Explain "
-                "the float file and quantise that, or pass --straight-through to take it for the "
-                "identity"
+                "the class scores, and rounding has no gradient. Explain the float file and "
+                "quantise that, or pass --straight-through to treat it as the identity"
             )
 
 
 def _reference(
-    origin: LoadedModel, network: Network, meaning: OutputMeaning, layer: Layer
+    loaded: LoadedModel, network: Network, meaning: OutputMeaning, layer: Layer
 ) -> Reference:
-    if origin.module is not None:
+    if loaded.module is not None:
         from .references_torch import TorchReference
 
         plain = network.plain
         try:
             return TorchReference(
-                origin.module,
+                loaded.module,
                 layer,
                 (plain.channels, *plain.size),
                 ends_in_activation=meaning.logits is not meaning.output,
             )
         except LookupError:
             pass
-    said = "the original file" if origin.module is None else "the graph that PyTorch wrote"
-    return OnnxReference(network, meaning, layer, said)
+    description = "the original file" if loaded.module is None else "the graph that PyTorch wrote"
+    return OnnxReference(network, meaning, layer, description)
 
 
-def _prepared_alone(manifest: Manifest) -> Manifest:
-    """Of the network by itself, which takes prepared images."""
+def _without_preprocess(manifest: Manifest) -> Manifest:
+    """Describe the network itself, which takes prepared images."""
     return msgspec.structs.replace(manifest, embedded_preprocess=False, source_size=None)
 
 
 def _check_is_no_probability(
     meaning: OutputMeaning, original: OriginalModel, manifest: Manifest
 ) -> None:
-    """Refuse outputs that are probabilities already, though no operator at the end says so.
+    """Refuse outputs that are probabilities though the graph does not end in Softmax or Sigmoid.
 
-    A softmax written as exp, sum and quotient is one; softmax of it would be wrong without a sign.
+    A softmax written as exp, sum and quotient would silently get a second softmax.
     """
     rng = np.random.default_rng(0)
-    feeds = draw_natural_images(rng, 2, _prepared_alone(manifest))
-    outputs = dict(zip(original.names, original.outputs(feeds), strict=True))
+    images = draw_natural_images(rng, 2, _without_preprocess(manifest))
+    outputs = dict(zip(original.names, original.outputs(images), strict=True))
     values = np.asarray(outputs[str(meaning.output.name)], np.float64).reshape(2, -1)
     within = bool(values.min() >= 0 and values.max() <= 1)
     if within and (values.shape[1] == 1 or np.abs(values.sum(-1) - 1).max() < 1e-3):
         raise ExportError(
             f"the output '{meaning.output.name}' holds probabilities already, but the graph does "
-            "not end in Softmax or Sigmoid: its activation is written in other operators. Name "
-            "the logits with --output-name if the file gives them out, or pass --task none to "
-            "explain the values as they are"
+            "not end in Softmax or Sigmoid. Name the logits with --output-name if they are an "
+            "output, or pass --task none to explain the values as they are"
         )
 
 
-def _inner(shape: Sequence[Any]) -> tuple[int | None, ...]:
+def _shape_without_batch(shape: Sequence[Any]) -> tuple[int | None, ...]:
     return tuple(side if isinstance(side, int) else None for side in shape[1:])
 
 
-def _declared(name: str, manifest: Manifest) -> bool:
+def _is_declared(name: str, manifest: Manifest) -> bool:
     return name in ("image", "target") or name in manifest.output_shapes
 
 
-def _prepared(path: str | os.PathLike[str], manifest: Manifest) -> NDArray[Any]:
-    """A user's image as the graph takes it, [1, ...]."""
+def _prepare_image(path: str | os.PathLike[str], manifest: Manifest) -> NDArray[Any]:
+    """Read an image as the graph takes it, [1, ...]."""
     from ..runtime.images import read_picture
     from ..runtime.preprocess import arrange, crop_resized
 
@@ -365,36 +366,36 @@ def _prepared(path: str | os.PathLike[str], manifest: Manifest) -> NDArray[Any]:
     ).astype(manifest.image_dtype)
 
 
-def _tidy(model: ir.Model) -> None:
-    """Nodes in an order in which they can run; nothing that nobody reads."""
+def _clean_up(model: ir.Model) -> None:
+    """Sort the nodes topologically and remove those that nothing reads."""
     import onnx_ir.passes.common as passes
 
     model.graph.sort()
     passes.RemoveUnusedNodesPass()(model)
 
 
-def _declare_only(model: ir.Model, made: Assembly, manifest: Manifest) -> None:
-    """Take back the outputs that only verification asked for."""
-    kept = {*made.own_outputs, *(manifest.names.get(n, n) for n in manifest.output_shapes)}
+def _declare_only(model: ir.Model, assembly: Assembly, manifest: Manifest) -> None:
+    """Remove the outputs that only verification needed."""
+    kept = {*assembly.own_outputs, *(manifest.names.get(n, n) for n in manifest.output_shapes)}
     outputs = model.graph.outputs
     for value in [value for value in outputs if value.name not in kept]:
         outputs.remove(value)
-    _tidy(model)
+    _clean_up(model)
 
 
 def _check_file(path: Path) -> None:
-    """Read the finished file as a user's runtime will, and try it."""
+    """Load the finished file as users will, and check its reference answers."""
     manifest = read_manifest(path)
     engine = open_engine(path, manifest, "onnxruntime")
-    for compared in selftest.check(engine, manifest, ENGINE):
-        if compared.complaint:
+    for comparison in selftest.check(engine, manifest, ENGINE):
+        if comparison.complaint:
             raise VerificationError(
-                f"the finished file answers wrongly: {compared.complaint}. No file was written"
+                f"the finished file answers wrongly: {comparison.complaint}. No file was written"
             )
 
 
 def _manifest(
-    origin: LoadedModel,
+    loaded: LoadedModel,
     network: Network,
     meaning: OutputMeaning,
     layer: Layer,
@@ -407,15 +408,15 @@ def _manifest(
     dtype = plain.shapes.dtypes[plain.image]
     try:
         return Manifest(
-            model=origin.name,
-            weights=origin.weights,
+            model=loaded.name,
+            weights=loaded.weights,
             target_layer=layer.name,
             activations=layer.shape,
             pooled_linear=head.is_pooled_linear,
             task=meaning.task,
             num_classes=meaning.num_classes,
-            labels=_labels(origin.labels, meaning),
-            preprocess=origin.preprocess,
+            labels=_labels(loaded.labels, meaning),
+            preprocess=loaded.preprocess,
             layout="NHWC" if plain.layout == "NHWC" else "NCHW",
             image_dtype={ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16"}.get(  # type: ignore[arg-type]
                 dtype, "uint8"
@@ -424,7 +425,7 @@ def _manifest(
             outputs=request.outputs,
             methods=request.methods,
             map_methods=request.map_methods,
-            fused_layers=tuple(FusedLayer(each.name, each.shape) for each in earlier),
+            fused_layers=tuple(FusedLayer(other.name, other.shape) for other in earlier),
             embedded_preprocess=request.preprocess is not None,
             source_size=request.source_size,
             gradient_score=request.gradient_score,
@@ -432,23 +433,23 @@ def _manifest(
             tft=tft,
             opset=plain.graph.opset_imports[""],
             image_bytes=network.image_bytes(),
-            tools=_tools(origin.module is not None),
+            tools=_tools(loaded.module is not None),
         )
     except ValueError as error:
-        raise ExportError(f"such a file cannot be described: {error}") from error
+        raise ExportError(f"the options do not fit the model: {error}") from error
 
 
 def _tools(reads_torch: bool) -> dict[str, str]:
-    """Versions of the packages that made a file; one that is not installed took no part."""
+    """Look up the versions of the packages that made a file."""
     from importlib.metadata import distributions
 
     names = ("torch", "onnx", "onnx-ir", "onnxscript") if reads_torch else ("onnx", "onnx-ir")
-    found = {name: dist.version for name in names for dist in distributions(name=name)}
-    return {"whycam": package_version(), **found}
+    versions = {name: dist.version for name in names for dist in distributions(name=name)}
+    return {"whycam": package_version(), **versions}
 
 
 def _labels(labels: Sequence[str], meaning: OutputMeaning) -> tuple[str, ...]:
-    """Class names; one name for one logit becomes two."""
+    """Complete and check class names; a single name of one logit becomes two."""
     if meaning.task == "binary" and len(labels) == 1:
         return f"not {labels[0]}", labels[0]
     if labels and len(labels) != meaning.num_classes:

@@ -103,7 +103,7 @@ class ExportOptions:
 
 
 def plan_export(
-    options: ExportOptions, head: Head, meaning: OutputMeaning, origin: LoadedModel
+    options: ExportOptions, head: Head, meaning: OutputMeaning, loaded: LoadedModel
 ) -> tuple[Request, tuple[Prior, ...], Tft]:
     """Complete the options for one network.
 
@@ -137,7 +137,7 @@ def plan_export(
         tft=tft if "tft" in options.groups else None,
         prior=prior,
         top=options.top,
-        preprocess=origin.preprocess if options.embed_preprocess else None,
+        preprocess=loaded.preprocess if options.embed_preprocess else None,
         source_size=options.source_size,
     )
     kept = tuple(prior for prior in options.priors if prior.method in methods)

@@ -383,12 +383,12 @@ def test_node_and_tensor_can_be_named_as_well(resnet) -> None:
 def test_earlier_layers_come_in_the_networks_order(resnet) -> None:
     network = resnet[1]
     target = network.find()
-    names = [layer.name for layer in network.earlier(target, ["layer3", "layer2"])]
+    names = [layer.name for layer in network.find_earlier(target, ["layer3", "layer2"])]
     assert names == ["layer2.1", "layer3.1"]
     with pytest.raises(TargetLayerError, match="not 2 different ones"):
-        network.earlier(target, ["layer3", "layer3.1"])
+        network.find_earlier(target, ["layer3", "layer3.1"])
     with pytest.raises(TargetLayerError, match=r"'layer4.1' is not before"):
-        network.earlier(target, ["layer4"])
+        network.find_earlier(target, ["layer4"])
 
 
 def test_layers_lists_the_cuts_from_image_to_logits_and_the_choice() -> None:
