@@ -57,7 +57,7 @@ from whycam.runtime.engines.opening import open_engine
 from whycam.runtime.engines.plan import Range
 from whycam.runtime.errors import VerificationError
 from whycam.runtime.files import write_whole
-from whycam.runtime.images import read_picture
+from whycam.runtime.images import read_image
 from whycam.runtime.manifest import Manifest, Preprocess
 from whycam.runtime.onnxfile import append_manifest, digest, read_manifest, without_outputs
 from whycam.runtime.preprocess import crop_resized, normalise

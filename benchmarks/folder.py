@@ -23,7 +23,7 @@ from rich.table import Table
 
 import whycam
 from whycam.runtime.batches import CALLERS, images_together, joined, prepared_batches
-from whycam.runtime.images import pictures_in
+from whycam.runtime.images import list_images
 from whycam.runtime.machine import describe_machine
 from whycam.runtime.pipeline import Prepared, classify
 from whycam.runtime.timing import measure_seconds, run_interleaved
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="raw samples in seconds")
     options = parser.parse_args()
     explainer = whycam.load(options.model, options.engine, options.threads)
-    files = pictures_in(options.folder)[: options.images]
+    files = list_images(options.folder)[: options.images]
     runs = contenders(explainer, files, options.methods.split(","))
     seconds = run_interleaved(
         {name: partial(measure_seconds, run) for name, run in runs.items()}, options.rounds, 1

@@ -32,7 +32,7 @@ from timing import (
 
 import whycam
 from whycam.export import to_onnx
-from whycam.runtime.images import read_picture
+from whycam.runtime.images import read_image
 from whycam.runtime.preprocess import crop_resized, normalise
 
 FRAME = (720, 1280)

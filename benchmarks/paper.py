@@ -31,7 +31,7 @@ from whycam.calibrate.quality import drops, increases
 from whycam.runtime import pipeline
 from whycam.runtime.figure import png
 from whycam.runtime.files import write_whole
-from whycam.runtime.images import read_picture
+from whycam.runtime.images import read_image
 from whycam.runtime.pipeline import classify, prepare
 from whycam.train.aft import AFTER, BEFORE, REPORT, train_aft
 from whycam.train.classifier import train_classifier
@@ -190,7 +190,7 @@ def whose_gain(name: str, method: str, folder: Path, images: Iterable[Sample]) -
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for sample in images:
         try:
-            images = prepare([read_picture(sample.path)], before.manifest).inputs
+            images = prepare([read_image(sample.path)], before.manifest).inputs
         except whycam.WhyCamError:
             continue
         p, mapped = _mapped(before, images, -1, method)

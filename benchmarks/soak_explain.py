@@ -125,7 +125,7 @@ def explain(explainer: whycam.Explainer, files: list[Path], chance: random.Rando
         # Score-CAM is a forward pass for every channel: it would be most of the time.
         chance.choice([each for each in explainer.manifest.methods if each != "scorecam"]),
         tft=chance.random() < 0.1,
-        geometry=chance.choice(["input", "picture"]),
+        geometry=chance.choice(["input", "image"]),
     )
     first = found[0] if isinstance(found, list) else found
     assert 0 <= first.map.min() <= first.map.max() <= 1

@@ -26,7 +26,7 @@ import whycam
 from whycam.calibrate import open_dataset
 from whycam.calibrate.dataset import in_fixed_order
 from whycam.runtime import pipeline
-from whycam.runtime.images import read_picture
+from whycam.runtime.images import read_image
 from whycam.runtime.pipeline import prepare
 from whycam.runtime.search import prior_for
 from whycam.runtime.sweep import Choice, Request, sweep
@@ -93,7 +93,7 @@ def measured(exact, samples, method, reading, tried) -> list[dict]:
     best: dict[str, list[tuple[bool, float]]] = {name: [] for name in tried}
     originals = []
     for sample in track(samples, description=f"{method} {reading.mask}", transient=True):
-        images = prepare([read_picture(sample.path)], exact.manifest).inputs
+        images = prepare([read_image(sample.path)], exact.manifest).inputs
         plan = exact.plan(method)
         (request,) = pipeline.map(
             exact.model, pipeline.infer(exact.model, images, [[-1]], plan), plan

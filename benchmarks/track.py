@@ -85,7 +85,7 @@ def measured(
 
     indices = []
     for frame in frames_of(video, limit, f"{Path(video).name} {method} {reading.mask}"):
-        inputs = pipeline.prepare([frame.picture], explainer.manifest).inputs
+        inputs = pipeline.prepare([frame.image], explainer.manifest).inputs
         inference = pipeline.infer(explainer.model, inputs, [[-1]], plan)
         (class_map,) = pipeline.map(explainer.model, inference, plan)
         compare(class_map)

@@ -12,7 +12,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from ..runtime.errors import DataError
-from ..runtime.images import PICTURE_ENDINGS, pictures_in
+from ..runtime.images import IMAGE_SUFFIXES, list_images
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def in_fixed_order(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def _from_folder(place: Path) -> list[Sample]:
-    files = pictures_in(place)
+    files = list_images(place)
     samples = []
     for file in files:
         relative = file.relative_to(place)
@@ -135,7 +135,7 @@ def _is_image(name: str) -> bool:
 def _from_voc(place: Path) -> list[Sample]:
     samples = []
     for file in sorted((place / "JPEGImages").iterdir()):
-        if file.suffix.lower() not in PICTURE_ENDINGS:
+        if file.suffix.lower() not in IMAGE_SUFFIXES:
             continue
         annotation = place / "Annotations" / f"{file.stem}.xml"
         known = annotation if annotation.is_file() else None

@@ -23,7 +23,7 @@ from ..runtime.errors import DataError, ImageError, RequestError
 from ..runtime.explainer import Explainer, run_batches
 from ..runtime.manifest import Manifest
 from ..runtime.pipeline import ClassMap, Prepared
-from ..runtime.preprocess import Placement, to_picture
+from ..runtime.preprocess import Placement, to_image
 from ..runtime.request import NOT_PROBABILITIES
 from ..runtime.sweep import Choice, Request, masked_image, mute_share, sweep
 from ..runtime.tft import Tft
@@ -320,7 +320,7 @@ def _measured(
     }
     if boxes:
         edges = [(box.left, box.top, box.right, box.bottom) for box in boxes]
-        over = to_picture(values, place)
+        over = to_image(values, place)
         found |= {"pointing": pointing(over, edges), "energy": energy_inside(over, edges)}
     if settings.curve_steps:
         insertion, deletion = insertion_deletion(

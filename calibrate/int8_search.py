@@ -16,7 +16,7 @@ from ..runtime import pipeline
 from ..runtime.cam import Method
 from ..runtime.errors import DataError, ImageError, VerificationError
 from ..runtime.explainer import Explainer, load
-from ..runtime.images import read_picture
+from ..runtime.images import read_image
 from ..runtime.pipeline import prepare
 from ..runtime.similarity import pearson
 from .dataset import Sample
@@ -134,7 +134,7 @@ class Search:
             for sample in samples:
                 self._tick(f"ranges: {sample.name}", 1)
                 try:
-                    image = prepare([read_picture(sample.path)], self._reference.manifest).inputs
+                    image = prepare([read_image(sample.path)], self._reference.manifest).inputs
                 except ImageError as error:
                     unreadable.append(str(error))
                     continue

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..runtime.cam import METHODS, Method
 from ..runtime.engines.plan import Range
 from ..runtime.errors import RequestError
-from ..runtime.images import pictures_in
+from ..runtime.images import list_images
 
 
 def names(text: str) -> list[str]:
@@ -153,7 +153,7 @@ def images(paths: Sequence[Path]) -> list[tuple[Path, str]]:
     files: list[Path] = []
     for path in paths:
         if os.path.isdir(path):  # False, where pathlib raises: names too long
-            inside = pictures_in(path)
+            inside = list_images(path)
             if not inside:
                 raise RequestError(f"no images in the folder {path}")
             files.extend(inside)

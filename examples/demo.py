@@ -63,7 +63,7 @@ def overview(found: dict[str, list[whycam.Explanation]]) -> Figure:
     axes = figure.subplots(rows, len(found) + 1)
     for i in range(rows):
         first = next(iter(found.values()))[i]
-        panels = [(first.picture, f"{first.label} {first.probability:.2f}")]
+        panels = [(first.image, f"{first.label} {first.probability:.2f}")]
         panels += [(e[i].overlay(), method) for method, e in found.items()]
         for axis, (image, title) in zip(axes[i], panels, strict=True):
             axis.imshow(image)

@@ -358,7 +358,7 @@ def _prepare_image(path: str | os.PathLike[str], manifest: Manifest) -> NDArray[
     from ..runtime.images import read_picture
     from ..runtime.preprocess import arrange, crop_resized
 
-    picture = read_picture(path)
+    picture = read_image(path)
     if manifest.embedded_preprocess:
         return picture[None]
     return np.ascontiguousarray(

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from .errors import ImageError
-from .images import PictureSource, read_picture
+from .images import ImageSource, read_image
 from .manifest import Manifest
 from .pipeline import Prepared, prepare
 
@@ -53,7 +53,7 @@ def map_ahead(
 
 def prepared_batches(
     items: Iterable[_Item],
-    source_of: Callable[[_Item], PictureSource],
+    source_of: Callable[[_Item], ImageSource],
     manifest: Manifest,
     most: int,
     memory: int | None = None,
@@ -62,7 +62,7 @@ def prepared_batches(
 
     Args:
         items: what is to be read, in order.
-        source_of: an item's image, as ``read_picture`` takes it.
+        source_of: an item's image, as ``read_image`` takes it.
         manifest: says how images are prepared.
         most: images of one batch.
         memory: most bytes of one batch's inputs; None: any number.
@@ -77,7 +77,7 @@ def prepared_batches(
 
     def read(item: _Item) -> Read[_Item]:
         try:
-            return item, prepare([read_picture(source_of(item))], manifest)
+            return item, prepare([read_image(source_of(item))], manifest)
         except ImageError as error:
             return item, error
 

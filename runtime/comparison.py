@@ -32,7 +32,7 @@ EXPORT_OF_HALF: Tolerances = {
     **dict.fromkeys(("own_outputs", "probabilities", "activations", "ablation"), 2e-2),
 }
 # An engine against reference answers. Engines differ in the order of their sums. A network on a
-# test pattern is less sure of itself than on a photograph, so reduced precision moves it more.
+# test pattern is less sure of itself than on an image, so reduced precision moves it more.
 ENGINE: Tolerances = {
     "probabilities": 1e-3,
     "lead": 1e-3,

@@ -44,7 +44,7 @@ class WhyCamError(Exception):
 
 
 class ImageError(WhyCamError):
-    """A picture cannot be read or has an unusable type, shape or size."""
+    """An image cannot be read or has an unusable type, shape or size."""
 
 
 class SourceError(WhyCamError):

@@ -19,7 +19,7 @@ from .engines.opening import open_engine
 from .engines.plan import is_plan
 from .errors import ImageError, RequestError
 from .explanation import Explanation
-from .images import Picture, PictureSource, read_picture
+from .images import ImageSource, RGBImage, read_image
 from .manifest import Manifest
 from .onnxfile import check_digest, read_manifest
 from .pipeline import ClassMap, Model, Prepared
@@ -27,7 +27,7 @@ from .preprocess import Placement
 from .request import RequestPlan, Settings, Thresholding, plan_request
 from .scorecam import Progress
 from .sweep import Choice
-from .targets import class_rows, per_picture
+from .targets import class_rows, resolve_targets
 from .tft import Tft
 
 # Engines hold more than the activations alive at once: inputs, outputs, scratch space.
@@ -35,7 +35,7 @@ _ENGINE_OVERHEAD = 2
 # Preprocessing inside the graph holds an image's bytes as float32 up to three times.
 _EMBEDDED_OVERHEAD = 12
 
-Geometry = Literal["input", "picture"]
+Geometry = Literal["input", "image"]
 # What is done to each of ``pipeline``'s steps' results: nothing, or a clock is read.
 Mark = Callable[[str], None]
 _Entry = int | list[int]  # an image's class, or several
@@ -128,11 +128,11 @@ class Explainer:
         plan = self.plan(method, tft)
         _check_geometry(geometry)
         sources, many = _listed(images)
-        entries = per_picture(targets, len(sources), many, self.manifest)
+        entries = resolve_targets(targets, len(sources), many, self.manifest)
         found: dict[Method, list[Any]] = {one.method: [] for one in plan.methods}
         items = list(zip(sources, entries, strict=True))
         if len(items) == 1:  # needs no threads
-            prepared = pipeline.prepare([read_picture(sources[0])], self.manifest)
+            prepared = pipeline.prepare([read_image(sources[0])], self.manifest)
             results_in_order = self._explain_batch([(items[0], prepared)], plan, geometry, progress)
         else:
             results_in_order = self._explained(items, plan, geometry, progress)
@@ -146,13 +146,13 @@ class Explainer:
 
     def iter_explanations(
         self,
-        images: Iterable[PictureSource],
+        images: Iterable[ImageSource],
         target: Any = None,
         method: Method | Sequence[Method] | None = None,
         tft: Thresholding = None,
         geometry: Geometry = "input",
         progress: Progress | None = None,
-    ) -> Iterator[tuple[PictureSource, dict[Method, Any] | ImageError]]:
+    ) -> Iterator[tuple[ImageSource, dict[Method, Any] | ImageError]]:
         """Explain any number of images, of which a few at a time are in memory.
 
         Args:
@@ -169,7 +169,7 @@ class Explainer:
         """
         plan = self.plan(method, tft)
         _check_geometry(geometry)
-        (entry,) = per_picture(target, 1, False, self.manifest)
+        (entry,) = resolve_targets(target, 1, False, self.manifest)
         return self._explained(((image, entry) for image in images), plan, geometry, progress)
 
     def plan(
@@ -239,11 +239,11 @@ class Explainer:
 
     def _explained(
         self,
-        items: Iterable[tuple[PictureSource, _Entry]],
+        items: Iterable[tuple[ImageSource, _Entry]],
         plan: RequestPlan,
         geometry: Geometry,
         progress: Progress | None,
-    ) -> Iterator[tuple[PictureSource, dict[Method, Any] | ImageError]]:
+    ) -> Iterator[tuple[ImageSource, dict[Method, Any] | ImageError]]:
         # Score-CAM takes minutes and must hear of Ctrl-C: in the calling thread.
         slow = any(one.method == "scorecam" for one in plan.methods)
         return run_batches(
@@ -256,11 +256,11 @@ class Explainer:
 
     def _explain_batch(
         self,
-        batch: list[Read[tuple[PictureSource, _Entry]]],
+        batch: list[Read[tuple[ImageSource, _Entry]]],
         plan: RequestPlan,
         geometry: Geometry,
         progress: Progress | None,
-    ) -> Iterator[tuple[PictureSource, dict[Method, Any] | ImageError]]:
+    ) -> Iterator[tuple[ImageSource, dict[Method, Any] | ImageError]]:
         readable = [(entry, read) for (_, entry), read in batch if isinstance(read, Prepared)]
         explained: Iterator[Any] = iter(())
         if readable:
@@ -272,7 +272,7 @@ class Explainer:
                 yield source, read
                 continue
             found = {
-                method: [one.over_picture() if geometry == "picture" else one for one in listed]
+                method: [one.over_image() if geometry == "image" else one for one in listed]
                 for method, listed in next(explained).items()
             }
             single = not isinstance(entry, list)
@@ -282,7 +282,7 @@ class Explainer:
 def run_batches(
     explainer: Explainer,
     items: Iterable[_Item],
-    source_of: Callable[[_Item], PictureSource],
+    source_of: Callable[[_Item], ImageSource],
     work: Callable[[list[Read[_Item]]], Iterable[_Result]],
     callers: int = CALLERS,
 ) -> Generator[_Result]:
@@ -291,7 +291,7 @@ def run_batches(
     Args:
         explainer: for whose network images are prepared.
         items: what has an image each.
-        source_of: an item's image, as ``read_picture`` takes it.
+        source_of: an item's image, as ``read_image`` takes it.
         work: from a batch, see ``prepared_batches``, to one result an item.
         callers: batches worked on at a time, on threads; 1: on the calling one.
 
@@ -321,7 +321,7 @@ def explanation(
     class_map: ClassMap,
     choice: Choice | None,
     settings: Settings,
-    image: Picture,
+    image: RGBImage,
     placement: Placement,
 ) -> Explanation:
     """Put together what the steps found of one map.
@@ -341,7 +341,7 @@ def explanation(
         method=class_map.method,
         map=class_map.map,
         original_map=class_map.map,
-        picture=image,
+        image=image,
         placement=placement,
     )
     if choice is None:
@@ -368,8 +368,8 @@ def _readable(batch: list[Read[Any]]) -> Iterator[Prepared]:
 
 
 def _check_geometry(geometry: str) -> None:
-    if geometry not in ("input", "picture"):
-        raise RequestError(f"geometry must be 'input' or 'picture', not {geometry!r}")
+    if geometry not in ("input", "image"):
+        raise RequestError(f"geometry must be 'input' or 'image', not {geometry!r}")
 
 
 def _several(method: Method | Sequence[Method] | None) -> bool:

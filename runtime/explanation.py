@@ -1,4 +1,4 @@
-"""What explaining a picture returns."""
+"""What explaining an image returns."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from . import overlay
 from .cam import Method
 from .errors import MissingExtraError, RequestError
 from .files import write_whole
-from .images import Picture
+from .images import RGBImage
 from .manifest import Task
-from .preprocess import Placement, to_picture
+from .preprocess import Placement, to_image
 from .tft import Tft
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PICTURE_TYPES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Why one class was given to one picture.
+    """Why one class was given to one image.
 
     Attributes:
         index: the class explained.
@@ -37,8 +37,8 @@ class Explanation:
         probability: of the class, in [0, 1]; its value where the task is ``none``.
         task: what the network's outputs mean, see ``Manifest.task``.
         method: how the map was made.
-        map: float32 [H, W] in [0, 1] over the network's input, or [h, w] over the picture's own
-            pixels with ``geometry="picture"``; thresholded if thresholding was asked for.
+        map: float32 [H, W] in [0, 1] over the network's input, or [h, w] over the image's own
+            pixels with ``geometry="image"``; thresholded if thresholding was asked for.
         original_map: the same before thresholding.
         mask: float32, as ``map``: what multiplies the image under the threshold; None without
             thresholding.
@@ -50,9 +50,9 @@ class Explanation:
         masked_probability: of the class for the image under ``mask``; None without TFT, or where
             no threshold improves and 0 was not tried.
         tft: the reading of TFT, with the thresholds that could be tried; None without TFT.
-        picture: uint8 [h, w, 3], RGB.
-        placement: where the network's input lies in the picture.
-        geometry: ``input`` or ``picture``: what ``map`` lies over.
+        image: uint8 [h, w, 3], RGB.
+        placement: where the network's input lies in the image.
+        geometry: ``input`` or ``image``: what ``map`` lies over.
     """
 
     index: int
@@ -61,7 +61,7 @@ class Explanation:
     method: Method
     map: NDArray[np.float32]
     original_map: NDArray[np.float32]
-    picture: Picture = field(repr=False)
+    image: RGBImage = field(repr=False)
     placement: Placement
     mask: NDArray[np.float32] | None = None
     threshold: float | None = None
@@ -73,8 +73,8 @@ class Explanation:
     geometry: str = "input"
     task: Task = "softmax"
 
-    def on_picture(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Carry ``map``, ``original_map`` or ``mask`` to the picture's own pixels.
+    def on_image(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Carry ``map``, ``original_map`` or ``mask`` to the image's own pixels.
 
         Args:
             values: float32, one of the three.
@@ -82,54 +82,54 @@ class Explanation:
         Returns:
             float32 [h, w], 0 outside what the network saw.
         """
-        if self.geometry == "picture":
+        if self.geometry == "image":
             return values
-        return to_picture(values, self.placement)
+        return to_image(values, self.placement)
 
-    def over_picture(self) -> Explanation:
-        """The same with ``geometry="picture"``: maps and mask over the picture's own pixels."""
+    def over_image(self) -> Explanation:
+        """The same with ``geometry="image"``: maps and mask over the image's own pixels."""
         return replace(
             self,
-            map=self.on_picture(self.map),
-            original_map=self.on_picture(self.original_map),
-            mask=None if self.mask is None else self.on_picture(self.mask),
-            geometry="picture",
+            map=self.on_image(self.map),
+            original_map=self.on_image(self.original_map),
+            mask=None if self.mask is None else self.on_image(self.mask),
+            geometry="image",
         )
 
     @cached_property
     def _region(self) -> NDArray[np.bool_]:
-        """Where the thresholded map is not zero, at the picture's own pixels."""
-        original = self.on_picture(self.original_map)
+        """Where the thresholded map is not zero, at the image's own pixels."""
+        original = self.on_image(self.original_map)
         return np.asarray((original >= self.cut) & (original > 0))
 
-    def overlay(self, opacity: float = 0.6, original: bool = False) -> Picture:
-        """The map over the picture, with an outline of what the threshold left.
+    def overlay(self, opacity: float = 0.6, original: bool = False) -> RGBImage:
+        """The map over the image, with an outline of what the threshold left.
 
         Args:
             opacity: of the colour where the map is 1, in [0, 1].
             original: show the map without thresholding.
 
         Returns:
-            uint8 [h, w, 3], RGB, the picture's own size.
+            uint8 [h, w, 3], RGB, the image's own size.
 
         Raises:
             RequestError: an opacity out of its range.
         """
         if not 0 <= opacity <= 1:
             raise RequestError(f"opacity must lie in [0, 1], not {opacity}")
-        values = self.on_picture(self.original_map)
+        values = self.on_image(self.original_map)
         if original or self.threshold is None:
-            return overlay.blend(self.picture, values, opacity)
-        # Thresholded here, at full resolution, so that the edge is as sharp as the picture.
+            return overlay.blend(self.image, values, opacity)
+        # Thresholded here, at full resolution, so that the edge is as sharp as the image.
         region = self._region
-        blended = overlay.blend(self.picture, np.where(region, values, np.float32(0)), opacity)
+        blended = overlay.blend(self.image, np.where(region, values, np.float32(0)), opacity)
         # Nothing is muted at threshold 0: an outline would only trace where the map is not 0.
         if self.cut > 0:
             overlay.outline(blended, region.astype(np.uint8))
         return blended
 
     def figure(self) -> Figure:
-        """Picture, map, thresholded map and rpi curve side by side, as in the paper's figure 3.
+        """RGBImage, map, thresholded map and rpi curve side by side, as in the paper's figure 3.
 
         Raises:
             MissingExtraError: matplotlib is not installed.
@@ -141,7 +141,7 @@ class Explanation:
         symbol = "value" if self.task == "none" else "p"
         number = format_probability(self.probability, self.task, 3)
         panels = [
-            titled(self.picture, self.label, f"{symbol} = {number}"),
+            titled(self.image, self.label, f"{symbol} = {number}"),
             (self.overlay(original=True), self.method),
         ]
         if self.threshold is not None:
@@ -162,7 +162,7 @@ class Explanation:
         return draw(panels, curve)
 
     def save(self, path: str | os.PathLike[str], figure: bool = False) -> Path:
-        """Write the overlay, or the figure, as a picture file; whole or not at all.
+        """Write the overlay, or the figure, as an image file; whole or not at all.
 
         Args:
             path: its ending says the type.
@@ -172,17 +172,17 @@ class Explanation:
             Where the file is.
 
         Raises:
-            RequestError: an ending that is no picture type.
+            RequestError: an ending that is no image type.
             OutputError: a place that cannot be written.
             MissingExtraError: a figure without matplotlib.
         """
         target = Path(path)
-        if target.suffix.lower() not in PICTURE_TYPES:
-            raise RequestError(f"cannot tell the picture type of {target}: end it with .png")
+        if target.suffix.lower() not in IMAGE_TYPES:
+            raise RequestError(f"cannot tell the image type of {target}: end it with .png")
         return write_whole(target, _encoded(self._drawn(figure), target.suffix))
 
     def save_map(self, path: str | os.PathLike[str]) -> Path:
-        """Write the map over the picture's own pixels, float32 [h, w], as a NumPy ``.npy`` file.
+        """Write the map over the image's own pixels, float32 [h, w], as a NumPy ``.npy`` file.
 
         Args:
             path: ends with ``.npy``.
@@ -194,10 +194,10 @@ class Explanation:
         if Path(path).suffix.lower() != ".npy":
             raise RequestError(f"a map is written as a NumPy array: end {path} with .npy")
         buffer = io.BytesIO()
-        np.save(buffer, self.on_picture(self.map))
+        np.save(buffer, self.on_image(self.map))
         return write_whole(Path(path), buffer.getvalue())
 
-    def _drawn(self, figure: bool) -> Picture:
+    def _drawn(self, figure: bool) -> RGBImage:
         if figure:
             drawn = self.figure()
             from .figure import rasterised
@@ -209,7 +209,7 @@ class Explanation:
         return overlay.caption(self.overlay(), text)
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers, without maps and picture, ready for JSON; None for an rpi not tried."""
+        """The numbers, without maps and image, ready for JSON; None for an rpi not tried."""
         numbers = {
             "index": self.index,
             "label": self.label,
@@ -237,10 +237,10 @@ def format_probability(probability: float, task: Task, digits: int) -> str:
     return f"{probability:.{digits}f}" if task != "none" else f"{probability:.{digits + 1}g}"
 
 
-def _encoded(picture: Picture, suffix: str) -> bytes:
+def _encoded(image: RGBImage, suffix: str) -> bytes:
     import cv2
 
-    done, data = cv2.imencode(suffix, picture[..., ::-1])
+    done, data = cv2.imencode(suffix, image[..., ::-1])
     if not done:
-        raise RequestError(f"OpenCV cannot write a picture of {picture.shape} as {suffix}")
+        raise RequestError(f"OpenCV cannot write an image of {image.shape} as {suffix}")
     return bytes(data)

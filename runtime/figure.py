@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, fontManager, get_font
 from numpy.typing import NDArray
 
-from .images import Picture
+from .images import RGBImage
 from .overlay import caption
 
 
@@ -36,15 +36,15 @@ class Curve:
     by_rank: bool
 
 
-def draw(panels: Sequence[tuple[Picture, str]], curve: Curve | None = None) -> Figure:
+def draw(panels: Sequence[tuple[RGBImage, str]], curve: Curve | None = None) -> Figure:
     """Draw images of one size side by side with their titles, and a curve right of them."""
     count = len(panels) + (curve is not None)
     height, width = panels[0][0].shape[:2]
     tall = min(max(3.2 * height / width, 1.8), 6.0)
     figure = Figure(figsize=(3.4 * count, tall + 0.5), layout="constrained")
     axes = figure.subplots(1, count)
-    for axis, (picture, title) in zip(axes, panels, strict=False):
-        axis.imshow(picture)
+    for axis, (image, title) in zip(axes, panels, strict=False):
+        axis.imshow(image)
         axis.set_title(title, fontsize=10)
         axis.set_axis_off()
     if curve is not None:
@@ -52,11 +52,11 @@ def draw(panels: Sequence[tuple[Picture, str]], curve: Curve | None = None) -> F
     return figure
 
 
-def titled(picture: Picture, label: str, number: str) -> tuple[Picture, str]:
+def titled(image: RGBImage, label: str, number: str) -> tuple[RGBImage, str]:
     """Say what an image is in its panel's title, or above the image where no font has the label.
 
     Args:
-        picture: uint8 [h, w, 3], RGB.
+        image: uint8 [h, w, 3], RGB.
         label: of any script.
         number: what is known of it.
 
@@ -65,11 +65,11 @@ def titled(picture: Picture, label: str, number: str) -> tuple[Picture, str]:
     """
     font = get_font(fontManager.findfont(FontProperties()))
     if all(ord(letter) in font.get_charmap() for letter in label):
-        return picture, label.replace("$", r"\$") + f"  {number}"  # no formula
-    return caption(picture, label), number
+        return image, label.replace("$", r"\$") + f"  {number}"  # no formula
+    return caption(image, label), number
 
 
-def rasterised(figure: Figure) -> Picture:
+def rasterised(figure: Figure) -> RGBImage:
     """A figure as pixels, uint8 [h, w, 3], RGB."""
     figure.set_dpi(120)
     canvas = FigureCanvasAgg(figure)

@@ -1,4 +1,4 @@
-"""Pictures in: files, arrays and Pillow images become RGB arrays, or a clear error."""
+"""Images in: files, arrays and Pillow images become RGB arrays, or a clear error."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from .errors import ImageError, reason_of
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Picture = NDArray[np.uint8]
-# Anything `read_picture` takes: a file, an array H x W [x 1, 3, 4] of uint8, a Pillow image.
-PictureSource = Any
+RGBImage = NDArray[np.uint8]
+# Anything `read_image` takes: a file, an array H x W [x 1, 3, 4] of uint8, a Pillow image.
+ImageSource = Any
 
-PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 MAX_PIXELS = 178_956_970  # Pillow's own bound against decompression bombs
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """Files that should be pictures, by their endings, in a folder and those below it, in order.
+def list_images(folder: Path) -> list[Path]:
+    """Files that should be images, by their endings, in a folder and those below it, in order.
 
     Hidden ones are not: what other programs keep there, and what a killed process left behind.
     """
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in PICTURE_ENDINGS and not path.name.startswith(".")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
     )
 
 
-def read_picture(source: PictureSource) -> Picture:
-    """A picture as RGB.
+def read_image(source: ImageSource) -> RGBImage:
+    """An image as RGB.
 
     Grey becomes three equal channels and alpha is dropped, as torchvision's and timm's loaders
     do; a file's EXIF orientation is applied. Arrays are RGB, not OpenCV's BGR.
@@ -64,7 +64,7 @@ def read_picture(source: PictureSource) -> Picture:
         with _without_warnings():
             return _from_pillow(source, "the Pillow image")
     raise ImageError(
-        f"cannot read a picture from {type(source).__name__}: pass a path, a uint8 array "
+        f"cannot read an image from {type(source).__name__}: pass a path, a uint8 array "
         "[H, W, 3] in RGB order, or a Pillow image"
     )
 
@@ -76,7 +76,7 @@ _filters = warnings.catch_warnings()
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """What Pillow warns of (odd metadata, large pictures) is read all the same, or refused here.
+    """What Pillow warns of (odd metadata, large images) is read all the same, or refused here.
 
     Python's filters are one list for all threads: the first reader changes them, and the last one
     puts them back. Each for itself, as two come and go, would leave them changed for good.
@@ -97,7 +97,7 @@ def _without_warnings() -> Iterator[None]:
                 _filters.__exit__(None, None, None)
 
 
-def _read_file(path: Path) -> Picture:
+def _read_file(path: Path) -> RGBImage:
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -113,9 +113,9 @@ def _read_file(path: Path) -> Picture:
     except FileNotFoundError as error:
         raise ImageError(f"there is no file {path}") from error
     except IsADirectoryError as error:
-        raise ImageError(f"{path} is a folder, not a picture") from error
+        raise ImageError(f"{path} is a folder, not an image") from error
     except UnidentifiedImageError as error:
-        what = "is empty" if path.stat().st_size == 0 else "is no picture that Pillow can read"
+        what = "is empty" if path.stat().st_size == 0 else "is no image that Pillow can read"
         raise ImageError(f"{path} {what}") from error
     except Image.DecompressionBombError as error:
         raise ImageError(
@@ -126,7 +126,7 @@ def _read_file(path: Path) -> Picture:
         raise ImageError(f"{path} cannot be decoded: {reason_of(error)}") from error
 
 
-def _from_pillow(image: Image, name: str) -> Picture:
+def _from_pillow(image: Image, name: str) -> RGBImage:
     from PIL import ImageOps
 
     width, height = image.size
@@ -148,24 +148,24 @@ def _from_pillow(image: Image, name: str) -> Picture:
         raise ImageError(f"{name} cannot be decoded: {reason_of(error)}") from error
 
 
-def _from_deep_grey(values: NDArray[Any], name: str) -> Picture:
+def _from_deep_grey(values: NDArray[Any], name: str) -> RGBImage:
     """16-bit grey, which Pillow's own conversion would clip at 255."""
     if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
         raise ImageError(f"{name} has pixel values that are neither 8 nor 16 bits deep")
     return _from_array((values.astype(np.uint32) // 257).astype(np.uint8))
 
 
-def _from_array(array: NDArray[Any]) -> Picture:
+def _from_array(array: NDArray[Any]) -> RGBImage:
     if array.dtype != np.uint8:
         raise ImageError(
-            f"a picture array must be uint8 with values 0 to 255, not {array.dtype}: do not "
+            f"an image array must be uint8 with values 0 to 255, not {array.dtype}: do not "
             "normalise it yourself, the model file says how"
         )
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
         raise ImageError(
-            f"a picture array must have the shape [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], "
+            f"an image array must have the shape [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], "
             f"not {list(array.shape)}"
         )
     if array.shape[2] == 1:

@@ -25,7 +25,7 @@ from .cam import Method
 from .engines.base import Engine
 from .engines.chunks import run_in_chunks
 from .errors import EngineError, RequestError
-from .images import Picture
+from .images import RGBImage
 from .manifest import Manifest
 from .preprocess import Placement, arrange, crop_resized, place
 from .request import MethodPlan, RequestPlan
@@ -63,7 +63,7 @@ class Prepared:
         placements: where the network's input lies in each image.
     """
 
-    images: tuple[Picture, ...]
+    images: tuple[RGBImage, ...]
     inputs: Inputs
     placements: tuple[Placement, ...]
 
@@ -104,11 +104,11 @@ class ClassMap(Request):
     column: int
 
 
-def prepare(images: Sequence[Picture], manifest: Manifest) -> Prepared:
+def prepare(images: Sequence[RGBImage], manifest: Manifest) -> Prepared:
     """Resize, crop and normalise images as the network was trained.
 
     Args:
-        images: from ``read_picture``, uint8 [h, w, 3]; of one size where the graph takes images
+        images: from ``read_image``, uint8 [h, w, 3]; of one size where the graph takes images
             of any size itself.
         manifest: of the graph.
 
@@ -126,7 +126,7 @@ def prepare(images: Sequence[Picture], manifest: Manifest) -> Prepared:
         for image in images:
             if wanted is not None and image.shape[:2] != wanted:
                 raise RequestError(
-                    f"this file was exported for pictures of {wanted[0]} x {wanted[1]} pixels "
+                    f"this file was exported for images of {wanted[0]} x {wanted[1]} pixels "
                     f"(height x width), not {image.shape[0]} x {image.shape[1]}"
                 )
         places = tuple(place((image.shape[0], image.shape[1]), spec)[0] for image in images)

@@ -1,4 +1,4 @@
-"""From an RGB image to the network's input, and a map's way back to the picture.
+"""From an RGB image to the network's input, and a map's way back to the image.
 
 The pixels are those of torchvision's and timm's transforms on Pillow images: resize with
 antialias, centre crop, normalise.
@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .images import Picture
+from .images import RGBImage
 from .input_format import Color, Layout, Preprocess
 from .manifest import Manifest
 
-# Very long pictures: past this many times the input's pixels, only the window itself is
+# Very long images: past this many times the input's pixels, only the window itself is
 # resized. Pillow holds a window's edges in single precision, which can move a pixel's value by
 # a few of 255; below, the pixels are exactly those of a resize followed by a crop.
 _MAX_EXCESS = 64
@@ -26,24 +26,24 @@ _MAX_EXCESS = 64
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the network's input lies in the picture.
+    """Where the network's input lies in the image.
 
     Attributes:
-        picture: (height, width) of the picture in pixels.
-        top, left, bottom, right: the input's edges in picture pixels, fractional; outside the
-            picture where it was padded.
+        image: (height, width) of the image in pixels.
+        top, left, bottom, right: the input's edges in image pixels, fractional; outside the
+            image where it was padded.
     """
 
-    picture: tuple[int, int]
+    image: tuple[int, int]
     top: float
     left: float
     bottom: float
     right: float
 
 
-def place(picture: tuple[int, int], spec: Preprocess) -> tuple[Placement, tuple[int, int]]:
-    """Where the input lies in a picture of (height, width), and the size it is resized to."""
-    height, width = picture
+def place(image: tuple[int, int], spec: Preprocess) -> tuple[Placement, tuple[int, int]]:
+    """Where the input lies in an image of (height, width), and the size it is resized to."""
+    height, width = image
     if len(spec.resize) == 2:
         resized = spec.resize[0], spec.resize[1]
     elif len(spec.resize) == 1:
@@ -55,29 +55,29 @@ def place(picture: tuple[int, int], spec: Preprocess) -> tuple[Placement, tuple[
             else (int(short * height / width), short)
         )
     else:
-        resized = picture
+        resized = image
     sides = []
-    for full, new, wanted in zip(picture, resized, spec.size, strict=True):
+    for full, new, wanted in zip(image, resized, spec.size, strict=True):
         start = _start(new, wanted)
         sides.append((start * full / new, (start + wanted) * full / new))
     (top, bottom), (left, right) = sides
-    return Placement(picture, top, left, bottom, right), resized
+    return Placement(image, top, left, bottom, right), resized
 
 
-def crop_resized(picture: Picture, spec: Preprocess) -> tuple[Picture, Placement]:
-    """The network's view of a picture, before normalisation.
+def crop_resized(image: RGBImage, spec: Preprocess) -> tuple[RGBImage, Placement]:
+    """The network's view of an image, before normalisation.
 
     Args:
-        picture: uint8 [h, w, 3], RGB.
+        image: uint8 [h, w, 3], RGB.
         spec: how the model wants it.
 
     Returns:
-        uint8 [H, W, 3], and where it lies in the picture.
+        uint8 [H, W, 3], and where it lies in the image.
     """
     from PIL import Image
 
-    placement, resized = place((picture.shape[0], picture.shape[1]), spec)
-    # The window of the resized picture that is shown, and where in the view it lies.
+    placement, resized = place((image.shape[0], image.shape[1]), spec)
+    # The window of the resized image that is shown, and where in the view it lies.
     starts = [_start(new, wanted) for new, wanted in zip(resized, spec.size, strict=True)]
     top, left = (max(start, 0) for start in starts)
     bottom, right = (
@@ -85,16 +85,16 @@ def crop_resized(picture: Picture, spec: Preprocess) -> tuple[Picture, Placement
         for start, wanted, new in zip(starts, spec.size, resized, strict=True)
     )
     filtering = Image.Resampling[spec.interpolation.upper()]
-    if resized == placement.picture:
-        part = picture[top:bottom, left:right]
+    if resized == placement.image:
+        part = image[top:bottom, left:right]
     elif resized[0] * resized[1] <= _MAX_EXCESS * spec.size[0] * spec.size[1]:
-        columns, skipped, width = _columns(placement.picture, resized, left, right, spec)
-        around = Image.fromarray(picture[:, columns]).resize((width, resized[0]), filtering)
+        columns, skipped, width = _columns(placement.image, resized, left, right, spec)
+        around = Image.fromarray(image[:, columns]).resize((width, resized[0]), filtering)
         part = np.asarray(around)[top:bottom, left - skipped : right - skipped]
     else:
-        scale = [full / new for full, new in zip(placement.picture, resized, strict=True)]
+        scale = [full / new for full, new in zip(placement.image, resized, strict=True)]
         box = left * scale[1], top * scale[0], right * scale[1], bottom * scale[0]
-        window = Image.fromarray(picture).resize((right - left, bottom - top), filtering, box)
+        window = Image.fromarray(image).resize((right - left, bottom - top), filtering, box)
         part = np.asarray(window)
     if part.shape[:2] == spec.size:
         return part, placement
@@ -104,22 +104,22 @@ def crop_resized(picture: Picture, spec: Preprocess) -> tuple[Picture, Placement
     return view, placement
 
 
-# How far a filter reaches, in pixels of the smaller of the two pictures. Nearest is not among them:
-# Pillow adds its steps up from the picture's edge.
+# How far a filter reaches, in pixels of the smaller of the two images. Nearest is not among them:
+# Pillow adds its steps up from the image's edge.
 _REACH = {"bilinear": 1, "bicubic": 2, "lanczos": 3}
 
 
 def _columns(
     full: tuple[int, int], resized: tuple[int, int], left: int, right: int, spec: Preprocess
 ) -> tuple[slice, int, int]:
-    """The columns of a picture that are enough to resize, if only left .. right are looked at.
+    """The columns of an image that are enough to resize, if only left .. right are looked at.
 
-    Their edges fall on a pixel's edge in both pictures, so that every weight stays as it is, and
+    Their edges fall on a pixel's edge in both images, so that every weight stays as it is, and
     lie so far outside that the filter does not feel them. The pixels are those of the whole
-    picture's resize, exactly, for a good third less work on a video of 16 : 9.
+    image's resize, exactly, for a good third less work on a video of 16 : 9.
 
     Returns:
-        The columns; how many of the resized picture's come before them; how many they become.
+        The columns; how many of the resized image's come before them; how many they become.
     """
     height, width = full
     everything = slice(0, width), 0, resized[1]
@@ -130,7 +130,7 @@ def _columns(
     margin = math.ceil(_REACH[spec.interpolation] * max(1.0, resized[1] / width)) + 1
     begin = max(0, (left - margin) // step)
     end = min(common, -(-(right + margin) // step))
-    # Pillow resizes tall pictures in another order, which rounds in another way: from 13 on, and
+    # Pillow resizes tall images in another order, which rounds in another way: from 13 on, and
     # from about twice their width on.
     if (end - begin) * stride < height:
         return everything
@@ -144,7 +144,7 @@ def _start(resized: int, wanted: int) -> int:
     return -((wanted - resized) // 2)
 
 
-def in_color(view: Picture, color: Color) -> Picture:
+def in_color(view: RGBImage, color: Color) -> RGBImage:
     """RGB uint8 [..., H, W, 3] in the network's channels and their order, [..., H, W, C].
 
     Grey is Pillow's ``convert("L")`` to the bit: (19595 R + 38470 G + 7471 B + 32768) >> 16.
@@ -157,7 +157,7 @@ def in_color(view: Picture, color: Color) -> Picture:
     return ((weighted + 32768) >> 16).astype(np.uint8)[..., None]
 
 
-def normalise(view: Picture, spec: Preprocess, layout: Layout = "NCHW") -> NDArray[np.float32]:
+def normalise(view: RGBImage, spec: Preprocess, layout: Layout = "NCHW") -> NDArray[np.float32]:
     """RGB uint8 [..., H, W, 3] to the network's channels: (x / 255 - mean) / std.
 
     Returns:
@@ -175,7 +175,7 @@ def normalise(view: Picture, spec: Preprocess, layout: Layout = "NCHW") -> NDArr
     return normalised
 
 
-def arrange(view: Picture, manifest: Manifest) -> NDArray[Any]:
+def arrange(view: RGBImage, manifest: Manifest) -> NDArray[Any]:
     """What a graph without preprocessing of its own is fed for views of its size.
 
     Args:
@@ -193,8 +193,8 @@ def arrange(view: Picture, manifest: Manifest) -> NDArray[Any]:
     )
 
 
-def to_picture(values: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:
-    """Carry a map [H, W] over the network's input to the picture's own pixels.
+def to_image(values: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:
+    """Carry a map [H, W] over the network's input to the image's own pixels.
 
     Returns:
         float32 [h, w]; zero where the network did not look.
@@ -207,13 +207,13 @@ def to_picture(values: NDArray[np.float32], placement: Placement) -> NDArray[np.
     step -= inside
     step *= rows.fraction[:, None]
     inside += step
-    found = np.zeros(placement.picture, np.float32)
+    found = np.zeros(placement.image, np.float32)
     found[rows.inside, columns.inside] = inside
     return found
 
 
 class _Axis(NamedTuple):
-    """For one axis: the picture pixels where the network looked, and for each of these the two map
+    """For one axis: the image pixels where the network looked, and for each of these the two map
     pixels between which it lies and how far it is from the first to the second."""
 
     inside: slice
@@ -226,7 +226,7 @@ class _Axis(NamedTuple):
 def _neighbours(placement: Placement, size: tuple[int, int]) -> tuple[_Axis, _Axis]:
     edges = (placement.top, placement.bottom), (placement.left, placement.right)
     axes = []
-    for count, full, (low, high) in zip(size, placement.picture, edges, strict=True):
+    for count, full, (low, high) in zip(size, placement.image, edges, strict=True):
         centres = np.arange(full) + 0.5
         start, end = np.searchsorted(centres, [low, np.nextafter(high, np.inf)])
         place = (centres[start:end] - low) * (count / (high - low)) - 0.5

@@ -197,5 +197,5 @@ def _check_masks(method: Method, manifest: Manifest) -> None:
         )
         how = "with the settings you want"
     raise RequestError(
-        f"{why}, and a graph with --embed-preprocess takes whole pictures only. Export again {how}"
+        f"{why}, and a graph with --embed-preprocess takes whole images only. Export again {how}"
     )

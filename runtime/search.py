@@ -41,7 +41,7 @@ class Prior(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         mean, scale: of the F features, which are standardised by them.
         coefficients: B [F][T].
         covariance: S [T][T].
-        images: how many photographs it was learnt from.
+        images: how many images it was learnt from.
     """
 
     method: Method

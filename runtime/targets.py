@@ -15,14 +15,16 @@ from .manifest import Manifest
 RANKS = 5
 
 
-def per_picture(targets: Any, count: int, many: bool, manifest: Manifest) -> list[int | list[int]]:
-    """One entry a picture: a class or rank, or a list of them where several were asked for.
+def resolve_targets(
+    targets: Any, count: int, many: bool, manifest: Manifest
+) -> list[int | list[int]]:
+    """One entry an image: a class or rank, or a list of them where several were asked for.
 
     Args:
         targets: None (the most probable), an index, a rank, a label, or a list of these: for
-            one picture its classes, for many one entry a picture.
-        count: how many pictures there are.
-        many: whether the caller passed many pictures, be it a list of one.
+            one image its classes, for many one entry an image.
+        count: how many images there are.
+        many: whether the caller passed many images, be it a list of one.
         manifest: knows the classes and their names.
 
     Raises:
@@ -40,7 +42,7 @@ def per_picture(targets: Any, count: int, many: bool, manifest: Manifest) -> lis
         entries = targets
     else:
         raise RequestError(
-            f"{len(targets)} targets for {count} pictures: pass one for all, or one entry a picture"
+            f"{len(targets)} targets for {count} images: pass one for all, or one entry an image"
         )
     return [
         _classes(entry, manifest) if isinstance(entry, list | tuple) else _class(entry, manifest)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .images import Picture
+from .images import RGBImage
 
 # File names that Pillow looks for where the operating system keeps its fonts.
 _FONTS = (
@@ -44,11 +44,11 @@ def width_of(text: str, size: int) -> int:
     return int(width)
 
 
-def write(picture: Picture, text: str, left: int, top: int, size: int) -> None:
+def write(image: RGBImage, text: str, left: int, top: int, size: int) -> None:
     """Write one white line into an image.
 
     Args:
-        picture: uint8 [h, w, 3], contiguous, changed in place.
+        image: uint8 [h, w, 3], contiguous, changed in place.
         text: one line.
         left, top: of the line; what lies outside the image is cut off.
         size: of the letters, in pixels.
@@ -57,12 +57,12 @@ def write(picture: Picture, text: str, left: int, top: int, size: int) -> None:
     if face is not None:
         import cv2
 
-        cv2.putText(picture, text, (left, top + size), (255, 255, 255), face, size)
+        cv2.putText(image, text, (left, top + size), (255, 255, 255), face, size)
         return
     letters = _pillow_line(text, size)
-    height = max(0, min(letters.shape[0], picture.shape[0] - top))
-    width = max(0, min(letters.shape[1], picture.shape[1] - left))
-    place = picture[top : top + height, left : left + width]
+    height = max(0, min(letters.shape[0], image.shape[0] - top))
+    width = max(0, min(letters.shape[1], image.shape[1] - left))
+    place = image[top : top + height, left : left + width]
     np.maximum(place, letters[:height, :width, None], out=place)
 
 
@@ -123,7 +123,7 @@ def _covers(font: Any, text: str) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _pillow_line(text: str, size: int) -> Picture:
+def _pillow_line(text: str, size: int) -> RGBImage:
     """uint8 [h, w], white on black."""
     from PIL import Image, ImageDraw
 

@@ -32,7 +32,7 @@ def frame_of(
     return StreamFrame(
         index=index,
         seconds=index / 25,
-        picture=picture,
+        original=picture,
         image=found.overlay(look.opacity),
         explanation=found,
         ranking=tuple((int(i), label(int(i)), float(probabilities[i])) for i in order),

@@ -13,7 +13,7 @@ from whycam.runtime import text
 from whycam.runtime.errors import RequestError
 from whycam.runtime.explanation import Explanation
 from whycam.runtime.manifest import Preprocess
-from whycam.runtime.preprocess import place, to_picture
+from whycam.runtime.preprocess import place, to_image
 
 SIZE = 32
 PLAIN = {"caption": False, "smoothing": 0.0}
@@ -44,7 +44,7 @@ def explanation_of(frame, values, cut=0.0, spec=None, **fields):
         **(made | fields),
         map=thresholded,
         original_map=values,
-        picture=frame,
+        image=frame,
         placement=placement,
         cut=cut,
     )
@@ -59,7 +59,7 @@ def test_the_frame_stays_as_it_is_where_the_map_is_zero():
     kept = frame.copy()
     explained = explanation_of(frame, spot())
     drawn = Overlay(**PLAIN).draw(frame, explained)
-    values = to_picture(explained.original_map, explained.placement)
+    values = to_image(explained.original_map, explained.placement)
     assert np.array_equal(frame, kept)  # drawn on a copy
     assert np.array_equal(drawn[values == 0], frame[values == 0])
     assert changed(frame, drawn)[values > 0.5].mean() > 0.99
@@ -74,7 +74,7 @@ def test_no_map_no_change():
 def test_only_what_is_above_the_threshold_is_drawn_and_outlined():
     frame = frame_of((320, 320))
     explained = explanation_of(frame, spot(), cut=0.5)
-    values = to_picture(explained.original_map, explained.placement)
+    values = to_image(explained.original_map, explained.placement)
     bare = Overlay(**PLAIN, contour=False).draw(frame, explained)
     assert not changed(frame, bare)[values < 0.45].any()
     assert changed(frame, bare)[values > 0.55].mean() > 0.99
@@ -112,7 +112,7 @@ def test_a_threshold_of_ones_own_comes_before_that_of_the_explanation():
     frame = frame_of((320, 320))
     explained = explanation_of(frame, spot(), cut=0.2)
     drawn = Overlay(**PLAIN, threshold=0.8, contour=False).draw(frame, explained)
-    values = to_picture(explained.original_map, explained.placement)
+    values = to_image(explained.original_map, explained.placement)
     assert not changed(frame, drawn)[values < 0.75].any()
     assert changed(frame, drawn)[values > 0.85].mean() > 0.99
 
@@ -137,7 +137,7 @@ def test_heat_lands_where_the_network_looked(height, width, spec, row, column):
     values[row : row + 3, column : column + 3] = 1
     explained = explanation_of(frame, values, spec=spec)
     drawn = changed(frame, Overlay(**PLAIN).draw(frame, explained))
-    exact = to_picture(values, explained.placement)
+    exact = to_image(values, explained.placement)
     padded = np.pad(exact, 1)
     around = np.max(
         [padded[1 + i : 1 + i + height, 1 + j : 1 + j + width] for i, j in _NEIGHBOURS], 0

@@ -410,7 +410,7 @@ def test_other_tools_agree_with_whycam_about_the_map(lite0, chelsea):
     from whycam.export.baselines import load_network, prepare_baselines
 
     model = load_network(lite0.manifest, LITE0)
-    images = prepare([whycam.runtime.images.read_picture(chelsea)], lite0.manifest).inputs
+    images = prepare([whycam.runtime.images.read_image(chelsea)], lite0.manifest).inputs
     theirs = prepare_baselines(model, lite0.manifest.target_layer, images, ["pytorch-grad-cam"])
     ours = lite0.explain(chelsea, method="gradcam").map
     found = theirs["pytorch-grad-cam"]()[0]

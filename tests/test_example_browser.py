@@ -130,7 +130,7 @@ def test_map_lies_where_python_draws_it(page, wait, model, chelsea, tmp_path):
     data = base64.b64decode(shown(page).split(",")[1])
     drawn = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), int)
     changed = np.abs(drawn - np.asarray(Image.open(chelsea).convert("RGB"), int)).max(-1) > 3
-    expected = whycam.load(model).explain(chelsea, tft=True, geometry="picture").map
+    expected = whycam.load(model).explain(chelsea, tft=True, geometry="image").map
     assert overlap(changed, expected > 0.02) > 0.9
     assert page.get_screenshot_as_file(str(tmp_path / "page.png"))
 

@@ -73,7 +73,7 @@ def test_overlay_colours_what_the_map_marks_and_nothing_else(
     assert explain(pixels_onnx, chelsea, "-o", tmp_path / "why.png").returncode == 0
     picture = np.asarray(Image.open(chelsea).convert("RGB"), int)
     drawn = np.asarray(Image.open(tmp_path / "why.png"), int)
-    expected = whycam.load(pixels_onnx).explain(chelsea, tft=True, geometry="picture").map
+    expected = whycam.load(pixels_onnx).explain(chelsea, tft=True, geometry="image").map
     changed = (drawn != picture).any(-1)
     assert overlap(changed, expected > 0.02) > 0.95
     assert not changed[expected == 0].mean() > 0.01

@@ -84,7 +84,7 @@ def test_overlay_colours_what_the_map_marks_and_nothing_else(explain, model, che
     assert done.returncode == 0, done.stderr
     picture = np.asarray(Image.open(chelsea).convert("RGB"), int)
     drawn = np.asarray(Image.open(tmp_path / "why.png").convert("RGB"), int)
-    expected = whycam.load(model).explain(chelsea, tft=True, geometry="picture").map
+    expected = whycam.load(model).explain(chelsea, tft=True, geometry="image").map
     changed = np.abs(drawn - picture).max(-1) > 3
     assert overlap(changed, expected > 0.02) > 0.9
 

@@ -178,19 +178,19 @@ def test_table_1_is_as_printed():
 
 
 def test_maps_over_the_picture_have_its_size(lite0, photographs):
-    found = lite0.explain(photographs, tft=True, geometry="picture")
+    found = lite0.explain(photographs, tft=True, geometry="image")
     for one, path in zip(found, photographs, strict=True):
         width, height = Image.open(path).size
-        assert one.geometry == "picture"
+        assert one.geometry == "image"
         for values in (one.map, one.original_map, one.mask):
             assert values.shape == (height, width)
-        np.testing.assert_array_equal(one.on_picture(one.map), one.map)
+        np.testing.assert_array_equal(one.on_image(one.map), one.map)
 
 
 def test_geometry_input_is_carried_to_the_picture_on_demand(lite0, chelsea):
     found = lite0.explain(chelsea)
-    expected = lite0.explain(chelsea, geometry="picture").map
-    np.testing.assert_allclose(found.on_picture(found.map), expected, atol=1e-5)
+    expected = lite0.explain(chelsea, geometry="image").map
+    np.testing.assert_allclose(found.on_image(found.map), expected, atol=1e-5)
     # The centre crop leaves out the sides of a wide picture.
     assert not expected[:, :50].any()
     assert not expected[:, -50:].any()

@@ -23,7 +23,7 @@ def explained(lite0, chelsea) -> dict[str, whycam.Explanation]:
         "plain": lite0.explain(chelsea),
         "naive": lite0.explain(chelsea, tft="naive"),
         "tft": lite0.explain(chelsea, tft=True),
-        "picture": lite0.explain(chelsea, tft=True, geometry="picture"),
+        "picture": lite0.explain(chelsea, tft=True, geometry="image"),
     }
 
 
@@ -40,15 +40,15 @@ def test_overlay_has_the_size_of_the_picture(explained, kind):
     drawn = explained[kind].overlay()
     assert drawn.shape == (300, 451, 3)
     assert drawn.dtype == np.uint8
-    assert (drawn != explained[kind].picture).any()
+    assert (drawn != explained[kind].image).any()
 
 
 def test_overlay_leaves_the_picture_alone_where_the_map_is_zero(explained):
     found = explained["plain"]
-    outside = found.on_picture(found.map) == 0
+    outside = found.on_image(found.map) == 0
     assert outside.any()
-    np.testing.assert_array_equal(found.overlay()[outside], found.picture[outside])
-    np.testing.assert_array_equal(found.overlay(opacity=0), found.picture)
+    np.testing.assert_array_equal(found.overlay()[outside], found.image[outside])
+    np.testing.assert_array_equal(found.overlay(opacity=0), found.image)
 
 
 def test_original_overlay_ignores_the_threshold(explained):
@@ -127,7 +127,7 @@ def test_saved_file_replaces_an_older_one_and_nothing_else_is_left(explained, tm
 
 @pytest.mark.parametrize("name", ["why", "why.txt", "why.gif", ".png"])
 def test_unknown_picture_type_is_refused(explained, tmp_path, name):
-    with pytest.raises(RequestError, match="cannot tell the picture type"):
+    with pytest.raises(RequestError, match="cannot tell the image type"):
         explained["plain"].save(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 

@@ -30,7 +30,7 @@ from whycam.runtime.errors import (
     RequestError,
     VerificationError,
 )
-from whycam.runtime.images import read_picture
+from whycam.runtime.images import read_image
 from whycam.runtime.preprocess import crop_resized, normalise
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -668,7 +668,7 @@ def test_view_of_torchvision_weights_equals_their_own_transform(
     spec = resolve(f"torchvision/{name}", "none").preprocess
     preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     for path in photographs:
-        ours = normalise(crop_resized(read_picture(path), spec)[0], spec)
+        ours = normalise(crop_resized(read_image(path), spec)[0], spec)
         theirs = preset(Image.open(path).convert("RGB")).numpy()
         np.testing.assert_allclose(ours, theirs, atol=2e-6)
 
@@ -682,7 +682,7 @@ def test_view_of_timm_models_equals_their_own_transform(name: str, photographs: 
     config = timm.data.resolve_data_config({}, model=source.model)
     chain = timm.data.create_transform(**config, is_training=False)
     for path in photographs:
-        view = crop_resized(read_picture(path), source.preprocess)[0]
+        view = crop_resized(read_image(path), source.preprocess)[0]
         theirs = chain(Image.open(path).convert("RGB")).numpy()
         np.testing.assert_allclose(normalise(view, source.preprocess), theirs, atol=2e-6)
 
@@ -727,7 +727,7 @@ def test_top_5_of_lite0_on_400_photographs_are_those_of_torch(
     pictures = sorted((shared_data / "imagenet-samples").glob("*.JPEG"))
     assert len(pictures) == 400
     for picture in pictures:
-        pixels = normalise(crop_resized(read_picture(picture), spec)[0], spec)[None]
+        pixels = normalise(crop_resized(read_image(picture), spec)[0], spec)[None]
         with torch.no_grad():
             expected = model(torch.from_numpy(pixels)).topk(5).indices[0].tolist()
         found = lite0.engine.run(

@@ -73,7 +73,7 @@ def test_maps_and_thresholds_are_those_of_the_cpu(on_gpu, lite0, photographs, me
 def test_float32_is_float32(on_gpu, lite0, photographs):
     """With TF32, which has 10 bits, the difference is some 1e-4 and more."""
     images = prepare(
-        [whycam.runtime.images.read_picture(p) for p in photographs], lite0.manifest
+        [whycam.runtime.images.read_image(p) for p in photographs], lite0.manifest
     ).inputs
     a, b = classify(on_gpu.model, images), classify(lite0.model, images)
     assert np.abs(a - b).max() < 3e-5

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from whycam.runtime.errors import ImageError
-from whycam.runtime.images import pictures_in, read_picture
+from whycam.runtime.images import list_images, read_image
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (13, 17, 3), np.uint8)
 GREY = PICTURE[..., 0]
@@ -27,36 +27,36 @@ def test_path_array_and_pillow_give_the_same_picture(photographs):
     for path in photographs:
         array = np.asarray(Image.open(path).convert("RGB"))
         for source in (path, str(path), array, Image.open(path), Image.fromarray(array)):
-            found = read_picture(source)
+            found = read_image(source)
             assert found.dtype == np.uint8
             np.testing.assert_array_equal(found, array)
 
 
 def test_picture_array_is_not_copied():
-    assert np.shares_memory(read_picture(PICTURE), PICTURE)
+    assert np.shares_memory(read_image(PICTURE), PICTURE)
 
 
 @pytest.mark.parametrize("array", [GREY, GREY[..., None]], ids=["HW", "HW1"])
 def test_grey_array_becomes_three_equal_channels(array):
-    np.testing.assert_array_equal(read_picture(array), np.stack([GREY] * 3, axis=-1))
+    np.testing.assert_array_equal(read_image(array), np.stack([GREY] * 3, axis=-1))
 
 
 def test_alpha_is_dropped():
     transparent = np.dstack([PICTURE, np.zeros_like(GREY)])
     for source in (transparent, Image.fromarray(transparent, "RGBA")):
-        np.testing.assert_array_equal(read_picture(source), PICTURE)
+        np.testing.assert_array_equal(read_image(source), PICTURE)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "1", "P", "PA", "CMYK", "YCbCr", "HSV"])
 def test_pillow_modes_become_rgb(mode):
     image = Image.fromarray(GREY if mode in ("L", "LA", "PA") else PICTURE).convert(mode)
     expected = np.asarray(image.convert("RGB"))
-    np.testing.assert_array_equal(read_picture(image), expected)
+    np.testing.assert_array_equal(read_image(image), expected)
 
 
 def test_grey_file_becomes_three_equal_channels(tmp_path):
     Image.fromarray(GREY).save(tmp_path / "grey.png")
-    found = read_picture(tmp_path / "grey.png")
+    found = read_image(tmp_path / "grey.png")
     np.testing.assert_array_equal(found, np.stack([GREY] * 3, axis=-1))
 
 
@@ -64,14 +64,14 @@ def test_palette_file_is_looked_up(tmp_path):
     few = (PICTURE // 128) * 255  # eight colours fit any palette
     Image.fromarray(few).quantize(8).save(tmp_path / "palette.gif")
     assert Image.open(tmp_path / "palette.gif").mode == "P"
-    np.testing.assert_array_equal(read_picture(tmp_path / "palette.gif"), few)
+    np.testing.assert_array_equal(read_image(tmp_path / "palette.gif"), few)
 
 
 def test_16_bit_grey_keeps_its_range(tmp_path):
     # Pillow's own conversion clips everything above 255 to white.
     deep = GREY.astype(np.uint16) * 257
     Image.fromarray(deep).save(tmp_path / "deep.png")
-    found = read_picture(tmp_path / "deep.png")
+    found = read_image(tmp_path / "deep.png")
     np.testing.assert_array_equal(found, np.stack([GREY] * 3, axis=-1))
 
 
@@ -80,13 +80,13 @@ def test_16_bit_grey_keeps_its_range(tmp_path):
 def test_other_depths_are_refused(tmp_path, values):
     Image.fromarray(values).save(tmp_path / "deep.tiff")
     with pytest.raises(ImageError, match=r"deep\.tiff"):
-        read_picture(tmp_path / "deep.tiff")
+        read_image(tmp_path / "deep.tiff")
 
 
 def test_cmyk_jpeg_becomes_rgb(tmp_path):
     red = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
     red.save(tmp_path / "press.jpg", quality=95)
-    found = read_picture(tmp_path / "press.jpg")
+    found = read_image(tmp_path / "press.jpg")
     assert np.abs(found.astype(int) - (255, 0, 0)).max() < 12
 
 
@@ -107,7 +107,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation, upright):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(PICTURE).save(tmp_path / "phone.png", exif=exif)
-    np.testing.assert_array_equal(read_picture(tmp_path / "phone.png"), upright(PICTURE))
+    np.testing.assert_array_equal(read_image(tmp_path / "phone.png"), upright(PICTURE))
 
 
 def png(width: int, height: int) -> bytes:
@@ -130,7 +130,7 @@ def png(width: int, height: int) -> bytes:
 def test_decompression_bomb_is_refused(tmp_path, side):
     (tmp_path / "bomb.png").write_bytes(png(side, side))
     with pytest.raises(ImageError, match=r"bomb\.png.*scale it down"):
-        read_picture(tmp_path / "bomb.png")
+        read_image(tmp_path / "bomb.png")
 
 
 def jpeg_bytes(tmp_path: Path) -> bytes:
@@ -143,24 +143,24 @@ def test_truncated_jpeg_is_refused(tmp_path, share):
     data = jpeg_bytes(tmp_path)
     (tmp_path / "cut.jpg").write_bytes(data[: int(share * len(data))])
     with pytest.raises(ImageError, match=r"cut\.jpg"):
-        read_picture(tmp_path / "cut.jpg")
+        read_image(tmp_path / "cut.jpg")
 
 
 def test_empty_file_is_refused(tmp_path):
     (tmp_path / "nothing.png").touch()
     with pytest.raises(ImageError, match=r"nothing\.png is empty"):
-        read_picture(tmp_path / "nothing.png")
+        read_image(tmp_path / "nothing.png")
 
 
 def test_text_file_is_refused(tmp_path):
     (tmp_path / "notes.jpg").write_text("not a picture")
-    with pytest.raises(ImageError, match=r"notes\.jpg is no picture"):
-        read_picture(tmp_path / "notes.jpg")
+    with pytest.raises(ImageError, match=r"notes\.jpg is no image"):
+        read_image(tmp_path / "notes.jpg")
 
 
 def test_folder_is_refused(tmp_path):
     with pytest.raises(ImageError, match="is a folder"):
-        read_picture(tmp_path)
+        read_image(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_folder_is_refused(tmp_path):
 )
 def test_missing_file_is_refused(tmp_path, name):
     with pytest.raises(ImageError, match=name[:3]):
-        read_picture(tmp_path / name)
+        read_image(tmp_path / name)
 
 
 def test_picture_type_that_pillow_does_not_know_in_full_is_refused(tmp_path):
@@ -179,7 +179,7 @@ def test_picture_type_that_pillow_does_not_know_in_full_is_refused(tmp_path):
     header += struct.pack("<2I4s5I", 32, 0, b"\0" * 4, 0, 0, 0, 0, 0) + bytes(20)
     (tmp_path / "game.dds").write_bytes(b"DDS " + header + bytes(64))
     with pytest.raises(ImageError, match=r"game\.dds"):
-        read_picture(tmp_path / "game.dds")
+        read_image(tmp_path / "game.dds")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM", "TGA", "JPEG2000"])
@@ -194,7 +194,7 @@ def test_damaged_file_is_a_picture_or_an_image_error(tmp_path, kind, data):
         content[at] = data.draw(st.integers(0, 255))
     path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
     with suppress(ImageError):  # and no other error
-        found = read_picture(path)
+        found = read_image(path)
         assert found.dtype == np.uint8
         assert found.shape[2] == 3
 
@@ -202,7 +202,7 @@ def test_damaged_file_is_a_picture_or_an_image_error(tmp_path, kind, data):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.uint16, bool, object])
 def test_array_of_another_type_is_refused(dtype):
     with pytest.raises(ImageError, match="uint8"):
-        read_picture(PICTURE.astype(dtype))
+        read_image(PICTURE.astype(dtype))
 
 
 @pytest.mark.parametrize(
@@ -210,12 +210,12 @@ def test_array_of_another_type_is_refused(dtype):
 )
 def test_array_of_another_shape_is_refused(shape):
     with pytest.raises(ImageError, match="shape"):
-        read_picture(np.zeros(shape, np.uint8))
+        read_image(np.zeros(shape, np.uint8))
 
 
 def test_empty_pillow_image_is_refused():
     with pytest.raises(ImageError, match="empty"):
-        read_picture(Image.new("RGB", (0, 5)))
+        read_image(Image.new("RGB", (0, 5)))
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_empty_pillow_image_is_refused():
 )
 def test_other_things_are_refused(source):
     with pytest.raises(ImageError, match=type(source).__name__):
-        read_picture(source)
+        read_image(source)
 
 
 def test_hidden_files_are_no_pictures_of_a_folder(tmp_path):
@@ -232,7 +232,7 @@ def test_hidden_files_are_no_pictures_of_a_folder(tmp_path):
     for name in ("b.png", "a.JPG", "sub/c.webp", ".a.x7.png", "._a.jpg", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    found = [str(path.relative_to(tmp_path)) for path in pictures_in(tmp_path)]
+    found = [str(path.relative_to(tmp_path)) for path in list_images(tmp_path)]
     assert found == ["a.JPG", "b.png", "sub/c.webp"]
 
 
@@ -249,7 +249,7 @@ def test_what_pillow_only_warns_of_is_read_without_a_warning(tmp_path, opened):
         warnings.simplefilter("error")
         with pytest.raises(UserWarning):
             Image.open(path).convert("RGB")
-        found = read_picture(Image.open(path) if opened else path)
+        found = read_image(Image.open(path) if opened else path)
     np.testing.assert_array_equal(found, np.stack([GREY] * 3, axis=-1))
 
 
@@ -257,7 +257,7 @@ def test_threads_that_read_leave_the_filters_of_warnings_as_they_were(tmp_path):
     paths = [palette_with_transparency(tmp_path / f"{number}.png") for number in range(8)]
     before = list(warnings.filters)
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(read_picture, paths * 50))
+        list(pool.map(read_image, paths * 50))
     assert warnings.filters == before
 
 
@@ -266,4 +266,4 @@ def test_a_program_is_not_run_to_see_a_picture(tmp_path):
     path = tmp_path / "cat.jpg"
     Image.fromarray(PICTURE).save(path, "EPS")
     with pytest.raises(ImageError, match=r"cat\.jpg is a PostScript program"):
-        read_picture(path)
+        read_image(path)

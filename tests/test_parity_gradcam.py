@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 import whycam
 from whycam.export import Overrides, to_onnx
 from whycam.runtime.cam import METHODS
-from whycam.runtime.images import read_picture
+from whycam.runtime.images import read_image
 from whycam.runtime.preprocess import crop_resized, normalise
 from whycam.train.network import Tunable
 
@@ -49,7 +49,7 @@ class Pair:
 
     def pixels(self, picture: Path) -> NDArray[np.float32]:
         spec = self.explainer.manifest.preprocess
-        return normalise(crop_resized(read_picture(picture), spec)[0], spec)[None]
+        return normalise(crop_resized(read_image(picture), spec)[0], spec)[None]
 
 
 def lively(name: str) -> torch.nn.Module:
@@ -160,7 +160,7 @@ def test_map_of_trained_lite0_equals_pytorch_grad_cam(
 ) -> None:
     spec = lite0.manifest.preprocess
     for picture in photographs:
-        pixels = normalise(crop_resized(read_picture(picture), spec)[0], spec)[None]
+        pixels = normalise(crop_resized(read_image(picture), spec)[0], spec)[None]
         ours = lite0.explain(picture, targets=rank, method=method)
         # timm's bn2 is followed by nothing but pooling and the classifier.
         theirs = reference_map(method, lite0_model, lite0_model.bn2, pixels, ours.index)
@@ -251,7 +251,7 @@ def test_ablation_weights_of_the_probability_equal_a_float64_loop_over_the_chann
     spec = lite0.manifest.preprocess
     head = copy.deepcopy(lite0_model).double().forward_head
     for picture in photographs:
-        pixels = normalise(crop_resized(read_picture(picture), spec)[0], spec)[None]
+        pixels = normalise(crop_resized(read_image(picture), spec)[0], spec)[None]
         found = raw_outputs(lite0, pixels, rank)
         activations = torch.from_numpy(found["activations"]).double()
         target = int(found["targets"][0, 0])

@@ -15,7 +15,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from whycam.runtime.manifest import Preprocess
-from whycam.runtime.preprocess import Placement, crop_resized, normalise, place, to_picture
+from whycam.runtime.preprocess import Placement, crop_resized, normalise, place, to_image
 
 
 def noise(height: int, width: int) -> np.ndarray:
@@ -139,7 +139,7 @@ def test_normalise_leaves_the_picture_alone():
 def test_map_returns_to_where_the_network_looked():
     # Twice as large in the picture, from row 4 and column 6.
     values = np.array([[1.0, 0.0], [0.25, 0.5]], np.float32)
-    found = to_picture(values, Placement((10, 12), top=4, left=6, bottom=8, right=10))
+    found = to_image(values, Placement((10, 12), top=4, left=6, bottom=8, right=10))
     assert found.shape == (10, 12)
     assert found.dtype == np.float32
     outside = found.copy()
@@ -152,7 +152,7 @@ def test_map_returns_to_where_the_network_looked():
 
 def test_map_over_the_whole_picture_is_a_bilinear_resize():
     values = np.random.default_rng(0).random((7, 5)).astype(np.float32)
-    found = to_picture(values, Placement((40, 33), 0, 0, 40, 33))
+    found = to_image(values, Placement((40, 33), 0, 0, 40, 33))
     expected = torch.nn.functional.interpolate(
         torch.from_numpy(values)[None, None], (40, 33), mode="bilinear", align_corners=False
     )
@@ -162,7 +162,7 @@ def test_map_over_the_whole_picture_is_a_bilinear_resize():
 def test_part_of_the_map_over_the_border_is_dropped():
     # The network saw two rows of border above and below a picture of four rows.
     values = np.repeat(np.arange(8, dtype=np.float32)[:, None] / 8, 4, axis=1)
-    found = to_picture(values, Placement((4, 4), top=-2, left=0, bottom=6, right=4))
+    found = to_image(values, Placement((4, 4), top=-2, left=0, bottom=6, right=4))
     np.testing.assert_allclose(found, values[2:6])
 
 
@@ -173,7 +173,7 @@ def test_a_spot_in_the_picture_is_found_again_through_the_map(shape):
     row, column = shape[0] // 3, shape[1] // 2 + 9
     picture[row : row + 12, column : column + 12] = 255
     view, placement = crop_resized(picture, Preprocess((224, 224), (256,)))
-    found = to_picture(view[..., 0].astype(np.float32) / 255, placement)
+    found = to_image(view[..., 0].astype(np.float32) / 255, placement)
     y, x = np.nonzero(found > 0.5)
     assert (y.min(), x.min()) == pytest.approx((row, column), abs=1)
     assert (y.max() + 1, x.max() + 1) == pytest.approx((row + 12, column + 12), abs=1)
@@ -190,7 +190,7 @@ def test_extreme_proportions_work(shape, resize):
     assert view.shape == (224, 224, 3)
     if resize:  # else there is a border
         assert (view == 77).all()
-    assert to_picture(np.ones((224, 224), np.float32), placement).shape == shape
+    assert to_image(np.ones((224, 224), np.float32), placement).shape == shape
 
 
 def test_window_of_a_very_long_picture_shows_its_middle():
@@ -213,13 +213,13 @@ def test_very_long_pictures_take_little_memory(shape, run_python: Callable):
         import resource
         import numpy as np
         from whycam.runtime.manifest import Preprocess
-        from whycam.runtime.preprocess import crop_resized, to_picture
+        from whycam.runtime.preprocess import crop_resized, to_image
 
         spec = Preprocess((224, 224), (256,), "bicubic")
         crop_resized(np.zeros((9, 9, 3), np.uint8), spec)  # imports done
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         view, placement = crop_resized(np.zeros({(*shape, 3)}, np.uint8), spec)
-        to_picture(np.ones((224, 224), np.float32), placement)
+        to_image(np.ones((224, 224), np.float32), placement)
         print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
     """)
     assert int(grown) < 200

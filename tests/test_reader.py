@@ -45,7 +45,7 @@ def test_a_file_gives_every_frame_in_order_with_its_time(read, tmp_path):
     frames = list(reader.frames)
     assert (reader.state.fps, reader.state.total) == (20, 12)
     assert [frame.index for frame in frames] == list(range(12))
-    assert [number_of(frame.picture) for frame in frames] == list(range(12))
+    assert [number_of(frame.image) for frame in frames] == list(range(12))
     np.testing.assert_allclose([frame.seconds for frame in frames], np.arange(12) / 20, atol=1e-6)
 
 
@@ -53,13 +53,13 @@ def test_colours_arrive_in_rgb(read):
     red = np.zeros((4, 4, 3), np.uint8)
     red[..., 2] = 255  # OpenCV's order
     (frame,) = read(source_of(FakeCapture([red]), live=False)).frames
-    assert frame.picture[0, 0].tolist() == [255, 0, 0]
+    assert frame.image[0, 0].tolist() == [255, 0, 0]
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (6, 4, 1), (6, 4, 4)])
 def test_grey_and_transparent_frames_become_three_channels(read, shape):
     (frame,) = read(source_of(FakeCapture([np.full(shape, 7, np.uint8)]), live=False)).frames
-    assert frame.picture.shape == (6, 4, 3)
+    assert frame.image.shape == (6, 4, 3)
 
 
 def test_a_live_source_drops_old_frames_and_counts_them(read):
@@ -206,14 +206,14 @@ def test_a_folder_is_read_in_the_order_of_names_without_its_broken_pictures(read
     (tmp_path / "notes.txt").write_text("left alone")
     reader = read(find_source(tmp_path, fps=10))
     frames = list(reader.frames)
-    assert [number_of(frame.picture) for frame in frames] == [0, 1, 3]
+    assert [number_of(frame.image) for frame in frames] == [0, 1, 3]
     assert [frame.index for frame in frames] == [0, 1, 3]
     assert (reader.state.corrupt, reader.state.total, reader.pace) == (1, 4, 10)
 
 
 def test_pictures_and_captures_of_ones_own_can_be_passed(read, tmp_path):
     frames = list(read(find_source(picture(i) for i in range(3))).frames)
-    assert [number_of(frame.picture) for frame in frames] == [0, 1, 2]
+    assert [number_of(frame.image) for frame in frames] == [0, 1, 2]
     path = write_video(tmp_path / "film.mp4", [picture(i) for i in range(4)])
     assert len(list(read(find_source(cv2.VideoCapture(str(path)))).frames)) == 4
 
@@ -232,7 +232,7 @@ def test_a_camera_of_ones_own_that_ends_is_no_error(read):
         ("no/such/film.mp4", "there is no file, folder or camera no/such/film.mp4"),
         ("empty.mp4", "is empty"),
         ("noise.mp4", "is no video that FFmpeg can read"),
-        (".", "there are no pictures in the folder"),
+        (".", "there are no images in the folder"),
         (97, "cannot open camera 97"),
         ("rtsp://user:secret@127.0.0.1:9/x", "cannot open rtsp://127.0.0.1:9/x within"),
         ("videotestsrc ! appsink", "built without GStreamer|cannot start the GStreamer"),

@@ -42,7 +42,7 @@ def test_unusable_target_is_refused(tiny, targets, message):
 
 @pytest.mark.parametrize("targets", [[0], [0, 1, 2], [[0, 1]], ()])
 def test_list_of_targets_of_the_wrong_length_is_refused(tiny, targets):
-    with pytest.raises(RequestError, match="targets for 2 pictures"):
+    with pytest.raises(RequestError, match="targets for 2 images"):
         tiny.explain([noise(8, 8), noise(8, 8)], targets=targets)
 
 

@@ -98,7 +98,7 @@ def test_opacity_and_method_change_the_picture(page, server, tiny, until):
     first = picture(page)
     press(page, "#opacity", Keys.HOME)
     until(lambda: controls.look.opacity == 0)
-    plain = frame_of(tiny, controls, 7, SIZE).picture
+    plain = frame_of(tiny, controls, 7, SIZE).original
     until(lambda: like(picture(page), plain))
     press(page, "#opacity", Keys.END)
     until(lambda: controls.look.opacity == 1)

@@ -45,10 +45,10 @@ def test_frames_come_in_order_explained_as_pictures_are(tiny, film, tft):
     assert [frame.index for frame in frames] == list(range(12))
     np.testing.assert_allclose([f.seconds for f in frames], np.arange(12) / 20, atol=1e-6)
     for frame in frames:
-        alone = tiny.explain(frame.picture, tft=tft != "off")
+        alone = tiny.explain(frame.original, tft=tft != "off")
         assert frame.explanation.index == alone.index
         assert np.array_equal(frame.explanation.original_map, alone.original_map)
-        assert frame.image.shape == frame.picture.shape
+        assert frame.image.shape == frame.original.shape
         assert frame.ranking[0] == (alone.index, alone.label, pytest.approx(alone.probability))
         assert frame.dropped == 0
         assert frame.look.tft == tft
@@ -179,7 +179,7 @@ def test_a_long_stream_holds_on_to_no_frame_and_makes_no_threads(tiny, film):
     pictures = []
     with whycam.stream(tiny, film, loop=True, tft="track") as running:
         for frame in islice(running, 300):
-            pictures.append(weakref.ref(frame.picture))
+            pictures.append(weakref.ref(frame.original))
             assert len(set(threading.enumerate()) - before) < 8
     del frame
     assert sum(each() is not None for each in pictures) < 4
@@ -362,10 +362,10 @@ def test_real_videos_are_explained_and_written(lite0, shared_data, tmp_path, nam
         for frame in s:
             assert 0 < frame.explanation.probability <= 1
             video.write(frame.image, frame.seconds)
-            values = frame.explanation.on_picture(frame.explanation.original_map)
+            values = frame.explanation.on_image(frame.explanation.original_map)
             near = cv2.dilate(values, np.ones((3, 3))) > 0
-            assert (frame.image == frame.picture).all(-1)[~near].all()
-            assert (frame.image != frame.picture).any()
+            assert (frame.image == frame.original).all(-1)[~near].all()
+            assert (frame.image != frame.original).any()
     written, seconds = read_video(video.path)
     original, times = read_video(path)
     assert seconds == pytest.approx(times[:6], abs=1e-4)

@@ -76,7 +76,7 @@ def requests() -> list[dict]:
             "tft": tft,
             "geometry": geometry,
         }
-        for size, geometry in zip(sizes, ["input", "picture"] * 2, strict=True)
+        for size, geometry in zip(sizes, ["input", "image"] * 2, strict=True)
         for method, targets in [("gradcam", None), ("layercam", [0, -2]), ("ablation", 3)]
         for tft in (None, True, whycam.Tft(mask="soft", thresholds="rank"))
     ]

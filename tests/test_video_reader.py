@@ -42,9 +42,9 @@ def rotated(path, degrees):
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
 def test_rotated_files_come_upright(film, degrees):
-    upright = read(film)[0][3].picture
+    upright = read(film)[0][3].image
     rotated(film, degrees)
-    turned = read(film)[0][3].picture
+    turned = read(film)[0][3].image
     assert np.array_equal(turned, np.rot90(upright, degrees // 90))
     assert turned.flags.c_contiguous
     by_opencv = read_video(film)[0][3]
@@ -59,7 +59,7 @@ def test_frames_of_a_variable_rate_keep_their_times(tmp_path):
             film.write(picture(number), seconds)
     frames, counted = read(film.path)
     np.testing.assert_allclose([frame.seconds for frame in frames], times, atol=1e-4)
-    assert [number_of(frame.picture) for frame in frames] == list(range(6))
+    assert [number_of(frame.image) for frame in frames] == list(range(6))
     assert counted.total == 6
 
 
@@ -86,7 +86,7 @@ def test_of_a_file_that_lost_its_end_the_frames_before_are_given(tmp_path):
     found, _ = read(path)
     assert 0 < len(found) < len(whole)
     for before, after in zip(whole, found[:-1], strict=False):
-        assert np.array_equal(before.picture, after.picture)
+        assert np.array_equal(before.image, after.image)
 
 
 def test_packets_that_cannot_be_decoded_are_counted(tmp_path):
@@ -133,7 +133,7 @@ def test_files_give_what_opencv_gives(film):
     assert counted.fps == capture.get(cv2.CAP_PROP_FPS)
     assert counted.total == capture.get(cv2.CAP_PROP_FRAME_COUNT)
     for frame, theirs in zip(frames, read_video(film)[0], strict=True):
-        assert np.abs(frame.picture.astype(int) - theirs).max() <= 3
+        assert np.abs(frame.image.astype(int) - theirs).max() <= 3
 
 
 def test_without_pyav_the_extra_is_named(film, tmp_path, monkeypatch):

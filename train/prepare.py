@@ -15,7 +15,7 @@ from ..runtime import pipeline
 from ..runtime.cam import Method
 from ..runtime.errors import ImageError
 from ..runtime.explainer import Explainer
-from ..runtime.images import Picture, read_picture
+from ..runtime.images import RGBImage, read_image
 from ..runtime.input_format import Preprocess
 from ..runtime.pipeline import infer, threshold
 from ..runtime.preprocess import crop_resized, in_color
@@ -97,7 +97,7 @@ class Maker:
             cache.write(index, arrays, errors)
 
     @torch.no_grad()
-    def rows(self, views: Picture, wanted: Container[str]) -> dict[str, NDArray[Any]]:
+    def rows(self, views: RGBImage, wanted: Container[str]) -> dict[str, NDArray[Any]]:
         """The rows of some views, uint8 [N, H, W, 3]."""
         image = to_input(views, self.spec, self.device)
         features = self.tunable.below(image)
@@ -133,10 +133,10 @@ def read_views(paths: Sequence[Path], spec: Preprocess) -> tuple[Picture, dict[i
     return views, bad
 
 
-def _view(path: Path, spec: Preprocess) -> Picture | str:
+def _view(path: Path, spec: Preprocess) -> RGBImage | str:
     """A view, or why there is none."""
     try:
-        return crop_resized(read_picture(path), spec)[0]
+        return crop_resized(read_image(path), spec)[0]
     except ImageError as error:
         return str(error)
 

@@ -32,7 +32,7 @@ def sheet(explainers: Sequence[Explainer], paths: Sequence[Path], method: Method
     axes = figure.subplots(3, len(rows), squeeze=False)
     for column, row in enumerate(rows):
         panels = [
-            (row[0].picture, ""),
+            (row[0].image, ""),
             *(titled(each.overlay(), each.label, f"{each.probability:.3f}") for each in row),
         ]
         for place, (image, title) in enumerate(panels):

@@ -38,7 +38,7 @@ def explained(case: Case, path: object, engines: Sequence[str] = ENGINES) -> str
                 chance.choice([None, -1, -2, 0]),
                 chance.choice([None, None, None, *METHODS]),
                 tft=chance.choice([None, None, True, whycam.Tft(forwards=2)]),
-                geometry=chance.choice(["input", "picture"]),
+                geometry=chance.choice(["input", "image"]),
             )
             explainer.classify(picture)
             for each in found if isinstance(found, list) else [found]:

@@ -40,7 +40,7 @@ def run(case: Case) -> str:
                 chance.choice(_NO_TARGETS if case.odds(0.05) else [None, None, -1, -2, 0]),
                 "smoothgrad" if case.odds(0.02) else chance.choice([None, *_methods(explainer)]),
                 tft=chance.choice([None, None, None, None, True, whycam.Tft(mask="soft")]),
-                geometry=chance.choice(["input", "input", "picture"]),
+                geometry=chance.choice(["input", "input", "image"]),
             )
             first = found[0] if isinstance(found, list) and found else found
             if case.odds(0.1) and isinstance(first, whycam.Explanation):

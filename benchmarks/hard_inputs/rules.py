@@ -134,7 +134,7 @@ def answer(found: Any, size: tuple[int, int]) -> str:
         for each in found:
             answer(each, size)
         return ANSWERED
-    expected = size if found.geometry == "input" else found.picture.shape[:2]
+    expected = size if found.geometry == "input" else found.image.shape[:2]
     for name in ("map", "original_map", "mask"):
         values = getattr(found, name)
         if values is None and name == "mask":

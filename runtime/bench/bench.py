@@ -15,7 +15,7 @@ from ..cam import Method
 from ..engines.selftest import pattern
 from ..errors import EngineError, MissingExtraError, ModelFileError, RequestError
 from ..explainer import Explainer, load
-from ..images import read_picture
+from ..images import read_image
 from ..isolation import run_python
 from ..manifest import Manifest
 from ..onnxfile import read_manifest
@@ -149,7 +149,7 @@ def _by_stage(samples: list[dict[str, float]]) -> Seconds:
 
 
 def _generated(manifest: Manifest, folder: str) -> str:
-    """A JPEG file that is as much work to decode as a photograph: waves, edges and grain."""
+    """A JPEG file that is as much work to decode as an image: waves, edges and grain."""
     from PIL import Image
 
     size = manifest.source_size or _PICTURE_SIZE
@@ -200,7 +200,7 @@ def _measure_baselines(
         if base in found:
             continue
         spec = read_manifest(each.model).preprocess
-        view, _ = crop_resized(read_picture(shown[each.model]), spec)
+        view, _ = crop_resized(read_image(shown[each.model]), spec)
         for name, run in baselines(base, normalise(np.stack([view] * each.batch), spec)).items():
             method: Method | None = None if name == TORCH else "gradcam"
             found[replace(base, engine=name, method=method)] = _answering(run)

@@ -14,12 +14,12 @@ from ..comparison import Comparison
 from ..engines.base import Precision
 from ..engines.plan import is_plan
 from ..engines.registry import CHECKED_AT_EXPORT, ENGINES
-from ..engines.selftest import PATTERNS, picture, tolerances_of
+from ..engines.selftest import PATTERNS, make_pattern, tolerances_of
 from ..errors import EngineError, RequestError
-from ..images import Picture
+from ..images import RGBImage
 from ..manifest import Manifest
 from .compare import Arrays, compare
-from .job import ANSWERS, PICTURES, PLANS, Answers, Job, in_process
+from .job import ANSWERS, IMAGES, PLANS, Answers, Job, in_process
 from .privacy import without_places
 
 _PATTERN_SIZE = (300, 400)
@@ -76,7 +76,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
         comparison: with the reference, ONNX Runtime on the CPU in fp32; None for itself.
         references: the export's reference answers, see ``selftest.check``.
         method: which was timed.
-        median_ms: of ``classification``, ``explanation`` and ``tft`` of one picture, from the
+        median_ms: of ``classification``, ``explanation`` and ``tft`` of one image, from the
             prepared input on.
     """
 
@@ -98,7 +98,7 @@ def checked(
     model: Path,
     manifest: Manifest,
     onnx: Path | None,
-    shown: Sequence[Picture],
+    shown: Sequence[RGBImage],
     ready: Sequence[str],
     settings: Settings,
     told: Tick,
@@ -109,14 +109,14 @@ def checked(
         model: an ONNX file, or a TensorRT plan.
         manifest: of it.
         onnx: the file that a plan was built from; None for an ONNX file.
-        shown: pictures, beside the test patterns.
+        shown: images, beside the test patterns.
         ready: engines that load here.
         settings: how.
         told: told what is done and how many steps that was.
     """
     with tempfile.TemporaryDirectory(prefix="whycam-doctor-") as place:
         folder = Path(place)
-        _store_pictures(folder, manifest, shown)
+        _store_images(folder, manifest, shown)
         if onnx is not None and PLANS not in ready:
             why = f"the engine {PLANS} is not ready here, and nothing else runs plans"
             yield _failed(model, manifest, PLANS, "fp32", why)
@@ -149,18 +149,18 @@ def _asked(
                 yield name, precision
 
 
-def _store_pictures(folder: Path, manifest: Manifest, shown: Sequence[Picture]) -> None:
+def _store_images(folder: Path, manifest: Manifest, shown: Sequence[RGBImage]) -> None:
     from PIL import Image
 
     size = manifest.source_size
-    found = [picture(index, size or _PATTERN_SIZE) for index in range(PATTERNS)]
+    found = [make_pattern(index, size or _PATTERN_SIZE) for index in range(PATTERNS)]
     for each in shown:
         if size is None or each.shape[:2] == size:
             found.append(each)
         else:
             found.append(np.asarray(Image.fromarray(each).resize(size[::-1])))
     named: dict[str, Any] = {str(index): each for index, each in enumerate(found)}
-    np.savez(folder / PICTURES, **named)
+    np.savez(folder / IMAGES, **named)
 
 
 class _Run:

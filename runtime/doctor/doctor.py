@@ -15,7 +15,7 @@ from ..engines.plan import is_plan, read_plan
 from ..engines.registry import ENGINES
 from ..engines.selftest import PATTERNS
 from ..errors import EngineError, RequestError
-from ..images import Picture, read_picture
+from ..images import RGBImage, read_image
 from ..machine import conflicts, describe_machine
 from ..manifest import Manifest
 from ..onnxfile import read_manifest
@@ -50,7 +50,7 @@ class EngineState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything found. Holds no path, and no name of user, machine or picture.
+    """Everything found. Holds no path, and no name of user, machine or image.
 
     Attributes:
         version: of this layout.
@@ -73,7 +73,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 def examine(
     models: Sequence[Path] = (),
-    pictures: Sequence[Path] = (),
+    images: Sequence[Path] = (),
     settings: Settings | None = None,
     tick: Tick | None = None,
 ) -> Report:
@@ -83,21 +83,21 @@ def examine(
 
     Args:
         models: ONNX files; TensorRT plans, each with the ONNX file it was built from.
-        pictures: shown beside the test patterns, at most 16 of them, at most 1024 pixels wide and
+        images: shown beside the test patterns, at most 16 of them, at most 1024 pixels wide and
             high.
         settings: how.
         tick: told what is done and how many steps that was; see ``steps``.
 
     Raises:
         ModelFileError: a model is missing, damaged, or not made by whycam.
-        ImageError: a picture cannot be read.
+        ImageError: an image cannot be read.
         RequestError: a plan without its ONNX file.
     """
     wanted = settings or Settings()
     told: Tick = tick or (lambda _name, _steps: None)
     manifests = {model: _manifest(model) for model in models}
     plans = _references(manifests)
-    shown = [_shrunk(read_picture(path)) for path in _some(pictures)]
+    shown = [_shrunk(read_image(path)) for path in _some(images)]
     states = []
     for name in ENGINES:
         told(f"looking for {name}", 1)
@@ -149,7 +149,7 @@ def _some(paths: Sequence[Path]) -> list[Path]:
     return [paths[index * len(paths) // count] for index in range(count)]
 
 
-def _shrunk(source: Picture) -> Picture:
+def _shrunk(source: RGBImage) -> RGBImage:
     from PIL import Image
 
     image = Image.fromarray(source)

@@ -1,7 +1,7 @@
 """One engine, asked in a process of its own: a driver that crashes takes nobody along.
 
 Run as ``python -m whycam.runtime.doctor.job FOLDER``, which holds ``job.json`` and, for answers,
-``pictures.npz``. Leaves ``result.json`` there and, of answers, ``answers.npz``.
+``images.npz``. Leaves ``result.json`` there and, of answers, ``answers.npz``.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from ..engines.registry import ENGINES
 from ..engines.selftest import check, tolerances_of
 from ..errors import EngineError, RequestError, WhyCamError
 from ..explainer import Explainer, load
-from ..images import Picture
+from ..images import RGBImage
 from ..isolation import run_python
 from ..manifest import Manifest
 from ..pipeline import prepare
 from ..request import plan_request
 from ..timing import run_interleaved
 
-JOB, PICTURES, RESULT, ANSWERS = "job.json", "pictures.npz", "result.json", "answers.npz"
+JOB, IMAGES, RESULT, ANSWERS = "job.json", "images.npz", "result.json", "answers.npz"
 PLANS = "tensorrt"  # the engine for TensorRT plans, and for nothing else
 _FOR_PLANS = ("tensorrt", "tensorrt_rtx")
 _WARM_UP = 2
@@ -43,9 +43,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         kind: ``driver``: of NVIDIA's, what it says; ``survey``: whether an engine loads;
-            ``answers``: what it answers for pictures.
+            ``answers``: what it answers for images.
         engine, model, precision, gpu, threads, cache: see ``explainer.load``.
-        targets: the class to explain of each picture; None: the most probable one.
+        targets: the class to explain of each image; None: the most probable one.
         rounds: how often each kind of call is timed.
     """
 
@@ -77,7 +77,7 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answers(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine did; its arrays are in ``answers.npz``, named ``<picture>.<what>``.
+    """What an engine did; its arrays are in ``answers.npz``, named ``<image>.<what>``.
 
     Attributes:
         description: of the engine.
@@ -163,8 +163,8 @@ def methods_of(manifest: Manifest) -> tuple[Method, ...]:
     return tuple(method for method in manifest.methods if method != "scorecam")
 
 
-def answers(job: Job, pictures: list[Picture], folder: Path) -> Answers:
-    """Everything a file answers for pictures in an engine; the arrays go into a file.
+def answers(job: Job, images: list[RGBImage], folder: Path) -> Answers:
+    """Everything a file answers for images in an engine; the arrays go into a file.
 
     Raises:
         WhyCamError: the engine cannot do it.
@@ -185,11 +185,11 @@ def answers(job: Job, pictures: list[Picture], folder: Path) -> Answers:
     method: Method = manifest.map_method or "gradcam"
     unswept = _unswept(manifest, method)
     # In batches here, one by one below.
-    rows = explainer.classify(pictures)
+    rows = explainer.classify(images)
     targets = job.targets or tuple(int(row.argmax()) for row in rows)
     arrays: dict[str, Any] = {}
-    for index, (picture, target) in enumerate(zip(pictures, targets, strict=True)):
-        found = dict(_of_picture(explainer, picture, target, method, unswept is None))
+    for index, (image, target) in enumerate(zip(images, targets, strict=True)):
+        found = dict(_answers_for(explainer, image, target, method, unswept is None))
         arrays |= {f"{index}.{name}": values for name, values in found.items()}
         arrays[f"{index}.probabilities"] = rows[index]
     np.savez(folder / ANSWERS, **arrays)
@@ -203,7 +203,7 @@ def answers(job: Job, pictures: list[Picture], folder: Path) -> Answers:
         unswept=unswept,
         references=tuple(references),
         wrong=tuple(text for each in references if (text := each.complaint)),
-        milliseconds=_timed(explainer, pictures[0], method, unswept is None, job.rounds),
+        milliseconds=_timed(explainer, images[0], method, unswept is None, job.rounds),
     )
 
 
@@ -215,40 +215,40 @@ def _unswept(manifest: Manifest, method: Method) -> str | None:
     return None
 
 
-def _of_picture(
-    explainer: Explainer, picture: Picture, target: int, method: Method, swept: bool
+def _answers_for(
+    explainer: Explainer, image: RGBImage, target: int, method: Method, swept: bool
 ) -> Iterator[tuple[str, Any]]:
     if explainer.manifest.top is not None:
         target = -1  # it takes no class
     if "raw" in explainer.manifest.outputs:
         feeds = {
-            "image": prepare([picture], explainer.manifest).inputs,
+            "image": prepare([image], explainer.manifest).inputs,
             "target": np.array([[target]], np.int64),
         }
         yield from explainer.engine.run(feeds, ["activations", "gradients"]).items()
-    maps = explainer.explain(picture, target, methods_of(explainer.manifest))
+    maps = explainer.explain(image, target, methods_of(explainer.manifest))
     for each, found in maps.items():
         yield f"map.{each}", found.original_map
     if swept:
-        found = explainer.explain(picture, target, method, tft=True)
+        found = explainer.explain(image, target, method, tft=True)
         yield "mask", found.mask
         yield "threshold", found.threshold
         yield "masked", (1 + found.rpi) * found.probability
 
 
 def _timed(
-    explainer: Explainer, picture: Picture, method: Method, swept: bool, rounds: int
+    explainer: Explainer, image: RGBImage, method: Method, swept: bool, rounds: int
 ) -> dict[str, tuple[float, ...]]:
     """Milliseconds from the prepared input to the answer, all kinds of call in turn."""
     plain, thresholded = (
         explainer.plan(method, tft) for tft in ((None, True) if swept else (None, None))
     )
     calls: dict[str, Callable[[], dict[str, float]]] = {
-        "classification": lambda: classify_in_stages(explainer, [picture]),
-        "explanation": lambda: explain_in_stages(explainer, [picture], plain)[0],
+        "classification": lambda: classify_in_stages(explainer, [image]),
+        "explanation": lambda: explain_in_stages(explainer, [image], plain)[0],
     }
     if swept:
-        calls["tft"] = lambda: explain_in_stages(explainer, [picture], thresholded)[0]
+        calls["tft"] = lambda: explain_in_stages(explainer, [image], thresholded)[0]
     found = run_interleaved(calls, rounds, _WARM_UP)
     return {name: tuple(1e3 * each[ANSWER] for each in runs) for name, runs in found.items()}
 
@@ -283,10 +283,10 @@ def main(folder: Path) -> None:
     elif job.kind == "survey":
         result = survey(job.engine, job.gpu)
     else:
-        with np.load(folder / PICTURES) as stored:
-            pictures = [stored[name] for name in sorted(stored.files, key=int)]
+        with np.load(folder / IMAGES) as stored:
+            images = [stored[name] for name in sorted(stored.files, key=int)]
         try:
-            result = answers(job, pictures, folder)
+            result = answers(job, images, folder)
         except WhyCamError as error:
             result = Answers(error=str(error))
     (folder / RESULT).write_bytes(msgspec.json.encode(result))

@@ -128,7 +128,7 @@ def _tensorrt(
     sides = [str(side) for side in manifest.image_shape if side is not None]
     if len(sides) != len(manifest.image_shape):
         raise EngineError(
-            f"{TENSORRT.engine} builds for one size of pictures, and this file takes any: export "
+            f"{TENSORRT.engine} builds for one size of images, and this file takes any: export "
             f"it with --source-size HxW, or use {CUDA.engine}"
         )
     limit = most(TENSORRT, manifest, parts)

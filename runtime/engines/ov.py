@@ -148,7 +148,7 @@ class _Part:
         self._lock = threading.Lock()
 
     def prepare(self) -> None:
-        """Compile for one picture; if they have no one size, for any."""
+        """Compile for one image; if they have no one size, for any."""
         shape = self._manifest.image_shape
         if None in shape and self._takes_any:
             self._for(None)

@@ -60,7 +60,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             was built on.
         gpu: name of the GPU it was built on; None if it was built without one.
         batch, classes: N and k of the graph contract.
-        height, width: of the pictures, where the graph takes pictures of any size; else None.
+        height, width: of the images, where the graph takes images of any size; else None.
         inputs, outputs: of the network.
     """
 

@@ -28,7 +28,7 @@ def tolerances_of(manifest: Manifest, precision: Precision = "fp32") -> Toleranc
 
 
 def pattern(index: int, size: tuple[int, int], channels: int = 3) -> NDArray[np.float32]:
-    """A test image, the same on every machine: float32 [C, H, W], like a normalised photograph.
+    """A test image, the same on every machine: float32 [C, H, W], like a normalised image.
 
     Smooth waves with edges, different in each channel and for each index; the mean is near 0 and
     the standard deviation near 1.
@@ -51,15 +51,15 @@ def feed(manifest: Manifest, index: int) -> NDArray[Any]:
         return _input(manifest, index)[None]
     # Larger than the input, and of another shape, so that resize and crop have work to do.
     size = manifest.source_size or (height * 5 // 4 + 1, width * 3 // 2 + 1)
-    return picture(index, size)[None]
+    return make_pattern(index, size)[None]
 
 
 def _input(manifest: Manifest, index: int) -> NDArray[Any]:
     """A test pattern as an input without preprocessing in the graph takes it."""
     spec = manifest.preprocess
     if manifest.image_type == "uint8":
-        return arrange(picture(index, spec.size), manifest)
-    # In the range that the network was trained in: as a photograph's pixels are spread.
+        return arrange(make_pattern(index, spec.size), manifest)
+    # In the range that the network was trained in: as an image's pixels are spread.
     mean, spread = (np.reshape(_PHOTOGRAPHS[spec.color][i], (-1, 1, 1)) for i in (0, 1))
     pixels = mean + spread * pattern(index, spec.size, spec.channels).astype(np.float64)
     own_mean, own_std = (np.reshape(values, (-1, 1, 1)) for values in (spec.mean, spec.std))
@@ -78,8 +78,8 @@ _PHOTOGRAPHS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 
 
-def picture(index: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """A test pattern as a picture: uint8 [h, w, 3]."""
+def make_pattern(index: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A test pattern as an image: uint8 [h, w, 3]."""
     pixels = np.clip(128 + 50 * pattern(index, size), 0, 255)
     return np.ascontiguousarray(np.moveaxis(pixels, 0, -1).astype(np.uint8))
 
@@ -176,7 +176,7 @@ def answers(engine: Engine, manifest: Manifest) -> tuple[Reference, ...]:
 def shaken(engine: Engine, manifest: Manifest, reference: Reference) -> dict[str, float]:
     """How far an engine is from itself when a test pattern changes by next to nothing.
 
-    By a millionth, or where the graph takes uint8 pictures, by one step in one pixel of a thousand;
+    By a millionth, or where the graph takes uint8 images, by one step in one pixel of a thousand;
     the worst of a few such changes. As much as two engines differ by, where single roundings decide
     a network's answers.
 

@@ -117,7 +117,7 @@ class TensorRtEngine:
             return run_in_chunks(run, feeds, self._manifest, plan.batch.most, plan.classes.most)
 
     def _check_size(self, shape: tuple[int, ...]) -> None:
-        """Pictures of any size: as far as the plan was built for it."""
+        """Images of any size: as far as the plan was built for it."""
         plan = self._opened.plan
         if not self._manifest.embedded_preprocess:
             return
@@ -126,8 +126,8 @@ class TensorRtEngine:
         ):
             if sides is not None and not sides.least <= side <= sides.most:
                 raise EngineError(
-                    f"{self._path} was built for pictures {sides.least} to {sides.most} pixels "
-                    f"{what}, not {side}. Resize the picture, or build for its size: "
+                    f"{self._path} was built for images {sides.least} to {sides.most} pixels "
+                    f"{what}, not {side}. Resize the image, or build for its size: "
                     f"{rebuild(plan, self._path)}, with a wider range"
                 )
 

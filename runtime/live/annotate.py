@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from .. import text
 from ..errors import RequestError
 from ..explanation import Explanation, format_probability
-from ..images import Picture
+from ..images import RGBImage
 from ..overlay import outline, tables
 from ..preprocess import Placement
 
@@ -58,31 +58,31 @@ class Overlay:
         """Forget the frames before."""
         self._map = self._samples = None
 
-    def draw(self, picture: Picture, explanation: Explanation, note: str = "") -> Picture:
+    def draw(self, image: RGBImage, explanation: Explanation, note: str = "") -> RGBImage:
         """Lay an explanation over a frame.
 
         Args:
-            picture: uint8 [h, w, 3], RGB; left as it is. (OpenCV's BGR frames do as well: only
+            image: uint8 [h, w, 3], RGB; left as it is. (OpenCV's BGR frames do as well: only
                 the colours of the heat change places.)
             explanation: of this frame.
             note: what the caption says besides.
 
         Returns:
-            uint8 [h, w, 3], a new picture; the same as ``picture`` where the map is 0 and no
+            uint8 [h, w, 3], a new image; the same as ``image`` where the map is 0 and no
             caption stands.
 
         Raises:
-            RequestError: the explanation is of a picture of another size.
+            RequestError: the explanation is of an image of another size.
         """
         placement = explanation.placement
-        if picture.shape[:2] != placement.picture:
+        if image.shape[:2] != placement.image:
             raise RequestError(
-                f"the explanation is of a picture of {placement.picture[0]} x "
-                f"{placement.picture[1]} pixels (height x width), not of one of "
-                f"{picture.shape[0]} x {picture.shape[1]}"
+                f"the explanation is of an image of {placement.image[0]} x "
+                f"{placement.image[1]} pixels (height x width), not of one of "
+                f"{image.shape[0]} x {image.shape[1]}"
             )
-        drawn = np.array(picture, order="C")
-        values, cut = self._smoothed(picture, explanation)
+        drawn = np.array(image, order="C")
+        values, cut = self._smoothed(image, explanation)
         levels, top, left = _levels(values, cut, explanation)
         if levels.size:
             _tint(drawn[top : top + levels.shape[0], left : left + levels.shape[1]], levels, self)
@@ -95,24 +95,24 @@ class Overlay:
         return drawn
 
     def _smoothed(
-        self, picture: Picture, explanation: Explanation
+        self, image: RGBImage, explanation: Explanation
     ) -> tuple[NDArray[np.float32], float]:
         """The map to draw and where it is cut, part of the last frame's left in both."""
         values, cut = explanation.original_map, float(explanation.cut)
-        key = (explanation.index, explanation.method, picture.shape, values.shape)
-        if self._map is not None and self.smoothing > 0 and not self._cut_to(picture, key):
+        key = (explanation.index, explanation.method, image.shape, values.shape)
+        if self._map is not None and self.smoothing > 0 and not self._cut_to(image, key):
             stays = np.float32(self.smoothing)
             values = values + stays * (self._map - values)
             cut += self.smoothing * (self._cut - cut)
         elif self.smoothing > 0:
-            self._cut_to(picture, key)
+            self._cut_to(image, key)
         self._map, self._cut = values, cut
         return values, cut if self.threshold is None else self.threshold
 
-    def _cut_to(self, picture: Picture, key: tuple[object, ...]) -> bool:
+    def _cut_to(self, image: RGBImage, key: tuple[object, ...]) -> bool:
         """Whether this frame goes on from another one than the last."""
-        rows, columns = (max(1, side // _SAMPLES) for side in picture.shape[:2])
-        samples = picture[rows // 2 :: rows, columns // 2 :: columns].astype(np.int16)
+        rows, columns = (max(1, side // _SAMPLES) for side in image.shape[:2])
+        samples = image[rows // 2 :: rows, columns // 2 :: columns].astype(np.int16)
         before, self._samples = self._samples, samples
         same, self._key = key == self._key, key
         if not same or before is None or before.shape != samples.shape:
@@ -131,15 +131,15 @@ def _levels(
     """
     import cv2
 
-    height, width = explanation.placement.picture
-    if explanation.geometry == "picture":
+    height, width = explanation.placement.image
+    if explanation.geometry == "image":
         top, left, bottom, right = 0, 0, height, width
     else:
         top, left, bottom, right = _edges(explanation.placement)
     levels = cv2.convertScaleAbs(values, alpha=255)
     if levels.shape != (bottom - top, right - left):
         levels = cv2.resize(levels, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
-    # What is seen of the network's input, where that reaches over the picture's edges.
+    # What is seen of the network's input, where that reaches over the image's edges.
     levels = levels[max(0, -top) : height - top, max(0, -left) : width - left]
     top, left = max(top, 0), max(left, 0)
     if cut > 0:
@@ -150,12 +150,12 @@ def _levels(
 
 
 def _edges(placement: Placement) -> tuple[int, int, int, int]:
-    """The network's input in whole picture pixels, half a pixel off at most."""
+    """The network's input in whole image pixels, half a pixel off at most."""
     top, left = round(placement.top), round(placement.left)
     return top, left, max(round(placement.bottom), top + 1), max(round(placement.right), left + 1)
 
 
-def _tint(region: Picture, levels: NDArray[np.uint8], overlay: Overlay) -> None:
+def _tint(region: RGBImage, levels: NDArray[np.uint8], overlay: Overlay) -> None:
     """As ``overlay.blend``, in place."""
     import cv2
 
@@ -164,7 +164,7 @@ def _tint(region: Picture, levels: NDArray[np.uint8], overlay: Overlay) -> None:
     region[:] = cv2.add(shown, cv2.applyColorMap(levels, colours), dst=shown)
 
 
-def _caption(drawn: Picture, explanation: Explanation, note: str) -> None:
+def _caption(drawn: RGBImage, explanation: Explanation, note: str) -> None:
     """Two lines at the lower left, on a shade that leaves the frame visible."""
     import cv2
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import ImageError
-from ..images import Picture, read_picture
+from ..images import RGBImage, read_image
 
 _LONGEST = 1e9  # frames; some files say nonsense
 
@@ -27,7 +27,7 @@ class Capture(Protocol):
     frames: int | None
     seconds: float | None
 
-    def read(self) -> tuple[bool, Picture | None]:
+    def read(self) -> tuple[bool, RGBImage | None]:
         """Whether there was a frame, and the frame: uint8 [h, w, 3], RGB; None: it is corrupt."""
         ...
 
@@ -49,7 +49,7 @@ class OpenCVCapture:
         self.frames = int(count) if math.isfinite(count) and 0 < count < _LONGEST else None
         self.seconds: float | None = None
 
-    def read(self) -> tuple[bool, Picture | None]:
+    def read(self) -> tuple[bool, RGBImage | None]:
         """See ``Capture``."""
         import cv2
 
@@ -77,14 +77,14 @@ class ImageSequence:
         self.frames = count
         self.seconds: float | None = None
 
-    def read(self) -> tuple[bool, Picture | None]:
+    def read(self) -> tuple[bool, RGBImage | None]:
         """See ``Capture``."""
         try:
             image = next(self._images)
         except StopIteration:
             return False, None
         try:
-            return True, read_picture(image)
+            return True, read_image(image)
         except ImageError:
             return True, None
 
@@ -97,7 +97,7 @@ def usable_rate(fps: float) -> float:
     return fps if math.isfinite(fps) and 0 < fps <= 1000 else 0.0
 
 
-def _as_rgb(found: Any) -> Picture | None:
+def _as_rgb(found: Any) -> RGBImage | None:
     import cv2
 
     if not isinstance(found, np.ndarray) or found.dtype != np.uint8 or found.size == 0:

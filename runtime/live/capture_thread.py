@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..errors import SourceError
-from ..images import Picture
+from ..images import RGBImage
 from .capture import Capture
 from .pipe import Pipe
 from .source import Source
@@ -42,14 +42,14 @@ class Frame:
     Attributes:
         index: in the source, from 0; those passed over count.
         seconds: its time in the source.
-        picture: uint8 [h, w, 3], RGB.
+        image: uint8 [h, w, 3], RGB.
         read: seconds that decoding it took; of a live source with the wait for it.
         arrived: when it was there, by ``time.perf_counter``.
     """
 
     index: int
     seconds: float
-    picture: Picture
+    image: RGBImage
     read: float
     arrived: float
 
@@ -147,7 +147,7 @@ class CaptureThread:
         while True:
             begun = time.perf_counter()
             self.waiting = time.monotonic()
-            available, picture = capture.read()
+            available, image = capture.read()
             self.waiting = None
             if self.abandoned.is_set():
                 return
@@ -156,7 +156,7 @@ class CaptureThread:
                     raise SourceError(f"{state.source.name} sends no more frames")
                 return
             index, state.read = state.read, state.read + 1
-            if picture is None:
+            if image is None:
                 corrupt_in_a_row += 1
                 self._count_corrupt(corrupt_in_a_row)
                 continue
@@ -176,7 +176,7 @@ class CaptureThread:
                 arrived = time.perf_counter()
             self.frames += 1
             state.handed += 1
-            if not state.frames.put(Frame(index, seconds, picture, decoded - begun, arrived)):
+            if not state.frames.put(Frame(index, seconds, image, decoded - begun, arrived)):
                 return
 
     def _count_corrupt(self, corrupt_in_a_row: int) -> None:

@@ -11,10 +11,10 @@ import msgspec
 from ..cam import Method
 from ..errors import RequestError
 from ..explanation import Explanation
-from ..images import Picture
+from ..images import RGBImage
 from ..manifest import Manifest
 from ..request import plan_request
-from ..targets import per_picture
+from ..targets import resolve_targets
 
 __all__ = ["Controls", "Look", "StreamFrame", "Timing"]
 
@@ -106,12 +106,12 @@ class Controls:
             return self._look
 
     def _checked(self, look: Look) -> Look:
-        per_picture(look.target, 1, False, self._manifest)
+        resolve_targets(look.target, 1, False, self._manifest)
         plan_request(self._manifest, look.method, None if look.tft == "off" else True)
         if look.tft == "track" and self._manifest.image_type == "uint8":
             raise RequestError(
                 "tft=track shows the network masked images, and a graph that takes uint8 pixels "
-                "(as with --embed-preprocess) takes whole pictures only: use every, or a file "
+                "(as with --embed-preprocess) takes whole images only: use every, or a file "
                 "that takes normalised images"
             )
         return look
@@ -145,7 +145,7 @@ class StreamFrame:
     Attributes:
         index: of the frame in its source, from 0.
         seconds: its time in the source.
-        picture: as it was read, uint8 [h, w, 3], RGB.
+        original: as it was read, uint8 [h, w, 3], RGB.
         image: with the explanation drawn over it, the same shape.
         explanation: of this frame.
         ranking: the most probable classes: index, label, probability; five at most.
@@ -156,8 +156,8 @@ class StreamFrame:
 
     index: int
     seconds: float
-    picture: Picture
-    image: Picture
+    original: RGBImage
+    image: RGBImage
     explanation: Explanation
     ranking: tuple[tuple[int, str, float], ...]
     timing: Timing

@@ -16,7 +16,7 @@ from ..explanation import Explanation
 from ..pipeline import Prepared
 from ..request import plan_request
 from ..sweep import Choice, Floats
-from ..targets import class_rows, per_picture
+from ..targets import class_rows, resolve_targets
 from ..tft import Tft
 from .capture_thread import Frame
 from .controls import Controls, Look
@@ -63,7 +63,7 @@ class FrameExplainer:
     def prepare(self, frame: Frame) -> PreparedFrame:
         """What the network is fed of a frame; needs no control, and may run ahead."""
         begun = time.perf_counter()
-        prepared = pipeline.prepare([frame.picture], self._explainer.manifest)
+        prepared = pipeline.prepare([frame.image], self._explainer.manifest)
         return PreparedFrame(frame, prepared, time.perf_counter() - begun)
 
     def prepare_and_explain(self, frame: Frame) -> Explained:
@@ -97,7 +97,7 @@ class FrameExplainer:
         model, tracked = self._explainer.model, look.tft == "track"
         thresholding = None if look.tft == "off" else True
         plan = plan_request(model.manifest, look.method, thresholding, sweep_outside=tracked)
-        (target,) = class_rows(per_picture(look.target, 1, True, model.manifest))
+        (target,) = class_rows(resolve_targets(look.target, 1, True, model.manifest))
         inference = pipeline.infer(model, prepared.inputs, [target], plan)
         (class_map,) = pipeline.map(model, inference, plan)
         (settings,) = (one.settings for one in plan.methods)

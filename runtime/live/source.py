@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import SourceError
-from ..images import PICTURE_ENDINGS, pictures_in
+from ..images import IMAGE_SUFFIXES, list_images
 from .capture import Capture, ImageSequence, OpenCVCapture
 from .video_reader import VideoReader
 
 _OPEN_SECONDS = 10.0
 _READ_SECONDS = 10.0
-_PICTURES_A_SECOND = 25.0
+_IMAGES_PER_SECOND = 25.0
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ def find_source(source: Any, fps: float | None = None) -> Source:
     """Recognise a source; nothing is opened yet.
 
     Args:
-        source: a camera's number or device; a video file; a folder of pictures, which are taken in
-            the order of their names, or one picture; an address (``rtsp://...``); a GStreamer
+        source: a camera's number or device; a video file; a folder of images, which are taken in
+            the order of their names, or one image; an address (``rtsp://...``); a GStreamer
             pipeline, which has a ``!``; an object with the ``read`` and ``release`` of
-            ``cv2.VideoCapture``; or an iterable of RGB pictures, uint8 [h, w, 3].
-        fps: frames a second of pictures, which have no rate of their own; what a camera is asked
+            ``cv2.VideoCapture``; or an iterable of RGB images, uint8 [h, w, 3].
+        fps: frames a second of images, which have no rate of their own; what a camera is asked
             for.
 
     Raises:
@@ -65,13 +65,13 @@ def find_source(source: Any, fps: float | None = None) -> Source:
         live = capture.frames is None
         return Source(f"the {type(source).__name__}", live, lambda: capture, again=False)
     if isinstance(source, Iterable):
-        rate = fps or _PICTURES_A_SECOND
-        name = f"the {type(source).__name__} of pictures"
-        pictures = iter(source)
-        return Source(name, False, lambda: ImageSequence(pictures), again=False, fps=rate)
+        rate = fps or _IMAGES_PER_SECOND
+        name = f"the {type(source).__name__} of images"
+        images = iter(source)
+        return Source(name, False, lambda: ImageSequence(images), again=False, fps=rate)
     raise SourceError(
         f"cannot read a stream from {type(source).__name__}: pass a camera's number, a file, an "
-        "address, a folder, a cv2.VideoCapture or an iterable of RGB pictures"
+        "address, a folder, a cv2.VideoCapture or an iterable of RGB images"
     )
 
 
@@ -93,20 +93,20 @@ def _named(text: str, fps: float | None) -> Source:
         return _camera(text, text, fps)
     if path.stat().st_size == 0:
         raise SourceError(f"{text} is empty")
-    if path.suffix.lower() in PICTURE_ENDINGS:
-        return _pictures(text, [path], fps)
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return _image_sequence(text, [path], fps)
     return Source(text, False, lambda: VideoReader(text))
 
 
 def _folder(path: Path, fps: float | None) -> Source:
-    files = [each for each in pictures_in(path) if each.parent == path]
+    files = [each for each in list_images(path) if each.parent == path]
     if not files:
-        raise SourceError(f"there are no pictures in the folder {path}")
-    return _pictures(str(path), files, fps)
+        raise SourceError(f"there are no images in the folder {path}")
+    return _image_sequence(str(path), files, fps)
 
 
-def _pictures(name: str, files: list[Path], fps: float | None) -> Source:
-    rate = fps or _PICTURES_A_SECOND
+def _image_sequence(name: str, files: list[Path], fps: float | None) -> Source:
+    rate = fps or _IMAGES_PER_SECOND
     return Source(name, False, lambda: ImageSequence(iter(files), len(files)), fps=rate)
 
 

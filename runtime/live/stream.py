@@ -43,7 +43,7 @@ class Stream:
         explainer: explains them.
         source: see ``find_source``.
         look: how to explain and draw.
-        fps: take at most so many frames a second of the source; the rate of pictures, which have
+        fps: take at most so many frames a second of the source; the rate of images, which have
             none.
         drop: whether old frames give way to new ones; None: for live sources only. A file is
             then played at its own pace.
@@ -161,7 +161,7 @@ class Stream:
         overlay.threshold, overlay.contour = look.threshold, look.contour
         fps = self._rate()
         note = f"{fps:.0f} fps  {1e3 * self._latency:.0f} ms" if fps else ""
-        image = overlay.draw(frame.picture, explained.explanation, note)
+        image = overlay.draw(frame.image, explained.explanation, note)
         now = time.perf_counter()
         self._drawn.append(now)
         self._latency = now - frame.arrived
@@ -176,7 +176,7 @@ class Stream:
         return StreamFrame(
             index=frame.index,
             seconds=frame.seconds,
-            picture=frame.picture,
+            original=frame.image,
             image=image,
             explanation=explained.explanation,
             ranking=explained.ranking,
@@ -191,7 +191,7 @@ class Stream:
         return (len(self._drawn) - 1) / max(self._drawn[-1] - self._drawn[0], 1e-9)
 
     def _watch_size(self, frame: Frame) -> None:
-        height, width = frame.picture.shape[:2]
+        height, width = frame.image.shape[:2]
         if self._size not in (None, (height, width)):
             text = f"frames have {width} x {height} pixels from frame {frame.index} on"
             self._tell(Event("resized", text))
@@ -211,7 +211,7 @@ def stream(
     contour: bool = True,
     **options: Any,
 ) -> Stream:
-    """Explain a camera, a video or a folder of pictures, frame by frame.
+    """Explain a camera, a video or a folder of images, frame by frame.
 
     >>> for frame in whycam.stream(explainer, 0, tft="track"):  # doctest: +SKIP
     ...     print(frame.explanation.label, frame.timing.fps)
@@ -219,7 +219,7 @@ def stream(
     Args:
         explainer: from ``whycam.load``.
         source: a camera's number, a file, an address, a folder, a ``cv2.VideoCapture`` or an
-            iterable of RGB pictures; see ``runtime.live.source.find_source``.
+            iterable of RGB images; see ``runtime.live.source.find_source``.
         method, tft, target, threshold, opacity, smoothing, contour: see ``Look``.
         options: see ``Stream``.
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import OutputError, RequestError
 from ..files import replacing
-from ..images import Picture
+from ..images import RGBImage
 from .pipe import Pipe
 from .video_reader import pyav
 
@@ -78,7 +78,7 @@ class VideoFile:
         self._tick = -1  # of the last frame
         self._error: BaseException | None = None
         self._closed = self._damaged = self._finished = False
-        self._pipe: Pipe[tuple[Picture, float | None]] = Pipe(_WAITING)
+        self._pipe: Pipe[tuple[RGBImage, float | None]] = Pipe(_WAITING)
         self._thread = threading.Thread(target=self._run, name="whycam writer", daemon=True)
         self._thread.start()
 
@@ -88,18 +88,18 @@ class VideoFile:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def write(self, picture: Picture, seconds: float | None = None) -> None:
+    def write(self, image: RGBImage, seconds: float | None = None) -> None:
         """Add a frame.
 
         Args:
-            picture: uint8 [h, w, 3], RGB, not changed afterwards; the first says the video's size,
+            image: uint8 [h, w, 3], RGB, not changed afterwards; the first says the video's size,
                 and others are fitted into it, with black borders.
             seconds: when it is shown, after the one before; None: evenly spaced.
 
         Raises:
             OutputError: an earlier frame could not be written.
         """
-        if not self._pipe.put((picture, seconds)):
+        if not self._pipe.put((image, seconds)):
             self._raise()
             raise OutputError(f"{self.path} is closed: no frame can be added")
 
@@ -127,19 +127,19 @@ class VideoFile:
 
     def _run(self) -> None:
         try:
-            for picture, seconds in self._pipe:
-                self._encode(picture, seconds)
+            for image, seconds in self._pipe:
+                self._encode(image, seconds)
         except BaseException as error:
             self._error = error
         finally:
             self._pipe.close()
             self._finish()
 
-    def _encode(self, picture: Picture, seconds: float | None) -> None:
+    def _encode(self, image: RGBImage, seconds: float | None) -> None:
         import cv2
 
         if self._stream is None:
-            self._open((picture.shape[0], picture.shape[1]))
+            self._open((image.shape[0], image.shape[1]))
         if self.frames % _CHECK_EVERY == 0:
             free = shutil.disk_usage(self.path.parent).free
             if free < _RESERVE:
@@ -147,11 +147,11 @@ class VideoFile:
                     f"no space is left for {self.path} ({free / 2**20:.0f} MiB): it ends after "
                     f"{self.frames} frames"
                 )
-        if picture.shape[:2] != self._size:
+        if image.shape[:2] != self._size:
             self.resized += 1
-            picture = _fitted(picture, self._size)
+            image = _fitted(image, self._size)
         height, width = self._size
-        even = np.ascontiguousarray(picture[: height // 2 * 2, : width // 2 * 2])
+        even = np.ascontiguousarray(image[: height // 2 * 2, : width // 2 * 2])
         planes = cv2.cvtColor(even, cv2.COLOR_RGB2YUV_I420)
         frame = self._av.VideoFrame.from_ndarray(planes, format="yuv420p")
         if seconds is None:
@@ -242,18 +242,18 @@ class _Discarded(Exception):
     """Nothing is to be left behind."""
 
 
-def _fitted(picture: Picture, size: tuple[int, int]) -> Picture:
-    """A picture scaled into another size, with black borders."""
+def _fitted(image: RGBImage, size: tuple[int, int]) -> RGBImage:
+    """An image scaled into another size, with black borders."""
     import cv2
 
-    scale = min(size[0] / picture.shape[0], size[1] / picture.shape[1])
+    scale = min(size[0] / image.shape[0], size[1] / image.shape[1])
     height, width = (
         min(most, max(1, round(scale * side)))
-        for side, most in zip(picture.shape[:2], size, strict=True)
+        for side, most in zip(image.shape[:2], size, strict=True)
     )
     fitted = np.zeros((*size, 3), np.uint8)
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
     fitted[top : top + height, left : left + width] = cv2.resize(
-        picture, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     )
     return fitted

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import MissingExtraError, SourceError
-from ..images import Picture
+from ..images import RGBImage
 from .capture import usable_rate
 
 __all__ = ["VideoReader", "pyav"]
@@ -57,7 +57,7 @@ class VideoReader:
         self._start = stream.start_time or 0
         self._decoded = self._decode(stream)
 
-    def read(self) -> tuple[bool, Picture | None]:
+    def read(self) -> tuple[bool, RGBImage | None]:
         """See ``Capture``."""
         try:
             frame = next(self._decoded)
@@ -67,9 +67,9 @@ class VideoReader:
             return True, None
         known = frame.pts is not None and frame.time_base is not None
         self.seconds = float((frame.pts - self._start) * frame.time_base) if known else None
-        picture = np.asarray(frame.to_ndarray(format="rgb24"))
+        image = np.asarray(frame.to_ndarray(format="rgb24"))
         turns = round(frame.rotation / 90) % 4
-        return True, np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
+        return True, np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
     def release(self) -> None:
         """See ``Capture``."""

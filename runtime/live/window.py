@@ -6,13 +6,13 @@ import os
 import sys
 
 from ..errors import WindowError
-from ..images import Picture
+from ..images import RGBImage
 
 _KEYS = (ord("q"), 27)  # Esc
 
 
 class Window:
-    """Shows pictures; a context manager.
+    """Shows images; a context manager.
 
     Raises:
         WindowError: OpenCV was built without windows, or there is no screen.
@@ -32,13 +32,13 @@ class Window:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def show(self, picture: Picture) -> bool:
-        """Show a picture, uint8 [h, w, 3], RGB; False: it was closed, or q or Esc pressed."""
+    def show(self, image: RGBImage) -> bool:
+        """Show an image, uint8 [h, w, 3], RGB; False: it was closed, or q or Esc pressed."""
         import cv2
 
         if not self._shown:
-            cv2.resizeWindow(self._title, picture.shape[1], picture.shape[0])
-        cv2.imshow(self._title, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+            cv2.resizeWindow(self._title, image.shape[1], image.shape[0])
+        cv2.imshow(self._title, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
         self._shown = True
         if cv2.waitKey(1) & 0xFF in _KEYS:
             return False

@@ -13,7 +13,7 @@ from .protocol import State, pack
 
 # Frames under way to one page: one that is being shown, one that travels.
 _UNDER_WAY = 2
-# Enough for an eye; a stream on the same cores has better uses for them than more pictures.
+# Enough for an eye; a stream on the same cores has better uses for them than more images.
 _MOST_A_SECOND = 30.0
 
 
@@ -53,7 +53,7 @@ class Broadcaster:
         controls: of the stream.
         state: how the stream is, and in words.
         ended: whether there is nothing more to come; pages are let go.
-        encoded: how many pictures have been encoded.
+        encoded: how many images have been encoded.
     """
 
     def __init__(self, controls: Controls) -> None:

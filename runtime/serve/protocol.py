@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from ..errors import EngineError, RequestError
-from ..images import Picture
+from ..images import RGBImage
 from ..live.controls import SWEEPS, Look, StreamFrame
 from ..manifest import Manifest
 from ..request import plan_request
@@ -89,11 +89,11 @@ def refused(text: str, look: Look) -> str:
 
 
 def pack(sequence: int, frame: StreamFrame) -> bytes:
-    """A frame's numbers and picture in one message, so that they belong together.
+    """A frame's numbers and image in one message, so that they belong together.
 
     Args:
         sequence: counts what was published, from 1.
-        frame: any size; its picture is shrunk to 1280 pixels along the longer side.
+        frame: any size; its image is shrunk to 1280 pixels along the longer side.
     """
     numbers = _encode(
         {
@@ -117,18 +117,18 @@ def unpack(message: bytes) -> tuple[dict[str, Any], bytes]:
     return msgspec.json.decode(message[4 : 4 + size]), message[4 + size :]
 
 
-def _jpeg(picture: Picture) -> bytes:
+def _jpeg(image: RGBImage) -> bytes:
     import cv2
 
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     scale = _LONGEST_SIDE / max(height, width)
     if scale < 1:
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        picture = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
-    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     done, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     if not done:
-        raise EngineError(f"OpenCV cannot encode a picture of {picture.shape} as JPEG")
+        raise EngineError(f"OpenCV cannot encode an image of {image.shape} as JPEG")
     return bytes(data)
 
 

@@ -1,4 +1,4 @@
-"""A web page for a running stream: its picture and numbers, and controls that act on it."""
+"""A web page for a running stream: its image and numbers, and controls that act on it."""
 
 from __future__ import annotations
 
