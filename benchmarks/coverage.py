@@ -169,7 +169,7 @@ def lively(model: torch.nn.Module, images: torch.Tensor) -> torch.nn.Module:
 
 def prepared(paths: list[Path], spec: Preprocess) -> NDArray[np.float32]:
     """Images as the network takes them, [N, 3, H, W]."""
-    return normalise(np.stack([crop_resized(read_picture(p), spec)[0] for p in paths]), spec)
+    return normalise(np.stack([crop_resized(read_image(p), spec)[0] for p in paths]), spec)
 
 
 def with_tests(images: NDArray[np.float32]) -> NDArray[np.float32]:

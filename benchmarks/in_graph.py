@@ -101,7 +101,7 @@ def effect(name: str, images: list[Path], folder: Path) -> dict[str, float]:
         explainers.append(whycam.load(path, threads=2))
     rows = []
     for path in images:
-        image = read_picture(path)
+        image = read_image(path)
         a, b = (each.explain(image, tft=True) for each in explainers)
         rows.append(
             (

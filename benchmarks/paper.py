@@ -167,7 +167,7 @@ def table5(explainer: whycam.Explainer, images: Iterable[Sample], settings: Tft)
 
 
 def figure3(explainer: whycam.Explainer, images: list[Sample], folder: Path, tft: Tft) -> None:
-    """Picture, map, thresholded map and rpi curve for some images."""
+    """Image, map, thresholded map and rpi curve for some images."""
     for sample in images[:4]:
         for method in METHODS:
             found = explainer.explain(sample.path, method=method, tft=tft)

@@ -129,7 +129,7 @@ def _from_csv(place: Path) -> list[Sample]:
 
 
 def _is_image(name: str) -> bool:
-    return Path(name).suffix.lower() in PICTURE_ENDINGS
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def _from_voc(place: Path) -> list[Sample]:

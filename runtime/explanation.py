@@ -129,7 +129,7 @@ class Explanation:
         return blended
 
     def figure(self) -> Figure:
-        """RGBImage, map, thresholded map and rpi curve side by side, as in the paper's figure 3.
+        """Image, map, thresholded map and rpi curve side by side, as in the paper's figure 3.
 
         Raises:
             MissingExtraError: matplotlib is not installed.

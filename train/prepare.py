@@ -120,7 +120,7 @@ class Maker:
         return rows
 
 
-def read_views(paths: Sequence[Path], spec: Preprocess) -> tuple[Picture, dict[int, str]]:
+def read_views(paths: Sequence[Path], spec: Preprocess) -> tuple[RGBImage, dict[int, str]]:
     """The network's views of images, uint8 [N, H, W, 3]; unreadable ones are black, and named."""
     views = np.zeros((len(paths), *spec.size, 3), np.uint8)
     bad = {}
