@@ -355,7 +355,7 @@ def _is_declared(name: str, manifest: Manifest) -> bool:
 
 def _prepare_image(path: str | os.PathLike[str], manifest: Manifest) -> NDArray[Any]:
     """Read an image as the graph takes it, [1, ...]."""
-    from ..runtime.images import read_picture
+    from ..runtime.images import read_image
     from ..runtime.preprocess import arrange, crop_resized
 
     picture = read_image(path)
