@@ -46,7 +46,7 @@ from timing import console, environment
 import whycam
 from whycam import Tft, WhyCamError
 from whycam.calibrate.int8_file import write_int8
-from whycam.calibrate.quantise import observe, quantised, read_graph
+from whycam.calibrate.quantise import observe, quantise, read_graph
 from whycam.calibrate.ranges import magnitude
 from whycam.export import ExportResult, to_onnx, to_plan
 from whycam.export.source import Source, resolve
@@ -64,7 +64,7 @@ from whycam.runtime.preprocess import crop_resized, normalise
 from whycam.runtime.similarity import pearson
 from whycam.runtime.threads import one_blas_thread
 from whycam.runtime.timing import measure_seconds, run_interleaved
-from whycam.train.network import Tunable
+from whycam.train.network import TunableNetwork
 
 STEPS = ("export", "baseline", "rtx", "int8", "overhead")
 # One small network of each of timm's modules that holds convolutional networks.
@@ -273,7 +273,7 @@ class Attempt:
         where = "module"
         if layer is None:
             spec = manifest.preprocess
-            parts = Tunable(model, spec.size, channels=spec.channels)
+            parts = TunableNetwork(model, spec.size, channels=spec.channels)
             backbone = torch.nn.Sequential(parts.below, parts.stage)
             model = torch.nn.Sequential(backbone, parts.head).requires_grad_(True)
             layer, where = model[0], "recorded backbone"
@@ -328,7 +328,7 @@ class Attempt:
         seen = observe(graph, iter(shown), self.threads)
         ranges = {name: magnitude(counted, "minmax", 100.0) for name, counted in seen.items()}
         try:
-            write_int8(quantised(graph, ranges, weight_bits=7), manifest, path)
+            write_int8(quantise(graph, ranges, weight_bits=7), manifest, path)
             reference, other = (
                 open_engine(each, read_manifest(each), "onnxruntime") for each in (self.raw(), path)
             )

@@ -35,7 +35,7 @@ from whycam.runtime.images import read_image
 from whycam.runtime.pipeline import classify, prepare
 from whycam.train.aft import AFTER, BEFORE, REPORT, train_aft
 from whycam.train.classifier import train_classifier
-from whycam.train.data import parts_of
+from whycam.train.data import split_data
 from whycam.train.loop import Plan
 from whycam.train.objective import WEIGHTS, Objective
 
@@ -260,7 +260,7 @@ def main() -> None:
                 run = tuned(model, name, data, method, variant, options)
                 runs[name, method, variant] = run
                 folder = options.output / name / f"{method}.{variant}"
-                out.print(whose_gain(name, method, folder, parts_of(data).held_out.samples))
+                out.print(whose_gain(name, method, folder, split_data(data).held_out.samples))
     out.print(table3(runs))
     out.print(paper_table())
     out.print(table4(runs))
@@ -272,7 +272,7 @@ def main() -> None:
         source = str(options.output / name / "classifier") if options.classifier else options.model
         to_onnx(source, exported, labels=options.labels, methods=list(METHODS))
     explainer = whycam.load(exported, threads=2)
-    images = list(parts_of(place).held_out.samples)
+    images = list(split_data(place).held_out.samples)
     out.print(table5(explainer, images[:20], options.tft))
     figure3(explainer, images, options.output / "figure3", options.tft)
     out.print(f"figure 3 is in {options.output}/figure3/")

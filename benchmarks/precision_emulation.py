@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import whycam
-from whycam.calibrate.dataset import in_fixed_order, open_dataset
+from whycam.calibrate.dataset import open_dataset, shuffle_samples
 from whycam.calibrate.fidelity import compare
 from whycam.cli.calibrate_compare import fidelity_lines, fidelity_table
 from whycam.cli.console import out
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--precisions", default="fp16,bf16")
     options = parser.parse_args()
-    samples = in_fixed_order(open_dataset(options.data).samples)[: options.images]
+    samples = shuffle_samples(open_dataset(options.data).samples)[: options.images]
     reference = whycam.load(options.model)
     for precision in options.precisions.split(","):
         with tempfile.TemporaryDirectory() as folder:

@@ -24,7 +24,7 @@ from timing import environment
 
 import whycam
 from whycam.calibrate import open_dataset
-from whycam.calibrate.dataset import in_fixed_order
+from whycam.calibrate.dataset import shuffle_samples
 from whycam.runtime import pipeline
 from whycam.runtime.images import read_image
 from whycam.runtime.pipeline import prepare
@@ -68,7 +68,7 @@ def main() -> None:
     options = parser.parse_args()
     exact = whycam.load(options.model, threads=options.threads)
     forwards = [int(count) for count in options.search.split(",") if count]
-    samples = in_fixed_order(open_dataset(options.data).samples)[: options.images]
+    samples = shuffle_samples(open_dataset(options.data).samples)[: options.images]
     rows = []
     for method in options.methods.split(","):
         for reading in READINGS:

@@ -21,9 +21,9 @@ from whycam.calibrate import open_dataset
 from whycam.runtime.input_format import Preprocess
 from whycam.train.cache import Cache
 from whycam.train.data import Batches
-from whycam.train.network import Tunable
+from whycam.train.network import TunableNetwork
 from whycam.train.objective import AftLosses, Objective
-from whycam.train.prepare import Maker, layout
+from whycam.train.prepare import RowComputer, layout
 
 BATCH = 16
 
@@ -40,9 +40,9 @@ def epoch(losses: AftLosses, batches: Batches, optimizer: torch.optim.Optimizer,
 
 def measure(name: str, paths: list[Path], variant: str, rounds: int, folder: Path) -> dict:
     """Seconds of each round, with the cache and without."""
-    tunable = Tunable(network(name), (224, 224))
+    tunable = TunableNetwork(network(name), (224, 224))
     objective = Objective(terms={variant: 1.0})
-    maker = Maker(tunable, Preprocess(size=(224, 224), resize=(256,)), torch.device("cpu"))
+    maker = RowComputer(tunable, Preprocess(size=(224, 224), resize=(256,)), torch.device("cpu"))
     small = ["target", "probabilities"]
     stores = {
         "cached": Cache(
@@ -52,10 +52,10 @@ def measure(name: str, paths: list[Path], variant: str, rounds: int, folder: Pat
     }
     size = tunable.layer.shape[1:]
     runs = {}
-    for kind, store in stores.items():
-        maker.fill(store, paths)
+    for kind, store_priors in stores.items():
+        maker.fill(store_priors, paths)
         wanted = [*small, "features" if kind == "cached" else "image"]
-        batches = Batches(store, maker, paths, [-1] * len(paths), wanted)
+        batches = Batches(store_priors, maker, paths, [-1] * len(paths), wanted)
         runs[kind] = _with_mask(batches, size)
     losses = AftLosses(tunable, objective)
     optimizer = torch.optim.AdamW(losses.trained().values(), lr=1e-6)

@@ -23,7 +23,7 @@ from timing import console, environment, network, preprocessing
 
 from whycam import WhyCamError
 from whycam.calibrate.int8_file import write_int8
-from whycam.calibrate.quantise import observe, quantised, read_graph
+from whycam.calibrate.quantise import observe, quantise, read_graph
 from whycam.calibrate.ranges import magnitude
 from whycam.export import to_half, to_onnx, to_plan
 from whycam.export.build import check_network
@@ -74,7 +74,7 @@ def int8_file(source: Path, path: Path) -> Path:
         graph = read_graph(source)
         seen = observe(graph, (selftest.feed(manifest, index) for index in range(2)))
         ranges = {name: magnitude(counted, "minmax", 100.0) for name, counted in seen.items()}
-        write_int8(quantised(graph, ranges), manifest, path)
+        write_int8(quantise(graph, ranges), manifest, path)
     return path
 
 

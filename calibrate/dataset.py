@@ -96,7 +96,7 @@ def open_dataset(path: str | Path) -> Dataset:
     return Dataset(place, kind, tuple(samples))
 
 
-def in_fixed_order(samples: Sequence[Sample]) -> list[Sample]:
+def shuffle_samples(samples: Sequence[Sample]) -> list[Sample]:
     """Mixed, and the same each time: whatever part is taken is a sample of the whole."""
     return sorted(samples, key=lambda s: hashlib.sha256(s.name.encode()).digest())
 
@@ -187,22 +187,23 @@ class Classes:
         self._num_classes = num_classes
         self._of_label: dict[str, int] = {}
         for index, label in enumerate(labels):
-            self._of_label.setdefault(_plain(label), index)
+            self._of_label.setdefault(_normalise_label(label), index)
         self._of_name: dict[str, int] = {}
         if names is not None:
             self._of_name = {
-                label: self._read(value, Path(names)) for label, value in _pairs(Path(names))
+                label: self._parse_class(value, Path(names))
+                for label, value in _read_pairs(Path(names))
             }
 
-    def _read(self, value: str, place: Path) -> int:
-        found = self._own(value)
-        if found is None:
+    def _parse_class(self, value: str, place: Path) -> int:
+        index = self._network_class(value)
+        if index is None:
             raise DataError(f"{place}: the network has no class '{value}'")
-        return found
+        return index
 
-    def _own(self, text: str) -> int | None:
-        if _plain(text) in self._of_label:
-            return self._of_label[_plain(text)]
+    def _network_class(self, text: str) -> int | None:
+        if _normalise_label(text) in self._of_label:
+            return self._of_label[_normalise_label(text)]
         if re.fullmatch(r"\d+", text) and int(text) < self._num_classes:
             return int(text)
         return None
@@ -211,18 +212,18 @@ class Classes:
         """The network's class for a data set's label; None if it has none."""
         if label is None:
             return None
-        return self._of_name[label] if label in self._of_name else self._own(label)
+        return self._of_name[label] if label in self._of_name else self._network_class(label)
 
     def unknown(self, labels: Iterable[str]) -> list[str]:
         """The labels that mean no class of the network."""
         return [label for label in labels if self.index(label) is None]
 
 
-def _plain(label: str) -> str:
+def _normalise_label(label: str) -> str:
     return re.sub(r"[\s_-]+", " ", label).strip().casefold()
 
 
-def _pairs(place: Path) -> list[tuple[str, str]]:
+def _read_pairs(place: Path) -> list[tuple[str, str]]:
     try:
         rows = list(csv.reader(place.read_text(encoding="utf-8-sig").splitlines()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:

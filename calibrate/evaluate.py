@@ -81,8 +81,8 @@ def evaluate(
             "is measured by whycam calibrate thresholds"
         )
     settings = Settings(
-        methods=chosen_methods(methods, manifest.methods),
-        variants=_variants(variants),
+        methods=select_methods(methods, manifest.methods),
+        variants=_select_variants(variants),
         tft=tft or Settings(methods=()).tft,
         target=target,
         curve_steps=curve_steps,
@@ -93,9 +93,9 @@ def evaluate(
             "labels cannot be: export it without --top"
         )
     lookup = Classes(manifest.labels, manifest.num_classes, classes)
-    notes = _notes(lookup, data, settings)
+    notes = _note_unknown_labels(lookup, data, settings)
     tally = Tally(settings)
-    with Rows(folder, _key(explainer, data, settings, classes)) as rows:
+    with Rows(folder, _fingerprint(explainer, data, settings, classes)) as rows:
         for row in rows.done():
             tally.add(row)
             if tick is not None:
@@ -131,38 +131,38 @@ def check_measurable(manifest: Manifest) -> None:
         )
 
 
-def chosen_methods(
-    wanted: Sequence[Method] | None, supported: Sequence[Method]
+def select_methods(
+    requested: Sequence[Method] | None, supported: Sequence[Method]
 ) -> tuple[Method, ...]:
     """The methods wanted, by default the paper's, as far as a file supports them.
 
     Raises:
         RequestError: one that it does not support, none at all, or Score-CAM.
     """
-    if wanted is None:
+    if requested is None:
         return tuple(method for method in PAPER if method in supported)
-    absent = [method for method in wanted if method not in supported]
-    if absent or not wanted:
+    absent = [method for method in requested if method not in supported]
+    if absent or not requested:
         raise RequestError(
             f"this file cannot make {', '.join(absent) or 'no'} maps; it has: "
             f"{', '.join(supported)} (see whycam export --method)"
         )
-    if "scorecam" in wanted:
+    if "scorecam" in requested:
         raise RequestError("scorecam is left out here: it takes one forward pass a channel")
-    return tuple(dict.fromkeys(wanted))
+    return tuple(dict.fromkeys(requested))
 
 
-def _variants(wanted: Sequence[Variant]) -> tuple[Variant, ...]:
-    unknown = [name for name in wanted if name not in VARIANTS]
-    if unknown or not wanted:
+def _select_variants(requested: Sequence[Variant]) -> tuple[Variant, ...]:
+    unknown = [name for name in requested if name not in VARIANTS]
+    if unknown or not requested:
         raise RequestError(
             f"there is no variant {', '.join(map(repr, unknown))}; choose from: "
             f"{', '.join(VARIANTS)}"
         )
-    return tuple(name for name in VARIANTS if name in wanted)
+    return tuple(name for name in VARIANTS if name in requested)
 
 
-def _notes(classes: Classes, data: Dataset, settings: Settings) -> list[str]:
+def _note_unknown_labels(classes: Classes, data: Dataset, settings: Settings) -> list[str]:
     labels = data.labels()
     unknown = classes.unknown(labels)
     if settings.target == "label" and len(unknown) == len(labels):
@@ -180,7 +180,7 @@ def _notes(classes: Classes, data: Dataset, settings: Settings) -> list[str]:
     ]
 
 
-def _key(
+def _fingerprint(
     explainer: Explainer, data: Dataset, settings: Settings, classes: str | Path | None
 ) -> str:
     """What rows must have in common to be of one evaluation."""
@@ -220,16 +220,16 @@ def _measure_batch(
     targets = [[-1 if predicted else row["label"]] for row, _, _ in measured]
     inference = pipeline.infer(model, prepared.inputs, targets, plan)
     maps = pipeline.map(model, inference, plan)
-    for one, variants in zip(maps, _variants_of(explainer, maps, settings), strict=True):
+    for one, variants in zip(maps, _mask_variants(explainer, maps, settings), strict=True):
         row, boxes, _ = measured[one.row]
         row |= {
             "predicted": int(inference.probabilities[one.row].argmax()),
             "target": one.target,
             "probability": one.probability,
         }
-        relevant, place = _relevant(boxes, classes, one.target), prepared.placements[one.row]
+        relevant, place = _select_boxes(boxes, classes, one.target), prepared.placements[one.row]
         row.setdefault("methods", {})[one.method] = {
-            name: _measured(explainer, one, values, numbers, relevant, place, settings)
+            name: _measure_map(explainer, one, values, numbers, relevant, place, settings)
             for name, (values, numbers) in variants.items()
         }
     return rows
@@ -248,16 +248,16 @@ def _begin_row(sample: Sample, classes: Classes, settings: Settings) -> dict[str
 
 
 # A variant's map, and what is known of it already.
-_Found = dict[str, tuple[Floats, dict[str, Any]]]
+_Variants = dict[str, tuple[Floats, dict[str, Any]]]
 
 
-def _variants_of(
+def _mask_variants(
     explainer: Explainer, maps: Sequence[ClassMap], settings: Settings
-) -> list[_Found]:
+) -> list[_Variants]:
     """Each map in each variant, with the class's probability under its mask."""
     model = explainer.model
-    found: list[_Found] = [{} for _ in maps]
-    pending: list[tuple[_Found, Variant, ClassMap, Floats]] = []
+    found: list[_Variants] = [{} for _ in maps]
+    pending: list[tuple[_Variants, Variant, ClassMap, Floats]] = []
     choices: Sequence[Choice | None] = [None] * len(maps)
     if "tft" in settings.variants:
         choices = sweep(partial(pipeline.classify, model), maps, settings.tft, model.batch)
@@ -294,7 +294,7 @@ def _variants_of(
     return found
 
 
-def _relevant(boxes: Sequence[Box], classes: Classes, index: int) -> list[Box]:
+def _select_boxes(boxes: Sequence[Box], classes: Classes, index: int) -> list[Box]:
     """The boxes of the class explained; all of them where the network knows none of the names."""
     known = {box.name: classes.index(box.name) for box in boxes}
     if any(value is not None for value in known.values()):
@@ -302,7 +302,7 @@ def _relevant(boxes: Sequence[Box], classes: Classes, index: int) -> list[Box]:
     return list(boxes)
 
 
-def _measured(
+def _measure_map(
     explainer: Explainer,
     request: Request,
     values: Floats,

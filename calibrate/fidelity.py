@@ -97,7 +97,7 @@ def compare(
         RequestError: the two are not of one network, or a method is missing.
         DataError: no image can be read.
     """
-    chosen = common_methods(reference, other, methods)
+    chosen = select_common_methods(reference, other, methods)
     tally = _Tally(chosen)
     unreadable: dict[str, str] = {}
     work = partial(_compare_batch, reference, other, chosen, tft)
@@ -124,8 +124,8 @@ def compare(
     )
 
 
-def common_methods(
-    reference: Explainer, other: Explainer, wanted: Sequence[Method] | None
+def select_common_methods(
+    reference: Explainer, other: Explainer, methods: Sequence[Method] | None
 ) -> tuple[Method, ...]:
     """The methods to compare.
 
@@ -139,7 +139,7 @@ def common_methods(
             "another preprocessing"
         )
     both = [m for m in ours.methods if m in theirs.methods and m != "scorecam"]
-    chosen = tuple(wanted) if wanted is not None else tuple(m for m in PAPER if m in both)
+    chosen = tuple(methods) if methods is not None else tuple(m for m in PAPER if m in both)
     absent = [method for method in chosen if method not in both]
     if absent or not chosen:
         raise RequestError(

@@ -21,10 +21,20 @@ from ..runtime.explainer import Explainer, load
 from ..runtime.files import replacing
 from ..runtime.onnxfile import read_manifest
 from ..runtime.timing import measure_seconds, run_interleaved
-from .dataset import Dataset, Sample, in_fixed_order
-from .fidelity import Fidelity, common_methods, compare
+from .dataset import Dataset, Sample, shuffle_samples
+from .fidelity import Fidelity, compare, select_common_methods
 from .int8_file import write_int8
-from .int8_search import EVALUATED, LOADING, FloatLayer, Note, Search, Tick, Total, Trial, listed
+from .int8_search import (
+    EVALUATED,
+    LOADING,
+    FloatLayer,
+    Note,
+    Search,
+    Tick,
+    Total,
+    Trial,
+    format_floor,
+)
 from .int8_settings import FLOOR, LEAST_IMAGES, WEIGHT_BITS, Recipe, Settings
 from .quantise import read_graph
 from .ranges import Calibrator
@@ -32,7 +42,7 @@ from .ranges import Calibrator
 _ROUNDS = 10
 
 
-class Int8(msgspec.Struct, frozen=True, kw_only=True):
+class Int8Result(msgspec.Struct, frozen=True, kw_only=True):
     """What INT8 calibration made.
 
     Attributes:
@@ -80,7 +90,7 @@ def calibrate_int8(
     tick: Tick | None = None,
     total: Total | None = None,
     note: Note | None = None,
-) -> Int8:
+) -> Int8Result:
     """Make an INT8 file of an explaining graph, and prove that its maps survive.
 
     The trunk computes in 8 bits; head, gradients and map arithmetic stay in float. Layers that
@@ -104,12 +114,12 @@ def calibrate_int8(
     """
     settings = settings or Settings()
     floor = dict(FLOOR if settings.floor is None else settings.floor)
-    told: Tick = tick or (lambda _name, _steps: None)
+    report: Tick = tick or (lambda _name, _steps: None)
     say: Note = note or (lambda _text: None)
     manifest = read_manifest(model)
     if manifest.precision != "fp32":
         raise RequestError(f"{model} is {manifest.precision} already: calibrate the float file")
-    seen, held_out = divided(data, settings)
+    calibration, held_out = split_samples(data, settings)
     target = Path(path)
     if target.resolve() == Path(model).resolve():
         raise RequestError(f"{path} is the float file itself: write the INT8 file elsewhere")
@@ -124,14 +134,14 @@ def calibrate_int8(
 
     with replacing(target) as temporary, tempfile.TemporaryDirectory() as folder:
         reference = load(model, settings.engine, settings.threads, gpu=settings.gpu)
-        methods = common_methods(reference, reference, settings.methods)
+        methods = select_common_methods(reference, reference, settings.methods)
         graph = read_graph(model)
         candidate = Path(folder) / "candidate.onnx"
-        search = Search(graph, reference, methods, settings, candidate, told)
+        search = Search(graph, reference, methods, settings, candidate, report)
         # Each image held out is explained both ways, with every threshold.
         proving = 2 * len(methods) * (1 + len(manifest.tft.taus))
-        extend(len(seen) + proving * len(held_out))
-        search.take_ranges(seen)
+        extend(len(calibration) + proving * len(held_out))
+        search.take_ranges(calibration)
         trials: list[Trial] = []
         for bits in WEIGHT_BITS if settings.weight_bits is None else (settings.weight_bits,):
             recipes = settings.recipes(bits)
@@ -139,31 +149,31 @@ def calibrate_int8(
             extend(cost * len(recipes))
             for recipe in recipes:
                 trials.append(search.evaluate(recipe))
-                told(f"tried {recipe}", cost)
-            trial = min(trials, key=lambda each: (each.shortfall(floor), -each.quality))
+                report(f"tried {recipe}", cost)
+            trial = min(trials, key=lambda layer: (layer.shortfall(floor), -layer.quality))
             if trial.shortfall(floor) == 0:
                 break
         floating: tuple[FloatLayer, ...] = ()
         if trial.shortfall(floor) > 0:
             floating, searched = search.find_float_layers(trial, floor, extend, say)
             trials += searched
-        names = [each.name for each in floating]
+        names = [layer.name for layer in floating]
         write_int8(search.quantise(trial.recipe, names), manifest, temporary)
         other = load(temporary, settings.engine, settings.threads, gpu=settings.gpu)
-        told("proving", 0)
+        report("proving", 0)
         proof = compare(
             reference,
             other,
             held_out,
             methods,
             manifest.tft,
-            lambda name, done: told(f"proving: {name}", proving * done),
+            lambda name, done: report(f"proving: {name}", proving * done),
         )
         _check(proof, floor)
         timed = [reference, other, *([search.load(trial.recipe, ())] if floating else [])]
         times = _times(timed)
         size = temporary.stat().st_size
-    return Int8(
+    return Int8Result(
         file=str(target),
         calibrator=trial.calibrator,
         percentile=trial.percentile,
@@ -182,13 +192,13 @@ def calibrate_int8(
     )
 
 
-def divided(data: Dataset, settings: Settings) -> tuple[list[Sample], list[Sample]]:
+def split_samples(data: Dataset, settings: Settings) -> tuple[list[Sample], list[Sample]]:
     """Images to calibrate on and others to prove it on, the same each time.
 
     Raises:
         DataError: there are fewer than 16.
     """
-    samples = in_fixed_order(data.samples)
+    samples = shuffle_samples(data.samples)
     if len(samples) < LEAST_IMAGES:
         raise DataError(
             f"INT8 calibration needs {LEAST_IMAGES} images or more, better some hundred: "
@@ -219,8 +229,9 @@ def _check(proof: Fidelity, floor: Mapping[str, float]) -> None:
     if missed:
         raise VerificationError(
             f"on {proof.images} images held out (one is a step of {1 / proof.images:.3g} in "
-            f"top1) the INT8 file reaches {', '.join(missed)}, below the floor ({listed(floor)}). "
-            "No file was written: calibrate on more images, or lower --floor"
+            f"top1) the INT8 file reaches {', '.join(missed)}, below the floor "
+            f"({format_floor(floor)}). No file was written: calibrate on more images, or lower "
+            "--floor"
         )
 
 

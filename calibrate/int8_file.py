@@ -35,15 +35,15 @@ def write_candidate(model: onnx.ModelProto, manifest: Manifest, path: Path) -> M
 
     del model.metadata_props[:]
     onnx.save(model, str(path))
-    own = msgspec.structs.replace(
+    written = msgspec.structs.replace(
         manifest,
         precision="int8",
         digest=digest(path),
         tools={**manifest.tools, "onnxruntime": version("onnxruntime")},
         references=(),
     )
-    append_manifest(path, own)
-    return own
+    append_manifest(path, written)
+    return written
 
 
 def write_int8(model: onnx.ModelProto, manifest: Manifest, path: Path) -> None:
@@ -60,10 +60,10 @@ def write_int8(model: onnx.ModelProto, manifest: Manifest, path: Path) -> None:
     """
     import onnx
 
-    own = write_candidate(model, manifest, path)
-    references = selftest.answers(_Literal(path, own), own) or manifest.references
+    written = write_candidate(model, manifest, path)
+    references = selftest.answers(_Literal(path, written), written) or manifest.references
     onnx.save(model, str(path))
-    append_manifest(path, msgspec.structs.replace(own, references=references))
+    append_manifest(path, msgspec.structs.replace(written, references=references))
 
 
 class _Literal:

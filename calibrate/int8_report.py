@@ -10,10 +10,10 @@ import msgspec
 
 from ..runtime.files import write_whole
 from .fidelity import Fidelity
-from .int8 import Int8
+from .int8 import Int8Result
 
 
-def write_int8_report(result: Int8, folder: Path) -> list[Path]:
+def write_int8_report(result: Int8Result, folder: Path) -> list[Path]:
     """``int8.json`` with everything, ``int8.csv`` with one line a method.
 
     Raises:

@@ -22,7 +22,7 @@ from ..runtime.similarity import pearson
 from .dataset import Sample
 from .int8_file import write_candidate
 from .int8_settings import LEAST_IMAGES, PERCENTILES, Recipe, Settings
-from .quantise import Graph, Layer, observe, quantised
+from .quantise import Graph, Layer, observe, quantise
 from .ranges import Calibrator, Histogram, magnitude, root_mean_square
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class Search:
 
     def quantise(self, recipe: Recipe, floating: Sequence[str]) -> onnx.ModelProto:
         """The graph in INT8, but for the layers named."""
-        return quantised(self.graph, self._magnitudes(recipe), floating, recipe.weight_bits)
+        return quantise(self.graph, self._magnitudes(recipe), floating, recipe.weight_bits)
 
     def load(self, recipe: Recipe, floating: Sequence[str]) -> Explainer:
         """Open a candidate."""
@@ -164,19 +164,19 @@ class Search:
         """Compare a candidate with the float file on ``count`` of the images."""
         explainer = self.load(recipe, floating)
         same = []
-        alike: dict[str, list[float]] = {method: [] for method in self.methods}
+        correlations: dict[str, list[float]] = {method: [] for method in self.methods}
         for image, index, maps in self._probes[:count]:
             best, _, found = self._explain(explainer, image, index)
             same.append(best == index)
             for method, values in found.items():
-                alike[method].append(pearson(maps[method], values))
+                correlations[method].append(pearson(maps[method], values))
         return Trial(
             calibrator=recipe.calibrator,
             percentile=recipe.percentile,
             weight_bits=recipe.weight_bits,
             floating=len(floating),
             top1=float(np.mean(same)),
-            pearson={method: float(np.median(values)) for method, values in alike.items()},
+            pearson={method: float(np.median(values)) for method, values in correlations.items()},
         )
 
     def find_float_layers(
@@ -198,12 +198,12 @@ class Search:
         others = [layer.name for layer in layers if layer is not gentlest]
         self._tick(f"with {gentlest.name} alone in INT8", 0)
         started = time.perf_counter()
-        least = self.evaluate(recipe, others)
+        gentle = self.evaluate(recipe, others)
         seconds = time.perf_counter() - started
-        if least.shortfall(floor) > 0:
+        if gentle.shortfall(floor) > 0:
             raise VerificationError(
-                f"the floor ({listed(floor)}) is missed even with {gentlest.name} in INT8 and "
-                f"every other layer in float: {self._said(least)}. Lower --floor"
+                f"the floor ({format_floor(floor)}) is missed even with {gentlest.name} in INT8 "
+                f"and every other layer in float: {self._describe(gentle)}. Lower --floor"
             )
         number = min(len(self._probes), EVALUATED)
         ranked = min(number, _RANKED) + LOADING
@@ -211,9 +211,9 @@ class Search:
         total((len(layers) + 1) * ranked + bisected)
         rate = seconds / (number + LOADING)
         note(
-            f"the floor is missed with every layer in INT8 ({self._said(trial)}); finding which of "
-            f"{len(layers)} layers stay in float: about "
-            f"{duration(rate * ((len(layers) + 1) * ranked + bisected))}"
+            f"the floor is missed with every layer in INT8 ({self._describe(trial)}); searching "
+            f"which of {len(layers)} layers to leave in float takes about "
+            f"{format_duration(rate * ((len(layers) + 1) * ranked + bisected))}"
         )
         base = self.evaluate(recipe, (), _RANKED).quality
         gains = []
@@ -222,12 +222,12 @@ class Search:
             quality = self.evaluate(recipe, [layer.name], _RANKED).quality
             gains.append(FloatLayer(name=layer.name, kind=layer.kind, gain=quality - base))
         # The one that is known to be harmless alone goes last: all before it hold the floor.
-        gains.sort(key=lambda each: (each.name == gentlest.name, -each.gain))
+        gains.sort(key=lambda layer: (layer.name == gentlest.name, -layer.gain))
         trials: list[Trial] = []
 
         def holds(count: int) -> bool:
             self._tick(f"with {count} layers in float", number + LOADING)
-            trials.append(self.evaluate(recipe, [each.name for each in gains[:count]]))
+            trials.append(self.evaluate(recipe, [layer.name for layer in gains[:count]]))
             return trials[-1].shortfall(floor) == 0
 
         low, high = 0, 1
@@ -236,7 +236,7 @@ class Search:
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if holds(middle) else (middle, high)
-        return tuple(gains[:high]), [*trials, *([least] if high == len(others) else [])]
+        return tuple(gains[:high]), [*trials, *([gentle] if high == len(others) else [])]
 
     def _magnitudes(self, recipe: Recipe) -> dict[str, float]:
         """For each tensor, what 127 stands for."""
@@ -255,14 +255,14 @@ class Search:
     ) -> tuple[int, int, dict[Method, NDArray[np.float32]]]:
         """(the most probable class, the class explained, its maps)."""
         # A graph without an input for the class explains the most probable one.
-        wanted = index if explainer.manifest.top is None else -1
+        target = index if explainer.manifest.top is None else -1
         plan = explainer.plan(self.methods)
-        inference = pipeline.infer(explainer.model, image, [[wanted]], plan)
+        inference = pipeline.infer(explainer.model, image, [[target]], plan)
         maps = pipeline.map(explainer.model, inference, plan)
         found = {one.method: one.map for one in maps}
         return int(inference.probabilities[0].argmax()), maps[0].target, found
 
-    def _said(self, trial: Trial) -> str:
+    def _describe(self, trial: Trial) -> str:
         lowest = min(trial.pearson, key=trial.pearson.__getitem__)
         count = len(self._probes)
         return (
@@ -271,11 +271,11 @@ class Search:
         )
 
 
-def listed(floor: Mapping[str, float]) -> str:
+def format_floor(floor: Mapping[str, float]) -> str:
     """A floor as people write it."""
     return ", ".join(f"{name} {value:g}" for name, value in floor.items())
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A rough duration for people."""
     return f"{max(1, round(seconds))} s" if seconds < 90 else f"{seconds / 60:.0f} min"

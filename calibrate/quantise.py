@@ -85,11 +85,11 @@ def read_graph(path: str | os.PathLike[str]) -> Graph:
         raise ModelFileError(f"cannot read {path} for quantisation: {reason_of(error)}") from error
     for index, node in enumerate(model.graph.node):
         node.name = node.name or f"node_{index}"
-    weights = {each.name: each for each in model.graph.initializer}
+    weights = {weight.name: weight for weight in model.graph.initializer}
     shapes = _shapes(model)
     manifest = read_manifest(path)
-    found = backbone_runs(model.graph, graph_name("activations", manifest))
-    chosen = [model.graph.node[index] for run in found for index in run]
+    runs = backbone_runs(model.graph, graph_name("activations", manifest))
+    chosen = [model.graph.node[index] for run in runs for index in run]
     of_weights: dict[str, list[onnx.NodeProto]] = {}
     for node in chosen:
         if node.op_type not in _LAYERS or len(node.input) < 2 or node.input[1] not in weights:
@@ -121,17 +121,17 @@ def read_graph(path: str | os.PathLike[str]) -> Graph:
 
 def _between(model: onnx.ModelProto, layers: Collection[str]) -> set[str]:
     """Nodes that lie behind one layer and before another."""
-    wanted = set(layers)
+    of_layers = set(layers)
     behind: set[str] = set()
     after: set[str] = set()
     for node in model.graph.node:
-        if node.name in wanted or behind.intersection(node.input):
+        if node.name in of_layers or behind.intersection(node.input):
             behind.update(node.output)
             after.add(node.name)
     needed: set[str] = set()
     before: set[str] = set()
     for node in reversed(model.graph.node):
-        if node.name in wanted or needed.intersection(node.output):
+        if node.name in of_layers or needed.intersection(node.output):
             needed.update(node.input)
             before.add(node.name)
     return after & before
@@ -181,10 +181,10 @@ def observe(
 
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
-    given = {value.name for value in model.graph.input}
-    own = [name for name in graph.tensors if name not in given]
+    inputs = {value.name for value in model.graph.input}
+    names = [name for name in graph.tensors if name not in inputs]
     del model.graph.output[:]
-    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in own)
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     # Fused operations would hide the tensors between them.
@@ -198,12 +198,12 @@ def observe(
         )
         for batch in images:
             feeds = _feeds(batch, graph.manifest)
-            values = dict(zip(own, session.run(own, feeds), strict=True))
+            values = dict(zip(names, session.run(names, feeds), strict=True))
             for name in graph.tensors:
-                found = values[name] if name in values else feeds[name]
-                if not np.isfinite(found).all():
+                activations = values[name] if name in values else feeds[name]
+                if not np.isfinite(activations).all():
                     raise EngineError(f"activations are NaN or infinite (tensor {name})")
-                histograms[name].add(found)
+                histograms[name].add(activations)
     except EngineError:
         raise
     except Exception as error:
@@ -221,7 +221,7 @@ def _feeds(images: NDArray[Any], manifest: Manifest) -> dict[str, NDArray[Any]]:
     return feeds
 
 
-def quantised(
+def quantise(
     graph: Graph,
     magnitudes: Mapping[str, float],
     floating: Collection[str] = (),
@@ -251,7 +251,7 @@ def quantised(
         name: TensorData(lowest=np.float32(-value), highest=np.float32(value))
         for name, value in magnitudes.items()
     }
-    layers = [node for each in graph.layers if each.name not in floating for node in each.nodes]
+    layers = [node for layer in graph.layers if layer.name not in floating for node in layer.nodes]
     if not layers:
         return model
     quantizer = QDQQuantizer(

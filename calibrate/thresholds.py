@@ -32,7 +32,7 @@ from ..runtime.search import Prior
 from ..runtime.sweep import Request, masked_probabilities, sweep
 from ..runtime.tft import Mask, Tft, Thresholds
 from .dataset import Dataset, Sample
-from .evaluate import check_measurable, chosen_methods
+from .evaluate import check_measurable, select_methods
 
 Tick = Callable[[str, int], None]
 Floats = NDArray[np.float32]
@@ -97,7 +97,7 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
     fixed: tuple[Point, ...]
 
 
-class Learnt(msgspec.Struct, frozen=True, kw_only=True):
+class LearntThresholds(msgspec.Struct, frozen=True, kw_only=True):
     """The whole of what was learnt.
 
     Attributes:
@@ -138,7 +138,7 @@ class Learnt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass
-class Swept:
+class SweepRecord:
     """One method in one reading: every image's sweep, N of them in the end.
 
     Attributes:
@@ -160,14 +160,14 @@ class Swept:
         )
 
 
-def learn(
+def learn_thresholds(
     explainer: Explainer,
     data: Dataset,
     *,
     methods: Sequence[Method] | None = None,
     readings: Sequence[tuple[Mask, Thresholds]] = READINGS,
     tick: Tick | None = None,
-) -> Learnt:
+) -> LearntThresholds:
     """Learn the thresholds worth trying, for the most probable class of each image.
 
     Args:
@@ -185,20 +185,20 @@ def learn(
         DataError: fewer than 40 usable images.
     """
     check_measurable(explainer.manifest)
-    chosen = chosen_methods(methods, explainer.manifest.methods)
+    chosen = select_methods(methods, explainer.manifest.methods)
     _check_count(len(data.samples), data)
     unreadable: dict[str, str] = {}
-    swept = {(method, *reading): Swept() for reading in readings for method in chosen}
+    swept = {(method, *reading): SweepRecord() for reading in readings for method in chosen}
     timed: dict[Method, list[Request]] = {method: [] for method in chosen}
     count = 0
     work = partial(_sweep_batch, explainer, explainer.plan(chosen), readings)
-    for name, found in run_batches(explainer, data.samples, lambda sample: sample.path, work):
-        if isinstance(found, ImageError):
-            unreadable[name] = str(found)
+    for name, image in run_batches(explainer, data.samples, lambda sample: sample.path, work):
+        if isinstance(image, ImageError):
+            unreadable[name] = str(image)
         else:
-            _add(found, swept)
+            _add(image, swept)
             if _is_held_out(count):
-                for method, one in found.maps.items():
+                for method, one in image.maps.items():
                     timed[method] += [one] if len(timed[method]) < _TIMED else []
             count += 1
         if tick is not None:
@@ -209,7 +209,7 @@ def learn(
         prior = fit(sweeps, Tft(mask=mask, thresholds=thresholds, taus=TAUS), method)
         priors.append(prior)
         curves.append(_curve(sweeps, prior, _times(explainer, timed[method], prior)))
-    return Learnt(
+    return LearntThresholds(
         model=explainer.manifest.model,
         engine=explainer.engine.description,
         digest=explainer.manifest.digest,
@@ -221,7 +221,7 @@ def learn(
     )
 
 
-def store(path: Path, priors: Sequence[Prior]) -> None:
+def store_priors(path: Path, priors: Sequence[Prior]) -> None:
     """Put priors into a model file's manifest, in the place of older ones of their kind.
 
     The graph and its digest stay as they are; the file is replaced whole or not at all.
@@ -294,18 +294,18 @@ def _sweep_batch(
     ]
 
 
-def _add(found: _Image, swept: dict[tuple[Method, Mask, Thresholds], Swept]) -> None:
+def _add(image: _Image, swept: dict[tuple[Method, Mask, Thresholds], SweepRecord]) -> None:
     features = {
         method: search.features(one.map, np.float32(one.probability))
-        for method, one in found.maps.items()
+        for method, one in image.maps.items()
     }
-    for key, values in found.masked.items():
+    for key, values in image.masked.items():
         swept[key].features.append(features[key[0]])
-        swept[key].probability.append(found.maps[key[0]].probability)
+        swept[key].probability.append(image.maps[key[0]].probability)
         swept[key].masked.append(values)
 
 
-def fit(swept: Swept, settings: Tft, method: Method) -> Prior:
+def fit(swept: SweepRecord, settings: Tft, method: Method) -> Prior:
     """Ridge regression of the gains on the features; the residuals' covariance.
 
     Held-out images are left out. B = argmin |Y - X B|^2 + 100 |B|^2 on standardised features
@@ -367,7 +367,7 @@ def replay(prior: Prior, features: Floats, probability: Floats, masked: Floats) 
     return np.stack(tried, axis=-1)
 
 
-def _curve(swept: Swept, prior: Prior, times: dict[int, float]) -> Curve:
+def _curve(swept: SweepRecord, prior: Prior, times: dict[int, float]) -> Curve:
     features, probability, masked = swept.arrays()
     held_out = _held_out(len(probability))
     p, m = probability[held_out], masked[held_out]

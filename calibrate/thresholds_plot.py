@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from .thresholds import Learnt
+from .thresholds import LearntThresholds
 
 
-def kept_curves(learnt: Learnt) -> Figure:
+def kept_curves(learnt: LearntThresholds) -> Figure:
     """Gain in average increase kept, and mean rpi kept, over forwards; a panel for each reading."""
     readings = list(dict.fromkeys((c.mask, c.thresholds) for c in learnt.curves))
     figure = Figure(figsize=(9, 3.2 * len(readings)), layout="constrained")

@@ -9,13 +9,13 @@ import msgspec
 
 from ..runtime.errors import MissingExtraError
 from ..runtime.files import write_whole
-from .thresholds import Learnt
+from .thresholds import LearntThresholds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def write_learnt(learnt: Learnt, folder: Path) -> list[Path]:
+def write_learnt(learnt: LearntThresholds, folder: Path) -> list[Path]:
     """Write ``thresholds.json``, ``.csv`` and, where matplotlib is installed, ``.png``.
 
     Raises:
@@ -35,7 +35,7 @@ def write_learnt(learnt: Learnt, folder: Path) -> list[Path]:
     return [*written, write_whole(folder / "thresholds.png", png(plot))]
 
 
-def _plot(learnt: Learnt) -> Figure:
+def _plot(learnt: LearntThresholds) -> Figure:
     try:
         from .thresholds_plot import kept_curves
     except ImportError as error:

@@ -39,7 +39,7 @@ def compare(
     """Say whether labels, maps and thresholds survive another precision, file or engine."""
     import msgspec
 
-    from ..calibrate.dataset import in_fixed_order, open_dataset
+    from ..calibrate.dataset import open_dataset, shuffle_samples
     from ..calibrate.fidelity import compare as run_comparison
     from ..calibrate.int8_report import write_fidelity_report
     from ..runtime.explainer import load
@@ -49,7 +49,7 @@ def compare(
     methods = parse.methods(method)
     first = load(reference, threads=engine.threads)
     second = engine.load(model, check=False)  # how far it is off is the question
-    samples = in_fixed_order(open_dataset(data).samples)[:images]
+    samples = shuffle_samples(open_dataset(data).samples)[:images]
     with progress("comparing", len(samples), as_json) as advance:
         advance("comparing", 0)
         fidelity = run_comparison(

@@ -17,7 +17,7 @@ from .progress import progress
 from .tables import table
 
 if TYPE_CHECKING:
-    from ..calibrate.int8 import Int8
+    from ..calibrate.int8 import Int8Result
 
 
 def int8(
@@ -98,7 +98,7 @@ def int8(
     say(f"next: whycam explain {output} IMAGE -o maps")
 
 
-def trials_table(result: Int8) -> Table:
+def trials_table(result: Int8Result) -> Table:
     """Lay out the candidates, as they do on the images that ranges were taken from."""
     methods = list(result.tried[0].pearson)
     columns = [f"{method}: correlation" for method in methods]
@@ -123,7 +123,7 @@ def trials_table(result: Int8) -> Table:
     )
 
 
-def int8_lines(result: Int8) -> str:
+def int8_lines(result: Int8Result) -> str:
     """Describe the INT8 file: its size, its speed, and the layers left in float."""
     kept = len(result.floating)
     speed = result.milliseconds_before / result.milliseconds_after

@@ -24,7 +24,7 @@ from .progress import progress
 from .tables import table
 
 if TYPE_CHECKING:
-    from ..calibrate.thresholds import Curve, Learnt, Point
+    from ..calibrate.thresholds import Curve, LearntThresholds, Point
 
 
 def thresholds(
@@ -54,7 +54,7 @@ def thresholds(
     import msgspec
 
     from ..calibrate.dataset import open_dataset
-    from ..calibrate.thresholds import READINGS, learn, store
+    from ..calibrate.thresholds import READINGS, learn_thresholds, store_priors
     from ..calibrate.thresholds_report import write_learnt
     from ..runtime.files import writable
 
@@ -68,7 +68,7 @@ def thresholds(
         writable(output)  # known before the minutes it takes
     with progress("trying thresholds", len(dataset.samples), as_json) as advance:
         advance("trying thresholds", 0)
-        learnt = learn(
+        learnt = learn_thresholds(
             explainer,
             dataset,
             methods=methods,
@@ -77,7 +77,7 @@ def thresholds(
         )
     written = [] if output is None else write_learnt(learnt, output)
     if write:
-        store(model, learnt.priors)
+        store_priors(model, learnt.priors)
     if as_json:
         paths = [*map(str, written), *([str(model)] if write else [])]
         print_json({**msgspec.to_builtins(learnt), "written": paths})
@@ -130,7 +130,7 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.0f} %"
 
 
-def learnt_lines(learnt: Learnt) -> str:
+def learnt_lines(learnt: LearntThresholds) -> str:
     """Say what the tables do not."""
     curve = learnt.curves[0]
     lines = [

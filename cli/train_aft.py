@@ -45,7 +45,7 @@ from .train_options import (
 
 if TYPE_CHECKING:
     from ..calibrate.summary import Result
-    from ..train.aft import Tuned
+    from ..train.aft import AftResult
 
 _TUNED = [method for method in METHODS if method != "scorecam"]
 
@@ -168,7 +168,7 @@ def _terms(variant: str, weight: str | None) -> dict[str, float]:
     return dict(zip(names, numbers, strict=True))
 
 
-def _say_tuned(tuned: Tuned) -> None:
+def _say_tuned(tuned: AftResult) -> None:
     out.print(before_after_table(tuned.rows()))
     before, after = tuned.before, tuned.after
     if before.accuracy is not None and after.accuracy is not None:

@@ -28,7 +28,7 @@ from test_half import changed
 
 import whycam
 from whycam.calibrate.int8_file import write_int8
-from whycam.calibrate.quantise import observe, quantised, read_graph
+from whycam.calibrate.quantise import observe, quantise, read_graph
 from whycam.calibrate.ranges import magnitude
 from whycam.cli import main
 from whycam.cli.parse import areas, capabilities, span
@@ -56,7 +56,7 @@ def int8_of(source: Path, path: Path) -> Path:
     graph = read_graph(source)
     seen = observe(graph, (selftest.feed(manifest, index) for index in range(2)), 1)
     ranges = {name: magnitude(counted, "minmax", 100.0) for name, counted in seen.items()}
-    write_int8(quantised(graph, ranges), manifest, path)
+    write_int8(quantise(graph, ranges), manifest, path)
     return path
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 import whycam
 from whycam.calibrate import evaluate, open_dataset
-from whycam.calibrate.thresholds import TAUS, learn, store
+from whycam.calibrate.thresholds import TAUS, learn_thresholds, store_priors
 from whycam.calibrate.thresholds_report import write_learnt
 from whycam.cli import main
 from whycam.cli.calibrate_thresholds import curve_table, learnt_lines
@@ -67,7 +67,9 @@ def logit(p: np.ndarray) -> np.ndarray:
 
 
 def test_prior_is_a_ridge_regression_on_three_of_four_images(tiny, image_folder):
-    (prior,) = learn(tiny, open_dataset(image_folder), methods=["gradcam"], readings=RANK).priors
+    (prior,) = learn_thresholds(
+        tiny, open_dataset(image_folder), methods=["gradcam"], readings=RANK
+    ).priors
     features, p, masked = by_hand(tiny, image_folder)
     train = np.arange(COUNT) % 4 != 3
     assert prior.images == train.sum() == 36
@@ -84,7 +86,7 @@ def test_prior_is_a_ridge_regression_on_three_of_four_images(tiny, image_folder)
 
 
 def test_curve_is_what_searching_the_held_out_images_finds(tiny, image_folder):
-    found = learn(tiny, open_dataset(image_folder), methods=["gradcam"], readings=RANK)
+    found = learn_thresholds(tiny, open_dataset(image_folder), methods=["gradcam"], readings=RANK)
     (prior,), (curve,) = found.priors, found.curves
     assert (curve.learnt_from, curve.held_out, found.images) == (36, 12, 48)
     tiny = whycam.Explainer(tiny.engine, msgspec.structs.replace(tiny.manifest, priors=(prior,)))
@@ -115,7 +117,7 @@ def test_curve_is_what_searching_the_held_out_images_finds(tiny, image_folder):
 
 
 def test_fixed_thresholds_are_the_best_of_those_learnt_from(tiny, image_folder):
-    found = learn(tiny, open_dataset(image_folder), methods=["gradcam"], readings=RANK)
+    found = learn_thresholds(tiny, open_dataset(image_folder), methods=["gradcam"], readings=RANK)
     _, p, masked = by_hand(tiny, image_folder)
     train = np.arange(COUNT) % 4 != 3
     above = masked[train] > p[train][:, None]
@@ -131,7 +133,7 @@ def test_fixed_thresholds_are_the_best_of_those_learnt_from(tiny, image_folder):
 
 def test_every_method_and_reading_is_learnt_and_told_of(tiny, image_folder):
     told = []
-    found = learn(
+    found = learn_thresholds(
         tiny,
         open_dataset(image_folder),
         methods=["layercam", "gradcam"],
@@ -148,7 +150,9 @@ def test_every_method_and_reading_is_learnt_and_told_of(tiny, image_folder):
 
 def test_learning_twice_gives_the_same_prior(tiny, image_folder):
     data = open_dataset(image_folder)
-    one, other = (learn(tiny, data, methods=["gradcam"], readings=RANK) for _ in range(2))
+    one, other = (
+        learn_thresholds(tiny, data, methods=["gradcam"], readings=RANK) for _ in range(2)
+    )
     assert one.priors == other.priors
 
 
@@ -160,12 +164,12 @@ def test_too_few_usable_images_are_refused_with_their_number(tiny, image_folder,
         else:
             file.unlink()
     with pytest.raises(DataError, match=r"39 usable images.* 40 or more"):
-        learn(tiny, open_dataset(image_folder), methods=["gradcam"], readings=RANK)
+        learn_thresholds(tiny, open_dataset(image_folder), methods=["gradcam"], readings=RANK)
 
 
 def test_unreadable_images_are_left_out_and_named(tiny, image_folder):
     (image_folder / "000.png").write_bytes(b"no image")
-    found = learn(tiny, open_dataset(image_folder), methods=["gradcam"], readings=RANK)
+    found = learn_thresholds(tiny, open_dataset(image_folder), methods=["gradcam"], readings=RANK)
     assert found.images == COUNT - 1
     assert set(found.unreadable) == {"000.png"}
     assert "1 images left out" in learnt_lines(found)
@@ -174,13 +178,13 @@ def test_unreadable_images_are_left_out_and_named(tiny, image_folder):
 @pytest.mark.parametrize("methods", [["scorecam"], ["smoothgrad"], []])
 def test_methods_that_cannot_be_learnt_are_refused(tiny, image_folder, methods):
     with pytest.raises(RequestError):
-        learn(tiny, open_dataset(image_folder), methods=methods)
+        learn_thresholds(tiny, open_dataset(image_folder), methods=methods)
 
 
 def test_file_without_raw_outputs_is_refused(tiny_engine, manifest_of, image_folder):
     finished = manifest_of(outputs=("map",), map_methods=("gradcam",), methods=("gradcam",))
     with pytest.raises(RequestError, match="--outputs raw"):
-        learn(whycam.Explainer(tiny_engine(), finished), open_dataset(image_folder))
+        learn_thresholds(whycam.Explainer(tiny_engine(), finished), open_dataset(image_folder))
 
 
 def test_evaluation_with_a_search_is_refused(tiny, image_folder):
@@ -190,7 +194,7 @@ def test_evaluation_with_a_search_is_refused(tiny, image_folder):
 
 def test_report_holds_priors_curve_and_plot(tiny, image_folder, tmp_path):
     pytest.importorskip("matplotlib")
-    found = learn(tiny, open_dataset(image_folder), methods=["gradcam"])
+    found = learn_thresholds(tiny, open_dataset(image_folder), methods=["gradcam"])
     folder = tmp_path / "report"
     names = {path.name for path in write_learnt(found, folder)}
     assert names == {"thresholds.json", "thresholds.csv", "thresholds.png"}
@@ -225,8 +229,8 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[Any, st
 def test_what_is_learnt_is_stored_and_used_by_every_engine(small, tmp_path):
     data = write_pictures(tmp_path / "data", 40, 32)
     before = read_manifest(small)
-    found = learn(whycam.load(small, threads=1), open_dataset(data), methods=["gradcam"])
-    store(small, found.priors)
+    found = learn_thresholds(whycam.load(small, threads=1), open_dataset(data), methods=["gradcam"])
+    store_priors(small, found.priors)
     manifest = read_manifest(small)
     assert manifest.priors == found.priors
     assert digest(small) == manifest.digest == before.digest
@@ -240,10 +244,13 @@ def test_what_is_learnt_is_stored_and_used_by_every_engine(small, tmp_path):
 def test_learning_again_replaces_what_it_learns_and_keeps_the_rest(small, tmp_path):
     data = write_pictures(tmp_path / "data", 44, 32)
     explainer = whycam.load(small, "onnxruntime", threads=1)
-    store(small, learn(explainer, open_dataset(data), methods=["gradcam", "layercam"]).priors)
+    store_priors(
+        small,
+        learn_thresholds(explainer, open_dataset(data), methods=["gradcam", "layercam"]).priors,
+    )
     (data / "000.png").unlink()
-    again = learn(explainer, open_dataset(data), methods=["gradcam"]).priors[:1]
-    store(small, again)
+    again = learn_thresholds(explainer, open_dataset(data), methods=["gradcam"]).priors[:1]
+    store_priors(small, again)
     kept = read_manifest(small).priors
     kinds = [(p.method, p.mask, p.thresholds) for p in kept]
     assert len(kept) == len(set(kinds)) == 4
@@ -255,7 +262,7 @@ def test_foreign_file_cannot_take_priors(tmp_path):
     path = tmp_path / "x.onnx"
     path.write_bytes(b"nothing")
     with pytest.raises(ModelFileError):
-        store(path, ())
+        store_priors(path, ())
     assert path.read_bytes() == b"nothing"
 
 
@@ -297,8 +304,10 @@ NETWORK = f"{Path(__file__).parent / 'networks.py'}:curved"
 
 def test_export_command_puts_the_search_into_the_graph(capsys, small, tmp_path):
     data = write_pictures(tmp_path / "data", 40, 32)
-    learnt = learn(whycam.load(small, threads=1), open_dataset(data), methods=["gradcam"])
-    store(small, learnt.priors)
+    learnt = learn_thresholds(
+        whycam.load(small, threads=1), open_dataset(data), methods=["gradcam"]
+    )
+    store_priors(small, learnt.priors)
     write_learnt(learnt, tmp_path)
     export = ["export", NETWORK, "--image-size", "32", "--outputs", "tft", "--forwards", "2"]
     export += ["--preprocess", "imagenet"]

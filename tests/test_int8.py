@@ -20,7 +20,7 @@ from torch import nn
 import whycam
 from whycam.calibrate.dataset import open_dataset
 from whycam.calibrate.fidelity import compare
-from whycam.calibrate.int8 import Int8, calibrate_int8, divided
+from whycam.calibrate.int8 import Int8Result, calibrate_int8, split_samples
 from whycam.calibrate.int8_search import Search, Trial
 from whycam.calibrate.int8_settings import FLOOR, Settings
 from whycam.calibrate.quantise import observe, read_graph
@@ -89,7 +89,7 @@ def residual(exports) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(residual: Path, image_folder: Path) -> tuple[Path, Int8]:
+def made(residual: Path, image_folder: Path) -> tuple[Path, Int8Result]:
     path = residual.with_name("residual.int8.onnx")
     return path, calibrate_int8(residual, open_dataset(image_folder), path, EASY)
 
@@ -316,9 +316,9 @@ def test_ranges_hold_what_the_float_graph_computes(residual, image_folder):
 
 
 def test_calibration_and_proof_never_share_a_image(image_folder):
-    seen, held_out = divided(open_dataset(image_folder), Settings(images=30, held_out=30))
+    seen, held_out = split_samples(open_dataset(image_folder), Settings(images=30, held_out=30))
     assert not {s.name for s in seen} & {s.name for s in held_out}
-    assert seen == divided(open_dataset(image_folder), Settings(images=30, held_out=30))[0]
+    assert seen == split_samples(open_dataset(image_folder), Settings(images=30, held_out=30))[0]
 
 
 # Comparing.

@@ -15,7 +15,7 @@ from tiny_file import write_tiny
 import whycam
 from whycam.calibrate import evaluate, open_dataset
 from whycam.calibrate.int8_file import write_int8
-from whycam.calibrate.quantise import observe, quantised, read_graph
+from whycam.calibrate.quantise import observe, quantise, read_graph
 from whycam.calibrate.ranges import magnitude
 from whycam.runtime import onnxfile
 from whycam.runtime.engines import selftest
@@ -403,7 +403,7 @@ def test_int8_file_keeps_the_interface_and_checks_itself(file_of, tmp_path):
     assert set(histograms) == set(graph.tensors)
     ranges = {name: magnitude(each, "minmax") for name, each in histograms.items()}
     after = tmp_path / "int8.onnx"
-    write_int8(quantised(graph, ranges), before.manifest, after)
+    write_int8(quantise(graph, ranges), before.manifest, after)
     manifest = onnxfile.read_manifest(after)
     assert (manifest.precision, manifest.names) == ("int8", names)
     assert len(manifest.references) == selftest.PATTERNS

@@ -20,7 +20,7 @@ from whycam.export import Overrides, to_onnx
 from whycam.runtime.cam import METHODS
 from whycam.runtime.images import read_image
 from whycam.runtime.preprocess import crop_resized, normalise
-from whycam.train.network import Tunable
+from whycam.train.network import TunableNetwork
 
 pytorch_grad_cam = pytest.importorskip("pytorch_grad_cam")
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget  # noqa: E402
@@ -74,7 +74,7 @@ def lively(name: str) -> torch.nn.Module:
 
 
 def paired(model: torch.nn.Module, file: Path) -> Pair:
-    parts = Tunable(model, (224, 224))
+    parts = TunableNetwork(model, (224, 224))
     backbone = torch.nn.Sequential(parts.below, parts.stage)
     sequence = torch.nn.Sequential(backbone, parts.head).requires_grad_(True)
     return Pair(model, whycam.load(file, threads=2), sequence)

@@ -9,7 +9,7 @@ import torch
 from lightning_fabric import Fabric
 
 from whycam.runtime.errors import RequestError, TrainingError
-from whycam.train.loop import LOSSES, Losses, Plan, fit, steps_of
+from whycam.train.loop import LOSSES, Losses, Plan, count_steps, fit
 
 PLAN = Plan(epochs=3, batch=4, lr=1e-2, seed=3)
 ITEMS = [2, 3, 5, 7, 11, 13, 17, 19, 23, 29]
@@ -66,7 +66,7 @@ def rows(folder):
 def test_every_epoch_takes_each_item_at_most_once_in_another_order(tmp_path):
     source = Source()
     run(tmp_path, source)
-    assert steps_of(PLAN, len(ITEMS), 1) == (2, 4)
+    assert count_steps(PLAN, len(ITEMS), 1) == (2, 4)
     assert [step for step, _ in source.asked] == list(range(6))
     epochs = [[*source.asked[i][1], *source.asked[i + 1][1]] for i in (0, 2, 4)]
     assert all(len(set(epoch)) == 8 and set(epoch) <= set(ITEMS) for epoch in epochs)
@@ -139,4 +139,4 @@ def test_impossible_plans_are_refused(wrong):
 
 def test_batch_that_processes_cannot_share_is_refused():
     with pytest.raises(RequestError, match="4 processes"):
-        steps_of(Plan(batch=3), 100, 4)
+        count_steps(Plan(batch=3), 100, 4)

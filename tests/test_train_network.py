@@ -15,8 +15,8 @@ from torch import nn
 
 from whycam.runtime import cam
 from whycam.runtime.errors import ExportError, TargetLayerError
-from whycam.train.graph import capture, target_node, tensor_path
-from whycam.train.network import Tunable, Tuner
+from whycam.train.graph import capture, find_target_node, find_tensor_path
+from whycam.train.network import TunableNetwork, Tuner
 from whycam.train.target import find_target
 
 SIZE = (networks.SIZE, networks.SIZE)
@@ -78,11 +78,11 @@ MAKERS = [networks.linear, networks.curved, residual, channels_last, normalised]
 
 
 @cache
-def _tunable(make) -> Tunable:
-    return Tunable(make(), SIZE)
+def _tunable(make) -> TunableNetwork:
+    return TunableNetwork(make(), SIZE)
 
 
-def tunable_of(make) -> Tunable:
+def tunable_of(make) -> TunableNetwork:
     return copy.deepcopy(_tunable(make))
 
 
@@ -96,15 +96,15 @@ def test_parts_in_a_row_are_the_network(make):
 
 def test_only_the_last_convolution_and_the_head_are_trained():
     model = networks.linear()
-    names = set(Tunable(model, SIZE).tuned())
+    names = set(TunableNetwork(model, SIZE).tuned())
     assert names == {"2.weight", "2.bias", "6.weight", "6.bias"}
     own = dict(model.named_parameters())
     # The very tensors of the model: what is trained is there without copying back.
-    assert all(own[name] is weight for name, weight in Tunable(model, SIZE).tuned().items())
+    assert all(own[name] is weight for name, weight in TunableNetwork(model, SIZE).tuned().items())
 
 
 def test_a_branch_is_trained_as_a_whole():
-    names = set(Tunable(residual(), SIZE).tuned())
+    names = set(TunableNetwork(residual(), SIZE).tuned())
     assert not any(name.startswith("stem") for name in names)
     assert {"first.weight", "second.weight", "norm.weight", "classifier.bias"} <= names
 
@@ -124,7 +124,7 @@ def test_tuned_layer_is_the_one_that_export_explains(make, name, shape):
 
 
 def test_named_layer_is_tuned():
-    tunable = Tunable(networks.linear(), SIZE, "1")
+    tunable = TunableNetwork(networks.linear(), SIZE, "1")
     assert tunable.target.shape == (6, 14, 14)
     assert {"0.weight", "2.weight", "6.bias"} <= set(tunable.tuned())
     with pytest.raises(TargetLayerError, match="no layer 'nonsense'"):
@@ -134,13 +134,13 @@ def test_named_layer_is_tuned():
 def test_layer_that_pytorch_records_in_another_shape_is_refused():
     """Rather than tuning whatever node happens to bear its name."""
     model = residual()
-    path, _, _ = tensor_path(capture(model, SIZE).graph)
+    path, _, _ = find_tensor_path(capture(model, SIZE).graph)
     target = find_target(model, SIZE)
-    assert target_node(path, target).name == "relu_2"
+    assert find_target_node(path, target).name == "relu_2"
     with pytest.raises(TargetLayerError, match="--target-layer"):
-        target_node(path, dataclasses.replace(target, name="relu_1"))  # part of a branch
+        find_target_node(path, dataclasses.replace(target, name="relu_1"))  # part of a branch
     with pytest.raises(TargetLayerError, match="--target-layer"):
-        target_node(path, dataclasses.replace(target, shape=(8, 4, 4)))
+        find_target_node(path, dataclasses.replace(target, shape=(8, 4, 4)))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_layer_that_pytorch_records_in_another_shape_is_refused():
 )
 def test_network_without_logits_of_several_classes_is_refused(end, message):
     with pytest.raises(ExportError, match=message):
-        Tunable(nn.Sequential(networks.linear(), end).eval(), SIZE)
+        TunableNetwork(nn.Sequential(networks.linear(), end).eval(), SIZE)
 
 
 def test_ablation_follows_weights_that_decide_what_becomes_of_zeros():
@@ -177,7 +177,7 @@ def test_ablation_follows_weights_that_decide_what_becomes_of_zeros():
 def test_batch_norm_statistics_stay():
     model = residual()
     before = model.norm.running_mean.clone()
-    tunable = Tunable(model, SIZE).train()
+    tunable = TunableNetwork(model, SIZE).train()
     tunable.classify(IMAGE).sum().backward()
     torch.testing.assert_close(model.norm.running_mean, before, rtol=0, atol=0)
 
@@ -250,7 +250,7 @@ def test_tuner_is_two_pointwise_convolutions():
 @pytest.mark.parametrize("name", ["vgg11", "densenet121", "mobilenet_v3_small", "convnext_tiny"])
 def test_real_networks_come_apart(name):
     model = torchvision.models.get_model(name, weights=None).eval()
-    tunable = Tunable(model, (224, 224))
+    tunable = TunableNetwork(model, (224, 224))
     image = torch.randn(2, 3, 224, 224)
     activations, logits = tunable(tunable.below(image))
     torch.testing.assert_close(logits, model(image), rtol=1e-4, atol=1e-4)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from whycam.runtime.errors import RequestError
-from whycam.train.network import Tunable
+from whycam.train.network import TunableNetwork
 from whycam.train.objective import AftLosses, Objective
 
 SIZE = (networks.SIZE, networks.SIZE)
@@ -18,7 +18,7 @@ SIZE = (networks.SIZE, networks.SIZE)
 
 @pytest.fixture(scope="module")
 def untouched():
-    return Tunable(networks.linear(), SIZE)
+    return TunableNetwork(networks.linear(), SIZE)
 
 
 @pytest.fixture

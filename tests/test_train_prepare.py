@@ -10,7 +10,7 @@ from torch import nn
 
 from whycam.runtime.input_format import Preprocess
 from whycam.runtime.preprocess import normalise
-from whycam.train.network import Tunable
+from whycam.train.network import TunableNetwork
 from whycam.train.prepare import to_input
 
 SIZE = (networks.SIZE, networks.SIZE)
@@ -34,7 +34,7 @@ def test_network_of_grey_images_is_tuned():
     torch.manual_seed(0)
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
     model = nn.Sequential(nn.Conv2d(1, 4, 5, stride=2), nn.ReLU(), *head).eval()
-    tunable = Tunable(model, SIZE, channels=1)
+    tunable = TunableNetwork(model, SIZE, channels=1)
     image = torch.randn(2, 1, *SIZE)
     torch.testing.assert_close(tunable.classify(image), model(image))
     assert tunable.feature_shape == (1, *SIZE)

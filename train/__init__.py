@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 from ..export.requirements import require_torch
 
 if TYPE_CHECKING:
-    from .aft import Tuned, train_aft
-    from .classifier import Trained, train_classifier
+    from .aft import AftResult, train_aft
+    from .classifier import ClassifierResult, train_classifier
     from .loop import Plan
     from .objective import Objective
     from .run import Machines
 
 __all__ = [
+    "AftResult",
+    "ClassifierResult",
     "Machines",
     "Objective",
     "Plan",
-    "Trained",
-    "Tuned",
     "train_aft",
     "train_classifier",
 ]
@@ -31,8 +31,8 @@ _MODULES = {
     "Machines": "run",
     "Objective": "objective",
     "Plan": "loop",
-    "Trained": "classifier",
-    "Tuned": "aft",
+    "ClassifierResult": "classifier",
+    "AftResult": "aft",
     "train_aft": "aft",
     "train_classifier": "classifier",
 }

@@ -13,7 +13,7 @@ import operator
 import torch
 from torch import fx
 
-from .graph import frozen_batch_norm, shape_of, subgraph, tensor_path
+from .graph import extract_subgraph, find_tensor_path, frozen_batch_norm, recorded_shape
 
 aten = torch.ops.aten
 
@@ -72,21 +72,21 @@ def split_head(head: fx.GraphModule) -> Head:
     Args:
         head: [N, K, h, w] to logits [N, C], from ``subgraph``.
     """
-    path, source, logits = tensor_path(head.graph)
-    channels = shape_of(source)[1]
+    path, source, logits = find_tensor_path(head.graph)
+    channels = recorded_shape(source)[1]
     end = source
     following = path[1:]
     while following and _keeps_channels_apart(following[0], end, channels):
         end = following.pop(0)
-    channelwise = subgraph(head, source, end)
+    channelwise = extract_subgraph(head, source, end)
     weight = bias = None
-    if following and following[0].target is aten.linear.default and len(shape_of(end)) == 2:
+    if following and following[0].target is aten.linear.default and len(recorded_shape(end)) == 2:
         layer = following[0]
         if layer.args[0] is end and _reads_only(layer, end):
             names = (*layer.args[1:], None)[:2]
             weight, bias = (None if name is None else _tensor(head, name) for name in names)
             end = following.pop(0)
-    rest = subgraph(head, end, logits, batch_of=source) if following else None
+    rest = extract_subgraph(head, end, logits, batch_of=source) if following else None
     return Head(channelwise, weight, bias, rest)
 
 
@@ -108,10 +108,10 @@ def _keeps_channels_apart(node: fx.Node, source: fx.Node, channels: int) -> bool
         return True
     others = [n for n in node.all_input_nodes if n is not source]
     if node.target in _RESHAPES:
-        before, after = shape_of(source), shape_of(node)
+        before, after = recorded_shape(source), recorded_shape(node)
         flattened = len(after) == 2 and before[1] == channels
         return flattened or (len(after) > 2 and after[1] == channels == before[1])
-    if len(shape_of(source)) != 4:
+    if len(recorded_shape(source)) != 4:
         return False
     if node.target is aten.mean.dim:
         axes = {axis % 4 for axis in node.args[1]}  # type: ignore[union-attr,operator]
@@ -127,7 +127,9 @@ def _is_elementwise(node: fx.Node) -> bool:
     return node.target in _ELEMENTWISE or torch.Tag.pointwise in tags
 
 
-def logit_drops(head: Head, activations: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+def compute_logit_drops(
+    head: Head, activations: torch.Tensor, logits: torch.Tensor
+) -> torch.Tensor:
     """How much each logit falls when channel k of A is set to zero: z - z_k.
 
     Args:

@@ -25,12 +25,12 @@ from ..runtime.errors import DataError, MissingExtraError, RequestError, Trainin
 from ..runtime.explainer import Explainer, load
 from ..runtime.files import write_whole
 from .cache import Cache
-from .data import Batches, Parts, parts_of
-from .loop import Plan, Tick, Total, fit, steps_of
-from .network import Tunable
+from .data import Batches, DataSplit, split_data
+from .loop import Plan, Tick, Total, count_steps, fit
+from .network import TunableNetwork
 from .objective import AftLosses, Objective
-from .prepare import Maker, layout
-from .run import Machines, claim, describe, fingerprint
+from .prepare import RowComputer, layout
+from .run import Machines, claim_folder, describe_model, fingerprint
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -42,7 +42,7 @@ BEFORE, AFTER, REPORT, SHEET = "before.onnx", "after.onnx", "aft.json", "sheet.p
 
 
 @dataclass(frozen=True)
-class Tuned:
+class AftResult:
     """What activation fine-tuning made.
 
     Attributes:
@@ -104,7 +104,7 @@ def train_aft(
     checkpoint_minutes: float = 5.0,
     tick: Tick | None = None,
     total: Total | None = None,
-) -> Tuned | None:
+) -> AftResult | None:
     """Tune the target layer and the head so that one method's plain maps explain better.
 
     A run that was killed goes on where it was when started again with the same arguments, and
@@ -137,7 +137,7 @@ def train_aft(
     """
     place, plan = Path(folder), plan or Plan()
     objective = objective or Objective()
-    parts = parts_of(data, held_out, plan.seed)
+    parts = split_data(data, held_out, plan.seed)
     fabric = (machines or Machines()).launch()
     source = resolve(
         model,
@@ -158,15 +158,15 @@ def train_aft(
     }
     both = {"train": parts.train, "held out": parts.held_out}
     key = fingerprint(source, both, settings, classes)
-    claim(place, key, settings, fabric)
+    claim_folder(place, key, settings, fabric)
     if (place / REPORT).is_file():
         return _read(place) if fabric.is_global_zero else None
     spec = source.preprocess
-    tunable = Tunable(source.model, spec.size, target_layer, spec.channels)
+    tunable = TunableNetwork(source.model, spec.size, target_layer, spec.channels)
     _check_method(objective, tunable)
     samples = parts.train.samples
     if total is not None:
-        an_epoch, _ = steps_of(plan, len(samples), fabric.world_size)
+        an_epoch, _ = count_steps(plan, len(samples), fabric.world_size)
         total(
             len(samples) // fabric.world_size
             + an_epoch * plan.epochs
@@ -184,7 +184,7 @@ def train_aft(
 
     before = exported(BEFORE)
     tunable.to(fabric.device)
-    maker = Maker(
+    maker = RowComputer(
         tunable,
         spec,
         fabric.device,
@@ -225,7 +225,7 @@ def train_aft(
     tunable.cpu()
     entry: dict[str, object] = {**settings, "images": len(items)}
     if fabric.is_global_zero:
-        description = describe(model, source, num_classes, source.labels, entry)
+        description = describe_model(model, source, num_classes, source.labels, entry)
         save_model(place, description, source.model.state_dict())
     after = exported(AFTER)
     unreadable = {samples[i].name: why for i, why in errors.items()}
@@ -239,7 +239,7 @@ def train_aft(
     return tuned
 
 
-def _check_method(objective: Objective, tunable: Tunable) -> None:
+def _check_method(objective: Objective, tunable: TunableNetwork) -> None:
     if objective.method == "cam" and not tunable.pooled_linear:
         raise RequestError(
             "'cam' needs a head of global average pooling and one linear layer; tune 'gradcam'"
@@ -264,7 +264,7 @@ def _store(
     cache: str,
     flip: bool,
     count: int,
-    tunable: Tunable,
+    tunable: TunableNetwork,
     objective: Objective,
     fabric: Fabric,
 ) -> tuple[Cache, list[str]]:
@@ -316,14 +316,14 @@ def _label_notes(known: list[int | None], labels: list[str | None]) -> list[str]
 def _judged(
     place: Path,
     files: tuple[Path, Path],
-    parts: Parts,
+    parts: DataSplit,
     objective: Objective,
     classes: str | Path | None,
     unreadable: Mapping[str, str],
     trained_on: int,
     notes: list[str],
     tick: Tick | None,
-) -> Tuned:
+) -> AftResult:
     """Evaluate before and after, and write reports and the sheet of images."""
     explainers = [load(file, ENGINE) for file in files]
     found = []
@@ -341,14 +341,14 @@ def _judged(
         )
         write_report(evaluation, place / name)
         found.append(evaluation)
-    tuned = Tuned(place, found[0], found[1], trained_on, dict(unreadable), tuple(notes))
+    tuned = AftResult(place, found[0], found[1], trained_on, dict(unreadable), tuple(notes))
     _write_sheet(place / SHEET, explainers, parts, objective)
     document = msgspec.json.format(msgspec.json.encode(tuned.to_dict()))
     write_whole(place / REPORT, document)  # last: with it the run is done
     return tuned
 
 
-def _read(place: Path) -> Tuned:
+def _read(place: Path) -> AftResult:
     """What a run that is done already made."""
     try:
         document = json.loads((place / REPORT).read_text())
@@ -356,7 +356,7 @@ def _read(place: Path) -> Tuned:
             msgspec.json.decode((place / name / "report.json").read_bytes(), type=Evaluation)
             for name in ("before", "after")
         )
-        return Tuned(
+        return AftResult(
             place,
             before,
             after,
@@ -369,14 +369,14 @@ def _read(place: Path) -> Tuned:
 
 
 def _write_sheet(
-    path: Path, explainers: list[Explainer], parts: Parts, objective: Objective
+    path: Path, explainers: list[Explainer], parts: DataSplit, objective: Objective
 ) -> None:
     try:
-        from .sheet import sheet
+        from .sheet import draw_sheet
     except (ImportError, MissingExtraError):  # matplotlib is not part of what training needs
         return
     samples = parts.held_out.samples
     step = max(1, len(samples) // 8)
-    image = sheet(explainers, [s.path for s in samples[::step]][:8], objective.method)
+    image = draw_sheet(explainers, [s.path for s in samples[::step]][:8], objective.method)
     if image is not None:
         write_whole(path, image)

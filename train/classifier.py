@@ -16,18 +16,18 @@ from ..export.saved_model import save_model
 from ..export.source import resolve
 from ..runtime.errors import DataError
 from .cache import Cache
-from .data import Batches, parts_of
-from .loop import Losses, Plan, Tick, Total, fit, steps_of
-from .network import Tunable
-from .prepare import Maker, layout
-from .run import Machines, claim, describe, fingerprint
+from .data import Batches, split_data
+from .loop import Losses, Plan, Tick, Total, count_steps, fit
+from .network import TunableNetwork
+from .prepare import RowComputer, layout
+from .run import Machines, claim_folder, describe_model, fingerprint
 
 PLAN = Plan(epochs=6, batch=32, lr=1e-3)
 SMOOTHING = 0.1
 
 
 @dataclass(frozen=True)
-class Trained:
+class ClassifierResult:
     """What a training of a classifier made.
 
     Attributes:
@@ -53,7 +53,7 @@ class ClassifierLosses(Losses):
 
     names = ("loss",)
 
-    def __init__(self, tunable: Tunable) -> None:
+    def __init__(self, tunable: TunableNetwork) -> None:
         super().__init__()
         self.tunable = tunable
 
@@ -80,7 +80,7 @@ def train_classifier(
     checkpoint_minutes: float = 5.0,
     tick: Tick | None = None,
     total: Total | None = None,
-) -> Trained | None:
+) -> ClassifierResult | None:
     """Give a pretrained network the classes of a data set, and fine-tune its last stage.
 
     What lies below the last stage stays frozen and is computed once for each image. A run
@@ -108,7 +108,7 @@ def train_classifier(
         TrainingError: the folder holds another run, or the loss is no longer a number.
     """
     place = Path(folder)
-    parts = parts_of(data, held_out, plan.seed, labelled=True)
+    parts = split_data(data, held_out, plan.seed, labelled=True)
     labels = parts.train.labels()
     if len(labels) < 2:
         raise DataError(f"{data} has {len(labels)} classes; a classifier needs two or more")
@@ -130,14 +130,14 @@ def train_classifier(
     )
     both = {"train": parts.train, "held out": parts.held_out}
     key = fingerprint(source, both, settings)
-    claim(place, key, settings, fabric)
-    tunable = Tunable(source.model, spec.size, channels=spec.channels).to(fabric.device)
-    maker = Maker(tunable, spec, fabric.device)
+    claim_folder(place, key, settings, fabric)
+    tunable = TunableNetwork(source.model, spec.size, channels=spec.channels).to(fabric.device)
+    maker = RowComputer(tunable, spec, fabric.device)
     samples = [*parts.train.samples, *parts.held_out.samples]
     paths = [sample.path for sample in samples]
     cache = Cache(place / "cache" / key, len(samples), layout(tunable, ["features"]))
     if total is not None:
-        an_epoch, _ = steps_of(plan, len(parts.train.samples), fabric.world_size)
+        an_epoch, _ = count_steps(plan, len(parts.train.samples), fabric.world_size)
         total(len(samples) // fabric.world_size + an_epoch * plan.epochs)
     cache.check_space()
     maker.fill(cache, paths, (fabric.global_rank, fabric.world_size), tick)
@@ -174,13 +174,13 @@ def train_classifier(
         }
         save_model(
             place,
-            describe(model, source, len(labels), labels, entry),
+            describe_model(model, source, len(labels), labels, entry),
             source.model.state_dict(),
         )
         cache.remove()
     if not fabric.is_global_zero:
         return None
-    return Trained(
+    return ClassifierResult(
         place,
         labels,
         accuracy,
@@ -192,7 +192,7 @@ def train_classifier(
 
 
 @torch.no_grad()
-def _right(tunable: Tunable, batches: Batches, items: Sequence[int]) -> list[bool]:
+def _right(tunable: TunableNetwork, batches: Batches, items: Sequence[int]) -> list[bool]:
     """For each item whether its class is found."""
     found: list[bool] = []
     for start in range(0, len(items), 64):

@@ -14,22 +14,22 @@ import torch
 from ..calibrate.dataset import Dataset, Sample, open_dataset
 from ..runtime.errors import DataError
 from .cache import Cache
-from .prepare import Maker, read_views, to_input
+from .prepare import RowComputer, read_views, to_input
 
 HELD_OUT = 0.1  # the share held out where the data has no part for it
 
 
 @dataclass(frozen=True)
-class Parts:
+class DataSplit:
     """Images to train on, and others to judge by."""
 
     train: Dataset
     held_out: Dataset
 
 
-def parts_of(
+def split_data(
     data: str | Path, held_out: str | Path | None = None, seed: int = 0, labelled: bool = False
-) -> Parts:
+) -> DataSplit:
     """Divide a data set.
 
     Args:
@@ -48,7 +48,7 @@ def parts_of(
         train, other = open_dataset(place), open_dataset(held_out)
     else:
         train, other = _divided(open_dataset(place), seed)
-    parts = Parts(_kept(train, labelled), _kept(other, labelled))
+    parts = DataSplit(_kept(train, labelled), _kept(other, labelled))
     for part, what in ((parts.train, "train on"), (parts.held_out, "judge by")):
         if not part.samples:
             raise DataError(f"{part.path} leaves no images to {what}")
@@ -91,7 +91,7 @@ class Batches:
     def __init__(
         self,
         cache: Cache,
-        maker: Maker,
+        maker: RowComputer,
         paths: Sequence[Path],
         labels: Sequence[int],
         wanted: Sequence[str],

@@ -42,13 +42,13 @@ def capture(model: torch.nn.Module, size: tuple[int, int], channels: int = 3) ->
     return graph_module
 
 
-def shape_of(node: fx.Node) -> tuple[Any, ...]:
+def recorded_shape(node: fx.Node) -> tuple[Any, ...]:
     """The recorded shape of a node's tensor; empty where it is none."""
     value = node.meta.get("val")
     return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
 
 
-def tensor_path(graph: fx.Graph) -> tuple[list[fx.Node], fx.Node, fx.Node]:
+def find_tensor_path(graph: fx.Graph) -> tuple[list[fx.Node], fx.Node, fx.Node]:
     """Nodes on some tensor path from the input to the output, in order; input; output."""
     source = next(node for node in graph.nodes if node.op == "placeholder")
     output = next(node for node in graph.nodes if node.op == "output")
@@ -65,7 +65,7 @@ def tensor_path(graph: fx.Graph) -> tuple[list[fx.Node], fx.Node, fx.Node]:
     return [node for node in graph.nodes if node in after and node in before], source, end
 
 
-def cut_points(path: Sequence[fx.Node]) -> list[fx.Node]:
+def find_cut_points(path: Sequence[fx.Node]) -> list[fx.Node]:
     """Nodes that no edge of the path goes around."""
     position = {node: index for index, node in enumerate(path)}
     cuts, reach = [], 0
@@ -76,7 +76,7 @@ def cut_points(path: Sequence[fx.Node]) -> list[fx.Node]:
     return cuts
 
 
-def target_node(path: Sequence[fx.Node], target: Target) -> fx.Node:
+def find_target_node(path: Sequence[fx.Node], target: Target) -> fx.Node:
     """The node that makes the target layer's activations.
 
     That is the output of the module of that path, or else the node of that name.
@@ -86,7 +86,7 @@ def target_node(path: Sequence[fx.Node], target: Target) -> fx.Node:
     """
     outputs = _module_outputs(path)
     node = outputs.get(target.name) or next((n for n in path if n.name == target.name), None)
-    if node is None or node not in cut_points(path) or not _matches(node, target):
+    if node is None or node not in find_cut_points(path) or not _matches(node, target):
         raise TargetLayerError(
             f"the layer '{target.name}' ({' x '.join(map(str, target.shape))}) is no place at "
             "which PyTorch's graph of the model can be cut: name the module that makes these "
@@ -96,7 +96,7 @@ def target_node(path: Sequence[fx.Node], target: Target) -> fx.Node:
 
 
 def _matches(node: fx.Node, target: Target) -> bool:
-    shape = shape_of(node)
+    shape = recorded_shape(node)
     return len(shape) == 4 and tuple(shape[axis] for axis in target.order[1:]) == target.shape
 
 
@@ -111,7 +111,7 @@ def _module_outputs(path: Sequence[fx.Node]) -> Mapping[str, fx.Node]:
     return {module: node for module, node in last.items() if module and len(calls[module]) == 1}
 
 
-def channels_first(
+def insert_channels_first(
     owner: fx.GraphModule, node: fx.Node, order: tuple[int, int, int, int]
 ) -> fx.Node:
     """The same activations as [N, K, h, w]: transposed there and back in the graph, if need be."""
@@ -130,7 +130,7 @@ def channels_first(
     return first
 
 
-def subgraph(
+def extract_subgraph(
     owner: fx.GraphModule, start: fx.Node, end: fx.Node, batch_of: fx.Node | None = None
 ) -> fx.GraphModule:
     """The part of a graph that computes ``end`` from ``start``, differentiable twice.

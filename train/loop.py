@@ -69,7 +69,7 @@ class Losses(torch.nn.Module):
         raise NotImplementedError
 
 
-def steps_of(plan: Plan, count: int, world: int) -> tuple[int, int]:
+def count_steps(plan: Plan, count: int, world: int) -> tuple[int, int]:
     """(steps an epoch, images a step); images left over wait for the next epoch's order."""
     batch = min(plan.batch, count) // world * world
     if batch == 0:
@@ -114,7 +114,7 @@ def fit(
     optimizer = torch.optim.AdamW(
         trained.values(), lr=plan.lr, weight_decay=plan.weight_decay, fused=False
     )
-    an_epoch, batch = steps_of(plan, len(items), fabric.world_size)
+    an_epoch, batch = count_steps(plan, len(items), fabric.world_size)
     total = an_epoch * plan.epochs
     step = _restore(folder / CHECKPOINT, key, trained, optimizer)
     module, optimizer = fabric.setup(losses, optimizer)

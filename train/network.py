@@ -7,21 +7,21 @@ from torch import fx
 
 from ..runtime.cam import Method, Score, ablation_weights, finish, raw_map
 from ..runtime.errors import ExportError
-from .ablation import logit_drops, split_head
+from .ablation import compute_logit_drops, split_head
 from .graph import (
     CONVOLUTIONS,
     capture,
-    channels_first,
-    cut_points,
-    shape_of,
-    subgraph,
-    target_node,
-    tensor_path,
+    extract_subgraph,
+    find_cut_points,
+    find_target_node,
+    find_tensor_path,
+    insert_channels_first,
+    recorded_shape,
 )
 from .target import find_target
 
 
-class Tunable(torch.nn.Module):
+class TunableNetwork(torch.nn.Module):
     """The weights w = (w0, w1, w2) of the paper (section 4.2.2) as three parts of one network.
 
     ``below`` (w0) is frozen; ``stage`` (w1) ends in the target layer; ``head`` (w2) makes logits
@@ -47,15 +47,15 @@ class Tunable(torch.nn.Module):
         self.size = size
         self.target = find_target(model, size, target_layer, channels)
         captured = capture(model, size, channels)
-        node = target_node(tensor_path(captured.graph)[0], self.target)
-        end = channels_first(captured, node, self.target.order)
-        path, image, logits = tensor_path(captured.graph)
+        node = find_target_node(find_tensor_path(captured.graph)[0], self.target)
+        end = insert_channels_first(captured, node, self.target.order)
+        path, image, logits = find_tensor_path(captured.graph)
         start = _before_last_convolution(path, image, end)
-        self.num_classes = int(shape_of(logits)[1])
+        self.num_classes = int(recorded_shape(logits)[1])
         self.feature_shape: tuple[int, int, int] = _shape(start)
-        self.below = subgraph(captured, image, start)
-        self.stage = subgraph(captured, start, end)
-        self.head = subgraph(captured, end, logits, batch_of=image)
+        self.below = extract_subgraph(captured, image, start)
+        self.stage = extract_subgraph(captured, start, end)
+        self.head = extract_subgraph(captured, end, logits, batch_of=image)
         # The same weights once more: the head in parts.
         self._parts = split_head(self.head)
         self.requires_grad_(False)
@@ -101,7 +101,7 @@ class Tunable(torch.nn.Module):
         if method == "ablation":
             classes = torch.arange(self.num_classes, device=target.device)
             selected = (classes == target[:, None, None]).to(logits.dtype)
-            drops = logit_drops(self._parts, activations, logits)
+            drops = compute_logit_drops(self._parts, activations, logits)
             weights = ablation_weights(logits, drops, selected, score or "prob")
             gradients = activations[:, None]  # not used
         else:
@@ -137,17 +137,17 @@ def _before_last_convolution(path: list[fx.Node], image: fx.Node, target: fx.Nod
     if not convolutions:
         raise ExportError("there is no convolution before the target layer that could be tuned")
     position = upto.index(convolutions[-1])
-    spatial = [cut for cut in cut_points(path) if len(shape_of(cut)) == 4]
+    spatial = [cut for cut in find_cut_points(path) if len(recorded_shape(cut)) == 4]
     before = [cut for cut in spatial if cut is image or cut in upto[:position]]
     return before[-1]
 
 
 def _shape(node: fx.Node) -> tuple[int, int, int]:
-    _, channels, height, width = shape_of(node)
+    _, channels, height, width = recorded_shape(node)
     return int(channels), int(height), int(width)
 
 
-def _named(module: Tunable) -> list[tuple[str, torch.nn.Parameter]]:
+def _named(module: TunableNetwork) -> list[tuple[str, torch.nn.Parameter]]:
     found: dict[str, torch.nn.Parameter] = {}
     for part in (module.stage, module.head):
         found.update(part.named_parameters())

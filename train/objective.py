@@ -13,7 +13,7 @@ from ..runtime.cam import METHODS, Method, Score
 from ..runtime.errors import RequestError
 from ..runtime.tft import Tft
 from .loop import Losses
-from .network import Tunable, Tuner
+from .network import TunableNetwork, Tuner
 
 Variant = Literal["tuner", "aligned", "faithful"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
@@ -79,7 +79,7 @@ class AftLosses(Losses):
         names: of what ``forward`` returns, in order; the first is the whole.
     """
 
-    def __init__(self, tunable: Tunable, objective: Objective) -> None:
+    def __init__(self, tunable: TunableNetwork, objective: Objective) -> None:
         super().__init__()
         self.tunable = tunable
         self.objective = objective

@@ -23,12 +23,12 @@ from ..runtime.request import plan_request
 from ..runtime.tft import Tft
 from .cache import Cache
 from .loop import Tick
-from .network import Tunable
+from .network import TunableNetwork
 
 _BATCH = 16
 
 
-def layout(tunable: Tunable, names: Iterable[str]) -> dict[str, tuple[tuple[int, ...], str]]:
+def layout(tunable: TunableNetwork, names: Iterable[str]) -> dict[str, tuple[tuple[int, ...], str]]:
     """What the cache holds for each image.
 
     Args:
@@ -47,7 +47,7 @@ def layout(tunable: Tunable, names: Iterable[str]) -> dict[str, tuple[tuple[int,
 
 
 @dataclass(frozen=True)
-class Maker:
+class RowComputer:
     """Computes what a cache holds.
 
     Attributes:
@@ -59,7 +59,7 @@ class Maker:
         explainer: of the same network, where masks are wanted.
     """
 
-    tunable: Tunable
+    tunable: TunableNetwork
     spec: Preprocess
     device: torch.device
     method: Method = "gradcam"
@@ -114,7 +114,7 @@ class Maker:
             assert self.tft is not None
             normalised = image.contiguous().cpu().numpy()
             size = self.tunable.target.shape[1], self.tunable.target.shape[2]
-            rows["mask"] = best_masks(
+            rows["mask"] = compute_best_masks(
                 self.explainer, self.method, self.tft, normalised, rows["target"], size
             )
         return rows
@@ -156,7 +156,7 @@ def _batches(items: range) -> Iterator[range]:
         yield range(start, min(start + _BATCH, items.stop))
 
 
-def best_masks(
+def compute_best_masks(
     explainer: Explainer,
     method: Method,
     settings: Tft,

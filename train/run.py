@@ -129,7 +129,7 @@ def fingerprint(
     return what.hexdigest()[:16]
 
 
-def claim(folder: Path, key: str, settings: Mapping[str, Any], fabric: Fabric) -> None:
+def claim_folder(folder: Path, key: str, settings: Mapping[str, Any], fabric: Fabric) -> None:
     """Make the run's folder, or see that it holds the same run.
 
     The first process looks and writes; what stops it stops all, lest they wait for it in vain.
@@ -172,7 +172,7 @@ def _claim(folder: Path, key: str, settings: Mapping[str, Any]) -> None:
     write_whole(path, msgspec.json.format(msgspec.json.encode(document)))
 
 
-def describe(
+def describe_model(
     model: str,
     source: Source,
     num_classes: int | None,

@@ -14,7 +14,9 @@ from ..runtime.explanation import Explanation
 from ..runtime.figure import png, titled
 
 
-def sheet(explainers: Sequence[Explainer], paths: Sequence[Path], method: Method) -> bytes | None:
+def draw_sheet(
+    explainers: Sequence[Explainer], paths: Sequence[Path], method: Method
+) -> bytes | None:
     """Images, and the map of the most probable class before and after, as PNG.
 
     Args:
