@@ -1,4 +1,4 @@
-"""Where an export begins: a PyTorch model or an ONNX file, as a plain graph with its facts."""
+"""Load a PyTorch model or an ONNX file as a plain graph with preprocessing and labels."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ..runtime.errors import ExportError, MissingExtraError, RequestError
 from ..runtime.input_format import Color, Preprocess
 from ..runtime.manifest import METADATA_KEY
 from .labels import read_labels
-from .metadata import Known, read_metadata
+from .metadata import ModelMetadata, read_metadata
 from .plain_model import PlainModel, read_onnx_file, to_plain
-from .preprocessing import Overrides, choose, find_input_size, format_example_command
+from .preprocessing import Overrides, choose_preprocess, find_input_size, format_example_command
 from .requirements import require_torch
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A classifier ready to be explained.
+    """A classifier ready for export.
 
     Attributes:
         name: as the user gave it, without folders.
@@ -35,7 +35,7 @@ class LoadedModel:
         plain: its graph.
         preprocess: how an image becomes its input.
         labels: class names, or empty.
-        notes: what had to be assumed or was found, for the user to check.
+        notes: what was assumed or read from elsewhere, for the user to check.
         module: the PyTorch model, in eval mode; None for an ONNX file.
         file: the ONNX file; None for a PyTorch model.
     """
@@ -51,7 +51,7 @@ class LoadedModel:
 
 
 def is_onnx_file(model: Any) -> bool:
-    """Whether what the user named is an ONNX file."""
+    """Tell whether the user named an ONNX file."""
     return isinstance(model, str | os.PathLike) and os.fspath(model).lower().endswith(".onnx")
 
 
@@ -65,7 +65,7 @@ def load_model(
     opset: int,
     needs_preprocess: bool = True,
 ) -> LoadedModel:
-    """Load a model from anywhere.
+    """Load a model from any source that ``to_onnx`` takes.
 
     Args:
         model, weights, weights_key, labels, num_classes, overrides, opset: see ``to_onnx``.
@@ -73,7 +73,7 @@ def load_model(
 
     Raises:
         ExportError, ModelFileError: it cannot be loaded.
-        PreprocessError: nothing says how images are prepared.
+        PreprocessError: neither the user nor the model states the preprocessing.
     """
     options = overrides or Overrides()
     if is_onnx_file(model):
@@ -82,7 +82,7 @@ def load_model(
                 "an ONNX file holds its weights: --weights, --weights-key and --num-classes are "
                 "for PyTorch models"
             )
-        return _from_onnx(Path(os.fspath(model)), labels, options, needs_preprocess)  # type: ignore[arg-type]
+        return _load_onnx(Path(os.fspath(model)), labels, options, needs_preprocess)  # type: ignore[arg-type]
     require_torch("exporting a PyTorch model")
     _check_exporter()
     from .from_torch import to_ir
@@ -122,17 +122,16 @@ def _check_exporter() -> None:
     del onnxscript
 
 
-def _from_onnx(
+def _load_onnx(
     path: Path, labels: str | Sequence[str] | None, overrides: Overrides, needs_preprocess: bool
 ) -> LoadedModel:
     loaded = read_onnx_file(path)
     metadata = dict(loaded.metadata_props)
     if METADATA_KEY in metadata:
         raise ExportError(
-            f"{path} explains itself already: it was made by whycam export. Start from the file "
-            "that it was made of"
+            f"{path} was made by whycam export already. Start from the file that it was made from"
         )
-    known = _known(metadata, path, overrides)
+    known = _read_metadata(metadata, path, overrides)
     size = overrides.size
     if size is None and _has_free_size(loaded):
         size = find_input_size(overrides, known)
@@ -140,7 +139,7 @@ def _from_onnx(
     if needs_preprocess:
         target = str(path.with_suffix(".explained.onnx"))
         example = format_example_command(str(path), target, overrides, plain.channels)
-        spec = choose(overrides, known, plain.size, plain.channels, path.name, example)
+        spec = choose_preprocess(overrides, known, plain.size, plain.channels, path.name, example)
     else:
         color: Color = "L" if plain.channels == 1 else "RGB"
         numbers = (1.0,) * (1 if plain.channels == 1 else 3)
@@ -151,7 +150,7 @@ def _from_onnx(
 
 
 def _has_free_size(model: ir.Model) -> bool:
-    """Whether an image input leaves its height and width open."""
+    """Tell whether an image input leaves its height and width free."""
     shapes = [list(value.shape or ()) for value in model.graph.inputs]
     return any(
         len(sides) == 4 and not all(isinstance(side, int) and side > 0 for side in sides[1:])
@@ -159,8 +158,10 @@ def _has_free_size(model: ir.Model) -> bool:
     )
 
 
-def _known(metadata: Mapping[str, str], path: Path, overrides: Overrides) -> Known | None:
-    """What the file says of itself; what it says unusably is no matter where the user says it."""
+def _read_metadata(
+    metadata: Mapping[str, str], path: Path, overrides: Overrides
+) -> ModelMetadata | None:
+    """Read a file's metadata; errors in it do not matter where the user states preprocessing."""
     try:
         return read_metadata(metadata, path)
     except (ExportError, MissingExtraError):
@@ -170,7 +171,7 @@ def _known(metadata: Mapping[str, str], path: Path, overrides: Overrides) -> Kno
 
 
 def _notes(
-    known: Known | None, overrides: Overrides, labels: str | Sequence[str] | None
+    known: ModelMetadata | None, overrides: Overrides, labels: str | Sequence[str] | None
 ) -> tuple[str, ...]:
     if known is None:
         return ()
@@ -179,4 +180,4 @@ def _notes(
         used.append("preprocessing")
     if known.labels and labels is None:
         used.append("labels")
-    return (f"{' and '.join(used)} read from {known.where}",) if used else ()
+    return (f"{' and '.join(used)} read from {known.source}",) if used else ()

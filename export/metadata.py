@@ -1,4 +1,4 @@
-"""What a model says of its images and labels, as timm, Hugging Face, Ultralytics, Paddle do."""
+"""Read preprocessing and labels from metadata of timm, Hugging Face, Ultralytics and Paddle."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ _SQUASHED_FROM = 384  # ConvNeXt's processor crops below that
 
 
 @dataclass(frozen=True)
-class Known:
-    """What a model says of itself.
+class ModelMetadata:
+    """Preprocessing and labels that a model states.
 
     Attributes:
-        where: it was read from, for people.
+        source: where they were read, for messages.
         preprocess: None where only labels are known.
         labels: class names, or empty.
     """
 
-    where: str
+    source: str
     preprocess: Preprocess | None
     labels: tuple[str, ...] = ()
 
 
-def read_metadata(metadata: Mapping[str, str], path: Path) -> Known | None:
-    """Read what an ONNX file's metadata, or the files beside it, say of its images and labels.
+def read_metadata(metadata: Mapping[str, str], path: Path) -> ModelMetadata | None:
+    """Read preprocessing and labels from an ONNX file's metadata or the files beside it.
 
-    Known are Ultralytics' metadata, and beside the file Hugging Face's
+    That is Ultralytics' metadata, or beside the file Hugging Face's
     ``preprocessor_config.json`` with ``config.json``, timm's ``config.json``, and Paddle's
     ``inference.yml`` or ``infer_cfg.yml``.
 
@@ -48,11 +48,11 @@ def read_metadata(metadata: Mapping[str, str], path: Path) -> Known | None:
         path: the ONNX file.
 
     Returns:
-        None where nothing is known.
+        None where there are neither.
 
     Raises:
-        ExportError: such a file is there and damaged, or asks for what cannot be reproduced.
-        MissingExtraError: Paddle's file is there, and the package PyYAML is not installed.
+        ExportError: such a file is damaged, or states preprocessing that cannot be reproduced.
+        MissingExtraError: a Paddle file needs the package PyYAML.
     """
     if metadata.get("task") == "classify" and "names" in metadata:
         return _ultralytics(metadata)
@@ -61,16 +61,16 @@ def read_metadata(metadata: Mapping[str, str], path: Path) -> Known | None:
     labels = _labels(config)
     if processor is not None:
         where = str(path.with_name("preprocessor_config.json"))
-        return Known(where, from_huggingface(processor, where), labels)
+        return ModelMetadata(where, from_huggingface(processor, where), labels)
     where = str(path.with_name("config.json"))
     if config is not None and isinstance(config.get("pretrained_cfg"), dict):
-        return Known(where, from_timm(config["pretrained_cfg"], where), labels)
+        return ModelMetadata(where, from_timm(config["pretrained_cfg"], where), labels)
     if labels:
-        return Known(where, None, labels)
+        return ModelMetadata(where, None, labels)
     for name in CONFIGURATIONS:
         beside = path.with_name(name)
         if beside.is_file():
-            return Known(str(beside), *from_paddle(beside))
+            return ModelMetadata(str(beside), *from_paddle(beside))
     return None
 
 
@@ -86,7 +86,7 @@ def _json_beside(path: Path, name: str) -> dict[str, Any] | None:
 
 
 def _labels(config: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """Class names of a Hugging Face or timm ``config.json``."""
+    """Read class names from a Hugging Face or timm ``config.json``."""
     if config is None:
         return ()
     names = config.get("id2label")
@@ -98,10 +98,10 @@ def _labels(config: Mapping[str, Any] | None) -> tuple[str, ...]:
     return tuple(map(str, labels)) if isinstance(labels, list) else ()
 
 
-def _ultralytics(metadata: Mapping[str, str]) -> Known:
-    """A classifier of Ultralytics: shorter side to the input, centre crop, RGB in 0 .. 1.
+def _ultralytics(metadata: Mapping[str, str]) -> ModelMetadata:
+    """Read a classifier of Ultralytics: shorter side resized, centre crop, RGB in [0, 1].
 
-    An oblong input is resized to without a crop.
+    For an oblong input the image is resized without a crop.
     """
     try:
         names = ast.literal_eval(metadata["names"])
@@ -118,7 +118,7 @@ def _ultralytics(metadata: Mapping[str, str]) -> Known:
         raise ExportError(
             f"the file's metadata (names, imgsz) cannot be read: {error!r}"
         ) from error
-    return Known("the file's Ultralytics metadata", spec, labels)
+    return ModelMetadata("the file's Ultralytics metadata", spec, labels)
 
 
 def from_timm(config: Mapping[str, Any], name: str) -> Preprocess:
@@ -129,8 +129,8 @@ def from_timm(config: Mapping[str, Any], name: str) -> Preprocess:
         name: of the model or file, for messages.
 
     Raises:
-        ExportError: a crop that cannot be reproduced, other channels than RGB or grey, or numbers
-            that make no sense.
+        ExportError: the crop cannot be reproduced, the channels are not RGB or grey, or the numbers
+            are invalid.
     """
     try:
         channels, height, width = config["input_size"]
@@ -146,7 +146,7 @@ def from_timm(config: Mapping[str, Any], name: str) -> Preprocess:
         return Preprocess(
             size=(height, width),
             resize=scaled if mode == "squash" else scaled[:1],
-            interpolation=interpolation(config.get("interpolation", "bilinear")),
+            interpolation=check_interpolation_name(config.get("interpolation", "bilinear")),
             color="RGB" if channels == 3 else "L",
             mean=tuple(float(value) for value in config["mean"]),
             std=tuple(float(value) for value in config["std"]),
@@ -155,7 +155,7 @@ def from_timm(config: Mapping[str, Any], name: str) -> Preprocess:
         raise ExportError(f"{name} has an unusable configuration: {error!r}") from error
 
 
-def interpolation(name: str) -> Interpolation:
+def check_interpolation_name(name: str) -> Interpolation:
     """Check an interpolation's name.
 
     Raises:
@@ -177,7 +177,7 @@ def from_huggingface(data: Mapping[str, Any], where: str) -> Preprocess:
         where: it came from, for messages.
 
     Raises:
-        ExportError: it makes no sense, or says nothing of the input's size.
+        ExportError: it is invalid, or does not state the input size.
     """
     family = str(data.get("image_processor_type") or data.get("feature_extractor_type") or "")
     try:
@@ -198,7 +198,7 @@ def from_huggingface(data: Mapping[str, Any], where: str) -> Preprocess:
 def _huggingface_sizes(
     data: Mapping[str, Any], family: str
 ) -> tuple[tuple[int, int], tuple[int, ...]]:
-    """Size of the input, and of the resize before."""
+    """Read the input size, and the resize before the crop."""
     entry = data.get("size")
     crop = _sides(data.get("crop_size")) if data.get("do_center_crop") else None
     part = data.get("crop_pct", 224 / 256 if family.startswith("ConvNext") else None)
@@ -213,7 +213,7 @@ def _huggingface_sizes(
         return size, resize or size
     square = (int(shorter), int(shorter))
     if part is None:
-        # LeViT's processor means the side after the crop.
+        # LeViT's processor states the size after the crop.
         longer = int(256 / 224 * shorter) if family.startswith("Levit") else int(shorter)
         return crop or square, (longer,)
     if crop is None and shorter >= _SQUASHED_FROM:
@@ -224,7 +224,7 @@ def _huggingface_sizes(
 def _huggingface_normalisation(
     data: Mapping[str, Any], family: str
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std for values in [0, 1], of ((x * factor - offset) - mean) / std."""
+    """Convert ((x * factor - offset) - mean) / std to mean and std for values in [0, 1]."""
     factor = float(data.get("rescale_factor", _BYTE)) if data.get("do_rescale", True) else 1.0
     offset = 1.0 if data.get("rescale_offset") else 0.0
     mean, std = [0.0] * 3, [1.0] * 3

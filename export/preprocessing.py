@@ -1,4 +1,4 @@
-"""How images are prepared for a network: said by its owner or by the model, never guessed."""
+"""Decide how images are prepared for a network: as the user or the model states, never guessed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import msgspec
 
 from ..runtime.errors import ExportError, PreprocessError
 from ..runtime.input_format import Color, Interpolation, Preprocess
-from .metadata import Known, from_huggingface
+from .metadata import ModelMetadata, from_huggingface
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _BYTE = 1 / 255
@@ -25,7 +25,7 @@ _CROPPED = 256 / 224  # shorter side before the crop, as a part of the network's
 
 @dataclass(frozen=True)
 class Preset:
-    """A way in which many networks were trained.
+    """Preprocessing that many networks share.
 
     Attributes:
         mean, std: per channel in the network's order, for values in [0, 1].
@@ -52,7 +52,7 @@ PRESETS: dict[str, Preset] = {
 
 @dataclass(frozen=True)
 class Overrides:
-    """What the user says of preprocessing; it wins over whatever the model says.
+    """Preprocessing as the user states it, which overrides the model's.
 
     Attributes:
         preprocess: a name in ``PRESETS``, or a JSON file: the fields of ``Preprocess``, or Hugging
@@ -82,56 +82,56 @@ class Overrides:
         return (size, size) if isinstance(size, int) else size
 
 
-def find_input_size(overrides: Overrides, known: Known | None) -> tuple[int, int] | None:
-    """Look up (H, W) of the network input where somebody says it: the user, a file, the model.
+def find_input_size(overrides: Overrides, known: ModelMetadata | None) -> tuple[int, int] | None:
+    """Find (H, W) of the network input as the user, the user's file or the model states it.
 
     Raises:
         ExportError: the user's file with preprocessing cannot be read.
     """
     if overrides.size is not None:
         return overrides.size
-    wish = overrides.preprocess
-    if wish is not None and wish.endswith(".json"):
-        stated = _from_file(Path(wish), None)
+    name = overrides.preprocess
+    if name is not None and name.endswith(".json"):
+        stated = _from_file(Path(name), None)
         return None if stated is None else stated.size
     return None if known is None or known.preprocess is None else known.preprocess.size
 
 
-def choose(
+def choose_preprocess(
     overrides: Overrides,
-    known: Known | None,
+    known: ModelMetadata | None,
     size: tuple[int, int],
     channels: int | None,
     name: str,
     example: str,
 ) -> Preprocess:
-    """Decide how images are prepared: as the user says, else as the model does.
+    """Decide how images are prepared: as the user states, else as the model does.
 
     Args:
-        overrides: what the user says.
-        known: what the model says; None: nothing.
+        overrides: what the user states.
+        known: what the model states; None for nothing.
         size: (H, W) of the network input.
-        channels: of the network input, 1 or 3; None: as is said, else 3.
+        channels: of the network input, 1 or 3; None: as stated, else 3.
         name: of the model, for the message.
-        example: how the user says it, complete, for the message.
+        example: a command that states the preprocessing, for the message.
 
     Raises:
-        PreprocessError: nobody says it.
-        ExportError: what is said makes no sense.
+        PreprocessError: neither the user nor the model states it.
+        ExportError: what is stated is invalid.
     """
     if channels not in (None, 1, 3):
         raise ExportError(f"{name} takes images of {channels} channels; whycam explains 1 or 3")
-    with _named_errors():
+    with _as_export_error():
         base = _base(overrides, size, channels)
         if base is None and known is not None and known.preprocess is not None:
             base = _resized(known.preprocess, size)
         if base is None and overrides.mean is not None and overrides.std is not None:
-            base = _preset("zero-one", size, _wished(overrides, channels))
+            base = _preset("zero-one", size, _count_channels(overrides, channels))
     if base is None:
         raise PreprocessError(
-            f"{name} does not say how images are prepared for it, and a wrong guess would make "
-            f"every answer wrong. Say how it was trained with --preprocess ({', '.join(PRESETS)}, "
-            f"or a JSON file; whycam export --help tells what each means). For example: {example}"
+            f"{name} does not state how its images are prepared. State it with --preprocess "
+            f"({', '.join(PRESETS)}, or a JSON file; see whycam export --help). For example: "
+            f"{example}"
         )
     return _changed(base, overrides, channels)
 
@@ -139,12 +139,12 @@ def choose(
 def format_example_command(
     model: str, target: str, overrides: Overrides, channels: int | None = None
 ) -> str:
-    """Write a command that says how images are prepared, with what the user said besides.
+    """Format a command that states the preprocessing, with the user's other options.
 
     Args:
         model: as the user gave it.
         target: the file to write.
-        overrides: what the user says.
+        overrides: what the user states.
         channels: of the network input, where known.
     """
     words = ["whycam", "export", model, "-o", target]
@@ -154,46 +154,46 @@ def format_example_command(
         words += ["--layout", overrides.layout]
     if overrides.color is not None:
         words += ["--color", overrides.color]
-    is_grey = _wished(overrides, channels) == 1
+    is_grey = _count_channels(overrides, channels) == 1
     return shlex.join([*words, "--preprocess", "zero-one" if is_grey else "imagenet"])
 
 
-def override(spec: Preprocess, overrides: Overrides) -> Preprocess:
-    """Change a model's own preprocessing where the user says otherwise.
+def apply_overrides(spec: Preprocess, overrides: Overrides) -> Preprocess:
+    """Change a model's preprocessing where the user states otherwise.
 
     Raises:
-        ExportError: what is said makes no sense.
+        ExportError: what is stated is invalid.
     """
     size = find_input_size(overrides, None) or spec.size
-    with _named_errors():
+    with _as_export_error():
         base = _base(overrides, size, spec.channels) or _resized(spec, size)
     return _changed(base, overrides, spec.channels)
 
 
-def _wished(overrides: Overrides, channels: int | None) -> int:
+def _count_channels(overrides: Overrides, channels: int | None) -> int:
     if channels is None:
         channels = 1 if overrides.color == "L" else 3
     return channels
 
 
 def _base(overrides: Overrides, size: tuple[int, int], channels: int | None) -> Preprocess | None:
-    wish = overrides.preprocess
-    if wish is None:
+    name = overrides.preprocess
+    if name is None:
         return None
-    if wish in PRESETS:
-        wished = _wished(overrides, channels)
+    if name in PRESETS:
+        count = _count_channels(overrides, channels)
         has_numbers = overrides.mean is not None and overrides.std is not None
-        if wished == 1 and wish in ("imagenet", "caffe") and not has_numbers:
+        if count == 1 and name in ("imagenet", "caffe") and not has_numbers:
             raise ExportError(
-                f"--preprocess {wish} has numbers for three channels, and the network takes one: "
-                "give --mean and --std as well"
+                f"--preprocess {name} has numbers for three channels, and the network takes one: "
+                "pass --mean and --std as well"
             )
-        return _preset(wish, size, wished)
-    if wish.endswith(".json"):
-        stated = _from_file(Path(wish), size)
+        return _preset(name, size, count)
+    if name.endswith(".json"):
+        stated = _from_file(Path(name), size)
         return None if stated is None else _resized(stated, size)
     raise ExportError(
-        f"there is no preprocessing '{wish}'; choose from: {', '.join(PRESETS)}, or a JSON file"
+        f"there is no preprocessing '{name}'; choose from: {', '.join(PRESETS)}, or a JSON file"
     )
 
 
@@ -210,7 +210,7 @@ def _preset(name: str, size: tuple[int, int], channels: int) -> Preprocess:
 
 
 def _resized(spec: Preprocess, size: tuple[int, int]) -> Preprocess:
-    """The same for another input size: the resize keeps its proportion to it."""
+    """Scale preprocessing to another input size; the resize keeps its proportion to it."""
     if spec.size == size:
         return spec
     if len(spec.resize) == 1:
@@ -243,13 +243,13 @@ def _changed(spec: Preprocess, overrides: Overrides, channels: int | None) -> Pr
 
 
 def _checked(spec: Preprocess, changes: Mapping[str, Any]) -> Preprocess:
-    with _named_errors():
+    with _as_export_error():
         changed = msgspec.structs.replace(spec, **changes)
         return msgspec.convert(msgspec.to_builtins(changed), Preprocess)
 
 
 @contextmanager
-def _named_errors() -> Iterator[None]:
+def _as_export_error() -> Iterator[None]:
     try:
         yield
     except (ValueError, OverflowError, msgspec.ValidationError) as error:
@@ -257,7 +257,7 @@ def _named_errors() -> Iterator[None]:
 
 
 def _from_file(path: Path, size: tuple[int, int] | None) -> Preprocess | None:
-    """A JSON file's preprocessing; None where it says no size and none is given."""
+    """Read preprocessing from a JSON file; None where neither it nor ``size`` gives a size."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

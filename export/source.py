@@ -1,4 +1,4 @@
-"""Where a model comes from: its name, weights, preprocessing and labels."""
+"""Load a PyTorch model with its weights, preprocessing and labels."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from .checkpoint import load_weights
 from .classifier import replace_classifier
 from .factory import call_factory, call_seeded
 from .labels import read_labels
-from .metadata import Known, from_timm, interpolation
+from .metadata import ModelMetadata, check_interpolation_name, from_timm
 from .preprocessing import (
     PRESETS,
     Overrides,
-    choose,
+    apply_overrides,
+    choose_preprocess,
     find_input_size,
     format_example_command,
-    override,
 )
 from .saved_model import WEIGHTS, is_saved_model, read_saved_model
 
 Factory = Callable[..., Any]
 
-_SIDE = 224  # of inputs where nobody says it
+_DEFAULT_SIDE = 224  # of inputs whose size neither user nor model states
 _DATA_PARALLEL = (
     torch.nn.DataParallel,
     torch.nn.parallel.DistributedDataParallel,
@@ -42,15 +42,15 @@ _DATA_PARALLEL = (
 
 @dataclass(frozen=True)
 class Source:
-    """A model ready for export.
+    """A PyTorch model ready for export.
 
     Attributes:
         model: in eval mode, float32, on the CPU.
         name: as the user gave it.
         weights: ``default``, ``none`` or a file name.
-        preprocess: what its training used.
+        preprocess: how its images are prepared.
         labels: class names, or empty.
-        notes: what had to be assumed, for the user to check.
+        notes: what was assumed, for the user to check.
     """
 
     model: torch.nn.Module
@@ -72,7 +72,7 @@ def resolve(
     needs_preprocess: bool = True,
     example: str | None = None,
 ) -> Source:
-    """Load a model.
+    """Load a PyTorch model from a name, a factory, a folder or a module.
 
     Args:
         model: ``torchvision/NAME``, ``timm/NAME``, ``package.module:factory``, ``file.py:factory``,
@@ -85,29 +85,31 @@ def resolve(
         overrides: preprocessing that differs from the model's own.
         weights_key: which of several sets of weights in the file.
         needs_preprocess: whether it matters how images are prepared.
-        example: how the user of another command than ``whycam export`` says how they are prepared.
+        example: a command that states the preprocessing, for commands other than ``whycam export``.
 
     Raises:
         ExportError: unknown model, unusable weights, labels or sizes.
-        PreprocessError: the model does not say how images are prepared, and nobody else does.
+        PreprocessError: neither the user nor the model states the preprocessing.
         MissingExtraError: torchvision or timm is needed and not installed.
     """
     overrides = overrides or Overrides()
     if isinstance(model, str) and is_saved_model(model):
-        source = _saved(model, weights)
+        source = _load_saved(model, weights)
     elif isinstance(model, torch.nn.Module):
-        name = type(_bare(model)).__name__
+        # The caller's model may be in training, and stays as it is.
+        copied = copy.deepcopy(_unwrap(model)).cpu()
+        name = type(copied).__name__
         example = example or 'overrides=Overrides(preprocess="imagenet"), of whycam.export'
-        source = _from_module(_own_copy(model), name, overrides, example, needs_preprocess)
+        source = _prepare_module(copied, name, overrides, example, needs_preprocess)
     elif model.startswith("torchvision/"):
-        source = _torchvision(model, weights, num_classes)
+        source = _load_torchvision(model, weights, num_classes)
     elif model.startswith("timm/"):
-        source = _timm(model, weights, num_classes)
+        source = _load_timm(model, weights, num_classes)
     elif ":" in model:
         place = model.replace("\\", "/").split("/")[-1].partition(":")[0]
         target = f"{place.removesuffix('.py') or 'model'}.onnx"
         example = example or format_example_command(model, target, overrides)
-        source = _from_module(call_factory(model), model, overrides, example, needs_preprocess)
+        source = _prepare_module(call_factory(model), model, overrides, example, needs_preprocess)
         source = replace(source, name=model.replace("\\", "/").split("/")[-1])
         if num_classes is not None:
             spec = source.preprocess
@@ -128,13 +130,13 @@ def resolve(
     return replace(
         source,
         model=source.model.eval().requires_grad_(False),
-        preprocess=override(source.preprocess, overrides),
+        preprocess=apply_overrides(source.preprocess, overrides),
         labels=read_labels(labels) if labels is not None else source.labels,
     )
 
 
-def _saved(folder: str, weights: str) -> Source:
-    """A model that ``whycam train`` wrote: the architecture, then the weights beside it."""
+def _load_saved(folder: str, weights: str) -> Source:
+    """Load a model that ``whycam train`` wrote: the architecture, then the weights beside it."""
     saved = read_saved_model(folder)
     source = resolve(saved.model, "none", needs_preprocess=False)
     if saved.num_classes is not None:
@@ -151,12 +153,12 @@ def _saved(folder: str, weights: str) -> Source:
     )
 
 
-def _torchvision(spec: str, weights: str, num_classes: int | None) -> Source:
+def _load_torchvision(spec: str, weights: str, num_classes: int | None) -> Source:
     models = _import("torchvision.models", "torchvision", spec)
     name = spec.removeprefix("torchvision/")
     known = models.list_models(module=models)
     if name not in known:
-        raise ExportError(f"torchvision has no classifier '{name}'{_similar(name, known)}")
+        raise ExportError(f"torchvision has no classifier '{name}'{_suggest(name, known)}")
     default = models.get_model_weights(name).DEFAULT
     if weights == "default":
         if num_classes is not None:
@@ -178,17 +180,17 @@ def _torchvision_preprocess(preset: Any) -> Preprocess:
     return Preprocess(
         size=_sides(preset.crop_size),
         resize=tuple(preset.resize_size),
-        interpolation=interpolation(preset.interpolation.value),
+        interpolation=check_interpolation_name(preset.interpolation.value),
         mean=tuple(float(value) for value in preset.mean),
         std=tuple(float(value) for value in preset.std),
     )
 
 
-def _timm(spec: str, weights: str, num_classes: int | None) -> Source:
+def _load_timm(spec: str, weights: str, num_classes: int | None) -> Source:
     timm = _import("timm", "timm", spec)
     name = spec.removeprefix("timm/")
     if not timm.is_model(name):
-        raise ExportError(f"timm has no model '{name}'{_similar(name, timm.list_models())}")
+        raise ExportError(f"timm has no model '{name}'{_suggest(name, timm.list_models())}")
     if weights == "default":
         if num_classes is not None:
             raise ExportError("num_classes does not go with the default weights: they are fixed")
@@ -208,8 +210,8 @@ def _timm(spec: str, weights: str, num_classes: int | None) -> Source:
     )
 
 
-def _bare(model: torch.nn.Module) -> torch.nn.Module:
-    """The network inside the wrappers of torch.compile and data-parallel training."""
+def _unwrap(model: torch.nn.Module) -> torch.nn.Module:
+    """Unwrap a network from torch.compile and data-parallel training."""
     while True:
         inner = getattr(model, "_orig_mod", None)
         if isinstance(model, _DATA_PARALLEL):
@@ -220,44 +222,39 @@ def _bare(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _unwrap_parts(model: torch.nn.Module) -> None:
-    """Take the same wrappers off the network's parts, in place."""
+    """Unwrap the network's parts in the same way, in place."""
     for module in list(model.modules()):
         for name, part in list(module.named_children()):
-            bare = _bare(part)
-            if bare is not part:
-                setattr(module, name, bare)
+            unwrapped = _unwrap(part)
+            if unwrapped is not part:
+                setattr(module, name, unwrapped)
 
 
-def _own_copy(model: torch.nn.Module) -> torch.nn.Module:
-    """A copy on the CPU: the caller's model, maybe in training, stays as it is."""
-    return copy.deepcopy(_bare(model)).cpu()
-
-
-def _from_module(
+def _prepare_module(
     model: torch.nn.Module, name: str, overrides: Overrides, example: str, needs_preprocess: bool
 ) -> Source:
-    """A model of the user's own; some bring their configuration along."""
-    model = _bare(model).cpu()
+    """Prepare the user's own model, whose configuration may state its preprocessing."""
+    model = _unwrap(model).cpu()
     _unwrap_parts(model)
-    notes = _precision(model)
-    known = _known(model, name)
+    notes = _note_precision(model)
+    known = _read_module_metadata(model, name)
     size = find_input_size(overrides, known)
     if size is None and overrides.preprocess in PRESETS:
         notes = (
             *notes,
-            f"{name} does not say the size of its input: {_SIDE} x {_SIDE} was assumed; if it is "
-            "another, pass --image-size",
+            f"{name} does not state its input size: {_DEFAULT_SIDE} x {_DEFAULT_SIDE} was assumed. "
+            "Pass --image-size if it is another",
         )
-    size = size or (_SIDE, _SIDE)
+    size = size or (_DEFAULT_SIDE, _DEFAULT_SIDE)
     if needs_preprocess:
-        preprocess = choose(overrides, known, size, None, name, example)
+        preprocess = choose_preprocess(overrides, known, size, None, name, example)
     else:
         preprocess = Preprocess(size=size, resize=size)
     return Source(model.float(), name, "default", preprocess, (), notes)
 
 
-def _precision(model: torch.nn.Module) -> tuple[str, ...]:
-    """Say which weights are not of the precision of exported files."""
+def _note_precision(model: torch.nn.Module) -> tuple[str, ...]:
+    """Note which weights are not float32, the precision of exported files."""
     tensors = (t for t in model.state_dict().values() if t.is_floating_point())
     other = sorted({str(t.dtype).removeprefix("torch.") for t in tensors} - {"float32"})
     if not other:
@@ -265,14 +262,14 @@ def _precision(model: torch.nn.Module) -> tuple[str, ...]:
     return (f"the model's weights are {', '.join(other)}; it was exported in float32",)
 
 
-def _known(model: torch.nn.Module, name: str) -> Known | None:
-    """What a module says of its images: timm's configuration, or torchvision's transforms."""
+def _read_module_metadata(model: torch.nn.Module, name: str) -> ModelMetadata | None:
+    """Read preprocessing from a module: timm's configuration, or torchvision's transforms."""
     config = getattr(model, "pretrained_cfg", None)
     if isinstance(config, dict) and "input_size" in config and "mean" in config:
-        return Known("the model's pretrained_cfg", from_timm(config, name))
+        return ModelMetadata("the model's pretrained_cfg", from_timm(config, name))
     preset = getattr(model, "transforms", None)
     if all(hasattr(preset, part) for part in ("crop_size", "resize_size", "mean", "std")):
-        return Known("the model's transforms", _torchvision_preprocess(preset))
+        return ModelMetadata("the model's transforms", _torchvision_preprocess(preset))
     return None
 
 
@@ -284,7 +281,7 @@ def _import(module: str, package: str, spec: str) -> Any:
 
 
 def _download(create: Factory, spec: str) -> torch.nn.Module:
-    hub = logging.getLogger("huggingface_hub")  # it warns of each of its attempts
+    hub = logging.getLogger("huggingface_hub")  # it logs a warning for every retry
     level = hub.level
     hub.setLevel(logging.ERROR)
     try:
@@ -304,10 +301,10 @@ def _download(create: Factory, spec: str) -> torch.nn.Module:
 def _check_finite(model: torch.nn.Module) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ExportError(f"the weights are broken: {name} holds NaN or infinite values")
+            raise ExportError(f"the weights are damaged: {name} holds NaN or infinite values")
 
 
-def _similar(name: str, known: Sequence[str]) -> str:
+def _suggest(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=3)
     return f"; did you mean {', '.join(close)}?" if close else ""
 

@@ -712,7 +712,7 @@ def test_preprocessing_that_nobody_says_is_asked_for_with_a_complete_command(
     with pytest.raises(PreprocessError, match="--preprocess imagenet") as caught:
         to_onnx(factory, tmp_path / "model.onnx")
     assert f"whycam export {factory} -o whycam_test_factory.onnx" in str(caught.value)
-    with pytest.raises(PreprocessError, match="Sequential does not say"):
+    with pytest.raises(PreprocessError, match="Sequential does not state"):
         to_onnx(linear(), tmp_path / "model.onnx", overrides=Overrides(image_size=32))
     assert not (tmp_path / "model.onnx").exists()
 

@@ -297,7 +297,9 @@ def test_file_with_changed_bytes_is_explained_or_refused_in_words(tmp_path):
 
 def test_explained_file_is_not_explained_again(tmp_path):
     made = explain(saved(classifier()[0], tmp_path))
-    with pytest.raises(ExportError, match=r"explains itself already.*Start from the file"):
+    with pytest.raises(
+        ExportError, match=r"was made by whycam export already.*Start from the file"
+    ):
         to_onnx(made.path, tmp_path / "twice.onnx", overrides=Overrides(preprocess="tf"))
     assert not (tmp_path / "twice.onnx").exists()
 

@@ -20,7 +20,7 @@ from torch import nn
 from whycam.export import Overrides, to_onnx
 from whycam.export.loading import LoadedModel, load_model
 from whycam.export.metadata import from_huggingface, from_timm, read_metadata
-from whycam.export.preprocessing import PRESETS, choose
+from whycam.export.preprocessing import PRESETS, choose_preprocess
 from whycam.export.source import resolve
 from whycam.runtime.errors import ExportError, PreprocessError
 from whycam.runtime.input_format import Preprocess
@@ -31,7 +31,9 @@ IMAGENET = {"image_mean": list(MEAN), "image_std": list(STD)}
 
 
 def chosen(size: tuple[int, int] = (224, 224), channels: int | None = 3, **said: Any) -> Preprocess:
-    return choose(Overrides(**said), None, size, channels, "model.onnx", "whycam export model.onnx")
+    return choose_preprocess(
+        Overrides(**said), None, size, channels, "model.onnx", "whycam export model.onnx"
+    )
 
 
 # --- presets and options ---
@@ -92,8 +94,8 @@ def test_grey_input_gets_one_number_a_channel() -> None:
 @pytest.mark.parametrize(
     ("channels", "said", "message"),
     [
-        (1, {"preprocess": "imagenet"}, "give --mean and --std"),
-        (1, {"preprocess": "caffe", "mean": (0.4,)}, "give --mean and --std"),
+        (1, {"preprocess": "imagenet"}, "pass --mean and --std"),
+        (1, {"preprocess": "caffe", "mean": (0.4,)}, "pass --mean and --std"),
         (1, {"preprocess": "tf", "color": "RGB"}, "pass --color L"),
         (3, {"preprocess": "tf", "color": "L"}, "pass --color RGB or BGR"),
         (3, {"preprocess": "tf", "mean": (0.5,)}, "unusable preprocessing: .*need 3 numbers"),
@@ -312,7 +314,7 @@ def loaded(path: Path, labels: list[str] | None = None, **said: Any) -> LoadedMo
 def test_file_that_says_nothing_is_refused_with_one_complete_command(tmp_path: Path) -> None:
     path = network_file(tmp_path)
     with pytest.raises(
-        PreprocessError, match=r"my net\.onnx does not say how images are"
+        PreprocessError, match=r"my net\.onnx does not state how its images are"
     ) as caught:
         loaded(path)
     message = str(caught.value)
