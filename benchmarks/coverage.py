@@ -175,7 +175,7 @@ def prepared(paths: list[Path], spec: Preprocess) -> NDArray[np.float32]:
 def with_tests(images: NDArray[np.float32]) -> NDArray[np.float32]:
     """Images [N, 3, H, W], and what else a file is tried on: test patterns, random fields."""
     size = (images.shape[2], images.shape[3])
-    patterns = [selftest.pattern(index, size) for index in range(selftest.PATTERNS)]
+    patterns = [selftest.wave_pattern(index, size) for index in range(selftest.PATTERNS)]
     fields = draw_random_fields(np.random.default_rng(7), 4, size)
     return np.concatenate([images, np.stack(patterns), fields])
 
@@ -402,7 +402,7 @@ def explained(engine: Any, image: NDArray[np.float32], target: int = -1) -> dict
 def shows(found: dict[str, Any]) -> bool:
     """Whether an explanation's map is more than what its sums round."""
     raw = cam.raw_map("gradcam", found["activations"], found["gradients"])
-    terms = selftest.terms("gradcam", found["activations"], found["gradients"])
+    terms = selftest.absolute_map("gradcam", found["activations"], found["gradients"])
     return bool(np.ptp(raw) > _CANCELLED * terms.max())
 
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import whycam
-from whycam.runtime.batches import CALLERS, images_together, joined, prepared_batches
+from whycam.runtime.batches import CALLERS, batch_size_for, join_batches, prepared_batches
 from whycam.runtime.images import list_images
 from whycam.runtime.machine import describe_machine
 from whycam.runtime.pipeline import Prepared, classify
@@ -37,9 +37,9 @@ def contenders(
 ) -> dict[str, Callable[[], Any]]:
     """What takes turns, by name; each goes through all files once."""
     model = explainer.model
-    together = images_together(model.batch, model.manifest.batch, CALLERS)
+    together = batch_size_for(model.batch, model.manifest.batch, CALLERS)
     inputs = [
-        joined(read for _, read in batch if isinstance(read, Prepared)).inputs
+        join_batches(read for _, read in batch if isinstance(read, Prepared)).inputs
         for batch in prepared_batches(files, lambda file: file, model.manifest, together)
     ]
 

@@ -29,7 +29,7 @@ from whycam import Tft
 from whycam.calibrate import Sample
 from whycam.calibrate.quality import drops, increases
 from whycam.runtime import pipeline
-from whycam.runtime.figure import png
+from whycam.runtime.figure import encode_png
 from whycam.runtime.files import write_whole
 from whycam.runtime.images import read_image
 from whycam.runtime.pipeline import classify, prepare
@@ -171,7 +171,9 @@ def figure3(explainer: whycam.Explainer, images: list[Sample], folder: Path, tft
     for sample in images[:4]:
         for method in METHODS:
             found = explainer.explain(sample.path, method=method, tft=tft)
-            write_whole(folder / f"{Path(sample.name).stem}.{method}.png", png(found.figure()))
+            write_whole(
+                folder / f"{Path(sample.name).stem}.{method}.png", encode_png(found.figure())
+            )
 
 
 def _mapped(

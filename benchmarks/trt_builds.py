@@ -72,7 +72,7 @@ def int8_file(source: Path, path: Path) -> Path:
     if not path.exists():
         manifest = read_manifest(source)
         graph = read_graph(source)
-        seen = observe(graph, (selftest.feed(manifest, index) for index in range(2)))
+        seen = observe(graph, (selftest.make_input(manifest, index) for index in range(2)))
         ranges = {name: magnitude(counted, "minmax", 100.0) for name, counted in seen.items()}
         write_int8(quantise(graph, ranges), manifest, path)
     return path

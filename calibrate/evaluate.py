@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime import pipeline, tft
-from ..runtime.batches import Read, joined
+from ..runtime.batches import Read, join_batches
 from ..runtime.cam import Method
 from ..runtime.errors import DataError, ImageError, RequestError
 from ..runtime.explainer import Explainer, run_batches
@@ -25,7 +25,7 @@ from ..runtime.manifest import Manifest
 from ..runtime.pipeline import ClassMap, Prepared
 from ..runtime.preprocess import Placement, to_image
 from ..runtime.request import NOT_PROBABILITIES
-from ..runtime.sweep import Choice, Request, masked_image, mute_share, sweep
+from ..runtime.sweep import Choice, Request, masked_image, mute_lowest, sweep
 from ..runtime.tft import Tft
 from .dataset import Box, Classes, Dataset, Sample, read_boxes
 from .quality import drops, energy_inside, increases, insertion_deletion, pointing
@@ -215,7 +215,7 @@ def _measure_batch(
     if not measured:
         return rows
     model, plan = explainer.model, explainer.plan(settings.methods)
-    prepared = joined(read for _, _, read in measured)
+    prepared = join_batches(read for _, _, read in measured)
     predicted = settings.target == "predicted"
     targets = [[-1 if predicted else row["label"]] for row, _, _ in measured]
     inference = pipeline.infer(model, prepared.inputs, targets, plan)
@@ -265,7 +265,7 @@ def _mask_variants(
         if "original" in settings.variants or (choice is not None and not choice.improved):
             pending.append((into, "original", one, one.map))
         if "naive" in settings.variants and one.method in tft.NAIVE:
-            pending.append((into, "naive", one, mute_share(one, tft.NAIVE[one.method]).map))
+            pending.append((into, "naive", one, mute_lowest(one, tft.NAIVE[one.method]).map))
     if pending:
         images = np.stack(
             [

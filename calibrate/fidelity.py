@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.batches import Read, joined
+from ..runtime.batches import Read, join_batches
 from ..runtime.cam import Method
 from ..runtime.errors import DataError, ImageError, RequestError
 from ..runtime.explainer import Explainer, run_batches
@@ -168,7 +168,7 @@ def _compare_batch(
     readable = [read for _, read in batch if isinstance(read, Prepared)]
     compared: list[_Compared] = []
     if readable:
-        prepared = joined(readable)
+        prepared = join_batches(readable)
         first = methods[0]
         ours = reference.explain_prepared(
             prepared, [[-1]] * len(readable), reference.plan(methods, tft)

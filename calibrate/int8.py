@@ -240,7 +240,7 @@ def _times(explainers: Sequence[Explainer]) -> list[float]:
     contenders = {}
     for index, explainer in enumerate(explainers):
         manifest = explainer.manifest
-        feeds = {"image": selftest.feed(manifest, 0), "target": np.full((1, 1), -1, np.int64)}
+        feeds = {"image": selftest.make_input(manifest, 0), "target": np.full((1, 1), -1, np.int64)}
         outputs = [name for name in manifest.output_shapes if name != "ablation_weights"]
         contenders[index] = lambda e=explainer, f=feeds, o=outputs: measure_seconds(
             lambda: e.engine.run(f, o)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..runtime.engines import selftest
 from ..runtime.engines.chunks import Arrays
-from ..runtime.engines.interface import renamed, run_graph
+from ..runtime.engines.interface import rename_to_contract, run_graph
 from ..runtime.manifest import Manifest
 from ..runtime.onnxfile import append_manifest, digest
 
@@ -89,7 +89,9 @@ class _Literal:
 
     def run(self, feeds: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """See ``base.Engine.run``."""
-        return run_graph(renamed(self._run, self._manifest), feeds, outputs, self._manifest)
+        return run_graph(
+            rename_to_contract(self._run, self._manifest), feeds, outputs, self._manifest
+        )
 
     def _run(self, feeds: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         values = self._session.run(list(outputs), dict(feeds))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.backbone import backbone_runs
-from ..runtime.engines.interface import filled, graph_name
+from ..runtime.engines.interface import graph_name, pad_batch
 from ..runtime.errors import EngineError, MissingExtraError, ModelFileError, RequestError, reason_of
 from ..runtime.manifest import Manifest
 from ..runtime.onnxfile import read_manifest
@@ -214,7 +214,7 @@ def observe(
 def _feeds(images: NDArray[Any], manifest: Manifest) -> dict[str, NDArray[Any]]:
     """What a graph takes, by its own names, to look at its activations."""
     count = manifest.batch or len(images)
-    image = filled(images, count).astype(manifest.image_type, copy=False)
+    image = pad_batch(images, count).astype(manifest.image_type, copy=False)
     feeds = {graph_name("image", manifest): image}
     if manifest.top is None:
         feeds[graph_name("target", manifest)] = np.full((count, 1), -1, np.int64)

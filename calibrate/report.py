@@ -29,9 +29,11 @@ def write_report(evaluation: Evaluation, folder: Path) -> list[Path]:
         plots = _plots(evaluation)
     except MissingExtraError:
         return written
-    from ..runtime.figure import png
+    from ..runtime.figure import encode_png
 
-    return written + [write_whole(folder / name, png(figure)) for name, figure in plots.items()]
+    return written + [
+        write_whole(folder / name, encode_png(figure)) for name, figure in plots.items()
+    ]
 
 
 def _plots(evaluation: Evaluation) -> dict[str, Figure]:

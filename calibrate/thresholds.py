@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime import pipeline, search
-from ..runtime.batches import Read, joined
+from ..runtime.batches import Read, join_batches
 from ..runtime.cam import Method
 from ..runtime.errors import DataError, ImageError
 from ..runtime.explainer import Explainer, run_batches
@@ -276,7 +276,9 @@ def _sweep_batch(
     images: list[_Image] = [_Image({}, {}) for _ in readable]
     if readable:
         model = explainer.model
-        inference = pipeline.infer(model, joined(readable).inputs, [[-1]] * len(readable), plan)
+        inference = pipeline.infer(
+            model, join_batches(readable).inputs, [[-1]] * len(readable), plan
+        )
         maps = pipeline.map(model, inference, plan)
         for one in maps:
             images[one.row].maps[one.method] = one

@@ -30,9 +30,9 @@ def write_learnt(learnt: LearntThresholds, folder: Path) -> list[Path]:
         plot = _plot(learnt)
     except MissingExtraError:
         return written
-    from ..runtime.figure import png
+    from ..runtime.figure import encode_png
 
-    return [*written, write_whole(folder / "thresholds.png", png(plot))]
+    return [*written, write_whole(folder / "thresholds.png", encode_png(plot))]
 
 
 def _plot(learnt: LearntThresholds) -> Figure:

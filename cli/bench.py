@@ -78,7 +78,7 @@ def bench(
     from ..runtime.bench.plan import plan
     from ..runtime.bench.report import document
     from ..runtime.bench.save import write_bench
-    from ..runtime.files import writable
+    from ..runtime.files import writable_folder
     from ..runtime.machine import describe_machine
     from .bench_tables import report
 
@@ -97,7 +97,7 @@ def bench(
             parse.choices("--against", against, list(BASELINES)), models, torch_model
         )
     if output is not None:
-        writable(output)  # known before the hours it may take
+        writable_folder(output)  # known before the hours it may take
     with progress("benchmarking", None, as_json) as advance:
         advance.total(steps(planned, rounds))
         benchmark = measure(

@@ -56,7 +56,7 @@ def thresholds(
     from ..calibrate.dataset import open_dataset
     from ..calibrate.thresholds import READINGS, learn_thresholds, store_priors
     from ..calibrate.thresholds_report import write_learnt
-    from ..runtime.files import writable
+    from ..runtime.files import writable_folder
 
     if not write and output is None and not as_json:
         raise RequestError("with --no-write say where the result goes: -o DIR, or --json")
@@ -65,7 +65,7 @@ def thresholds(
     dataset = open_dataset(data)
     explainer = engine.load(model)
     if output is not None:
-        writable(output)  # known before the minutes it takes
+        writable_folder(output)  # known before the minutes it takes
     with progress("trying thresholds", len(dataset.samples), as_json) as advance:
         advance("trying thresholds", 0)
         learnt = learn_thresholds(

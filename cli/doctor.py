@@ -72,7 +72,7 @@ def doctor(
     from ..runtime.doctor.check import Settings
     from ..runtime.doctor.doctor import examine, steps
     from ..runtime.errors import OutputError
-    from ..runtime.files import writable, write_whole
+    from ..runtime.files import writable_folder, write_whole
 
     models = check or []
     if images is not None and not models:
@@ -87,7 +87,7 @@ def doctor(
     )
     image_files = [] if images is None else [path for path, _ in parse.images([images])]
     if output is not None:
-        writable(output.parent)  # known before the minutes it takes
+        writable_folder(output.parent)  # known before the minutes it takes
         if os.path.isdir(output):
             raise OutputError(f"cannot write {output}: it is a folder")
     with progress("inspecting the machine", steps(models), as_json) as advance:

@@ -177,7 +177,7 @@ def find_build_device(library: Library) -> Device | None:
     if library != "tensorrt":
         return None
     try:
-        return cuda.device(0)
+        return cuda.find_device(0)
     except EngineError as error:
         raise EngineError(
             "tensorrt builds a plan on the GPU that will run it, and none can be used here "

@@ -134,7 +134,7 @@ def _build(
     config = builder.create_builder_config()
     profile = builder.create_optimization_profile()
     if network is None or config is None or profile is None:
-        raise EngineError(f"{build.library} could not create a network. {log.said()}")
+        raise EngineError(f"{build.library} could not create a network. {log.tail()}")
     parser = library.OnnxParser(network, log.logger)  # owns weights: alive until the plan is built
     if not parser.parse_from_file(str(graph)):
         raise ModelFileError(_parse_errors(parser, build, log))
@@ -144,13 +144,13 @@ def _build(
     _set_shapes(profile, inputs, build)
     if config.add_optimization_profile(profile) < 0:
         raise EngineError(
-            f"{build.library} refuses the ranges {_ranges_text(build.shapes)}. {log.said()}"
+            f"{build.library} refuses the ranges {_ranges_text(build.shapes)}. {log.tail()}"
         )
     _configure(library, config, build, log)
     config.progress_monitor = monitor
     data = builder.build_serialized_network(network, config)
     if data is None:
-        raise EngineError(f"{build.library} could not build the plan. {log.said()}")
+        raise EngineError(f"{build.library} could not build the plan. {log.tail()}")
     plan = bytes(data)
     if not build.compute:
         _check_loads(library, plan, (*inputs, *outputs), build, log)
@@ -168,9 +168,9 @@ def _builder(library: Any, build: BuildConfig, log: Log) -> trt.Builder:
     try:
         builder: trt.Builder | None = library.Builder(log.logger)
     except (RuntimeError, TypeError) as error:  # so the binding reports a missing GPU
-        raise EngineError(f"{build.library} has no builder here: {error}. {log.said()}") from error
+        raise EngineError(f"{build.library} has no builder here: {error}. {log.tail()}") from error
     if builder is None:
-        raise EngineError(f"{build.library} has no builder here. {log.said()}")
+        raise EngineError(f"{build.library} has no builder here. {log.tail()}")
     return builder
 
 
@@ -190,7 +190,7 @@ def _parse_errors(parser: Any, build: BuildConfig, log: Log) -> str:
     if len(errors) > _LISTED_ERRORS:
         messages.append(f"and {len(errors) - _LISTED_ERRORS} more")
     return (
-        f"{build.library} cannot parse the graph: {'; '.join(messages) or log.said()}. "
+        f"{build.library} cannot parse the graph: {'; '.join(messages) or log.tail()}. "
         "Export the model again with this whycam and opset 18; if that does not help, report the "
         "operators named here"
     )
@@ -239,13 +239,13 @@ def _configure(library: Any, config: Any, build: BuildConfig, log: Log) -> None:
         config.num_compute_capabilities = len(build.compute)
         for index, capability in enumerate(build.compute):
             if not config.set_compute_capability(targets[capability], index):
-                raise EngineError(f"{build.library} refuses {capability}. {log.said()}")
+                raise EngineError(f"{build.library} refuses {capability}. {log.tail()}")
     if build.timing_cache is not None:
         cache = config.create_timing_cache(build.timing_cache)
         if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
             raise RequestError(
                 "the timing cache is damaged, or of another TensorRT or GPU: delete it, or name "
-                f"another. {log.said()}"
+                f"another. {log.tail()}"
             )
 
 
@@ -255,7 +255,7 @@ def _check_loads(
     """Check, on the GPU, that the plan loads and has the network's inputs and outputs."""
     engine = library.Runtime(log.logger).deserialize_cuda_engine(plan)
     if engine is None:
-        raise EngineError(f"{build.library} cannot load the plan that it built. {log.said()}")
+        raise EngineError(f"{build.library} cannot load the plan that it built. {log.tail()}")
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     actual = {
         name: (

@@ -20,7 +20,7 @@ from ..runtime.comparison import HALF, Comparison, summarise
 from ..runtime.engines import selftest
 from ..runtime.engines.base import Engine
 from ..runtime.engines.chunks import Arrays
-from ..runtime.engines.interface import renamed, run_graph
+from ..runtime.engines.interface import rename_to_contract, run_graph
 from ..runtime.engines.opening import open_engine
 from ..runtime.errors import EngineError, MissingExtraError, VerificationError, reason_of
 from ..runtime.manifest import Manifest
@@ -107,7 +107,9 @@ class PrecisionEmulator:
 
     def run(self, feeds: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Run the graph, see ``Engine.run``."""
-        return run_graph(renamed(self._run, self._manifest), feeds, outputs, self._manifest)
+        return run_graph(
+            rename_to_contract(self._run, self._manifest), feeds, outputs, self._manifest
+        )
 
     def _run(self, feeds: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         try:
@@ -168,7 +170,7 @@ def _raise_on_failure(comparison: Comparison, manifest: Manifest) -> None:
 
 def _test_inputs(manifest: Manifest) -> list[tuple[NDArray[Any], int]]:
     """List images and classes to explain of each: test patterns alone, then both with two."""
-    patterns = [selftest.feed(manifest, index) for index in range(selftest.PATTERNS)]
+    patterns = [selftest.make_input(manifest, index) for index in range(selftest.PATTERNS)]
     several = min(2, manifest.num_classes)
     return [*((image, 1) for image in patterns), (np.concatenate(patterns), several)]
 

@@ -23,7 +23,7 @@ def compute_reference_answers(
     method = selftest.method_of(manifest)
     names = [*runner.tensors]
     for index in range(selftest.PATTERNS):
-        image = selftest.feed(manifest, index).astype(manifest.image_type)
+        image = selftest.make_input(manifest, index).astype(manifest.image_type)
         feeds = {"image": image, "target": np.array([[-1]], np.int64)}
         own = runner.run(feeds, names)
         activations, raw = network.forward(own.get("network_input", image))
@@ -48,7 +48,7 @@ def compute_reference_answers(
             )
         else:
             own_weights = weights[:, :1] if weights is not None and method == "ablation" else None
-            raw_map = selftest.agreed_map(method, activations, gradients, own_weights)
+            raw_map = selftest.reference_map(method, activations, gradients, own_weights)
         found.append(
             Reference(
                 pattern=index,

@@ -77,7 +77,7 @@ def check_equivalence(
     samples = []
     for index in range(selftest.PATTERNS):
         target = -1 - np.arange(min(2, manifest.num_classes), dtype=np.int64)[None]
-        feeds = {"image": selftest.feed(manifest, index), "target": target}
+        feeds = {"image": selftest.make_input(manifest, index), "target": target}
         expected, actual = (engine.run(feeds, names) for engine in (before, after))
         samples.append(
             {f"output.{name}": norm_difference(actual[name], expected[name]) for name in names}

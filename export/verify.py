@@ -16,7 +16,7 @@ from ..runtime.comparison import (
     EXPORT_OF_HALF,
     Comparison,
     Tolerances,
-    exceeded,
+    describe_excess,
     summarise,
 )
 from ..runtime.engines import selftest
@@ -24,7 +24,7 @@ from ..runtime.errors import VerificationError
 from ..runtime.manifest import Manifest
 from ..runtime.preprocess import crop_resized, normalise
 from ..runtime.similarity import relative_difference
-from ..runtime.sweep import Request, choice_of
+from ..runtime.sweep import Request, make_choice
 from .original_model import OriginalModel
 from .reference_scores import compute_probabilities, compute_relative_drop, differentiate_score
 from .references import Floats, Reference, directional_differences
@@ -171,7 +171,7 @@ def _refuse(subject: Subject, errors: dict[str, float], where: str) -> None:
 
 
 def _problems(subject: Subject, errors: Mapping[str, float]) -> tuple[str, ...]:
-    return exceeded(errors, _limits(subject, errors))
+    return describe_excess(errors, _limits(subject, errors))
 
 
 def _limits(subject: Subject, errors: Mapping[str, float]) -> Tolerances:
@@ -211,7 +211,7 @@ def draw_natural_images(rng: np.random.Generator, batch: int, manifest: Manifest
     """Random fields as the graph takes its images: with the mean and spread of natural ones."""
     spec = manifest.preprocess
     if manifest.embedded_preprocess:
-        size = selftest.feed(manifest, 0).shape[1:3]
+        size = selftest.make_input(manifest, 0).shape[1:3]
         pixels = np.clip(128 + 50 * draw_random_fields(rng, batch, size), 0, 255)
         return np.moveaxis(pixels, 1, -1).astype(np.uint8)
     fields = draw_random_fields(rng, batch, spec.size, spec.channels)
@@ -404,7 +404,7 @@ def _map_difference(subject: Subject, found: Mapping[str, NDArray[Any]]) -> floa
         else:
             # A map's rounding is a part of the terms of its sums, which may cancel: the gradient of
             # a head that ignores scale is at right angles to the mean.
-            terms = selftest.terms(method, found["activations"], found["gradients"], weights)
+            terms = selftest.absolute_map(method, found["activations"], found["gradients"], weights)
         maps = found[manifest.map_output(method) or ""]
         differences = np.abs(maps - cam.finish(raw, subject.size)).max((-2, -1))
         largest = np.maximum(terms.max((-2, -1)), np.finfo(np.float32).tiny)
@@ -465,7 +465,7 @@ def _sweep_difference(
         )
         rpi, masked = found["rpi"][i, j], found["masked_probabilities"][i, j]
         worst = max(worst, compare_masked_probabilities(classify, request, rpi, masked, manifest))
-        own = choice_of(request.map, rpi, masked, manifest.tft)
+        own = make_choice(request.map, rpi, masked, manifest.tft)
         same = np.float32(own.threshold) == found["thresholds"][i, j]
         if not same or not np.array_equal(own.map, found["maps"][i, j]):
             return math.inf

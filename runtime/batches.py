@@ -103,7 +103,7 @@ def prepared_batches(
             yield batch
 
 
-def images_together(batch: int, fixed: int | None, callers: int) -> int:
+def batch_size_for(batch: int, fixed: int | None, callers: int) -> int:
     """How many images of a folder go into one run.
 
     Args:
@@ -114,7 +114,7 @@ def images_together(batch: int, fixed: int | None, callers: int) -> int:
     return fixed or max(1, min(_LARGEST, batch) // callers)
 
 
-def joined(parts: Iterable[Prepared]) -> Prepared:
+def join_batches(parts: Iterable[Prepared]) -> Prepared:
     """Several prepared batches as one."""
     every = list(parts)
     if len(every) == 1:

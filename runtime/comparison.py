@@ -109,7 +109,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     def problems(self) -> tuple[str, ...]:
         """What differs by more than it may, in words; empty: all is well."""
         values = {name: getattr(each, self.judged) for name, each in self.differences.items()}
-        return exceeded(values, self.allowed)
+        return describe_excess(values, self.allowed)
 
     @property
     def complaint(self) -> str | None:
@@ -119,7 +119,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         return f"compared with {self.reference}, {'; '.join(self.problems)}"
 
 
-def exceeded(differences: Mapping[str, float], allowed: Tolerances) -> tuple[str, ...]:
+def describe_excess(differences: Mapping[str, float], allowed: Tolerances) -> tuple[str, ...]:
     """Say which differences are larger than allowed, or not numbers, and by how much.
 
     Args:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import pipeline
-from .batches import CALLERS, Read, images_together, joined, map_ahead, prepared_batches
+from .batches import CALLERS, Read, batch_size_for, join_batches, map_ahead, prepared_batches
 from .cam import Method
 from .engines.base import Engine, EngineSettings, Hint, Precision
 from .engines.opening import open_engine
@@ -218,7 +218,7 @@ class Explainer:
         for one, choice in zip(maps, choices, strict=True):
             image, placement = prepared.images[one.row], prepared.placements[one.row]
             found[one.row][one.method].append(
-                explanation(self.manifest, one, choice, settings[one.method], image, placement)
+                make_explanation(self.manifest, one, choice, settings[one.method], image, placement)
             )
         return found
 
@@ -235,7 +235,7 @@ class Explainer:
         return np.concatenate([*rows, *(row[None] for row in found)])
 
     def _classified(self, batch: list[Read[Any]]) -> NDArray[np.float32]:
-        return pipeline.classify(self.model, joined(_readable(batch)).inputs)
+        return pipeline.classify(self.model, join_batches(_readable(batch)).inputs)
 
     def _explained(
         self,
@@ -265,7 +265,7 @@ class Explainer:
         explained: Iterator[Any] = iter(())
         if readable:
             classes = class_rows([entry for entry, _ in readable])
-            prepared = joined(read for _, read in readable)
+            prepared = join_batches(read for _, read in readable)
             explained = iter(self.explain_prepared(prepared, classes, plan, progress))
         for (source, entry), read in batch:
             if isinstance(read, ImageError):
@@ -305,7 +305,7 @@ def run_batches(
     memory = None
     if model.manifest.embedded_preprocess:
         memory = explainer.memory // _EMBEDDED_OVERHEAD
-    most = images_together(model.batch, model.manifest.batch, callers)
+    most = batch_size_for(model.batch, model.manifest.batch, callers)
     with closing(prepared_batches(items, source_of, model.manifest, most, memory)) as batches:
         if callers == 1:
             for batch in batches:
@@ -316,7 +316,7 @@ def run_batches(
                 yield from found
 
 
-def explanation(
+def make_explanation(
     manifest: Manifest,
     class_map: ClassMap,
     choice: Choice | None,

@@ -135,13 +135,13 @@ class Explanation:
             MissingExtraError: matplotlib is not installed.
         """
         try:
-            from .figure import Curve, draw, titled
+            from .figure import Curve, draw, make_panel
         except ImportError as error:
             raise MissingExtraError("matplotlib", "plot", "drawing figures") from error
         symbol = "value" if self.task == "none" else "p"
         number = format_probability(self.probability, self.task, 3)
         panels = [
-            titled(self.image, self.label, f"{symbol} = {number}"),
+            make_panel(self.image, self.label, f"{symbol} = {number}"),
             (self.overlay(original=True), self.method),
         ]
         if self.threshold is not None:
@@ -200,9 +200,9 @@ class Explanation:
     def _drawn(self, figure: bool) -> RGBImage:
         if figure:
             drawn = self.figure()
-            from .figure import rasterised
+            from .figure import rasterise
 
-            return rasterised(drawn)
+            return rasterise(drawn)
         text = f"{self.label} {format_probability(self.probability, self.task, 3)}  {self.method}"
         if self.threshold is not None:
             text += f"  tau {self.threshold:.2g}"

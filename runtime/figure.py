@@ -52,7 +52,7 @@ def draw(panels: Sequence[tuple[RGBImage, str]], curve: Curve | None = None) -> 
     return figure
 
 
-def titled(image: RGBImage, label: str, number: str) -> tuple[RGBImage, str]:
+def make_panel(image: RGBImage, label: str, number: str) -> tuple[RGBImage, str]:
     """Say what an image is in its panel's title, or above the image where no font has the label.
 
     Args:
@@ -69,7 +69,7 @@ def titled(image: RGBImage, label: str, number: str) -> tuple[RGBImage, str]:
     return caption(image, label), number
 
 
-def rasterised(figure: Figure) -> RGBImage:
+def rasterise(figure: Figure) -> RGBImage:
     """A figure as pixels, uint8 [h, w, 3], RGB."""
     figure.set_dpi(120)
     canvas = FigureCanvasAgg(figure)
@@ -77,7 +77,7 @@ def rasterised(figure: Figure) -> RGBImage:
     return np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
 
 
-def png(figure: Figure) -> bytes:
+def encode_png(figure: Figure) -> bytes:
     """A figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)

@@ -49,7 +49,7 @@ def write_whole(target: Path, data: bytes) -> Path:
     return target
 
 
-def writable(folder: str | os.PathLike[str]) -> Path:
+def writable_folder(folder: str | os.PathLike[str]) -> Path:
     """Make a folder and see that files can be written there.
 
     Raises:

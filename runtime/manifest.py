@@ -50,7 +50,7 @@ class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outputs, its own in ONNX Runtime.
 
     Attributes:
-        pattern: which pattern of ``selftest.pattern``.
+        pattern: which pattern of ``selftest.wave_pattern``.
         target: the class explained, the most probable one.
         probability: its probability, or its value where the task is ``none``.
         raw_map: its map before resizing, row by row, the numbers of ``Manifest.map_shape``; by the

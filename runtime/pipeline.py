@@ -30,7 +30,7 @@ from .manifest import Manifest
 from .preprocess import Placement, arrange, crop_resized, place
 from .request import MethodPlan, RequestPlan
 from .scorecam import Progress, score_weights
-from .sweep import Choice, Floats, Request, choice_of, mute_share, sweep
+from .sweep import Choice, Floats, Request, make_choice, mute_lowest, sweep
 from .tft import Tft
 from .threads import one_blas_thread
 
@@ -271,12 +271,12 @@ def threshold(
     for index, each in enumerate(maps):
         one = by_method[each.method]
         if one.settings == "naive":
-            choices[index] = mute_share(each, tft.NAIVE[each.method])
+            choices[index] = mute_lowest(each, tft.NAIVE[each.method])
         elif isinstance(one.settings, Tft) and one.in_graph:
             cell = each.row, each.column
             rpi = inference.outputs["rpi"][cell]
             masked = inference.outputs["masked_probabilities"][cell]
-            choices[index] = choice_of(each.map, rpi, masked, one.settings)
+            choices[index] = make_choice(each.map, rpi, masked, one.settings)
         elif isinstance(one.settings, Tft):
             # A search starts from what was learnt of its own method; else all share batches.
             group = -1 if one.prior is None else plan.methods.index(one)

@@ -140,7 +140,7 @@ def _searched(
         tried = [int(step) for step in chosen.argmax(-1)]
         wanted, same = [], []
         for index, step in enumerate(tried):
-            pixels = int(kept(requests[index].map, cuts[index][step]))
+            pixels = int(count_kept(requests[index].map, cuts[index][step]))
             same.append(known[index].setdefault(pixels, step))
             if same[-1] == step:
                 wanted.append((index, step))
@@ -163,7 +163,7 @@ def _evaluate(
 ) -> None:
     """Write into ``masked`` what the network answers at the (request, threshold) pairs wanted."""
     for chunk in _chunks(wanted, batch):
-        images = np.stack([masked_for(requests[i], cuts[i][step], settings) for i, step in chunk])
+        images = np.stack([mask_input(requests[i], cuts[i][step], settings) for i, step in chunk])
         for (index, step), row in zip(chunk, classify(images), strict=True):
             masked[index][step] = row[requests[index].target]
 
@@ -188,7 +188,7 @@ def _chunks(items: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int,
         yield items[start : start + size]
 
 
-def masked_for(request: Request, cut: np.float32, settings: Tft) -> Floats:
+def mask_input(request: Request, cut: np.float32, settings: Tft) -> Floats:
     """The image as the network is shown it at one threshold, float32 of its shape."""
     thresholded = tft.threshold_map(request.map, cut)
     return masked_image(request.image, tft.mask_of(thresholded, settings.mask), request.layout)
@@ -202,16 +202,16 @@ def _first_equal(values: Floats, cuts: Floats) -> NDArray[np.intp]:
 
 
 def _all_kept(values: Floats, cuts: Floats) -> NDArray[np.intp]:
-    return np.array([kept(values, cut) for cut in cuts])
+    return np.array([count_kept(values, cut) for cut in cuts])
 
 
-def kept(values: Floats, cut: np.float32) -> np.intp:
+def count_kept(values: Floats, cut: np.float32) -> np.intp:
     """How many pixels a threshold leaves; two that leave as many of one map leave the same."""
     # A pixel of value 0 is 0 whether kept or muted.
     return np.count_nonzero((values >= cut) & (values != 0))
 
 
-def mute_share(request: Request, share: float) -> Choice:
+def mute_lowest(request: Request, share: float) -> Choice:
     """Mute the lowest ``share`` of the pixels, whatever the network makes of it."""
     cut = tft.cut_values(request.map, (share,), "rank")[0]
     values = tft.threshold_map(request.map, cut)
@@ -229,10 +229,10 @@ def mute_share(request: Request, share: float) -> Choice:
 def _choice(request: Request, masked: Floats, settings: Tft) -> Choice:
     probability = np.asarray(request.probability, np.float32)
     rpi = tft.relative_probability_increase(masked, probability)
-    return choice_of(request.map, rpi, masked, settings)
+    return make_choice(request.map, rpi, masked, settings)
 
 
-def choice_of(values: Floats, rpi: Floats, masked: Floats, settings: Tft) -> Choice:
+def make_choice(values: Floats, rpi: Floats, masked: Floats, settings: Tft) -> Choice:
     """The choice that a sweep's numbers amount to.
 
     Args:

@@ -54,7 +54,7 @@ def int8_of(source: Path, path: Path) -> Path:
     """As ``whycam calibrate int8`` makes it, but for the proof."""
     manifest = read_manifest(source)
     graph = read_graph(source)
-    seen = observe(graph, (selftest.feed(manifest, index) for index in range(2)), 1)
+    seen = observe(graph, (selftest.make_input(manifest, index) for index in range(2)), 1)
     ranges = {name: magnitude(counted, "minmax", 100.0) for name, counted in seen.items()}
     write_int8(quantise(graph, ranges), manifest, path)
     return path
@@ -506,7 +506,7 @@ def test_plain_tensorrt_builds_on_its_gpu_with_a_timing_cache(mixed_files, tmp_p
     library = StandIn(expected_tensors(path))
     gpu = cuda.Device(index=0, name="NVIDIA A GPU", compute="8.7", memory=1, driver="13.0")
     monkeypatch.setattr(plan_builder, "import_library", lambda *_: library)
-    monkeypatch.setattr(cuda, "device", lambda _: gpu)
+    monkeypatch.setattr(cuda, "find_device", lambda _: gpu)
     cache = tmp_path / "cache"
     for _ in range(2):
         made = to_plan(path, tmp_path / "x.plan", library="tensorrt", timing_cache=cache)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from whycam.runtime import comparison
-from whycam.runtime.comparison import Comparison, exceeded, summarise
+from whycam.runtime.comparison import Comparison, describe_excess, summarise
 from whycam.runtime.similarity import (
     largest_difference,
     norm_difference,
@@ -45,7 +45,7 @@ def test_one_wrong_input_is_a_problem_by_the_worst_and_not_by_the_median():
 
 
 def test_what_is_just_allowed_is_no_problem():
-    assert exceeded({"maps": 0.2, "probabilities": 0.1}, ALLOWED) == ()
+    assert describe_excess({"maps": 0.2, "probabilities": 0.1}, ALLOWED) == ()
 
 
 def test_what_has_no_tolerance_is_reported_and_not_judged():
@@ -56,14 +56,14 @@ def test_what_has_no_tolerance_is_reported_and_not_judged():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_no_number_is_a_problem(value):
-    assert len(exceeded({"maps": value}, ALLOWED)) == 1
+    assert len(describe_excess({"maps": value}, ALLOWED)) == 1
     assert len(summarise("x", [{"maps": 0.0}, {"maps": value}], ALLOWED).problems) == 1
 
 
 def test_a_detail_is_judged_by_its_output_and_named():
-    (problem,) = exceeded({"correlation.gradcam": 0.5}, {"correlation": 0.125})
+    (problem,) = describe_excess({"correlation.gradcam": 0.5}, {"correlation": 0.125})
     assert problem == "gradcam maps correlate by 0.5000 (at least 0.875)"
-    (problem,) = exceeded({"output.logits.1": 0.5}, {"output": 0.1})
+    (problem,) = describe_excess({"output.logits.1": 0.5}, {"output": 0.1})
     assert "output logits.1 is off by 5.0e-01" in problem
 
 

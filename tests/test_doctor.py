@@ -23,8 +23,8 @@ from whycam.runtime.doctor import job as doctor_job
 from whycam.runtime.doctor.check import Settings
 from whycam.runtime.doctor.compare import compare
 from whycam.runtime.doctor.doctor import EngineState, Report, examine
-from whycam.runtime.doctor.job import ANSWERS, Answers, Job, answers, in_process
-from whycam.runtime.doctor.privacy import without_places
+from whycam.runtime.doctor.job import ANSWERS, Answers, Job, answers, run_job
+from whycam.runtime.doctor.privacy import redact
 from whycam.runtime.engines.nvidia import Driver
 from whycam.runtime.engines.plan import Plan, Range, write_sidecar
 from whycam.runtime.engines.registry import ENGINES
@@ -76,7 +76,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[dict[str, Any]]
                 np.savez(folder / ANSWERS, **arrays)
             return found
 
-        monkeypatch.setattr(doctor_check, "in_process", ask)
+        monkeypatch.setattr(doctor_check, "run_job", ask)
 
     return run
 
@@ -168,7 +168,7 @@ def test_an_engine_asked_for_must_load_and_says_what_it_said(shadow, doctor):
 def test_an_engine_that_hangs_is_stopped(shadow, tmp_path):
     shadow("openvino", "import time\ntime.sleep(600)")
     with pytest.raises(EngineError, match="stopped after 8 seconds"):
-        in_process(Job(kind="survey", engine="openvino"), tmp_path, 8, doctor_job.Survey)
+        run_job(Job(kind="survey", engine="openvino"), tmp_path, 8, doctor_job.Survey)
 
 
 @pytest.mark.slow
@@ -189,7 +189,7 @@ def test_a_check_that_fails_is_a_problem(monkeypatch, all_ready, curved_onnx):
     def crash(*_: object) -> Answers:
         raise EngineError(f"its process was ended by SIGSEGV: {Path.home()}/driver/lib.so")
 
-    monkeypatch.setattr(doctor_check, "in_process", crash)
+    monkeypatch.setattr(doctor_check, "run_job", crash)
     found = examine([curved_onnx], settings=QUICK)
     assert {each.outcome for each in found.checks} == {"failed"}
     assert "onnxruntime fp32 failed: its process was ended by SIGSEGV: lib.so" in found.problems[0]
@@ -334,7 +334,7 @@ def test_wrong_masked_probabilities_are_a_problem():
 @given(st.lists(st.text("abcXYZ0 _-ü", min_size=1, max_size=8), min_size=1, max_size=4))
 def test_no_folder_of_a_known_place_is_left(parts):
     folder = "/" + "/".join(part.strip() or "x" for part in parts)
-    said = without_places(f"cannot load {folder}/model.onnx: bad", [f"{folder}/model.onnx"])
+    said = redact(f"cannot load {folder}/model.onnx: bad", [f"{folder}/model.onnx"])
     assert said == "cannot load model.onnx: bad"
 
 
@@ -349,7 +349,7 @@ def test_no_folder_of_a_known_place_is_left(parts):
     ],
 )
 def test_places_go_and_the_rest_stays(text, expected):
-    assert without_places(text) == expected
+    assert redact(text) == expected
 
 
 def test_packages_that_overwrite_each_other_are_said():
@@ -372,7 +372,7 @@ def test_a_precision_the_processor_lacks_is_not_a_failure(monkeypatch, curved_on
     job = Job(kind="answers", engine="openvino", model=str(curved_onnx), precision="bf16")
     found = answers(job, [], tmp_path)
     assert (found.loaded, found.error) == (False, "this processor has no bf16 arithmetic")
-    monkeypatch.setattr(doctor_check, "in_process", lambda *_: found)
+    monkeypatch.setattr(doctor_check, "run_job", lambda *_: found)
     run = doctor_check._Run(curved_onnx, "openvino", "bf16", tmp_path, Settings(), (0,))
     assert run.outcome == "not possible"
     assert run.check(curved_onnx, read_manifest(curved_onnx), None).outcome == "not possible"

@@ -21,7 +21,7 @@ from agreement import overlap
 import whycam
 from whycam.runtime.engines import cuda
 from whycam.runtime.engines.plan import Library, read_plan, write_sidecar
-from whycam.runtime.engines.trt_load import installed
+from whycam.runtime.engines.trt_load import is_installed
 from whycam.runtime.errors import EngineError, ModelFileError, WhyCamError
 from whycam.runtime.pipeline import classify
 
@@ -36,7 +36,7 @@ CLOSE = {"fp32": 1e-4, "fp16": 2e-2}
 @pytest.fixture(scope="session")
 def gpu() -> cuda.Device:
     try:
-        return cuda.device(0)
+        return cuda.find_device(0)
     except WhyCamError as error:
         pytest.skip(str(error))
 
@@ -49,7 +49,7 @@ def needs_a_gpu(gpu: cuda.Device) -> None:
 @pytest.fixture(scope="session", params=LIBRARIES)
 def library(request, gpu) -> Library:
     name: Library = request.param
-    if not installed(name):
+    if not is_installed(name):
         pytest.skip(f'{name} is not installed: pip install "whycam[{name}]"')
     if name == "tensorrt-rtx":
         from whycam.runtime.engines.trt_load import import_library

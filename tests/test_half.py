@@ -103,7 +103,7 @@ def test_check_rounds_every_result(files, precision):
     convert_backbone(model, precision)
     manifest = read_manifest(files("raw"))
     engine = PrecisionEmulator(model, manifest)
-    feeds = {"image": selftest.feed(manifest, 0), "target": np.full((1, 1), -1, np.int64)}
+    feeds = {"image": selftest.make_input(manifest, 0), "target": np.full((1, 1), -1, np.int64)}
     found = engine.run(feeds, ["activations", "probabilities"])
     activations = found["activations"]
     np.testing.assert_array_equal(activations, activations.astype(NUMPY[precision]))

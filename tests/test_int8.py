@@ -198,7 +198,7 @@ def test_references_are_computed_for_the_file_that_is_written_alone(
     residual, image_folder, tmp_path, monkeypatch
 ):
     computed = []
-    answers = selftest.answers
+    answers = selftest.make_references
     monkeypatch.setattr(selftest, "answers", lambda *a: computed.append(1) or answers(*a))
     strict = Settings(weight_bits=8, floor={"pearson": 0.5, "top1": 0.5}, threads=1)
     calibrate_int8(residual, open_dataset(image_folder), tmp_path / "a.onnx", strict)

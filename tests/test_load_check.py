@@ -17,7 +17,7 @@ import whycam
 from whycam.runtime.engines import registry as engines
 from whycam.runtime.engines import selftest
 from whycam.runtime.engines.base import Engine, EngineSettings
-from whycam.runtime.engines.interface import check_found
+from whycam.runtime.engines.interface import check_outputs
 from whycam.runtime.engines.opening import open_engine
 from whycam.runtime.errors import WhyCamError
 from whycam.runtime.onnxfile import digest, read_manifest, with_manifest
@@ -146,7 +146,7 @@ def test_int8_file_whose_answers_single_roundings_decide_is_told_apart(
 @pytest.mark.parametrize("pictures", [False, True])
 def test_what_next_to_nothing_changes_is_measured(curved_onnx, pictures):
     manifest = msgspec.structs.replace(read_manifest(curved_onnx), embedded_preprocess=pictures)
-    found = selftest.shaken(Chaotic(), manifest, manifest.references[0])
+    found = selftest.sensitivity(Chaotic(), manifest, manifest.references[0])
     assert found["probabilities"] > 0.05
     assert found["maps"] > 0.4
 
@@ -154,7 +154,7 @@ def test_what_next_to_nothing_changes_is_measured(curved_onnx, pictures):
 def test_next_to_nothing_changes_next_to_nothing_in_a_sound_engine(curved_onnx):
     engine, manifest = whycam.load(curved_onnx).engine, read_manifest(curved_onnx)
     for reference in manifest.references:
-        found = selftest.shaken(engine, manifest, reference)
+        found = selftest.sensitivity(engine, manifest, reference)
         assert found["probabilities"] < 1e-4
         assert 0 < found["maps"] < 1e-2
 
@@ -219,7 +219,7 @@ def test_answers_of_another_shape_than_promised_are_refused(curved_onnx, name, p
     own = read_manifest(curved_onnx)
     manifest = msgspec.structs.replace(own, references=(), **promised)
     engine = open_engine(curved_onnx, manifest, name, EngineSettings(threads=1))
-    feeds = {"image": selftest.feed(own, 0), "target": np.full((1, 1), -1, np.int64)}
+    feeds = {"image": selftest.make_input(own, 0), "target": np.full((1, 1), -1, np.int64)}
     with pytest.raises(WhyCamError, match=f"'{output}' as .* its manifest says .*Export it again"):
         engine.run(feeds, [output, "targets"])
 
@@ -227,13 +227,13 @@ def test_answers_of_another_shape_than_promised_are_refused(curved_onnx, name, p
 def test_classes_that_there_are_not_are_refused(manifest_of):
     for chosen in (-1, 3, 2**62):
         with pytest.raises(WhyCamError, match=rf"classes {chosen} to {chosen} of 3"):
-            check_found({"targets": np.full((1, 1), chosen)}, 1, 1, manifest_of())
-    check_found({"targets": np.full((1, 1), 2)}, 1, 1, manifest_of())
+            check_outputs({"targets": np.full((1, 1), chosen)}, 1, 1, manifest_of())
+    check_outputs({"targets": np.full((1, 1), 2)}, 1, 1, manifest_of())
 
 
 def test_outputs_beyond_the_promised_ones_are_let_through(manifest_of):
     """The export compares more than it promises."""
-    check_found(
+    check_outputs(
         {"activations": np.zeros((1, 9, 9))},
         1,
         1,

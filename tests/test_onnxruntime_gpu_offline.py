@@ -193,9 +193,9 @@ def test_tensorrt_is_allowed_what_the_file_holds_and_no_less(manifest_of, precis
 
 def test_a_sweep_in_the_graph_counts_its_own_images(manifest_of):
     manifest = manifest_of(outputs=("tft",), methods=("gradcam",), map_methods=("gradcam",))
-    assert ort_options.most(TENSORRT, manifest, frozenset({"map"})) == Most(32, 5)
-    assert ort_options.most(TENSORRT, manifest, frozenset({"map", "sweep"})) == Most(3, 1)
-    assert ort_options.most(CUDA, manifest, frozenset({"map", "sweep"})) is None
+    assert ort_options.run_limit(TENSORRT, manifest, frozenset({"map"})) == Most(32, 5)
+    assert ort_options.run_limit(TENSORRT, manifest, frozenset({"map", "sweep"})) == Most(3, 1)
+    assert ort_options.run_limit(CUDA, manifest, frozenset({"map", "sweep"})) is None
 
 
 def test_tensorrt_refuses_pictures_of_any_size(manifest_of):

@@ -190,7 +190,10 @@ def test_other_classes_than_the_most_probable_need_an_input_for_the_class(file_o
     explainer = whycam.load(file_of(top=2), threads=1)
     with pytest.raises(RequestError, match=r"ranks -1 to -2 alone.*Export again without --top"):
         explainer.explain(picture(), target)
-    feeds = {"image": selftest.feed(explainer.manifest, 0), "target": np.zeros((1, 1), np.int64)}
+    feeds = {
+        "image": selftest.make_input(explainer.manifest, 0),
+        "target": np.zeros((1, 1), np.int64),
+    }
     with pytest.raises(EngineError, match="ranks -1 to -2"):
         explainer.engine.run(feeds, ["targets"])
 
@@ -285,7 +288,7 @@ def test_bound_memory_gives_what_arrays_give(file_of, fields):
     classes = manifest.top or graph_name("target", manifest)
     bound = BoundSession(onnxruntime, session, shapes, classes, "cpu")
     feeds = {
-        "image": np.concatenate([selftest.feed(manifest, i) for i in range(2)]),
+        "image": np.concatenate([selftest.make_input(manifest, i) for i in range(2)]),
         "target": np.array([[-1, -2], [-2, -2]]),
     }
     outputs = list(manifest.output_shapes)
@@ -340,7 +343,7 @@ def test_file_that_is_not_what_it_says_is_refused(file_of, manifest_of, engine, 
 def test_engines_give_the_reference_answers_of_such_files(file_of, name, fields):
     path = file_of(**fields)
     manifest = onnxfile.read_manifest(path)
-    answers = selftest.answers(whycam.load(path, threads=1).engine, manifest)
+    answers = selftest.make_references(whycam.load(path, threads=1).engine, manifest)
     manifest = Manifest(
         **{each: getattr(manifest, each) for each in manifest.__struct_fields__}
         | {"references": answers}
@@ -357,11 +360,11 @@ def test_engines_give_the_reference_answers_of_such_files(file_of, name, fields)
 )
 def test_patterns_lie_where_the_networks_photographs_do(manifest_of, spec, low, high):
     manifest = manifest_of(preprocess=spec, layout="NHWC")
-    fed = selftest.feed(manifest, 1)
+    fed = selftest.make_input(manifest, 1)
     assert (fed.dtype, fed.shape[1:]) == (np.float32, manifest.image_shape)
     assert low < fed.mean() < high
     if spec is RGB:
-        expected = np.moveaxis(selftest.pattern(1, (8, 8)), 0, -1)
+        expected = np.moveaxis(selftest.wave_pattern(1, (8, 8)), 0, -1)
         np.testing.assert_allclose(fed[0], expected, atol=1e-6)
 
 

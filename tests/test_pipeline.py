@@ -12,7 +12,7 @@ from PIL import Image
 
 import whycam
 from whycam.runtime import pipeline
-from whycam.runtime.batches import joined, map_ahead, prepared_batches
+from whycam.runtime.batches import join_batches, map_ahead, prepared_batches
 from whycam.runtime.errors import ImageError, RequestError
 from whycam.runtime.pipeline import Prepared
 from whycam.runtime.request import plan_request
@@ -168,7 +168,7 @@ def test_images_of_one_size_go_together_where_the_graph_takes_any(manifest_of):
     images = [noise(8, 8), noise(8, 8), np.zeros((8, 8, 3)), noise(9, 8), noise(8, 8)]
     batches = list(prepared_batches(images, lambda image: image, manifest, most=4))
     sizes = [
-        joined(read for _, read in batch if isinstance(read, Prepared)).inputs.shape[:3]
+        join_batches(read for _, read in batch if isinstance(read, Prepared)).inputs.shape[:3]
         for batch in batches
     ]
     assert sizes == [(2, 8, 8), (1, 9, 8), (1, 8, 8)]

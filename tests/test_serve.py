@@ -23,7 +23,12 @@ from PIL import Image
 from whycam.cli import main
 from whycam.runtime.errors import MissingExtraError, RequestError
 from whycam.runtime.live.controls import Controls, StreamFrame
-from whycam.runtime.serve.access_control import allowed_host, checked_token, new_token, same_origin
+from whycam.runtime.serve.access_control import (
+    is_allowed_host,
+    is_same_origin,
+    new_token,
+    validate_token,
+)
 from whycam.runtime.serve.protocol import read_message
 from whycam.runtime.serve.server import Server
 
@@ -336,8 +341,8 @@ def test_names_of_a_proxy_are_let_in_where_they_are_given(controls):
 
 @given(st.text(max_size=40))
 def test_no_name_under_a_foreign_domain_is_let_in(text):
-    assert not allowed_host(f"{text}.example", (), loopback=False)
-    assert not same_origin(f"http://{text}.example", "localhost")
+    assert not is_allowed_host(f"{text}.example", (), loopback=False)
+    assert not is_same_origin(f"http://{text}.example", "localhost")
 
 
 def test_pages_beyond_those_allowed_are_turned_away(controls):
@@ -430,7 +435,7 @@ def test_port_in_use_is_told(server, controls):
 def test_unusable_settings_are_told_before_anything_runs(controls, fields, words):
     with pytest.raises(RequestError, match=words):
         Server(controls, **{"port": 0, **fields}).start()
-    assert checked_token(TOKEN) == TOKEN
+    assert validate_token(TOKEN) == TOKEN
 
 
 def test_without_the_extra_its_install_is_named(controls, monkeypatch):

@@ -11,7 +11,7 @@ from ..runtime.cam import Method
 from ..runtime.errors import ImageError
 from ..runtime.explainer import Explainer
 from ..runtime.explanation import Explanation
-from ..runtime.figure import png, titled
+from ..runtime.figure import encode_png, make_panel
 
 
 def draw_sheet(
@@ -35,7 +35,7 @@ def draw_sheet(
     for column, row in enumerate(rows):
         panels = [
             (row[0].image, ""),
-            *(titled(each.overlay(), each.label, f"{each.probability:.3f}") for each in row),
+            *(make_panel(each.overlay(), each.label, f"{each.probability:.3f}") for each in row),
         ]
         for place, (image, title) in enumerate(panels):
             axis = axes[place][column]
@@ -46,7 +46,7 @@ def draw_sheet(
             axis.spines[:].set_visible(False)
     for place, name in enumerate(("image", f"{method} before", f"{method} after")):
         axes[place][0].set_ylabel(name, fontsize=10)
-    return png(figure)
+    return encode_png(figure)
 
 
 def _row(explainers: Sequence[Explainer], path: Path, method: Method) -> list[Explanation] | None:

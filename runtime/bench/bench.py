@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..cam import Method
-from ..engines.selftest import pattern
+from ..engines.selftest import wave_pattern
 from ..errors import EngineError, MissingExtraError, ModelFileError, RequestError
 from ..explainer import Explainer, load
 from ..images import read_image
@@ -155,7 +155,7 @@ def _generated(manifest: Manifest, folder: str) -> str:
     size = manifest.source_size or _PICTURE_SIZE
     path = Path(folder) / f"{size[1]}x{size[0]}.jpg"
     grain = np.random.default_rng(0).normal(0, 6, (3, *size))
-    pixels = np.clip(128 + 40 * pattern(0, size) + grain, 0, 255).astype(np.uint8)
+    pixels = np.clip(128 + 40 * wave_pattern(0, size) + grain, 0, 255).astype(np.uint8)
     Image.fromarray(np.moveaxis(pixels, 0, -1)).save(path, quality=90)
     return str(path)
 

@@ -98,12 +98,12 @@ def plan(
         manifest = read_manifest(model)
         name = Path(model).name
         runnable = list(_runnable(model, manifest, engines, precisions, left_out))
-        ways = list(_ways(name, manifest, methods, tft, left_out))
+        combinations = list(_combinations(name, manifest, methods, tft, left_out))
         for (engine, precision), batch, count in product(
             runnable, batches, threads or (os.cpu_count() or 1,)
         ):
             base = Configuration(model, engine, precision, batch, count)
-            found = [replace(base, method=method, tft=on) for method, on in ways]
+            found = [replace(base, method=method, tft=on) for method, on in combinations]
             # Classification comes first: an engine that compiles only so many shapes meets its own.
             configurations |= dict.fromkeys([base, *found] if found else [])
     if not configurations:
@@ -146,7 +146,7 @@ def _runnable(
             yield engine, precision
 
 
-def _ways(
+def _combinations(
     name: str,
     manifest: Manifest,
     methods: Sequence[str] | None,

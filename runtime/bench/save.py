@@ -24,7 +24,7 @@ def write_bench(found: Benchmark, about: dict[str, Any], folder: Path) -> list[P
         from .plot import stage_bars
     except ImportError:  # no matplotlib
         return written
-    from ..figure import png
+    from ..figure import encode_png
 
     figure = stage_bars(found)
-    return [*written, write_whole(folder / "bench.png", png(figure))]
+    return [*written, write_whole(folder / "bench.png", encode_png(figure))]

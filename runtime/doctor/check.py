@@ -19,8 +19,8 @@ from ..errors import EngineError, RequestError
 from ..images import RGBImage
 from ..manifest import Manifest
 from .compare import Arrays, compare
-from .job import ANSWERS, IMAGES, PLANS, Answers, Job, in_process
-from .privacy import without_places
+from .job import ANSWERS, IMAGES, PLANS, Answers, Job, run_job
+from .privacy import redact
 
 _PATTERN_SIZE = (300, 400)
 Tick = Callable[[str, int], None]
@@ -94,14 +94,14 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     median_ms: dict[str, float] = {}
 
 
-def checked(
+def check_model(
     model: Path,
     manifest: Manifest,
     onnx: Path | None,
     shown: Sequence[RGBImage],
     ready: Sequence[str],
     settings: Settings,
-    told: Tick,
+    tick: Tick,
 ) -> Iterator[Check]:
     """A model in every engine and precision that can be had.
 
@@ -112,7 +112,7 @@ def checked(
         shown: images, beside the test patterns.
         ready: engines that load here.
         settings: how.
-        told: told what is done and how many steps that was.
+        tick: called with what is done and how many steps that was.
     """
     with tempfile.TemporaryDirectory(prefix="whycam-doctor-") as place:
         folder = Path(place)
@@ -121,13 +121,13 @@ def checked(
             why = f"the engine {PLANS} is not ready here, and nothing else runs plans"
             yield _failed(model, manifest, PLANS, "fp32", why)
             return
-        told(f"{model.name}: reference", 1)
+        tick(f"{model.name}: reference", 1)
         reference = _Run(onnx or model, CHECKED_AT_EXPORT, "fp32", folder, settings, None)
         base = reference.answers
         if onnx is None:
             yield reference.check(model, manifest, None)
         for name, precision in _asked(model, ready, settings):
-            told(f"{model.name}: {name} {precision}", 1)
+            tick(f"{model.name}: {name} {precision}", 1)
             if base is None:
                 yield _failed(
                     model, manifest, name, precision, "there is no reference to hold it against"
@@ -193,12 +193,12 @@ class _Run:
         )
         known = [str(model), str(folder), *([settings.cache] if settings.cache else [])]
         try:
-            found: Answers = in_process(job, folder, settings.limit_s, Answers)
+            found: Answers = run_job(job, folder, settings.limit_s, Answers)
         except EngineError as error:
-            self.why = without_places(str(error), known)
+            self.why = redact(str(error), known)
             return
         if found.error is not None:
-            self.why = without_places(found.error, known)
+            self.why = redact(found.error, known)
             # A processor without bf16 says so; it could not be asked otherwise.
             if not found.loaded and precision != "fp32":
                 self.outcome = "not possible"

@@ -19,9 +19,9 @@ from ..images import RGBImage, read_image
 from ..machine import conflicts, describe_machine
 from ..manifest import Manifest
 from ..onnxfile import read_manifest
-from .check import Check, Settings, Tick, checked
-from .job import Job, Survey, in_process
-from .privacy import without_places
+from .check import Check, Settings, Tick, check_model
+from .job import Job, Survey, run_job
+from .privacy import redact
 
 VERSION = 2
 _MOST_PICTURES, _LONGEST_SIDE = 16, 1024
@@ -105,7 +105,7 @@ def examine(
     ready = [each.name for each in states if each.state == "ready"]
     checks: list[Check] = []
     for model in models:
-        checks += checked(model, manifests[model], plans.get(model), shown, ready, wanted, told)
+        checks += check_model(model, manifests[model], plans.get(model), shown, ready, wanted, told)
     about = describe_machine()
     return Report(
         machine=about,
@@ -160,9 +160,9 @@ def _shrunk(source: RGBImage) -> RGBImage:
 def _asked(job: Job, kind: type[_Found], broken: Callable[[str], _Found]) -> _Found:
     with tempfile.TemporaryDirectory(prefix="whycam-doctor-") as folder:
         try:
-            found: _Found = in_process(job, Path(folder), _SURVEY_S, kind)
+            found: _Found = run_job(job, Path(folder), _SURVEY_S, kind)
         except EngineError as error:
-            found = broken(without_places(str(error), [folder]))
+            found = broken(redact(str(error), [folder]))
     return found
 
 
@@ -178,7 +178,7 @@ def _state(name: str, gpu: int) -> EngineState:
         version=found.version,
         devices=found.devices,
         precisions=ENGINES[name].precisions,
-        problem=None if found.problem is None else without_places(found.problem),
+        problem=None if found.problem is None else redact(found.problem),
     )
 
 

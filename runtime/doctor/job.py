@@ -253,7 +253,7 @@ def _timed(
     return {name: tuple(1e3 * each[ANSWER] for each in runs) for name, runs in found.items()}
 
 
-def in_process(job: Job, folder: Path, limit_s: float, kind: type[Any]) -> Any:
+def run_job(job: Job, folder: Path, limit_s: float, kind: type[Any]) -> Any:
     """Do a job in a process of its own.
 
     Args:

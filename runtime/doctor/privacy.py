@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-def without_places(text: str, known: Iterable[str | os.PathLike[str]] = ()) -> str:
+def redact(text: str, known: Iterable[str | os.PathLike[str]] = ()) -> str:
     """A message with the names of files alone, and without those of user and machine.
 
     Args:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from ..manifest import Manifest
 
 Arrays = Mapping[str, NDArray[Any]]
-Found = dict[str, NDArray[Any]]
+Outputs = dict[str, NDArray[Any]]
 # Calls a function for each part, in order: the built-in ``map``, or a thread pool's.
-Mapper = Callable[[Callable[[Arrays], Found], Iterable[Arrays]], Iterable[Found]]
+Mapper = Callable[[Callable[[Arrays], Outputs], Iterable[Arrays]], Iterable[Outputs]]
 
 
 def slices(count: int, size: int) -> list[slice]:
@@ -22,13 +22,13 @@ def slices(count: int, size: int) -> list[slice]:
 
 
 def run_in_chunks(
-    run: Callable[[Arrays], Found],
+    run: Callable[[Arrays], Outputs],
     feeds: Arrays,
     manifest: Manifest,
     images: int,
     classes: int | None = None,
     mapper: Mapper = map,
-) -> Found:
+) -> Outputs:
     """Run a graph for any number of images and classes, a few at a time.
 
     Args:
@@ -60,7 +60,7 @@ def run_in_chunks(
     return {name: _joined(name, lines, manifest) for name in found[0]}
 
 
-def _joined(name: str, lines: Sequence[Sequence[Found]], manifest: Manifest) -> NDArray[Any]:
+def _joined(name: str, lines: Sequence[Sequence[Outputs]], manifest: Manifest) -> NDArray[Any]:
     """One output of several runs, which are rows of columns."""
     # An output without a row for each class is the same whatever classes are explained.
     per_class = manifest.output_shapes.get(name, (0,))[0] is None

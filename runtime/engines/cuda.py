@@ -118,7 +118,7 @@ def _version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
-def device(index: int) -> Device:
+def find_device(index: int) -> Device:
     """One GPU.
 
     Raises:
@@ -141,7 +141,7 @@ def device(index: int) -> Device:
 
 
 @contextmanager
-def current(index: int) -> Iterator[None]:
+def use_device(index: int) -> Iterator[None]:
     """Make a GPU this thread's current one for a time; what follows is made on it."""
     before = int(_call("cudaGetDevice"))
     # Set even where it is the current one: that is what initialises it for a thread.
@@ -153,7 +153,7 @@ def current(index: int) -> Iterator[None]:
             _call("cudaSetDevice", before)
 
 
-class _Held:
+class _Resource:
     """Something of the driver's, given back once."""
 
     def __init__(self, release: str, handle: Any) -> None:
@@ -178,7 +178,7 @@ def _release_quietly(release: str, handle: Any) -> None:
         _call(release, handle)
 
 
-class DeviceBuffer(_Held):
+class DeviceBuffer(_Resource):
     """Memory on the current GPU.
 
     Attributes:
@@ -192,7 +192,7 @@ class DeviceBuffer(_Held):
         super().__init__("cudaFree", self.address)
 
 
-class HostBuffer(_Held):
+class HostBuffer(_Resource):
     """Page-locked memory of the host: the only kind that copies read and write asynchronously.
 
     Attributes:
@@ -216,7 +216,7 @@ class HostBuffer(_Held):
         return found.reshape(shape)
 
 
-class Graph(_Held):
+class Graph(_Resource):
     """Recorded work, to be launched as one."""
 
     def launch(self, stream: Stream) -> None:
@@ -228,7 +228,7 @@ class Graph(_Held):
         _call("cudaGraphLaunch", self._handle, stream.handle)
 
 
-class Stream(_Held):
+class Stream(_Resource):
     """A queue of work on the current GPU; its own, not ordered with the default stream's.
 
     So another thread's use of that stream can neither delay nor spoil what is recorded here.

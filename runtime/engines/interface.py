@@ -2,8 +2,8 @@
 
 A graph has the names, the layout, the element type and the batch that its file had before it was
 explained. Engines know the graph; everybody else speaks the contract: ``image``, ``target``,
-``probabilities`` and so on, any number of images, any ranks. ``run_graph`` and ``renamed`` lie
-between the two.
+``probabilities`` and so on, any number of images, any ranks. ``run_graph`` and
+``rename_to_contract`` lie between the two.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from ..errors import EngineError, ModelFileError
 from ..manifest import Manifest
-from .chunks import Arrays, Found, run_in_chunks
+from .chunks import Arrays, Outputs, run_in_chunks
 
 # Runs a graph once: inputs by name and the outputs asked for to these outputs.
-Run = Callable[[Arrays, Sequence[str]], Found]
+Run = Callable[[Arrays, Sequence[str]], Outputs]
 
 # Outputs that cost work of their own, by what has to be computed for them. Engines compute all that
 # a loaded file declares, wanted or not. Every further map method is a part of its own.
@@ -73,12 +73,12 @@ def graph_name(name: str, manifest: Manifest) -> str:
     return manifest.names.get(name, name)
 
 
-def renamed(run: Run, manifest: Manifest) -> Run:
+def rename_to_contract(run: Run, manifest: Manifest) -> Run:
     """Let a run that speaks the graph's own names speak the contract's."""
     if not manifest.names:
         return run
 
-    def run_by_contract(feeds: Arrays, outputs: Sequence[str]) -> Found:
+    def run_by_contract(feeds: Arrays, outputs: Sequence[str]) -> Outputs:
         own = [graph_name(name, manifest) for name in outputs]
         found = run({graph_name(name, manifest): feeds[name] for name in feeds}, own)
         return {name: found[key] for name, key in zip(outputs, own, strict=True)}
@@ -99,7 +99,7 @@ def _parts(manifest: Manifest) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield f"map_{method}", (f"maps_{method}",)
 
 
-def run_graph(run: Run, feeds: Arrays, outputs: Sequence[str], manifest: Manifest) -> Found:
+def run_graph(run: Run, feeds: Arrays, outputs: Sequence[str], manifest: Manifest) -> Outputs:
     """Run a graph for any number of images and any ranks, and check what it returns.
 
     Args:
@@ -125,27 +125,27 @@ def run_graph(run: Run, feeds: Arrays, outputs: Sequence[str], manifest: Manifes
     )
 
 
-def _run_once(run: Run, feeds: Arrays, outputs: Sequence[str], manifest: Manifest) -> Found:
+def _run_once(run: Run, feeds: Arrays, outputs: Sequence[str], manifest: Manifest) -> Outputs:
     image, target = feeds["image"], feeds["target"]
     count = len(image)
     size = manifest.batch or count
-    fed = {"image": filled(image, size)}
+    fed = {"image": pad_batch(image, size)}
     if manifest.top is None:
-        fed["target"] = filled(target, size)
+        fed["target"] = pad_batch(target, size)
     found = run(fed, outputs)
-    check_found(found, size, manifest.top or target.shape[1], manifest)
+    check_outputs(found, size, manifest.top or target.shape[1], manifest)
     if size > count:
         found = {name: values[:count] for name, values in found.items()}
     return found if manifest.top is None else _at_ranks(found, target, manifest)
 
 
-def filled(values: NDArray[Any], count: int) -> NDArray[Any]:
+def pad_batch(values: NDArray[Any], count: int) -> NDArray[Any]:
     """A batch of ``count``, with the last entry repeated as often as needed."""
     missing = count - len(values)
     return np.concatenate([values, np.repeat(values[-1:], missing, axis=0)]) if missing else values
 
 
-def _at_ranks(found: Found, target: NDArray[np.int64], manifest: Manifest) -> Found:
+def _at_ranks(found: Outputs, target: NDArray[np.int64], manifest: Manifest) -> Outputs:
     """Of all classes that a graph explains, one column a rank, those that were asked for."""
     columns = -1 - target
     rows = np.arange(len(target))[:, None]
@@ -232,7 +232,7 @@ def check_feeds(feeds: Arrays, manifest: Manifest) -> None:
         )
 
 
-def check_found(found: Arrays, count: int, classes: int, manifest: Manifest) -> None:
+def check_outputs(found: Arrays, count: int, classes: int, manifest: Manifest) -> None:
     """What a graph returned must be what its manifest promises, so that nobody reads past its end.
 
     Args:

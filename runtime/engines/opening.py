@@ -86,7 +86,7 @@ def _open(
         if quantised:
             raise WrongAnswerError(
                 f"{engine.description} computes other numbers than {path} says ({problem}). "
-                f"{_why_other_numbers(selftest.shaken(engine, manifest, reference))}"
+                f"{_why_other_numbers(selftest.sensitivity(engine, manifest, reference))}"
             )
         raise WrongAnswerError(
             f"{engine.description} answers wrongly for {path}: {problem}. Use another engine; "
@@ -130,16 +130,16 @@ def _opened(
 _RESTLESS = 0.5  # of what engines may differ by
 
 
-def _why_other_numbers(shaken: Mapping[str, float]) -> str:
+def _why_other_numbers(moved: Mapping[str, float]) -> str:
     """Of an INT8 file, from what next to nothing in the image changes."""
-    if max(shaken[name] / ENGINE_INT8[name] for name in shaken) < _RESTLESS:
+    if max(moved[name] / ENGINE_INT8[name] for name in moved) < _RESTLESS:
         return (
             "Processors without VNNI add products of 8-bit weights with overflow: whycam calibrate "
             "int8 --weight-bits 7 avoids that"
         )
     return (
         "In 8 bits, single roundings decide this network's answers: an image that changes by next "
-        f"to nothing moves the engine's own probability by {shaken['probabilities']:.1e} and its "
-        f"map by {shaken['maps']:.1e}. Use the float file, or leave more layers in float with a "
+        f"to nothing moves the engine's own probability by {moved['probabilities']:.1e} and its "
+        f"map by {moved['maps']:.1e}. Use the float file, or leave more layers in float with a "
         "higher --floor"
     )

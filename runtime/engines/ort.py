@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EngineError, MissingExtraError, ModelFileError
-from ..files import writable
+from ..files import writable_folder
 from ..manifest import Manifest
 from ..onnxfile import digest, without_outputs
 from . import ort_gpu, ort_options
 from .base import EngineSettings
-from .chunks import Arrays, Found, run_in_chunks
+from .chunks import Arrays, Outputs, run_in_chunks
 from .interface import (
     Run,
     check_interface,
     first_parts,
     graph_name,
     parts_needed,
-    renamed,
+    rename_to_contract,
     run_graph,
     surplus_outputs,
 )
@@ -94,7 +94,7 @@ class OnnxRuntimeEngine:
             if parts not in self._runs:
                 session = self._open(parts)
                 run = self._bound(session) if self._place.device else _plain(session)
-                self._runs[parts] = renamed(run, self._manifest)
+                self._runs[parts] = rename_to_contract(run, self._manifest)
             return self._runs[parts]
 
     def _bound(self, session: Any) -> Run:
@@ -142,7 +142,7 @@ class OnnxRuntimeEngine:
     def _cache(self, parts: frozenset[str]) -> Cache | None:
         if self._settings.cache is None or self._place != ort_options.TENSORRT:
             return None
-        root = writable(self._settings.cache)
+        root = writable_folder(self._settings.cache)
         # Computed: the one in the manifest would still be there after the file was changed.
         self._digest = self._digest or digest(self._path)
         gpu = driver().gpus[self._settings.gpu]
@@ -153,12 +153,12 @@ class OnnxRuntimeEngine:
         names = ort_options.cache_names(
             self._digest, parts, versions, f"{gpu.name}-sm{gpu.capability}"
         )
-        engines, timing = (str(writable(Path(root) / name)) for name in names)
+        engines, timing = (str(writable_folder(Path(root) / name)) for name in names)
         return Cache(engines, timing)
 
     def _not_loaded(self, error: Exception) -> EngineError | ModelFileError:
-        said = ort_gpu.said(error)
-        if ort_gpu.of_device(error):
+        said = ort_gpu.error_text(error)
+        if ort_gpu.is_device_error(error):
             return EngineError(f"the engine '{self.name}' cannot be used here: {said}")
         return ModelFileError(f"ONNX Runtime cannot load {self._path}: {said}")
 
@@ -187,15 +187,15 @@ class OnnxRuntimeEngine:
         if parts == first_parts(self._manifest):
             self._placed = Counter({name: len(kinds) for name, kinds in placed.items()})
 
-    def run(self, feeds: Arrays, outputs: Sequence[str]) -> Found:
+    def run(self, feeds: Arrays, outputs: Sequence[str]) -> Outputs:
         """See ``engine.Engine.run``."""
         return run_graph(self._run, feeds, outputs, self._manifest)
 
-    def _run(self, feeds: Arrays, outputs: Sequence[str]) -> Found:
+    def _run(self, feeds: Arrays, outputs: Sequence[str]) -> Outputs:
         parts = parts_needed(outputs, self._manifest)
         run = self._run_of(parts)
         try:
-            limit = ort_options.most(self._place, self._manifest, parts)
+            limit = ort_options.run_limit(self._place, self._manifest, parts)
             if limit is None:
                 return run(feeds, outputs)
             return run_in_chunks(
@@ -206,14 +206,14 @@ class OnnxRuntimeEngine:
                 limit.classes,
             )
         except Exception as error:
-            said = ort_gpu.said(error)
+            said = ort_gpu.error_text(error)
             if re.search(r"out of memory|Failed to allocate memory", said):
                 said += ": load with a smaller memory_mb, for smaller batches"
             raise EngineError(f"ONNX Runtime failed: {said}") from error
 
 
 def _plain(session: Any) -> Run:
-    def run(feeds: Arrays, outputs: Sequence[str]) -> Found:
+    def run(feeds: Arrays, outputs: Sequence[str]) -> Outputs:
         values = session.run(list(outputs), dict(feeds))
         return dict(zip(outputs, values, strict=True))
 

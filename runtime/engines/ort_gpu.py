@@ -74,7 +74,7 @@ def _unusable(gpu: int, found: Driver, library: Any) -> str | None:
     if gpu >= len(found.gpus):
         listed = ", ".join(f"{each.index} ({each.name})" for each in found.gpus)
         return f"there is no GPU {gpu}; choose from: {listed}"
-    needed, served = built_for(library), found.cuda
+    needed, served = cuda_version_built_for(library), found.cuda
     if needed and served and int(needed.split(".")[0]) > int(served.split(".")[0]):
         return (
             f"this onnxruntime-gpu ({library.__version__}) needs CUDA {needed}, and the driver "
@@ -83,7 +83,7 @@ def _unusable(gpu: int, found: Driver, library: Any) -> str | None:
     return None
 
 
-def built_for(library: Any) -> str | None:
+def cuda_version_built_for(library: Any) -> str | None:
     """The CUDA version that onnxruntime was built for, as ``13.0``; None if it does not say."""
     said = getattr(library, "cuda_version", None)
     return said if isinstance(said, str) and re.match(r"\d+\.", said) else None
@@ -93,7 +93,7 @@ def _unloadable(place: Place, library: Any) -> str | None:
     try:
         provider_library(place, library)
     except OSError as error:
-        return why_unloadable(str(error), place, built_for(library))
+        return why_unloadable(str(error), place, cuda_version_built_for(library))
     return None
 
 
@@ -172,17 +172,17 @@ def try_memory(library: Any, gpu: int) -> str | None:
     try:
         back = library.OrtValue.ortvalue_from_numpy(there, "cuda", gpu).numpy()
     except Exception as error:
-        return f"the GPU does not answer: {said(error)}"
+        return f"the GPU does not answer: {error_text(error)}"
     return None if np.array_equal(there, back) else "the GPU gives back other numbers than it got"
 
 
-def said(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """What went wrong; of a device's failure without the machine and the places in its source."""
     found = _DEVICE_FAILURE.search(str(error))
     return found[0].strip() if found else str(error)
 
 
-def of_device(error: Exception) -> bool:
+def is_device_error(error: Exception) -> bool:
     """Whether a device failed, not the file."""
     return _DEVICE_FAILURE.search(str(error)) is not None
 

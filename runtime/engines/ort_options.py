@@ -94,7 +94,7 @@ def providers(
     return [(place.provider, own), cuda]
 
 
-def most(place: Place, manifest: Manifest, parts: frozenset[str]) -> Most | None:
+def run_limit(place: Place, manifest: Manifest, parts: frozenset[str]) -> Most | None:
     """What one run may hold; None: anything."""
     if place.provider != TENSORRT.provider:
         return None
@@ -131,7 +131,7 @@ def _tensorrt(
             f"{TENSORRT.engine} builds for one size of images, and this file takes any: export "
             f"it with --source-size HxW, or use {CUDA.engine}"
         )
-    limit = most(TENSORRT, manifest, parts)
+    limit = run_limit(TENSORRT, manifest, parts)
     assert limit is not None
     # Kernels are chosen for the best shape: one explanation, or the thresholds of one.
     best = 1 if parts else min(limit.images, len(manifest.tft.taus))

@@ -12,18 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EngineError, MissingExtraError, ModelFileError
-from ..files import writable
+from ..files import writable_folder
 from ..manifest import Manifest
 from .base import EngineSettings
-from .chunks import Arrays, Found, run_in_chunks
+from .chunks import Arrays, Outputs, run_in_chunks
 from .interface import (
     check_interface,
-    filled,
     first_parts,
     graph_name,
     needed_outputs,
+    pad_batch,
     parts_needed,
-    renamed,
+    rename_to_contract,
     run_graph,
     surplus_outputs,
 )
@@ -98,7 +98,7 @@ class OpenVinoEngine:
         if settings.threads is not None:
             found["INFERENCE_NUM_THREADS"] = settings.threads
         if settings.cache is not None:
-            writable(settings.cache)
+            writable_folder(settings.cache)
             found["CACHE_DIR"] = settings.cache
         return found
 
@@ -114,7 +114,7 @@ class OpenVinoEngine:
         """See ``engine.Engine.run``."""
         return run_graph(self._run, feeds, outputs, self._manifest)
 
-    def _run(self, feeds: Arrays, outputs: Sequence[str]) -> Found:
+    def _run(self, feeds: Arrays, outputs: Sequence[str]) -> Outputs:
         part = self._part(parts_needed(outputs, self._manifest))
         count = len(feeds["image"])
         divides = self._divides and self._manifest.batch is None
@@ -165,14 +165,14 @@ class _Part:
         with self._lock:
             return next((each.streams for each in self._compiled.values()), 1)
 
-    def run(self, feeds: Arrays, outputs: Sequence[str]) -> Found:
+    def run(self, feeds: Arrays, outputs: Sequence[str]) -> Outputs:
         """One batch."""
         count = len(feeds["image"])
         target = feeds["target"].shape if "target" in feeds else ()
         shape = self._shape_for(feeds["image"].shape, target)
         size = count if shape is None else shape[0][0]
-        fed = {name: filled(values, size) for name, values in feeds.items()}
-        found = renamed(self._for(shape).run, self._manifest)(fed, outputs)
+        fed = {name: pad_batch(values, size) for name, values in feeds.items()}
+        found = rename_to_contract(self._for(shape).run, self._manifest)(fed, outputs)
         return {name: values[:count] for name, values in found.items()}
 
     def _shape_for(self, image: tuple[int, ...], target: tuple[int, ...]) -> _Shape | None:

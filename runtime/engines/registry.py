@@ -169,13 +169,13 @@ def _reserved(settings: EngineSettings) -> Iterator[Candidate]:
 def _for_plan(
     path: str | os.PathLike[str], manifest: Manifest, settings: EngineSettings
 ) -> Candidate:
-    from .trt_load import extra_of, installed
+    from .trt_load import extra_of, is_installed
 
     library = read_plan(path).library
     if settings.precision != "fp32":
         why = f"a plan computes as it was built, in {manifest.precision}: leave out the precision"
         return Candidate("tensorrt", False, why)
-    if not installed(library):
+    if not is_installed(library):
         why = f'{library} is not installed: pip install "whycam[{extra_of(library)}]"'
         return Candidate("tensorrt", False, why)
     return Candidate("tensorrt", True, f"runs plans of {library}; nothing else does")

@@ -27,7 +27,7 @@ def tolerances_of(manifest: Manifest, precision: Precision = "fp32") -> Toleranc
     return ENGINE if (manifest.precision, precision) == ("fp32", "fp32") else ENGINE_REDUCED
 
 
-def pattern(index: int, size: tuple[int, int], channels: int = 3) -> NDArray[np.float32]:
+def wave_pattern(index: int, size: tuple[int, int], channels: int = 3) -> NDArray[np.float32]:
     """A test image, the same on every machine: float32 [C, H, W], like a normalised image.
 
     Smooth waves with edges, different in each channel and for each index; the mean is near 0 and
@@ -44,7 +44,7 @@ def pattern(index: int, size: tuple[int, int], channels: int = 3) -> NDArray[np.
     return np.stack(planes).astype(np.float32)
 
 
-def feed(manifest: Manifest, index: int) -> NDArray[Any]:
+def make_input(manifest: Manifest, index: int) -> NDArray[Any]:
     """A test pattern as the graph takes it, [1, *manifest.image_shape]: float32 or uint8."""
     height, width = manifest.preprocess.size
     if not manifest.embedded_preprocess:
@@ -61,7 +61,7 @@ def _input(manifest: Manifest, index: int) -> NDArray[Any]:
         return arrange(make_pattern(index, spec.size), manifest)
     # In the range that the network was trained in: as an image's pixels are spread.
     mean, spread = (np.reshape(_PHOTOGRAPHS[spec.color][i], (-1, 1, 1)) for i in (0, 1))
-    pixels = mean + spread * pattern(index, spec.size, spec.channels).astype(np.float64)
+    pixels = mean + spread * wave_pattern(index, spec.size, spec.channels).astype(np.float64)
     own_mean, own_std = (np.reshape(values, (-1, 1, 1)) for values in (spec.mean, spec.std))
     planes = (pixels - own_mean) / own_std
     if manifest.image_type == "float16":
@@ -80,17 +80,17 @@ _PHOTOGRAPHS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 def make_pattern(index: int, size: tuple[int, int]) -> NDArray[np.uint8]:
     """A test pattern as an image: uint8 [h, w, 3]."""
-    pixels = np.clip(128 + 50 * pattern(index, size), 0, 255)
+    pixels = np.clip(128 + 50 * wave_pattern(index, size), 0, 255)
     return np.ascontiguousarray(np.moveaxis(pixels, 0, -1).astype(np.uint8))
 
 
-def view(manifest: Manifest, index: int) -> NDArray[Any]:
+def network_view(manifest: Manifest, index: int) -> NDArray[Any]:
     """What the network sees of a test pattern after any preprocessing in the graph.
 
     [1, C, H, W], or [1, H, W, C] for a file's own input in that layout; float32, or uint8 where the
     file's own input is.
     """
-    fed = feed(manifest, index)
+    fed = make_input(manifest, index)
     if not manifest.embedded_preprocess:
         return fed
     spec = manifest.preprocess
@@ -102,7 +102,7 @@ def method_of(manifest: Manifest) -> cam.Method:
     return manifest.map_method or "gradcam"
 
 
-def agreed_map(
+def reference_map(
     method: cam.Method, activations: Any, gradients: Any, weights: Any | None = None
 ) -> Any:
     """A raw map as a reference: all zero where engines need not agree, for its sums cancel.
@@ -110,11 +110,13 @@ def agreed_map(
     Args and returns: as `cam.raw_map`, of one image and class.
     """
     raw = cam.raw_map(method, activations, gradients, weights)
-    largest = terms(method, activations, gradients, weights).max()
+    largest = absolute_map(method, activations, gradients, weights).max()
     return raw if raw.max() - raw.min() > _CANCELLED * largest else 0.0 * raw
 
 
-def terms(method: cam.Method, activations: Any, gradients: Any, weights: Any | None = None) -> Any:
+def absolute_map(
+    method: cam.Method, activations: Any, gradients: Any, weights: Any | None = None
+) -> Any:
     """A raw map as it were if nothing cancelled in its sums, which float32 rounds in parts of it.
 
     Args and returns: as `cam.raw_map`.
@@ -149,18 +151,18 @@ def check(
     ]
 
 
-def answers(engine: Engine, manifest: Manifest) -> tuple[Reference, ...]:
+def make_references(engine: Engine, manifest: Manifest) -> tuple[Reference, ...]:
     """References made of an engine's own answers; none where raw outputs do not make its maps."""
     if "raw" not in manifest.outputs or manifest.fused_layers:
         return ()
     found = []
     for index in range(PATTERNS):
-        feeds = {"image": feed(manifest, index), "target": np.full((1, 1), -1, np.int64)}
+        feeds = {"image": make_input(manifest, index), "target": np.full((1, 1), -1, np.int64)}
         method = method_of(manifest)
         names = ["probabilities", "targets", "activations", "gradients"]
         own = engine.run(feeds, [*names, *(["ablation_weights"] if method == "ablation" else [])])
         weights = own.get("ablation_weights")
-        raw = agreed_map(method, own["activations"], own["gradients"], weights)
+        raw = reference_map(method, own["activations"], own["gradients"], weights)
         target = int(own["targets"][0, 0])
         found.append(
             Reference(
@@ -173,7 +175,7 @@ def answers(engine: Engine, manifest: Manifest) -> tuple[Reference, ...]:
     return tuple(found)
 
 
-def shaken(engine: Engine, manifest: Manifest, reference: Reference) -> dict[str, float]:
+def sensitivity(engine: Engine, manifest: Manifest, reference: Reference) -> dict[str, float]:
     """How far an engine is from itself when a test pattern changes by next to nothing.
 
     By a millionth, or where the graph takes uint8 images, by one step in one pixel of a thousand;
@@ -183,7 +185,7 @@ def shaken(engine: Engine, manifest: Manifest, reference: Reference) -> dict[str
     Returns:
         ``probabilities`` and ``maps``, see ``check``.
     """
-    image = feed(manifest, reference.pattern)
+    image = make_input(manifest, reference.pattern)
     row, maps = _answer(engine, manifest, image, reference.target)
     rng = np.random.default_rng(0)
     scale = max(1.0, abs(reference.probability))
@@ -218,7 +220,7 @@ def _answer(
 
 
 def _differences(engine: Engine, manifest: Manifest, reference: Reference) -> dict[str, float]:
-    row, maps = _answer(engine, manifest, feed(manifest, reference.pattern), reference.target)
+    row, maps = _answer(engine, manifest, make_input(manifest, reference.pattern), reference.target)
     expected = np.asarray(reference.raw_map, np.float32).reshape(1, 1, *manifest.map_shape)
     # Stretched to [0, 1], a map that is constant up to rounding is rounding alone.
     is_constant = np.ptp(expected) <= _CONSTANT * np.abs(expected).max()

@@ -13,11 +13,11 @@ from ..errors import EngineError
 from ..manifest import Manifest
 from . import cuda
 from .base import EngineSettings
-from .chunks import Arrays, Found, run_in_chunks
+from .chunks import Arrays, Outputs, run_in_chunks
 from .interface import run_graph
 from .plan import Range
 from .trt_context import ExecutionContext, Recording
-from .trt_load import open_plan, rebuild
+from .trt_load import open_plan, rebuild_command
 from .trt_rtx import JustInTime
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class TensorRtEngine:
         self.reason = "asked for"
         self._just_in_time: JustInTime | None = None
         if plan.library == "tensorrt-rtx":
-            with cuda.current(self._gpu):
+            with cuda.use_device(self._gpu):
                 self._just_in_time = JustInTime(self._opened, settings.cache)
         self._recording = Recording(self._just_in_time is None, self._say_refused)
         self._free = threading.Condition()
@@ -74,7 +74,7 @@ class TensorRtEngine:
             self._free.notify_all()
         with ExitStack() as stack:
             if idle:
-                stack.enter_context(cuda.current(self._gpu))
+                stack.enter_context(cuda.use_device(self._gpu))
             for context in idle:
                 stack.callback(context.close)
         if self._just_in_time is not None:
@@ -94,7 +94,7 @@ class TensorRtEngine:
         """
         return run_graph(self._run, feeds, outputs, self._manifest)
 
-    def _run(self, feeds: Arrays, outputs: Sequence[str]) -> Found:
+    def _run(self, feeds: Arrays, outputs: Sequence[str]) -> Outputs:
         unknown = [name for name in outputs if name not in self._opened.outputs]
         if unknown:
             raise EngineError(f"{self._path} has no output {unknown}")
@@ -102,7 +102,7 @@ class TensorRtEngine:
         plan = self._opened.plan
         with self._idle_context() as context:
 
-            def run(part: Arrays) -> Found:
+            def run(part: Arrays) -> Outputs:
                 image, target = part["image"], part.get("target")
                 # A plan explains its own classes where it takes none.
                 classes = self._manifest.top if target is None else target.shape[1]
@@ -128,7 +128,7 @@ class TensorRtEngine:
                 raise EngineError(
                     f"{self._path} was built for images {sides.least} to {sides.most} pixels "
                     f"{what}, not {side}. Resize the image, or build for its size: "
-                    f"{rebuild(plan, self._path)}, with a wider range"
+                    f"{rebuild_command(plan, self._path)}, with a wider range"
                 )
 
     @contextmanager
@@ -136,7 +136,7 @@ class TensorRtEngine:
         """A context for this thread alone, with its GPU current. One that failed is given up."""
         context = self._take()
         try:
-            with cuda.current(self._gpu):
+            with cuda.use_device(self._gpu):
                 context = context or self._new_context()
                 try:
                     yield context
@@ -173,7 +173,7 @@ class TensorRtEngine:
                 self._free.notify()
                 return
             self._made -= 1
-        with cuda.current(self._gpu):
+        with cuda.use_device(self._gpu):
             context.close()
 
     def _new_context(self) -> ExecutionContext:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..errors import EngineError
 from .cuda import DeviceBuffer, Graph, HostBuffer, Stream
 from .interface import graph_name
-from .trt_load import Opened, shape_of
+from .trt_load import LoadedPlan, shape_of
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -89,7 +89,7 @@ class ExecutionContext:
 
     def __init__(
         self,
-        opened: Opened,
+        opened: LoadedPlan,
         recording: Recording,
         context: Callable[[], trt.IExecutionContext | None],
         shared_scratch: bool,
@@ -288,4 +288,4 @@ class ExecutionContext:
         return graph_name(name, self._opened.plan.manifest)
 
     def _refused(self, what: str) -> EngineError:
-        return EngineError(f"{self._opened.plan.library} {what}. {self._opened.log.said()}")
+        return EngineError(f"{self._opened.plan.library} {what}. {self._opened.log.tail()}")

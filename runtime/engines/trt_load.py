@@ -40,7 +40,7 @@ _LINES = 3
 
 
 @dataclass(frozen=True)
-class Opened:
+class LoadedPlan:
     """A plan that this machine can run.
 
     Attributes:
@@ -87,13 +87,13 @@ class Log:
 
         self.logger: trt.ILogger = Logger()
 
-    def said(self) -> str:
+    def tail(self) -> str:
         """The last lines, for an error message."""
         lines = list(self._lines)
         return f"It says: {' | '.join(lines)}" if lines else "It gives no reason"
 
 
-def installed(library: Library) -> bool:
+def is_installed(library: Library) -> bool:
     """Whether a plan's library can be imported; it is not imported for that.
 
     Type stubs alone make a folder of the library's name without any code in it.
@@ -107,7 +107,7 @@ def extra_of(library: Library) -> str:
     return _LIBRARIES[library][1]
 
 
-def open_plan(path: str, gpu: int) -> Opened:
+def open_plan(path: str, gpu: int) -> LoadedPlan:
     """Check a plan and load it onto a GPU.
 
     What can be known without a GPU is checked first.
@@ -129,15 +129,15 @@ def open_plan(path: str, gpu: int) -> Opened:
         raise EngineError(
             f"{path} was built with {plan.library} {plan.library_version}, and "
             f"{library.__version__} is installed: plans run in the version that built them. Build "
-            f"it again: {rebuild(plan, path)}"
+            f"it again: {rebuild_command(plan, path)}"
         )
-    device = cuda.device(gpu)
+    device = cuda.find_device(gpu)
     _check_gpu(path, plan, device, library)
     log = Log(library)
-    with cuda.current(gpu):
+    with cuda.use_device(gpu):
         engine = _deserialise(path, plan, data, library, log)
     dtypes, inputs, outputs = _check_network(path, plan, engine, library)
-    return Opened(plan, device, library, engine, dtypes, inputs, outputs, log)
+    return LoadedPlan(plan, device, library, engine, dtypes, inputs, outputs, log)
 
 
 def _read(path: str, plan: Plan) -> bytes:
@@ -150,7 +150,7 @@ def _read(path: str, plan: Plan) -> bytes:
         raise ModelFileError(
             f"{path} is not the plan that its sidecar describes: it is damaged, or one of the two "
             f"was replaced ({found[:19]}... is not {plan.digest[:19]}...). Copy both again, or "
-            f"build it again: {rebuild(plan, path)}"
+            f"build it again: {rebuild_command(plan, path)}"
         )
     return data
 
@@ -192,31 +192,31 @@ def _check_gpu(path: str, plan: Plan, device: Device, library: Any) -> None:
 def _instead(path: str, plan: Plan, device: Device, library: Any) -> str:
     target = "SM" + device.compute.replace(".", "")
     if plan.library == "tensorrt" or hasattr(library.ComputeCapability, target):
-        return f"Build it again: {rebuild(plan, path, device)}"
+        return f"Build it again: {rebuild_command(plan, path, device)}"
     return (
         f"TensorRT-RTX has no target for {device.compute}. Build it with plain TensorRT, on this "
-        f"machine: {rebuild(plan, path, device, 'tensorrt')}"
+        f"machine: {rebuild_command(plan, path, device, 'tensorrt')}"
     )
 
 
-def rebuild(
+def rebuild_command(
     plan: Plan, path: str, device: Device | None = None, library: Library | None = None
 ) -> str:
     """The command that builds a plan anew as it was, or for another GPU or library."""
     library = library or plan.library
 
-    def said(*sides: Range) -> str:
+    def range_text(*sides: Range) -> str:
         """HxW, or one number; three of them."""
         names = ("least", "best", "most")
         return ":".join("x".join(str(getattr(each, name)) for each in sides) for name in names)
 
     command = (
         f"whycam build MODEL.onnx -o {path} --engine {library} --precision "
-        f"{plan.manifest.precision} --batch {said(plan.batch)} "
-        f"--classes-per-image {said(plan.classes)}"
+        f"{plan.manifest.precision} --batch {range_text(plan.batch)} "
+        f"--classes-per-image {range_text(plan.classes)}"
     )
     if plan.height is not None and plan.width is not None:
-        command += f" --source-size {said(plan.height, plan.width)}"
+        command += f" --source-size {range_text(plan.height, plan.width)}"
     if library == "tensorrt":
         return command  # is built on the GPU that it will run on
     targets = (device.compute,) if device is not None else plan.compute
@@ -231,9 +231,9 @@ def _deserialise(path: str, plan: Plan, data: bytes, library: Any, log: Log) -> 
             _check_validity(path, plan, runtime.get_engine_validity(data), library, log)
         engine: trt.ICudaEngine | None = runtime.deserialize_cuda_engine(data)
     except (RuntimeError, TypeError) as error:
-        raise EngineError(f"{plan.library} cannot load {path}: {error}. {log.said()}") from error
+        raise EngineError(f"{plan.library} cannot load {path}: {error}. {log.tail()}") from error
     if engine is None:
-        raise EngineError(f"{plan.library} cannot load {path}. {log.said()}")
+        raise EngineError(f"{plan.library} cannot load {path}. {log.tail()}")
     return engine
 
 
@@ -245,7 +245,7 @@ def _check_validity(path: str, plan: Plan, found: tuple[Any, int], library: Any,
     reasons = [name for name, member in members if int(member.value) & int(diagnostics)]
     raise EngineError(
         f"{plan.library} says that {path} cannot run here: {', '.join(reasons) or 'INVALID'}. "
-        f"{log.said()}"
+        f"{log.tail()}"
     )
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import EngineError, WhyCamError
-from ..files import writable, write_whole
-from .trt_load import Opened
+from ..files import writable_folder, write_whole
+from .trt_load import LoadedPlan
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -22,7 +22,7 @@ class JustInTime:
     library changes over, and records its graphs anew, by itself. That is its default.
     """
 
-    def __init__(self, opened: Opened, folder: str | None) -> None:
+    def __init__(self, opened: LoadedPlan, folder: str | None) -> None:
         """Set it up.
 
         Args:
@@ -37,11 +37,11 @@ class JustInTime:
         # The stubs are TensorRT's; the members used here are TensorRT-RTX's own.
         self._config = cast(Any, opened.engine.create_runtime_config())
         if self._config is None:
-            raise EngineError(f"tensorrt-rtx made no runtime configuration. {opened.log.said()}")
+            raise EngineError(f"tensorrt-rtx made no runtime configuration. {opened.log.tail()}")
         self._config.cuda_graph_strategy = opened.library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         self._finalizer = None
         if folder is not None:
-            place = writable(folder) / _name_of(opened)
+            place = writable_folder(folder) / _name_of(opened)
             cache = self._config.create_runtime_cache()
             known = place.read_bytes() if place.is_file() else b""
             # What is of another GPU, driver or version, or damaged, it refuses; all is then
@@ -49,7 +49,7 @@ class JustInTime:
             if known and not cache.deserialize(known):
                 known = b""
             if not self._config.set_runtime_cache(cache):
-                raise EngineError(f"tensorrt-rtx takes no runtime cache. {opened.log.said()}")
+                raise EngineError(f"tensorrt-rtx takes no runtime cache. {opened.log.tail()}")
             self._finalizer = weakref.finalize(self, _save, cache, place, known)
 
     def context(self) -> trt.IExecutionContext | None:
@@ -62,7 +62,7 @@ class JustInTime:
             self._finalizer()
 
 
-def _name_of(opened: Opened) -> str:
+def _name_of(opened: LoadedPlan) -> str:
     """Of the file of kernels: plan, version and GPU differ, so must the names."""
     plan = opened.plan.digest.removeprefix("sha256:")[:16]
     return f"{plan}-{opened.plan.library_version}-sm{opened.device.compute}.rtx"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .. import pipeline
 from ..cam import Method
-from ..explainer import Explainer, explanation
+from ..explainer import Explainer, make_explanation
 from ..explanation import Explanation
 from ..pipeline import Prepared
 from ..request import plan_request
@@ -106,7 +106,7 @@ class FrameExplainer:
             choice = self._tracker.choose(class_map, settings)
         else:
             (choice,) = pipeline.threshold(model, inference, [class_map], plan)
-        found = explanation(
+        found = make_explanation(
             model.manifest,
             class_map,
             choice,

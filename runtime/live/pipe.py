@@ -85,7 +85,9 @@ class Pipe(Generic[T]):
             raise StopIteration
 
 
-def stage(name: str, work: Callable[[T], U], taken: Pipe[T], given: Pipe[U]) -> threading.Thread:
+def start_stage(
+    name: str, work: Callable[[T], U], taken: Pipe[T], given: Pipe[U]
+) -> threading.Thread:
     """A running thread that does ``work`` on each item of one pipe and hands it to the next.
 
     Ends with the pipe before or after it; an error of the work ends both.

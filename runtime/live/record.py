@@ -13,10 +13,10 @@ from ..errors import OutputError
 from ..files import replacing
 from .controls import StreamFrame
 
-__all__ = ["RecordFile", "record_of"]
+__all__ = ["RecordFile", "to_record"]
 
 
-def record_of(frame: StreamFrame) -> dict[str, Any]:
+def to_record(frame: StreamFrame) -> dict[str, Any]:
     """The numbers of a frame, ready for JSON; ``index`` is the class explained."""
     timing = {name: round(value, 6) for name, value in msgspec.to_builtins(frame.timing).items()}
     return {
@@ -61,7 +61,7 @@ class RecordFile:
             OutputError: it cannot be written.
         """
         try:
-            self._file.write(msgspec.json.encode(record_of(frame)) + b"\n")
+            self._file.write(msgspec.json.encode(to_record(frame)) + b"\n")
         except OSError as error:
             raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from error
 

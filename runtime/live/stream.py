@@ -16,7 +16,7 @@ from .annotate import Overlay
 from .capture_thread import Event, Frame
 from .controls import Controls, Look, StreamFrame, Sweep, Timing
 from .frames import Explained, FrameExplainer, PreparedFrame
-from .pipe import Pipe, stage
+from .pipe import Pipe, start_stage
 from .reader import Reader
 from .source import find_source
 from .track import FORWARDS
@@ -98,13 +98,13 @@ class Stream:
         pipes: list[Pipe[Any]] = [self._explained]
         if dropping:
             # Prepared when the network is free, and not before: a frame that waits grows old.
-            threads = [stage("explainer", frames.prepare_and_explain, read, self._explained)]
+            threads = [start_stage("explainer", frames.prepare_and_explain, read, self._explained)]
         else:
             prepared = Pipe[PreparedFrame](1)
             pipes.append(prepared)
             threads = [
-                stage("preparation", frames.prepare, read, prepared),
-                stage("explainer", frames.explain, prepared, self._explained),
+                start_stage("preparation", frames.prepare, read, prepared),
+                start_stage("explainer", frames.explain, prepared, self._explained),
             ]
         # The threads do not know of the stream: a loop that is left ends them, without a close.
         self._finalizer = weakref.finalize(self, _close, pipes, self._reader, threads)

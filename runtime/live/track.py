@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from .. import search, tft
 from ..errors import RequestError
 from ..search import Belief
-from ..sweep import Choice, Classify, Floats, Request, choice_of, kept, masked_for
+from ..sweep import Choice, Classify, Floats, Request, count_kept, make_choice, mask_input
 from ..tft import Tft
 
 # Chosen on Grad-CAM of EfficientNet-Lite0 over two videos; see benchmarks/track.py.
@@ -106,7 +106,7 @@ class Tracker:
         self._remember(request.target, _Remembered(belief.mean, belief.covariance, unit))
         probability = np.asarray(request.probability, np.float32)
         rpi = tft.relative_probability_increase(masked, probability)
-        return choice_of(request.map, rpi, masked, settings)
+        return make_choice(request.map, rpi, masked, settings)
 
     def _expected(self, target: int, unit: Floats) -> Belief:
         """What is believed of a frame before anything is tried."""
@@ -135,9 +135,9 @@ class Tracker:
             step = int(rise.argmax())
             if not sweeps and self.forwards and rise[step] < self._worth:
                 break
-            same = known.setdefault(int(kept(request.map, cuts[step])), step)
+            same = known.setdefault(int(count_kept(request.map, cuts[step])), step)
             if same == step:
-                image = masked_for(request, cuts[step], settings)
+                image = mask_input(request, cuts[step], settings)
                 masked[step] = self._classify(image[None])[0, request.target]
                 self.forwards += 1
             else:

@@ -11,8 +11,6 @@ from ..errors import MissingExtraError, SourceError
 from ..images import RGBImage
 from .capture import usable_rate
 
-__all__ = ["VideoReader", "pyav"]
-
 
 def pyav() -> Any:
     """PyAV, FFmpeg's libraries for Python.

@@ -27,7 +27,7 @@ def new_token() -> str:
     return secrets.token_urlsafe(18)
 
 
-def checked_token(token: str) -> str:
+def validate_token(token: str) -> str:
     """A token of the user's own.
 
     Raises:
@@ -40,7 +40,7 @@ def checked_token(token: str) -> str:
     return token
 
 
-def right_token(given: str, token: str | None) -> bool:
+def token_matches(given: str, token: str | None) -> bool:
     """Whether a token opens the server; takes the same time wherever the two differ."""
     return token is None or hmac.compare_digest(given.encode(), token.encode())
 
@@ -50,14 +50,14 @@ def is_loopback(address: str) -> bool:
     return ipaddress.ip_address(_without_scope(address)).is_loopback
 
 
-def own_names() -> frozenset[str]:
+def local_host_names() -> frozenset[str]:
     """What this machine is called in its network."""
     name = socket.gethostname().lower()
     short = name.partition(".")[0]
     return frozenset({name, short, f"{short}.local"})
 
 
-def allowed_host(header: str | None, names: Collection[str], loopback: bool) -> bool:
+def is_allowed_host(header: str | None, names: Collection[str], loopback: bool) -> bool:
     """Whether a request's ``Host`` names this server, whatever the port: ports are forwarded.
 
     Args:
@@ -78,7 +78,7 @@ def allowed_host(header: str | None, names: Collection[str], loopback: bool) -> 
     return address.is_loopback or not loopback
 
 
-def same_origin(origin: str | None, host: str | None) -> bool:
+def is_same_origin(origin: str | None, host: str | None) -> bool:
     """Whether a WebSocket comes from this server's own page; programs send no ``Origin``."""
     if origin is None:
         return True

@@ -16,9 +16,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ..errors import WhyCamError
-from .access_control import allowed_host, right_token, same_origin
+from .access_control import is_allowed_host, is_same_origin, token_matches
 from .broadcaster import Broadcaster, Client
-from .protocol import Seen, look_message, read_message, refused, state_message
+from .protocol import FrameShown, look_message, read_message, refusal_message, state_message
 
 PROTOCOL = "whycam.1"
 TOKEN_PREFIX = "token."
@@ -60,7 +60,7 @@ def application(
         hello: what every page is told first.
         token: that opens it; None: open to all who reach it.
         clients: how many pages at most.
-        names: host names that it is reached under, see ``allowed_host``.
+        names: host names that it is reached under, see ``is_allowed_host``.
         loopback: whether it can be reached from this machine alone.
     """
 
@@ -72,7 +72,7 @@ def application(
         given = [
             each.removeprefix(TOKEN_PREFIX) for each in offered if each.startswith(TOKEN_PREFIX)
         ]
-        if not right_token(given[0] if given else "", token):
+        if not token_matches(given[0] if given else "", token):
             await socket.close(WRONG_TOKEN, "the token is missing or wrong")
         elif broadcaster.clients >= clients:
             await socket.close(FULL, f"{clients} pages are connected, no more are allowed")
@@ -115,9 +115,9 @@ class _AccessControl:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         host = headers.get("host")
-        known = allowed_host(host, self._names, self._loopback)
+        known = is_allowed_host(host, self._names, self._loopback)
         if scope["type"] == "websocket":
-            if not known or not same_origin(headers.get("origin"), host):
+            if not known or not is_same_origin(headers.get("origin"), host):
                 await send({"type": "websocket.close", "code": 1008})  # answered with 403
                 return
         elif not known:
@@ -153,7 +153,7 @@ async def _send(socket: WebSocket, client: Client, broadcaster: Broadcaster) -> 
         ended = broadcaster.ended
         if client.wants(broadcaster.sequence):
             sequence, message = await broadcaster.encoded_frame()
-            client.sent(sequence)
+            client.mark_sent(sequence)
             await socket.send_bytes(message)
             client.wake.set()  # another may have come meanwhile
         look = broadcaster.controls.look
@@ -171,15 +171,15 @@ async def _send(socket: WebSocket, client: Client, broadcaster: Broadcaster) -> 
 async def _receive(socket: WebSocket, client: Client, broadcaster: Broadcaster) -> None:
     """What the page asks for, one message after the other."""
     while True:
-        message = await socket.receive()
-        if message["type"] == "websocket.disconnect":
+        received = await socket.receive()
+        if received["type"] == "websocket.disconnect":
             return
         try:
-            said = read_message(message.get("text") or message.get("bytes") or b"")
-            if isinstance(said, Seen):
-                client.seen(said.sequence)
+            request = read_message(received.get("text") or received.get("bytes") or b"")
+            if isinstance(request, FrameShown):
+                client.mark_shown(request.sequence)
             else:
-                broadcaster.controls.change(**said.look)
+                broadcaster.controls.change(**request.look)
                 broadcaster.wake()
         except WhyCamError as error:
-            await socket.send_text(refused(str(error), broadcaster.controls.look))
+            await socket.send_text(refusal_message(str(error), broadcaster.controls.look))

@@ -28,12 +28,12 @@ class Client:
         self._sent = 0
         self._under_way: list[int] = []
 
-    def sent(self, sequence: int) -> None:
+    def mark_sent(self, sequence: int) -> None:
         """A frame goes out."""
         self._sent = sequence
         self._under_way.append(sequence)
 
-    def seen(self, sequence: int) -> None:
+    def mark_shown(self, sequence: int) -> None:
         """The page has shown a frame, and all before it."""
         self._under_way = [each for each in self._under_way if each > sequence]
         self.wake.set()

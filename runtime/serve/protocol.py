@@ -27,7 +27,7 @@ _LONGEST_SIDE = 1280
 _JPEG_QUALITY = 80
 
 
-class Seen(msgspec.Struct, tag_field="kind", tag="seen", forbid_unknown_fields=True):
+class FrameShown(msgspec.Struct, tag_field="kind", tag="seen", forbid_unknown_fields=True):
     """The page has shown a frame."""
 
     sequence: int
@@ -39,24 +39,24 @@ class Change(msgspec.Struct, tag_field="kind", tag="change", forbid_unknown_fiel
     look: dict[str, Any]
 
 
-_received = msgspec.json.Decoder(Seen | Change)
+_received = msgspec.json.Decoder(FrameShown | Change)
 _encode = msgspec.json.Encoder().encode
 
 
-def read_message(text: str | bytes) -> Seen | Change:
+def read_message(text: str | bytes) -> FrameShown | Change:
     """What a page says.
 
     Raises:
         RequestError: not JSON, or not one of the messages there are.
     """
     try:
-        said: Seen | Change = _received.decode(text)
+        said: FrameShown | Change = _received.decode(text)
         return said
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(f"the message cannot be read: {error}") from error
 
 
-def hello(manifest: Manifest, engine: str, source: str) -> str:
+def hello_message(manifest: Manifest, engine: str, source: str) -> str:
     """What a page needs to know once: classes, methods, thresholds."""
     return _text(
         kind="hello",
@@ -83,7 +83,7 @@ def state_message(state: State, text: str) -> str:
     return _text(kind="state", state=state, text=text)
 
 
-def refused(text: str, look: Look) -> str:
+def refusal_message(text: str, look: Look) -> str:
     """Why a message changed nothing, and what is in force."""
     return _text(kind="refused", text=text, look=look)
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from ..errors import MissingExtraError, RequestError, WhyCamError
 from ..live.capture_thread import Event
 from ..live.controls import Controls, StreamFrame
-from .access_control import checked_token, is_loopback, new_token, own_names
+from .access_control import is_loopback, local_host_names, new_token, validate_token
 from .broadcaster import Broadcaster
-from .protocol import State, hello
+from .protocol import State, hello_message
 
 if TYPE_CHECKING:
     import uvicorn
@@ -65,9 +65,9 @@ class Server:
         _check_port(port)
         if clients < 1:
             raise RequestError(f"clients must be 1 or more, not {clients}")
-        self.token = None if token is None else checked_token(token)
+        self.token = None if token is None else validate_token(token)
         self.broadcaster = Broadcaster(controls)
-        self._hello = hello(controls.manifest, engine, source)
+        self._hello = hello_message(controls.manifest, engine, source)
         self._host, self._port, self._clients = host, port, clients
         self._names = frozenset(name.lower() for name in names)
         self._address = (host, port)
@@ -94,7 +94,7 @@ class Server:
         loopback = is_loopback(address)
         if not loopback and self.token is None:
             self.token = new_token()
-        names = self._names if loopback else self._names | own_names() | {self._host.lower()}
+        names = self._names if loopback else self._names | local_host_names() | {self._host.lower()}
         self._address = (_reachable(address), port)
         config = uvicorn.Config(
             application(self.broadcaster, self._hello, self.token, self._clients, names, loopback),
@@ -208,7 +208,7 @@ def check(host: str, port: int, token: str | None) -> None:
     """
     _check_port(port)
     if token is not None:
-        checked_token(token)
+        validate_token(token)
     _check_extra()
     _bind(host, port).close()
 
