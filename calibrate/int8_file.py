@@ -61,7 +61,7 @@ def write_int8(model: onnx.ModelProto, manifest: Manifest, path: Path) -> None:
     import onnx
 
     written = write_candidate(model, manifest, path)
-    references = selftest.answers(_Literal(path, written), written) or manifest.references
+    references = selftest.make_references(_Literal(path, written), written) or manifest.references
     onnx.save(model, str(path))
     append_manifest(path, msgspec.structs.replace(written, references=references))
 
