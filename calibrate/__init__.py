@@ -1,4 +1,4 @@
-"""Evaluation of explanations on a data set. Needs no torch."""
+"""Evaluate explanations on a data set, quantise to INT8, learn thresholds. Needs no torch."""
 
 from .dataset import Box, Classes, Dataset, Sample, open_dataset
 from .evaluate import evaluate

@@ -1,4 +1,4 @@
-"""Images with labels or boxes: an image folder, a CSV file, or a Pascal VOC folder."""
+"""List the images of a data set with their labels or boxes: image folder, CSV or Pascal VOC."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ..runtime.images import IMAGE_SUFFIXES, list_images
 
 @dataclass(frozen=True)
 class Box:
-    """Where an object is.
+    """Bounding box of an object.
 
     Attributes:
-        name: of its class.
+        name: the class name in the data set.
         left, top, right, bottom: in pixels of the image, 0-based, right and bottom exclusive.
     """
 
@@ -33,7 +33,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image.
+    """An image of a data set, and what is known of it.
 
     Attributes:
         path: the image file.
@@ -51,7 +51,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a path holds.
+    """The images at a path.
 
     Attributes:
         path: as given.
@@ -64,12 +64,12 @@ class Dataset:
     samples: tuple[Sample, ...]
 
     def labels(self) -> tuple[str, ...]:
-        """The labels that occur, sorted."""
+        """Return the labels that occur, sorted."""
         return tuple(sorted({sample.label for sample in self.samples if sample.label is not None}))
 
 
 def open_dataset(path: str | Path) -> Dataset:
-    """List the images of a data set. None is read yet.
+    """List the images of a data set, without reading them.
 
     Args:
         path: a folder whose subfolders are classes (or a flat one, without labels); a CSV file
@@ -97,7 +97,7 @@ def open_dataset(path: str | Path) -> Dataset:
 
 
 def shuffle_samples(samples: Sequence[Sample]) -> list[Sample]:
-    """Mixed, and the same each time: whatever part is taken is a sample of the whole."""
+    """Shuffle samples the same way each time, so that any part of them represents the whole."""
     return sorted(samples, key=lambda s: hashlib.sha256(s.name.encode()).digest())
 
 
@@ -122,7 +122,7 @@ def _from_csv(place: Path) -> list[Sample]:
     samples: dict[str, Sample] = {}
     for number, row in enumerate(rows, 1):
         if not _is_image(row[0]):
-            raise DataError(f"{place}, image {number}: '{row[0]}' is no image file")
+            raise DataError(f"{place}, image {number}: '{row[0]}' is not an image file")
         label = row[1].strip() if len(row) > 1 and row[1].strip() else None
         samples[row[0]] = Sample(place.parent / row[0], row[0], label)
     return list(samples.values())
@@ -146,7 +146,7 @@ def _from_voc(place: Path) -> list[Sample]:
 
 
 def read_boxes(annotation: Path) -> tuple[Box, ...]:
-    """The objects of a Pascal VOC annotation file.
+    """Read the bounding boxes of a Pascal VOC annotation file.
 
     Raises:
         DataError: it cannot be read as one.
@@ -169,7 +169,7 @@ def _box(item: ElementTree.Element) -> Box:
 
 
 class Classes:
-    """Which class of a network a data set's label means.
+    """Map labels of a data set to classes of a network.
 
     Args:
         labels: the network's class names, or empty.
@@ -209,13 +209,13 @@ class Classes:
         return None
 
     def index(self, label: str | None) -> int | None:
-        """The network's class for a data set's label; None if it has none."""
+        """Return the network's class for a label; None if there is none."""
         if label is None:
             return None
         return self._of_name[label] if label in self._of_name else self._network_class(label)
 
     def unknown(self, labels: Iterable[str]) -> list[str]:
-        """The labels that mean no class of the network."""
+        """Return the labels without a class of the network."""
         return [label for label in labels if self.index(label) is None]
 
 

@@ -1,7 +1,7 @@
 """Evaluate explanations on a data set: the paper's tables 3 and 4 for any file and engine.
 
-One line of JSON is written for each image as it is done, so an evaluation can be stopped and
-gone on with, and memory does not grow with the data set.
+One line of JSON is written for each image as it is done, so a stopped evaluation
+resumes, and memory does not grow with the data set.
 """
 
 from __future__ import annotations
@@ -61,24 +61,24 @@ def evaluate(
         target: the class to explain, ``predicted`` or ``label``.
         curve_steps: of insertion and deletion; 0: not measured.
         classes: a CSV file that says which class a label of the data means, see ``Classes``.
-        folder: where one line an image is kept; an evaluation of the same file, data and
-            settings that was stopped goes on there.
+        folder: for a file with one line an image, from which a stopped evaluation of the same
+            file, data and settings resumes.
         tick: told (name, images done).
 
     Returns:
         Accuracy, and for each method and variant average increase, average drop and more.
 
     Raises:
-        RequestError: a method or variant that the file cannot give.
-        DataError: no image is readable, or labels are asked for that mean no class.
+        RequestError: the file does not support a method or variant.
+        DataError: no image can be read, or no label is a class of the network.
         OutputError: the folder cannot be written.
     """
     manifest = explainer.manifest
     check_measurable(manifest)
     if tft is not None and tft.forwards is not None:
         raise RequestError(
-            "evaluating tries every threshold: leave forwards out. What a search keeps "
-            "is measured by whycam calibrate thresholds"
+            "an evaluation tries every threshold: leave forwards out. whycam calibrate thresholds "
+            "measures what a search of fewer keeps"
         )
     settings = Settings(
         methods=select_methods(methods, manifest.methods),
@@ -116,25 +116,24 @@ PAPER: tuple[Method, ...] = ("gradcam", "gradcam++", "ablation", "layercam")
 
 
 def check_measurable(manifest: Manifest) -> None:
-    """A file must take masked images, and give maps of any method and probabilities.
+    """Refuse a file that cannot be evaluated: it must take masked images and return raw outputs.
 
     Raises:
         RequestError: it does not.
     """
     if manifest.task == "none":
-        raise RequestError(f"this measures what masks do to probabilities, and {NOT_PROBABILITIES}")
+        raise RequestError(f"masks are judged by probabilities, and {NOT_PROBABILITIES}")
     if manifest.image_type == "uint8" or "raw" not in manifest.outputs:
         raise RequestError(
-            "this needs masked images and maps of several methods: export the model with "
-            "--outputs raw, from a file that takes normalised images, and without "
-            "--embed-preprocess"
+            "this file cannot be evaluated with masked images: export it with --outputs raw, "
+            "without --embed-preprocess, from a model that takes normalised images"
         )
 
 
 def select_methods(
     requested: Sequence[Method] | None, supported: Sequence[Method]
 ) -> tuple[Method, ...]:
-    """The methods wanted, by default the paper's, as far as a file supports them.
+    """Check the requested methods; by default select the paper's four, as far as supported.
 
     Raises:
         RequestError: one that it does not support, none at all, or Score-CAM.
@@ -148,7 +147,9 @@ def select_methods(
             f"{', '.join(supported)} (see whycam export --method)"
         )
     if "scorecam" in requested:
-        raise RequestError("scorecam is left out here: it takes one forward pass a channel")
+        raise RequestError(
+            "scorecam cannot be evaluated: it takes one evaluation of the network for each channel"
+        )
     return tuple(dict.fromkeys(requested))
 
 
@@ -167,23 +168,23 @@ def _note_unknown_labels(classes: Classes, data: Dataset, settings: Settings) ->
     unknown = classes.unknown(labels)
     if settings.target == "label" and len(unknown) == len(labels):
         raise DataError(
-            "the data's labels are to be explained, but none of them is a class of the network"
+            "--target label needs labels that are classes of the network, and none of these is"
             + (f" (as '{labels[0]}')" if labels else "")
-            + "; pass a file of class names, see --classes"
+            + ": map them with --classes FILE"
         )
     if not unknown:
         return []
     shown = ", ".join(unknown[:3]) + (" ..." if len(unknown) > 3 else "")
     return [
-        f"{len(unknown)} of {len(labels)} labels are no class of the network ({shown}): their "
-        "images do not count for accuracy. --classes FILE can say what they mean"
+        f"{len(unknown)} of {len(labels)} labels are no class of the network ({shown}), and their "
+        "images do not count for accuracy: map them with --classes FILE"
     ]
 
 
 def _fingerprint(
     explainer: Explainer, data: Dataset, settings: Settings, classes: str | Path | None
 ) -> str:
-    """What rows must have in common to be of one evaluation."""
+    """Hash everything that rows of the same evaluation have in common."""
     what = hashlib.sha256()
     what.update(explainer.manifest.digest.encode())
     what.update(explainer.engine.description.encode())
@@ -199,7 +200,7 @@ def _fingerprint(
 def _measure_batch(
     explainer: Explainer, batch: Sequence[Read[Sample]], classes: Classes, settings: Settings
 ) -> list[dict[str, Any]]:
-    """Everything that is measured on some images, for each of them ready for JSON."""
+    """Measure a batch of images; return one row for each, ready for JSON."""
     rows: list[dict[str, Any]] = [
         {"name": sample.name, "error": str(read)}
         if isinstance(read, ImageError)
@@ -236,7 +237,7 @@ def _measure_batch(
 
 
 def _begin_row(sample: Sample, classes: Classes, settings: Settings) -> dict[str, Any]:
-    """Label and annotated boxes of an image, or why it is left out."""
+    """Return the label and boxes of an image, or the reason to leave it out."""
     label = classes.index(sample.label)
     try:
         boxes = read_boxes(sample.annotation) if sample.annotation is not None else ()
@@ -247,14 +248,14 @@ def _begin_row(sample: Sample, classes: Classes, settings: Settings) -> dict[str
     return {"name": sample.name, "label": label, "boxes": boxes}
 
 
-# A variant's map, and what is known of it already.
+# By variant: its map, and the numbers measured so far.
 _Variants = dict[str, tuple[Floats, dict[str, Any]]]
 
 
 def _mask_variants(
     explainer: Explainer, maps: Sequence[ClassMap], settings: Settings
 ) -> list[_Variants]:
-    """Each map in each variant, with the class's probability under its mask."""
+    """Make each variant of each map, with the class's probability for the masked image."""
     model = explainer.model
     found: list[_Variants] = [{} for _ in maps]
     pending: list[tuple[_Variants, Variant, ClassMap, Floats]] = []
@@ -295,7 +296,7 @@ def _mask_variants(
 
 
 def _select_boxes(boxes: Sequence[Box], classes: Classes, index: int) -> list[Box]:
-    """The boxes of the class explained; all of them where the network knows none of the names."""
+    """Return the boxes of the explained class; all, if the network knows none of the names."""
     known = {box.name: classes.index(box.name) for box in boxes}
     if any(value is not None for value in known.values()):
         return [box for box in boxes if known[box.name] == index]

@@ -1,4 +1,4 @@
-"""Whether explanations survive: one way of running a network held against another."""
+"""Compare the explanations of two engines, precisions or files of the same network."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Floats = NDArray[np.float32]
 
 
 class MapFidelity(msgspec.Struct, frozen=True, kw_only=True):
-    """One method's maps, other against reference.
+    """Agreement of one method's maps, over the images.
 
     Attributes:
         pearson, pearson_low: correlation of the maps' pixels, median and 5th percentile over
@@ -50,7 +50,7 @@ class MapFidelity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Fidelity(msgspec.Struct, frozen=True, kw_only=True):
-    """How close two ways of running a network are.
+    """Agreement of two engines, precisions or files of the same network.
 
     Attributes:
         reference, other: engine and precision.
@@ -81,13 +81,13 @@ def compare(
     tft: Tft | None = None,
     tick: Tick | None = None,
 ) -> Fidelity:
-    """Explain the same class of the same images both ways, and compare.
+    """Explain the same class of the same images with both, and compare the maps.
 
-    The class is the one that the reference finds most probable. Images stream.
+    The class is the most probable one of the reference. Images are read as they are needed.
 
     Args:
-        reference: what is trusted.
-        other: of the same network.
+        reference: the explainer to compare with.
+        other: another one of the same network.
         samples: images.
         methods: by default those of the paper that both have.
         tft: the reading in which thresholds are compared as well; None: they are not.
@@ -127,7 +127,7 @@ def compare(
 def select_common_methods(
     reference: Explainer, other: Explainer, methods: Sequence[Method] | None
 ) -> tuple[Method, ...]:
-    """The methods to compare.
+    """Select the methods to compare, by default the paper's that both files support.
 
     Raises:
         RequestError: see ``compare``.
@@ -150,7 +150,7 @@ def select_common_methods(
 
 @dataclass(frozen=True)
 class _Compared:
-    """One image explained both ways: by method, and the class that the other finds best."""
+    """One image's explanations by both, and the most probable class of the other."""
 
     ours: dict[Method, Explanation]
     theirs: dict[Method, Explanation]
@@ -164,7 +164,7 @@ def _compare_batch(
     tft: Tft | None,
     batch: Sequence[Read[Sample]],
 ) -> list[tuple[str, _Compared | ImageError]]:
-    """Each image's name, with what was found of it or why it cannot be read."""
+    """Explain a batch with both; return each image's name with its explanations or its error."""
     readable = [read for _, read in batch if isinstance(read, Prepared)]
     compared: list[_Compared] = []
     if readable:
@@ -195,7 +195,7 @@ def _compare_batch(
 
 
 class _Tally:
-    """Numbers of each image."""
+    """Collects the agreement of each image."""
 
     def __init__(self, methods: Sequence[Method]) -> None:
         self.same: list[bool] = []
@@ -227,7 +227,7 @@ class _Tally:
         self._sweeps[method].append(numbers)
 
     def of(self, method: Method) -> MapFidelity:
-        """What was found for a method."""
+        """Summarise one method over the images."""
         maps = np.array(self._maps[method])
         low = np.percentile(maps, 5, axis=0)
         middle = np.median(maps, axis=0)

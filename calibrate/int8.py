@@ -1,7 +1,7 @@
 """Calibrate an explaining graph for INT8, and prove that its maps survive.
 
-What the search decides is decided on the images that ranges are taken from; what is reported is
-measured on others.
+The search uses the images that ranges are taken from; the agreement that is reported is measured
+on others.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _ROUNDS = 10
 
 
 class Int8Result(msgspec.Struct, frozen=True, kw_only=True):
-    """What INT8 calibration made.
+    """The INT8 file, how it was chosen, and its measured agreement with the float file.
 
     Attributes:
         file: the INT8 file.
@@ -78,7 +78,7 @@ class Int8Result(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def recipe(self) -> Recipe:
-        """How it was made."""
+        """Return calibrator, percentile and weight bits together."""
         return Recipe(self.calibrator, self.percentile, self.weight_bits)
 
 
@@ -93,20 +93,20 @@ def calibrate_int8(
 ) -> Int8Result:
     """Make an INT8 file of an explaining graph, and prove that its maps survive.
 
-    The trunk computes in 8 bits; head, gradients and map arithmetic stay in float. Layers that
-    hurt labels or maps most stay in float, as few as the floor takes.
+    The backbone computes in 8 bits; head, gradients and map arithmetic stay in float. So do the
+    layers that harm labels or maps most, as few as the floor allows.
 
     Args:
         model: a file made by ``whycam export``.
         data: images like those the network will see; labels are not needed.
         path: the file to write.
         settings: how.
-        tick: told what is done, and steps since; a step is about one image explained.
-        total: told how many steps there will be, again when it becomes more.
-        note: told what the user should know before it is done.
+        tick: called with what is being done and the steps done since; a step is about one image.
+        total: called with the number of steps, again when it grows.
+        note: called with what the user should know meanwhile.
 
     Raises:
-        RequestError: a wish that does not exist, or a file with nothing to quantise.
+        RequestError: a setting is invalid, or the file has nothing to quantise.
         DataError: too few images.
         VerificationError: the floor does not hold on the images held out; no file is left.
         OutputError: the file cannot be written.
@@ -193,7 +193,7 @@ def calibrate_int8(
 
 
 def split_samples(data: Dataset, settings: Settings) -> tuple[list[Sample], list[Sample]]:
-    """Images to calibrate on and others to prove it on, the same each time.
+    """Split the images into those to calibrate on and those held out, the same way each time.
 
     Raises:
         DataError: there are fewer than 16.
@@ -212,8 +212,8 @@ def _note_step(count: int, floor: float, note: Note) -> None:
     """Say where so few images are held out that none of them may change its class."""
     if floor < 1 and (1 - floor) * count < 1 - 1e-9:
         note(
-            f"of {count} images held out one is a step of {1 / count:.3g}: a floor of top1="
-            f"{floor:g} means that all of them keep their class"
+            f"only {count} images are held out, so one is a step of {1 / count:.3g} in top1: a "
+            f"floor of {floor:g} means that all of them keep their class"
         )
 
 
@@ -236,7 +236,7 @@ def _check(proof: Fidelity, floor: Mapping[str, float]) -> None:
 
 
 def _times(explainers: Sequence[Explainer]) -> list[float]:
-    """Median milliseconds of one image's engine call, in turn."""
+    """Measure the median milliseconds of one image's engine call, the explainers in turn."""
     contenders = {}
     for index, explainer in enumerate(explainers):
         manifest = explainer.manifest

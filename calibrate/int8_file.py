@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def write_candidate(model: onnx.ModelProto, manifest: Manifest, path: Path) -> Manifest:
-    """Write a quantised graph without references: an engine runs it, but cannot verify it.
+    """Write a quantised graph without reference answers: engines run it but cannot verify it.
 
     Args:
         model: its metadata is replaced.
@@ -47,11 +47,10 @@ def write_candidate(model: onnx.ModelProto, manifest: Manifest, path: Path) -> M
 
 
 def write_int8(model: onnx.ModelProto, manifest: Manifest, path: Path) -> None:
-    """Write a quantised graph with references to verify engines by.
+    """Write a quantised graph with reference answers that engines are verified by.
 
-    These are the file's own answers, computed step by step as the file says, where its outputs
-    give them: float answers are not what it should reproduce, and kernels that overflow are what
-    they should tell. Elsewhere the float file's references stay.
+    They are computed from the quantised file without optimisation, so that kernels that overflow
+    are found. Where its outputs do not allow that, the float file's references stay.
 
     Args:
         model: its metadata is replaced.
@@ -61,20 +60,21 @@ def write_int8(model: onnx.ModelProto, manifest: Manifest, path: Path) -> None:
     import onnx
 
     written = write_candidate(model, manifest, path)
-    references = selftest.make_references(_Literal(path, written), written) or manifest.references
+    engine = _UnoptimisedEngine(path, written)
+    references = selftest.make_references(engine, written) or manifest.references
     onnx.save(model, str(path))
     append_manifest(path, msgspec.structs.replace(written, references=references))
 
 
-class _Literal:
-    """A file as it is written, in ONNX Runtime: quantised numbers are unpacked, then computed with.
+class _UnoptimisedEngine:
+    """ONNX Runtime without optimisation: quantised numbers are dequantised, then computed in float.
 
     No operations are fused, so none of the processor's integer arithmetic is used.
     """
 
     name = "onnxruntime"
     description = "ONNX Runtime without optimisation"
-    reason = "to know what a quantised file means"
+    reason = "to compute reference answers of a quantised file"
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         import onnxruntime

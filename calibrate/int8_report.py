@@ -1,4 +1,4 @@
-"""INT8 calibrations and comparisons as files."""
+"""Write the reports of INT8 calibrations and of comparisons."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .int8 import Int8Result
 
 
 def write_int8_report(result: Int8Result, folder: Path) -> list[Path]:
-    """``int8.json`` with everything, ``int8.csv`` with one line a method.
+    """Write ``int8.json`` with everything, ``int8.csv`` with one line a method.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -26,7 +26,7 @@ def write_int8_report(result: Int8Result, folder: Path) -> list[Path]:
 
 
 def write_fidelity_report(result: Fidelity, folder: Path) -> list[Path]:
-    """``compare.json`` with everything, ``compare.csv`` with one line a method."""
+    """Write ``compare.json`` with everything, ``compare.csv`` with one line a method."""
     return [
         write_whole(folder / "compare.json", msgspec.json.format(msgspec.json.encode(result))),
         write_whole(folder / "compare.csv", _csv(result).encode()),

@@ -1,4 +1,4 @@
-"""Search how to quantise a graph: which ranges, and which layers stay in float."""
+"""Search how to quantise a graph: which ranges to use, and which layers to leave in float."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 Tick = Callable[[str, int], None]
 Total = Callable[[int], None]
 Note = Callable[[str], None]
-EVALUATED = 48  # images that each candidate explains
+EVALUATED = 48  # images that every candidate is evaluated on
 _RANKED = 16  # images on which layers are ranked
-LOADING = 16  # opening a candidate takes about as long as explaining so many images
+LOADING = 16  # loading a candidate takes as long as explaining about so many images
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    """One way of calibrating, as it does on the images that ranges were taken from.
+    """A candidate's agreement with the float file, on the images that ranges were taken from.
 
     Attributes:
         calibrator: ``minmax``, ``percentile`` or ``entropy``.
@@ -57,27 +57,27 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def recipe(self) -> Recipe:
-        """How it was made."""
+        """Return calibrator, percentile and weight bits together."""
         return Recipe(self.calibrator, self.percentile, self.weight_bits)
 
     def shortfall(self, floor: Mapping[str, float]) -> float:
-        """By how much it misses a floor, summed; 0: it holds."""
+        """Sum by how much it misses the floor; 0 if it holds."""
         missing = max(0.0, floor.get("top1", 0.0) - self.top1)
         lowest = floor.get("pearson", 0.0)
         return missing + sum(max(0.0, lowest - value) for value in self.pearson.values())
 
     @property
     def quality(self) -> float:
-        """To choose by where the floor decides nothing: the mean of all agreements."""
+        """Return the mean of all agreements, which ranks candidates with the same shortfall."""
         return float(np.mean([self.top1, *self.pearson.values()]))
 
 
 class FloatLayer(msgspec.Struct, frozen=True, kw_only=True):
-    """A layer that stays in float.
+    """A layer that is left in float.
 
     Attributes:
         name, kind: see ``quantise.Layer``.
-        gain: in ``Trial.quality``, of this layer alone in float.
+        gain: in ``Trial.quality``, when this layer alone is in float.
     """
 
     name: str
@@ -86,7 +86,7 @@ class FloatLayer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Search:
-    """Candidates for one graph, each evaluated on the same images.
+    """Makes and evaluates candidates of one graph, all on the same images.
 
     Attributes:
         graph: to be quantised.
@@ -149,11 +149,11 @@ class Search:
             raise DataError(f"too few images can be read, as: {unreadable[0]}")
 
     def quantise(self, recipe: Recipe, floating: Sequence[str]) -> onnx.ModelProto:
-        """The graph in INT8, but for the layers named."""
+        """Return the graph in INT8, with the named layers in float."""
         return quantise(self.graph, self._magnitudes(recipe), floating, recipe.weight_bits)
 
     def load(self, recipe: Recipe, floating: Sequence[str]) -> Explainer:
-        """Open a candidate."""
+        """Write a candidate and load it."""
         write_candidate(self.quantise(recipe, floating), self._reference.manifest, self._path)
         own = self._settings
         return load(self._path, own.engine, own.threads, gpu=own.gpu, check=False)
@@ -182,13 +182,13 @@ class Search:
     def find_float_layers(
         self, trial: Trial, floor: Mapping[str, float], total: Total, note: Note
     ) -> tuple[tuple[FloatLayer, ...], list[Trial]]:
-        """The fewest layers, most harmful first, that hold the floor once they are in float.
+        """Find the fewest layers, most harmful first, to leave in float so that the floor holds.
 
         Args:
             trial: with every layer in INT8, which misses the floor.
             floor: to be held.
-            total: told how many more images will be explained.
-            note: told how long it takes.
+            total: called with the number of further steps.
+            note: called with how long it takes.
 
         Raises:
             VerificationError: the floor is missed with a single layer in INT8 already.
@@ -196,7 +196,7 @@ class Search:
         layers, recipe = self.graph.layers, trial.recipe
         gentlest = min(layers, key=self._rounding)
         others = [layer.name for layer in layers if layer is not gentlest]
-        self._tick(f"with {gentlest.name} alone in INT8", 0)
+        self._tick(f"trying {gentlest.name} alone in INT8", 0)
         started = time.perf_counter()
         gentle = self.evaluate(recipe, others)
         seconds = time.perf_counter() - started
@@ -218,7 +218,7 @@ class Search:
         base = self.evaluate(recipe, (), _RANKED).quality
         gains = []
         for layer in layers:
-            self._tick(f"which layers hurt: {layer.name}", ranked)
+            self._tick(f"ranking layers: {layer.name}", ranked)
             quality = self.evaluate(recipe, [layer.name], _RANKED).quality
             gains.append(FloatLayer(name=layer.name, kind=layer.kind, gain=quality - base))
         # The one that is known to be harmless alone goes last: all before it hold the floor.
@@ -226,7 +226,7 @@ class Search:
         trials: list[Trial] = []
 
         def holds(count: int) -> bool:
-            self._tick(f"with {count} layers in float", number + LOADING)
+            self._tick(f"trying {count} layers in float", number + LOADING)
             trials.append(self.evaluate(recipe, [layer.name for layer in gains[:count]]))
             return trials[-1].shortfall(floor) == 0
 
@@ -239,21 +239,21 @@ class Search:
         return tuple(gains[:high]), [*trials, *([gentle] if high == len(others) else [])]
 
     def _magnitudes(self, recipe: Recipe) -> dict[str, float]:
-        """For each tensor, what 127 stands for."""
+        """Choose for each tensor the magnitude that 127 stands for."""
         return {
             name: magnitude(histogram, recipe.calibrator, recipe.percentile or PERCENTILES[0])
             for name, histogram in self._histograms.items()
         }
 
     def _rounding(self, layer: Layer) -> float:
-        """How coarse the steps of a layer's input are, relative to its usual values."""
+        """Return how coarse INT8's steps are for a layer's input, relative to its usual values."""
         histogram = self._histograms[layer.reads]
         return histogram.largest / max(root_mean_square(histogram), 1e-30)
 
     def _explain(
         self, explainer: Explainer, image: NDArray[Any], index: int = -1
     ) -> tuple[int, int, dict[Method, NDArray[np.float32]]]:
-        """(the most probable class, the class explained, its maps)."""
+        """Return the most probable class, the class explained, and its maps by method."""
         # A graph without an input for the class explains the most probable one.
         target = index if explainer.manifest.top is None else -1
         plan = explainer.plan(self.methods)
@@ -272,10 +272,10 @@ class Search:
 
 
 def format_floor(floor: Mapping[str, float]) -> str:
-    """A floor as people write it."""
+    """Format a floor for people."""
     return ", ".join(f"{name} {value:g}" for name, value in floor.items())
 
 
 def format_duration(seconds: float) -> str:
-    """A rough duration for people."""
+    """Format a rough duration for people."""
     return f"{max(1, round(seconds))} s" if seconds < 90 else f"{seconds / 60:.0f} min"

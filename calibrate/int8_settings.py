@@ -1,4 +1,4 @@
-"""What an INT8 calibration is asked for."""
+"""Settings of an INT8 calibration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LEAST_IMAGES = 16
 
 @dataclass(frozen=True)
 class Recipe:
-    """How ranges become integers."""
+    """How activations and weights are mapped to integers."""
 
     calibrator: Calibrator
     percentile: float | None
@@ -31,7 +31,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to calibrate.
+    """Settings of an INT8 calibration.
 
     Attributes:
         calibrator: one, or ``auto``: the one whose maps agree best.
@@ -45,7 +45,7 @@ class Settings:
         engine, threads, gpu: that candidates and proof run in.
 
     Raises:
-        RequestError: a value that does not exist or is out of its range.
+        RequestError: a value is unknown or out of range.
     """
 
     calibrator: str = "auto"
@@ -83,7 +83,7 @@ class Settings:
                 )
 
     def recipes(self, weight_bits: int) -> list[Recipe]:
-        """What to try with weights of so many bits."""
+        """List the recipes to try with weights of this many bits."""
         percentiles = PERCENTILES if self.percentile is None else (self.percentile,)
         names = CALIBRATORS if self.calibrator == "auto" else (self.calibrator,)
         return [

@@ -1,4 +1,4 @@
-"""Plots of an evaluation. Needs matplotlib."""
+"""Plot an evaluation. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from .summary import Evaluation
 _COLOURS = {"original": "#9aa0a6", "naive": "#e0a458", "tft": "#31688e"}
 
 
-def quality_bars(evaluation: Evaluation) -> Figure:
-    """Average increase and average drop, a group of bars for each method."""
+def plot_quality(evaluation: Evaluation) -> Figure:
+    """Plot average increase and average drop, a group of bars for each method."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     methods = list(dict.fromkeys(result.method for result in evaluation.results))
     variants = list(dict.fromkeys(result.variant for result in evaluation.results))
@@ -40,12 +40,12 @@ def quality_bars(evaluation: Evaluation) -> Figure:
         axis.set_xticks(range(len(methods)), methods)
         axis.set_title(title, fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
-    _legend(figure)
+    _place_legend(figure)
     return figure
 
 
-def rpi_curves(evaluation: Evaluation) -> Figure:
-    """Mean relative probability increase at each threshold."""
+def plot_rpi(evaluation: Evaluation) -> Figure:
+    """Plot the mean relative probability increase at each threshold."""
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     axis = figure.subplots()
     for method, values in evaluation.rpi.items():
@@ -55,12 +55,12 @@ def rpi_curves(evaluation: Evaluation) -> Figure:
     axis.set_ylabel("mean relative probability increase")
     axis.set_ylim(bottom=0)
     axis.spines[["top", "right"]].set_visible(False)
-    _legend(figure)
+    _place_legend(figure)
     return figure
 
 
-def threshold_histogram(evaluation: Evaluation) -> Figure:
-    """How often each threshold was chosen."""
+def plot_thresholds(evaluation: Evaluation) -> Figure:
+    """Plot how often each threshold was chosen."""
     figure = Figure(figsize=(6.5, 3.4), layout="constrained")
     axis = figure.subplots()
     labels = [*(f"{tau:g}" for tau in evaluation.taus), "none"]
@@ -73,12 +73,12 @@ def threshold_histogram(evaluation: Evaluation) -> Figure:
     axis.set_xlabel(r"best threshold $\tau^*$")
     axis.set_ylabel("share of images")
     axis.spines[["top", "right"]].set_visible(False)
-    _legend(figure)
+    _place_legend(figure)
     return figure
 
 
-def _legend(figure: Figure) -> None:
-    """Below the plots, where it hides none of what is drawn."""
+def _place_legend(figure: Figure) -> None:
+    """Place the legend below the plots, where it hides nothing."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9

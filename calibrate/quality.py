@@ -1,4 +1,4 @@
-"""How good an attribution map is: measures from the literature, one image at a time."""
+"""Measure how good an attribution map is, with measures from the literature."""
 
 from __future__ import annotations
 

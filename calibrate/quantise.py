@@ -1,4 +1,4 @@
-"""A graph's trunk in INT8: where QuantizeLinear and DequantizeLinear go, and with which ranges."""
+"""Quantise a graph's backbone: place QuantizeLinear and DequantizeLinear, with given ranges."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Graph:
-    """An ONNX model, and what of it may be quantised.
+    """An ONNX model, and its layers and tensors that can be quantised.
 
     Attributes:
         model: with shapes inferred and a name for every node.
@@ -61,10 +61,9 @@ class Graph:
 
 
 def read_graph(path: str | os.PathLike[str]) -> Graph:
-    """Read an explaining graph and find what may be quantised.
+    """Read an explaining graph and find the layers that can be quantised.
 
-    The layers from the image to the activations, and the same once more where the graph sweeps
-    thresholds.
+    These lie between image and activations; a graph that sweeps thresholds has them twice.
 
     Args:
         path: a file made by ``whycam export``.
@@ -120,7 +119,7 @@ def read_graph(path: str | os.PathLike[str]) -> Graph:
 
 
 def _between(model: onnx.ModelProto, layers: Collection[str]) -> set[str]:
-    """Nodes that lie behind one layer and before another."""
+    """Find the nodes that lie behind one layer and before another."""
     of_layers = set(layers)
     behind: set[str] = set()
     after: set[str] = set()
@@ -149,12 +148,12 @@ def _shapes(model: onnx.ModelProto) -> dict[str, list[int | None]]:
 
 
 def _has_extent(shape: Sequence[int | None] | None) -> bool:
-    """Layers of a single pixel, as in squeeze-and-excitation, cost nothing and gain nothing."""
+    """Tell whether a layer has more than one pixel; INT8 gains nothing on others."""
     return shape is None or len(shape) != 4 or tuple(shape[2:]) != (1, 1)
 
 
 def _layer_name(node: onnx.NodeProto) -> str:
-    """PyTorch's exporter numbers nodes, and calls weights by the module that holds them."""
+    """Name a layer by its module, which PyTorch's exporter keeps in its weights' name alone."""
     module, _, kind = node.input[1].rpartition(".")
     return module if module and kind.startswith("weight") else node.name
 
@@ -212,7 +211,7 @@ def observe(
 
 
 def _feeds(images: NDArray[Any], manifest: Manifest) -> dict[str, NDArray[Any]]:
-    """What a graph takes, by its own names, to look at its activations."""
+    """Name the inputs as the graph does, to compute its activations."""
     count = manifest.batch or len(images)
     image = pad_batch(images, count).astype(manifest.image_type, copy=False)
     feeds = {graph_name("image", manifest): image}
@@ -227,7 +226,7 @@ def quantise(
     floating: Collection[str] = (),
     weight_bits: int = 8,
 ) -> onnx.ModelProto:
-    """The graph with INT8 layers, in the form that ONNX Runtime, OpenVINO and TensorRT accept.
+    """Quantise layers, in the form that ONNX Runtime, OpenVINO and TensorRT accept.
 
     Symmetric, weights per output channel and stored in 8 bits, biases in float. A tensor is
     quantised where a layer or an addition reads it, and nowhere else: between a convolution and
@@ -280,6 +279,6 @@ def quantise(
 
 
 def _sums_among(graph: Graph, layers: Sequence[str]) -> list[str]:
-    """Additions that still lie between quantised layers."""
+    """Find the additions that lie between quantised layers."""
     inside = _between(graph.model, layers)
     return [name for name in graph.sums if name in inside]

@@ -1,4 +1,4 @@
-"""Ranges of activations over many images, from histograms that grow: memory stays constant."""
+"""Choose the range of each activation from a histogram over many images, in constant memory."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _LEVELS = 128  # of a symmetric INT8 magnitude
 class Histogram:
     """How often a tensor's magnitudes occur, in 2048 equal bins from 0.
 
-    The bins double in width when a larger value comes, so images can be seen one after another.
+    The bins double in width when a larger value comes, so images can be added one after another.
 
     Attributes:
         counts: int64 [2048].
         top: the upper edge of the last bin.
-        largest: the largest magnitude seen.
+        largest: the largest magnitude added.
     """
 
     def __init__(self) -> None:
@@ -54,16 +54,16 @@ class Histogram:
 
     @property
     def edges(self) -> NDArray[np.float64]:
-        """The upper edge of each bin."""
+        """Return the upper edge of each bin."""
         return np.arange(1, _BINS + 1, dtype=np.float64) * (self.top / _BINS)
 
 
 def magnitude(histogram: Histogram, calibrator: Calibrator, percentile: float = 99.99) -> float:
-    """The magnitude that INT8's 127 stands for; larger ones are clipped.
+    """Choose the magnitude that INT8's 127 stands for; larger ones are clipped.
 
     Args:
         histogram: of the tensor.
-        calibrator: ``minmax``: the largest seen; ``percentile``: of the magnitudes; ``entropy``:
+        calibrator: ``minmax``: the largest; ``percentile``: of the magnitudes; ``entropy``:
             least Kullback-Leibler divergence of the clipped distribution from the whole (Migacz,
             8-bit inference with TensorRT, 2017).
         percentile: in (50, 100].
@@ -83,7 +83,7 @@ def magnitude(histogram: Histogram, calibrator: Calibrator, percentile: float = 
 
 
 def root_mean_square(histogram: Histogram) -> float:
-    """Of a tensor's values, as far as the bins tell them; 0 where all are 0."""
+    """Estimate the root mean square of a tensor's values from the bins; 0 where all are 0."""
     middles = histogram.edges - histogram.top / (2 * _BINS)
     counts = histogram.counts
     return float(np.sqrt((counts * middles**2).sum() / max(1, counts.sum())))
@@ -111,7 +111,7 @@ def _entropy(histogram: Histogram, _: float) -> float:
 
 
 def _divergence(counts: NDArray[np.float64], bins: int) -> float:
-    """KL(p || q): p the first ``bins``, the rest clipped into the last; q the same in 128 steps."""
+    """Compute KL(p || q): p is the first ``bins``, the rest in the last; q is p in 128 steps."""
     p = counts[:bins].copy()
     p[-1] += counts[bins:].sum()
     steps = np.arange(bins) * _LEVELS // bins

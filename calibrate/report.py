@@ -1,4 +1,4 @@
-"""An evaluation as a folder of files."""
+"""Write an evaluation as a folder of tables and plots."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def write_report(evaluation: Evaluation, folder: Path) -> list[Path]:
 
 def _plots(evaluation: Evaluation) -> dict[str, Figure]:
     try:
-        from .plots import quality_bars, rpi_curves, threshold_histogram
+        from .plots import plot_quality, plot_rpi, plot_thresholds
     except ImportError as error:
         raise MissingExtraError("matplotlib", "plot", "drawing plots") from error
-    plots = {"quality.png": quality_bars(evaluation)}
+    plots = {"quality.png": plot_quality(evaluation)}
     if evaluation.taus:
         plots |= {
-            "rpi.png": rpi_curves(evaluation),
-            "thresholds.png": threshold_histogram(evaluation),
+            "rpi.png": plot_rpi(evaluation),
+            "thresholds.png": plot_thresholds(evaluation),
         }
     return plots

@@ -1,4 +1,4 @@
-"""What was measured on each image, kept line by line, so that an evaluation can go on."""
+"""Store the measurements of each image line by line, so that a stopped evaluation resumes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ ROWS = "images.jsonl"
 
 
 class Rows:
-    """One line of JSON an image; the first line says of which evaluation.
+    """A file with one line of JSON an image; the first line identifies the evaluation.
 
     Attributes:
-        names: of the images that ``done`` has given.
+        names: of the images that ``done`` has returned.
     """
 
     def __init__(self, folder: Path | None, key: str) -> None:
@@ -33,7 +33,7 @@ class Rows:
             self._file.close()
 
     def done(self) -> Iterator[dict[str, Any]]:
-        """The rows of an earlier start; a last line that was cut off is dropped."""
+        """Yield the rows of a stopped evaluation; an incomplete last line is dropped."""
         if self._path is None:
             return
         whole = 0
@@ -70,7 +70,7 @@ class Rows:
         return dict(row)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Keep the row of one image.
+        """Write the row of one image.
 
         Raises:
             OutputError: the disk is full.

@@ -1,4 +1,4 @@
-"""What an evaluation measures."""
+"""Settings of an evaluation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Target = Literal["predicted", "label"]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What is measured.
+    """Settings of an evaluation.
 
     Attributes:
         methods: whose maps.

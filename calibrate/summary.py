@@ -1,4 +1,4 @@
-"""What an evaluation found: sums over images while it runs, tables and files at its end."""
+"""Sum up an evaluation: means and standard errors over its images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MEASURES = {
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One method in one variant. Means over images; standard errors beside them.
+    """Results of one method in one variant: means over images, with standard errors.
 
     Attributes:
         method, variant: what was measured.
@@ -70,7 +70,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole of an evaluation.
+    """The results of an evaluation.
 
     Attributes:
         model, engine, digest, data: what was evaluated, in what, on what.
@@ -107,14 +107,11 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
     def result(self, method: str, variant: str) -> Result:
-        """What was found for one method in one variant.
+        """Return the result of one method in one variant.
 
         Args:
             method: as ``gradcam``.
             variant: as ``original`` or ``tft``.
-
-        Returns:
-            One of ``results``.
 
         Raises:
             KeyError: it was not measured.
@@ -125,7 +122,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
         raise KeyError((method, variant))
 
     def to_csv(self) -> str:
-        """One line a result."""
+        """Format the results as CSV, one line each."""
         text = io.StringIO()
         writer = csv.DictWriter(text, Result.__struct_fields__)
         writer.writeheader()
@@ -134,7 +131,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Mean:
-    """Mean and standard error of numbers that come one by one (Welford 1962)."""
+    """Running mean and standard error (Welford 1962)."""
 
     def __init__(self) -> None:
         self.count, self.mean, self._squares = 0, 0.0, 0.0
@@ -147,14 +144,14 @@ class _Mean:
 
     @property
     def error(self) -> float:
-        """Standard error of the mean; 0 where one number alone says nothing of it."""
+        """Return the standard error of the mean; 0 for a single number."""
         if self.count < 2:
             return 0.0
         return math.sqrt(self._squares / (self.count - 1) / self.count)
 
 
 class Tally:
-    """Sums over rows of ``evaluate``."""
+    """Sums up the rows of ``evaluate``."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -166,7 +163,7 @@ class Tally:
         self._unreadable: dict[str, str] = {}
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Take in one image."""
+        """Add the row of one image."""
         if "error" in row:
             self.unreadable_count += 1
             if len(self._unreadable) < 1000:
@@ -202,7 +199,7 @@ class Tally:
     def result(
         self, manifest: Manifest, engine: str, data: Dataset, notes: Sequence[str]
     ) -> Evaluation:
-        """What was found."""
+        """Return the results so far."""
         settings = self.settings
         labelled = self._accuracy.count
         accuracy = self._accuracy.mean if labelled else None

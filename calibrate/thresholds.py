@@ -1,8 +1,8 @@
-"""Learn which thresholds are worth trying, and what trying only those costs.
+"""Learn which thresholds of TFT are worth trying, and measure what trying only those loses.
 
 Every threshold of every map is tried once, on a calibration set. From three quarters of the
 images a Gaussian prior is fitted for each method and reading of TFT (see ``runtime.search``);
-on the others the search is replayed with 1 to 8 forwards and held against trying all ten.
+on the others the search is replayed with 1 to 8 evaluations and compared with trying all ten.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ _TIMED = 6  # images whose searches are timed
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
-    """What a number of forwards came to on the held-out images.
+    """What a number of evaluations achieves on the held-out images.
 
     Attributes:
-        forwards: masked images through the network for each map, at most.
+        forwards: evaluations of the network for each map, at most.
         taus: the thresholds, where they are always the same; empty for a search.
         average_increase: share of images whose masked image has the higher probability.
         average_increase_standard_error: of that share.
@@ -75,14 +75,14 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Curve(msgspec.Struct, frozen=True, kw_only=True):
-    """One method in one reading.
+    """Results of one method in one reading of TFT, by number of evaluations.
 
     Attributes:
         method, mask, thresholds: which.
         learnt_from, held_out: images.
         original_average_increase: of the map as it is.
         every: all ten thresholds of ``Tft``.
-        search: with 1, 2, ... forwards.
+        search: with 1, 2, ... evaluations.
         fixed: the same thresholds for every map: the best three and four of those learnt from.
     """
 
@@ -98,10 +98,10 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LearntThresholds(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole of what was learnt.
+    """The thresholds learnt from a data set, and how well searching them works.
 
     Attributes:
-        model, engine, digest, data: what was looked at, in what, on what.
+        model, engine, digest, data: what was run, and on which images.
         images: usable images.
         priors: one for each method and reading.
         curves: in the same order.
@@ -118,7 +118,7 @@ class LearntThresholds(msgspec.Struct, frozen=True, kw_only=True):
     unreadable: dict[str, str] = msgspec.field(default_factory=dict)
 
     def to_csv(self) -> str:
-        """One line a point of a curve; ``tried`` is ``search``, ``fixed`` or ``every``."""
+        """Format as CSV, one line a point; ``tried`` is ``search``, ``fixed`` or ``every``."""
         text = io.StringIO()
         names = [name for name in Point.__struct_fields__ if name != "taus"]
         writer = DictWriter(text, ["method", "mask", "thresholds", "tried", *names, "taus"])
@@ -139,7 +139,7 @@ class LearntThresholds(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass
 class SweepRecord:
-    """One method in one reading: every image's sweep, N of them in the end.
+    """The sweeps of N images, for one method in one reading of TFT.
 
     Attributes:
         features: float32 [F] each.
@@ -152,7 +152,7 @@ class SweepRecord:
     masked: list[Floats] = field(default_factory=list)
 
     def arrays(self) -> tuple[Floats, Floats, Floats]:
-        """Features [N, F], probability [N], masked [N, T]."""
+        """Stack the lists: features [N, F], probability [N], masked [N, T]."""
         return (
             np.stack(self.features),
             np.array(self.probability, np.float32),
@@ -178,10 +178,10 @@ def learn_thresholds(
         tick: told (name, images done).
 
     Returns:
-        Priors, to be stored in the manifest, and what they came to on held-out images.
+        Priors, to be stored in the manifest, and what they achieve on held-out images.
 
     Raises:
-        RequestError: a method that the file cannot give.
+        RequestError: the file does not support a method.
         DataError: fewer than 40 usable images.
     """
     check_measurable(explainer.manifest)
@@ -222,7 +222,7 @@ def learn_thresholds(
 
 
 def store_priors(path: Path, priors: Sequence[Prior]) -> None:
-    """Put priors into a model file's manifest, in the place of older ones of their kind.
+    """Store priors in a model file's manifest, replacing those of the same method and reading.
 
     The graph and its digest stay as they are; the file is replaced whole or not at all.
 
@@ -239,8 +239,8 @@ def store_priors(path: Path, priors: Sequence[Prior]) -> None:
 def _check_count(count: int, data: Dataset) -> None:
     if count < LEAST_IMAGES:
         raise DataError(
-            f"{data.path} has {count} usable images; learning thresholds takes "
-            f"{LEAST_IMAGES} or more (some hundreds are better)"
+            f"{data.path} has {count} usable images; learning thresholds needs "
+            f"{LEAST_IMAGES} or more, better some hundreds"
         )
 
 
@@ -254,7 +254,7 @@ def _held_out(count: int) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class _Image:
-    """One image's maps, and for each map and reading what the class's probability becomes.
+    """One image's maps, and the class's probability under each threshold's mask.
 
     Attributes:
         maps: one a method.
@@ -271,7 +271,7 @@ def _sweep_batch(
     readings: Sequence[tuple[Mask, Thresholds]],
     batch: Sequence[Read[Sample]],
 ) -> list[tuple[str, _Image | ImageError]]:
-    """Try every threshold of some images' maps: each image's name, and what was found."""
+    """Try every threshold on a batch; return each image's name with its sweep or its error."""
     readable = [read for _, read in batch if isinstance(read, Prepared)]
     images: list[_Image] = [_Image({}, {}) for _ in readable]
     if readable:
@@ -308,7 +308,7 @@ def _add(image: _Image, swept: dict[tuple[Method, Mask, Thresholds], SweepRecord
 
 
 def fit(swept: SweepRecord, settings: Tft, method: Method) -> Prior:
-    """Ridge regression of the gains on the features; the residuals' covariance.
+    """Fit a prior: ridge regression of the gains on the features, and the residuals' covariance.
 
     Held-out images are left out. B = argmin |Y - X B|^2 + 100 |B|^2 on standardised features
     X, the constant's row of B unpenalised; S = E^T E / N + 1e-4 I with E = Y - X B.
@@ -348,7 +348,7 @@ def _gains(probability: Floats, masked: Floats) -> Floats:
 
 
 def replay(prior: Prior, features: Floats, probability: Floats, masked: Floats) -> NDArray[np.intp]:
-    """The thresholds that a search of 8 forwards tries, in this order, by answers known already.
+    """Replay a search of 8 evaluations on known answers; return the thresholds it tries, in order.
 
     Args:
         prior: what it starts from.
@@ -395,12 +395,12 @@ def _curve(swept: SweepRecord, prior: Prior, times: dict[int, float]) -> Curve:
     )
 
 
-# The ten thresholds that TFT tries otherwise. The first of all, 0, mutes nothing: the map as it is.
+# TFT's ten default thresholds. The first of all, 0, mutes nothing: the map as it is.
 _TENTHS = [TAUS.index(tau) for tau in Tft().taus]
 
 
 class _Measure:
-    """Measures masked probabilities [N, k] against those of all ten thresholds."""
+    """Compares masked probabilities [N, k] with those of all ten thresholds."""
 
     def __init__(self, probability: Floats, masked: Floats) -> None:
         self._p = probability
@@ -431,7 +431,7 @@ class _Measure:
 
 
 def _best_set(probability: Floats, masked: Floats, size: int) -> tuple[int, ...]:
-    """The thresholds that, always the same, give the largest average increase; ties: mean rpi."""
+    """Find the fixed set of thresholds with the largest average increase, then mean rpi."""
     above = masked > probability[:, None]
     rpi = np.maximum(masked - probability[:, None], 0) / np.maximum(probability[:, None], 1e-30)
 
@@ -444,7 +444,7 @@ def _best_set(probability: Floats, masked: Floats, size: int) -> tuple[int, ...]
 
 
 def _times(explainer: Explainer, requests: Sequence[Request], prior: Prior) -> dict[int, float]:
-    """Median milliseconds of one map alone: forwards of a search, and ten for all of TFT."""
+    """Measure median milliseconds of one map's search, and of all ten thresholds."""
     settings = {k: Tft(prior.mask, prior.thresholds, prior.taus, k) for k in range(1, FORWARDS + 1)}
     settings[len(_TENTHS)] = Tft(prior.mask, prior.thresholds)
     seconds: dict[int, list[float]] = {k: [] for k in settings}

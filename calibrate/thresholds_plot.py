@@ -1,4 +1,4 @@
-"""Plot of what a search of thresholds keeps. Needs matplotlib."""
+"""Plot what a search of few thresholds keeps. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from .thresholds import LearntThresholds
 
 
-def kept_curves(learnt: LearntThresholds) -> Figure:
-    """Gain in average increase kept, and mean rpi kept, over forwards; a panel for each reading."""
+def plot_kept(learnt: LearntThresholds) -> Figure:
+    """Plot the gain and the rpi kept by number of evaluations, a row of panels for each reading."""
     readings = list(dict.fromkeys((c.mask, c.thresholds) for c in learnt.curves))
     figure = Figure(figsize=(9, 3.2 * len(readings)), layout="constrained")
     axes = figure.subplots(len(readings), 2, squeeze=False, sharex=True)
@@ -40,7 +40,7 @@ def kept_curves(learnt: LearntThresholds) -> Figure:
             axis.set_ylabel("% of all ten thresholds")
             axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[-1]:
-        axis.set_xlabel("forwards a map (crosses: always the same thresholds)")
+        axis.set_xlabel("evaluations for each map (crosses: fixed thresholds)")
     axes[0][0].legend(frameon=False, fontsize=9)
     return figure
 

@@ -1,4 +1,4 @@
-"""What was learnt of thresholds, as a folder of files."""
+"""Write learnt thresholds as a folder of files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write_learnt(learnt: LearntThresholds, folder: Path) -> list[Path]:
 
 def _plot(learnt: LearntThresholds) -> Figure:
     try:
-        from .thresholds_plot import kept_curves
+        from .thresholds_plot import plot_kept
     except ImportError as error:
         raise MissingExtraError("matplotlib", "plot", "drawing plots") from error
-    return kept_curves(learnt)
+    return plot_kept(learnt)

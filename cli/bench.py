@@ -40,15 +40,15 @@ def bench(
         str,
         typer.Option(
             "--tft",
-            help="Without TFT, with it: off, on.",
+            help="Without TFT (off), with it (on), or both.",
             autocompletion=complete(["off", "on"]),
         ),
     ] = "off,on",
     batch: Annotated[str, typer.Option(help="Images explained at once, as 1,8.")] = "1",
     threads: Annotated[
-        str | None, typer.Option(help="For one run, as 1,2 [default: every core].")
+        str | None, typer.Option(help="Threads for one run, as 1,2 [default: every core].")
     ] = None,
-    rounds: Annotated[int, typer.Option(help="How often each is timed, in turn.")] = 20,
+    rounds: Annotated[int, typer.Option(help="How often each combination is timed, in turn.")] = 20,
     against: Annotated[
         str | None,
         typer.Option(
@@ -72,7 +72,7 @@ def bench(
 ) -> None:
     """Measure how long explanations take here, beside plain classification and other tools.
 
-    Lists have commas. Every combination is timed once a round, in turn.
+    Several values are separated by commas. Every combination is timed once in each round.
     """
     from ..runtime.bench.bench import measure, steps
     from ..runtime.bench.plan import plan
@@ -97,7 +97,7 @@ def bench(
             parse.choices("--against", against, list(BASELINES)), models, torch_model
         )
     if output is not None:
-        writable_folder(output)  # known before the hours it may take
+        writable_folder(output)  # before the hours it may take
     with progress("benchmarking", None, as_json) as advance:
         advance.total(steps(planned, rounds))
         benchmark = measure(

@@ -1,4 +1,4 @@
-"""A benchmark as lines and tables."""
+"""Format a benchmark as lines and tables."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def footprints_table(benchmark: Benchmark) -> Table:
 
 
 def heading(benchmark: Benchmark, about: dict[str, Any]) -> str:
-    """Say what was measured, where and with what."""
+    """Describe the machine, the versions and the settings."""
     shared = ", ".join(f"{name} {text}" for name, text in shared_by(benchmark.rows).items())
     versions = ", ".join(f"{name} {number}" for name, number in about["packages"].items())
     image = "a generated image" if benchmark.image == "generated" else benchmark.image
@@ -102,7 +102,7 @@ def heading(benchmark: Benchmark, about: dict[str, Any]) -> str:
 
 
 def remarks(benchmark: Benchmark) -> list[str]:
-    """Say how other tools compare with the fastest of whycam's, and what was left out."""
+    """Compare other tools with the fastest of whycam's, and name what was left out."""
     lines = []
     for row in benchmark.rows:
         fastest = (
@@ -120,7 +120,7 @@ def remarks(benchmark: Benchmark) -> list[str]:
 
 
 def _fastest_beside(benchmark: Benchmark, baseline: Row) -> Row | None:
-    """Whycam's own map of the same method, model, batch, threads and, to be fair, precision."""
+    """Find whycam's fastest map of the same method, model, batch, threads and precision."""
     same = ("model", "precision", "method", "tft", "batch", "threads")
     of_baseline = [getattr(baseline.configuration, name) for name in same]
     beside = [
@@ -132,7 +132,7 @@ def _fastest_beside(benchmark: Benchmark, baseline: Row) -> Row | None:
 
 
 def report(benchmark: Benchmark, about: dict[str, Any]) -> Iterator[str | Table]:
-    """Say everything, as lines and tables in order."""
+    """Format the whole benchmark, as lines and tables in order."""
     yield heading(benchmark, about)
     yield ""
     yield from (answers_table(benchmark), stages_table(benchmark), footprints_table(benchmark))

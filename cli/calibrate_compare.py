@@ -36,7 +36,7 @@ def compare(
     ] = True,
     as_json: Json = False,
 ) -> None:
-    """Say whether labels, maps and thresholds survive another precision, file or engine."""
+    """Check that labels, maps and thresholds survive another precision, file or engine."""
     import msgspec
 
     from ..calibrate.dataset import open_dataset, shuffle_samples
@@ -48,7 +48,7 @@ def compare(
         raise RequestError(f"--images must be 1 or more, not {images}")
     methods = parse.methods(method)
     first = load(reference, threads=engine.threads)
-    second = engine.load(model, check=False)  # how far it is off is the question
+    second = engine.load(model, check=False)  # how far it is off is measured here
     samples = shuffle_samples(open_dataset(data).samples)[:images]
     with progress("comparing", len(samples), as_json) as advance:
         advance("comparing", 0)
@@ -94,12 +94,12 @@ def fidelity_table(fidelity: Fidelity) -> Table:
 
 
 def fidelity_lines(fidelity: Fidelity) -> str:
-    """Say what the table does not."""
+    """Describe what was compared, and the agreement of classes and probabilities."""
     lines = [
         f"{fidelity.other} against {fidelity.reference}",
         f"{fidelity.images} images: same class on {fidelity.top1:.1%}, its probability off by "
         f"{fidelity.probability:.4f} on average",
-        "correlation and IoU: median, and 5th percentile beside it",
+        "correlation and IoU: the median, and beside it the 5th percentile",
     ]
     if fidelity.mask is not None:
         lines.append(f"TFT: mask {fidelity.mask}, thresholds by {fidelity.thresholds}")

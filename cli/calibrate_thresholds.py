@@ -38,18 +38,21 @@ def thresholds(
     method: PaperMethod = None,
     mask: Annotated[
         Mask | None,
-        typer.Option(help="With --thresholds: learn for this reading of TFT [default: both]."),
+        typer.Option(help="With --thresholds: the reading of TFT to learn for [default: both]."),
     ] = None,
     by: Annotated[
-        Thresholds | None, typer.Option("--thresholds", help="With --mask: see there.")
+        Thresholds | None,
+        typer.Option(
+            "--thresholds", help="With --mask: the reading of TFT to learn for [default: both]."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Learn which thresholds are worth trying, so that a few forwards replace TFT's ten.
+    """Learn which thresholds are worth trying, so that a few evaluations replace TFT's ten.
 
-    Takes 20 forwards for each image, method and reading. Then whycam explain --tft --forwards
-    4 searches, and whycam export --outputs tft --forwards 4 --search FILE puts the search into a
-    graph.
+    Takes 20 evaluations of the network for each image, method and reading. Then whycam explain
+    --tft --forwards 4 searches, and whycam export --outputs tft --forwards 4 --search FILE puts the
+    search into a graph.
     """
     import msgspec
 
@@ -59,7 +62,7 @@ def thresholds(
     from ..runtime.files import writable_folder
 
     if not write and output is None and not as_json:
-        raise RequestError("with --no-write say where the result goes: -o DIR, or --json")
+        raise RequestError("--no-write leaves no result: add -o DIR or --json")
     methods = parse.methods(method)
     reading = ReadingOptions(mask, by).reading(Tft())
     dataset = open_dataset(data)
@@ -95,10 +98,10 @@ def thresholds(
 
 
 def curve_table(curve: Curve) -> Table:
-    """Lay out forwards down; increase, rpi and time across."""
+    """Lay out a line for each number of evaluations, with increase, rpi and time."""
     columns = ["increase", "of the gain", "rpi", "of all ten", "ms"]
     rows = [
-        ["map as it is", f"{curve.original_average_increase:.3f}"],
+        ["unchanged map", f"{curve.original_average_increase:.3f}"],
         *([f"search of {point.forwards}", *_cells(point)] for point in curve.search),
         *(
             ["only " + " ".join(f"{tau:g}" for tau in point.taus), *_cells(point)]
@@ -131,14 +134,14 @@ def _share(value: float | None) -> str:
 
 
 def learnt_lines(learnt: LearntThresholds) -> str:
-    """Say what the tables do not."""
+    """Describe what was learnt from, and the columns of the tables."""
     curve = learnt.curves[0]
     lines = [
         f"{learnt.model}: {learnt.images} images of {learnt.data}, learnt from "
         f"{curve.learnt_from}, measured on {curve.held_out} others; engine {learnt.engine}",
-        "increase: average increase ± standard error; of the gain: what it has beyond the map as "
-        "it is, as a share of what all ten thresholds gain; rpi: mean relative probability "
-        "increase; ms: one map alone, median",
+        "increase: average increase ± standard error; of the gain: its gain over the unchanged "
+        "map, as a share of the gain of all ten thresholds; rpi: mean relative probability "
+        "increase; ms: median time of one map",
     ]
     if learnt.unreadable:
         shown = "; ".join(list(learnt.unreadable.values())[:3])

@@ -84,7 +84,7 @@ _VERBS: tuple[tuple[typer.Typer, Callable[..., None], str], ...] = (
     (
         calibrate,
         thresholds,
-        "calibrate thresholds resnet50.onnx images/ --method gradcam -o found/",
+        "calibrate thresholds resnet50.onnx images/ --method gradcam -o learnt/",
     ),
     (
         calibrate,

@@ -49,7 +49,7 @@ def evaluate(
         typer.Option(
             "-o",
             "--output",
-            help="Folder for report and plots; an evaluation that was stopped goes on there.",
+            help="Folder for report and plots; a stopped evaluation resumes from it.",
         ),
     ] = None,
     method: PaperMethod = None,
@@ -57,7 +57,7 @@ def evaluate(
         str,
         typer.Option(
             metavar="NAME,...",
-            help=f"Of each map: {', '.join(VARIANTS)}.",
+            help=f"Variants of each map, of: {', '.join(VARIANTS)}.",
             autocompletion=complete(VARIANTS),
         ),
     ] = ",".join(VARIANTS),
@@ -137,7 +137,7 @@ def _cell(result: Result | None, original: Result | None, field: str) -> str:
 
 
 def summary_lines(evaluation: Evaluation) -> str:
-    """Say what the table does not."""
+    """Describe what was evaluated, with the reading, accuracy and images left out."""
     reading = evaluation.results[0]
     lines = [
         f"{evaluation.model}: {evaluation.images} images of {evaluation.data}, explaining the "
@@ -154,5 +154,7 @@ def summary_lines(evaluation: Evaluation) -> str:
         shown = "; ".join(list(evaluation.unreadable.values())[:3])
         lines.append(f"{evaluation.unreadable_count} images left out: {shown}")
     if evaluation.skipped:
-        lines.append(f"{evaluation.skipped} images without a label of the network's left out")
+        lines.append(
+            f"{evaluation.skipped} images left out: their label is no class of the network"
+        )
     return "\n".join([*lines, *evaluation.notes])

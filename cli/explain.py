@@ -25,22 +25,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TftOptions(ReadingOptions):
-    """Whether and how each map is thresholded."""
+    """Thresholding of the maps."""
 
     tft: Annotated[bool, typer.Option("--tft", help="Find the best threshold of each map.")] = False
     forwards: Annotated[
         int | None,
         typer.Option(
-            help="TFT: try so few thresholds; needs whycam calibrate thresholds [default: the "
-            "file's, or all]."
+            help="TFT: number of thresholds to try; needs whycam calibrate thresholds "
+            "[default: the file's, or all]."
         ),
     ] = None
     naive: Annotated[
-        bool, typer.Option("--naive", help="Mute the share that the method's users mute by habit.")
+        bool,
+        typer.Option("--naive", help="Mute the share of the map that is usual for the method."),
     ] = False
 
     def check(self) -> None:
-        """Refuse settings of what is not asked for."""
+        """Refuse options that exclude each other or need --tft."""
         settings = self.mask or self.thresholds or self.forwards is not None
         if self.naive and self.tft:
             raise RequestError("--naive and --tft exclude each other")
@@ -71,7 +72,7 @@ def explain(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Say what a network sees in images, and where it looked."""
+    """Classify images, and show where the network looked."""
     if output is None and (figure or save_maps):
         raise RequestError("--figure and --save-maps need a folder to write to: -o DIR")
     tft.check()
@@ -152,7 +153,7 @@ def _cells(row: dict[str, Any], tft: bool) -> list[Cell]:
     cells.append(format_probability(row["probability"], row["task"], 4))
     if not tft:
         return cells
-    # A search knows thresholds between the tenths.
+    # A search also tries thresholds between the tenths.
     tau = f"{row['threshold']:.2f}".removesuffix("0")
     if not row["improved"]:
         return [*cells, tau, "-", f"{row['probability']:.4f}"]

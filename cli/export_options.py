@@ -1,4 +1,4 @@
-"""What whycam export asks for besides the model: preprocessing, TFT's reading, the outputs."""
+"""Groups of options of whycam export: preprocessing, TFT's reading, the graph's outputs."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ class PreprocessOptions:
 
 @dataclass(frozen=True)
 class SearchOptions(ReadingOptions):
-    """How the file reads TFT, and how many thresholds its graph tries."""
+    """The file's reading of TFT, and how many thresholds its graph tries."""
 
     forwards: Annotated[
         int | None,
         typer.Option(
-            help="With the output tft: try so few thresholds, chosen one after the other by what "
-            "--search holds [default: all of them]."
+            help="With the output tft: number of thresholds to try, chosen one after the other by "
+            "what --search holds [default: all of them]."
         ),
     ] = None
     search: Annotated[
@@ -92,8 +92,8 @@ class OutputOptions:
         str | None,
         typer.Option(
             metavar="NAME,...",
-            help=f"What the file must support, of: {', '.join(METHODS)}. "
-            "[default: all but ablation, which makes every call do more]",
+            help=f"Methods that the file must support, of: {', '.join(METHODS)}. "
+            "[default: all but ablation, which makes every call slower]",
             autocompletion=complete(METHODS),
         ),
     ] = None
@@ -101,8 +101,8 @@ class OutputOptions:
         str | None,
         typer.Option(
             metavar="NAME,...",
-            help="Whose maps the graph finishes, the first one's also for tft [default: all "
-            "methods but scorecam; Grad-CAM alone without raw].",
+            help="Methods whose finished maps the graph returns, the first one's also for tft "
+            "[default: all methods but scorecam; Grad-CAM alone without raw].",
             autocompletion=complete(METHODS),
         ),
     ] = None
@@ -119,7 +119,7 @@ class OutputOptions:
     score: Annotated[
         Score | None,
         typer.Option(
-            help="What gradients and Ablation-CAM are taken of "
+            help="Score that gradients and Ablation-CAM are computed of "
             "[default: as published, logit and prob]."
         ),
     ] = None

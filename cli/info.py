@@ -18,7 +18,7 @@ def info(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a model file says about itself, and which engines here can run it."""
+    """Show a model file's manifest, and which engines here can run it."""
     import msgspec
 
     from ..runtime.engines.base import EngineSettings

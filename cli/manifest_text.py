@@ -1,4 +1,4 @@
-"""Say in words what a model file and a plan say about themselves."""
+"""Describe a model file's manifest and a TensorRT plan in words."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .tables import colored, facts, table
 
 
 def manifest_table(path: Path, manifest: Manifest) -> Table:
-    """Lay out what a model file says about itself."""
+    """Lay out the manifest of a model file."""
     return facts(_facts(path, manifest))
 
 
@@ -90,7 +90,7 @@ def engines_table(engines: Sequence[Candidate]) -> Table:
 
 
 def input_line(manifest: Manifest) -> str:
-    """Say what the graph is fed."""
+    """Describe the graph's image input."""
     shape = ["N", *("any" if side is None else str(side) for side in manifest.image_shape)]
     if manifest.embedded_preprocess:
         return f"images, uint8 [{', '.join(shape)}] RGB; the graph preprocesses them itself"
@@ -101,7 +101,7 @@ def input_line(manifest: Manifest) -> str:
 
 
 def outputs_line(manifest: Manifest) -> str:
-    """Say what the graph returns."""
+    """Describe the graph's outputs."""
     layers = [layer.name for layer in manifest.fused_layers]
     fused = f" of {', '.join(layers)} and {manifest.target_layer} fused" if layers else ""
     first, *others = manifest.map_methods or (None,)
@@ -117,19 +117,19 @@ def outputs_line(manifest: Manifest) -> str:
     if manifest.top is not None:
         line += f"; of the {manifest.top} most probable classes"
     if manifest.own_outputs:
-        line += f"; and those it had before: {', '.join(manifest.own_outputs)}"
+        line += f"; and the original ones: {', '.join(manifest.own_outputs)}"
     return line
 
 
 def tft_line(manifest: Manifest) -> str:
-    """Say how the file reads TFT."""
+    """Describe the file's reading of TFT."""
     reading = manifest.tft
-    searched = "" if reading.forwards is None else f", a search of {reading.forwards} forwards"
+    searched = "" if reading.forwards is None else f", a search of {reading.forwards} evaluations"
     return f"mask {reading.mask}, thresholds by {reading.thresholds}{searched}"
 
 
 def priors_line(priors: Sequence[Prior]) -> str:
-    """Say for which methods and readings a search of thresholds was learnt."""
+    """Describe for which methods and readings thresholds were learnt."""
     readings: dict[str, list[str]] = {}
     for prior in priors:
         readings.setdefault(f"mask {prior.mask}, by {prior.thresholds}", []).append(prior.method)
@@ -139,7 +139,7 @@ def priors_line(priors: Sequence[Prior]) -> str:
 
 
 def preprocess_line(manifest: Manifest) -> str:
-    """Say how an image becomes the network's input."""
+    """Describe the preprocessing of images."""
     spec = manifest.preprocess
     resize = "x".join(map(str, spec.resize)) or "none"
     return (

@@ -1,4 +1,4 @@
-"""What several verbs ask for: each option's name, type, help and completion, written once.
+"""Options that several verbs share: name, type, help and completion, written once.
 
 A verb takes a group of options as one parameter, a dataclass; ``expand`` spells its fields out for
 typer.
@@ -28,7 +28,7 @@ ENGINES = sorted(registry.ENGINES)
 
 
 def complete(values: Sequence[str]) -> Callable[[str], list[str]]:
-    """Complete the last of several values with commas between them."""
+    """Complete the last of several values that are separated by commas."""
 
     def completions(incomplete: str) -> list[str]:
         before, comma, last = incomplete.rpartition(",")
@@ -80,7 +80,7 @@ Engine = Annotated[
 ]
 Precision = Annotated[
     base.Precision,
-    typer.Option(help="Of the arithmetic; bf16 is faster where the processor has it."),
+    typer.Option(help="Precision of the arithmetic; bf16 is faster where the processor has it."),
 ]
 Threads = Annotated[int | None, typer.Option(help="Threads for one run [default: every core].")]
 Cache = Annotated[
@@ -103,7 +103,8 @@ Labels = Annotated[
     str | None, typer.Option(help="imagenet, or a file: one name a line or a JSON list.")
 ]
 NumClasses = Annotated[
-    int | None, typer.Option(help="Classes, where the weights have another number than usual.")
+    int | None,
+    typer.Option(help="Number of classes, where the weights have another than the model."),
 ]
 ImageSize = Annotated[
     str | None, typer.Option(help="Side of the network input, or HxW [default: the model's].")
@@ -133,7 +134,7 @@ ReportFolder = Annotated[
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What runs a graph, in the precision of the file."""
+    """The engine, in the precision of the file."""
 
     engine: Engine = "auto"
     threads: Threads = None
@@ -142,7 +143,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class EngineOptions(RunOptions):
-    """What runs a graph, and in which precision."""
+    """The engine and its precision."""
 
     precision: Precision = "fp32"
     cache: Cache = None
@@ -164,13 +165,13 @@ class EngineOptions(RunOptions):
 
 @dataclass(frozen=True)
 class ReadingOptions:
-    """How TFT is read; what is not given is as the file says."""
+    """The reading of TFT; by default the file's."""
 
     mask: Annotated[tft.Mask | None, _mask(" [default: the file's]")] = None
     thresholds: Annotated[tft.Thresholds | None, _thresholds(" [default: the file's]")] = None
 
     def reading(self, default: tft.Tft, forwards: int | None = None) -> tft.Tft:
-        """Return the reading asked for; what is not given is as in ``default``."""
+        """Return the reading; options that are not set are as in ``default``."""
         return tft.Tft(
             mask=self.mask or default.mask,
             thresholds=self.thresholds or default.thresholds,
@@ -181,13 +182,13 @@ class ReadingOptions:
 
 @dataclass(frozen=True)
 class AuthorsReading:
-    """How TFT is read; by default as the paper's authors' code does."""
+    """The reading of TFT; by default that of the paper's authors' code."""
 
     mask: Annotated[tft.Mask, _mask("")] = "soft"
     thresholds: Annotated[tft.Thresholds, _thresholds("")] = "rank"
 
     def reading(self) -> tft.Tft:
-        """Return the reading asked for."""
+        """Return the reading."""
         return tft.Tft(mask=self.mask, thresholds=self.thresholds)
 
 

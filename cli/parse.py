@@ -1,4 +1,4 @@
-"""Read the text of options: lists with commas, sizes, ranges, classes, images."""
+"""Parse the text of options: lists with commas, sizes, ranges, classes, images."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def images(paths: Sequence[Path]) -> list[tuple[Path, str]]:
     """List images, those inside folders too.
 
     Returns:
-        Each file with a name for what is written of it, unique even where stems repeat.
+        Each file with a name for its outputs, unique even where stems repeat.
 
     Raises:
         RequestError: a folder holds no images.

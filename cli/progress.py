@@ -1,4 +1,4 @@
-"""Show how far a command is: a bar on a terminal, a line now and then in a pipe or a log."""
+"""Show the progress of a command: a bar on a terminal, a line now and then in a pipe or a log."""
 
 from __future__ import annotations
 

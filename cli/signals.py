@@ -1,4 +1,4 @@
-"""End a command that gets a signal as Ctrl-C does: every block cleans up behind itself."""
+"""End a command on a signal as Ctrl-C does, so that every block cleans up."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class EndedBySignal(SystemExit):
 def ending_by_signals() -> Iterator[None]:
     """Raise ``EndedBySignal`` within the block on SIGTERM and SIGHUP, where these are not ignored.
 
-    By themselves these end a process at once, and what it was writing stays half-written.
+    By default these end a process at once, and leave half-written files.
     """
 
     def end(number: int, _: FrameType | None) -> NoReturn:

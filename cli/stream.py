@@ -77,7 +77,9 @@ def stream(
     ] = "off",
     forwards: Annotated[
         float,
-        typer.Option(help="With --tft track: passes a frame spent on thresholds, on average."),
+        typer.Option(
+            help="With --tft track: evaluations of the network for each frame, on average."
+        ),
     ] = FORWARDS,
     target: Target = None,
     threshold: Annotated[
@@ -202,7 +204,7 @@ def stream(
 
 @contextmanager
 def _say_what_is_kept(places: list[Path], began: float) -> Iterator[None]:
-    """After an error people want to know what they still have."""
+    """Name the files that are kept when an error ends the stream."""
     try:
         yield
     except WhyCamError:
@@ -212,19 +214,19 @@ def _say_what_is_kept(places: list[Path], began: float) -> Iterator[None]:
 
 
 def _written(places: list[Path], began: float) -> list[str]:
-    """Those files that were written since."""
+    """Return the files that were written since ``began``."""
     return [str(p) for p in places if p.exists() and p.stat().st_mtime >= began - 1]
 
 
 def _check_other(output: Path, source: str) -> None:
     if output.samefile(source):
-        raise RequestError(f"{output} would replace what is read: choose another --output")
+        raise RequestError(f"{output} is the source itself: choose another --output")
 
 
 def _files(
     stack: ExitStack, opened: Stream, output: Path | None, record: Path | None, codec: str | None
 ) -> Iterator[Sink]:
-    """Files that take the frames; kept whatever ends the stream."""
+    """Open the output files as sinks; they are kept whatever ends the stream."""
     if output is not None:
         from ..runtime.live.video import VideoFile
 
@@ -248,7 +250,7 @@ def _files(
 
 
 def _silence_opencv() -> None:
-    """Its own lines about sources that do not open say less than ours, and come first."""
+    """Silence OpenCV's messages about sources that do not open; whycam's say more."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     import cv2
 

@@ -15,7 +15,7 @@ from ..runtime.live.controls import StreamFrame
 from ..runtime.live.stream import Stream
 from .progress import progress
 
-# What takes the frames of a stream, one after the other; False: enough.
+# Takes the frames of a stream one after the other; returns False to end it.
 Sink = Callable[[StreamFrame], bool]
 _REPORTED = 10_000  # frames that the summary's latencies are of, the last ones
 
@@ -71,7 +71,7 @@ def run(
 
 @contextmanager
 def _stopping(opened: Stream) -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM end the stream between two frames, so that files are finished."""
+    """End the stream between two frames on Ctrl-C or SIGTERM, so that files are finished."""
     signals: list[int] = []
 
     def stop(number: int, _: object) -> None:
@@ -92,14 +92,14 @@ def _stopping(opened: Stream) -> Iterator[list[int]]:
 
 
 def summary(report: dict[str, Any]) -> str:
-    """Say what a report of ``run`` holds, and what was written."""
+    """Summarise a report of ``run`` and name the files written."""
     median = report["latency"]["median"]
     parts = [
         f"{report['frames']} frames in {report['took']:.1f} s, {report['fps']:.1f} a second",
         *([f"latency {1e3 * median:.0f} ms"] if median is not None else []),
-        *([f"{report['forwards']:.1f} forwards a frame"] if report["forwards"] else []),
+        *([f"{report['forwards']:.1f} evaluations a frame"] if report["forwards"] else []),
         *(f"{report[name]} {name}" for name in ("dropped", "corrupt") if report[name]),
-        *([f"lost and back {report['reconnects']} times"] if report["reconnects"] else []),
+        *([f"reconnected {report['reconnects']} times"] if report["reconnects"] else []),
     ]
     written = [f"written to {place}" for place in report["written"]]
     return "\n".join(["; ".join(parts), *written])

@@ -58,14 +58,17 @@ def aft(
     machines: MachineOptions,
     method: Annotated[
         str,
-        typer.Option(help=f"Whose maps, of: {', '.join(_TUNED)}.", autocompletion=complete(_TUNED)),
+        typer.Option(
+            help=f"Method whose maps are tuned, of: {', '.join(_TUNED)}.",
+            autocompletion=complete(_TUNED),
+        ),
     ] = "gradcam",
     variant: Annotated[
         str,
         typer.Option(
             autocompletion=complete(["faithful", "aligned", "tuner"]),
-            help="What pulls the maps, one or more with commas: faithful (the masked image must "
-            "still be classified), aligned (the map is pulled toward TFT's mask), tuner (the "
+            help="Loss terms for the maps, one or more with commas: faithful (the masked image "
+            "must still be classified), aligned (the map must match TFT's mask), tuner (the "
             "paper's equation 8).",
         ),
     ] = "faithful",
@@ -77,7 +80,7 @@ def aft(
     ] = None,
     distillation: Annotated[
         float | None,
-        typer.Option(help="Weight of agreement with the network before [default: 4]."),
+        typer.Option(help="Weight of agreement with the original network [default: 4]."),
     ] = None,
     classification: Annotated[
         float, typer.Option(help="Weight of the cross-entropy with the labels.")
@@ -98,7 +101,8 @@ def aft(
     cache: Annotated[
         str,
         typer.Option(
-            help="What does not change is kept on disk: auto, if it fits; off; or a folder for it."
+            help="Cache of the frozen layers' outputs: auto (on disk, if they fit), off, or a "
+            "folder."
         ),
     ] = "auto",
     flip: Annotated[
@@ -107,7 +111,7 @@ def aft(
     checkpoint_minutes: Checkpoints = 5.0,
     as_json: Json = False,
 ) -> None:
-    """Tune a classifier so that its plain maps need no clean-up, and measure what came of it."""
+    """Tune a classifier so that its plain maps need no clean-up, and measure the gain."""
     require_torch("training", "train")
     from ..export import Overrides
     from ..train.aft import train_aft

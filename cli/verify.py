@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def verify(model: Model, engine: EngineOptions, as_json: Json = False) -> None:
-    """Check a file, and the engine here, against the export's reference answers."""
+    """Check a file and the engine here against the reference answers of the export."""
     from ..runtime.engines.plan import is_plan
     from ..runtime.engines.selftest import check, method_of, tolerances_of
     from ..runtime.onnxfile import check_digest, read_manifest

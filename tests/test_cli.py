@@ -383,7 +383,7 @@ def test_evaluate_prints_a_table_and_writes_a_report(whycam, lite0_onnx, photogr
     [
         (["nowhere"], "no folder or file nowhere"),
         ([".", "--curves", "-1"], "--curves must be 0 or more"),
-        ([".", "--method", "scorecam"], "scorecam is left out here"),
+        ([".", "--method", "scorecam"], "scorecam cannot be evaluated"),
         ([".", "--variants", "best"], "--variants must be one or more of original"),
         ([".", "--target", "all"], "'predicted', 'label'"),
     ],

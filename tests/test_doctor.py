@@ -65,7 +65,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[dict[str, Any]]
 
     def run(change: Callable[[dict[str, Any]], None]) -> None:
         def ask(job: Job, folder: Path, _limit: float, _kind: Any) -> Answers:
-            with np.load(folder / doctor_job.PICTURES) as stored:
+            with np.load(folder / doctor_job.IMAGES) as stored:
                 pictures = [stored[name] for name in sorted(stored.files, key=int)]
             own = msgspec.structs.replace(job, engine="onnxruntime", precision="fp32")
             found = answers(own, pictures, folder)

@@ -242,8 +242,8 @@ def test_the_smallest_step_of_few_images_is_said(residual, image_folder, tmp_pat
             residual, open_dataset(image_folder), tmp_path / "a.onnx", settings, note=notes.append
         )
     assert (
-        "of 8 images held out one is a step of 0.125: a floor of top1=0.9 means that all of them "
-        "keep their class" in notes
+        "only 8 images are held out, so one is a step of 0.125 in top1: a floor of 0.9 means that "
+        "all of them keep their class" in notes
     )
 
 

@@ -303,7 +303,7 @@ def test_the_command_sums_up_for_people(command, film):
         (["--source", "FILM", "-o", "why.avi"], "a video is written as .mp4"),
         (["--source", "FILM", "-o", "/proc/none/why.mp4"], "cannot write /proc/none/why.mp4"),
         (["--source", "FILM", "--record", "/proc/none/why"], "cannot write /proc/none/why"),
-        (["--source", "FILM", "-o", "FILM"], "would replace what is read"),
+        (["--source", "FILM", "-o", "FILM"], "is the source itself"),
         (["--source", "FILM", "--tft", "perhaps"], "'off', 'every', 'track'"),
         (["--source", "FILM", "--target", "unicorn"], "no class is called 'unicorn'"),
         (["--source", "FILM", "--limit", "0"], "limit must be 1 or more"),

@@ -131,7 +131,7 @@ def test_info_says_what_the_outputs_are(tmp_path, manifest_of, tiny_engine):
     for expected in (
         "independent labels",
         "float32 [2, 8, 8, 3] (NHWC)",
-        "map (layercam, gradcam); of the 3 most probable classes; and those it had before: dense",
+        "map (layercam, gradcam); of the 3 most probable classes; and the original ones: dense",
     ):
         assert expected in text
 

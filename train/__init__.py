@@ -1,6 +1,6 @@
-"""Training on your own images: a classifier, and cleaner maps for one (AFT).
+"""Train on your own images: a classifier, and cleaner maps for one (AFT).
 
-Needs the extra ``train``, so what is named here is imported when it is asked for.
+Needs the extra ``train``, so the names here are imported when they are first used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Logits without each channel of A, for Ablation-CAM, in PyTorch and differentiable.
+"""Compute logits without each channel of A, for Ablation-CAM, differentiably in PyTorch.
 
 The head is taken apart: operations that treat channels alone (pooling, activation functions,
 flatten) run once; behind them a channel's absence changes one block of numbers. A first linear
@@ -122,7 +122,7 @@ def _keeps_channels_apart(node: fx.Node, source: fx.Node, channels: int) -> bool
 
 
 def _is_elementwise(node: fx.Node) -> bool:
-    """Whether every output element comes from the elements at the same place."""
+    """Tell whether every output element depends on the elements at the same place alone."""
     tags = getattr(node.target, "tags", ())
     return node.target in _ELEMENTWISE or torch.Tag.pointwise in tags
 
@@ -130,7 +130,7 @@ def _is_elementwise(node: fx.Node) -> bool:
 def compute_logit_drops(
     head: Head, activations: torch.Tensor, logits: torch.Tensor
 ) -> torch.Tensor:
-    """How much each logit falls when channel k of A is set to zero: z - z_k.
+    """Compute how much each logit falls when channel k of A is set to zero: z - z_k.
 
     Args:
         head: the head in parts.
@@ -159,7 +159,7 @@ def compute_logit_drops(
 
 
 def _contributions(x: torch.Tensor, by_channel: torch.Tensor) -> torch.Tensor:
-    """What each channel adds to a linear layer: x [N, K, m], weights [D, K, m] to [N, K, D]."""
+    """Split a linear layer's sum by channel: x [N, K, m], weights [D, K, m] to [N, K, D]."""
     if by_channel.shape[-1] == 1:
         return x * by_channel[..., 0].T
     return (x.permute(1, 0, 2) @ by_channel.permute(1, 2, 0)).permute(1, 0, 2)
@@ -168,7 +168,7 @@ def _contributions(x: torch.Tensor, by_channel: torch.Tensor) -> torch.Tensor:
 def _on_copies(
     head: Head, present: torch.Tensor, absent: torch.Tensor, channels: int
 ) -> torch.Tensor:
-    """The logits without each channel, [N, K, C], by running the rest of the head on copies."""
+    """Compute the logits without each channel, [N, K, C], by running the head on copies."""
     assert head.rest is not None
     n, shape = present.shape[0], present.shape[1:]
     missing = torch.eye(channels, dtype=torch.bool, device=present.device)[:, :, None]

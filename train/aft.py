@@ -1,4 +1,4 @@
-"""Activation fine-tuning (AFT, paper section 4.2): a network whose plain maps need no clean-up."""
+"""Tune a network so that its plain maps need no clean-up (AFT, paper section 4.2)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ BEFORE, AFTER, REPORT, SHEET = "before.onnx", "after.onnx", "aft.json", "sheet.p
 
 @dataclass(frozen=True)
 class AftResult:
-    """What activation fine-tuning made.
+    """The tuned network, and evaluations before and after.
 
     Attributes:
         folder: a model for ``whycam export``, with ``after.onnx`` exported already.
@@ -61,7 +61,7 @@ class AftResult:
     notes: tuple[str, ...]
 
     def rows(self) -> dict[str, Result]:
-        """The columns of the paper's table 3: original, TFT, AFT."""
+        """Return the columns of the paper's table 3: original, TFT, AFT."""
         method = self.before.results[0].method
         return {
             "original": self.before.result(method, "original"),
@@ -70,7 +70,7 @@ class AftResult:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return the result ready for JSON."""
         rows = {name: msgspec.to_builtins(row) for name, row in self.rows().items()}
         return {
             "folder": str(self.folder),
@@ -107,21 +107,21 @@ def train_aft(
 ) -> AftResult | None:
     """Tune the target layer and the head so that one method's plain maps explain better.
 
-    A run that was killed goes on where it was when started again with the same arguments, and
-    ends with the same weights (on one process, with the same number of threads).
+    An interrupted run resumes when started again with the same arguments, and ends with the same
+    weights (on one process, with the same number of threads).
 
     Args:
         model: as ``whycam export`` takes it; a trained classifier.
         data: images; labels, where there are any, hold the classifier's accuracy.
         folder: of the run; on storage that all processes see.
         objective: what is minimised.
-        held_out: images to judge by; else those in ``data``'s ``val``, or a tenth.
+        held_out: images to evaluate on; else those in ``data``'s ``val``, or a tenth.
         classes: a CSV file that says which class a label of the data means, see ``Classes``.
         weights, labels, num_classes, overrides, target_layer: as ``to_onnx`` takes them.
         plan: of the training.
         machines: where to train.
-        cache: ``auto`` keeps what is below the target layer on disk if it fits; ``off`` computes
-            it in every step; else a folder for it, kept afterwards.
+        cache: ``auto`` keeps the frozen layers' outputs on disk if they fit; ``off`` computes
+            them in every step; else a folder for them, kept afterwards.
         flip: mirror half of the images in each step; nothing is cached then but masks.
         checkpoint_minutes: between checkpoints.
         tick: told (text, steps done).
@@ -173,8 +173,8 @@ def train_aft(
             + 2 * len(parts.held_out.samples)
         )
 
-    def exported(name: str) -> Path:
-        """The network as it is now; written by one process, read by all."""
+    def export_once(name: str) -> Path:
+        """Export the network as it is now; one process writes, all read."""
         if fabric.is_global_zero and not (place / name).is_file():
             if tick is not None:
                 tick(f"exporting {name}", 0)
@@ -182,7 +182,7 @@ def train_aft(
         fabric.barrier()
         return place / name
 
-    before = exported(BEFORE)
+    before = export_once(BEFORE)
     tunable.to(fabric.device)
     maker = RowComputer(
         tunable,
@@ -192,7 +192,7 @@ def train_aft(
         objective.tft,
         load(before, ENGINE) if objective.needs_masks else None,
     )
-    store, notes = _store(place, key, cache, flip, len(samples), tunable, objective, fabric)
+    store, notes = _open_cache(place, key, cache, flip, len(samples), tunable, objective, fabric)
     maker.fill(store, [s.path for s in samples], (fabric.global_rank, fabric.world_size), tick)
     fabric.barrier()
     errors = store.errors()
@@ -207,7 +207,7 @@ def train_aft(
         maker,
         [sample.path for sample in samples],
         [-1 if index is None else index for index in known],
-        _wanted(store, objective),
+        _batch_columns(store, objective),
         plan.seed if flip else None,
     )
     torch.manual_seed(plan.seed)
@@ -227,11 +227,11 @@ def train_aft(
     if fabric.is_global_zero:
         description = describe_model(model, source, num_classes, source.labels, entry)
         save_model(place, description, source.model.state_dict())
-    after = exported(AFTER)
+    after = export_once(AFTER)
     unreadable = {samples[i].name: why for i, why in errors.items()}
     if not fabric.is_global_zero:
         return None
-    tuned = _judged(
+    tuned = _evaluate_both(
         place, (before, after), parts, objective, classes, unreadable, len(items), notes, tick
     )
     if cache in ("auto", "off"):
@@ -247,9 +247,9 @@ def _check_method(objective: Objective, tunable: TunableNetwork) -> None:
 
 
 def _export(source: Source, path: Path, objective: Objective, target_layer: str | None) -> None:
-    still = copy.deepcopy(source.model).requires_grad_(False)
+    frozen = copy.deepcopy(source.model).requires_grad_(False)
     to_onnx(
-        replace(source, model=still),
+        replace(source, model=frozen),
         path,
         target_layer=target_layer,
         methods=[objective.method],
@@ -258,7 +258,7 @@ def _export(source: Source, path: Path, objective: Objective, target_layer: str 
     )
 
 
-def _store(
+def _open_cache(
     place: Path,
     key: str,
     cache: str,
@@ -268,7 +268,7 @@ def _store(
     objective: Objective,
     fabric: Fabric,
 ) -> tuple[Cache, list[str]]:
-    """Where what does not change is kept, and of it what may be."""
+    """Open the cache of what stays the same in training, in full if the disk allows."""
     small = ["target", "probabilities", *(["mask"] if objective.needs_masks else [])]
     large = ["features", *(["image"] if objective.needs_images else [])]
     home = place / "cache" if cache in ("auto", "off") else Path(cache)
@@ -284,13 +284,13 @@ def _store(
     if bool(fabric.broadcast(fits)):  # every process must decide alike
         return thick, []
     note = (
-        f"what is below the target layer would take {thick.row_bytes * count / 2**30:.1f} GiB on "
-        "disk, more than half of what is free: it is computed in every step instead"
+        f"the frozen layers' outputs would take {thick.row_bytes * count / 2**30:.1f} GiB on disk, "
+        "more than half of what is free: they are computed in every step instead"
     )
     return thin, [note]
 
 
-def _wanted(store: Cache, objective: Objective) -> list[str]:
+def _batch_columns(store: Cache, objective: Objective) -> list[str]:
     wanted = ["target", "probabilities", *(["mask"] if objective.needs_masks else [])]
     if "features" in store.layout:
         wanted.append("features")
@@ -308,12 +308,12 @@ def _label_notes(known: list[int | None], labels: list[str | None]) -> list[str]
     )
     hint = f" ('{example}' is no class of the network; see --classes)" if example else ""
     return [
-        f"{without} of {len(known)} images have no label of the network's{hint}: there "
-        "distillation alone keeps the classifier in place"
+        f"{without} of {len(known)} images have no label of the network's{hint}: on these "
+        "only distillation preserves the classifier"
     ]
 
 
-def _judged(
+def _evaluate_both(
     place: Path,
     files: tuple[Path, Path],
     parts: DataSplit,
@@ -328,7 +328,7 @@ def _judged(
     explainers = [load(file, ENGINE) for file in files]
     found = []
     for explainer, name in zip(explainers, ("before", "after"), strict=True):
-        told = None if tick is None else lambda _, n, name=name: tick(f"judging {name}", n)
+        told = None if tick is None else lambda _, n, name=name: tick(f"evaluating {name}", n)
         evaluation = evaluate(
             explainer,
             parts.held_out,
@@ -349,7 +349,7 @@ def _judged(
 
 
 def _read(place: Path) -> AftResult:
-    """What a run that is done already made."""
+    """Read the result of a finished run."""
     try:
         document = json.loads((place / REPORT).read_text())
         before, after = (

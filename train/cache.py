@@ -1,8 +1,8 @@
-"""What training reads again and again, computed once: arrays on disk, in chunks.
+"""Cache arrays that training reads in every epoch on disk, in chunks.
 
-A chunk is a folder that appears whole (written beside, then renamed). So a run that is killed
-loses at most the chunk it was writing, several processes can each write their own, and whoever
-sees the folder can read all of them through memory maps.
+A chunk is a folder that is written under another name and then renamed. So a killed run loses at
+most the chunk it was writing, several processes can write chunks of their own, and all can read
+them through memory maps.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ERRORS = "unreadable.json"
 
 
 class Cache:
-    """Arrays with one row an item.
+    """Named arrays on disk with one row for each item.
 
     Args:
         folder: where chunks lie; on storage that every process sees.
@@ -45,13 +45,13 @@ class Cache:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one item."""
+        """Return the bytes of one item."""
         return sum(
             int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in self.layout.values()
         )
 
     def check_space(self) -> None:
-        """Refuse before the first chunk what the disk cannot hold.
+        """Check, before the first chunk is written, that the disk can hold the rest.
 
         Raises:
             OutputError: with what is missing.
@@ -67,7 +67,7 @@ class Cache:
             )
 
     def missing(self, rank: int = 0, world: int = 1) -> Iterator[tuple[int, range]]:
-        """Chunks not yet written, and the items in each; of these the share of one process."""
+        """Yield one process's share of the chunks not yet written, with their items."""
         for index in range(rank, -(-self.count // CHUNK), world):
             if not self._place(index).is_dir():
                 yield index, range(index * CHUNK, min((index + 1) * CHUNK, self.count))
@@ -97,7 +97,7 @@ class Cache:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def errors(self) -> dict[int, str]:
-        """The items that could not be read, and why."""
+        """Return the items that could not be read, and why."""
         found: dict[int, str] = {}
         for index in range(-(-self.count // CHUNK)):
             entries = json.loads((self._place(index) / _ERRORS).read_text())
@@ -105,7 +105,7 @@ class Cache:
         return found
 
     def rows(self, name: str, items: Sequence[int]) -> NDArray[Any]:
-        """The rows of some items, [len(items), ...]."""
+        """Read the rows of some items, [len(items), ...]."""
         shape, kind = self.layout[name]
         found = np.empty((len(items), *shape), kind)
         for place, item in enumerate(items):

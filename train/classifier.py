@@ -28,7 +28,7 @@ SMOOTHING = 0.1
 
 @dataclass(frozen=True)
 class ClassifierResult:
-    """What a training of a classifier made.
+    """The trained classifier and its accuracy.
 
     Attributes:
         folder: a model for ``whycam export`` and ``whycam train aft``.
@@ -49,7 +49,7 @@ class ClassifierResult:
 
 
 class ClassifierLosses(Losses):
-    """Cross-entropy with smoothed labels: probabilities that stay short of certainty."""
+    """Cross-entropy with smoothed labels, which keeps probabilities short of certainty."""
 
     names = ("loss",)
 
@@ -58,11 +58,11 @@ class ClassifierLosses(Losses):
         self.tunable = tunable
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
-        """w1 and w2."""
+        """Return w1 and w2."""
         return self.tunable.tuned()
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Losses of a batch with ``features`` and ``label``, [1]."""
+        """Compute the losses of a batch with ``features`` and ``label``, [1]."""
         logits = self.tunable(batch["features"])[1]
         return F.cross_entropy(logits, batch["label"], label_smoothing=SMOOTHING)[None]
 
@@ -83,14 +83,14 @@ def train_classifier(
 ) -> ClassifierResult | None:
     """Give a pretrained network the classes of a data set, and fine-tune its last stage.
 
-    What lies below the last stage stays frozen and is computed once for each image. A run
-    that was killed goes on where it was when started again with the same arguments.
+    The layers below the last stage stay frozen and are computed once for each image. An
+    interrupted run resumes when started again with the same arguments.
 
     Args:
         model: as ``whycam export`` takes it.
         data: a folder with a subfolder for each class (see ``open_dataset``).
         folder: of the run.
-        held_out: images to judge by; else those in ``data``'s ``val``, or a tenth.
+        held_out: images to evaluate on; else those in ``data``'s ``val``, or a tenth.
         weights: of the model.
         overrides: preprocessing that differs from the model's own.
         plan: of the training.
@@ -104,7 +104,7 @@ def train_classifier(
 
     Raises:
         ExportError: the model cannot be loaded, or has no last layer that can be replaced.
-        DataError: fewer than two classes, or images to judge by with unknown ones.
+        DataError: fewer than two classes, or images to evaluate on with unknown ones.
         TrainingError: the folder holds another run, or the loss is no longer a number.
     """
     place = Path(folder)
@@ -112,9 +112,11 @@ def train_classifier(
     labels = parts.train.labels()
     if len(labels) < 2:
         raise DataError(f"{data} has {len(labels)} classes; a classifier needs two or more")
-    strangers = sorted(set(parts.held_out.labels()) - set(labels))
-    if strangers:
-        raise DataError(f"classes held out that are not trained: {', '.join(strangers[:5])}")
+    untrained = sorted(set(parts.held_out.labels()) - set(labels))
+    if untrained:
+        raise DataError(
+            f"the held-out images have classes that are not trained: {', '.join(untrained[:5])}"
+        )
     fabric = (machines or Machines()).launch()
     source = resolve(
         model,
@@ -162,7 +164,7 @@ def train_classifier(
         checkpoint_minutes,
         tick,
     )
-    right = _right(tunable, batches, others)
+    right = _check_predictions(tunable, batches, others)
     accuracy = sum(right) / len(right)
     unreadable = {samples[i].name: why for i, why in errors.items()}
     if fabric.is_global_zero:
@@ -192,8 +194,10 @@ def train_classifier(
 
 
 @torch.no_grad()
-def _right(tunable: TunableNetwork, batches: Batches, items: Sequence[int]) -> list[bool]:
-    """For each item whether its class is found."""
+def _check_predictions(
+    tunable: TunableNetwork, batches: Batches, items: Sequence[int]
+) -> list[bool]:
+    """Return for each item whether its class is predicted."""
     found: list[bool] = []
     for start in range(0, len(items), 64):
         batch = batches(items[start : start + 64], 0)

@@ -1,4 +1,4 @@
-"""Training images: what to train on, what to hold out, and batches of them."""
+"""Split a data set for training, and make batches of its images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HELD_OUT = 0.1  # the share held out where the data has no part for it
 
 @dataclass(frozen=True)
 class DataSplit:
-    """Images to train on, and others to judge by."""
+    """Images to train on, and others to evaluate on."""
 
     train: Dataset
     held_out: Dataset
@@ -30,16 +30,16 @@ class DataSplit:
 def split_data(
     data: str | Path, held_out: str | Path | None = None, seed: int = 0, labelled: bool = False
 ) -> DataSplit:
-    """Divide a data set.
+    """Split a data set into images to train on and to evaluate on.
 
     Args:
         data: as ``open_dataset`` takes it; a folder with ``train`` and ``val`` inside is both.
-        held_out: a data set to judge by; without one a tenth of each class is held out.
+        held_out: a data set to evaluate on; without one a tenth of each class is held out.
         seed: of that choice.
         labelled: leave out images without a label.
 
     Raises:
-        DataError: there is nothing to train on or to judge by.
+        DataError: there is nothing to train on or to evaluate on.
     """
     place = Path(data)
     if held_out is None and (place / "train").is_dir() and (place / "val").is_dir():
@@ -47,22 +47,22 @@ def split_data(
     elif held_out is not None:
         train, other = open_dataset(place), open_dataset(held_out)
     else:
-        train, other = _divided(open_dataset(place), seed)
-    parts = DataSplit(_kept(train, labelled), _kept(other, labelled))
-    for part, what in ((parts.train, "train on"), (parts.held_out, "judge by")):
+        train, other = _hold_out(open_dataset(place), seed)
+    parts = DataSplit(_drop_unlabelled(train, labelled), _drop_unlabelled(other, labelled))
+    for part, what in ((parts.train, "train on"), (parts.held_out, "evaluate on")):
         if not part.samples:
             raise DataError(f"{part.path} leaves no images to {what}")
     return parts
 
 
-def _kept(data: Dataset, labelled: bool) -> Dataset:
+def _drop_unlabelled(data: Dataset, labelled: bool) -> Dataset:
     if not labelled:
         return data
     return replace(data, samples=tuple(s for s in data.samples if s.label is not None))
 
 
-def _divided(data: Dataset, seed: int) -> tuple[Dataset, Dataset]:
-    """A tenth of each class, chosen at random, and the rest."""
+def _hold_out(data: Dataset, seed: int) -> tuple[Dataset, Dataset]:
+    """Hold out a random tenth of each class; return the rest and these."""
     of_label: dict[str | None, list[Sample]] = {}
     for sample in data.samples:
         of_label.setdefault(sample.label, []).append(sample)
@@ -77,7 +77,7 @@ def _divided(data: Dataset, seed: int) -> tuple[Dataset, Dataset]:
 
 
 class Batches:
-    """Named tensors for some items, from the cache or, what is not there, from the images.
+    """Makes batches from the cache, or from the images where the cache lacks something.
 
     Args:
         cache: what was computed once.
@@ -101,7 +101,7 @@ class Batches:
         self._labels, self._wanted, self._flip_seed = labels, tuple(wanted), flip_seed
 
     def __call__(self, items: Sequence[int], step: int) -> Mapping[str, torch.Tensor]:
-        """The batch of a step, on the device."""
+        """Make the batch of a step, on the device."""
         device = self._maker.device
         batch = {"label": torch.tensor([self._labels[item] for item in items], device=device)}
         for name in self._wanted:

@@ -1,4 +1,4 @@
-"""PyTorch's own graph of a model, cut into parts that can be trained."""
+"""Record a model as a PyTorch graph, and cut it into parts that can be trained."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def capture(model: torch.nn.Module, size: tuple[int, int], channels: int = 3) ->
 
 
 def recorded_shape(node: fx.Node) -> tuple[Any, ...]:
-    """The recorded shape of a node's tensor; empty where it is none."""
+    """Return the recorded shape of a node's tensor; empty if it has none."""
     value = node.meta.get("val")
     return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
 
 
 def find_tensor_path(graph: fx.Graph) -> tuple[list[fx.Node], fx.Node, fx.Node]:
-    """Nodes on some tensor path from the input to the output, in order; input; output."""
+    """Find the nodes on any tensor path from input to output, in order; the input; the output."""
     source = next(node for node in graph.nodes if node.op == "placeholder")
     output = next(node for node in graph.nodes if node.op == "output")
     end = next(iter(output.all_input_nodes))
@@ -66,7 +66,7 @@ def find_tensor_path(graph: fx.Graph) -> tuple[list[fx.Node], fx.Node, fx.Node]:
 
 
 def find_cut_points(path: Sequence[fx.Node]) -> list[fx.Node]:
-    """Nodes that no edge of the path goes around."""
+    """Find the cut points: nodes that every path from input to output passes."""
     position = {node: index for index, node in enumerate(path)}
     cuts, reach = [], 0
     for index, node in enumerate(path):
@@ -77,19 +77,19 @@ def find_cut_points(path: Sequence[fx.Node]) -> list[fx.Node]:
 
 
 def find_target_node(path: Sequence[fx.Node], target: Target) -> fx.Node:
-    """The node that makes the target layer's activations.
+    """Find the node that returns the target layer's activations.
 
     That is the output of the module of that path, or else the node of that name.
 
     Raises:
-        TargetLayerError: neither is a place where this graph can be cut.
+        TargetLayerError: neither is a cut point of this graph.
     """
     outputs = _module_outputs(path)
     node = outputs.get(target.name) or next((n for n in path if n.name == target.name), None)
     if node is None or node not in find_cut_points(path) or not _matches(node, target):
         raise TargetLayerError(
-            f"the layer '{target.name}' ({' x '.join(map(str, target.shape))}) is no place at "
-            "which PyTorch's graph of the model can be cut: name the module that makes these "
+            f"the layer '{target.name}' ({' x '.join(map(str, target.shape))}) is not a "
+            "cut point of PyTorch's graph of the model: name the module that returns these "
             "activations with --target-layer"
         )
     return node
@@ -101,7 +101,7 @@ def _matches(node: fx.Node, target: Target) -> bool:
 
 
 def _module_outputs(path: Sequence[fx.Node]) -> Mapping[str, fx.Node]:
-    """The node that ends each module, by the module's path; only of modules called once."""
+    """Find the last node of each module that is called once, by the module's path."""
     calls: dict[str, set[str]] = {}
     last: dict[str, fx.Node] = {}
     for node in path:
@@ -114,7 +114,7 @@ def _module_outputs(path: Sequence[fx.Node]) -> Mapping[str, fx.Node]:
 def insert_channels_first(
     owner: fx.GraphModule, node: fx.Node, order: tuple[int, int, int, int]
 ) -> fx.Node:
-    """The same activations as [N, K, h, w]: transposed there and back in the graph, if need be."""
+    """Return a node with the activations as [N, K, h, w], transposed there and back if needed."""
     if order == (0, 1, 2, 3):
         return node
     readers = list(node.users)
@@ -133,7 +133,7 @@ def insert_channels_first(
 def extract_subgraph(
     owner: fx.GraphModule, start: fx.Node, end: fx.Node, batch_of: fx.Node | None = None
 ) -> fx.GraphModule:
-    """The part of a graph that computes ``end`` from ``start``, differentiable twice.
+    """Extract the part of a graph that computes ``end`` from ``start``, differentiable twice.
 
     Args:
         owner: of the graph; the part shares its weights.
@@ -174,7 +174,7 @@ def frozen_batch_norm(
     momentum: float,
     eps: float,
 ) -> tuple[torch.Tensor]:
-    """Batch normalisation with statistics that stay, as ATen returns it."""
+    """Normalise with fixed batch statistics, and return a tuple as ATen does."""
     return (F.batch_norm(x, mean, variance, weight, bias, False, momentum, eps),)
 
 

@@ -1,4 +1,4 @@
-"""The training loop: steps, checkpoints, logs. What is trained and on what is others' business."""
+"""Run the training loop: steps, checkpoints and logs, for any losses and batches."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 CHECKPOINT, LOSSES = "checkpoint.safetensors", "losses.csv"
-Tick = Callable[[str, int], None]  # told what is being done, and steps done since
-Total = Callable[[int], None]  # told how many steps there will be
+Tick = Callable[[str, int], None]  # called with what is being done and steps done since
+Total = Callable[[int], None]  # called with the number of steps
 # The batch of a step, on the device: (items, step) to named tensors.
 Fetch = Callable[[Sequence[int], int], Mapping[str, torch.Tensor]]
 
 
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How long and how fast to train.
+    """Length, speed and seed of a training.
 
     Attributes:
         epochs: passes over the data.
@@ -56,7 +56,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class Losses(torch.nn.Module):
-    """A module whose ``forward`` takes a batch and returns losses, the whole first.
+    """A module whose ``forward`` takes a batch and returns losses, their sum first.
 
     Attributes:
         names: of the losses.
@@ -65,12 +65,12 @@ class Losses(torch.nn.Module):
     names: tuple[str, ...] = ("loss",)
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
-        """The parameters that are changed, by name."""
+        """Return the parameters to train, by name."""
         raise NotImplementedError
 
 
 def count_steps(plan: Plan, count: int, world: int) -> tuple[int, int]:
-    """(steps an epoch, images a step); images left over wait for the next epoch's order."""
+    """Return steps an epoch and images a step; an incomplete last batch is left out."""
     batch = min(plan.batch, count) // world * world
     if batch == 0:
         raise RequestError(
@@ -90,7 +90,7 @@ def fit(
     checkpoint_minutes: float = 5.0,
     tick: Tick | None = None,
 ) -> None:
-    """Train; resumes from ``folder``'s checkpoint if it belongs to the same run.
+    """Train, resuming from ``folder``'s checkpoint if it belongs to the same run.
 
     A run that was killed and resumed ends with the weights of one that was not: the order of
     images depends on seed and epoch alone, and optimizer and step are in the checkpoint.
@@ -102,7 +102,7 @@ def fit(
         plan: how.
         fabric: devices, processes, precision; launched.
         folder: for checkpoint and logs.
-        key: what the checkpoint must have been made with.
+        key: identifies the run; a checkpoint with another key is ignored.
         checkpoint_minutes: between checkpoints.
         tick: told (text, steps) as it goes.
 
@@ -125,29 +125,29 @@ def fit(
     while step < total:
         epoch, within = divmod(step, an_epoch)
         order = _order(plan.seed, epoch, len(items))
-        some = order[within * batch : (within + 1) * batch]
-        own = [items[i] for i in some[fabric.global_rank :: fabric.world_size]]
+        step_items = order[within * batch : (within + 1) * batch]
+        share = [items[i] for i in step_items[fabric.global_rank :: fabric.world_size]]
         for group in optimizer.param_groups:
             group["lr"] = plan.lr * _schedule(step, total)
-        values = module(fetch(own, step))
+        values = module(fetch(share, step))
         fabric.backward(values[0])
         optimizer.step()
         optimizer.zero_grad()
-        shown = _mean_over_processes(fabric, values)
-        if not math.isfinite(shown[0]):
+        means = _mean_over_processes(fabric, values)
+        if not math.isfinite(means[0]):
             raise TrainingError(
-                f"the loss became {shown[0]} in step {step + 1}: lower the learning rate "
+                f"the loss became {means[0]} in step {step + 1}: lower the learning rate "
                 f"(now {plan.lr:g}) or the weights of the terms"
             )
         step += 1
         if log is not None:
-            log.write(step, epoch, optimizer.param_groups[0]["lr"], shown)
+            log.write(step, epoch, optimizer.param_groups[0]["lr"], means)
             due = time.monotonic() - saved > checkpoint_minutes * 60
             if due or step == total:
                 _save(folder / CHECKPOINT, key, step, trained, optimizer)
                 saved = time.monotonic()
         if tick is not None:
-            tick(f"training, loss {shown[0]:.3f}", 1)
+            tick(f"training, loss {means[0]:.3f}", 1)
     if log is not None:
         log.close()
     fabric.barrier()
@@ -178,7 +178,7 @@ def _save(
     trained: Mapping[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """One file, so that weights and step can never be of different moments."""
+    """Save weights, optimizer and step in one file, so that they always belong together."""
     from safetensors.torch import save_file
 
     tensors = {f"weights.{name}": p.detach() for name, p in trained.items()}
@@ -196,7 +196,7 @@ def _restore(
     trained: Mapping[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
 ) -> int:
-    """The step to go on with; 0 without a checkpoint of this very run."""
+    """Restore a checkpoint of the same run; return its step, or 0 without one."""
     from safetensors import safe_open
 
     if not path.is_file():
@@ -226,7 +226,7 @@ def _restore(
 
 
 class _Log:
-    """Losses as CSV and for TensorBoard; what a killed run logged after its checkpoint goes."""
+    """Logs losses as CSV and for TensorBoard; lines after the last checkpoint are dropped."""
 
     def __init__(self, folder: Path, names: Sequence[str], step: int) -> None:
         path = folder / LOSSES

@@ -1,4 +1,4 @@
-"""A classifier taken apart for tuning: what stays frozen, the target layer, the head."""
+"""Split a classifier for tuning: frozen layers, the stage up to the target layer, the head."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from .target import find_target
 
 
 class TunableNetwork(torch.nn.Module):
-    """The weights w = (w0, w1, w2) of the paper (section 4.2.2) as three parts of one network.
+    """A network in three parts, with the weights w = (w0, w1, w2) of the paper (section 4.2.2).
 
     ``below`` (w0) is frozen; ``stage`` (w1) ends in the target layer; ``head`` (w2) makes logits
     of its activations. Batch-norm statistics stay as they are everywhere. Where the last
-    convolution lies on a branch (a residual block), ``stage`` begins before the branch, for only
-    there everything passes.
+    convolution lies on a branch (a residual block), ``stage`` begins before the branch, at a cut
+    point.
 
     Attributes:
         target: the target layer.
@@ -65,20 +65,20 @@ class TunableNetwork(torch.nn.Module):
 
     @property
     def pooled_linear(self) -> bool:
-        """Whether the head is global average pooling and one linear layer."""
+        """Tell whether the head is global average pooling and one linear layer."""
         return self.target.pooled_linear
 
     def tuned(self) -> dict[str, torch.nn.Parameter]:
-        """w1 and w2 under their names in the model's own state dict."""
+        """Return w1 and w2 under their names in the model's own state dict."""
         return {name: p for name, p in _named(self) if p.requires_grad}
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """From features [N, K', h', w'] to activations [N, K, h, w] and logits [N, C]."""
+        """Compute, from features [N, K', h', w'], activations [N, K, h, w] and logits [N, C]."""
         activations = self.stage(features)
         return activations, self.head(activations)
 
     def classify(self, image: torch.Tensor) -> torch.Tensor:
-        """From normalised images [N, channels, H, W] to logits [N, C]."""
+        """Compute logits [N, C] of normalised images [N, channels, H, W]."""
         return self(self.below(image))[1]  # type: ignore[no-any-return]
 
     def raw_maps(
@@ -89,7 +89,7 @@ class TunableNetwork(torch.nn.Module):
         target: torch.Tensor,
         score: Score | None = None,
     ) -> torch.Tensor:
-        """Raw maps [N, h, w] of one class an image, differentiable in w1 and w2.
+        """Compute raw maps [N, h, w] of one class for each image, differentiable in w1 and w2.
 
         Args:
             method: any but ``scorecam``.
@@ -113,7 +113,7 @@ class TunableNetwork(torch.nn.Module):
         return raw_map(method, activations, gradients, weights)[:, 0]  # type: ignore[no-any-return]
 
     def maps(self, raw: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
-        """Raw maps [N, h, w] as they are shown, in [0, 1], [N, H, W]; or at another size."""
+        """Resize raw maps [N, h, w] to [N, H, W], or another size, and normalise them to [0, 1]."""
         return finish(raw, size or self.size)  # type: ignore[no-any-return]
 
 
@@ -126,12 +126,12 @@ class Tuner(torch.nn.Module):
         self.merge = torch.nn.Conv2d(3, 1, 1)
 
     def forward(self, activations: torch.Tensor) -> torch.Tensor:
-        """Activations [N, K, h, w] to something like a mask, [N, h, w]."""
+        """Predict a mask [N, h, w] from activations [N, K, h, w]."""
         return self.merge(self.mix(activations))[:, 0]  # type: ignore[no-any-return]
 
 
 def _before_last_convolution(path: list[fx.Node], image: fx.Node, target: fx.Node) -> fx.Node:
-    """The last place before the last convolution that everything passes."""
+    """Find the last cut point before the last convolution."""
     upto = path[: path.index(target) + 1]
     convolutions = [node for node in upto if node.target in CONVOLUTIONS]
     if not convolutions:

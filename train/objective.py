@@ -1,4 +1,4 @@
-"""What activation fine-tuning minimises: the classifier's loss plus one or more of three terms."""
+"""The loss of activation fine-tuning: the classifier's, plus one or more of three terms."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DISTILLATION = 4.0
 
 
 class Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What is minimised, a sum of means over the images.
+    """The loss to minimise: a weighted sum of terms, each a mean over the images.
 
     Attributes:
         method: whose maps are tuned; any but ``scorecam``.
@@ -63,20 +63,20 @@ class Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     @property
     def needs_masks(self) -> bool:
-        """Whether M* is part of it."""
+        """Tell whether a term needs M*."""
         return "tuner" in self.terms or "aligned" in self.terms
 
     @property
     def needs_images(self) -> bool:
-        """Whether images go through the frozen part in every step."""
+        """Tell whether images go through the frozen layers in every step."""
         return "faithful" in self.terms
 
 
 class AftLosses(Losses):
-    """The objective for a network; its parameters are everything that is trained.
+    """Computes the objective for a network; its parameters are everything that is trained.
 
     Attributes:
-        names: of what ``forward`` returns, in order; the first is the whole.
+        names: of what ``forward`` returns, in order; the first is their weighted sum.
     """
 
     def __init__(self, tunable: TunableNetwork, objective: Objective) -> None:
@@ -88,21 +88,21 @@ class AftLosses(Losses):
         self.names = ("loss", "classification", "distillation", *objective.terms)
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
-        """w1 and w2 under the model's own names, and the tuner's under ``tuner.``."""
+        """Return w1 and w2 under the model's own names, and the tuner's under ``tuner.``."""
         found = self.tunable.tuned()
         if self.tuner is not None:
             found |= {f"tuner.{name}": p for name, p in self.tuner.named_parameters()}
         return found
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Losses of a batch, [len(names)].
+        """Compute the losses of a batch, [len(names)].
 
         Args:
             batch: ``target`` int64 [N]; ``label`` int64 [N], -1 where unknown; ``probabilities``
                 [N, C] before training; ``features`` [N, K', h', w'] or else ``image`` [N, 3, H,
                 W], which ``faithful`` needs as well; ``mask`` [N, h, w] where one is used.
         """
-        wanted = self.objective
+        objective = self.objective
         features = batch.get("features")
         if features is None:
             with torch.no_grad():
@@ -111,18 +111,18 @@ class AftLosses(Losses):
         labelled = batch["label"] >= 0
         classification = F.cross_entropy(logits, batch["label"].clamp(min=0), reduction="none")
         parts = [
-            (wanted.classification, torch.where(labelled, classification, 0.0).mean()),
-            (wanted.distillation, _divergence(batch["probabilities"], logits)),
+            (objective.classification, torch.where(labelled, classification, 0.0).mean()),
+            (objective.distillation, _divergence(batch["probabilities"], logits)),
         ]
         raw = None
-        if wanted.terms.keys() & {"aligned", "faithful"}:
+        if objective.terms.keys() & {"aligned", "faithful"}:
             raw = self.tunable.raw_maps(
-                wanted.method, activations, logits, batch["target"], wanted.score
+                objective.method, activations, logits, batch["target"], objective.score
             )
-        for name, weight in wanted.terms.items():
+        for name, weight in objective.terms.items():
             parts.append((weight, self._term(name, activations, raw, batch)))
-        whole = torch.stack([weight * value for weight, value in parts]).sum()
-        return torch.stack([whole, *(value for _, value in parts)])
+        total = torch.stack([weight * value for weight, value in parts]).sum()
+        return torch.stack([total, *(value for _, value in parts)])
 
     def _term(
         self,
@@ -145,6 +145,6 @@ class AftLosses(Losses):
 
 
 def _divergence(before: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """KL(before || softmax(logits)), the mean over images."""
+    """Compute KL(before || softmax(logits)), the mean over images."""
     now = logits.log_softmax(-1)
     return F.kl_div(now, before, reduction="batchmean")

@@ -1,4 +1,4 @@
-"""Everything about the training images that does not change while training, computed once."""
+"""Compute once what training needs of each image and does not change while it runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _BATCH = 16
 
 
 def layout(tunable: TunableNetwork, names: Iterable[str]) -> dict[str, tuple[tuple[int, ...], str]]:
-    """What the cache holds for each image.
+    """Describe the cache's row of an image: shape and dtype of each array.
 
     Args:
         tunable: the network.
@@ -48,15 +48,15 @@ def layout(tunable: TunableNetwork, names: Iterable[str]) -> dict[str, tuple[tup
 
 @dataclass(frozen=True)
 class RowComputer:
-    """Computes what a cache holds.
+    """Computes the rows of a cache.
 
     Attributes:
         tunable: the network before training.
-        spec: how it wants images.
+        spec: its preprocessing.
         device: where it is.
-        method: whose masks.
-        tft: in which reading.
-        explainer: of the same network, where masks are wanted.
+        method: of the masks.
+        tft: the reading of the masks.
+        explainer: of the same network, if masks are needed.
     """
 
     tunable: TunableNetwork
@@ -98,7 +98,7 @@ class RowComputer:
 
     @torch.no_grad()
     def rows(self, views: RGBImage, wanted: Container[str]) -> dict[str, NDArray[Any]]:
-        """The rows of some views, uint8 [N, H, W, 3]."""
+        """Compute the rows of preprocessed images, uint8 [N, H, W, 3]."""
         image = to_input(views, self.spec, self.device)
         features = self.tunable.below(image)
         _, logits = self.tunable(features)
@@ -121,7 +121,7 @@ class RowComputer:
 
 
 def read_views(paths: Sequence[Path], spec: Preprocess) -> tuple[RGBImage, dict[int, str]]:
-    """The network's views of images, uint8 [N, H, W, 3]; unreadable ones are black, and named."""
+    """Read and crop images, uint8 [N, H, W, 3]; unreadable ones are black, with their error."""
     views = np.zeros((len(paths), *spec.size, 3), np.uint8)
     bad = {}
     for index, path in enumerate(paths):
@@ -134,7 +134,7 @@ def read_views(paths: Sequence[Path], spec: Preprocess) -> tuple[RGBImage, dict[
 
 
 def _view(path: Path, spec: Preprocess) -> RGBImage | str:
-    """A view, or why there is none."""
+    """Read and crop one image, or return why it cannot be read."""
     try:
         return crop_resized(read_image(path), spec)[0]
     except ImageError as error:
@@ -142,7 +142,7 @@ def _view(path: Path, spec: Preprocess) -> RGBImage | str:
 
 
 def to_input(views: NDArray[np.uint8], spec: Preprocess, device: torch.device) -> torch.Tensor:
-    """RGB uint8 [N, H, W, 3] to normalised float32 [N, C, H, W] in the network's colours."""
+    """Convert RGB uint8 [N, H, W, 3] to normalised float32 [N, C, H, W] in the network's order."""
     colored = np.ascontiguousarray(in_color(views, spec.color))
     pixels = torch.from_numpy(colored).to(device).permute(0, 3, 1, 2).float() / 255
     mean = torch.tensor(spec.mean, device=device)[:, None, None]
@@ -164,8 +164,8 @@ def compute_best_masks(
     target: NDArray[np.int64],
     size: tuple[int, int],
 ) -> NDArray[np.float32]:
-    """M* of each image (paper equation 8), averaged over the activations' cells, [N, h, w]."""
-    # The graph's own sweep would mask by its own reading, and pooled masks are all that is wanted.
+    """Compute M* of each image (paper equation 8), pooled to the activations' size, [N, h, w]."""
+    # The graph's own sweep would mask by its own reading, and only pooled masks are needed.
     plan = plan_request(explainer.manifest, method, settings, sweep_outside=True)
     inference = infer(explainer.model, images, target[:, None].tolist(), plan)
     maps = pipeline.map(explainer.model, inference, plan)

@@ -1,4 +1,4 @@
-"""What both trainings share: the machines, the run's folder, the network and its data."""
+"""Start a training run: processes and devices, the run's folder and its identity."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ STRATEGIES = ("auto", "ddp")
 
 
 class Machines(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to train.
+    """Devices, nodes and precision to train with.
 
     Attributes:
         accelerator: ``auto``, ``cpu``, ``cuda`` or ``mps``.
@@ -59,7 +59,7 @@ class Machines(msgspec.Struct, frozen=True, kw_only=True):
     precision: str = "fp32"
 
     def _processes(self) -> tuple[int | str, int]:
-        """Devices and nodes; what torchrun has started counts before what was asked for."""
+        """Return devices and nodes; torchrun's settings win over these."""
         if not _started():
             return self.devices, self.nodes
         here = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -98,7 +98,7 @@ class Machines(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _started() -> bool:
-    """Whether torchrun or `fabric run` has started this process, and others."""
+    """Tell whether torchrun or `fabric run` has started this process, and others."""
     return {"WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
 
 
@@ -108,11 +108,11 @@ def fingerprint(
     settings: Mapping[str, Any],
     classes: str | Path | None = None,
 ) -> str:
-    """What makes two runs the same: weights, preprocessing, classes, images and settings.
+    """Hash what makes two runs the same: weights, preprocessing, classes, images and settings.
 
     Args:
         source: the network before training.
-        parts: images to train on and to judge by.
+        parts: images to train on and to evaluate on.
         settings: of the training.
         classes: the file that says which class a label means.
     """
@@ -130,9 +130,9 @@ def fingerprint(
 
 
 def claim_folder(folder: Path, key: str, settings: Mapping[str, Any], fabric: Fabric) -> None:
-    """Make the run's folder, or see that it holds the same run.
+    """Make the run's folder, or check that it holds the same run.
 
-    The first process looks and writes; what stops it stops all, lest they wait for it in vain.
+    The first process does so; an error there is raised in all, so that none waits for it.
 
     Raises:
         TrainingError: it holds another.
@@ -162,7 +162,7 @@ def _claim(folder: Path, key: str, settings: Mapping[str, Any]) -> None:
             differing = [name for name in asked if own.get(name) != asked[name]]
             what = ", ".join(differing) or "weights, images, preprocessing or class names"
             raise TrainingError(
-                f"{folder} holds another run (other {what}): choose another folder, or delete it"
+                f"{folder} holds another run (different {what}): choose another folder or delete it"
             )
         for left in folder.glob(".*.*"):  # what a killed process was writing
             if left.is_file():
@@ -179,7 +179,7 @@ def describe_model(
     labels: tuple[str, ...],
     entry: dict[str, object],
 ) -> SavedModel:
-    """The description of a model trained from ``model``."""
+    """Describe a model trained from ``model``."""
     history: tuple[dict[str, object], ...] = ()
     architecture = _absolute(model)
     if is_saved_model(model):
@@ -196,6 +196,6 @@ def describe_model(
 
 
 def _absolute(model: str) -> str:
-    """A factory's file with its folder, so that it is found from anywhere on this machine."""
+    """Return a factory's file with its full path, so that it is found from any folder."""
     place, colon, name = model.rpartition(":")
     return f"{Path(place).resolve()}:{name}" if colon and place.endswith(".py") else model

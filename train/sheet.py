@@ -1,4 +1,4 @@
-"""The same images before and after tuning, side by side. Needs matplotlib."""
+"""Draw the same images before and after tuning, side by side. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..runtime.figure import encode_png, make_panel
 def draw_sheet(
     explainers: Sequence[Explainer], paths: Sequence[Path], method: Method
 ) -> bytes | None:
-    """Images, and the map of the most probable class before and after, as PNG.
+    """Draw images and the maps of their most probable class before and after, as PNG.
 
     Args:
         explainers: of the network before and after.
