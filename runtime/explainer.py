@@ -175,7 +175,13 @@ class Explainer:
     def plan(
         self, method: Method | Sequence[Method] | None = None, tft: Thresholding = None
     ) -> RequestPlan:
-        """What a request asks of the graph, see ``plan_request``.
+        """Plan what a request asks of the graph, for the steps of ``runtime.pipeline``.
+
+        Args:
+            method, tft: see ``explain``.
+
+        Returns:
+            The outputs that are needed, and how each method's maps are made of them.
 
         Raises:
             RequestError: the file cannot do that.

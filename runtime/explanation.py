@@ -187,6 +187,9 @@ class Explanation:
         Args:
             path: ends with ``.npy``.
 
+        Returns:
+            Where the file is.
+
         Raises:
             RequestError: another ending.
             OutputError: a place that cannot be written.

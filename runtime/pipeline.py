@@ -34,6 +34,18 @@ from .sweep import Choice, Floats, Request, make_choice, mute_lowest, sweep
 from .tft import Tft
 from .threads import one_blas_thread
 
+__all__ = [
+    "ClassMap",
+    "Inference",
+    "Model",
+    "Prepared",
+    "classify",
+    "infer",
+    "map",
+    "prepare",
+    "threshold",
+]
+
 Inputs = NDArray[Any]  # what the graph is fed, see ``prepare``
 
 
@@ -136,7 +148,14 @@ def prepare(images: Sequence[RGBImage], manifest: Manifest) -> Prepared:
 
 
 def classify(model: Model, inputs: Inputs) -> Floats:
-    """Class probabilities of prepared inputs, float32 [N, C], in batches of ``model.batch``.
+    """Classify prepared inputs, in batches of ``model.batch``.
+
+    Args:
+        model: the network.
+        inputs: from ``prepare``, [N, ...].
+
+    Returns:
+        Class probabilities, float32 [N, C].
 
     Raises:
         EngineError: the engine failed, or the network returned NaN.
@@ -155,7 +174,10 @@ def infer(
         model: the network.
         inputs: from ``prepare``, [N, ...].
         classes: for each image the classes to explain, as indices or ranks from -1.
-        plan: from ``plan_request``.
+        plan: from ``Explainer.plan``.
+
+    Returns:
+        The plan's outputs, and what they were computed of.
 
     Raises:
         EngineError: the engine failed, or the network returned NaN.

@@ -24,10 +24,10 @@ PAGE = (ROOT / "docs" / "api.md").read_text("utf-8")
 MODULES = re.findall(r"^::: (whycam[\w.]*)$", PAGE, re.MULTILINE)
 SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Yields):$", re.MULTILINE)
 ENTRY = re.compile(r"^    (\w+(?:, \w+)*): \S", re.MULTILINE)
-ARRAY = re.compile(r"NDArray|RGBImage\b|Floats|Images")
+ARRAY = re.compile(r"NDArray|RGBImage\b|Floats|Inputs")
 DTYPE = re.compile(r"\b(float32|uint8|int64|bool)\b")
 SHAPE = re.compile(r"\[[^\]]*\]")
-# Said where ``inputs`` and ``read_image`` are described, and elsewhere by these words.
+# Said where ``prepare`` and ``read_image`` are described, and elsewhere by these words.
 REFERS = re.compile(r"see ``|[Ff]rom ``|as ``|prepared inputs")
 
 

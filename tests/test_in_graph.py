@@ -400,7 +400,7 @@ def test_manifest_that_promises_other_outputs_than_the_file_has_is_refused(made,
 @pytest.mark.parametrize(
     ("name", "spoil", "told"),
     [
-        ("finish", lambda f: lambda raw, size: f(raw, size) * 0.99, "finished maps"),
+        ("finish", lambda f: lambda raw, size: f(raw, size) * 0.99, "maps are off"),
         ("best", lambda f: lambda rpi, cuts, taus: f(1 - rpi, cuts, taus), "sweep"),
         ("mask_of", lambda f: lambda maps, mask: 1 - f(maps, mask), "sweep"),
     ],
