@@ -63,7 +63,7 @@ def evaluate(
         classes: a CSV file that says which class a label of the data means, see ``Classes``.
         folder: for a file with one line an image, from which a stopped evaluation of the same
             file, data and settings resumes.
-        tick: told (name, images done).
+        tick: called with (name, images done).
 
     Returns:
         Accuracy, and for each method and variant average increase, average drop and more.
@@ -174,10 +174,10 @@ def _note_unknown_labels(classes: Classes, data: Dataset, settings: Settings) ->
         )
     if not unknown:
         return []
-    shown = ", ".join(unknown[:3]) + (" ..." if len(unknown) > 3 else "")
+    examples = ", ".join(unknown[:3]) + (" ..." if len(unknown) > 3 else "")
     return [
-        f"{len(unknown)} of {len(labels)} labels are no class of the network ({shown}), and their "
-        "images do not count for accuracy: map them with --classes FILE"
+        f"{len(unknown)} of {len(labels)} labels are no class of the network ({examples}), and "
+        "their images do not count for accuracy: map them with --classes FILE"
     ]
 
 
@@ -257,12 +257,12 @@ def _mask_variants(
 ) -> list[_Variants]:
     """Make each variant of each map, with the class's probability for the masked image."""
     model = explainer.model
-    found: list[_Variants] = [{} for _ in maps]
+    by_map: list[_Variants] = [{} for _ in maps]
     pending: list[tuple[_Variants, Variant, ClassMap, Floats]] = []
     choices: Sequence[Choice | None] = [None] * len(maps)
     if "tft" in settings.variants:
         choices = sweep(partial(pipeline.classify, model), maps, settings.tft, model.batch)
-    for one, into, choice in zip(maps, found, choices, strict=True):
+    for one, into, choice in zip(maps, by_map, choices, strict=True):
         if "original" in settings.variants or (choice is not None and not choice.improved):
             pending.append((into, "original", one, one.map))
         if "naive" in settings.variants and one.method in tft.NAIVE:
@@ -278,7 +278,7 @@ def _mask_variants(
             pending, pipeline.classify(model, images), strict=True
         ):
             into[variant] = values, {"masked": float(row[one.target])}
-    for into, choice in zip(found, choices, strict=True):
+    for into, choice in zip(by_map, choices, strict=True):
         if choice is not None:
             masked = choice.masked_probability if choice.improved else into["original"][1]["masked"]
             into["tft"] = (
@@ -292,7 +292,7 @@ def _mask_variants(
             )
         if "original" not in settings.variants:
             into.pop("original", None)
-    return found
+    return by_map
 
 
 def _select_boxes(boxes: Sequence[Box], classes: Classes, index: int) -> list[Box]:
@@ -313,7 +313,7 @@ def _measure_map(
     settings: Settings,
 ) -> dict[str, Any]:
     masked = numbers["masked"]
-    found = {
+    measures = {
         **numbers,
         "increase": bool(increases(masked, request.probability)),
         "drop": float(drops(masked, request.probability)),
@@ -322,7 +322,7 @@ def _measure_map(
     if boxes:
         edges = [(box.left, box.top, box.right, box.bottom) for box in boxes]
         over = to_image(values, place)
-        found |= {"pointing": pointing(over, edges), "energy": energy_inside(over, edges)}
+        measures |= {"pointing": pointing(over, edges), "energy": energy_inside(over, edges)}
     if settings.curve_steps:
         insertion, deletion = insertion_deletion(
             partial(pipeline.classify, explainer.model),
@@ -332,5 +332,5 @@ def _measure_map(
             settings.curve_steps,
             request.layout,
         )
-        found |= {"insertion": insertion, "deletion": deletion}
-    return found
+        measures |= {"insertion": insertion, "deletion": deletion}
+    return measures

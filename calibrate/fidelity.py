@@ -91,7 +91,7 @@ def compare(
         samples: images.
         methods: by default those of the paper that both have.
         tft: the reading in which thresholds are compared as well; None: they are not.
-        tick: told (name, images done).
+        tick: called with (name, images done).
 
     Raises:
         RequestError: the two are not of one network, or a method is missing.
@@ -101,11 +101,11 @@ def compare(
     tally = _Tally(chosen)
     unreadable: dict[str, str] = {}
     work = partial(_compare_batch, reference, other, chosen, tft)
-    for name, found in run_batches(reference, samples, lambda sample: sample.path, work):
-        if isinstance(found, ImageError):
-            unreadable[name] = str(found)
+    for name, compared in run_batches(reference, samples, lambda sample: sample.path, work):
+        if isinstance(compared, ImageError):
+            unreadable[name] = str(compared)
             continue
-        tally.add(found)
+        tally.add(compared)
         if tick is not None:
             tick(name, 1)
     if not tally.same:
@@ -175,14 +175,14 @@ def _compare_batch(
         )
         # A graph without an input for the class explains the most probable one.
         fixed = other.manifest.top is not None
-        classes = [[-1 if fixed else found[first][0].index] for found in ours]
+        classes = [[-1 if fixed else explanations[first][0].index] for explanations in ours]
         inputs = prepare(prepared.images, other.manifest)
         theirs = other.explain_prepared(inputs, classes, other.plan(methods, tft))
         predicted = classify(other.model, inputs.inputs).argmax(1)
         compared = [
             _Compared(
-                {method: found for method, (found,) in a.items()},
-                {method: found for method, (found,) in b.items()},
+                {method: explanations for method, (explanations,) in a.items()},
+                {method: explanations for method, (explanations,) in b.items()},
                 int(best),
             )
             for a, b, best in zip(ours, theirs, predicted, strict=True)
@@ -203,14 +203,14 @@ class _Tally:
         self._maps: dict[str, list[tuple[float, float]]] = {method: [] for method in methods}
         self._sweeps: dict[str, list[list[float]]] = {method: [] for method in methods}
 
-    def add(self, found: _Compared) -> None:
+    def add(self, compared: _Compared) -> None:
         """Take in one image."""
-        first = next(iter(found.ours))
-        ours, theirs = found.ours[first], found.theirs[first]
-        self.same.append(ours.index == found.predicted)
+        first = next(iter(compared.ours))
+        ours, theirs = compared.ours[first], compared.theirs[first]
+        self.same.append(ours.index == compared.predicted)
         self.apart.append(abs(ours.probability - theirs.probability))
-        for method, explanation in found.ours.items():
-            self._add_method(method, explanation, found.theirs[method])
+        for method, explanation in compared.ours.items():
+            self._add_method(method, explanation, compared.theirs[method])
 
     def _add_method(self, method: Method, ours: Explanation, theirs: Explanation) -> None:
         a, b = ours.original_map, theirs.original_map
@@ -231,7 +231,7 @@ class _Tally:
         maps = np.array(self._maps[method])
         low = np.percentile(maps, 5, axis=0)
         middle = np.median(maps, axis=0)
-        found = {
+        numbers = {
             "pearson": float(middle[0]),
             "pearson_low": float(low[0]),
             "iou": float(middle[1]),
@@ -246,5 +246,5 @@ class _Tally:
                 "increase_after",
                 "drop_after",
             )
-            found |= dict(zip(names, map(float, means), strict=True))
-        return MapFidelity(**found)
+            numbers |= dict(zip(names, map(float, means), strict=True))
+        return MapFidelity(**numbers)

@@ -222,9 +222,9 @@ def _check(proof: Fidelity, floor: Mapping[str, float]) -> None:
     if proof.top1 < floor.get("top1", 0.0):
         missed.append(f"top1 {proof.top1:.3f}")
     missed += [
-        f"pearson of {method} {found.pearson:.3f}"
-        for method, found in proof.maps.items()
-        if found.pearson < floor.get("pearson", 0.0)
+        f"pearson of {method} {agreement.pearson:.3f}"
+        for method, agreement in proof.maps.items()
+        if agreement.pearson < floor.get("pearson", 0.0)
     ]
     if missed:
         raise VerificationError(
@@ -245,5 +245,5 @@ def _times(explainers: Sequence[Explainer]) -> list[float]:
         contenders[index] = lambda e=explainer, f=feeds, o=outputs: measure_seconds(
             lambda: e.engine.run(f, o)
         )
-    found = run_interleaved(contenders, _ROUNDS)
-    return [1e3 * median(found[index]) for index in contenders]
+    seconds = run_interleaved(contenders, _ROUNDS)
+    return [1e3 * median(seconds[index]) for index in contenders]

@@ -99,7 +99,7 @@ class Search:
         methods: see above.
         settings: of the calibration.
         path: of the file that candidates are written to.
-        tick: told what is done, and images explained since.
+        tick: called with what is being done and the images explained since.
     """
 
     def __init__(
@@ -155,8 +155,8 @@ class Search:
     def load(self, recipe: Recipe, floating: Sequence[str]) -> Explainer:
         """Write a candidate and load it."""
         write_candidate(self.quantise(recipe, floating), self._reference.manifest, self._path)
-        own = self._settings
-        return load(self._path, own.engine, own.threads, gpu=own.gpu, check=False)
+        settings = self._settings
+        return load(self._path, settings.engine, settings.threads, gpu=settings.gpu, check=False)
 
     def evaluate(
         self, recipe: Recipe, floating: Sequence[str] = (), count: int = EVALUATED
@@ -166,9 +166,9 @@ class Search:
         same = []
         correlations: dict[str, list[float]] = {method: [] for method in self.methods}
         for image, index, maps in self._probes[:count]:
-            best, _, found = self._explain(explainer, image, index)
+            best, _, candidate_maps = self._explain(explainer, image, index)
             same.append(best == index)
-            for method, values in found.items():
+            for method, values in candidate_maps.items():
                 correlations[method].append(pearson(maps[method], values))
         return Trial(
             calibrator=recipe.calibrator,
@@ -259,8 +259,8 @@ class Search:
         plan = explainer.plan(self.methods)
         inference = pipeline.infer(explainer.model, image, [[target]], plan)
         maps = pipeline.map(explainer.model, inference, plan)
-        found = {one.method: one.map for one in maps}
-        return int(inference.probabilities[0].argmax()), maps[0].target, found
+        by_method = {one.method: one.map for one in maps}
+        return int(inference.probabilities[0].argmax()), maps[0].target, by_method
 
     def _describe(self, trial: Trial) -> str:
         lowest = min(trial.pearson, key=trial.pearson.__getitem__)

@@ -274,8 +274,8 @@ def quantise(
     )
     quantizer.quantize_model()
     quantizer.model.topological_sort()  # what was inserted stands at the end
-    made: onnx.ModelProto = quantizer.model.model
-    return made
+    quantised: onnx.ModelProto = quantizer.model.model
+    return quantised
 
 
 def _sums_among(graph: Graph, layers: Sequence[str]) -> list[str]:

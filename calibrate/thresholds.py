@@ -175,7 +175,7 @@ def learn_thresholds(
         data: from ``open_dataset``; every fourth usable image is held out.
         methods: by default those of the paper that the file supports.
         readings: of TFT, as (mask, thresholds).
-        tick: told (name, images done).
+        tick: called with (name, images done).
 
     Returns:
         Priors, to be stored in the manifest, and what they achieve on held-out images.
@@ -449,10 +449,10 @@ def _times(explainer: Explainer, requests: Sequence[Request], prior: Prior) -> d
     settings[len(_TENTHS)] = Tft(prior.mask, prior.thresholds)
     seconds: dict[int, list[float]] = {k: [] for k in settings}
     for request in requests:
-        for k, own in settings.items():
+        for k, tft in settings.items():
             begin = time.perf_counter()
             sweep(
-                partial(pipeline.classify, explainer.model), [request], own, explainer.batch, prior
+                partial(pipeline.classify, explainer.model), [request], tft, explainer.batch, prior
             )
             seconds[k].append(time.perf_counter() - begin)
     return {k: 1e3 * float(np.median(values)) for k, values in seconds.items()}

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ..runtime.errors import RequestError
 from . import parse
-from .console import out, print_json, say, say_written
+from .console import out, print_json, say, say_written, unreadable_lines
 from .options import Data, EngineOptions, Json, Model, PaperMethod, ReadingOptions, ReportFolder
 from .progress import progress
 from .tables import table
@@ -103,7 +103,4 @@ def fidelity_lines(fidelity: Fidelity) -> str:
     ]
     if fidelity.mask is not None:
         lines.append(f"TFT: mask {fidelity.mask}, thresholds by {fidelity.thresholds}")
-    if fidelity.unreadable:
-        shown = "; ".join(list(fidelity.unreadable.values())[:3])
-        lines.append(f"{len(fidelity.unreadable)} images left out: {shown}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *unreadable_lines(fidelity.unreadable)])

@@ -10,7 +10,7 @@ from rich.table import Table
 from ..runtime.errors import RequestError
 from ..runtime.tft import Mask, Tft, Thresholds
 from . import parse
-from .console import print_json, say, say_all, say_written
+from .console import print_json, say, say_all, say_written, unreadable_lines
 from .options import (
     Data,
     EngineOptions,
@@ -143,7 +143,4 @@ def learnt_lines(learnt: LearntThresholds) -> str:
         "map, as a share of the gain of all ten thresholds; rpi: mean relative probability "
         "increase; ms: median time of one map",
     ]
-    if learnt.unreadable:
-        shown = "; ".join(list(learnt.unreadable.values())[:3])
-        lines.append(f"{len(learnt.unreadable)} images left out: {shown}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *unreadable_lines(learnt.unreadable)])

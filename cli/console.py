@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,19 @@ def say_all(parts: Iterable[RenderableType]) -> None:
 def say_written(folder: Path, files: Sequence[Path]) -> None:
     """Name the files that were written to a folder."""
     say(f"written to {folder}/: {', '.join(path.name for path in files)}")
+
+
+def unreadable_lines(unreadable: Mapping[str, str], count: int | None = None) -> list[str]:
+    """Describe the images that were left out, in one line or none.
+
+    Args:
+        unreadable: why each image cannot be read, by its name.
+        count: of all of them; None: as many as are named.
+    """
+    if not unreadable:
+        return []
+    examples = "; ".join(list(unreadable.values())[:3])
+    return [f"{count or len(unreadable)} images left out: {examples}"]
 
 
 def note(text: str) -> None:

@@ -139,9 +139,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     for printed in (sys.stdout, sys.stderr):
         if isinstance(printed, io.TextIOWrapper):
             printed.reconfigure(errors="backslashreplace")
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given
-    sys.exit(_run([argument for argument in given if argument != "--debug"], debug))
+    command_line = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in command_line
+    sys.exit(_run([argument for argument in command_line if argument != "--debug"], debug))
 
 
 def _run(arguments: list[str], debug: bool) -> int:
@@ -170,9 +170,9 @@ def _usage(error: Any) -> str:
     """Say what is wrong with a command line, and where its options are listed."""
     context = getattr(error, "ctx", None)
     command = "whycam" if context is None else context.command_path
-    said = error.format_message().strip().replace("Value error, ", "")
+    message = error.format_message().strip().replace("Value error, ", "")
     # A WhyCamError shows what any terminal can.
-    return str(RequestError(f"{said.rstrip('.?')}; see {command} --help"))
+    return str(RequestError(f"{message.rstrip('.?')}; see {command} --help"))
 
 
 def _fail(error: Exception, text: str, code: int, arguments: list[str], debug: bool) -> int:

@@ -11,7 +11,7 @@ from rich.table import Table
 from ..calibrate.settings import VARIANTS, Target
 from ..runtime.errors import RequestError
 from . import parse
-from .console import out, print_json, say, say_written
+from .console import out, print_json, say, say_written, unreadable_lines
 from .options import (
     AuthorsReading,
     ClassMap,
@@ -150,9 +150,7 @@ def summary_lines(evaluation: Evaluation) -> str:
             f"accuracy {evaluation.accuracy:.4f} ± {evaluation.accuracy_standard_error:.4f} on "
             f"{evaluation.labelled} labelled images"
         )
-    if evaluation.unreadable_count:
-        shown = "; ".join(list(evaluation.unreadable.values())[:3])
-        lines.append(f"{evaluation.unreadable_count} images left out: {shown}")
+    lines += unreadable_lines(evaluation.unreadable, evaluation.unreadable_count)
     if evaluation.skipped:
         lines.append(
             f"{evaluation.skipped} images left out: their label is no class of the network"

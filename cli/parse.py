@@ -19,13 +19,13 @@ def names(text: str) -> list[str]:
 
 def choices(option: str, text: str, allowed: Sequence[str]) -> list[str]:
     """Split names at commas, each of which must be allowed."""
-    found = names(text)
-    for name in found:
+    chosen = names(text)
+    for name in chosen:
         if name not in allowed:
             raise RequestError(
                 f"{option} must be one or more of {', '.join(allowed)}; not '{name}'"
             )
-    return found
+    return chosen
 
 
 def methods(text: str | None) -> list[Method] | None:
@@ -38,24 +38,24 @@ def methods(text: str | None) -> list[Method] | None:
 def counts(option: str, text: str) -> list[int]:
     """Split numbers from 1 on at commas."""
     try:
-        found = [int(part) for part in names(text)]
+        numbers = [int(part) for part in names(text)]
     except ValueError:
-        found = []
-    if not found or min(found) < 1:
+        numbers = []
+    if not numbers or min(numbers) < 1:
         raise RequestError(f"{option} must be numbers from 1 on with commas, not '{text}'")
-    return found
+    return numbers
 
 
 def assignments(option: str, text: str) -> dict[str, float]:
     """Read names with numbers: ``pearson=0.95,top1=0.9``."""
-    found = {}
+    values = {}
     for part in names(text):
         name, _, value = part.partition("=")
         try:
-            found[name] = float(value)
+            values[name] = float(value)
         except ValueError as error:
             raise RequestError(f"{option} must be NAME=NUMBER with commas, not '{text}'") from error
-    return found
+    return values
 
 
 def floats(option: str, text: str) -> list[float]:
@@ -130,15 +130,15 @@ def areas(option: str, text: str) -> tuple[Range, Range]:
 
 def capabilities(text: str) -> list[str]:
     """Read compute capabilities: ``75,8.6,120`` as 7.5, 8.6, 12.0."""
-    found = []
+    versions = []
     for part in names(text):
         digits = part.replace(".", "", 1)
         if not digits.isdecimal() or len(digits) < 2 or ("." in part and part[-2] != "."):
             raise RequestError(
                 f"--compute must be compute capabilities with commas, as 75,86,89,120; not '{text}'"
             )
-        found.append(f"{digits[:-1]}.{digits[-1]}")
-    return found
+        versions.append(f"{digits[:-1]}.{digits[-1]}")
+    return versions
 
 
 def images(paths: Sequence[Path]) -> list[tuple[Path, str]]:

@@ -12,7 +12,7 @@ from ..export.requirements import require_torch
 from ..runtime.cam import METHODS
 from ..runtime.errors import RequestError
 from . import parse
-from .console import out, print_json, say
+from .console import out, print_json, say, say_all, unreadable_lines
 from .options import (
     AuthorsReading,
     ClassMap,
@@ -40,7 +40,6 @@ from .train_options import (
     TrainingData,
     WeightDecay,
     is_quiet,
-    say_unreadable,
 )
 
 if TYPE_CHECKING:
@@ -180,7 +179,7 @@ def _say_tuned(tuned: AftResult) -> None:
             f"accuracy {before.accuracy:.4f} before, {after.accuracy:.4f} after "
             f"(± {after.accuracy_standard_error:.4f}, {after.labelled} images)"
         )
-    say_unreadable(tuned.unreadable)
+    say_all(unreadable_lines(tuned.unreadable))
     for note in tuned.notes:
         say(f"note: {note}")
 

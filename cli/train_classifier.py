@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..export.requirements import require_torch
 from . import parse
-from .console import print_json, say
+from .console import print_json, say, say_all, unreadable_lines
 from .options import ImageSize, Json, Preprocess, Weights
 from .progress import progress
 from .train_options import (
@@ -20,7 +20,6 @@ from .train_options import (
     TrainingData,
     WeightDecay,
     is_quiet,
-    say_unreadable,
 )
 
 
@@ -82,7 +81,7 @@ def classifier(
         f"{len(done.labels)} classes, {done.trained_on} images; accuracy on {done.held_out} "
         f"others {done.accuracy:.4f} ± {done.standard_error:.4f}"
     )
-    say_unreadable(done.unreadable)
+    say_all(unreadable_lines(done.unreadable))
     say(
         f"next: whycam export {output} -o model.onnx\n"
         f"  or: whycam train aft {output} {data} -o {output}-aft"

@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-
-from .console import say
 
 if TYPE_CHECKING:
     from ..train.run import Machines
@@ -83,10 +81,3 @@ class MachineOptions:
 def is_quiet(as_json: bool) -> bool:
     """Tell whether this process shows no progress: of several, one alone does."""
     return as_json or any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK"))
-
-
-def say_unreadable(unreadable: dict[str, Any]) -> None:
-    """Say which images were left out."""
-    if unreadable:
-        first = "; ".join(list(unreadable.values())[:3])
-        say(f"{len(unreadable)} images left out: {first}")

@@ -135,7 +135,7 @@ def test_map_lies_where_python_draws_it(page, wait, model, chelsea, tmp_path):
     assert page.get_screenshot_as_file(str(tmp_path / "page.png"))
 
 
-def test_opacity_threshold_box_and_class_change_the_picture(page, wait, chelsea):
+def test_opacity_threshold_box_and_class_change_the_image(page, wait, chelsea):
     choose(page, wait, chelsea)
     first = shown(page)
     page.execute_script(
@@ -154,11 +154,9 @@ def test_opacity_threshold_box_and_class_change_the_picture(page, wait, chelsea)
     assert pressed.get_attribute("data-index") == str(second)
 
 
-def test_file_that_is_no_picture_is_told_and_the_page_goes_on(
-    page, wait, status, chelsea, tmp_path
-):
+def test_file_that_is_no_image_is_told_and_the_page_goes_on(page, wait, status, chelsea, tmp_path):
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"not a picture")
+    broken.write_bytes(b"not an image")
     page.find_element("id", "file").send_keys(str(broken))
     wait(lambda: "broken.jpg" in status())
     assert "error" in page.find_element("id", "status").get_attribute("class")
@@ -167,7 +165,7 @@ def test_file_that_is_no_picture_is_told_and_the_page_goes_on(
     assert "error" not in page.find_element("id", "status").get_attribute("class")
 
 
-def test_large_picture_is_scaled_down(page, wait, status, tmp_path):
+def test_large_image_is_scaled_down(page, wait, status, tmp_path):
     Image.new("RGB", (6000, 20), "teal").save(tmp_path / "wide.png")
     choose(page, wait, tmp_path / "wide.png")
     wait(lambda: "1600 x 5" in status())

@@ -80,7 +80,7 @@ def test_overlay_colours_what_the_map_marks_and_nothing_else(
 
 
 @pytest.mark.parametrize(
-    ("model", "picture", "options", "complaint"),
+    ("model", "image", "options", "complaint"),
     [
         ("missing.onnx", None, [], "missing.onnx"),
         ("text.jpg", None, [], "text.jpg"),
@@ -96,14 +96,14 @@ def test_overlay_colours_what_the_map_marks_and_nothing_else(
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_exit_code_two(
-    explain, pixels_onnx, chelsea, tmp_path, model, picture, options, complaint
+    explain, pixels_onnx, chelsea, tmp_path, model, image, options, complaint
 ):
     (tmp_path / "empty.png").touch()
-    (tmp_path / "text.jpg").write_text("not a picture")
+    (tmp_path / "text.jpg").write_text("not an image")
     (tmp_path / "cut.png").write_bytes(chelsea.read_bytes()[:5000])
     done = explain(
         tmp_path / model if model else pixels_onnx,
-        tmp_path / picture if picture else chelsea,
+        tmp_path / image if image else chelsea,
         *options,
     )
     assert done.returncode == 2

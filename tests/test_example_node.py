@@ -90,7 +90,7 @@ def test_overlay_colours_what_the_map_marks_and_nothing_else(explain, model, che
 
 
 @pytest.mark.parametrize("size", [(50, 40), (30, 500), (500, 30), (1, 1)])
-def test_picture_of_any_proportions_is_drawn_over(explain, model, tmp_path, size):
+def test_image_of_any_proportions_is_drawn_over(explain, model, tmp_path, size):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (size[1], size[0], 4), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "odd.png")  # with alpha
@@ -100,7 +100,7 @@ def test_picture_of_any_proportions_is_drawn_over(explain, model, tmp_path, size
 
 
 @pytest.mark.parametrize(
-    ("graph", "picture", "options", "complaint"),
+    ("graph", "image", "options", "complaint"),
     [
         ("missing.onnx", None, [], "missing.onnx"),
         ("text.jpg", None, [], "text.jpg"),
@@ -116,14 +116,14 @@ def test_picture_of_any_proportions_is_drawn_over(explain, model, tmp_path, size
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_exit_code_two(
-    explain, model, chelsea, tmp_path, graph, picture, options, complaint
+    explain, model, chelsea, tmp_path, graph, image, options, complaint
 ):
     (tmp_path / "empty.png").touch()
-    (tmp_path / "text.jpg").write_text("not a picture")
+    (tmp_path / "text.jpg").write_text("not an image")
     (tmp_path / "cut.png").write_bytes(chelsea.read_bytes()[:5000])
     done = explain(
         tmp_path / graph if graph else model,
-        tmp_path / picture if picture else chelsea,
+        tmp_path / image if image else chelsea,
         *options,
     )
     assert done.returncode == 2, done.stderr

@@ -124,8 +124,8 @@ def train_aft(
             them in every step; else a folder for them, kept afterwards.
         flip: mirror half of the images in each step; nothing is cached then but masks.
         checkpoint_minutes: between checkpoints.
-        tick: told (text, steps done).
-        total: told how many steps there will be.
+        tick: called with (text, steps done).
+        total: called with the number of steps.
 
     Returns:
         What was made; None on all processes but the first.
@@ -291,12 +291,12 @@ def _open_cache(
 
 
 def _batch_columns(store: Cache, objective: Objective) -> list[str]:
-    wanted = ["target", "probabilities", *(["mask"] if objective.needs_masks else [])]
+    columns = ["target", "probabilities", *(["mask"] if objective.needs_masks else [])]
     if "features" in store.layout:
-        wanted.append("features")
+        columns.append("features")
     if objective.needs_images or "features" not in store.layout:
-        wanted.append("image")
-    return wanted
+        columns.append("image")
+    return columns
 
 
 def _label_notes(known: list[int | None], labels: list[str | None]) -> list[str]:
@@ -326,9 +326,9 @@ def _evaluate_both(
 ) -> AftResult:
     """Evaluate before and after, and write reports and the sheet of images."""
     explainers = [load(file, ENGINE) for file in files]
-    found = []
+    evaluations = []
     for explainer, name in zip(explainers, ("before", "after"), strict=True):
-        told = None if tick is None else lambda _, n, name=name: tick(f"evaluating {name}", n)
+        count = None if tick is None else lambda _, n, name=name: tick(f"evaluating {name}", n)
         evaluation = evaluate(
             explainer,
             parts.held_out,
@@ -337,11 +337,13 @@ def _evaluate_both(
             tft=objective.tft,
             classes=classes,
             folder=place / name,
-            tick=told,
+            tick=count,
         )
         write_report(evaluation, place / name)
-        found.append(evaluation)
-    tuned = AftResult(place, found[0], found[1], trained_on, dict(unreadable), tuple(notes))
+        evaluations.append(evaluation)
+    tuned = AftResult(
+        place, evaluations[0], evaluations[1], trained_on, dict(unreadable), tuple(notes)
+    )
     _write_sheet(place / SHEET, explainers, parts, objective)
     document = msgspec.json.format(msgspec.json.encode(tuned.to_dict()))
     write_whole(place / REPORT, document)  # last: with it the run is done

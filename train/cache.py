@@ -56,12 +56,12 @@ class Cache:
         Raises:
             OutputError: with what is missing.
         """
-        wanted = self.row_bytes * sum(len(items) for _, items in self.missing())
+        needed = self.row_bytes * sum(len(items) for _, items in self.missing())
         self._make(self.folder)
         free = shutil.disk_usage(self.folder).free
-        if wanted > 0.95 * free:
+        if needed > 0.95 * free:
             raise OutputError(
-                f"the cache needs {wanted / 2**30:.1f} GiB in {self.folder}, where "
+                f"the cache needs {needed / 2**30:.1f} GiB in {self.folder}, where "
                 f"{free / 2**30:.1f} GiB are free: name another place with --cache DIR, or "
                 "--cache off"
             )
@@ -98,19 +98,19 @@ class Cache:
 
     def errors(self) -> dict[int, str]:
         """Return the items that could not be read, and why."""
-        found: dict[int, str] = {}
+        errors: dict[int, str] = {}
         for index in range(-(-self.count // CHUNK)):
             entries = json.loads((self._place(index) / _ERRORS).read_text())
-            found.update({int(item): why for item, why in entries.items()})
-        return found
+            errors.update({int(item): why for item, why in entries.items()})
+        return errors
 
     def rows(self, name: str, items: Sequence[int]) -> NDArray[Any]:
         """Read the rows of some items, [len(items), ...]."""
         shape, kind = self.layout[name]
-        found = np.empty((len(items), *shape), kind)
+        rows = np.empty((len(items), *shape), kind)
         for place, item in enumerate(items):
-            found[place] = self._array(item // CHUNK, name)[item % CHUNK]
-        return found
+            rows[place] = self._array(item // CHUNK, name)[item % CHUNK]
+        return rows
 
     def remove(self) -> None:
         """Delete every chunk."""

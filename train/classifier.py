@@ -96,8 +96,8 @@ def train_classifier(
         plan: of the training.
         machines: where to train.
         checkpoint_minutes: between checkpoints.
-        tick: told (text, steps done).
-        total: told how many steps there will be.
+        tick: called with (text, steps done).
+        total: called with the number of steps.
 
     Returns:
         What was made; None on all processes but the first.
@@ -146,9 +146,9 @@ def train_classifier(
     fabric.barrier()
     errors = cache.errors()
     first = len(parts.train.samples)
-    own = [i for i in range(first) if i not in errors]
+    trained_items = [i for i in range(first) if i not in errors]
     others = [i for i in range(first, len(samples)) if i not in errors]
-    if not own or not others:
+    if not trained_items or not others:
         raise DataError(f"no image of {data} can be read: {next(iter(errors.values()))}")
     index = {label: number for number, label in enumerate(labels)}
     truth = [index[sample.label or ""] for sample in samples]
@@ -156,7 +156,7 @@ def train_classifier(
     fit(
         ClassifierLosses(tunable),
         batches,
-        own,
+        trained_items,
         plan,
         fabric,
         place,
@@ -170,7 +170,7 @@ def train_classifier(
     if fabric.is_global_zero:
         entry: dict[str, object] = {
             **settings,
-            "images": len(own),
+            "images": len(trained_items),
             "held_out": len(others),
             "accuracy": accuracy,
         }
@@ -187,7 +187,7 @@ def train_classifier(
         labels,
         accuracy,
         (accuracy * (1 - accuracy) / len(right)) ** 0.5,
-        len(own),
+        len(trained_items),
         len(others),
         unreadable,
     )
@@ -198,9 +198,9 @@ def _check_predictions(
     tunable: TunableNetwork, batches: Batches, items: Sequence[int]
 ) -> list[bool]:
     """Return for each item whether its class is predicted."""
-    found: list[bool] = []
+    right: list[bool] = []
     for start in range(0, len(items), 64):
         batch = batches(items[start : start + 64], 0)
         best = tunable(batch["features"])[1].argmax(-1)
-        found += [bool(same) for same in best == batch["label"]]
-    return found
+        right += [bool(same) for same in best == batch["label"]]
+    return right

@@ -84,7 +84,7 @@ class Batches:
         maker: of the rest.
         paths: of the images, one an item.
         labels: of the items, -1 where unknown.
-        wanted: what a batch has besides ``label``.
+        names: what a batch has besides ``label``.
         flip_seed: mirror half of the images, chosen by this seed and the step; None: none.
     """
 
@@ -94,17 +94,17 @@ class Batches:
         maker: RowComputer,
         paths: Sequence[Path],
         labels: Sequence[int],
-        wanted: Sequence[str],
+        names: Sequence[str],
         flip_seed: int | None = None,
     ) -> None:
         self._cache, self._maker, self._paths = cache, maker, paths
-        self._labels, self._wanted, self._flip_seed = labels, tuple(wanted), flip_seed
+        self._labels, self._names, self._flip_seed = labels, tuple(names), flip_seed
 
     def __call__(self, items: Sequence[int], step: int) -> Mapping[str, torch.Tensor]:
         """Make the batch of a step, on the device."""
         device = self._maker.device
         batch = {"label": torch.tensor([self._labels[item] for item in items], device=device)}
-        for name in self._wanted:
+        for name in self._names:
             if name == "image":
                 batch[name] = to_input(self._views(items), self._maker.spec, device)
                 continue
@@ -119,8 +119,8 @@ class Batches:
             return self._cache.rows("image", items)
         with ThreadPoolExecutor(4) as pool:
             spec = self._maker.spec
-            found = pool.map(lambda item: read_views([self._paths[item]], spec)[0], items)
-            return np.concatenate(list(found))
+            views = pool.map(lambda item: read_views([self._paths[item]], spec)[0], items)
+            return np.concatenate(list(views))
 
     def _flip(self, batch: dict[str, torch.Tensor], items: Sequence[int], step: int) -> None:
         # By item, so that it does not matter which process has it.

@@ -104,7 +104,7 @@ def fit(
         folder: for checkpoint and logs.
         key: identifies the run; a checkpoint with another key is ignored.
         checkpoint_minutes: between checkpoints.
-        tick: told (text, steps) as it goes.
+        tick: called with (text, steps) as it goes.
 
     Raises:
         TrainingError: the loss is no longer a number.

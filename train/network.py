@@ -148,7 +148,7 @@ def _shape(node: fx.Node) -> tuple[int, int, int]:
 
 
 def _named(module: TunableNetwork) -> list[tuple[str, torch.nn.Parameter]]:
-    found: dict[str, torch.nn.Parameter] = {}
+    parameters: dict[str, torch.nn.Parameter] = {}
     for part in (module.stage, module.head):
-        found.update(part.named_parameters())
-    return list(found.items())
+        parameters.update(part.named_parameters())
+    return list(parameters.items())

@@ -34,7 +34,7 @@ class Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             its own map; needs no M*.
         classification: weight of the cross-entropy with the labels (equation 8: 1).
         distillation: weight of KL(p before || p now), which holds probabilities where they were.
-        tft: the reading in which M* is found.
+        tft: the reading of TFT that M* is computed in.
         score: see ``whycam.export.to_onnx``.
     """
 
@@ -89,10 +89,10 @@ class AftLosses(Losses):
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
         """Return w1 and w2 under the model's own names, and the tuner's under ``tuner.``."""
-        found = self.tunable.tuned()
+        parameters = self.tunable.tuned()
         if self.tuner is not None:
-            found |= {f"tuner.{name}": p for name, p in self.tuner.named_parameters()}
-        return found
+            parameters |= {f"tuner.{name}": p for name, p in self.tuner.named_parameters()}
+        return parameters
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Compute the losses of a batch, [len(names)].
@@ -140,8 +140,8 @@ class AftLosses(Losses):
             size = int(raw.shape[-2]), int(raw.shape[-1])
             return (self.tunable.maps(raw, size) - batch["mask"]).square().mean()
         masked = self.tunable.maps(raw)[:, None] * batch["image"]
-        found = self.tunable.classify(masked)
-        return F.cross_entropy(found, batch["target"])
+        logits = self.tunable.classify(masked)
+        return F.cross_entropy(logits, batch["target"])
 
 
 def _divergence(before: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:

@@ -79,7 +79,7 @@ class RowComputer:
             cache: with rows from ``layout``.
             paths: one image an item of the cache.
             share: (rank, world): chunks are dealt out to processes.
-            tick: told (text, images done).
+            tick: called with (text, images done).
 
         Raises:
             OutputError: the disk is full.
@@ -97,7 +97,7 @@ class RowComputer:
             cache.write(index, arrays, errors)
 
     @torch.no_grad()
-    def rows(self, views: RGBImage, wanted: Container[str]) -> dict[str, NDArray[Any]]:
+    def rows(self, views: RGBImage, names: Container[str]) -> dict[str, NDArray[Any]]:
         """Compute the rows of preprocessed images, uint8 [N, H, W, 3]."""
         image = to_input(views, self.spec, self.device)
         features = self.tunable.below(image)
@@ -109,7 +109,7 @@ class RowComputer:
             "features": features.cpu().numpy(),
             "image": views,
         }
-        if "mask" in wanted:
+        if "mask" in names:
             assert self.explainer is not None
             assert self.tft is not None
             normalised = image.contiguous().cpu().numpy()
@@ -125,11 +125,11 @@ def read_views(paths: Sequence[Path], spec: Preprocess) -> tuple[RGBImage, dict[
     views = np.zeros((len(paths), *spec.size, 3), np.uint8)
     bad = {}
     for index, path in enumerate(paths):
-        found = _view(path, spec)
-        if isinstance(found, str):
-            bad[index] = found
+        image = _view(path, spec)
+        if isinstance(image, str):
+            bad[index] = image
         else:
-            views[index] = found
+            views[index] = image
     return views, bad
 
 

@@ -157,9 +157,9 @@ def _claim(folder: Path, key: str, settings: Mapping[str, Any]) -> None:
         except (OSError, ValueError) as error:
             raise OutputError(f"cannot read {path}: {error}") from error
         if known.get("key") != key:
-            own = known.get("settings", {})
-            asked = json.loads(msgspec.json.encode(settings))  # lists, as in the file
-            differing = [name for name in asked if own.get(name) != asked[name]]
+            recorded = known.get("settings", {})
+            requested = json.loads(msgspec.json.encode(settings))  # lists, as in the file
+            differing = [name for name in requested if recorded.get(name) != requested[name]]
             what = ", ".join(differing) or "weights, images, preprocessing or class names"
             raise TrainingError(
                 f"{folder} holds another run (different {what}): choose another folder or delete it"

@@ -3,9 +3,9 @@
 import { curve, drawMap } from "./draw.js";
 import { Model } from "./model.js";
 
-const LARGEST = 1600; // pixels along the longer side; larger pictures are scaled down first
+const LARGEST = 1600; // pixels along the longer side; larger images are scaled down first
 const $ = (id) => document.getElementById(id);
-const state = { model: null, picture: null, answer: null, camera: null, wanted: -1 };
+const state = { model: null, image: null, answer: null, camera: null, wanted: -1 };
 window.whycam = state; // for tests, and for the curious
 
 function say(text, isError = false) {
@@ -36,11 +36,11 @@ function canvasOf(source, width, height) {
 }
 
 function render() {
-  const { model, picture, answer } = state;
-  if (!picture || !answer) return;
+  const { model, image, answer } = state;
+  if (!image || !answer) return;
   $("empty").hidden = true;
   const cut = $("cut").checked && answer.cutMap;
-  drawMap($("view"), picture, cut ? answer.cutMap : answer.map, model.manifest.preprocess,
+  drawMap($("view"), image, cut ? answer.cutMap : answer.map, model.manifest.preprocess,
     Number($("opacity").value));
   $("classes").replaceChildren(...answer.top.map((index) => {
     const button = document.createElement("button");
@@ -67,14 +67,14 @@ function render() {
   }
 }
 
-async function explainPicture() {
-  const { model, picture } = state;
+async function explainImage() {
+  const { model, image } = state;
   say("looking ...");
   try {
-    const answer = await model.explain(pixelsOf(picture), state.wanted);
-    if (picture !== state.picture) return; // another one has come meanwhile
+    const answer = await model.explain(pixelsOf(image), state.wanted);
+    if (image !== state.image) return; // another one has come meanwhile
     state.answer = answer;
-    say(`${picture.width} x ${picture.height} pixels, ${answer.milliseconds.toFixed(0)} ms`);
+    say(`${image.width} x ${image.height} pixels, ${answer.milliseconds.toFixed(0)} ms`);
     render();
   } catch (error) {
     say(`The engine failed: ${error.message}`, true);
@@ -87,14 +87,14 @@ async function take(file) {
   try {
     const bitmap = await createImageBitmap(file, {
       colorSpaceConversion: "none", premultiplyAlpha: "none" });
-    state.picture = canvasOf(bitmap, bitmap.width, bitmap.height);
+    state.image = canvasOf(bitmap, bitmap.width, bitmap.height);
     bitmap.close();
   } catch {
-    say(`${file.name} is no picture that this browser can read.`, true);
+    say(`${file.name} is no image that this browser can read.`, true);
     return;
   }
   state.wanted = -1;
-  await explainPicture();
+  await explainImage();
 }
 
 function stopCamera() {
@@ -128,7 +128,7 @@ async function startCamera() {
     try {
       const answer = await state.model.explain(pixelsOf(frame), state.wanted, { live: true });
       if (state.camera !== stream) break;
-      Object.assign(state, { picture: frame, answer });
+      Object.assign(state, { image: frame, answer });
     } catch (error) {
       stopCamera();
       say(`The engine failed: ${error.message}`, true);
@@ -155,7 +155,7 @@ $("classes").addEventListener("click", (event) => {
   const button = event.target.closest("button");
   if (!button) return;
   state.wanted = Number(button.dataset.index);
-  if (!state.camera) explainPicture();
+  if (!state.camera) explainImage();
 });
 document.addEventListener("dragover", (event) => event.preventDefault());
 document.addEventListener("drop", (event) => {

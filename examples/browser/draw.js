@@ -1,8 +1,8 @@
-// The map over the picture, and the curve of rpi.
+// The map over the image, and the curve of rpi.
 
 const COLOURS = [[66, 10, 104], [147, 38, 103], [221, 81, 58], [252, 200, 40]];
 
-/** Where the network's view lies in a picture, in the picture's pixels. */
+/** Where the network's view lies in an image, in the image's pixels. */
 export function place({ height, width }, { size, resize }) {
   let [h, w] = [height, width];
   if (resize.length === 2) [h, w] = resize;
@@ -15,7 +15,7 @@ export function place({ height, width }, { size, resize }) {
     height: size[0] * y, width: size[1] * x };
 }
 
-/** A map [H, W] in [0, 1] as a picture: from violet to yellow, as opaque as it is high. */
+/** A map [H, W] in [0, 1] as an image: from violet to yellow, as opaque as it is high. */
 function heat(map, [height, width]) {
   const image = new ImageData(width, height);
   map.forEach((value, i) => {
@@ -31,14 +31,14 @@ function heat(map, [height, width]) {
   return canvas;
 }
 
-/** Draws the picture and, over its crop, the map. */
-export function drawMap(canvas, picture, map, preprocess, opacity) {
-  canvas.width = picture.width;
-  canvas.height = picture.height;
+/** Draws the image and, over its crop, the map. */
+export function drawMap(canvas, image, map, preprocess, opacity) {
+  canvas.width = image.width;
+  canvas.height = image.height;
   const context = canvas.getContext("2d");
-  context.drawImage(picture, 0, 0);
+  context.drawImage(image, 0, 0);
   if (!map) return;
-  const where = place(picture, preprocess);
+  const where = place(image, preprocess);
   context.globalAlpha = opacity;
   context.drawImage(heat(map, preprocess.size), where.left, where.top, where.width, where.height);
 }

@@ -1,4 +1,4 @@
-// From a picture to a class, the map of where it was seen, and the map's best threshold: one call.
+// From an image to a class, the map of where it was seen, and the map's best threshold: one call.
 //
 // The graph is made by: whycam export MODEL --outputs tft --embed-preprocess -o model.onnx
 
@@ -26,13 +26,13 @@ using nlohmann::json;
 
 namespace {
 
-struct Picture {
+struct Image {
     size_t height, width;
     std::vector<uint8_t> rgb;
 };
 
 struct Options {
-    std::string model, picture, overlay, json_file;
+    std::string model, image, overlay, json_file;
     int64_t target = -1;  // the most probable class
 };
 
@@ -58,14 +58,14 @@ Options parse(int count, char** words) {
     }
     if (places.size() != 2) {
         throw std::runtime_error(
-            "usage: explain MODEL.onnx PICTURE [-o OVERLAY.png] [--class N] [--json FILE]");
+            "usage: explain MODEL.onnx IMAGE [-o OVERLAY.png] [--class N] [--json FILE]");
     }
     options.model = places[0];
-    options.picture = places[1];
+    options.image = places[1];
     return options;
 }
 
-Picture read_picture(const std::string& path) {
+Image read_image(const std::string& path) {
     int width = 0, height = 0, channels = 0;
     std::unique_ptr<stbi_uc, decltype(&stbi_image_free)> pixels(
         stbi_load(path.c_str(), &width, &height, &channels, 3), stbi_image_free);
@@ -94,23 +94,23 @@ std::vector<float> numbers(ov::InferRequest& request, const std::string& name) {
     return {data, data + tensor.get_size()};
 }
 
-// Where the middle of a pixel of the picture lies in the map; outside the crop there is nothing.
+// Where the middle of a pixel of the image lies in the map; outside the crop there is nothing.
 struct Placement {
     double scale_y, scale_x, top, left;
 };
 
-Placement place(const Picture& picture, const json& spec) {
+Placement place(const Image& image, const json& spec) {
     const std::vector<double> size = spec.at("size"), resize = spec.at("resize");
-    double height = picture.height, width = picture.width;
+    double height = image.height, width = image.width;
     if (resize.size() == 2) {
         height = resize[0];
         width = resize[1];
     } else if (resize.size() == 1) {
         const double shorter = std::min(height, width);
-        height = std::floor(resize[0] * picture.height / shorter);
-        width = std::floor(resize[0] * picture.width / shorter);
+        height = std::floor(resize[0] * image.height / shorter);
+        width = std::floor(resize[0] * image.width / shorter);
     }
-    return {height / picture.height, width / picture.width, (height - size[0]) / 2,
+    return {height / image.height, width / image.width, (height - size[0]) / 2,
             (width - size[1]) / 2};
 }
 
@@ -127,13 +127,13 @@ float sample(const std::vector<float>& map, int rows, int columns, double y, dou
 }
 
 // From violet over orange to yellow, ever brighter; as opaque as the map is high.
-void draw(Picture& picture, const std::vector<float>& map, const json& spec) {
+void draw(Image& image, const std::vector<float>& map, const json& spec) {
     static const double colours[4][3] = {
         {66, 10, 104}, {147, 38, 103}, {221, 81, 58}, {252, 200, 40}};
-    const Placement where = place(picture, spec);
+    const Placement where = place(image, spec);
     const int rows = spec.at("size")[0], columns = spec.at("size")[1];
-    for (size_t row = 0; row < picture.height; ++row) {
-        for (size_t column = 0; column < picture.width; ++column) {
+    for (size_t row = 0; row < image.height; ++row) {
+        for (size_t column = 0; column < image.width; ++column) {
             const double y = (row + 0.5) * where.scale_y - where.top - 0.5;
             const double x = (column + 0.5) * where.scale_x - where.left - 0.5;
             const double value = sample(map, rows, columns, y, x);
@@ -143,7 +143,7 @@ void draw(Picture& picture, const std::vector<float>& map, const json& spec) {
                 const double between = value * 3 - step;
                 const double heat =
                     (1 - between) * colours[step][c] + between * colours[step + 1][c];
-                uint8_t& pixel = picture.rgb[(row * picture.width + column) * 3 + c];
+                uint8_t& pixel = image.rgb[(row * image.width + column) * 3 + c];
                 pixel = uint8_t(std::lround((1 - opacity) * pixel + opacity * heat));
             }
         }
@@ -174,15 +174,15 @@ void explain(const Options& options) {
         throw std::runtime_error("class " + std::to_string(options.target) + " is none of 0 to " +
                                  std::to_string(classes - 1) + " or -1 (most probable) to -5");
     }
-    Picture picture = read_picture(options.picture);
+    Image image = read_image(options.image);
 
     // Said outright: on some processors OpenVINO would otherwise compute in bfloat16.
     auto compiled =
         core.compile_model(model, "CPU", ov::hint::inference_precision(ov::element::f32));
     auto request = compiled.create_infer_request();
     int64_t target = options.target;
-    request.set_tensor("image", ov::Tensor(ov::element::u8, {1, picture.height, picture.width, 3},
-                                           picture.rgb.data()));
+    request.set_tensor("image", ov::Tensor(ov::element::u8, {1, image.height, image.width, 3},
+                                           image.rgb.data()));
     request.set_tensor("target", ov::Tensor(ov::element::i64, {1, 1}, &target));
     request.infer();
 
@@ -206,9 +206,9 @@ void explain(const Options& options) {
         write_text(options.json_file, answer.dump());
     }
     if (!options.overlay.empty()) {
-        draw(picture, map, manifest.at("preprocess"));
-        if (!stbi_write_png(options.overlay.c_str(), int(picture.width), int(picture.height), 3,
-                            picture.rgb.data(), 0)) {
+        draw(image, map, manifest.at("preprocess"));
+        if (!stbi_write_png(options.overlay.c_str(), int(image.width), int(image.height), 3,
+                            image.rgb.data(), 0)) {
             throw std::runtime_error("cannot write " + options.overlay);
         }
     }

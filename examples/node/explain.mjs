@@ -1,4 +1,4 @@
-// From a picture to a class, the map of where it was seen, and the map's best threshold: one call.
+// From an image to a class, the map of where it was seen, and the map's best threshold: one call.
 //
 //   node explain.mjs model.onnx cat.jpg -o why.png
 //
@@ -11,7 +11,7 @@ import * as ort from "onnxruntime-node";
 import sharp from "sharp";
 
 const USAGE =
-  "usage: node explain.mjs MODEL.onnx PICTURE [-o OVERLAY.png] [--class=N] [--json FILE]";
+  "usage: node explain.mjs MODEL.onnx IMAGE [-o OVERLAY.png] [--class=N] [--json FILE]";
 const OUTPUTS = ["probabilities", "targets", "original_maps", "maps", "thresholds", "rpi"];
 
 class UserError extends Error {}
@@ -41,12 +41,12 @@ function options() {
   }
   if (given.positionals.length !== 2) throw new UserError(USAGE);
   if (!/^-?\d+$/.test(given.values.class)) throw new UserError("--class takes a number");
-  return { model: given.positionals[0], picture: given.positionals[1], ...given.values };
+  return { model: given.positionals[0], image: given.positionals[1], ...given.values };
 }
 
 /** Upright RGB pixels, as whycam reads them. */
-async function readPicture(path) {
-  const { data, info } = await or(`cannot read the picture ${path}`, () =>
+async function readImage(path) {
+  const { data, info } = await or(`cannot read the image ${path}`, () =>
     sharp(path).rotate().removeAlpha().toColourspace("srgb").raw()
       .toBuffer({ resolveWithObject: true }));
   if (info.channels !== 3) throw new UserError(`${path} has ${info.channels} channels, not 3`);
@@ -76,15 +76,15 @@ async function manifestOf(model) {
   }
 }
 
-/** Where the network's view lies in the picture: its size there, and its corner. */
-function place(picture, { size, resize }) {
-  let [height, width] = [picture.height, picture.width];
+/** Where the network's view lies in the image: its size there, and its corner. */
+function place(image, { size, resize }) {
+  let [height, width] = [image.height, image.width];
   if (resize.length === 2) [height, width] = resize;
   if (resize.length === 1) {
     const shorter = Math.min(height, width);
     [height, width] = [height, width].map((side) => Math.floor((resize[0] * side) / shorter));
   }
-  const scale = [picture.height / height, picture.width / width];
+  const scale = [image.height / height, image.width / width];
   const [top, left] = [(height - size[0]) / 2, (width - size[1]) / 2];
   return { top: top * scale[0], left: left * scale[1],
     height: size[0] * scale[0], width: size[1] * scale[1] };
@@ -105,30 +105,30 @@ function heat(map) {
   return rgba;
 }
 
-async function draw(picture, map, spec, path) {
-  const where = place(picture, spec);
+async function draw(image, map, spec, path) {
+  const where = place(image, spec);
   const [height, width] = [Math.round(where.height), Math.round(where.width)];
   const [top, left] = [Math.round(where.top), Math.round(where.left)];
-  // What lies over the picture's edge (a crop larger than the picture) is cut off.
+  // What lies over the image's edge (a crop larger than the image) is cut off.
   const cut = { top: Math.max(0, -top), left: Math.max(0, -left) };
-  cut.height = Math.min(height - cut.top, picture.height - Math.max(0, top));
-  cut.width = Math.min(width - cut.left, picture.width - Math.max(0, left));
+  cut.height = Math.min(height - cut.top, image.height - Math.max(0, top));
+  cut.width = Math.min(width - cut.left, image.width - Math.max(0, left));
   const [rows, columns] = spec.size;
   const layer = await sharp(heat(map), { raw: { width: columns, height: rows, channels: 4 } })
     .resize(width, height, { fit: "fill" }).extract(cut).png().toBuffer();
-  const raw = { width: picture.width, height: picture.height, channels: 3 };
+  const raw = { width: image.width, height: image.height, channels: 3 };
   await or(`cannot write ${path}`, () =>
-    sharp(picture.data, { raw })
+    sharp(image.data, { raw })
       .composite([{ input: layer, top: Math.max(0, top), left: Math.max(0, left) }])
       .png().toFile(path));
 }
 
 async function main() {
   const wanted = options();
-  const [picture, session] = [await readPicture(wanted.picture), await open(wanted.model)];
+  const [image, session] = [await readImage(wanted.image), await open(wanted.model)];
   const manifest = await manifestOf(wanted.model);
   const feeds = {
-    image: new ort.Tensor("uint8", picture.data, [1, picture.height, picture.width, 3]),
+    image: new ort.Tensor("uint8", image.data, [1, image.height, image.width, 3]),
     target: new ort.Tensor("int64", BigInt64Array.of(BigInt(wanted.class)), [1, 1]),
   };
   const classes = session.outputMetadata.find((output) => output.name === "probabilities").shape[1];
@@ -153,7 +153,7 @@ async function main() {
       throw new UserError("the overlay needs the manifest beside the model: " +
         `whycam info ${wanted.model} --json > ${wanted.model.replace(/\.onnx$/, "")}.json`);
     }
-    await draw(picture, found.maps.data, manifest.preprocess, wanted.output);
+    await draw(image, found.maps.data, manifest.preprocess, wanted.output);
   }
 }
 
