@@ -1,4 +1,4 @@
-"""Which nodes of an explaining graph are its backbone, each time that it runs.
+"""Find the nodes of an explaining graph that belong to its backbone.
 
 The backbone leads from the image to ``activations``; a graph with a sweep runs copies of it on the
 masked images. Node names tell: what export added is called ``whycam/...``, a copy
@@ -19,7 +19,7 @@ _COPY = re.compile(r"whycam/sweep/(\d+)/(.+)", re.DOTALL)
 
 
 def backbone_runs(graph: onnx.GraphProto, activations: str = "activations") -> list[list[int]]:
-    """The nodes of each run of the backbone, from its first convolution on.
+    """List the nodes of each run of the backbone, from its first convolution on.
 
     What stands before that, such as preprocessing, is not among them: pixels need float32.
 

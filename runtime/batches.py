@@ -104,7 +104,7 @@ def prepared_batches(
 
 
 def batch_size_for(batch: int, fixed: int | None, callers: int) -> int:
-    """How many images of a folder go into one run.
+    """Choose how many images of a folder go into one run.
 
     Args:
         batch: most that fit into memory, see ``pipeline.Model``.
@@ -115,7 +115,7 @@ def batch_size_for(batch: int, fixed: int | None, callers: int) -> int:
 
 
 def join_batches(parts: Iterable[Prepared]) -> Prepared:
-    """Several prepared batches as one."""
+    """Join several prepared batches into one."""
     every = list(parts)
     if len(every) == 1:
         return every[0]

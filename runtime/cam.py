@@ -31,7 +31,7 @@ _GAMMA = 2.0  # of Layer-CAM's fusion, as published
 def raw_map(
     method: Method, activations: Array, gradients: Array, weights: Array | None = None
 ) -> Array:
-    """Weighted sum of the activations, phi(sum_k alpha_k A_k) (paper equation 3).
+    """Sum the activations by their weights: phi(sum_k alpha_k A_k) (paper equation 3).
 
     Args:
         method: one of ``METHODS``.
@@ -54,7 +54,7 @@ def raw_map(
 
 
 def fuse(raws: Sequence[Array]) -> Array:
-    """One raw map from Layer-CAM's of several layers (Jiang et al. 2021, equation 9).
+    """Fuse Layer-CAM's maps of several layers into one (Jiang et al. 2021, equation 9).
 
     Each is related to its largest value and bent by tanh(2 x), lest a layer with one high peak hide
     the others; where several layers show something, the most counts. Resized to the finest layer.
@@ -78,12 +78,12 @@ def fuse(raws: Sequence[Array]) -> Array:
 
 
 def finest(sizes: Sequence[tuple[int, ...]]) -> tuple[int, int]:
-    """(h, w) of the finest of several layers."""
+    """Return (h, w) of the finest of several layers."""
     return max(size[-2] for size in sizes), max(size[-1] for size in sizes)
 
 
 def channel_weights(method: Method, activations: Array, gradients: Array) -> Array:
-    """The weights alpha_k that a method takes from the gradients.
+    """Compute the weights alpha_k that a method takes from the gradients.
 
     - ``cam`` (Zhou et al. 2016): alpha_k = W[c, k]. Behind global average pooling and a linear
       layer G = W[c, k] / (h w) everywhere, so its sum is W[c, k].
@@ -116,7 +116,7 @@ def channel_weights(method: Method, activations: Array, gradients: Array) -> Arr
 def ablation_weights(
     logits: Array, drops: Array, selected: Array, score: Score, independent: bool = False
 ) -> Array:
-    """Ablation-CAM (Desai and Ramaswamy 2020): alpha_k = (y - y_k) / y.
+    """Compute Ablation-CAM's weights (Desai and Ramaswamy 2020): alpha_k = (y - y_k) / y.
 
     y is the explained class's score and y_k the same with channel k of A set to zero. For
     probabilities, with odds o_j = exp(z_j - z_c) and r_j = exp(d_c - d_j), d_j what a logit loses,
@@ -153,7 +153,7 @@ def ablation_weights(
 
 
 def finish(raw: Array, size: tuple[int, int]) -> Array:
-    """Raw maps [..., h, w] to maps in [0, 1] [..., H, W]: resize, then min-max.
+    """Resize raw maps [..., h, w] to [..., H, W] and scale each to [0, 1] by its range.
 
     A constant map comes out all zero; so does one whose differences are no more than float32
     rounding of its magnitude. Non-finite values count as zero: NaN never comes out.
@@ -174,7 +174,7 @@ def finish(raw: Array, size: tuple[int, int]) -> Array:
 
 
 def resize(maps: Array, size: tuple[int, int]) -> Array:
-    """Bilinear, half-pixel centres, no antialias: maps [..., h, w] to [..., H, W].
+    """Resize maps [..., h, w] to [..., H, W]: bilinear, half-pixel centres, no antialias.
 
     The same numbers as OpenCV's ``INTER_LINEAR`` and torch's ``bilinear`` without
     ``align_corners``; two matrix products, which any engine runs.
@@ -195,7 +195,7 @@ def _enlarging(size: int, wanted: int) -> np.ndarray:
 
 
 def interpolation_matrix(size: int, positions: np.ndarray) -> np.ndarray:
-    """Linear interpolation at ``positions`` (pixel centres at 0 .. size-1), edges held.
+    """Build the matrix that interpolates linearly at ``positions``, with the edges held.
 
     Returns:
         float64 [len(positions), size]; each row sums to 1.

@@ -1,4 +1,4 @@
-"""How far answers may be from a reference, and how far they are: one report for all comparisons."""
+"""Compare answers with a reference: one report and one table of tolerances for all checks."""
 
 from __future__ import annotations
 
@@ -107,20 +107,20 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What differs by more than it may, in words; empty: all is well."""
+        """Describe what differs by more than is allowed; empty if nothing does."""
         values = {name: getattr(each, self.judged) for name, each in self.differences.items()}
         return describe_excess(values, self.allowed)
 
     @property
     def complaint(self) -> str | None:
-        """All problems and what was compared with, in one clause; None: all is well."""
+        """Join all problems and the reference's name in one clause; None if there are none."""
         if not self.problems:
             return None
         return f"compared with {self.reference}, {'; '.join(self.problems)}"
 
 
 def describe_excess(differences: Mapping[str, float], allowed: Tolerances) -> tuple[str, ...]:
-    """Say which differences are larger than allowed, or not numbers, and by how much.
+    """Describe the differences that exceed what is allowed, or are not numbers.
 
     Args:
         differences: by output, with or without a detail; ``correlation`` is 1 - Pearson's.

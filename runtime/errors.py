@@ -124,7 +124,7 @@ class MissingExtraError(WhyCamError):
 
 
 def reason_of(error: BaseException) -> str:
-    """What another library says went wrong, fit to be quoted within a sentence.
+    """Quote another library's error in one clause.
 
     Args:
         error: of any library.

@@ -71,17 +71,17 @@ class Explainer:
 
     @property
     def engine(self) -> Engine:
-        """What runs the graph."""
+        """Return the engine that runs the graph."""
         return self.model.engine
 
     @property
     def manifest(self) -> Manifest:
-        """What the model file says of itself."""
+        """Return the manifest of the model file."""
         return self.model.manifest
 
     @property
     def batch(self) -> int:
-        """How many images at most go through the network at once."""
+        """Return the most images that go through the network at once."""
         return self.model.batch
 
     def __repr__(self) -> str:
@@ -153,7 +153,7 @@ class Explainer:
         geometry: Geometry = "input",
         progress: Progress | None = None,
     ) -> Iterator[tuple[ImageSource, dict[Method, Any] | ImageError]]:
-        """Explain any number of images, of which a few at a time are in memory.
+        """Explain any number of images, holding only a few in memory.
 
         Args:
             images: as in ``explain``, one by one.
@@ -229,7 +229,7 @@ class Explainer:
         return found
 
     def classify(self, images: Any) -> NDArray[np.float32]:
-        """Class probabilities of one image or many, float32 [N, C].
+        """Compute class probabilities of one image or many, float32 [N, C].
 
         Raises:
             ImageError: an image cannot be read.
@@ -292,7 +292,7 @@ def run_batches(
     work: Callable[[list[Read[_Item]]], Iterable[_Result]],
     callers: int = CALLERS,
 ) -> Generator[_Result]:
-    """Do something for many images in batches, while others are read and prepared on threads.
+    """Apply a function to batches of images, while others are read and prepared on threads.
 
     Args:
         explainer: for whose network images are prepared.
@@ -330,7 +330,7 @@ def make_explanation(
     image: RGBImage,
     placement: Placement,
 ) -> Explanation:
-    """Put together what the steps found of one map.
+    """Build the explanation of one map from what the steps returned.
 
     Args:
         manifest: of the graph.
@@ -383,7 +383,7 @@ def _several(method: Method | Sequence[Method] | None) -> bool:
 
 
 def _listed(images: Any) -> tuple[list[Any], bool]:
-    """The images one by one, and whether the caller passed many."""
+    """List the images, and tell whether the caller passed many."""
     many = isinstance(images, list | tuple) or (isinstance(images, np.ndarray) and images.ndim == 4)
     return (list(images), True) if many else ([images], False)
 

@@ -1,4 +1,4 @@
-"""What explaining an image returns."""
+"""Hold, draw and save the result of explaining an image."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Why one class was given to one image.
+    """Why the network gave one class to one image.
 
     Attributes:
         index: the class explained.
@@ -87,7 +87,7 @@ class Explanation:
         return to_image(values, self.placement)
 
     def over_image(self) -> Explanation:
-        """The same with ``geometry="image"``: maps and mask over the image's own pixels."""
+        """Return a copy with ``geometry="image"``: maps and mask over the image's own pixels."""
         return replace(
             self,
             map=self.on_image(self.map),
@@ -98,12 +98,12 @@ class Explanation:
 
     @cached_property
     def _region(self) -> NDArray[np.bool_]:
-        """Where the thresholded map is not zero, at the image's own pixels."""
+        """Mark where the thresholded map is not zero, at the image's own pixels."""
         original = self.on_image(self.original_map)
         return np.asarray((original >= self.cut) & (original > 0))
 
     def overlay(self, opacity: float = 0.6, original: bool = False) -> RGBImage:
-        """The map over the image, with an outline of what the threshold left.
+        """Draw the map over the image, with an outline of the region above the threshold.
 
         Args:
             opacity: of the colour where the map is 1, in [0, 1].
@@ -129,7 +129,7 @@ class Explanation:
         return blended
 
     def figure(self) -> Figure:
-        """Image, map, thresholded map and rpi curve side by side, as in the paper's figure 3.
+        """Draw image, map, thresholded map and rpi curve side by side (paper figure 3).
 
         Raises:
             MissingExtraError: matplotlib is not installed.
@@ -212,7 +212,7 @@ class Explanation:
         return overlay.caption(self.overlay(), text)
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers, without maps and image, ready for JSON; None for an rpi not tried."""
+        """Collect the numbers, without arrays, ready for JSON; None for an rpi not tried."""
         numbers = {
             "index": self.index,
             "label": self.label,

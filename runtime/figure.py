@@ -53,7 +53,7 @@ def draw(panels: Sequence[tuple[RGBImage, str]], curve: Curve | None = None) -> 
 
 
 def make_panel(image: RGBImage, label: str, number: str) -> tuple[RGBImage, str]:
-    """Say what an image is in its panel's title, or above the image where no font has the label.
+    """Title a panel with its label, or write the label above the image where no font has it.
 
     Args:
         image: uint8 [h, w, 3], RGB.
@@ -70,7 +70,7 @@ def make_panel(image: RGBImage, label: str, number: str) -> tuple[RGBImage, str]
 
 
 def rasterise(figure: Figure) -> RGBImage:
-    """A figure as pixels, uint8 [h, w, 3], RGB."""
+    """Render a figure as pixels, uint8 [h, w, 3], RGB."""
     figure.set_dpi(120)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]
@@ -78,7 +78,7 @@ def rasterise(figure: Figure) -> RGBImage:
 
 
 def encode_png(figure: Figure) -> bytes:
-    """A figure as a PNG file."""
+    """Encode a figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()

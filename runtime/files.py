@@ -14,7 +14,7 @@ from .errors import OutputError
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A temporary name beside ``target`` that takes its place when the block succeeds.
+    """Give a temporary name beside ``target`` that replaces it when the block succeeds.
 
     On any error, Ctrl-C included, nothing is left behind and an older file stays as it was.
 
@@ -50,7 +50,7 @@ def write_whole(target: Path, data: bytes) -> Path:
 
 
 def writable_folder(folder: str | os.PathLike[str]) -> Path:
-    """Make a folder and see that files can be written there.
+    """Make a folder and check that files can be written there.
 
     Raises:
         OutputError: they cannot.

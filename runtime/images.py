@@ -1,4 +1,4 @@
-"""Images in: files, arrays and Pillow images become RGB arrays, or a clear error."""
+"""Read images: files, arrays and Pillow images become RGB arrays, or a clear error."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_PIXELS = 178_956_970  # Pillow's own bound against decompression bombs
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Files that should be images, by their endings, in a folder and those below it, in order.
+    """List the image files, by their suffixes, in a folder and those below it, sorted.
 
     Hidden ones are not: what other programs keep there, and what a killed process left behind.
     """
@@ -39,7 +39,7 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def read_image(source: ImageSource) -> RGBImage:
-    """An image as RGB.
+    """Read an image as RGB.
 
     Grey becomes three equal channels and alpha is dropped, as torchvision's and timm's loaders
     do; a file's EXIF orientation is applied. Arrays are RGB, not OpenCV's BGR.
@@ -76,7 +76,7 @@ _filters = warnings.catch_warnings()
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """What Pillow warns of (odd metadata, large images) is read all the same, or refused here.
+    """Silence Pillow's warnings (odd metadata, large images) while images are read.
 
     Python's filters are one list for all threads: the first reader changes them, and the last one
     puts them back. Each for itself, as two come and go, would leave them changed for good.
@@ -149,7 +149,7 @@ def _from_pillow(image: Image, name: str) -> RGBImage:
 
 
 def _from_deep_grey(values: NDArray[Any], name: str) -> RGBImage:
-    """16-bit grey, which Pillow's own conversion would clip at 255."""
+    """Convert 16-bit grey, which Pillow's own conversion would clip at 255."""
     if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
         raise ImageError(f"{name} has pixel values that are neither 8 nor 16 bits deep")
     return _from_array((values.astype(np.uint32) // 257).astype(np.uint8))

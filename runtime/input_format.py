@@ -61,5 +61,5 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def channels(self) -> int:
-        """How many channels the network's input has: 3, or 1 for ``L``."""
+        """Count the channels of the network's input: 3, or 1 for ``L``."""
         return 1 if self.color == "L" else 3

@@ -46,7 +46,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def installed_packages() -> dict[str, str]:
-    """Versions of the installed packages that decide about speed and answers, by name."""
+    """List the installed packages that decide about speed and answers, with versions."""
     found = {}
     for each in distributions():
         name = str(each.metadata["Name"] or "").lower().replace("_", "-")
@@ -56,7 +56,7 @@ def installed_packages() -> dict[str, str]:
 
 
 def conflicts(installed: Mapping[str, str]) -> list[str]:
-    """Packages that overwrite each other's files, and what to do."""
+    """Find packages that overwrite each other's files, and say what to do."""
     said = []
     runtimes = [name for name in installed if _ONNXRUNTIME.fullmatch(name)]
     if len(runtimes) > 1:

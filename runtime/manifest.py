@@ -213,12 +213,12 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     @property
     def map_method(self) -> Method | None:
-        """Whose maps the graph finishes first, the default of requests; None: it finishes none."""
+        """Name the method whose maps the graph finishes first, the default; None if it has none."""
         return self.map_methods[0] if self.map_methods else None
 
     @property
     def image_shape(self) -> tuple[int | None, ...]:
-        """Of the input ``image`` without the batch; None where it is free."""
+        """Return the shape of the input ``image`` without the batch; None where it is free."""
         if self.embedded_preprocess:
             return (*(self.source_size or (None, None)), 3)
         spec = self.preprocess
@@ -228,17 +228,17 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     @property
     def image_type(self) -> ImageType:
-        """The element type of the input ``image``."""
+        """Return the element type of the input ``image``."""
         return "uint8" if self.embedded_preprocess else self.image_dtype
 
     @property
     def map_shape(self) -> tuple[int, int]:
-        """(h, w) of a map before it is resized: of the finest layer that it shows."""
+        """Return (h, w) of a map before it is resized: of the finest layer used."""
         layers = [self.activations, *(layer.activations for layer in self.fused_layers)]
         return finest(layers)
 
     def map_output(self, method: Method) -> str | None:
-        """The output with a method's finished maps, not thresholded; None if there is none."""
+        """Name the output with a method's finished maps, not thresholded; None if there is none."""
         if method not in self.map_methods:
             return None
         if method != self.map_method:
@@ -247,7 +247,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     @property
     def output_shapes(self) -> dict[str, tuple[int | None, ...]]:
-        """The graph's outputs in order, each with its shape without the batch; None is k.
+        """List the graph's outputs with their shapes without the batch; None is k.
 
         By their contract names, without ``own_outputs``.
         """
@@ -271,11 +271,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return shapes | {f"maps_{method}": (None, *size) for method in self.map_methods[1:]}
 
     def label(self, index: int) -> str:
-        """The name of a class, or its number where the file holds no names."""
+        """Return the name of a class, or its number where the file holds no names."""
         return self.labels[index] if self.labels else str(index)
 
     def to_json(self) -> str:
-        """The text that ``parse`` reads back."""
+        """Write the text that ``parse`` reads back."""
         return msgspec.json.encode(self).decode()
 
 

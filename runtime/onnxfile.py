@@ -44,7 +44,7 @@ _BLOCK = 1 << 20
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
-    """The manifest of an explaining graph; of a TensorRT plan, what its sidecar holds.
+    """Read the manifest of an explaining graph, or of a TensorRT plan from its sidecar.
 
     Raises:
         ModelFileError: the file is missing, no ONNX, truncated, or not made by whycam.
@@ -67,13 +67,13 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
 
 
 def _export_command(name: str) -> str:
-    """A complete command that makes an explaining file beside an ONNX file."""
+    """Write a complete command that makes an explaining file beside an ONNX file."""
     target = f"{name.removesuffix('.onnx')}.explained.onnx"
     return f"whycam export {shlex.quote(name)} -o {shlex.quote(target)} --preprocess imagenet"
 
 
 def digest(path: str | os.PathLike[str]) -> str:
-    """``sha256:...`` over everything in an ONNX file but its metadata."""
+    """Compute ``sha256:...`` over everything in an ONNX file but its metadata."""
     name = os.fspath(path)
     hasher = hashlib.sha256()
     with _open(name) as file:
@@ -88,7 +88,7 @@ def digest(path: str | os.PathLike[str]) -> str:
 
 
 def check_digest(path: str | os.PathLike[str], manifest: Manifest) -> None:
-    """See that an ONNX file is, bit for bit, what whycam wrote.
+    """Check that an ONNX file is, bit for bit, what whycam wrote.
 
     One flipped bit changes answers without a sign, or ends the process in the middle of an engine.
 
@@ -149,7 +149,7 @@ def _blocks(file: BinaryIO, size: int) -> Iterator[bytes]:
 
 
 def without_outputs(path: str | os.PathLike[str], names: Collection[str]) -> bytes:
-    """An ONNX file without some of its outputs and the operations that only those needed.
+    """Remove some outputs of an ONNX file, and the operations that only those needed.
 
     Engines such as ONNX Runtime execute every operation of a file, wanted or not. Metadata is
     left out. The file is mapped, so that its weights are copied once.
@@ -177,7 +177,7 @@ def without_outputs(path: str | os.PathLike[str], names: Collection[str]) -> byt
 def _kept(
     file: BinaryIO, begin: int, stop: int, names: Collection[str], file_name: str
 ) -> list[tuple[int, int]]:
-    """Where the fields of a graph stand that are kept."""
+    """Find where the fields of a graph that are kept stand."""
     broken = _broken(file_name, stop)
     parts = list(fields(file, begin, stop, broken))
 
@@ -209,7 +209,7 @@ def _kept(
 
 
 def _texts(data: bytes, field: int, broken: ModelFileError) -> list[bytes]:
-    """The values of a repeated string; an absent one is one empty string."""
+    """Read the values of a repeated string; an absent one is one empty string."""
     return [
         data[start:end] for number, _, start, end in fields_of(data, broken) if number == field
     ] or [b""]
@@ -233,7 +233,7 @@ def _open(name: str) -> BinaryIO:
 
 
 def _fields(file: BinaryIO, name: str) -> Iterator[tuple[int, int, int]]:
-    """(number, start, end) of the payload of each top-level field."""
+    """Yield (number, start, end) of the payload of each top-level field."""
     size = os.fstat(file.fileno()).st_size
     broken = _broken(name, size)
     if size == 0:

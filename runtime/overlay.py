@@ -36,7 +36,7 @@ def blend(image: RGBImage, values: NDArray[np.float32], opacity: float = 0.6) ->
 
 @lru_cache(maxsize=128)
 def tables(opacity: float) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """For each level of a map, how much of the image stays, and the colour laid over it.
+    """Compute how much of the image stays at each map level, and the colour laid over it.
 
     Each uint8 [256, 1, 3], of 255.
     """

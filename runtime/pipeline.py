@@ -97,7 +97,7 @@ class Inference:
 
     @property
     def probabilities(self) -> Floats:
-        """Of all classes, float32 [N, C]."""
+        """Return the probabilities of all classes, float32 [N, C]."""
         return self.outputs["probabilities"]
 
 
@@ -194,7 +194,7 @@ def infer(
 
 
 def _limits(model: Model, classes: int, plan: RequestPlan) -> tuple[int, int]:
-    """The most images, and classes of each, that fit into memory at once."""
+    """Compute the most images, and classes of each, that fit into memory at once."""
     manifest, batch = model.manifest, model.batch
     if not plan.in_graph:
         return batch, classes
@@ -246,7 +246,7 @@ def map(
 def _maps(
     model: Model, inference: Inference, plan: MethodPlan, progress: Progress | None
 ) -> Floats:
-    """Maps [N, k, H, W] in [0, 1]."""
+    """Compute one method's maps [N, k, H, W] in [0, 1]."""
     outputs, manifest = inference.outputs, model.manifest
     if plan.map_output is not None:
         return _whole(outputs[plan.map_output])

@@ -42,7 +42,7 @@ class Placement:
 
 
 def place(image: tuple[int, int], spec: Preprocess) -> tuple[Placement, tuple[int, int]]:
-    """Where the input lies in an image of (height, width), and the size it is resized to."""
+    """Locate the network's input in an image of (height, width), and its resized size."""
     height, width = image
     if len(spec.resize) == 2:
         resized = spec.resize[0], spec.resize[1]
@@ -65,7 +65,7 @@ def place(image: tuple[int, int], spec: Preprocess) -> tuple[Placement, tuple[in
 
 
 def crop_resized(image: RGBImage, spec: Preprocess) -> tuple[RGBImage, Placement]:
-    """The network's view of an image, before normalisation.
+    """Resize and crop an image to the network's view, before normalisation.
 
     Args:
         image: uint8 [h, w, 3], RGB.
@@ -112,7 +112,7 @@ _REACH = {"bilinear": 1, "bicubic": 2, "lanczos": 3}
 def _columns(
     full: tuple[int, int], resized: tuple[int, int], left: int, right: int, spec: Preprocess
 ) -> tuple[slice, int, int]:
-    """The columns of an image that are enough to resize, if only left .. right are looked at.
+    """Choose the columns that are enough to resize if only left .. right are used.
 
     Their edges fall on a pixel's edge in both images, so that every weight stays as it is, and
     lie so far outside that the filter does not feel them. The pixels are those of the whole
@@ -138,14 +138,14 @@ def _columns(
 
 
 def _start(resized: int, wanted: int) -> int:
-    """First row or column of a centred window; negative where a border must be added."""
+    """Find the first row or column of a centred window; negative where a border is added."""
     if resized >= wanted:
         return round((resized - wanted) / 2)
     return -((wanted - resized) // 2)
 
 
 def in_color(view: RGBImage, color: Color) -> RGBImage:
-    """RGB uint8 [..., H, W, 3] in the network's channels and their order, [..., H, W, C].
+    """Convert RGB uint8 [..., H, W, 3] to the network's channels and their order.
 
     Grey is Pillow's ``convert("L")`` to the bit: (19595 R + 38470 G + 7471 B + 32768) >> 16.
     """
@@ -158,7 +158,7 @@ def in_color(view: RGBImage, color: Color) -> RGBImage:
 
 
 def normalise(view: RGBImage, spec: Preprocess, layout: Layout = "NCHW") -> NDArray[np.float32]:
-    """RGB uint8 [..., H, W, 3] to the network's channels: (x / 255 - mean) / std.
+    """Normalise RGB uint8 [..., H, W, 3] to the network's channels: (x / 255 - mean) / std.
 
     Returns:
         float32 [..., C, H, W], or [..., H, W, C] for the layout NHWC.
@@ -176,7 +176,7 @@ def normalise(view: RGBImage, spec: Preprocess, layout: Layout = "NCHW") -> NDAr
 
 
 def arrange(view: RGBImage, manifest: Manifest) -> NDArray[Any]:
-    """What a graph without preprocessing of its own is fed for views of its size.
+    """Arrange views as the input of a graph without preprocessing of its own.
 
     Args:
         view: from ``crop_resized``, RGB uint8 [..., H, W, 3].

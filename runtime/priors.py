@@ -1,4 +1,4 @@
-"""Read what was learnt of thresholds: from its report, or from the model file that holds it."""
+"""Read threshold priors from a calibration report or a model file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Report(msgspec.Struct):
 
 
 def read_priors(path: str | os.PathLike[str]) -> tuple[Prior, ...]:
-    """The priors in a file.
+    """Read the priors that a file holds.
 
     Args:
         path: ``thresholds.json`` written by ``whycam calibrate thresholds``, or an ONNX file in

@@ -166,7 +166,7 @@ def _settings(wanted: Thresholding, method: Method, manifest: Manifest) -> Setti
 def _searched(
     settings: Settings, method: Method, manifest: Manifest
 ) -> tuple[Settings, Prior | None]:
-    """A search tries the thresholds that its prior was learnt for."""
+    """Take the thresholds that the search's prior was learnt for."""
     if not isinstance(settings, Tft) or settings.forwards is None:
         return settings, None
     prior = prior_for(manifest.priors, method, settings)
@@ -174,7 +174,7 @@ def _searched(
 
 
 def _check_masks(method: Method, manifest: Manifest) -> None:
-    """A graph that takes pixels cannot be shown masked, normalised images."""
+    """Refuse masked, normalised images for a graph that takes pixels."""
     if manifest.image_type != "uint8":
         return
     if not manifest.embedded_preprocess:

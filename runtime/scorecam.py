@@ -1,4 +1,4 @@
-"""Score-CAM's weights: one forward pass a channel."""
+"""Compute Score-CAM's weights with one evaluation a channel."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def score_weights(
     progress: Progress | None = None,
     layout: Layout = "NCHW",
 ) -> Floats:
-    """Score-CAM (Wang et al. 2020): alpha_k = p_c(x * s(up(A_k))).
+    """Compute Score-CAM's weights (Wang et al. 2020): alpha_k = p_c(x * s(up(A_k))).
 
     As in its authors' code the weight is the probability under the mask, and a constant channel,
     which shows no place, weighs nothing.

@@ -72,7 +72,7 @@ class Prior(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 def prior_for(priors: Iterable[Prior], method: str, settings: Tft) -> Prior:
-    """The prior that a search needs.
+    """Find the prior that a search needs.
 
     Raises:
         RequestError: none was learnt for this method in this reading.
@@ -112,7 +112,7 @@ class Belief:
 
 
 def features(maps: Array, probability: Array) -> Array:
-    """What predicts the gains: 1, l, l^2 / 10 with l = logit p, shares of the map, mean, spread.
+    """Compute the features that predict gains: logit p, shares of the map, mean, spread.
 
     Args:
         maps: float [..., H, W] in [0, 1].
@@ -132,14 +132,14 @@ def features(maps: Array, probability: Array) -> Array:
 
 
 def logit(probability: Array) -> Array:
-    """log(p / (1 - p)), with p held in [1e-6, 1 - 1e-6]."""
+    """Compute log(p / (1 - p)), with p held in [1e-6, 1 - 1e-6]."""
     xp = array_api_compat.array_namespace(probability)
     held = xp.clip(probability, _LEAST, 1.0 - _LEAST)
     return xp.log(held / (1.0 - held))
 
 
 def begin(prior: Prior, found: Array) -> Belief:
-    """The prior itself: mean B^T f, covariance S. ``found`` from ``features``, float [..., F]."""
+    """Begin with the prior: mean B^T f, covariance S. ``found`` from ``features``, [..., F]."""
     xp = array_api_compat.array_namespace(found)
 
     def constant(values: Sequence[float] | Sequence[Sequence[float]]) -> Array:
@@ -152,7 +152,7 @@ def begin(prior: Prior, found: Array) -> Belief:
 
 
 def expected_improvement(belief: Belief) -> Array:
-    """E[max(y - best, 0)], in logits (Jones et al. 1998, equation 15); -1 where tried.
+    """Compute E[max(y - best, 0)] in logits (Jones et al. 1998); -1 where tried.
 
     With d = mean - best and s the standard deviation, d Phi(d / s) + s phi(d / s). Phi is taken
     as 1 / (1 + exp(-1.5976 z - 0.07056 z^3)), which is within 2e-4 (Page 1977): no array API and
@@ -175,7 +175,7 @@ def expected_improvement(belief: Belief) -> Array:
 
 
 def next_step(belief: Belief) -> Array:
-    """The threshold to try next: one-hot float [..., T] of the first largest improvement."""
+    """Choose the threshold to try next: one-hot float [..., T] of the largest improvement."""
     xp = array_api_compat.array_namespace(belief.mean)
     expected = expected_improvement(belief)
     largest = xp.max(expected, axis=-1, keepdims=True)
@@ -188,7 +188,7 @@ def next_step(belief: Belief) -> Array:
 
 
 def observe(belief: Belief, step: Array, gain: Array, noise: float = _NOISE) -> Belief:
-    """Condition the Gaussian on one gain seen.
+    """Condition the Gaussian on one measured gain.
 
     Args:
         belief: before.

@@ -1,4 +1,4 @@
-"""How similar arrays, maps and masks are: the measures of every comparison."""
+"""Measure how similar arrays, maps and masks are."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _TINY = 1e-30
 
 
 def largest_difference(values: NDArray[Any], expected: NDArray[Any]) -> float:
-    """The largest absolute difference of two arrays of one shape."""
+    """Compute the largest absolute difference of two arrays of one shape."""
     return float(np.abs(np.asarray(values, np.float64) - expected).max())
 
 
 def relative_difference(values: NDArray[Any], expected: NDArray[Any]) -> float:
-    """The largest absolute difference as a share of the largest expected value.
+    """Compute the largest absolute difference as a share of the largest expected value.
 
     Absolute where all that is expected is zero.
     """
@@ -26,13 +26,13 @@ def relative_difference(values: NDArray[Any], expected: NDArray[Any]) -> float:
 
 
 def norm_difference(values: NDArray[Any], expected: NDArray[Any]) -> float:
-    """The norm of the difference as a share of the expected norm."""
+    """Compute the norm of the difference as a share of the expected norm."""
     a, b = (np.asarray(each, np.float64).ravel() for each in (values, expected))
     return float(np.linalg.norm(a - b) / max(float(np.linalg.norm(b)), _TINY))
 
 
 def pearson(a: NDArray[Any], b: NDArray[Any]) -> float:
-    """Correlation of two maps' pixels, [-1, 1].
+    """Compute the correlation of two maps' pixels, [-1, 1].
 
     Two maps that are both constant agree (1); one alone does not (0).
     """
@@ -44,13 +44,13 @@ def pearson(a: NDArray[Any], b: NDArray[Any]) -> float:
 
 
 def overlap(a: NDArray[Any], b: NDArray[Any]) -> float:
-    """Intersection over union of the pixels that are not zero, [0, 1]; 1 where there are none."""
+    """Compute the intersection over union of the nonzero pixels, [0, 1]; 1 if there are none."""
     union = np.count_nonzero((a != 0) | (b != 0))
     return np.count_nonzero((a != 0) & (b != 0)) / union if union else 1.0
 
 
 def top_overlap(a: NDArray[np.float32], b: NDArray[np.float32], share: float = 0.2) -> float:
-    """Intersection over union of a share of two maps' pixels, the largest above zero, [0, 1]."""
+    """Compute the intersection over union of the largest share of two maps' pixels, [0, 1]."""
     tops = []
     for values in (a, b):
         count = int(values.size * share)

@@ -1,4 +1,4 @@
-"""The TFT sweep: masked images of every threshold, or of a few searched ones, in full batches."""
+"""Sweep TFT's thresholds: evaluate masked images in full batches, all or a searched few."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def sweep(
 def masked_probabilities(
     classify: Classify, requests: Sequence[Request], settings: Tft, batch: int
 ) -> list[Floats]:
-    """Of each request's class at every threshold, float32 [T] each.
+    """Compute each request's probability at every threshold, float32 [T] each.
 
     Masks of one map are nested, so two thresholds that keep equally many pixels keep the same
     ones: such a mask is evaluated once.
@@ -121,7 +121,7 @@ def masked_probabilities(
 def _searched(
     classify: Classify, requests: Sequence[Request], settings: Tft, batch: int, prior: Prior
 ) -> list[Floats]:
-    """As ``masked_probabilities``, of the thresholds a search tries; NaN for the others.
+    """Compute probabilities at the thresholds that a search tries; NaN elsewhere.
 
     All requests take their next forward together. A mask that keeps as many pixels as one
     evaluated before is not evaluated again.
@@ -161,7 +161,7 @@ def _evaluate(
     settings: Tft,
     batch: int,
 ) -> None:
-    """Write into ``masked`` what the network answers at the (request, threshold) pairs wanted."""
+    """Evaluate the masked images of (request, threshold) pairs, and write into ``masked``."""
     for chunk in _chunks(wanted, batch):
         images = np.stack([mask_input(requests[i], cuts[i][step], settings) for i, step in chunk])
         for (index, step), row in zip(chunk, classify(images), strict=True):
@@ -169,7 +169,7 @@ def _evaluate(
 
 
 def masked_image(image: Floats, mask: Floats, layout: Layout = "NCHW") -> Floats:
-    """x^ = M * x (equation 6), on the normalised image: what is masked gets the mean colour.
+    """Mask a normalised image: x^ = M * x (equation 6); masked pixels get the mean colour.
 
     Args:
         image: float32 [C, H, W] or [H, W, C], as ``layout`` says.
@@ -189,13 +189,13 @@ def _chunks(items: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int,
 
 
 def mask_input(request: Request, cut: np.float32, settings: Tft) -> Floats:
-    """The image as the network is shown it at one threshold, float32 of its shape."""
+    """Mask a request's image at one threshold, float32 of its shape."""
     thresholded = tft.threshold_map(request.map, cut)
     return masked_image(request.image, tft.mask_of(thresholded, settings.mask), request.layout)
 
 
 def _first_equal(values: Floats, cuts: Floats) -> NDArray[np.intp]:
-    """For each threshold the first one that leaves the same thresholded map."""
+    """Find for each threshold the first one that leaves the same thresholded map."""
     pixels = _all_kept(values, cuts)
     _, first, inverse = np.unique(pixels, return_index=True, return_inverse=True)
     return np.asarray(first[inverse], dtype=np.intp)
@@ -206,13 +206,13 @@ def _all_kept(values: Floats, cuts: Floats) -> NDArray[np.intp]:
 
 
 def count_kept(values: Floats, cut: np.float32) -> np.intp:
-    """How many pixels a threshold leaves; two that leave as many of one map leave the same."""
+    """Count the pixels that a threshold leaves; equal counts of one map mean equal masks."""
     # A pixel of value 0 is 0 whether kept or muted.
     return np.count_nonzero((values >= cut) & (values != 0))
 
 
 def mute_lowest(request: Request, share: float) -> Choice:
-    """Mute the lowest ``share`` of the pixels, whatever the network makes of it."""
+    """Mute the lowest ``share`` of the pixels without asking the network."""
     cut = tft.cut_values(request.map, (share,), "rank")[0]
     values = tft.threshold_map(request.map, cut)
     return Choice(
@@ -233,7 +233,7 @@ def _choice(request: Request, masked: Floats, settings: Tft) -> Choice:
 
 
 def make_choice(values: Floats, rpi: Floats, masked: Floats, settings: Tft) -> Choice:
-    """The choice that a sweep's numbers amount to.
+    """Choose the threshold from a sweep's numbers.
 
     Args:
         values: the map, float32 [H, W].

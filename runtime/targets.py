@@ -1,4 +1,4 @@
-"""Which classes to explain: indices, ranks and labels become indices and ranks."""
+"""Resolve the classes to explain: indices, ranks and labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RANKS = 5
 def resolve_targets(
     targets: Any, count: int, many: bool, manifest: Manifest
 ) -> list[int | list[int]]:
-    """One entry an image: a class or rank, or a list of them where several were asked for.
+    """Resolve targets to one class or rank an image, or a list of them.
 
     Args:
         targets: None (the most probable), an index, a rank, a label, or a list of these: for
@@ -51,7 +51,7 @@ def resolve_targets(
 
 
 def class_rows(entries: Sequence[int | list[int]]) -> list[list[int]]:
-    """The classes of each image as a list, be it of one."""
+    """List the classes of each image, be it one."""
     return [entry if isinstance(entry, list) else [entry] for entry in entries]
 
 
@@ -79,7 +79,7 @@ def _class(target: Any, manifest: Manifest) -> int:
 
 
 def _rank(target: str | int | np.integer[Any], top: int) -> int:
-    """A rank that a graph without an input for the class explains."""
+    """Check a rank for a graph that has no input for the class."""
     if isinstance(target, str) or not -top <= target < 0:
         ranks = "rank -1 (the most probable class)" if top == 1 else f"ranks -1 to -{top}"
         raise RequestError(

@@ -67,7 +67,7 @@ def write(image: RGBImage, text: str, left: int, top: int, size: int) -> None:
 
 
 def _face() -> Any:
-    """OpenCV 5's face, or None."""
+    """Load OpenCV 5's font face; None if there is none."""
     if not hasattr(_faces, "face"):
         import cv2
 
@@ -77,7 +77,7 @@ def _face() -> Any:
 
 @lru_cache(maxsize=64)
 def _pillow_font(text: str, size: int) -> Any:
-    """The first font with every letter of the text, else Pillow's own, which is said."""
+    """Find the first font with every letter of the text, else take Pillow's own and warn."""
     own = _opened(None, size)
     for name in (None, *_bundled(), *_FONTS):
         font = _opened(name, size)
@@ -107,7 +107,7 @@ def _opened(name: str | None, size: int) -> Any:
 
 @lru_cache(maxsize=1)
 def _bundled() -> tuple[str, ...]:
-    """The fonts that matplotlib brings, where it is installed."""
+    """List the fonts that matplotlib brings, where it is installed."""
     from importlib.util import find_spec
 
     found = find_spec("matplotlib")
@@ -117,14 +117,14 @@ def _bundled() -> tuple[str, ...]:
 
 
 def _covers(font: Any, text: str) -> bool:
-    """Whether a font has every letter: one that it has not is drawn as a noncharacter is."""
+    """Tell whether a font has every letter: a missing one is drawn as a noncharacter is."""
     missing = bytes(font.getmask("\uffff"))
     return all(letter.isspace() or bytes(font.getmask(letter)) != missing for letter in text)
 
 
 @lru_cache(maxsize=64)
 def _pillow_line(text: str, size: int) -> RGBImage:
-    """uint8 [h, w], white on black."""
+    """Draw a line, uint8 [h, w], white on black."""
     from PIL import Image, ImageDraw
 
     font = _pillow_font(text, size)

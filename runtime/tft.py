@@ -1,4 +1,4 @@
-"""Threshold fine-tuning (paper section 4.1): where to cut a map so that the class gains most.
+"""Fine-tune thresholds (paper section 4.1): cut a map where the class gains most.
 
 Array API arithmetic, as in ``cam``. Two readings of the paper exist and both are offered: its
 equations (``mask="binary", thresholds="value"``) and its authors' code (``mask="soft",
@@ -70,7 +70,7 @@ def _is_count(number: Any) -> bool:
 
 
 def are_thresholds(taus: Any) -> bool:
-    """Whether ``taus`` is a tuple of increasing numbers in [0, 1)."""
+    """Tell whether ``taus`` is a tuple of increasing numbers in [0, 1)."""
     if not isinstance(taus, tuple) or not taus:
         return False
     if not all(isinstance(tau, int | float) for tau in taus):
@@ -80,7 +80,7 @@ def are_thresholds(taus: Any) -> bool:
 
 
 def by_sorting(values: Array, positions: Sequence[int]) -> Array:
-    """The values at some positions in increasing order: values [..., P] to [..., T]."""
+    """Pick the values at some positions in increasing order: [..., P] to [..., T]."""
     xp = array_api_compat.array_namespace(values)
     ordered = xp.sort(values, axis=-1)
     return xp.stack([ordered[..., position] for position in positions], axis=-1)
@@ -92,7 +92,7 @@ def cut_values(
     thresholds: Thresholds,
     order_statistics: OrderStatistics = by_sorting,
 ) -> Array:
-    """The map value at which each threshold cuts.
+    """Compute the map value at which each threshold cuts.
 
     Args:
         maps: float [..., H, W] in [0, 1].
@@ -114,19 +114,19 @@ def cut_values(
 
 
 def rank_positions(taus: Sequence[float], count: int) -> list[int]:
-    """How many of ``count`` pixels each threshold by rank mutes."""
+    """Compute how many of ``count`` pixels each threshold by rank mutes."""
     # The small addend undoes products such as 0.29 * 100 = 28.999999999999996.
     return [int(count * tau + 1e-6) for tau in taus]
 
 
 def threshold_map(maps: Array, cut: Array) -> Array:
-    """I_tau (equation 4): map values below the cut become 0. maps [..., H, W], cut [...]."""
+    """Set map values below the cut to 0: I_tau (equation 4). maps [..., H, W], cut [...]."""
     xp = array_api_compat.array_namespace(maps)
     return xp.where(maps >= cut[..., None, None], maps, 0.0 * maps)
 
 
 def mask_of(thresholded: Array, mask: Mask) -> Array:
-    """What multiplies the image: M_tau (equation 5), or the thresholded map itself."""
+    """Make the mask of the image: M_tau (equation 5), or the thresholded map itself."""
     if mask == "soft":
         return thresholded
     xp = array_api_compat.array_namespace(thresholded)
@@ -138,7 +138,7 @@ LEAST_PROBABILITY = 1e-30
 
 
 def relative_probability_increase(masked: Array, probability: Array) -> Array:
-    """RPI = max(y^ - y, 0) / y (equation 7). masked [..., T], probability [...]."""
+    """Compute max(y^ - y, 0) / y (equation 7). masked [..., T], probability [...]."""
     xp = array_api_compat.array_namespace(masked)
     y = xp.clip(probability[..., None], min=LEAST_PROBABILITY)
     return xp.clip(masked - probability[..., None], min=0.0) / y
@@ -150,7 +150,7 @@ _ROUNDING = 1e-5
 
 
 def choose(rpi: Array) -> Array:
-    """Index of the first largest rpi along the last axis: tau* = argmax RPI (paper section 4.1).
+    """Choose tau* = argmax RPI: the first largest along the last axis (paper section 4.1).
 
     Differences of float32 rounding do not count, so that every engine and every batch size
     chooses the same. NaN: not tried. rpi float [..., T] to int64 [...].
@@ -164,7 +164,7 @@ def choose(rpi: Array) -> Array:
 
 
 def improves(rpi: Array) -> Array:
-    """Whether some threshold raised the probability by more than rounding: [..., T] to bool.
+    """Tell whether some threshold raised the probability by more than rounding: to bool.
 
     NaN: not tried.
     """
@@ -173,13 +173,13 @@ def improves(rpi: Array) -> Array:
 
 
 def _tried(rpi: Array) -> Array:
-    """An rpi is never negative: -1 instead of NaN, which no comparison finds."""
+    """Replace NaN by -1, which no comparison selects: an rpi is never negative."""
     xp = array_api_compat.array_namespace(rpi)
     return xp.where(rpi >= 0.0, rpi, -1.0)
 
 
 def best(rpi: Array, cuts: Array, taus: tuple[float, ...]) -> tuple[Array, Array]:
-    """tau* and its cut, each [...]; 0 where no threshold improves.
+    """Compute tau* and its cut, each [...]; 0 where no threshold improves.
 
     Args:
         rpi: float [..., T]; NaN: not tried.

@@ -21,7 +21,7 @@ def _controller() -> ThreadpoolController:
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Matrix products in the calling thread alone; the process's setting returns afterwards.
+    """Limit matrix products to the calling thread while the block runs.
 
     The products behind a map take a fraction of a millisecond, but the threads that OpenBLAS
     wakes for them go on spinning for tens of milliseconds and take cores from the engine's next

@@ -49,12 +49,12 @@ def run_interleaved(
 
 
 def measure_seconds(run: Callable[[], Any]) -> float:
-    """Seconds that one call takes."""
+    """Time one call in seconds."""
     begin = time.perf_counter()
     run()
     return time.perf_counter() - begin
 
 
 def median(samples: Sequence[float]) -> float:
-    """Of raw samples."""
+    """Compute the median of raw samples."""
     return float(np.percentile(samples, 50))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 @cache
 def package_version() -> str:
-    """The version: of a source checkout as it stands, else as it was installed."""
+    """Return the version: of a source checkout as it stands, else as installed."""
     project = Path(__file__).parents[1] / "pyproject.toml"
     if project.is_file():
         stated = re.search(r'^version = "(.+)"$', project.read_text("utf-8"), re.MULTILINE)

@@ -1,1 +1,1 @@
-"""How long explanations take on this machine."""
+"""Measure how long explanations take on this machine."""

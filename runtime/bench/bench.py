@@ -1,4 +1,4 @@
-"""How long explanations take: engines, precisions and methods in turn, stage by stage."""
+"""Time explanations stage by stage: engines, precisions and methods take turns."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Benchmark:
     left_out: tuple[LeftOut, ...]
 
     def plain_of(self, row: Row) -> Row | None:
-        """Plain classification in the same run: by the same engine, for other tools by torch."""
+        """Find plain classification of the same run: by the same engine, else by torch."""
         wanted = row.configuration.plain
         if row.baseline:
             wanted = replace(wanted, engine=TORCH)
@@ -90,7 +90,7 @@ class Benchmark:
 
 
 def steps(plan: Plan, rounds: int) -> int:
-    """How many steps ``measure`` tells its ``tick`` of: groups twice, and rounds."""
+    """Count the steps that ``measure`` reports to its ``tick``: groups twice, and rounds."""
     return 2 * len({each.plain for each in plan.configurations}) + rounds
 
 
@@ -101,7 +101,7 @@ def measure(
     baselines: BaselineRuns | None = None,
     tick: Tick | None = None,
 ) -> Benchmark:
-    """Measure everything planned.
+    """Time every planned configuration in interleaved rounds.
 
     Args:
         plan: from ``bench_plan.plan``.
@@ -149,7 +149,7 @@ def _by_stage(samples: list[dict[str, float]]) -> Seconds:
 
 
 def _generated(manifest: Manifest, folder: str) -> str:
-    """A JPEG file that is as much work to decode as an image: waves, edges and grain."""
+    """Write a JPEG file that takes as long to decode as a photo: waves, edges and grain."""
     from PIL import Image
 
     size = manifest.source_size or _PICTURE_SIZE
@@ -163,7 +163,7 @@ def _generated(manifest: Manifest, folder: str) -> str:
 def _opened(
     group: list[Configuration], image: str, left_out: list[LeftOut]
 ) -> dict[Configuration, Contender]:
-    """The configurations of one model, engine and batch that run here, each tried once."""
+    """Load one model, engine and batch; keep the configurations that run, each tried once."""
     plain = group[0].plain
     what = f"{Path(plain.model).name}, {plain.engine} {plain.precision}, batch {plain.batch}"
     try:
@@ -193,7 +193,7 @@ def _contender(explainer: Explainer, what: Configuration, sources: Sequence[str]
 def _measure_baselines(
     contenders: Mapping[Configuration, Contender], shown: Mapping[str, str], baselines: BaselineRuns
 ) -> dict[Configuration, Contender]:
-    """Other tools, once for each model, batch and number of threads."""
+    """Set up other tools, once for each model, batch and number of threads."""
     found: dict[Configuration, Contender] = {}
     for each in contenders:
         base = replace(each.plain, engine=TORCH, precision="fp32")

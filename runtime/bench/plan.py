@@ -1,4 +1,4 @@
-"""What a benchmark is to measure: every combination that can be had, and why others cannot."""
+"""Plan a benchmark: every combination that can run here, and why the others cannot."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def plan(
     batches: Sequence[int] = (1,),
     threads: Sequence[int] | None = None,
 ) -> Plan:
-    """Every combination that can be measured.
+    """List every combination that can be measured, and why others cannot.
 
     Args:
         models: files made by ``whycam export``.
@@ -118,7 +118,7 @@ def _check_known(kind: str, given: Sequence[str], known: Sequence[str]) -> None:
 
 
 def nothing_remains(left_out: Sequence[LeftOut]) -> RequestError:
-    """The error for a benchmark of which everything was left out."""
+    """Build the error for a benchmark of which everything was left out."""
     reasons = "; ".join(f"{each.what}: {each.reason}" for each in left_out)
     return RequestError(f"nothing can be measured. {reasons}")
 
@@ -162,7 +162,7 @@ def _combinations(
 
 
 def _refusal(manifest: Manifest, method: Method, tft: bool) -> str | None:
-    """Why a file cannot give a map, or None."""
+    """Say why a file cannot give a map; None if it can."""
     try:
         plan_request(manifest, method, tft)
     except RequestError as error:

@@ -1,4 +1,4 @@
-"""A benchmark as a plot. Needs matplotlib."""
+"""Plot a benchmark. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BASELINE = "#7a5195"
 
 
 def stage_bars(found: Benchmark) -> Figure:
-    """A bar for each configuration: the medians of its stages. Another tool's is one piece."""
+    """Draw a bar for each configuration from its stages' medians; another tool's is one piece."""
     figure = Figure(figsize=(9, 1.2 + 0.34 * len(found.rows)), layout="constrained")
     axis = figure.subplots()
     shared = shared_by(found.rows)

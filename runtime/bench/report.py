@@ -1,4 +1,4 @@
-"""A benchmark as one JSON document, and the numbers that its tables say."""
+"""Turn a benchmark into one JSON document and the numbers of its tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .stages import ANSWER
 
 
 def summary(found: Benchmark, row: Row) -> dict[str, float | None]:
-    """What the first table says of a row.
+    """Summarise a row: percentiles of its latency, images a second, ratio to classification.
 
     Returns:
         ``median_ms``, ``p90_ms``, ``p99_ms`` of the answer, from the prepared input on;
@@ -36,7 +36,7 @@ def summary(found: Benchmark, row: Row) -> dict[str, float | None]:
 
 
 def document(found: Benchmark, about: dict[str, Any]) -> dict[str, Any]:
-    """Everything for machines: raw samples in seconds, and what the tables say.
+    """Collect raw samples in seconds and the tables' numbers in one JSON document.
 
     Args:
         found: from ``bench.measure``.
@@ -74,7 +74,7 @@ def document(found: Benchmark, about: dict[str, Any]) -> dict[str, Any]:
 
 
 def peak_bytes(footprint: Footprint) -> float | None:
-    """Median of the memory that a process took up to its first map; None where not known."""
+    """Take the median of a process's peak memory up to its first map; None if not known."""
     known = [each for each in footprint.peak_bytes if each is not None]
     return median(known) if known else None
 
@@ -92,7 +92,7 @@ def _described(configuration: Configuration) -> dict[str, str]:
 
 
 def shared_by(rows: Sequence[Row]) -> dict[str, str]:
-    """What is the same in all rows, and so is said once."""
+    """Find the settings that are the same in all rows, so that a table says them once."""
     all_of = [_described(row.configuration) for row in rows]
     always = ("engine", "method", "tft")
     return {
@@ -103,5 +103,5 @@ def shared_by(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def names_of(row: Row, shared: dict[str, str]) -> dict[str, str]:
-    """What tells a row from the others."""
+    """List the settings that tell a row from the others."""
     return {k: v for k, v in _described(row.configuration).items() if k not in shared}

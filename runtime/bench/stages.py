@@ -1,4 +1,4 @@
-"""One explanation with a stopwatch: decode, preprocess, engine, map, sweep, overlay."""
+"""Time the stages of one explanation: decode, preprocess, engine, map, sweep, overlay."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def explain_in_stages(
 
 
 def classify_in_stages(explainer: Explainer, sources: Sequence[Any]) -> dict[str, float]:
-    """Seconds of plain classification: the stages it has, ``ANSWER`` and ``WHOLE``."""
+    """Time plain classification: seconds by stage, ``ANSWER`` and ``WHOLE``."""
     watch = _Stopwatch()
     images = [read_image(source) for source in sources]
     watch.mark("decode")

@@ -1,1 +1,1 @@
-"""What this machine can run, and whether it answers rightly."""
+"""Examine which engines run on this machine, and whether their answers are right."""

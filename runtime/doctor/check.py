@@ -1,4 +1,4 @@
-"""A model file in one engine after the other, held against ONNX Runtime on the CPU in fp32."""
+"""Check a model file in one engine after the other against ONNX Runtime on the CPU in fp32."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def check_model(
     settings: Settings,
     tick: Tick,
 ) -> Iterator[Check]:
-    """A model in every engine and precision that can be had.
+    """Check a model in every engine and precision that can run here.
 
     Args:
         model: an ONNX file, or a TensorRT plan.
@@ -140,7 +140,7 @@ def check_model(
 def _asked(
     model: Path, ready: Sequence[str], settings: Settings
 ) -> Iterator[tuple[str, Precision]]:
-    """Engines and precisions that a model is to be checked in, beside the reference."""
+    """List the engines and precisions to check a model in, beside the reference."""
     for name in ready:
         if (name == PLANS) != is_plan(model) or name not in (settings.engines or ready):
             continue
@@ -208,7 +208,7 @@ class _Run:
         self.answers = found
 
     def check(self, model: Path, manifest: Manifest, reference: _Run | None) -> Check:
-        """What to report, held against a reference unless it is one."""
+        """Report what was answered, compared with a reference unless it is the reference."""
         found = self.answers
         if found is None:
             return _failed(model, manifest, self.engine, self.precision, self.why, self.outcome)

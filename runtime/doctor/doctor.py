@@ -1,4 +1,4 @@
-"""Which engines run here, what the others lack, and whether those that run answer rightly."""
+"""Examine which engines run here, what the others lack, and whether the answers are right."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def examine(
     settings: Settings | None = None,
     tick: Tick | None = None,
 ) -> Report:
-    """Look at this machine and, with models, hold every engine against the reference.
+    """Examine this machine and, given models, compare every engine with the reference.
 
     Each engine is asked in a process of its own.
 
@@ -118,7 +118,7 @@ def examine(
 
 
 def steps(models: Sequence[Path]) -> int:
-    """How many steps ``examine`` tells its ``tick`` of, at most."""
+    """Count the steps that ``examine`` reports to its ``tick``, at most."""
     runs = sum(len(backend.precisions) for backend in ENGINES.values()) + 1
     return len(ENGINES) + len(models) * runs
 
@@ -128,7 +128,7 @@ def _manifest(path: Path) -> Manifest:
 
 
 def _references(manifests: dict[Path, Manifest]) -> dict[Path, Path]:
-    """The ONNX file of each plan."""
+    """Find the ONNX file of each plan."""
     found = {}
     files = {own.digest: path for path, own in manifests.items() if not is_plan(path)}
     for path, own in manifests.items():
@@ -144,7 +144,7 @@ def _references(manifests: dict[Path, Manifest]) -> dict[Path, Path]:
 
 
 def _some(paths: Sequence[Path]) -> list[Path]:
-    """At most so many, from all over a list."""
+    """Pick at most 16 paths, evenly spread over a list."""
     count = min(len(paths), _MOST_PICTURES)
     return [paths[index * len(paths) // count] for index in range(count)]
 

@@ -1,4 +1,4 @@
-"""One engine, asked in a process of its own: a driver that crashes takes nobody along.
+"""Run one engine in a process of its own, so that a driver's crash ends only that process.
 
 Run as ``python -m whycam.runtime.doctor.job FOLDER``, which holds ``job.json`` and, for answers,
 ``images.npz``. Leaves ``result.json`` there and, of answers, ``answers.npz``.
@@ -140,7 +140,7 @@ def survey(engine: str, gpu: int) -> Survey:
 
 
 def _survey_of_plans(extra: str) -> Survey:
-    """Of the two libraries that run plans, either will do."""
+    """Examine the two libraries that run plans; either will do."""
     found = [name for name in _FOR_PLANS if find_spec(name) is not None]
     if not found:
         return Survey(installed=False, problem=f'not installed: pip install "whycam[{extra}]"')
@@ -159,12 +159,12 @@ def _survey_of_plans(extra: str) -> Survey:
 
 
 def methods_of(manifest: Manifest) -> tuple[Method, ...]:
-    """Whose maps are compared: all but Score-CAM's, which takes thousands of forward passes."""
+    """List the methods to compare: all but Score-CAM, which takes thousands of evaluations."""
     return tuple(method for method in manifest.methods if method != "scorecam")
 
 
 def answers(job: Job, images: list[RGBImage], folder: Path) -> Answers:
-    """Everything a file answers for images in an engine; the arrays go into a file.
+    """Run a file on images in an engine, and store everything it answers in a file.
 
     Raises:
         WhyCamError: the engine cannot do it.
@@ -239,7 +239,7 @@ def _answers_for(
 def _timed(
     explainer: Explainer, image: RGBImage, method: Method, swept: bool, rounds: int
 ) -> dict[str, tuple[float, ...]]:
-    """Milliseconds from the prepared input to the answer, all kinds of call in turn."""
+    """Time all kinds of call in turn, in ms from the prepared input to the answer."""
     plain, thresholded = (
         explainer.plan(method, tft) for tft in ((None, True) if swept else (None, None))
     )
@@ -254,7 +254,7 @@ def _timed(
 
 
 def run_job(job: Job, folder: Path, limit_s: float, kind: type[Any]) -> Any:
-    """Do a job in a process of its own.
+    """Run a job in a process of its own.
 
     Args:
         job: what is asked.
@@ -275,7 +275,7 @@ def run_job(job: Job, folder: Path, limit_s: float, kind: type[Any]) -> Any:
 
 
 def main(folder: Path) -> None:
-    """Do the job in a folder."""
+    """Run the job that a folder describes."""
     job = msgspec.json.decode((folder / JOB).read_bytes(), type=Job)
     result: Driver | Survey | Answers
     if job.kind == "driver":

@@ -1,4 +1,4 @@
-"""Reports that can be shown to strangers: no name of user or machine, no place on a disk."""
+"""Remove names of user and machine, and folders, from reports that strangers will read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def redact(text: str, known: Iterable[str | os.PathLike[str]] = ()) -> str:
-    """A message with the names of files alone, and without those of user and machine.
+    """Reduce the paths in a message to file names, and remove the names of user and machine.
 
     Args:
         text: the message.

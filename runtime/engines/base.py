@@ -1,4 +1,4 @@
-"""What every inference engine is: its settings, and the protocol that it follows."""
+"""Define what every inference engine follows: its settings and its protocol."""
 
 from __future__ import annotations
 

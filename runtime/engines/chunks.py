@@ -1,4 +1,4 @@
-"""Run a graph in parts of images x classes, and join what they return."""
+"""Run a graph on chunks of images x classes, and join the outputs."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def run_in_chunks(
 
 
 def _joined(name: str, lines: Sequence[Sequence[Outputs]], manifest: Manifest) -> NDArray[Any]:
-    """One output of several runs, which are rows of columns."""
+    """Join one output of several runs, which are rows of columns."""
     # An output without a row for each class is the same whatever classes are explained.
     per_class = manifest.output_shapes.get(name, (0,))[0] is None
     joined = [

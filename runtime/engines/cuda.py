@@ -114,12 +114,12 @@ def _driver(runtime: Any) -> int:
 
 
 def _version(number: int) -> str:
-    """13000 is CUDA 13.0."""
+    """Format a CUDA version: 13000 is 13.0."""
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def find_device(index: int) -> Device:
-    """One GPU.
+    """Describe one GPU.
 
     Raises:
         EngineError: there is none with this index.
@@ -142,7 +142,7 @@ def find_device(index: int) -> Device:
 
 @contextmanager
 def use_device(index: int) -> Iterator[None]:
-    """Make a GPU this thread's current one for a time; what follows is made on it."""
+    """Make a GPU this thread's current one while the block runs."""
     before = int(_call("cudaGetDevice"))
     # Set even where it is the current one: that is what initialises it for a thread.
     _call("cudaSetDevice", index)
@@ -154,7 +154,7 @@ def use_device(index: int) -> Iterator[None]:
 
 
 class _Resource:
-    """Something of the driver's, given back once."""
+    """A resource of the driver, released once."""
 
     def __init__(self, release: str, handle: Any) -> None:
         self._release = release
@@ -163,7 +163,7 @@ class _Resource:
         self._finalizer = weakref.finalize(self, _release_quietly, release, handle)
 
     def close(self) -> None:
-        """Give it back; a second time does nothing.
+        """Release it; a second call does nothing.
 
         Raises:
             CudaError: the driver refuses, or reports an error of earlier work.
@@ -206,7 +206,7 @@ class HostBuffer(_Resource):
         super().__init__("cudaFreeHost", self.address)
 
     def array(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """Its first bytes as an array, without a copy. Not to be used after ``close``."""
+        """View its first bytes as an array, without a copy. Not to be used after ``close``."""
         count = math.prod(shape)
         size = count * np.dtype(dtype).itemsize
         if size > self.nbytes:

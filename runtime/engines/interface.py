@@ -32,12 +32,12 @@ _PARTS: dict[str, tuple[str, ...]] = {
 
 
 def parts_needed(outputs: Collection[str], manifest: Manifest) -> frozenset[str]:
-    """The parts of a graph that have to run for some outputs, beyond classification."""
+    """Name the parts of a graph that must run for some outputs, beyond classification."""
     return frozenset(part for part, names in _parts(manifest) if not set(names).isdisjoint(outputs))
 
 
 def outputs_without(parts: Collection[str], manifest: Manifest) -> tuple[str, ...]:
-    """The outputs of all other parts, which a file cut for ``parts`` need not have.
+    """List the outputs of all other parts, which a file cut for ``parts`` need not have.
 
     By their contract names; see ``surplus_outputs`` for what to cut from the file.
     """
@@ -51,7 +51,7 @@ def outputs_without(parts: Collection[str], manifest: Manifest) -> tuple[str, ..
 
 
 def surplus_outputs(parts: Collection[str], manifest: Manifest) -> set[str]:
-    """The graph's own names of the outputs that a file cut for ``parts`` does without.
+    """List the graph's outputs, by its own names, that a file cut for ``parts`` can lose.
 
     Those the file had before it was explained go as well; empty: nothing need be cut.
     """
@@ -63,18 +63,18 @@ def surplus_outputs(parts: Collection[str], manifest: Manifest) -> set[str]:
 
 
 def needed_outputs(parts: Collection[str], manifest: Manifest) -> frozenset[str]:
-    """The graph's own names of the outputs that a file cut for ``parts`` must have."""
+    """List the graph's outputs, by its own names, that a file cut for ``parts`` must have."""
     names = set(manifest.output_shapes).difference(outputs_without(parts, manifest))
     return frozenset(graph_name(name, manifest) for name in names)
 
 
 def graph_name(name: str, manifest: Manifest) -> str:
-    """What the graph itself calls an input or output of the contract."""
+    """Translate a contract name of an input or output to the graph's own name."""
     return manifest.names.get(name, name)
 
 
 def rename_to_contract(run: Run, manifest: Manifest) -> Run:
-    """Let a run that speaks the graph's own names speak the contract's."""
+    """Wrap a run that uses the graph's own names, so that it uses the contract's."""
     if not manifest.names:
         return run
 
@@ -140,13 +140,13 @@ def _run_once(run: Run, feeds: Arrays, outputs: Sequence[str], manifest: Manifes
 
 
 def pad_batch(values: NDArray[Any], count: int) -> NDArray[Any]:
-    """A batch of ``count``, with the last entry repeated as often as needed."""
+    """Fill a batch up to ``count`` by repeating its last entry."""
     missing = count - len(values)
     return np.concatenate([values, np.repeat(values[-1:], missing, axis=0)]) if missing else values
 
 
 def _at_ranks(found: Outputs, target: NDArray[np.int64], manifest: Manifest) -> Outputs:
-    """Of all classes that a graph explains, one column a rank, those that were asked for."""
+    """Select the columns of the ranks asked for, where a graph explains its top classes."""
     columns = -1 - target
     rows = np.arange(len(target))[:, None]
     shapes = manifest.output_shapes
@@ -163,7 +163,7 @@ def check_interface(
     outputs: Collection[str],
     parts: Collection[str],
 ) -> None:
-    """A graph, as an engine has read it, must have what its manifest promises.
+    """Check that a graph, as an engine has read it, has what its manifest promises.
 
     Args:
         path: of the file, for the message.
@@ -199,7 +199,7 @@ def check_interface(
 
 
 def check_feeds(feeds: Arrays, manifest: Manifest) -> None:
-    """What a graph is fed must be what its manifest says.
+    """Check that inputs have the types and shapes that the manifest states.
 
     Raises:
         EngineError: a missing input, another type or shape, batches that differ, or a class that
@@ -233,7 +233,7 @@ def check_feeds(feeds: Arrays, manifest: Manifest) -> None:
 
 
 def check_outputs(found: Arrays, count: int, classes: int, manifest: Manifest) -> None:
-    """What a graph returned must be what its manifest promises, so that nobody reads past its end.
+    """Check that outputs have the shapes that the manifest promises.
 
     Args:
         found: outputs by their contract names.
@@ -263,7 +263,7 @@ def check_outputs(found: Arrays, count: int, classes: int, manifest: Manifest) -
 
 
 def first_parts(manifest: Manifest) -> frozenset[str]:
-    """The parts that most requests need: loaded at once, so that a broken file is known at once."""
+    """Name the parts to load at once: those of most requests, so that a broken file is noticed."""
     method = manifest.map_method
     first = None if method is None else manifest.map_output(method)
     return parts_needed([first or "gradients"], manifest)

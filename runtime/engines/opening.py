@@ -1,4 +1,4 @@
-"""Open a model file in an inference engine that proves that it answers rightly."""
+"""Open a model file in an inference engine, and check its answers first."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ _RESTLESS = 0.5  # of what engines may differ by
 
 
 def _why_other_numbers(moved: Mapping[str, float]) -> str:
-    """Of an INT8 file, from what next to nothing in the image changes."""
+    """Explain why an INT8 file gives other numbers: overflow, or an unstable network."""
     if max(moved[name] / ENGINE_INT8[name] for name in moved) < _RESTLESS:
         return (
             "Processors without VNNI add products of 8-bit weights with overflow: whycam calibrate "

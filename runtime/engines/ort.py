@@ -71,7 +71,7 @@ class OnnxRuntimeEngine:
         self.description = self._described()
 
     def _prepare(self) -> None:
-        """See to it that nothing is computed elsewhere, or in less precision, than asked for."""
+        """Refuse a place or precision that ONNX Runtime would silently replace by another."""
         wrong = ort_gpu.problem(self._place, self._settings.gpu, self._library)
         if wrong is None and self._place == ort_options.TENSORRT:
             wrong = ort_options.tf32_conflict(self._manifest, os.environ)
@@ -163,7 +163,7 @@ class OnnxRuntimeEngine:
         return ModelFileError(f"ONNX Runtime cannot load {self._path}: {said}")
 
     def _check_place(self, session: Any, parts: frozenset[str]) -> None:
-        """What was asked for must be what computes."""
+        """Check that the session computes on the provider asked for."""
         wanted = self._place.provider
         if wanted == CPU.provider:
             return
@@ -221,7 +221,7 @@ def _plain(session: Any) -> Run:
 
 
 def placement(session: Any) -> Mapping[str, list[str]] | None:
-    """The operators that each provider computes; None where ONNX Runtime does not tell."""
+    """List the operators that each provider computes; None where ONNX Runtime does not tell."""
     if not hasattr(session, "get_provider_graph_assignment_info"):
         return None
     found: dict[str, list[str]] = {}

@@ -80,7 +80,7 @@ class BoundSession:
         return found
 
     def allocate(self, name: str, shape: _Shape) -> Any:
-        """A tensor for an input or output in the device's memory."""
+        """Allocate a tensor for an input or output in the device's memory."""
         return self._library.OrtValue.ortvalue_from_shape_and_type(
             shape, self._types[name], self._device, self._index
         )

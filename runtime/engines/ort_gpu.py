@@ -27,7 +27,7 @@ _TENSORRT_LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")
 
 
 def problem(place: Place, gpu: int = 0, library: Any = None) -> str | None:
-    """Why ONNX Runtime cannot compute there, and what to do; None if nothing is known against it.
+    """Say why ONNX Runtime cannot compute on a place, and what to do; None if it should.
 
     Args:
         place: where.
@@ -45,7 +45,7 @@ def problem(place: Place, gpu: int = 0, library: Any = None) -> str | None:
 
 
 def not_built_in(provider: str, library: Any = None) -> str | None:
-    """Why the onnxruntime here has no such provider, and what to do; None if it has.
+    """Say why the installed onnxruntime has no such provider, and what to do; None if it has.
 
     Args:
         provider: ONNX Runtime's name for it.
@@ -84,7 +84,7 @@ def _unusable(gpu: int, found: Driver, library: Any) -> str | None:
 
 
 def cuda_version_built_for(library: Any) -> str | None:
-    """The CUDA version that onnxruntime was built for, as ``13.0``; None if it does not say."""
+    """Read the CUDA version that onnxruntime was built for, as ``13.0``; None if unknown."""
     said = getattr(library, "cuda_version", None)
     return said if isinstance(said, str) and re.match(r"\d+\.", said) else None
 
@@ -98,7 +98,7 @@ def _unloadable(place: Place, library: Any) -> str | None:
 
 
 def why_unloadable(message: str, place: Place, cuda: str | None) -> str:
-    """What the system's loader says of a provider's library, and what to install.
+    """Explain a provider's library that does not load, and what to install.
 
     Args:
         message: its own.
@@ -165,7 +165,7 @@ def provider_library(place: Place, library: Any) -> ctypes.CDLL:
 
 
 def try_memory(library: Any, gpu: int) -> str | None:
-    """Send a number to a GPU and back; why that fails, or None."""
+    """Send a number to a GPU and back; return why that fails, or None."""
     import numpy as np
 
     there = np.ones(1, np.float32)
@@ -177,18 +177,18 @@ def try_memory(library: Any, gpu: int) -> str | None:
 
 
 def error_text(error: Exception) -> str:
-    """What went wrong; of a device's failure without the machine and the places in its source."""
+    """Extract what went wrong, without the machine and source lines of a device's failure."""
     found = _DEVICE_FAILURE.search(str(error))
     return found[0].strip() if found else str(error)
 
 
 def is_device_error(error: Exception) -> bool:
-    """Whether a device failed, not the file."""
+    """Tell whether a device failed, not the file."""
     return _DEVICE_FAILURE.search(str(error)) is not None
 
 
 def tensorrt_version(library: Any) -> str:
-    """Of the TensorRT that ONNX Runtime uses, as a number such as 101601; ``unknown`` if hidden."""
+    """Read the number of ONNX Runtime's TensorRT, as 101601; ``unknown`` if hidden."""
     try:
         # A library answers for those that it needs itself.
         return str(provider_library(TENSORRT, library).getInferLibVersion())

@@ -72,7 +72,7 @@ def providers(
     parts: frozenset[str],
     cache: Cache | None = None,
 ) -> list[tuple[str, Options]]:
-    """ONNX Runtime's ``providers``, the one asked for first.
+    """Build ONNX Runtime's ``providers``, the one asked for first.
 
     Args:
         place: where to compute.
@@ -95,7 +95,7 @@ def providers(
 
 
 def run_limit(place: Place, manifest: Manifest, parts: frozenset[str]) -> Most | None:
-    """What one run may hold; None: anything."""
+    """Return the most images and classes of one run; None if there is no limit."""
     if place.provider != TENSORRT.provider:
         return None
     if manifest.batch is not None:
@@ -171,7 +171,7 @@ def _shapes(images: int, classes: int, sides: list[str], manifest: Manifest) -> 
 def cache_names(
     digest: str, parts: frozenset[str], versions: Mapping[str, str], gpu: str
 ) -> tuple[str, str]:
-    """Names of the folders of a ``Cache``: engines, timing.
+    """Name the folders of a ``Cache``: engines, timing.
 
     Args:
         digest: of the file, ``sha256:...``.
@@ -190,7 +190,7 @@ def _slug(text: str) -> str:
 
 
 def tf32_conflict(manifest: Manifest, environment: Mapping[str, Any]) -> str | None:
-    """Why TensorRT would not compute an fp32 file in fp32, or None."""
+    """Say why TensorRT would not compute an fp32 file in fp32; None if it would."""
     value = environment.get(TF32)
     if manifest.precision != "fp32" or value in (None, "0"):
         return None

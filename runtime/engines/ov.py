@@ -41,7 +41,7 @@ _Shape = tuple[tuple[int, ...], tuple[int, ...]]  # of image and target; () wher
 
 @cache
 def core() -> Any:
-    """OpenVINO's entrance, one for the process, as long as it lives.
+    """Create OpenVINO's core, one for the process.
 
     Its CPU plugin gives the thread that loads it a stack for signals, and frees it when the last
     core goes (2026.4). On another thread than that, the first is left with a stack that is gone,
@@ -83,7 +83,7 @@ class OpenVinoEngine:
         self._part(first_parts(manifest)).prepare()
 
     def _of(self, settings: EngineSettings) -> dict[str, Any]:
-        """OpenVINO's names for what is asked for."""
+        """Translate the settings to OpenVINO's properties."""
         able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if settings.precision == "bf16" and "BF16" not in able:
             raise EngineError(
@@ -148,7 +148,7 @@ class _Part:
         self._lock = threading.Lock()
 
     def prepare(self) -> None:
-        """Compile for one image; if they have no one size, for any."""
+        """Compile for one image of fixed size, or for any size."""
         shape = self._manifest.image_shape
         if None in shape and self._takes_any:
             self._for(None)
@@ -161,12 +161,12 @@ class _Part:
 
     @property
     def streams(self) -> int:
-        """How many runs at once use the processor best."""
+        """Choose how many runs at once use the processor best."""
         with self._lock:
             return next((each.streams for each in self._compiled.values()), 1)
 
     def run(self, feeds: Arrays, outputs: Sequence[str]) -> Outputs:
-        """One batch."""
+        """Run one batch."""
         count = len(feeds["image"])
         target = feeds["target"].shape if "target" in feeds else ()
         shape = self._shape_for(feeds["image"].shape, target)
@@ -176,7 +176,7 @@ class _Part:
         return {name: values[:count] for name, values in found.items()}
 
     def _shape_for(self, image: tuple[int, ...], target: tuple[int, ...]) -> _Shape | None:
-        """The compiled shape to use, possibly with a larger batch; None: any."""
+        """Choose the compiled shape to use, possibly with a larger batch; None: any shape."""
         with self._lock:
             known = [shape for shape in self._compiled if shape is not None]
         larger = sorted(
@@ -215,7 +215,7 @@ class _Part:
             raise ModelFileError(f"OpenVINO cannot load {self._path}: {_said(error)}") from error
 
     def _cut(self, model: Any) -> None:
-        """Take away the outputs that are not needed."""
+        """Remove the outputs that are not needed."""
         surplus = surplus_outputs(self._needed, self._manifest)
         needed = needed_outputs(self._needed, self._manifest)
         for result in list(model.get_results()):
@@ -260,14 +260,14 @@ class _Compiled:
 
 
 def _input_name(port: Any, manifest: Manifest) -> str:
-    """The name that the manifest knows an input by, if it has several."""
+    """Return the name that the manifest uses for an input that has several."""
     names: set[str] = port.get_names()
     known = names.intersection(graph_name(name, manifest) for name in ("image", "target"))
     return known.pop() if known else str(port.get_any_name())
 
 
 def _said(error: Exception) -> str:
-    """What went wrong, without the places in OpenVINO's source that its messages begin with."""
+    """Extract what went wrong, without the source lines that OpenVINO's messages begin with."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [line for line in lines if not line.startswith(("Exception from ", "Check '"))]
     return said[0] if said else str(error)

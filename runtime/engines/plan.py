@@ -1,4 +1,4 @@
-"""What a TensorRT plan's sidecar says: ``<plan>.json``, beside the plan, never inside it.
+"""Read and write the sidecar of a TensorRT plan: ``<plan>.json``, beside the plan.
 
 trtexec and Triton read a plan as it is, so nothing may stand before or after its bytes.
 """
@@ -84,12 +84,12 @@ class _Versioned(msgspec.Struct):
 
 
 def sidecar_of(path: str | os.PathLike[str]) -> Path:
-    """Where the sidecar of a plan lies."""
+    """Return the path of a plan's sidecar."""
     return Path(f"{os.fspath(path)}.json")
 
 
 def is_plan(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is taken for a TensorRT plan: by its name, or by the sidecar beside it."""
+    """Tell whether a file is a TensorRT plan, by its name or by the sidecar beside it."""
     name = os.fspath(path)
     if name.endswith(".onnx"):  # other tools keep settings in a .onnx.json
         return False
@@ -97,7 +97,7 @@ def is_plan(path: str | os.PathLike[str]) -> bool:
 
 
 def digest_of(path: str | os.PathLike[str]) -> str:
-    """``sha256:`` of a file.
+    """Compute ``sha256:`` of a file.
 
     Raises:
         ModelFileError: it cannot be read.
@@ -113,7 +113,7 @@ def digest_of(path: str | os.PathLike[str]) -> str:
 
 
 def read_plan(path: str | os.PathLike[str]) -> Plan:
-    """The sidecar of a plan; the plan itself is not read.
+    """Read the sidecar of a plan; the plan itself is not read.
 
     Raises:
         ModelFileError: plan or sidecar are missing, or the sidecar is damaged or of another

@@ -71,12 +71,12 @@ class Backend:
 
     @property
     def installed(self) -> bool:
-        """Whether its package is there; ``runtime.doctor`` tells whether all else is."""
+        """Tell whether its package is installed; ``runtime.doctor`` checks the rest."""
         return self.absent is None
 
     @property
     def absent(self) -> str | None:
-        """Why it is not to be had, and the command that installs it; None if it is installed."""
+        """Say why it is missing, and the command that installs it; None if it is installed."""
         if find_spec(self.package) is None:
             return f'not installed: pip install "whycam[{self.extra}]"'
         if self.provider is None:
@@ -130,7 +130,7 @@ class Candidate:
 def candidates(
     manifest: Manifest, settings: EngineSettings, path: str | os.PathLike[str] | None = None
 ) -> list[Candidate]:
-    """What ``auto`` would try for a file, in this order, with reasons.
+    """List the engines that ``auto`` tries for a file, in order and with reasons.
 
     Args:
         manifest: of the file.
@@ -182,7 +182,7 @@ def _for_plan(
 
 
 def _preference(manifest: Manifest, settings: EngineSettings) -> tuple[tuple[str, ...], str]:
-    """Engines by preference, and why the first is first. docs/performance.md has the figures."""
+    """Order the engines by preference, with the reason; docs/performance.md has the figures."""
     if settings.precision == "bf16":
         return ("openvino", "onnxruntime"), "computes in bf16 on CPUs"
     if manifest.precision == "bf16":

@@ -23,12 +23,12 @@ _CANCELLED = 1e-4  # range of a map's values as a share of its terms; float32 ro
 
 
 def tolerances_of(manifest: Manifest, precision: Precision = "fp32") -> Tolerances:
-    """What is allowed for a file in an engine that computes in ``precision``."""
+    """Choose the tolerances for a file in an engine that computes in ``precision``."""
     return ENGINE if (manifest.precision, precision) == ("fp32", "fp32") else ENGINE_REDUCED
 
 
 def wave_pattern(index: int, size: tuple[int, int], channels: int = 3) -> NDArray[np.float32]:
-    """A test image, the same on every machine: float32 [C, H, W], like a normalised image.
+    """Make a test image, the same on every machine: float32 [C, H, W], as if normalised.
 
     Smooth waves with edges, different in each channel and for each index; the mean is near 0 and
     the standard deviation near 1.
@@ -45,7 +45,7 @@ def wave_pattern(index: int, size: tuple[int, int], channels: int = 3) -> NDArra
 
 
 def make_input(manifest: Manifest, index: int) -> NDArray[Any]:
-    """A test pattern as the graph takes it, [1, *manifest.image_shape]: float32 or uint8."""
+    """Make a test pattern as the graph takes it, [1, *manifest.image_shape]."""
     height, width = manifest.preprocess.size
     if not manifest.embedded_preprocess:
         return _input(manifest, index)[None]
@@ -55,7 +55,7 @@ def make_input(manifest: Manifest, index: int) -> NDArray[Any]:
 
 
 def _input(manifest: Manifest, index: int) -> NDArray[Any]:
-    """A test pattern as an input without preprocessing in the graph takes it."""
+    """Make a test pattern as an input without preprocessing in the graph."""
     spec = manifest.preprocess
     if manifest.image_type == "uint8":
         return arrange(make_pattern(index, spec.size), manifest)
@@ -79,13 +79,13 @@ _PHOTOGRAPHS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 
 def make_pattern(index: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """A test pattern as an image: uint8 [h, w, 3]."""
+    """Make a test pattern as an image: uint8 [h, w, 3]."""
     pixels = np.clip(128 + 50 * wave_pattern(index, size), 0, 255)
     return np.ascontiguousarray(np.moveaxis(pixels, 0, -1).astype(np.uint8))
 
 
 def network_view(manifest: Manifest, index: int) -> NDArray[Any]:
-    """What the network sees of a test pattern after any preprocessing in the graph.
+    """Preprocess a test pattern as the graph does: what the backbone gets.
 
     [1, C, H, W], or [1, H, W, C] for a file's own input in that layout; float32, or uint8 where the
     file's own input is.
@@ -98,14 +98,14 @@ def network_view(manifest: Manifest, index: int) -> NDArray[Any]:
 
 
 def method_of(manifest: Manifest) -> cam.Method:
-    """Whose map the references hold."""
+    """Name the method of the references' maps."""
     return manifest.map_method or "gradcam"
 
 
 def reference_map(
     method: cam.Method, activations: Any, gradients: Any, weights: Any | None = None
 ) -> Any:
-    """A raw map as a reference: all zero where engines need not agree, for its sums cancel.
+    """Make a raw map a reference: all zero where its sums cancel, so engines may differ.
 
     Args and returns: as `cam.raw_map`, of one image and class.
     """
@@ -117,7 +117,7 @@ def reference_map(
 def absolute_map(
     method: cam.Method, activations: Any, gradients: Any, weights: Any | None = None
 ) -> Any:
-    """A raw map as it were if nothing cancelled in its sums, which float32 rounds in parts of it.
+    """Sum the absolute terms of a raw map: float32 rounding is a share of these.
 
     Args and returns: as `cam.raw_map`.
     """
@@ -152,7 +152,7 @@ def check(
 
 
 def make_references(engine: Engine, manifest: Manifest) -> tuple[Reference, ...]:
-    """References made of an engine's own answers; none where raw outputs do not make its maps."""
+    """Make references of an engine's own answers; none where raw outputs make no maps."""
     if "raw" not in manifest.outputs or manifest.fused_layers:
         return ()
     found = []
@@ -176,7 +176,7 @@ def make_references(engine: Engine, manifest: Manifest) -> tuple[Reference, ...]
 
 
 def sensitivity(engine: Engine, manifest: Manifest, reference: Reference) -> dict[str, float]:
-    """How far an engine is from itself when a test pattern changes by next to nothing.
+    """Measure how much an engine's answer changes when a test pattern hardly changes.
 
     By a millionth, or where the graph takes uint8 images, by one step in one pixel of a thousand;
     the worst of a few such changes. As much as two engines differ by, where single roundings decide
@@ -206,7 +206,7 @@ def sensitivity(engine: Engine, manifest: Manifest, reference: Reference) -> dic
 def _answer(
     engine: Engine, manifest: Manifest, image: NDArray[Any], target: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Probabilities [C] and the finished map [1, 1, H, W] of one image."""
+    """Run one image: probabilities [C] and the finished map [1, 1, H, W]."""
     # Of a graph that takes no class, the most probable one, which the reference is of.
     wanted = target if manifest.top is None else -1
     feeds = {"image": image, "target": np.array([[wanted]], np.int64)}

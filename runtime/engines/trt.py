@@ -66,7 +66,7 @@ class TensorRtEngine:
         self.description += f", without CUDA graphs ({reason})"
 
     def close(self) -> None:
-        """Give back what is on the GPU; runs under way end first. Later ones are refused."""
+        """Release the GPU's memory after the runs under way; later runs are refused."""
         with self._free:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -117,7 +117,7 @@ class TensorRtEngine:
             return run_in_chunks(run, feeds, self._manifest, plan.batch.most, plan.classes.most)
 
     def _check_size(self, shape: tuple[int, ...]) -> None:
-        """Images of any size: as far as the plan was built for it."""
+        """Refuse an image of a size that the plan was not built for."""
         plan = self._opened.plan
         if not self._manifest.embedded_preprocess:
             return
@@ -133,7 +133,7 @@ class TensorRtEngine:
 
     @contextmanager
     def _idle_context(self) -> Iterator[ExecutionContext]:
-        """A context for this thread alone, with its GPU current. One that failed is given up."""
+        """Lend this thread an execution context, with its GPU current. A failed one is closed."""
         context = self._take()
         try:
             with cuda.use_device(self._gpu):
@@ -155,7 +155,7 @@ class TensorRtEngine:
         self._put_back(context)
 
     def _take(self) -> ExecutionContext | None:
-        """An idle context, or None: one may be made."""
+        """Take an idle context; None if a new one may be made."""
         with self._free:
             while not self._idle and self._made >= self._most and not self._closed:
                 self._free.wait()
@@ -193,7 +193,7 @@ _TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 
 
 def _size_for(count: int, batch: Range) -> int:
-    """The batch to run for so many images: each size that is run is prepared for, so few are.
+    """Choose the batch size to run for ``count`` images; few sizes, as each is prepared for.
 
     The plan's own three, and 2, 3, 4, 6, 8, 12, ... between: a third is filled at the most.
     """

@@ -1,4 +1,4 @@
-"""A context: one stream of a GPU, its memory, and what was prepared for each shape that came."""
+"""Run a plan in an execution context: a stream, its buffers, and what is prepared per shape."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Recording:
         self._refused = refused
 
     def refuse(self, reason: str) -> None:
-        """Record no more, and say so once."""
+        """Stop recording, and warn once."""
         if not self.allowed:
             return
         self.allowed = False
@@ -75,7 +75,7 @@ class _ShapeContext:
     graphs: OrderedDict[frozenset[str], Graph] = field(default_factory=OrderedDict)
 
     def forget(self) -> None:
-        """Give back the graphs, which hold addresses."""
+        """Release the graphs, which hold addresses."""
         self.bound = self.warm = False
         while self.graphs:
             self.graphs.popitem()[1].close()
@@ -94,7 +94,7 @@ class ExecutionContext:
         context: Callable[[], trt.IExecutionContext | None],
         shared_scratch: bool,
     ) -> None:
-        """Take a stream.
+        """Create a stream and the memory that contexts share.
 
         Args:
             opened: the plan.
@@ -118,7 +118,7 @@ class ExecutionContext:
             self._scratch = DeviceBuffer(size)
 
     def close(self) -> None:
-        """Give everything back.
+        """Release everything.
 
         Raises:
             CudaError: the driver reports an error of earlier work; the rest is given back.
@@ -134,7 +134,7 @@ class ExecutionContext:
         self._programs.clear()
 
     def wait(self) -> None:
-        """Until nothing is under way any more.
+        """Wait until all work under way is done.
 
         Raises:
             CudaError: some of it failed.
@@ -222,7 +222,7 @@ class ExecutionContext:
         return math.prod(program.shapes[name]) * np.dtype(self._opened.dtypes[name]).itemsize
 
     def _program(self, inputs: Mapping[str, _Shape]) -> _ShapeContext:
-        """What is prepared for the inputs' shapes, now or before."""
+        """Prepare a context for the inputs' shapes, or return the one prepared before."""
         key = tuple(inputs.values())
         if key not in self._programs:
             if len(self._programs) >= self._limit:
@@ -256,7 +256,7 @@ class ExecutionContext:
         return shapes
 
     def _make_room(self, program: _ShapeContext, outputs: Sequence[str]) -> None:
-        """Memory for inputs and outputs; on the host only for outputs that are wanted."""
+        """Allocate memory for inputs and outputs; on the host only for outputs asked for."""
         for name in program.shapes:
             size = self._size(program, name)
             if name not in self._device or self._device[name].nbytes < size:
@@ -284,7 +284,7 @@ class ExecutionContext:
         program.bound = True
 
     def _name(self, name: str) -> str:
-        """What the network calls an input or output of the contract, or of the file's own."""
+        """Translate a contract name to the network's own name."""
         return graph_name(name, self._opened.plan.manifest)
 
     def _refused(self, what: str) -> EngineError:

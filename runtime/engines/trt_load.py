@@ -1,4 +1,4 @@
-"""A TensorRT plan, held against its sidecar and this machine, and deserialised."""
+"""Load a TensorRT plan after checking it against its sidecar and this machine."""
 
 from __future__ import annotations
 
@@ -88,13 +88,13 @@ class Log:
         self.logger: trt.ILogger = Logger()
 
     def tail(self) -> str:
-        """The last lines, for an error message."""
+        """Quote the last lines, for an error message."""
         lines = list(self._lines)
         return f"It says: {' | '.join(lines)}" if lines else "It gives no reason"
 
 
 def is_installed(library: Library) -> bool:
-    """Whether a plan's library can be imported; it is not imported for that.
+    """Tell whether a plan's library can be imported, without importing it.
 
     Type stubs alone make a folder of the library's name without any code in it.
     """
@@ -103,7 +103,7 @@ def is_installed(library: Library) -> bool:
 
 
 def extra_of(library: Library) -> str:
-    """The extra of whycam that installs a plan's library."""
+    """Name the extra of whycam that installs a plan's library."""
     return _LIBRARIES[library][1]
 
 
@@ -156,7 +156,7 @@ def _read(path: str, plan: Plan) -> bytes:
 
 
 def import_library(name: Library, purpose: str) -> Any:
-    """The module ``tensorrt`` or ``tensorrt_rtx``.
+    """Import ``tensorrt`` or ``tensorrt_rtx``.
 
     Raises:
         MissingExtraError: it is not installed; names ``purpose``.
@@ -202,11 +202,11 @@ def _instead(path: str, plan: Plan, device: Device, library: Any) -> str:
 def rebuild_command(
     plan: Plan, path: str, device: Device | None = None, library: Library | None = None
 ) -> str:
-    """The command that builds a plan anew as it was, or for another GPU or library."""
+    """Write the command that builds a plan again, or for another GPU or library."""
     library = library or plan.library
 
     def range_text(*sides: Range) -> str:
-        """HxW, or one number; three of them."""
+        """Format least:best:most, each HxW or one number."""
         names = ("least", "best", "most")
         return ":".join("x".join(str(getattr(each, name)) for each in sides) for name in names)
 
@@ -252,7 +252,7 @@ def _check_validity(path: str, plan: Plan, found: tuple[Any, int], library: Any,
 def _check_network(
     path: str, plan: Plan, engine: trt.ICudaEngine, library: Any
 ) -> tuple[dict[str, str], tuple[str, ...], tuple[str, ...]]:
-    """Element types, inputs and outputs of a network that is what the manifest promises."""
+    """Read element types, inputs and outputs, and check them against the manifest."""
     manifest = plan.manifest
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     dtypes = {name: _dtype(path, name, engine) for name in names}
@@ -294,5 +294,5 @@ def _dtype(path: str, name: str, engine: trt.ICudaEngine) -> str:
 
 
 def shape_of(dims: trt.Dims) -> tuple[int, ...]:
-    """A shape as Python has it; -1 where a side is free."""
+    """Convert a shape to a tuple; -1 where a side is free."""
     return tuple(int(dims[index]) for index in range(len(dims)))

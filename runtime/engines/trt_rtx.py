@@ -23,7 +23,7 @@ class JustInTime:
     """
 
     def __init__(self, opened: LoadedPlan, folder: str | None) -> None:
-        """Set it up.
+        """Configure it, and load the kernels of earlier starts.
 
         Args:
             opened: a plan of TensorRT-RTX.
@@ -53,7 +53,7 @@ class JustInTime:
             self._finalizer = weakref.finalize(self, _save, cache, place, known)
 
     def context(self) -> trt.IExecutionContext | None:
-        """A new execution context."""
+        """Create an execution context."""
         return self._opened.engine.create_execution_context(self._config)
 
     def save(self) -> None:
@@ -63,7 +63,7 @@ class JustInTime:
 
 
 def _name_of(opened: LoadedPlan) -> str:
-    """Of the file of kernels: plan, version and GPU differ, so must the names."""
+    """Name the file of kernels after plan, version and GPU."""
     plan = opened.plan.digest.removeprefix("sha256:")[:16]
     return f"{plan}-{opened.plan.library_version}-sm{opened.device.compute}.rtx"
 

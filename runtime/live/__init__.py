@@ -1,1 +1,1 @@
-"""Explanations over video: sources, frames, drawing, writing."""
+"""Explain video: sources, frames, drawing, writing."""

@@ -1,4 +1,4 @@
-"""Draw explanations over the frames of a video: cheaply, steadily, readably."""
+"""Draw explanations over the frames of a video, without flicker."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Overlay:
         self._samples: NDArray[np.int16] | None = None
 
     def reset(self) -> None:
-        """Forget the frames before."""
+        """Forget the frames drawn so far."""
         self._map = self._samples = None
 
     def draw(self, image: RGBImage, explanation: Explanation, note: str = "") -> RGBImage:
@@ -97,7 +97,7 @@ class Overlay:
     def _smoothed(
         self, image: RGBImage, explanation: Explanation
     ) -> tuple[NDArray[np.float32], float]:
-        """The map to draw and where it is cut, part of the last frame's left in both."""
+        """Blend the map and its cut with those of the last frame."""
         values, cut = explanation.original_map, float(explanation.cut)
         key = (explanation.index, explanation.method, image.shape, values.shape)
         if self._map is not None and self.smoothing > 0 and not self._cut_to(image, key):
@@ -110,7 +110,7 @@ class Overlay:
         return values, cut if self.threshold is None else self.threshold
 
     def _cut_to(self, image: RGBImage, key: tuple[object, ...]) -> bool:
-        """Whether this frame goes on from another one than the last."""
+        """Tell whether the scene, class, method or size differs from the last frame's."""
         rows, columns = (max(1, side // _SAMPLES) for side in image.shape[:2])
         samples = image[rows // 2 :: rows, columns // 2 :: columns].astype(np.int16)
         before, self._samples = self._samples, samples
@@ -123,7 +123,7 @@ class Overlay:
 def _levels(
     values: NDArray[np.float32], cut: float, explanation: Explanation
 ) -> tuple[NDArray[np.uint8], int, int]:
-    """The map above its cut at the frame's own pixels, in steps of 1/255, and where it lies.
+    """Scale the map above its cut to the frame's pixels in steps of 1/255, and locate it.
 
     Returns:
         uint8 [r, c], the smallest rectangle that holds all that is not 0, and its first row and
@@ -150,13 +150,13 @@ def _levels(
 
 
 def _edges(placement: Placement) -> tuple[int, int, int, int]:
-    """The network's input in whole image pixels, half a pixel off at most."""
+    """Round the edges of the network's input to whole image pixels."""
     top, left = round(placement.top), round(placement.left)
     return top, left, max(round(placement.bottom), top + 1), max(round(placement.right), left + 1)
 
 
 def _tint(region: RGBImage, levels: NDArray[np.uint8], overlay: Overlay) -> None:
-    """As ``overlay.blend``, in place."""
+    """Blend colours into a region in place, as ``overlay.blend`` does."""
     import cv2
 
     kept, colours = tables(overlay.opacity)
@@ -165,7 +165,7 @@ def _tint(region: RGBImage, levels: NDArray[np.uint8], overlay: Overlay) -> None
 
 
 def _caption(drawn: RGBImage, explanation: Explanation, note: str) -> None:
-    """Two lines at the lower left, on a shade that leaves the frame visible."""
+    """Write two lines at the lower left, on a shade that leaves the frame visible."""
     import cv2
 
     height, width = drawn.shape[:2]
@@ -192,7 +192,7 @@ def _caption(drawn: RGBImage, explanation: Explanation, note: str) -> None:
 
 
 def _fitting(line: str, width: int, size: int) -> str:
-    """A line, cut short where it is too wide."""
+    """Shorten a line that is too wide."""
     if text.width_of(line, size) <= width:
         return line
     while line and text.width_of(line + "…", size) > width:

@@ -1,4 +1,4 @@
-"""What frames are read from: the protocol, OpenCV's captures behind it, and images in a row."""
+"""Read frames from OpenCV captures and image sequences behind one protocol."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Capture(Protocol):
     seconds: float | None
 
     def read(self) -> tuple[bool, RGBImage | None]:
-        """Whether there was a frame, and the frame: uint8 [h, w, 3], RGB; None: it is corrupt."""
+        """Read a frame: (False, None) at the end; (True, None) for a corrupt one; else RGB."""
         ...
 
     def release(self) -> None:
-        """Let go of the device or file."""
+        """Release the device or file."""
         ...
 
 
@@ -93,7 +93,7 @@ class ImageSequence:
 
 
 def usable_rate(fps: float) -> float:
-    """A frame rate as a source says it, or 0 where it says nothing, or nonsense."""
+    """Return a source's frame rate; 0 where it states none, or an impossible one."""
     return fps if math.isfinite(fps) and 0 < fps <= 1000 else 0.0
 
 

@@ -1,4 +1,4 @@
-"""One opening of a source, read on a thread of its own until it ends, dies or is left behind."""
+"""Read a source on a thread of its own until it ends, fails or is abandoned."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Frame:
 
 @dataclass(eq=False)
 class CaptureState:
-    """How a source is read, and how far that is: what its openings, one after the other, share.
+    """The state of reading a source, which its capture threads share one after the other.
 
     Attributes:
         source: what is opened.
@@ -98,7 +98,7 @@ class CaptureState:
 
 
 class CaptureThread:
-    """One opening of a source, read on a thread of its own until it ends or is abandoned.
+    """A thread that opens a source and reads it until it ends or is abandoned.
 
     Attributes:
         ready: it is open.
@@ -180,7 +180,7 @@ class CaptureThread:
                 return
 
     def _count_corrupt(self, corrupt_in_a_row: int) -> None:
-        """Count a frame that could not be decoded, the last of so many in a row."""
+        """Count a frame that could not be decoded; fail after too many in a row."""
         state = self._state
         state.corrupt += 1
         if state.corrupt == 1:
@@ -192,7 +192,7 @@ class CaptureThread:
             )
 
     def _frame_seconds(self, capture: Capture, arrived: float) -> float:
-        """Seconds since the source's beginning."""
+        """Compute a frame's time in seconds since the source's beginning."""
         state = self._state
         if state.source.live:
             state.began = arrived if state.began is None else state.began
@@ -209,7 +209,7 @@ class CaptureThread:
         return self.seconds
 
     def _is_due(self, seconds: float) -> bool:
-        """Whether a frame is due, where fewer are wanted than the source has."""
+        """Tell whether a frame is due, where ``limit_fps`` skips some."""
         state = self._state
         if state.limit_fps is None or state.source.fps is not None:
             return True

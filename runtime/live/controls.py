@@ -1,4 +1,4 @@
-"""What a running stream is told and what it gives: how to explain and draw, and each frame."""
+"""Settings of a running stream, and the frames it yields."""
 
 from __future__ import annotations
 
@@ -75,16 +75,16 @@ class Controls:
 
     @property
     def manifest(self) -> Manifest:
-        """Of the file that explains: its classes and methods are what can be chosen."""
+        """Return the manifest, whose classes and methods can be chosen."""
         return self._manifest
 
     @property
     def look(self) -> Look:
-        """What the next frame will be explained and drawn with."""
+        """Return how the next frame will be explained and drawn."""
         return self._look
 
     def change(self, /, **fields: Any) -> Look:
-        """Replace some of the look's attributes, all or none.
+        """Replace some of the look's attributes, all of those passed or none.
 
         Raises:
             RequestError: an attribute that does not exist, or a value that cannot be used with

@@ -1,4 +1,4 @@
-"""Explain frames one after the other, as the look in force says."""
+"""Explain frames one after the other with the current look."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ class FrameExplainer:
         self._tracked: tuple[Method | None, bool] = (None, False)
 
     def prepare(self, frame: Frame) -> PreparedFrame:
-        """What the network is fed of a frame; needs no control, and may run ahead."""
+        """Preprocess a frame; needs no controls, so it may run ahead."""
         begun = time.perf_counter()
         prepared = pipeline.prepare([frame.image], self._explainer.manifest)
         return PreparedFrame(frame, prepared, time.perf_counter() - begun)
 
     def prepare_and_explain(self, frame: Frame) -> Explained:
-        """Both at once."""
+        """Preprocess and explain a frame."""
         return self.explain(self.prepare(frame))
 
     def explain(self, given: PreparedFrame) -> Explained:
@@ -93,7 +93,7 @@ class FrameExplainer:
         )
 
     def _explain(self, prepared: Prepared, look: Look) -> tuple[Explanation, Floats]:
-        """The explanation, and the probabilities of all classes, float32 [C]."""
+        """Return the explanation, and the probabilities of all classes, float32 [C]."""
         model, tracked = self._explainer.model, look.tft == "track"
         thresholding = None if look.tft == "off" else True
         plan = plan_request(model.manifest, look.method, thresholding, sweep_outside=tracked)
@@ -125,5 +125,5 @@ class FrameExplainer:
 
 
 def _tried(explanation: Explanation) -> int:
-    """The thresholds that a sweep tried."""
+    """Count the thresholds that a sweep tried."""
     return 0 if explanation.rpi is None else int(np.count_nonzero(~np.isnan(explanation.rpi)))

@@ -1,4 +1,4 @@
-"""A bounded queue between two threads that can end, fail, and be given up from either side."""
+"""Pass items between two threads through a bounded queue that either side can end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Pipe(Generic[T]):
         self._error: BaseException | None = None
 
     def put(self, item: T) -> bool:
-        """Hand over an item; False: nobody takes any more."""
+        """Add an item; returns False if the other side takes no more."""
         with self._changed:
             if self._latest and len(self._items) >= self._size and not self._closed:
                 self._items.popleft()
@@ -47,14 +47,14 @@ class Pipe(Generic[T]):
             return True
 
     def end(self, error: BaseException | None = None) -> None:
-        """No more items follow; an error is raised where they are taken, after the last of them."""
+        """End the queue after its last item; an error is then raised where items are taken."""
         with self._changed:
             if not self._ended:
                 self._ended, self._error = True, error
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Nobody takes any more: ``put`` and iteration stop, whatever waits.
+        """Stop ``put`` and iteration at once, whatever is waiting.
 
         Changes nothing but a flag, so that a signal handler may call it at any moment.
         """
@@ -64,7 +64,7 @@ class Pipe(Generic[T]):
 
     @property
     def closed(self) -> bool:
-        """Whether nobody takes any more."""
+        """Tell whether the queue was closed."""
         return self._closed
 
     def __iter__(self) -> Iterator[T]:
@@ -88,7 +88,7 @@ class Pipe(Generic[T]):
 def start_stage(
     name: str, work: Callable[[T], U], taken: Pipe[T], given: Pipe[U]
 ) -> threading.Thread:
-    """A running thread that does ``work`` on each item of one pipe and hands it to the next.
+    """Start a thread that applies ``work`` to each item of one pipe and puts it into the next.
 
     Ends with the pipe before or after it; an error of the work ends both.
     """

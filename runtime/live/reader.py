@@ -1,4 +1,4 @@
-"""Reads a source on threads of its own: paces it, survives a lost or silent one, and counts."""
+"""Read a source on threads: keep its pace, reopen it when lost, count its frames."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Reader:
 
     @property
     def pace(self) -> float:
-        """Frames a second that come out, or 0 where the source does not say."""
+        """Return the frames a second that come out, or 0 where the source does not say."""
         own = self.state.source.fps or self.state.fps
         if self.state.limit_fps is None:
             return own
@@ -89,7 +89,7 @@ class Reader:
             self.state.opened.set()
 
     def _reopen_until_done(self) -> None:
-        """Open and read, again and again where the source asks for it."""
+        """Open and read the source, again where it was lost or loops."""
         failures = 0
         while not self.state.stopped.is_set():
             thread = CaptureThread(self.state, lost_before=failures > 0)
@@ -122,7 +122,7 @@ class Reader:
             self.state.stopped.wait(_TICK)
 
     def _wait_until_done(self, thread: CaptureThread) -> str | None:
-        """Wait until a capture thread ends: None at the source's end, else why it was lost."""
+        """Wait until a capture thread ends; return why the source was lost, or None at its end."""
         while not thread.done.wait(_TICK):
             since = thread.waiting
             silent = 0.0 if since is None else time.monotonic() - since

@@ -1,4 +1,4 @@
-"""What a stream saw, one JSON line a frame."""
+"""Write a stream's numbers, one JSON line a frame."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["RecordFile", "to_record"]
 
 
 def to_record(frame: StreamFrame) -> dict[str, Any]:
-    """The numbers of a frame, ready for JSON; ``index`` is the class explained."""
+    """Collect the numbers of a frame, ready for JSON; ``index`` is the class explained."""
     timing = {name: round(value, 6) for name, value in msgspec.to_builtins(frame.timing).items()}
     return {
         "frame": frame.index,

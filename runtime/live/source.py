@@ -1,4 +1,4 @@
-"""Where a stream's frames come from: cameras, files, addresses, pipelines, folders, captures."""
+"""Open a stream's source: camera, file, address, pipeline, folder or capture."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Source:
 
 
 def find_source(source: Any, fps: float | None = None) -> Source:
-    """Recognise a source; nothing is opened yet.
+    """Recognise a source without opening it.
 
     Args:
         source: a camera's number or device; a video file; a folder of images, which are taken in

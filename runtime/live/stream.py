@@ -1,4 +1,4 @@
-"""Explanations over a video, frame by frame: reader and network on threads of their own."""
+"""Explain a video frame by frame, with reader and network on threads of their own."""
 
 from __future__ import annotations
 
@@ -111,17 +111,17 @@ class Stream:
 
     @property
     def dropped(self) -> int:
-        """Frames that gave way to newer ones so far."""
+        """Count the frames dropped for newer ones so far."""
         return self._reader.frames.dropped
 
     @property
     def corrupt(self) -> int:
-        """Frames that could not be decoded so far."""
+        """Count the frames that could not be decoded so far."""
         return self._reader.state.corrupt
 
     @property
     def reconnects(self) -> int:
-        """How often a lost source came back."""
+        """Count how often a lost source came back."""
         return self._reader.state.reconnects
 
     def __enter__(self) -> Stream:
@@ -150,7 +150,7 @@ class Stream:
         self._explained.close()
 
     def close(self) -> None:
-        """End all threads; a read or a run of the network under way is waited for a moment."""
+        """End all threads; waits a moment for a read or a network run under way."""
         self._finalizer()
 
     def _draw(self, explained: Explained) -> StreamFrame:

@@ -1,4 +1,4 @@
-"""Follow the best threshold of a video's maps from frame to frame, with a few forwards a frame.
+"""Track the best threshold of a video's maps with a few evaluations a frame.
 
 What the thresholds of a class gain is believed to be a Gaussian, as in ``search``, that wanders
 from frame to frame. The belief of the last frame with the same class, faded by how much the map
@@ -73,14 +73,14 @@ class Tracker:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything: another source, or another kind of map."""
+        """Forget everything, for another source or another kind of map."""
         self._settings: Tft | None = None
         self._classes: OrderedDict[int, _Remembered] = OrderedDict()
         self._last: _Remembered | None = None
         self._worth = 0.02  # an expected rpi below which no forward is spent
 
     def choose(self, request: Request, settings: Tft) -> Choice:
-        """The threshold of the next frame.
+        """Choose the threshold of the next frame.
 
         Args:
             request: its map.
@@ -109,7 +109,7 @@ class Tracker:
         return make_choice(request.map, rpi, masked, settings)
 
     def _expected(self, target: int, unit: Floats) -> Belief:
-        """What is believed of a frame before anything is tried."""
+        """Predict a frame's gains before any threshold is tried."""
         mean, covariance = self._mu, self._s
         before, rho = self._classes.get(target), _RHO
         if before is None:
@@ -123,7 +123,7 @@ class Tracker:
     def _try(
         self, request: Request, settings: Tft, belief: Belief, sweeps: bool
     ) -> tuple[Floats, Belief]:
-        """Try thresholds as long as one is worth it: probabilities, NaN where none was tried."""
+        """Try thresholds while one is worth it; probabilities are NaN where none was tried."""
         steps = len(settings.taus)
         cuts = tft.cut_values(request.map, settings.taus, settings.thresholds)
         masked = np.full(steps, np.nan, np.float32)
@@ -158,7 +158,7 @@ class Tracker:
 
 
 def expected_rise(belief: Belief) -> NDArray[np.float64]:
-    """E[max(e^y - e^best, 0)], by how much more a threshold should raise p, where p is small.
+    """Compute E[max(e^y - e^best, 0)], the expected rise of p by each threshold.
 
     With y ~ Normal(m, v), s^2 = v: e^(m + v/2) Phi((m + v - b) / s) - e^b Phi((m - b) / s), which
     is in units of rpi; a frame whose class is unsure has more to gain than one that is sure of it.
@@ -175,19 +175,19 @@ def expected_rise(belief: Belief) -> NDArray[np.float64]:
 
 
 def _below(z: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The normal distribution function, within 2e-4; see ``search.expected_improvement``."""
+    """Compute the normal distribution function within 2e-4; see ``search``."""
     z = np.clip(z, -8.0, 8.0)
     return np.asarray(1.0 / (1.0 + np.exp(-1.5976 * z - 0.07056 * z**3)))
 
 
 def _first_covariance(taus: Sequence[float]) -> NDArray[np.float64]:
-    """Of the gains of T thresholds, before anything was seen."""
+    """Compute the covariance of T gains before anything was measured."""
     apart = np.subtract.outer(np.array(taus), np.array(taus)) / _LENGTH
     shared = _VARIANCE * np.exp(-0.5 * apart**2)
     return np.asarray(shared + _OWN_VARIANCE * np.eye(len(taus)))
 
 
 def _unit(values: Floats) -> Floats:
-    """Centred and of unit length, so that a product of two is their correlation."""
+    """Centre and scale to unit length, so that a product of two is their correlation."""
     away = values - values.mean()
     return np.asarray(away / (np.linalg.norm(away) + 1e-9), np.float32)

@@ -1,4 +1,4 @@
-"""Write a video on a thread of its own; what was written is kept, whatever ends it."""
+"""Write a video on a thread of its own; frames written are kept, whatever ends it."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ class VideoFile:
         self.frames += 1
 
     def _write_packets(self, frame: Any) -> None:
-        """Encode a frame, or with None what the encoder still holds."""
+        """Encode a frame; None flushes the encoder."""
         try:
             self._container.mux(self._stream.encode(frame))
         except self._av.FFmpegError as error:
@@ -196,7 +196,7 @@ class VideoFile:
         self._stream = stream
 
     def _finish(self) -> None:
-        """Write what the encoder still holds, and the index."""
+        """Flush the encoder and write the index."""
         if self._container is None:
             return
         try:
@@ -231,7 +231,7 @@ class VideoFile:
 
 
 def _clock(fps: float) -> tuple[Fraction, int]:
-    """A rate as a fraction, as 30000/1001, and ticks a second of which a frame takes whole ones."""
+    """Convert a rate to a fraction, as 30000/1001, and choose the ticks a second."""
     rate = Fraction(fps).limit_denominator(1001)
     if rate.numerator > _MOST_TICKS:
         rate = Fraction(fps).limit_denominator(_MOST_TICKS // 1001)
@@ -243,7 +243,7 @@ class _Discarded(Exception):
 
 
 def _fitted(image: RGBImage, size: tuple[int, int]) -> RGBImage:
-    """An image scaled into another size, with black borders."""
+    """Scale an image into another size, with black borders."""
     import cv2
 
     scale = min(size[0] / image.shape[0], size[1] / image.shape[1])

@@ -1,4 +1,4 @@
-"""Read video files with FFmpeg, each frame with its own time, upright."""
+"""Read video files with FFmpeg: each frame upright, with its own time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .capture import usable_rate
 
 
 def pyav() -> Any:
-    """PyAV, FFmpeg's libraries for Python.
+    """Import PyAV, FFmpeg's libraries for Python.
 
     Raises:
         MissingExtraError: it is not installed.
@@ -75,14 +75,14 @@ class VideoReader:
         self._container.close()
 
     def _count(self, stream: Any) -> int | None:
-        """How many frames there are: as the index says, or the length."""
+        """Count the frames by the index, or estimate them from the length."""
         if stream.frames > 0:
             return int(stream.frames)
         length = self._container.duration  # microseconds
         return round(length / 1e6 * self.fps) or None if length and length > 0 else None
 
     def _decode(self, stream: Any) -> Generator[Any, None, None]:
-        """Frames in the order they are shown; None: packets that could not be decoded."""
+        """Yield frames in display order; None for packets that could not be decoded."""
         packets = self._container.demux(stream)
         while True:
             try:

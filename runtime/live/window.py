@@ -1,4 +1,4 @@
-"""A window on the screen, where OpenCV can open one."""
+"""Show images in a window, where OpenCV can open one."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Window:
         return cv2.getWindowProperty(self._title, cv2.WND_PROP_VISIBLE) >= 1
 
     def close(self) -> None:
-        """Close it."""
+        """Close the window."""
         import cv2
 
         cv2.destroyWindow(self._title)

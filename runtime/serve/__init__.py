@@ -1,1 +1,1 @@
-"""A running stream as a web page."""
+"""Serve a running stream as a web page."""

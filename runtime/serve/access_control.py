@@ -1,4 +1,4 @@
-"""Who may talk to the page's server: tokens, and the names and origins that requests come under.
+"""Control access to the page's server: tokens, host names and origins.
 
 Any page open in a browser on this machine, wherever it comes from, can open connections here.
 Two checks keep it out: a request must name this server as its host, which a foreign name that was
@@ -23,12 +23,12 @@ _TOKEN = re.compile(r"[A-Za-z0-9_-]{12,128}")
 
 
 def new_token() -> str:
-    """A token that cannot be guessed, 144 bits."""
+    """Make a token that cannot be guessed, 144 bits."""
     return secrets.token_urlsafe(18)
 
 
 def validate_token(token: str) -> str:
-    """A token of the user's own.
+    """Return a user's token if it is usable.
 
     Raises:
         RequestError: too short, too long, or with other characters than a URL takes.
@@ -41,24 +41,24 @@ def validate_token(token: str) -> str:
 
 
 def token_matches(given: str, token: str | None) -> bool:
-    """Whether a token opens the server; takes the same time wherever the two differ."""
+    """Compare a token in constant time; without one set, everything matches."""
     return token is None or hmac.compare_digest(given.encode(), token.encode())
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an IP address can be reached from this machine alone."""
+    """Tell whether an IP address can be reached from this machine alone."""
     return ipaddress.ip_address(_without_scope(address)).is_loopback
 
 
 def local_host_names() -> frozenset[str]:
-    """What this machine is called in its network."""
+    """List this machine's names in its network."""
     name = socket.gethostname().lower()
     short = name.partition(".")[0]
     return frozenset({name, short, f"{short}.local"})
 
 
 def is_allowed_host(header: str | None, names: Collection[str], loopback: bool) -> bool:
-    """Whether a request's ``Host`` names this server, whatever the port: ports are forwarded.
+    """Tell whether a request's ``Host`` names this server; any port, as ports are forwarded.
 
     Args:
         header: as sent.
@@ -79,7 +79,7 @@ def is_allowed_host(header: str | None, names: Collection[str], loopback: bool) 
 
 
 def is_same_origin(origin: str | None, host: str | None) -> bool:
-    """Whether a WebSocket comes from this server's own page; programs send no ``Origin``."""
+    """Tell whether a WebSocket comes from this server's page; programs send no ``Origin``."""
     if origin is None:
         return True
     try:
@@ -90,7 +90,7 @@ def is_same_origin(origin: str | None, host: str | None) -> bool:
 
 
 def _name_of(header: str | None) -> str | None:
-    """The host of ``host[:port]``, ``[v6]:port`` without brackets; None where there is none."""
+    """Extract the host of ``host[:port]`` or ``[v6]:port``; None where there is none."""
     try:
         parts = urlsplit(f"//{header or ''}")
         _ = parts.port  # raises where it is no number

@@ -1,4 +1,4 @@
-"""The web application: the page's files, and one WebSocket for each page."""
+"""Serve the page's files, and one WebSocket for each page."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def application(
     names: Collection[str],
     loopback: bool,
 ) -> ASGIApp:
-    """The application.
+    """Build the web application.
 
     Args:
         broadcaster: of the stream.
@@ -87,7 +87,7 @@ def application(
 
 
 def page_files() -> dict[str, bytes]:
-    """The page's files by the path they are served under."""
+    """Read the page's files, by the path they are served under."""
     folder = resources.files(__package__) / "page"
     files = {entry.name: entry.read_bytes() for entry in folder.iterdir() if entry.is_file()}
     return {
@@ -146,7 +146,7 @@ async def _session(socket: WebSocket, client: Client, broadcaster: Broadcaster, 
 
 
 async def _send(socket: WebSocket, client: Client, broadcaster: Broadcaster) -> None:
-    """What is new, whenever there is something new; of frames only the newest."""
+    """Send whatever is new; of frames only the newest."""
     while True:
         await client.wake.wait()
         client.wake.clear()
@@ -169,7 +169,7 @@ async def _send(socket: WebSocket, client: Client, broadcaster: Broadcaster) -> 
 
 
 async def _receive(socket: WebSocket, client: Client, broadcaster: Broadcaster) -> None:
-    """What the page asks for, one message after the other."""
+    """Handle a page's messages one after the other."""
     while True:
         received = await socket.receive()
         if received["type"] == "websocket.disconnect":

@@ -1,4 +1,4 @@
-"""The newest frame for any number of pages: encoded once, and never waited for by the stream."""
+"""Broadcast the newest frame to any number of pages, without making the stream wait."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MOST_A_SECOND = 30.0
 
 
 class Client:
-    """One page: what it has been sent, and what it has shown of it. Lives in the event loop."""
+    """One connected page: what it was sent, and what it has shown. Lives in the event loop."""
 
     def __init__(self) -> None:
         self.wake = asyncio.Event()
@@ -29,22 +29,22 @@ class Client:
         self._under_way: list[int] = []
 
     def mark_sent(self, sequence: int) -> None:
-        """A frame goes out."""
+        """Note that a frame was sent."""
         self._sent = sequence
         self._under_way.append(sequence)
 
     def mark_shown(self, sequence: int) -> None:
-        """The page has shown a frame, and all before it."""
+        """Note that the page has shown a frame, and all before it."""
         self._under_way = [each for each in self._under_way if each > sequence]
         self.wake.set()
 
     def wants(self, sequence: int) -> bool:
-        """Whether the newest frame is new to this page, and it keeps up."""
+        """Tell whether a frame is new to this page, and the page keeps up."""
         return sequence > self._sent and len(self._under_way) < _UNDER_WAY
 
 
 class Broadcaster:
-    """From the stream's thread to the pages' event loop.
+    """Hands frames from the stream's thread to the pages' event loop.
 
     ``offer``, ``tell`` and ``end`` may be called from any thread, before, while and after the loop
     runs; the rest belongs to the loop.
@@ -71,7 +71,7 @@ class Broadcaster:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Connect with the running event loop."""
+        """Connect with the running event loop while the block runs."""
         with ThreadPoolExecutor(1, "whycam-page-jpeg") as self._encoder:
             with self._lock:
                 self._loop = asyncio.get_running_loop()
@@ -82,18 +82,18 @@ class Broadcaster:
                     self._loop = None
 
     def offer(self, frame: StreamFrame) -> None:
-        """Take a frame in the place of the one before; costs the stream microseconds."""
+        """Replace the newest frame; takes the stream microseconds."""
         with self._lock:
             self._newest = (self._newest[0] + 1, frame)
         self._call_wake()
 
     def tell(self, state: State, text: str) -> None:
-        """Say how the stream is."""
+        """Set the stream's state."""
         self.state = (state, text)
         self._call_wake()
 
     def end(self) -> None:
-        """Nothing more will come."""
+        """End the broadcast; pages are disconnected."""
         if self.state[0] != "ended":
             self.state = ("ended", "the stream has ended")
         self.ended = True
@@ -105,23 +105,23 @@ class Broadcaster:
                 self._loop.call_soon_threadsafe(self.wake)
 
     def wake(self) -> None:
-        """Let every page look what is new."""
+        """Wake every page to look for news."""
         for client in self._clients:
             client.wake.set()
 
     @property
     def clients(self) -> int:
-        """How many pages are connected."""
+        """Count the connected pages."""
         return len(self._clients)
 
     @property
     def sequence(self) -> int:
-        """Of the newest frame; 0: there is none yet."""
+        """Return the number of the newest frame; 0 before the first."""
         return self._newest[0]
 
     @contextmanager
     def client(self) -> Iterator[Client]:
-        """Join while the block runs."""
+        """Connect a page while the block runs."""
         client = Client()
         with self._lock:
             self._clients.add(client)
@@ -132,7 +132,7 @@ class Broadcaster:
                 self._clients.discard(client)
 
     async def encoded_frame(self) -> tuple[int, bytes]:
-        """The newest frame's sequence and message, encoded once however many ask.
+        """Encode the newest frame once for all who ask: its number and message.
 
         All who ask while it is made get the same one.
         """

@@ -1,4 +1,4 @@
-"""What the server and its page say to each other.
+"""Encode and decode the messages between the server and its page.
 
 To the page go JSON texts with a ``kind`` (``hello``, ``look``, ``state``, ``refused``), and for
 each frame a binary message: the length of its numbers (4 bytes, big-endian), these as JSON, a JPEG.
@@ -44,7 +44,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def read_message(text: str | bytes) -> FrameShown | Change:
-    """What a page says.
+    """Decode a message of a page.
 
     Raises:
         RequestError: not JSON, or not one of the messages there are.
@@ -57,7 +57,7 @@ def read_message(text: str | bytes) -> FrameShown | Change:
 
 
 def hello_message(manifest: Manifest, engine: str, source: str) -> str:
-    """What a page needs to know once: classes, methods, thresholds."""
+    """Describe the model to a new page: classes, methods, thresholds."""
     return _text(
         kind="hello",
         model=manifest.model,
@@ -74,22 +74,22 @@ def hello_message(manifest: Manifest, engine: str, source: str) -> str:
 
 
 def look_message(look: Look) -> str:
-    """How the stream explains and draws from now on."""
+    """Tell a page how the stream explains and draws from now on."""
     return _text(kind="look", look=look)
 
 
 def state_message(state: State, text: str) -> str:
-    """How the stream is."""
+    """Tell a page the stream's state."""
     return _text(kind="state", state=state, text=text)
 
 
 def refusal_message(text: str, look: Look) -> str:
-    """Why a message changed nothing, and what is in force."""
+    """Tell a page why its message changed nothing, and the current look."""
     return _text(kind="refused", text=text, look=look)
 
 
 def pack(sequence: int, frame: StreamFrame) -> bytes:
-    """A frame's numbers and image in one message, so that they belong together.
+    """Encode a frame's numbers and image in one message, so that they stay together.
 
     Args:
         sequence: counts what was published, from 1.
@@ -112,7 +112,7 @@ def pack(sequence: int, frame: StreamFrame) -> bytes:
 
 
 def unpack(message: bytes) -> tuple[dict[str, Any], bytes]:
-    """Numbers and JPEG of ``pack``, for programs that read the stream."""
+    """Decode a message of ``pack`` into numbers and JPEG, for programs that read the stream."""
     size = int.from_bytes(message[:4], "big")
     return msgspec.json.decode(message[4 : 4 + size]), message[4 + size :]
 
@@ -133,7 +133,7 @@ def _jpeg(image: RGBImage) -> bytes:
 
 
 def _sweeps(manifest: Manifest, method: str) -> list[str]:
-    """What of TFT can be had with a method."""
+    """List the thresholding modes that a method allows."""
     try:
         plan_request(manifest, method, True)  # type: ignore[arg-type]
     except RequestError:

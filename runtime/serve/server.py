@@ -1,4 +1,4 @@
-"""A web page for a running stream: its image and numbers, and controls that act on it."""
+"""Serve a web page for a running stream: its image and numbers, and controls."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        """What to open in a browser, with the token where there is one."""
+        """Return the address to open in a browser, with the token where there is one."""
         host, port = self._address
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
         return address if self.token is None else f"{address}#token={self.token}"
@@ -136,7 +136,7 @@ class Server:
         return True
 
     def tell(self, state: State, text: str = "") -> None:
-        """Say on every page how the stream is.
+        """Show the stream's state on every page.
 
         Args:
             state: ``live``, ``lost`` or ``ended``.
@@ -145,7 +145,7 @@ class Server:
         self.broadcaster.tell(state, text)
 
     def tell_event(self, event: Event) -> None:
-        """Say what became of the stream's source."""
+        """Show on every page that the source was lost or came back."""
         if event.kind == "lost":
             self.tell("lost", event.text)
         elif event.kind == "back":
@@ -200,7 +200,7 @@ class Server:
 
 
 def check(host: str, port: int, token: str | None) -> None:
-    """See at once, before a model is loaded, what would keep a server from starting.
+    """Check before a model is loaded whether a server could start.
 
     Raises:
         RequestError: see ``Server``.
@@ -229,7 +229,7 @@ def _check_extra() -> None:
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """A listening socket.
+    """Open a listening socket.
 
     Raises:
         RequestError: see ``Server.start``.
@@ -268,7 +268,7 @@ def _why_not_bound(host: str, port: int, error: OSError) -> str:
 
 
 def _reachable(address: str) -> str:
-    """An address to open where the server listens on all of them."""
+    """Find an address to open where the server listens on all of them."""
     if address not in ("0.0.0.0", "::"):
         return address
     family = socket.AF_INET6 if address == "::" else socket.AF_INET
