@@ -175,7 +175,7 @@ class Explainer:
     def plan(
         self, method: Method | Sequence[Method] | None = None, tft: Thresholding = None
     ) -> RequestPlan:
-        """Plan what a request asks of the graph, for the steps of ``runtime.pipeline``.
+        """Plan which graph outputs a request needs, see ``plan_request``.
 
         Args:
             method, tft: see ``explain``.

@@ -148,7 +148,7 @@ def prepare(images: Sequence[RGBImage], manifest: Manifest) -> Prepared:
 
 
 def classify(model: Model, inputs: Inputs) -> Floats:
-    """Classify prepared inputs, in batches of ``model.batch``.
+    """Compute class probabilities of prepared inputs, float32 [N, C].
 
     Args:
         model: the network.
