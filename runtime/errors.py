@@ -1,4 +1,4 @@
-"""The one exception family: every message says what was wrong, with which value, and what to do."""
+"""Define the exceptions: messages say what was wrong, with which value, and what to do."""
 
 from __future__ import annotations
 

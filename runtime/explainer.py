@@ -113,7 +113,7 @@ class Explainer:
             tft: how to threshold: ``None``, ``"naive"`` (the method's customary share, paper
                 table 1), ``True`` (TFT in the model's default reading) or a ``Tft``.
             geometry: whether maps lie over the network's input, or over the image's own pixels.
-            progress: told (done, total) forward passes while Score-CAM runs.
+            progress: called with (done, total) evaluations while Score-CAM runs.
 
         Returns:
             An ``Explanation`` for one image, a list of them for many; where several classes

@@ -1,4 +1,4 @@
-"""What a network takes: size, resize, colours, normalisation, layout and element type."""
+"""Describe a network's input: size, resize, colours, normalisation, layout, element type."""
 
 from __future__ import annotations
 

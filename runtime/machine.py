@@ -1,4 +1,4 @@
-"""What this machine is and has installed, without a name of its user or a place on its disk."""
+"""Describe this machine and its packages, without user names or paths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an explaining graph says about itself: the JSON under the ONNX metadata key ``whycam``."""
+"""Define the manifest: the JSON under the ONNX metadata key ``whycam``."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from .input_format import Layout
 from .sweep import Classify, Floats, masked_image
 from .threads import one_blas_thread
 
-# Called with (done, total) forward passes of a long computation.
+# Called with (done, total) evaluations of a long computation.
 Progress = Callable[[int, int], None]
 
 
@@ -39,7 +39,7 @@ def score_weights(
         targets: the classes explained, [N, k].
         size: (H, W).
         batch: images at most in one run.
-        progress: told (done, total) forward passes.
+        progress: called with (done, total) evaluations.
         layout: of the images.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Which thresholds are worth trying: a Gaussian prior learnt beforehand, and a search that uses it.
+"""Search thresholds: try those that promise most, from a Gaussian prior learnt beforehand.
 
 Of T thresholds a search tries only k, each where the last answers promise most: Gaussian
 regression and expected improvement, as in efficient global optimisation (Jones, Schonlau and Welch
@@ -32,7 +32,7 @@ _TIE, _TIE_SHARE = 1e-6, 1e-4
 
 
 class Prior(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What is known of a map's gains before any threshold is tried.
+    """The distribution of a map's gains before any threshold is tried, learnt from images.
 
     Attributes:
         method: whose maps it was learnt from.

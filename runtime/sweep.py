@@ -123,7 +123,7 @@ def _searched(
 ) -> list[Floats]:
     """Compute probabilities at the thresholds that a search tries; NaN elsewhere.
 
-    All requests take their next forward together. A mask that keeps as many pixels as one
+    All requests take their next evaluation together. A mask that keeps as many pixels as one
     evaluated before is not evaluated again.
     """
     steps = len(settings.taus)

@@ -62,7 +62,7 @@ def state(browser: Any) -> str:
 
 
 def picture(browser: Any) -> np.ndarray:
-    data = browser.execute_script("return document.getElementById('picture').toDataURL()")
+    data = browser.execute_script("return document.getElementById('image').toDataURL()")
     return np.asarray(
         Image.open(io.BytesIO(base64.b64decode(data.split(",")[1]))).convert("RGB"), int
     )
@@ -186,7 +186,7 @@ def test_phone_shows_everything_without_scrolling_sideways(page, until):
         assert {name for name, _ in heights} >= {"pause", "method", "opacity", "class"}
         assert min(height for _, height in heights) >= 44
         box = page.execute_script(
-            "const r = document.getElementById('picture').getBoundingClientRect(); "
+            "const r = document.getElementById('image').getBoundingClientRect(); "
             "return [r.left, r.right, r.top, r.bottom]"
         )
         assert box[0] >= 0

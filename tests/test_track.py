@@ -150,5 +150,5 @@ def test_expected_rise_is_the_mean_of_what_draws_rise():
 
 @pytest.mark.parametrize("budget", [0, 0.5, float("nan")])
 def test_a_budget_below_one_forward_is_refused(budget):
-    with pytest.raises(RequestError, match="1 forward a frame or more"):
+    with pytest.raises(RequestError, match="1 evaluation a frame or more"):
         Tracker(lambda images: images, budget)

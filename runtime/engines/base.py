@@ -60,7 +60,7 @@ class Engine(Protocol):
     Attributes:
         name: as in ``load(engine=...)``.
         description: library, version, device and precision, for people.
-        reason: why this engine, for people.
+        reason: why this engine was chosen, for people.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The few calls of the CUDA runtime that an engine needs, typed, with every status checked.
+"""Call the CUDA runtime: the few functions an engine needs, with every status checked.
 
 NVIDIA's bindings (``cuda-bindings``, which ``cuda-python`` installs) return a status beside each
 value. Here a status that is not success is a ``CudaError``. What is taken from the driver is given

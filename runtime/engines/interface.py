@@ -1,4 +1,4 @@
-"""What engines share: the graph contract's inputs, outputs and names, and which outputs to ask for.
+"""Translate between a graph and the contract: names, batches, ranks, outputs to ask for.
 
 A graph has the names, the layout, the element type and the batch that its file had before it was
 explained. Engines know the graph; everybody else speaks the contract: ``image``, ``target``,
@@ -21,8 +21,9 @@ from .chunks import Arrays, Outputs, run_in_chunks
 # Runs a graph once: inputs by name and the outputs asked for to these outputs.
 Run = Callable[[Arrays, Sequence[str]], Outputs]
 
-# Outputs that cost work of their own, by what has to be computed for them. Engines compute all that
-# a loaded file declares, wanted or not. Every further map method is a part of its own.
+# The parts of a graph beyond classification, and the outputs that need them. Engines compute every
+# output that a loaded file declares, so a file is cut to the parts needed. Every further map method
+# is a part too.
 _PARTS: dict[str, tuple[str, ...]] = {
     "gradient": ("activations", "gradients"),
     "ablation": ("ablation_weights",),

@@ -1,4 +1,4 @@
-"""The NVIDIA driver and its GPUs, asked through the driver's own library: nothing to install."""
+"""Ask the NVIDIA driver about its GPUs through its own library; nothing to install."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine ONNX Runtime: on the CPU, and on NVIDIA GPUs by CUDA or TensorRT."""
+"""Run graphs in ONNX Runtime: on the CPU, and on NVIDIA GPUs by CUDA or TensorRT."""
 
 from __future__ import annotations
 

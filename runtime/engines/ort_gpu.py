@@ -1,4 +1,4 @@
-"""Whether ONNX Runtime can use a GPU here, and if not, what is missing and what installs it.
+"""Find out whether ONNX Runtime can use a GPU here, and what is missing if not.
 
 ONNX Runtime itself prints to the terminal, and computes on the CPU instead. Everything it needs is
 therefore looked at before it is asked.

@@ -1,4 +1,4 @@
-"""What ONNX Runtime is told for each place it can compute in. Nothing here imports it."""
+"""Choose ONNX Runtime's options for each place it computes in, without importing it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine OpenVINO, on the CPU."""
+"""Run graphs in OpenVINO, on the CPU."""
 
 from __future__ import annotations
 

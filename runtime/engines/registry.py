@@ -1,4 +1,4 @@
-"""The inference engines that whycam knows, and which of them suit a file.
+"""List the inference engines that whycam knows, and choose those that suit a file.
 
 An engine is a file of its own beside this one, imported only when it is asked for.
 """

@@ -1,4 +1,4 @@
-"""The engine TensorRT, on NVIDIA GPUs: runs plans that ``whycam build`` made."""
+"""Run plans of ``whycam build`` in TensorRT, on NVIDIA GPUs."""
 
 from __future__ import annotations
 

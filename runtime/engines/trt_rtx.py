@@ -1,4 +1,4 @@
-"""What TensorRT-RTX does when a plan runs: compile for the GPU, and record CUDA graphs itself."""
+"""Configure TensorRT-RTX: compile kernels when a plan runs, keep them, record CUDA graphs."""
 
 from __future__ import annotations
 

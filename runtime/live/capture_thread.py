@@ -65,17 +65,17 @@ class CaptureState:
         loop: a file begins again when it ends.
         limit_fps: take at most so many frames a second.
         tell: called with each ``Event``.
-        stopped: nobody wants any more.
-        opened: it could be opened once.
+        stopped: set when the reader is closed.
+        opened: set when the source could be opened once.
         fps: the source's own, or 0 where it does not say.
         total: how many frames it has, or None.
-        read: frames of the source so far.
-        handed: those of them that were put into ``frames``.
-        corrupt: those that could not be decoded.
+        read: how many frames of the source were read so far.
+        handed: how many of them were put into ``frames``.
+        corrupt: how many could not be decoded.
         reconnects: how often a live source came back.
         began: when the first frame of a live source came, by ``time.perf_counter``.
         offset: seconds of a looped file's earlier rounds.
-        due: when the next frame is wanted, where fewer are wanted than there are.
+        due: time of the next frame to take, where ``limit_fps`` skips some.
     """
 
     source: Source
@@ -101,12 +101,12 @@ class CaptureThread:
     """A thread that opens a source and reads it until it ends or is abandoned.
 
     Attributes:
-        ready: it is open.
+        ready: whether the source is open.
         waiting: since when it waits for the source, by ``time.monotonic``; None: it does not.
-        frames: that were handed on.
-        taken: read, handed on or not.
+        frames: how many frames it passed on.
+        taken: how many frames it decoded, passed on or not.
         seconds: time of the last one.
-        abandoned: nobody listens any more.
+        abandoned: set when the reader stops waiting for it, as for a driver that hangs.
     """
 
     def __init__(self, state: CaptureState, lost_before: bool) -> None:

@@ -28,7 +28,7 @@ class Look(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     Attributes:
         method: one of ``manifest.methods``; None: the file's own, or Grad-CAM.
         tft: ``off``; ``every``: all thresholds at each frame; ``track``: the best threshold is
-            followed from frame to frame with a few forwards.
+            followed from frame to frame with a few evaluations of the network.
         target: the class explained: index, label, or rank from -1, the most probable.
         threshold: draw only map values from here on, in [0, 1]; None: tau* where TFT runs, else
             the whole map.

@@ -12,14 +12,14 @@ U = TypeVar("U")
 
 
 class Pipe(Generic[T]):
-    """Hands items from one thread to another.
+    """A bounded queue from one thread to another.
 
     Attributes:
-        dropped: items that gave way to newer ones.
+        dropped: how many items were dropped for newer ones.
 
     Args:
-        size: how many items wait at most.
-        latest: when full, the oldest item gives way; else ``put`` waits.
+        size: how many items it holds at most.
+        latest: whether a full queue drops its oldest item; else ``put`` waits.
     """
 
     def __init__(self, size: int, latest: bool = False) -> None:

@@ -2,7 +2,7 @@
 
 What the thresholds of a class gain is believed to be a Gaussian, as in ``search``, that wanders
 from frame to frame. The belief of the last frame with the same class, faded by how much the map
-has changed since, is where the next frame begins; each forward pass goes to the threshold that
+has changed since, is where the next frame begins; each evaluation goes to the threshold that
 promises most, and sharpens it. A map like the last costs one or two forwards, a new scene or a new
 class as many as a sweep.
 
@@ -36,7 +36,7 @@ _LENGTH = 0.15  # thresholds so far apart have about half of it in common
 _NOISE = 0.1  # of a gain seen: frames differ by more than what the model knows of
 _RHO, _RHO_OTHER_CLASS = 0.95, 0.67
 _LEARNING = 0.03  # a frame's share in mu and S
-_STEERING = 0.2  # how fast the forwards spent come back to those allowed
+_STEERING = 0.2  # how fast the evaluations spent return to the budget
 _CLASSES = 64  # remembered
 
 
@@ -62,12 +62,12 @@ class Tracker:
 
     Args:
         classify: runs the network.
-        budget: forwards a frame, on average; from the number of thresholds on, all are tried.
+        budget: evaluations a frame, on average; from the number of thresholds on, all are tried.
     """
 
     def __init__(self, classify: Classify, budget: float = FORWARDS) -> None:
         if not budget >= 1:
-            raise RequestError(f"a tracker needs 1 forward a frame or more, not {budget}")
+            raise RequestError(f"a tracker needs 1 evaluation a frame or more, not {budget}")
         self.forwards = 0
         self._classify, self._budget = classify, budget
         self.reset()
@@ -77,14 +77,14 @@ class Tracker:
         self._settings: Tft | None = None
         self._classes: OrderedDict[int, _Remembered] = OrderedDict()
         self._last: _Remembered | None = None
-        self._worth = 0.02  # an expected rpi below which no forward is spent
+        self._worth = 0.02  # an expected rpi below which no evaluation is spent
 
     def choose(self, request: Request, settings: Tft) -> Choice:
         """Choose the threshold of the next frame.
 
         Args:
             request: its map.
-            settings: the reading of TFT, and the thresholds; ``forwards`` is not looked at.
+            settings: the reading of TFT, and the thresholds; ``forwards`` is ignored.
 
         Returns:
             As ``sweep``; rpi is NaN where a threshold was not tried.

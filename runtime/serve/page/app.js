@@ -22,7 +22,7 @@ let target = -1;
 let refusal;
 const next = { charts: 0, figures: 0 };
 
-/** The pill in the corner, and the words over a picture that is no longer live. */
+/** The pill in the corner, and the words over an image that is no longer live. */
 function say(kind, pill, veil = "") {
   $("state").dataset.state = kind;
   if ($("state").textContent !== pill) $("state").textContent = pill;
@@ -34,7 +34,7 @@ function sayState() {
   const { state, text } = shown.state;
   if (state === "ended") say("ended", "ended", sentence(text || "the stream has ended"));
   else if (state === "lost") say("wait", "source lost", sentence(text || "the source is lost"));
-  else if (!shown.frames) say("wait", "waiting", "Waiting for the first picture …");
+  else if (!shown.frames) say("wait", "waiting", "Waiting for the first image …");
   else say("live", "live");
 }
 
@@ -54,13 +54,13 @@ function milliseconds(seconds) {
   return value < 10 ? value.toFixed(1) : value.toFixed(0);
 }
 
-function showPicture(picture) {
-  const canvas = $("picture");
-  if (canvas.width !== picture.width || canvas.height !== picture.height) {
-    canvas.width = picture.width;
-    canvas.height = picture.height;
+function showImage(image) {
+  const canvas = $("image");
+  if (canvas.width !== image.width || canvas.height !== image.height) {
+    canvas.width = image.width;
+    canvas.height = image.height;
   }
-  canvas.getContext("2d").drawImage(picture, 0, 0);
+  canvas.getContext("2d").drawImage(image, 0, 0);
 }
 
 function showFigures({ timing, dropped, index, seconds, explanation, size }) {
@@ -70,7 +70,7 @@ function showFigures({ timing, dropped, index, seconds, explanation, size }) {
   figure("forwards", timing.forwards);
   figure("dropped", dropped);
   figure("index", index, clock(seconds));
-  $("picture").setAttribute("aria-label", `Picture of ${size[1]} by ${size[0]} pixels; ` +
+  $("image").setAttribute("aria-label", `Image of ${size[1]} by ${size[0]} pixels; ` +
     `${explanation.label}, ${amount(explanation.probability, explanation.task)}, is explained`);
 }
 
@@ -109,9 +109,9 @@ const connection = new Connection({
     shown.state = message;
     sayState();
   },
-  frame(numbers, picture) {
+  frame(numbers, image) {
     const { explanation } = numbers;
-    showPicture(picture);
+    showImage(image);
     shown.numbers = numbers;
     shown.frames += 1;
     if (shown.frames === 1 && shown.open) sayState();
@@ -164,7 +164,7 @@ $("pause").addEventListener("click", () => {
   connection.pause(held);
 });
 $("save").addEventListener("click", () => {
-  $("picture").toBlob((blob) => {
+  $("image").toBlob((blob) => {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(blob);
     link.download = `whycam-${shown.numbers?.index ?? 0}.png`;

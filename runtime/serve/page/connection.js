@@ -66,7 +66,7 @@ export class Connection {
     if (this.socket?.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(message));
   }
 
-  /** Hold the picture; the server goes on and sends none. */
+  /** Hold the image; the server goes on and sends none. */
   pause(held) {
     this.paused = held;
     this.lastFrame = performance.now();
@@ -96,12 +96,12 @@ export class Connection {
     const numbers = JSON.parse(new TextDecoder().decode(new Uint8Array(data, 4, size)));
     const jpeg = new Blob([new Uint8Array(data, 4 + size)], { type: "image/jpeg" });
     try {
-      const picture = await createImageBitmap(jpeg);
+      const image = await createImageBitmap(jpeg);
       if (this.paused) await new Promise((resolve) => { this.resume = resolve; });
-      // A hidden page is given no animation frames, so it asks for no more pictures either.
+      // A hidden page is given no animation frames, so it asks for no more images either.
       await new Promise(requestAnimationFrame);
-      if (socket === this.socket || !this.socket) this.on.frame(numbers, picture);
-      picture.close();
+      if (socket === this.socket || !this.socket) this.on.frame(numbers, image);
+      image.close();
     } finally {
       if (socket === this.socket) this.send({ kind: "seen", sequence: numbers.sequence });
     }
