@@ -30,7 +30,7 @@ demo: $(VENV)/demo.stamp ## export a pretrained network, explain photographs, wr
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --max-worker-restart=0
 
 test: $(VENV)/dev.stamp ## what every change must pass; some eight minutes on two cores
-	$(TESTS) -m "not slow"
+	$(TESTS) -m "not slow" --cpu-limit 2
 
 # Full-size networks, many examples of each property, npm and Chromium, every documented command,
 # trainings that are killed and resumed.

@@ -62,6 +62,8 @@ def load_libraries(folder: Path) -> None:
     """Export, explain and build once, by every library that tests use."""
     import matplotlib.pyplot  # noqa: F401
     import numpy as np
+    import timm  # noqa: F401
+    import torch._dynamo  # noqa: F401
     from networks import SMALL, linear
 
     import whycam
