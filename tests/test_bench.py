@@ -228,6 +228,7 @@ def test_an_engine_that_refuses_here_is_left_out(lite0_onnx, monkeypatch):
         measure(alone, rounds=1)
 
 
+@pytest.mark.slow
 def test_other_tools_take_turns_and_compare_with_torch(lite0_onnx, chelsea):
     given = []
 
@@ -283,6 +284,7 @@ def test_people_get_three_tables_and_what_was_left_out(found):
     assert Text.from_markup(parts[-1]).plain == "left out: a.onnx, cam [1]: it has none"
 
 
+@pytest.mark.slow
 def test_the_command_prints_json_and_writes_its_folder(run_cli, lite0_onnx, chelsea, tmp_path):
     code, out, err = run_cli(
         lite0_onnx, "--engine", "onnxruntime", "--rounds", 2, "--batch", 2, "--threads", 2,

@@ -322,6 +322,7 @@ class Disguised(nn.Module):
         return self.stem(x.mean((2, 3)))
 
 
+@pytest.mark.slow
 def test_module_names_play_no_part() -> None:
     model = call_seeded(Disguised)
     network = network_of(model, 64)
@@ -531,7 +532,12 @@ FAILURES = {
 }
 
 
-@pytest.mark.parametrize("name", FAILURES)
+SLOW_FAILURES = ("transformer", "patches")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=slow if n in SLOW_FAILURES else ()) for n in FAILURES]
+)
 def test_model_that_cannot_be_explained_is_refused_and_leaves_no_file(
     name: str, tmp_path: Path
 ) -> None:

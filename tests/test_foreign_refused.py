@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from foreign import CHANNELS, CLASSES, PLACES, SIDE, File, check_answers, classifier, explain, saved
+from hypothesis import settings
 from onnx import TensorProto, helper
 
 from whycam.export import Overrides, plain_model, to_onnx
@@ -282,7 +283,7 @@ def test_file_with_changed_bytes_is_explained_or_refused_in_words(tmp_path):
     rng = np.random.default_rng(0)
     file = tmp_path / "changed.onnx"
     refused = 0
-    for _ in range(40):
+    for _ in range(settings.default.max_examples // 2):
         changed = whole.copy()
         # Weights fill most of a file; its structure is at both ends.
         place = int(rng.integers(0, 400)) * (1 if rng.random() < 0.5 else -1)

@@ -79,6 +79,7 @@ def test_fused_map_is_that_of_autograd_on_the_model(model, file, rank):
     np.testing.assert_allclose(found.original_map, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_fused_map_shows_finer_detail_than_the_target_layers_alone(model, file, tmp_path):
     alone = tmp_path / "alone.onnx"
     to_onnx(model, alone, overrides=SMALL, outputs=["map"], map_methods=["layercam"])

@@ -157,7 +157,9 @@ def searching(made) -> Callable[[Tft], Path]:
 
 
 @pytest.mark.parametrize("settings", [BINARY, SOFT], ids=["binary", "soft"])
-@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    "engine", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)]
+)
 def test_search_in_the_graph_chooses_as_the_runtimes_search(searching, settings, engine):
     explainer = whycam.load(searching(settings), engine, threads=1)
     assert explainer.manifest.tft.taus == TAUS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from recorded import run_recorded
@@ -14,6 +14,8 @@ from whycam.export.resample import check_interpolation, record_preprocess
 from whycam.runtime.errors import ExportError
 from whycam.runtime.manifest import Preprocess
 from whycam.runtime.preprocess import crop_resized, normalise, place
+
+fewer = settings(max_examples=settings.default.max_examples // 4)  # each takes a tenth of a second
 
 
 def picture(height: int, width: int) -> np.ndarray:
@@ -62,6 +64,7 @@ def rows_first(spec: Preprocess, shown: np.ndarray) -> np.ndarray:
     return to_pixels(normalise(crop_resized(whole, unresized)[0][None], spec), spec)
 
 
+@fewer
 @given(
     st.integers(1, 700), st.integers(1, 700), st.sampled_from(["bilinear", "bicubic", "lanczos"])
 )
@@ -75,6 +78,7 @@ def test_any_size_is_within_one_of_255_of_pillow_when_shrunk_and_two_when_enlarg
     assert np.abs(pixels(spec, shown[None]) - rows_first(spec, shown)).max() < bound
 
 
+@fewer
 @given(
     st.integers(300, 700), st.integers(300, 700), st.sampled_from(["bilinear", "bicubic"]),
     st.sampled_from([((256,), (224, 224)), ((224,), (224, 200)), ((48, 80), (48, 80))]),

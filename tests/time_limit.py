@@ -73,4 +73,4 @@ def load_libraries(folder: Path) -> None:
     for engine in ("onnxruntime", "openvino"):
         whycam.load(path, engine).explain(np.zeros((32, 32, 3), np.uint8))
     if find_spec("tensorrt_rtx"):
-        to_plan(path, folder / "linear.plan", compute=["8.6"])
+        to_plan(path, folder / "linear.plan", compute=["7.5", "8.6"])
