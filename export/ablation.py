@@ -1,9 +1,9 @@
-"""Logits without each channel of A, for Ablation-CAM, without running the backbone again.
+"""Compute the logits without each channel of A, for Ablation-CAM, with one run of the backbone.
 
-The head is taken apart: operators that treat channels alone (pooling, activation functions,
-flatten) run once; behind them a channel's absence changes one block of numbers. A first linear
-layer turns that into a subtraction, and only what follows it runs once per channel. Where no linear
-layer comes next, the rest runs on copies, in chunks of bounded size.
+The head is split: channel-wise operators (pooling, activation functions, flatten) run once, after
+which a missing channel changes one block of features. A linear layer turns that into a subtraction,
+and only what follows it runs once per channel. Without a linear layer, the rest runs on copies, in
+chunks of bounded size.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ class Head:
 
     Attributes:
         layer: A.
-        channelwise: the nodes that keep channels apart, in order.
-        present: what they make of A, [N, K, ...] or [N, K m].
-        weight: the linear layer's [D, K m] or [K m, D] behind them; None if there is none.
+        channelwise: the nodes that do not mix channels, in order.
+        features: their result, [N, K, ...] or [N, K m].
+        weight: of the linear layer after them, [D, K m] or [K m, D]; None without one.
         is_transposed: whether the weight is [K m, D].
         bias: of the linear layer; None without.
-        end: the tensor after the linear layer, where ``rest`` begins; ``present`` without one.
-        is_pooled_linear: global average pooling and one linear layer, the form that CAM asks for
+        end: the tensor after the linear layer, where ``rest`` begins; ``features`` without one.
+        is_pooled_linear: whether it is global average pooling and one linear layer, as CAM needs
             (paper equation 1).
     """
 
     layer: Layer
     channelwise: tuple[ir.Node, ...]
-    present: ir.Value
+    features: ir.Value
     weight: ir.Value | None
     is_transposed: bool
     bias: ir.Value | None
@@ -57,18 +57,18 @@ class Head:
 
 
 def split_head(network: Network, layer: Layer) -> Head:
-    """Find the channel-wise beginning of a head and the linear layer behind it."""
+    """Split a head into channel-wise operators, a linear layer and the rest."""
     dims = network.plain.shapes.dims
     channels = layer.shape[0]
     end = layer.value
     nodes: list[ir.Node] = []
     in_order = layer.order == (0, 1, 2, 3)
     while in_order and (node := _only_reader(network, end)) is not None:
-        if not _keeps_channels_apart(network, node, end, channels):
+        if not _is_channelwise(network, node, end, channels):
             break
         nodes.append(node)
         end = node.outputs[0]
-    present = end
+    features = end
     weight = bias = None
     transposed = False
     node = _only_reader(network, end)
@@ -85,7 +85,7 @@ def split_head(network: Network, layer: Layer) -> Head:
     return Head(
         layer,
         tuple(nodes),
-        present,
+        features,
         weight,
         transposed,
         bias,
@@ -95,7 +95,7 @@ def split_head(network: Network, layer: Layer) -> Head:
 
 
 def _is_flat_copy(network: Network, value: ir.Value) -> bool:
-    """Whether the logits are this tensor in another shape."""
+    """Tell whether the logits are this tensor reshaped."""
     while value is not network.logits:
         node = _only_reader(network, value)
         if node is None or node.op_type not in _RESHAPES | _IDENTITIES:
@@ -120,7 +120,7 @@ def _is_weight(value: ir.Value) -> bool:
 def _linear(
     node: ir.Node, source: ir.Value, network: Network
 ) -> tuple[ir.Value | None, bool, ir.Value | None]:
-    """Weight, whether it is [K m, D], and bias of a linear layer that reads ``source``."""
+    """Return weight, whether it is [K m, D], and bias of a linear layer that reads ``source``."""
     weight = node.inputs[1]
     if node.inputs[0] is not source or weight is None or not _is_weight(weight):
         return None, False, None
@@ -143,7 +143,7 @@ def _linear(
     return weight, not (flip is not None and flip.as_int()), bias
 
 
-def _keeps_channels_apart(network: Network, node: ir.Node, source: ir.Value, channels: int) -> bool:
+def _is_channelwise(network: Network, node: ir.Node, source: ir.Value, channels: int) -> bool:
     shapes = network.plain.shapes
     before, after = shapes.dims[source], shapes.dims.get(node.outputs[0], ())
     if node.inputs[0] is not source and node.op_type not in ("Add", "Mul", "Max", "Min"):
@@ -182,7 +182,7 @@ def _reduced(node: ir.Node, network: Network) -> list[int]:
 
 
 def _pools_globally(network: Network, nodes: Sequence[ir.Node]) -> bool:
-    """Whether all they do is one mean over all places."""
+    """Tell whether the nodes only average over all positions."""
     dims = network.plain.shapes.dims
     averages = []
     for node in nodes:
@@ -197,7 +197,7 @@ def _pools_globally(network: Network, nodes: Sequence[ir.Node]) -> bool:
 
 
 def logit_drops(network: Network, head: Head, recorder: Recorder, logits: Tensor) -> Tensor:
-    """How much each logit falls when channel k of A is set to zero: z - z_k.
+    """Record how much each logit falls when channel k of A is set to zero: z - z_k.
 
     Args:
         network: whose head it is.
@@ -214,14 +214,14 @@ def logit_drops(network: Network, head: Head, recorder: Recorder, logits: Tensor
     shapes = network.plain.shapes
     if head.layer.order != (0, 1, 2, 3):
         raise ExportError(
-            "Ablation-CAM needs activations with the channels in second place; the layer "
-            f"'{head.layer.name}' has them last. Leave out the method ablation"
+            "Ablation-CAM needs activations with channels first, and the layer "
+            f"'{head.layer.name}' has them last: leave out the method ablation"
         )
     channels = head.layer.shape[0]
-    present = Tensor(recorder, head.present, shapes.dims[head.present], ir.DataType.FLOAT)
-    absent = _absent(network, head)
+    features = Tensor(recorder, head.features, shapes.dims[head.features], ir.DataType.FLOAT)
+    zero_features = _features_of_zeros(network, head)
     if head.weight is None:
-        return logits[:, None] - _on_copies(network, head, recorder, present, absent)
+        return logits[:, None] - _record_copies(network, head, recorder, features, zero_features)
     weight = Tensor(recorder, head.weight, shapes.dims[head.weight], ir.DataType.FLOAT)
     if head.is_transposed:
         inner, hidden = weight.shape
@@ -231,11 +231,11 @@ def logit_drops(network: Network, head: Head, recorder: Recorder, logits: Tensor
         by_channel = weight.reshape((hidden, channels, -1)).transpose((1, 2, 0))
     assert isinstance(inner, int)
     width = inner // channels
-    blocks = present.reshape((BATCH, channels, width))
+    blocks = features.reshape((BATCH, channels, width))
     contributions = _contributions(blocks, by_channel, width)
     drop = contributions
-    if absent is not None:
-        constant = recorder.constant(absent[None].astype(np.float32))
+    if zero_features is not None:
+        constant = recorder.constant(zero_features[None].astype(np.float32))
         drop = contributions - _contributions(constant, by_channel, width)
     if head.end is network.logits or _is_flat_copy(network, head.end):
         return drop.reshape((BATCH, channels, -1))
@@ -243,18 +243,18 @@ def logit_drops(network: Network, head: Head, recorder: Recorder, logits: Tensor
     if head.bias is not None:
         before = before + Tensor(recorder, head.bias, shapes.dims[head.bias], ir.DataType.FLOAT)
     rows = BATCH * channels
-    without = _rest(network, head, (before - drop).reshape((rows, hidden)), "rest")
+    without = _record_rest(network, head, (before - drop).reshape((rows, hidden)), "rest")
     return logits[:, None] - without.reshape((BATCH, channels, -1))
 
 
 def _contributions(blocks: Tensor, by_channel: Tensor, width: int) -> Tensor:
-    """What each channel adds to a linear layer: [N, K, m] and [K, m, D] to [N, K, D]."""
+    """Record what each channel adds to a linear layer: [N, K, m] and [K, m, D] to [N, K, D]."""
     if width == 1:
         return blocks * by_channel.reshape((by_channel.shape[0], by_channel.shape[2]))
     return (blocks.transpose((1, 0, 2)) @ by_channel).transpose((1, 0, 2))
 
 
-def _rest(network: Network, head: Head, x: Tensor, name: str) -> Tensor:
+def _record_rest(network: Network, head: Head, x: Tensor, name: str) -> Tensor:
     wanted = (x.shape[0], *network.plain.shapes.dims[head.end][1:])
     return copy_between(
         network.nodes,
@@ -266,49 +266,49 @@ def _rest(network: Network, head: Head, x: Tensor, name: str) -> Tensor:
     )
 
 
-def _absent(network: Network, head: Head) -> NDArray[np.float32] | None:
-    """What the channel-wise part makes of a channel of zeros, [K, m]; None if all zero."""
+def _features_of_zeros(network: Network, head: Head) -> NDArray[np.float32] | None:
+    """Compute the features of channels of zeros, [K, m]; None if all are zero."""
     channels, height, width = head.layer.shape
     if not head.channelwise:
         return None
     zeros = np.zeros((1, channels, height, width), np.float32)
-    (found,) = run(
-        network.plain.graph, {head.layer.value: zeros}, [head.present], network.plain.shapes
+    (features,) = run(
+        network.plain.graph, {head.layer.value: zeros}, [head.features], network.plain.shapes
     )
-    blocks = np.asarray(found, np.float32).reshape(channels, -1)
+    blocks = np.asarray(features, np.float32).reshape(channels, -1)
     return blocks if blocks.any() else None
 
 
-def _on_copies(
+def _record_copies(
     network: Network,
     head: Head,
     recorder: Recorder,
-    present: Tensor,
-    absent: NDArray[np.float32] | None,
+    features: Tensor,
+    zero_features: NDArray[np.float32] | None,
 ) -> Tensor:
-    """The logits without each channel, [N, K, C], by running the rest of the head on copies."""
+    """Record the logits without each channel, [N, K, C], by running the head on copies."""
     channels = head.layer.shape[0]
-    shape = present.shape[1:]
+    shape = features.shape[1:]
     total = product(shape)
     assert isinstance(total, int)
-    blocks = present.reshape((BATCH, 1, channels, total // channels))
-    zero = np.zeros((1, 1), np.float32) if absent is None else absent
+    blocks = features.reshape((BATCH, 1, channels, total // channels))
+    zero = np.zeros((1, 1), np.float32) if zero_features is None else zero_features
     chunk = max(1, min(channels, CHUNK_BYTES // max(1, _bytes_after(network, head.end))))
     pieces = []
     for start in range(0, channels, chunk):
         count = min(chunk, channels - start)
-        gone = np.zeros((1, count, channels, 1), bool)
-        gone[0, np.arange(count), start + np.arange(count)] = True
-        copies = recorder.xp.where(recorder.constant(gone), recorder.constant(zero), blocks)
+        ablated = np.zeros((1, count, channels, 1), bool)
+        ablated[0, np.arange(count), start + np.arange(count)] = True
+        copies = recorder.xp.where(recorder.constant(ablated), recorder.constant(zero), blocks)
         rows: Dim = BATCH * count
         flat = copies.reshape((rows, *shape))
-        logits = _rest(network, head, flat, f"copies_{start}")
+        logits = _record_rest(network, head, flat, f"copies_{start}")
         pieces.append(logits.reshape((BATCH, count, -1)))
     return pieces[0] if len(pieces) == 1 else recorder.xp.concat(pieces, axis=1)
 
 
 def _bytes_after(network: Network, value: ir.Value) -> int:
-    """Bytes of float32 that the largest step after a tensor holds for one image."""
+    """Compute the bytes of float32 that the largest step after a tensor needs for one image."""
     node = value.producer()
     place = network.path.index(node) + 1 if node in network.path else 0
     largest = 0

@@ -1,7 +1,7 @@
-"""Add the explaining outputs to a classifier's graph: the graph contract, part by part.
+"""Add the explaining outputs of the graph contract to a classifier's graph, part by part.
 
-Each node added is named after its part (``whycam/gradient/...``, ``whycam/map/...``), so that
-quantising, cutting and half precision know what is what.
+Each new node is named after its part (``whycam/gradient/...``, ``whycam/map/...``), so that
+quantisation, cutting and half precision can tell the parts apart.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from .sweep import record_search, record_sweep
 
 @dataclass(frozen=True)
 class Request:
-    """What shall be added to a graph.
+    """What to add to a graph.
 
     Attributes:
         outputs: groups of outputs.
-        methods: that the file supports.
-        map_methods: whose finished maps are outputs; the first one's are ``maps``.
-        gradient_score, ablation_score: what gradients and Ablation-CAM are taken of.
+        methods: the methods that the file supports.
+        map_methods: methods whose finished maps are outputs; those of the first are ``maps``.
+        gradient_score, ablation_score: the class scores that gradients and Ablation-CAM explain.
         tft: how the graph thresholds its maps; None if it does not.
-        prior: what a search of thresholds starts from.
+        prior: where a search of thresholds starts.
         top: how many of the most probable classes are explained; None: those of the input
             ``target``.
-        preprocess: what the graph does to images itself; None if it takes prepared ones.
+        preprocess: what the graph does to images; None if it takes prepared ones.
         source_size: (h, w) of these images; None: any.
     """
 
@@ -66,8 +66,8 @@ class Assembly:
             that a file declares, what verification asks for.
         names: contract name to the graph's own name, where they differ.
         own_outputs: the outputs that the graph had before.
-        image: the input that takes images.
-        network_input: what the network sees of them, [N, C, H, W] or [N, H, W, C].
+        image: the name of the image input.
+        network_input: the network's input after preprocessing, [N, C, H, W] or [N, H, W, C].
         rules: the operators whose gradients were needed.
         nodes: how many nodes were added.
     """
@@ -92,31 +92,31 @@ def assemble(
     """Record all parts of an explaining graph.
 
     Args:
-        network: whose graph is added to, in place.
+        network: its graph is extended in place.
         meaning: of its outputs.
-        layers: that are explained, in the network's order; the target layer is the last one.
+        layers: to explain, in the network's order; the target layer is the last one.
         head: in parts, for Ablation-CAM; None without it.
-        request: what shall be added.
-        size: (H, W) of maps, which is that of the network's input.
+        request: what to add.
+        size: (H, W) of maps and of the network's input.
 
     Raises:
-        ExportError: a part cannot be made for this network.
+        ExportError: a part cannot be added to this network.
     """
     graph = network.plain.graph
     recorder = Recorder(graph)
-    made = Assembly(own_outputs=tuple(str(value.name) for value in graph.outputs))
+    assembly = Assembly(own_outputs=tuple(str(value.name) for value in graph.outputs))
     before = len(graph)
     free_contract_names(graph)
     builder = _Builder(network, meaning, request, recorder, size)
     with recorder.part("preprocess"):
-        made.image = builder.add_inputs()
-    made.network_input = builder.image
-    found = made.outputs
+        assembly.image = builder.add_inputs()
+    assembly.network_input = builder.image
+    found = assembly.outputs
     with recorder.part("head"):
-        builder.add_scores()
+        builder.record_scores()
         found["probabilities"], found["targets"] = builder.probabilities, builder.targets
     with recorder.part("gradient"):
-        pairs, made.rules = builder.gradients(layers)
+        pairs, assembly.rules = builder.gradients(layers)
     (found["activations"], found["gradients"]) = pairs[-1]
     weights = None
     if head is not None:
@@ -136,9 +136,9 @@ def assemble(
         with recorder.part("sweep"):
             swept = builder.sweep(found["original_maps"], request.tft)
         found.update(zip(names, swept, strict=True))
-    _declare(graph, made, builder)
-    made.nodes = len(graph) - before
-    return made
+    _declare(graph, assembly, builder)
+    assembly.nodes = len(graph) - before
+    return assembly
 
 
 CONTRACT = (
@@ -157,7 +157,7 @@ CONTRACT = (
 
 
 def free_contract_names(graph: ir.Graph) -> None:
-    """Rename tensors inside the graph that are called as the contract calls its own."""
+    """Rename tensors inside the graph whose names the contract reserves."""
     reserved = {value.name for value in (*graph.inputs, *graph.outputs)}
     for node in graph:
         for value in node.outputs:
@@ -168,29 +168,29 @@ def free_contract_names(graph: ir.Graph) -> None:
             value.name = f"n/{value.name}"
 
 
-def _declare(graph: ir.Graph, made: Assembly, builder: _Builder) -> None:
-    """Make the new tensors outputs of the graph, by the contract's names where these are free."""
+def _declare(graph: ir.Graph, assembly: Assembly, builder: _Builder) -> None:
+    """Make the new tensors graph outputs, under the contract's names where these are free."""
     taken = {str(value.name) for value in (*graph.inputs, *graph.outputs)} - {"target"}
     target = builder.target_input
     if target is not None and target.name != "target":
-        made.names["target"] = str(target.name)
-    if made.image != "image":
-        made.names["image"] = made.image
-    for name, tensor in made.outputs.items():
-        wanted = f"whycam_{name}" if name in taken else name
+        assembly.names["target"] = str(target.name)
+    if assembly.image != "image":
+        assembly.names["image"] = assembly.image
+    for name, tensor in assembly.outputs.items():
+        output_name = f"whycam_{name}" if name in taken else name
         value = tensor.value
         if value.is_graph_output() or value.is_graph_input() or value.is_initializer():
             with builder.recorder.part("outputs"):
                 value = builder.recorder.op("Identity", [tensor], tensor.shape).value
-        value.name = wanted
-        value.shape = ir.Shape([_said(side) for side in tensor.shape])
+        value.name = output_name
+        value.shape = ir.Shape([_dim_text(side) for side in tensor.shape])
         value.type = ir.TensorType(tensor.dtype)
         graph.outputs.append(value)
-        if wanted != name:
-            made.names[name] = wanted
+        if output_name != name:
+            assembly.names[name] = output_name
 
 
-def _said(side: Dim) -> int | str:
+def _dim_text(side: Dim) -> int | str:
     if isinstance(side, int):
         return side
     text = "*".join(side.symbols)
@@ -198,7 +198,7 @@ def _said(side: Dim) -> int | str:
 
 
 class _Builder:
-    """The parts of one graph, as they are recorded."""
+    """Records the parts of one graph."""
 
     def __init__(
         self,
@@ -220,7 +220,7 @@ class _Builder:
         self._copies = 0
 
     def add_inputs(self) -> str:
-        """The inputs ``image`` and ``target``; returns the first one's name."""
+        """Add the inputs ``image`` and ``target``; returns the name of the first."""
         graph, request = self.recorder.graph, self.request
         own = self.network.plain.image
         fed = self._existing(own)
@@ -250,41 +250,41 @@ class _Builder:
         if request.source_size is None:
             self.recorder.symbols["h"], self.recorder.symbols["w"] = of_image[1:2], of_image[2:3]
         layout = self.network.plain.layout
-        seen = record_preprocess(
+        prepared = record_preprocess(
             self.recorder,
             fed,
             request.preprocess,
             layout,
             request.source_size,
         )
-        self._replace_input(own, fed.value, seen)
-        self.image = seen
+        self._replace_input(own, fed.value, prepared)
+        self.image = prepared
         return str(fed.value.name)
 
-    def _replace_input(self, own: ir.Value, fed: ir.Value, seen: Tensor) -> None:
-        """The network reads what preprocessing makes, the graph's input is the image itself."""
+    def _replace_input(self, own: ir.Value, fed: ir.Value, prepared: Tensor) -> None:
+        """Let the network read the preprocessed image, and the graph take the image itself."""
         graph = self.recorder.graph
         place = list(graph.inputs).index(own)
         mine = set(self.network.nodes)
         for use in list(own.uses()):
             if use.node in mine:
-                use.node.replace_input_with(use.idx, seen.value)
+                use.node.replace_input_with(use.idx, prepared.value)
         graph.inputs[place] = fed
         own.name = f"n/{own.name}"
-        # From here on the network begins at what preprocessing makes.
-        self.shapes.dims[seen.value] = self.shapes.dims[own]
-        self.shapes.dtypes[seen.value] = self.shapes.dtypes[own]
+        # From here on the network begins at the preprocessed image.
+        self.shapes.dims[prepared.value] = self.shapes.dims[own]
+        self.shapes.dtypes[prepared.value] = self.shapes.dtypes[own]
 
     def _input(self, name: str, dims: Sequence[Dim], dtype: ir.DataType) -> Tensor:
-        shape = ir.Shape([_said(side) for side in dims])
+        shape = ir.Shape([_dim_text(side) for side in dims])
         value = ir.Value(name=name, shape=shape, type=ir.TensorType(dtype))
         return Tensor(self.recorder, value, tuple(dims), dtype)
 
     def _existing(self, value: ir.Value) -> Tensor:
         return Tensor(self.recorder, value, self.shapes.dims[value], self.shapes.dtypes[value])
 
-    def add_scores(self) -> None:
-        """Logits, probabilities and the classes that are explained."""
+    def record_scores(self) -> None:
+        """Record logits, probabilities and the classes to explain."""
         meaning = self.meaning
         self.logits = self._scores(self._existing(meaning.logits))
         own = meaning.output
@@ -296,10 +296,10 @@ class _Builder:
             and self.shapes.dtypes[own] == ir.DataType.FLOAT
         )
         self.probabilities = self._existing(own) if is_own else self._probabilities(self.logits)
-        self.targets = self._resolved()
+        self.targets = self._resolve_targets()
 
     def _scores(self, raw: Tensor) -> Tensor:
-        """Class scores float32 [rows, C] from the network's own tensor; two for one logit."""
+        """Record class scores float32 [rows, C] from the network's scores; two for one logit."""
         rows = raw.shape[0]
         flat = raw.cast(ir.DataType.FLOAT).reshape((rows, -1))
         if self.meaning.task != "binary":
@@ -313,8 +313,8 @@ class _Builder:
             return self.recorder.op("Sigmoid", [logits], logits.shape)
         return self.recorder.op("Softmax", [logits], logits.shape, axis=-1)
 
-    def _resolved(self) -> Tensor:
-        """Classes int64 [N, k]: those asked for, ranks replaced."""
+    def _resolve_targets(self) -> Tensor:
+        """Record the classes to explain, int64 [N, k]: ranks are replaced by classes."""
         count = self.meaning.num_classes
         ranks = self.request.top or min(RANKS, count)
         best = self._top(ranks)
@@ -348,7 +348,7 @@ class _Builder:
     def gradients(
         self, layers: Sequence[Layer]
     ) -> tuple[list[tuple[Tensor, Tensor]], tuple[str, ...]]:
-        """Activations [N, K, h, w] and gradients [N, k, K, h, w] of each layer."""
+        """Record activations [N, K, h, w] and gradients [N, k, K, h, w] of each layer."""
         seed = self.selected
         self.one_hot = seed
         task = self.meaning.task
@@ -362,7 +362,7 @@ class _Builder:
         rows = self._rows_of_last_layer() if self.request.gradient_score == "logit" else None
         if rows is not None:
             end, flat = rows
-        found, rules = reverse(
+        gradients, rules = reverse(
             self.network.nodes,
             self.recorder,
             self.shapes,
@@ -372,14 +372,14 @@ class _Builder:
             self.classes,
         )
         pairs = []
-        for layer, gradient in zip(layers, found, strict=True):
+        for layer, gradient in zip(layers, gradients, strict=True):
             activations = self._existing(layer.value).cast(ir.DataType.FLOAT).transpose(layer.order)
             in_order = gradient.transpose(layer.order)
             pairs.append((activations, in_order.reshape((BATCH, self.classes, *layer.shape))))
         return pairs, tuple(rules)
 
     def _flat_seed(self, seed: Tensor) -> Tensor:
-        """[N, k, C] as the gradient of the network's own logits, with N k for N."""
+        """Reshape [N, k, C] to the gradient of the network's logits, with N k for N."""
         flat = seed.reshape((BATCH * self.classes, self.meaning.num_classes))
         if self.meaning.task == "binary":
             flat = flat @ self.recorder.constant(np.array([[-0.5], [0.5]], np.float32))
@@ -389,9 +389,9 @@ class _Builder:
         )
 
     def _rows_of_last_layer(self) -> tuple[ir.Value, Tensor] | None:
-        """The input of the last linear layer, and the gradient there: the class's row of weights.
+        """Find the last linear layer's input and its gradient, the class's row of weights.
 
-        A one-hot seed times all weights is one row of them, so that most need not be read.
+        A one-hot seed times all weights is one row of them, so the others need not be read.
         """
         node = self.meaning.logits.producer()
         if node is not None and node.op_type == "Add":
@@ -418,8 +418,8 @@ class _Builder:
         return source, row if axis == 0 else row.transpose((1, 0))
 
     def ablation(self, head: Head) -> Tensor:
-        """Ablation-CAM's channel weights, [N, k, K]."""
-        drops = logit_drops(self.network, head, self.recorder, self._own_logits())
+        """Record Ablation-CAM's channel weights, [N, k, K]."""
+        drops = logit_drops(self.network, head, self.recorder, self._network_logits())
         if self.meaning.task == "binary":
             drops = self.xp.concat([drops * -0.5, drops * 0.5], axis=2)
         independent = self.meaning.task == "sigmoid"
@@ -427,20 +427,20 @@ class _Builder:
             self.logits, drops, self.one_hot, self.request.ablation_score, independent
         )
 
-    def _own_logits(self) -> Tensor:
-        """The network's own logits, [N, C], or [N, 1] of one."""
+    def _network_logits(self) -> Tensor:
+        """Return the network's logits, [N, C], or [N, 1] for one."""
         return self._existing(self.meaning.logits).cast(ir.DataType.FLOAT).reshape((BATCH, -1))
 
     def map(
         self, method: Method, pairs: Sequence[tuple[Tensor, Tensor]], weights: Tensor | None
     ) -> Tensor:
-        """The finished map of one method, [N, k, H, W]."""
+        """Record the finished map of one method, [N, k, H, W]."""
         own = weights if method == "ablation" else None
         raws = [raw_map(method, a, g, own) for a, g in pairs]
         return finish(fuse(raws) if len(raws) > 1 else raws[0], self.size)  # type: ignore[no-any-return]
 
     def sweep(self, maps: Tensor, tft: Tft) -> list[Tensor]:
-        """Thresholded maps, thresholds, rpi and masked probabilities."""
+        """Record thresholded maps, thresholds, rpi and masked probabilities."""
         indices = [self.probabilities, self.targets]
         own = self.recorder.op("GatherElements", indices, self.targets.shape, axis=1)
         if self.request.prior is None:
@@ -448,12 +448,12 @@ class _Builder:
         return record_search(maps, own, tft, self.request.prior, self._masked)
 
     def _masked(self, masks: Tensor) -> Tensor:
-        """p_c of masked images: masks [N, k, T, H, W] to [N, k, T]."""
+        """Record p_c of masked images: masks [N, k, T, H, W] to [N, k, T]."""
         image = self.image
         if image.dtype == ir.DataType.UINT8:
             raise ExportError(
-                "TFT masks the normalised image, and this network's input are uint8 pixels that it "
-                "normalises itself: export without the output tft"
+                "TFT masks the normalised image, but this network normalises uint8 pixels itself: "
+                "export without the output tft"
             )
         mask = masks[..., None] if self.network.plain.layout == "NHWC" else masks[:, :, :, None]
         shown = (mask.cast(image.dtype) * image[:, None, None]).reshape(

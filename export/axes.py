@@ -1,8 +1,8 @@
-"""Which axis of a tensor is batch, channel, row and column: followed from the image, not guessed.
+"""Track which axis of a tensor is batch, channel, row or column, from the image on.
 
-An axis is made of atoms (what, stride, length): a row axis of 56 split into 8 windows of 7 is two
-atoms of ``Y``, and is a row axis again once they meet in order. Transposes and reshapes carry atoms
-along; convolutions and linear layers make new channels.
+An axis consists of atoms (what, stride, length): a row axis of 56 split into 8 windows of 7 is two
+atoms of ``Y``, and is a row axis again when they are joined in order. Transposes and reshapes move
+atoms; convolutions and linear layers create new channels.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Axes = tuple[Axis | None, ...]
 def find_axes(
     nodes: Iterable[ir.Node], image: ir.Value, layout: str, shapes: Shapes
 ) -> dict[ir.Value, Axes]:
-    """The axes of every tensor that depends on the image, as far as they can be followed.
+    """Find the axes of every tensor that depends on the image, as far as they can be tracked.
 
     Args:
         nodes: in an order in which they can run.
@@ -55,24 +55,24 @@ def find_axes(
         shapes: of all tensors.
     """
     found: dict[ir.Value, Axes] = {
-        image: _named("BCYX" if layout == "NCHW" else "BYXC", shapes.dims[image])
+        image: _whole_axes("BCYX" if layout == "NCHW" else "BYXC", shapes.dims[image])
     }
     for node in nodes:
-        # A convolution says itself what its axes are, even where those before it were lost.
+        # A convolution defines its axes, even where its input's are unknown.
         if node.op_type != "Conv" and not any(value in found for value in node.inputs):
             continue
         for value in node.outputs:
             dims = shapes.dims.get(value)
             if dims is None:
                 continue
-            axes = _through(node, dims, found, shapes)
+            axes = _propagate(node, dims, found, shapes)
             if axes is not None:
                 found[value] = axes
     return found
 
 
 def find_channel_order(axes: Axes | None, dims: Dims) -> tuple[int, int, int, int] | None:
-    """How a tensor of four axes is transposed to [N, K, h, w]; None if it is no such tensor."""
+    """Find the permutation of a tensor to [N, K, h, w]; None if its axes are others."""
     if axes is None or len(axes) != 4:
         return None
     places = {}
@@ -89,25 +89,27 @@ def find_channel_order(axes: Axes | None, dims: Dims) -> tuple[int, int, int, in
     return places["B"], places["C"], places["Y"], places["X"]
 
 
-def _named(letters: str, dims: Dims) -> Axes:
+def _whole_axes(letters: str, dims: Dims) -> Axes:
     return tuple((Atom(letter, 1, side),) for letter, side in zip(letters, dims, strict=True))
 
 
-def _through(node: ir.Node, dims: Dims, found: dict[ir.Value, Axes], shapes: Shapes) -> Axes | None:
+def _propagate(
+    node: ir.Node, dims: Dims, found: dict[ir.Value, Axes], shapes: Shapes
+) -> Axes | None:
     kind = node.op_type
     if kind == "Conv":
-        return _named("BCYX", dims) if len(dims) == 4 and dims[0] == BATCH else None
+        return _whole_axes("BCYX", dims) if len(dims) == 4 and dims[0] == BATCH else None
     source = next((each for each in node.inputs if each in found), None)
     if source is None:
         return None
     axes, before = found[source], shapes.dims[source]
     if kind == "ConvTranspose":
-        return _named("BCYX", dims) if len(dims) == 4 else None
+        return _whole_axes("BCYX", dims) if len(dims) == 4 else None
     if kind == "Transpose":
         order = node.attributes["perm"].as_ints() if "perm" in node.attributes else None
         return tuple(axes[i] for i in order or range(len(axes) - 1, -1, -1))
     if kind in ("Reshape", "Flatten", "Squeeze", "Unsqueeze"):
-        return _regrouped(axes, dims)
+        return _regroup(axes, dims)
     if kind in ("MatMul", "Gemm"):
         return (*axes[:-1], (Atom("C", 1, dims[-1]),)) if len(axes) == len(dims) else None
     if kind.startswith(("Reduce", "Global")) and len(dims) != len(axes):
@@ -115,10 +117,10 @@ def _through(node: ir.Node, dims: Dims, found: dict[ir.Value, Axes], shapes: Sha
         return tuple(axis for i, axis in enumerate(axes) if i not in gone)
     if kind in ("Concat", "Slice", "Split", "Pad", "Gather") and len(dims) == len(axes):
         return tuple(
-            _resized(axis, old, new) for axis, old, new in zip(axes, before, dims, strict=True)
+            _resize(axis, old, new) for axis, old, new in zip(axes, before, dims, strict=True)
         )
     if kind in _KEEPING or len(dims) == len(axes):
-        return _merged([found.get(each) for each in node.inputs if each is not None], dims)
+        return _merge([found.get(each) for each in node.inputs if each is not None], dims)
     return None
 
 
@@ -129,8 +131,8 @@ def _reduced(node: ir.Node, shapes: Shapes) -> list[int]:
     return list(attribute.as_ints()) if attribute is not None else []
 
 
-def _resized(axis: Axis | None, old: Dim, new: Dim) -> Axis | None:
-    """Give an axis another length: channels stay channels; places are no longer known."""
+def _resize(axis: Axis | None, old: Dim, new: Dim) -> Axis | None:
+    """Give an axis another length: channels stay channels; positions become unknown."""
     if old == new:
         return axis
     if axis is not None and len(axis) == 1 and axis[0].what == "C":
@@ -138,8 +140,8 @@ def _resized(axis: Axis | None, old: Dim, new: Dim) -> Axis | None:
     return None
 
 
-def _merged(candidates: list[Axes | None], dims: Dims) -> Axes | None:
-    """Of operands that broadcast: along each axis that of one which has its full length."""
+def _merge(candidates: list[Axes | None], dims: Dims) -> Axes | None:
+    """Merge the axes of operands that broadcast: those of an operand of full length."""
     known = [axes for axes in candidates if axes is not None and len(axes) <= len(dims)]
     if not known:
         return None
@@ -166,8 +168,8 @@ def _length(axis: Axis) -> Dim:
     return total
 
 
-def _regrouped(axes: Axes, dims: Dims) -> Axes | None:
-    """A reshape: atoms in the same order, split and joined to the new lengths."""
+def _regroup(axes: Axes, dims: Dims) -> Axes | None:
+    """Follow a reshape: split and join atoms, in order, to the new lengths."""
     pending: list[Atom] = []
     for axis in axes:
         if axis is None:
@@ -181,7 +183,7 @@ def _regrouped(axes: Axes, dims: Dims) -> Axes | None:
             if not pending:
                 return None
             atom = pending.pop(0)
-            rest = _quotient(left, atom.length)
+            rest = _divide(left, atom.length)
             if rest is not None:
                 taken.append(atom)
                 left = rest
@@ -192,19 +194,19 @@ def _regrouped(axes: Axes, dims: Dims) -> Axes | None:
             taken.append(Atom(atom.what, atom.stride * inner, left))
             pending.insert(0, Atom(atom.what, atom.stride, inner))
             left = 1
-        result.append(_joined(taken))
+        result.append(_join(taken))
     if pending:
         return None
     missing = [
         what for what in "BCYX" if not any(a.what == what for axis in result if axis for a in axis)
     ]
-    # Axes of length 1 are told apart by their order.
+    # Axes of length 1 are identified by their order.
     return tuple(
         axis if axis else ((Atom(missing.pop(0), 1, 1),) if missing else None) for axis in result
     )
 
 
-def _quotient(whole: Dim, part: Dim) -> Dim | None:
+def _divide(whole: Dim, part: Dim) -> Dim | None:
     if isinstance(part, int) and isinstance(whole, int):
         return whole // part if whole % part == 0 else None
     try:
@@ -213,8 +215,8 @@ def _quotient(whole: Dim, part: Dim) -> Dim | None:
         return None
 
 
-def _joined(atoms: list[Atom]) -> Axis:
-    """Neighbours that continue each other become one; channels may come in any order."""
+def _join(atoms: list[Atom]) -> Axis:
+    """Join neighbouring atoms that continue each other; channels in any order."""
     if atoms and all(atom.what == "C" for atom in atoms):
         return (Atom("C", 1, _length(tuple(atoms))),)
     joined: list[Atom] = []

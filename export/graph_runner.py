@@ -1,4 +1,4 @@
-"""Run an explaining graph that is not in a file yet, with all outputs that assembly made."""
+"""Run an explaining graph in memory, with all outputs that were added."""
 
 from __future__ import annotations
 
@@ -11,47 +11,47 @@ from numpy.typing import NDArray
 
 from ..runtime.manifest import Manifest
 from .assemble import Assembly
-from .subgraph import session_of
+from .subgraph import open_model_session
 
 
 class GraphRunner:
-    """An explaining graph in ONNX Runtime, with all outputs that assembly made.
+    """An explaining graph in ONNX Runtime, with all outputs that were added.
 
     Attributes:
         tensors: the outputs by contract name.
     """
 
-    def __init__(self, model: ir.Model, made: Assembly, manifest: Manifest) -> None:
-        self.tensors = dict(made.outputs)
-        self._names = {name: made.names.get(name, name) for name in self.tensors}
+    def __init__(self, model: ir.Model, assembly: Assembly, manifest: Manifest) -> None:
+        self.tensors = dict(assembly.outputs)
+        self._names = {name: assembly.names.get(name, name) for name in self.tensors}
         outputs = model.graph.outputs
         extra = None
-        if manifest.embedded_preprocess and made.network_input is not None:
-            extra = made.network_input.value
-            self.tensors["network_input"] = made.network_input
+        if manifest.embedded_preprocess and assembly.network_input is not None:
+            extra = assembly.network_input.value
+            self.tensors["network_input"] = assembly.network_input
             self._names["network_input"] = str(extra.name)
             outputs.append(extra)
-        self._session = session_of(model)
+        self._session = open_model_session(model)
         if extra is not None:
             outputs.remove(extra)
         self._image_type = manifest.image_type
-        self._image = made.names.get("image", made.image)
-        self._target = made.names.get("target", "target") if manifest.top is None else None
-        self._own = made.own_outputs
+        self._image = assembly.names.get("image", assembly.image)
+        self._target = assembly.names.get("target", "target") if manifest.top is None else None
+        self._own_outputs = assembly.own_outputs
 
     def run(
         self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]
     ) -> dict[str, NDArray[Any]]:
-        """See ``verify.Runner``."""
-        named = self._feeds(feeds["image"], feeds["target"])
-        found = self._session.run([self._names[name] for name in outputs], named)
-        return dict(zip(outputs, found, strict=True))
+        """Compute outputs by contract name, see ``verify.Runner``."""
+        inputs = self._inputs(feeds["image"], feeds["target"])
+        arrays = self._session.run([self._names[name] for name in outputs], inputs)
+        return dict(zip(outputs, arrays, strict=True))
 
-    def own(self, image: NDArray[Any]) -> list[NDArray[Any]]:
-        """See ``verify.Runner``."""
+    def run_original_outputs(self, image: NDArray[Any]) -> list[NDArray[Any]]:
+        """Compute the outputs that the file had before, see ``verify.Runner``."""
         target = np.full((len(image), 1), -1, np.int64)
-        return list(self._session.run(list(self._own), self._feeds(image, target)))
+        return list(self._session.run(list(self._own_outputs), self._inputs(image, target)))
 
-    def _feeds(self, image: NDArray[Any], target: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    def _inputs(self, image: NDArray[Any], target: NDArray[Any]) -> dict[str, NDArray[Any]]:
         image = image.astype(self._image_type, copy=False)
         return {self._image: image} | ({} if self._target is None else {self._target: target})

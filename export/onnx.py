@@ -199,7 +199,7 @@ def to_onnx(
             from .references_torch import check_translation
 
             image = draw_natural_images(np.random.default_rng(0), 2, _without_preprocess(manifest))
-            check_translation(loaded.module, original.outputs(image)[0], image)
+            check_translation(loaded.module, original.run(image)[0], image)
         step(STEPS[2])
         assembly = assemble(
             network,
@@ -334,7 +334,7 @@ def _check_is_no_probability(
     """
     rng = np.random.default_rng(0)
     images = draw_natural_images(rng, 2, _without_preprocess(manifest))
-    outputs = dict(zip(original.names, original.outputs(images), strict=True))
+    outputs = dict(zip(original.names, original.run(images), strict=True))
     values = np.asarray(outputs[str(meaning.output.name)], np.float64).reshape(2, -1)
     within = bool(values.min() >= 0 and values.max() <= 1)
     if within and (values.shape[1] == 1 or np.abs(values.sum(-1) - 1).max() < 1e-3):

@@ -1,4 +1,4 @@
-"""What an export shall hold: the user's options, checked and completed."""
+"""Check the options of an export, and complete them for a network."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LARGEST_SIDE = 2**15
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """The arguments of ``to_onnx`` that say what the file shall hold."""
+    """The arguments of ``to_onnx`` that choose what the file contains."""
 
     outputs: Sequence[str]
     methods: Sequence[str] | None
@@ -37,10 +37,10 @@ class ExportOptions:
     top: int | None
 
     def check(self) -> None:
-        """Refuse what contradicts itself, before any work is done.
+        """Refuse options that contradict each other, before any work is done.
 
         Raises:
-            RequestError: says what, and what to do.
+            RequestError: two options do not go together, or one is unknown.
         """
         unknown = [name for name in self.outputs if name not in OUTPUTS]
         if unknown or not self.outputs:
@@ -108,20 +108,20 @@ def plan_export(
     """Complete the options for one network.
 
     Returns:
-        What shall be added; the priors that the file keeps; the reading of TFT that it recommends.
+        What to add; the priors that the file keeps; the settings of TFT that it recommends.
 
     Raises:
-        ExportError, RequestError: the network cannot have it.
+        ExportError, RequestError: the options do not fit the network.
     """
     if meaning.task == "none" and "tft" in options.outputs:
         raise ExportError(
-            "TFT looks for the threshold that raises a class's probability most, and with task "
-            "none outputs are values: leave out the output tft"
+            "TFT maximises a class's probability, and with task none there are no probabilities: "
+            "leave out the output tft"
         )
     if options.top is not None and options.top > meaning.num_classes:
         raise RequestError(f"top {options.top} of {meaning.num_classes} classes")
     score: Score = options.score or "logit"
-    methods, map_methods = _methods(options, head, meaning, score)
+    methods, map_methods = _choose_methods(options, head, meaning, score)
     own = map_methods[0] if map_methods else None
     tft = options.tft or Tft()
     prior = None
@@ -144,10 +144,10 @@ def plan_export(
     return request, kept, tft
 
 
-def _methods(
+def _choose_methods(
     options: ExportOptions, head: Head, meaning: OutputMeaning, score: Score
 ) -> tuple[tuple[Method, ...], tuple[Method, ...]]:
-    """What the file supports, and whose maps it finishes."""
+    """Choose the methods that the file supports, and those whose finished maps it returns."""
     has_cam = head.is_pooled_linear and score == "logit"
     groups = options.groups
     finishes = groups != ("raw",)

@@ -1,4 +1,4 @@
-"""What a classifier's outputs mean: recognised from the graph, never guessed from values."""
+"""Interpret a classifier's outputs from the graph: logits, probabilities, task."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from ..runtime.manifest import Task
 from .recorder import Dims, Size
 from .shapes import Shapes
 
-_MOVERS = {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout", "Cast"}
+_RESHAPES = {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout", "Cast"}
 _INDICES = {"ArgMax", "TopK"}
 _LAST_OF_AN_ACTIVATION = {"Div", "Reciprocal", "Exp", "Clip", "Mul", "HardSigmoid"}
 
 
 @dataclass(frozen=True)
 class OutputMeaning:
-    """How the scores of a network are to be read.
+    """What the outputs of a network mean.
 
     Attributes:
         task: see the manifest.
-        output: the graph output that was looked at.
-        logits: the tensor that is differentiated; one element a class and image, in any shape.
+        output: the graph output with the class scores.
+        logits: the tensor to differentiate; one element per class and image, in any shape.
         num_classes: C; for ``binary`` 2, though there is one logit.
-        activation: the operator that ends the file, None where there is none.
-        note: what the user should know; None where nothing was assumed.
+        activation: the operator between logits and output, or None.
+        note: what was assumed, for the user; None where nothing was.
     """
 
     task: Task
@@ -49,27 +49,31 @@ def interpret_outputs(
     Args:
         outputs: of the graph.
         shapes: of its tensors.
-        task: what the user says; by default what the graph's last operator says.
+        task: as the user states; by default inferred from the graph's last operator.
         output: the name or number of the output to explain; needed where there are several.
 
     Raises:
-        ExportError: there is no output with one number a class, or several.
+        ExportError: no output, or more than one, holds one number per class.
     """
-    chosen = _named(outputs, output, shapes) if output is not None else _only(outputs, shapes)
-    count = _classes(shapes.dims.get(chosen, ()))
+    chosen = (
+        _find_output(outputs, output, shapes)
+        if output is not None
+        else _choose_output(outputs, shapes)
+    )
+    count = _count_classes(shapes.dims.get(chosen, ()))
     if count is None:
         raise ExportError(
-            f"the output '{chosen.name}' {_said(shapes.dims.get(chosen))} does not hold one "
+            f"the output '{chosen.name}' {_shape_text(shapes.dims.get(chosen))} does not hold one "
             "number a class and image: detectors and segmenters are not classifiers"
         )
-    activation, before = _activation(chosen, shapes)
+    activation, before = _find_activation(chosen, shapes)
     if activation in _INDICES:
         raise ExportError(
             f"the output '{chosen.name}' holds class numbers ({activation}), not scores: export "
             "the network without that step, or name an earlier output with --output-name"
         )
     if task is None:
-        return _recognised(chosen, before, activation, count)
+        return _infer_meaning(chosen, before, activation, count)
     logits = chosen if activation is None or task == "none" else before
     if task == "binary" and count != 1:
         raise ExportError(f"task binary is for one logit; '{chosen.name}' has {count} numbers")
@@ -81,7 +85,7 @@ def interpret_outputs(
     return OutputMeaning(task, chosen, logits, 2 if task == "binary" else count, activation, None)
 
 
-def _recognised(
+def _infer_meaning(
     output: ir.Value, before: ir.Value, activation: str | None, count: int
 ) -> OutputMeaning:
     if count == 1:
@@ -93,8 +97,8 @@ def _recognised(
         note = None
         if activation is None:
             note = (
-                "the network has one output and no sigmoid: it was taken for the logit of a "
-                "yes-or-no question. If it is a value (regression), pass --task none"
+                "the network has one output and no sigmoid: it was taken for a binary logit. If "
+                "it is a value (regression), pass --task none"
             )
         logits = output if activation is None else before
         return OutputMeaning("binary", output, logits, 2, activation, note)
@@ -104,27 +108,27 @@ def _recognised(
         return OutputMeaning("softmax", output, before, count, activation, None)
     note = (
         f"the network ends without softmax or sigmoid: its {count} outputs were taken for logits "
-        "of one class each image. If labels are independent, pass --task sigmoid; if they are "
+        "of exclusive classes. If labels are independent, pass --task sigmoid; if outputs are "
         "values, --task none"
     )
     return OutputMeaning("softmax", output, output, count, None, note)
 
 
-def _activation(value: ir.Value, shapes: Shapes) -> tuple[str | None, ir.Value]:
-    """The operator that turns logits into the output, and its input; through mere reshapes."""
+def _find_activation(value: ir.Value, shapes: Shapes) -> tuple[str | None, ir.Value]:
+    """Find the operator that turns logits into the output, and its input; reshapes are skipped."""
     node = value.producer()
     logarithm = False
     while node is not None:
         first = node.inputs[0]
         if first is None:
             break
-        if node.op_type in _MOVERS or (node.op_type == "Transpose" and _is_flat(first, shapes)):
+        if node.op_type in _RESHAPES or (node.op_type == "Transpose" and _is_flat(first, shapes)):
             node = first.producer()
         elif node.op_type == "Log" and not logarithm:
             logarithm = True
             node = first.producer()
         elif node.op_type in ("Softmax", "LogSoftmax"):
-            if not _over_classes(node, first, shapes):
+            if not _is_over_classes(node, first, shapes):
                 break
             return ("LogSoftmax" if logarithm else node.op_type), first
         elif node.op_type == "Sigmoid" and not logarithm:
@@ -137,28 +141,28 @@ def _activation(value: ir.Value, shapes: Shapes) -> tuple[str | None, ir.Value]:
 
 
 def may_be_probabilities(value: ir.Value) -> bool:
-    """Whether an output's last operator may be part of a softmax or sigmoid written out."""
+    """Tell whether an output may end in a softmax or sigmoid written in other operators."""
     node = value.producer()
-    while node is not None and node.op_type in _MOVERS and node.inputs[0] is not None:
+    while node is not None and node.op_type in _RESHAPES and node.inputs[0] is not None:
         node = node.inputs[0].producer()
     return node is not None and node.op_type in _LAST_OF_AN_ACTIVATION
 
 
 def _is_flat(value: ir.Value, shapes: Shapes) -> bool:
-    """Whether only one axis besides the batch has more than one element."""
+    """Tell whether only one axis besides the batch has more than one element."""
     dims = shapes.dims.get(value, ())
     return sum(isinstance(side, int) and side > 1 for side in dims) <= 1
 
 
-def _over_classes(node: ir.Node, value: ir.Value, shapes: Shapes) -> bool:
+def _is_over_classes(node: ir.Node, value: ir.Value, shapes: Shapes) -> bool:
     dims = shapes.dims.get(value, ())
     default = node.attributes.get("axis")
     axis = (default.as_int() if default is not None else -1) % max(1, len(dims))
-    return bool(dims) and _classes(dims) == dims[axis]
+    return bool(dims) and _count_classes(dims) == dims[axis]
 
 
-def _classes(dims: Dims) -> int | None:
-    """C of [N, C], [N, C, 1, 1] and the like; None for other shapes."""
+def _count_classes(dims: Dims) -> int | None:
+    """Return C of [N, C], [N, C, 1, 1] and the like; None for other shapes."""
     if not dims or dims[0] != Size(1, ("N",)):
         return None
     rest = dims[1:]
@@ -170,35 +174,35 @@ def _classes(dims: Dims) -> int | None:
     return large[0] if large else 1
 
 
-def _only(outputs: Sequence[ir.Value], shapes: Shapes) -> ir.Value:
-    fitting = [value for value in outputs if _classes(shapes.dims.get(value, ())) is not None]
+def _choose_output(outputs: Sequence[ir.Value], shapes: Shapes) -> ir.Value:
+    fitting = [value for value in outputs if _count_classes(shapes.dims.get(value, ())) is not None]
     if not fitting:
-        listed = ", ".join(f"'{v.name}' {_said(shapes.dims.get(v))}" for v in outputs)
+        listed = ", ".join(f"'{v.name}' {_shape_text(shapes.dims.get(v))}" for v in outputs)
         raise ExportError(
             f"no output holds one number a class and image (there are: {listed}). Detectors and "
             "segmenters are not classifiers"
         )
-    # Logits and their softmax, both given out, say the same.
-    sources = {id(_activation(value, shapes)[1]) for value in fitting}
+    # Logits and their softmax may both be outputs.
+    sources = {id(_find_activation(value, shapes)[1]) for value in fitting}
     if len(fitting) > 1 and len(sources) > 1:
-        listed = ", ".join(f"'{v.name}' {_said(shapes.dims.get(v))}" for v in fitting)
+        listed = ", ".join(f"'{v.name}' {_shape_text(shapes.dims.get(v))}" for v in fitting)
         raise ExportError(
             f"there are several outputs that could be class scores: {listed}. Choose one with "
             "--output-name NAME"
         )
-    ended = [value for value in fitting if _activation(value, shapes)[0] is not None]
+    ended = [value for value in fitting if _find_activation(value, shapes)[0] is not None]
     return (ended or fitting)[0]
 
 
-def _named(outputs: Sequence[ir.Value], name: str, shapes: Shapes) -> ir.Value:
+def _find_output(outputs: Sequence[ir.Value], name: str, shapes: Shapes) -> ir.Value:
     for index, value in enumerate(outputs):
         if name in (value.name, str(index)):
             return value
-    listed = ", ".join(f"'{v.name}' {_said(shapes.dims.get(v))}" for v in outputs)
+    listed = ", ".join(f"'{v.name}' {_shape_text(shapes.dims.get(v))}" for v in outputs)
     raise ExportError(f"there is no output '{name}'; there are: {listed}")
 
 
-def _said(dims: Dims | None) -> str:
+def _shape_text(dims: Dims | None) -> str:
     if dims is None:
         return "of unknown shape"
     sides = [

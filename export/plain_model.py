@@ -1,8 +1,8 @@
-"""Read an ONNX classifier of any origin into one plain form that everything after it relies on.
+"""Read an ONNX classifier of any origin and normalise its graph, so that the export can rely on it.
 
-Plain means: one graph without functions or subgraphs, opset 18 or later, initializers that are no
-inputs, one image input with a free batch, shape arithmetic replaced by constants. What the file
-computes stays as it is: its float operations are neither changed nor fused.
+A plain model has one graph without functions or subgraphs, opset 18 or later, initializers that are
+not inputs, one image input with a free batch, and constants in place of shape arithmetic. Its float
+operations are neither changed nor fused.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class PlainModel:
         channels: C of the images.
         layout: ``NCHW`` or ``NHWC``.
         shapes: of every tensor.
-        metadata: what the file says about itself, as written by its exporter.
-        changes: what had to be changed to reach the plain form, for the user to read.
+        metadata: of the file, as its exporter wrote it.
+        changes: to the file's interface, for the user to read.
     """
 
     model: ir.Model
@@ -64,7 +64,7 @@ class PlainModel:
 
 
 def read_onnx_file(path: str | os.PathLike[str]) -> ir.Model:
-    """Load an ONNX file, weights included, and refuse what cannot be explained at all.
+    """Load an ONNX file with its weights, and refuse files that cannot be explained.
 
     Raises:
         ModelFileError: the file is missing, damaged, or no ONNX model.
@@ -78,7 +78,7 @@ def read_onnx_file(path: str | os.PathLike[str]) -> ir.Model:
         if not proto.graph.node:
             raise ModelFileError(f"{name} is not an ONNX model: its graph has no operators")
         if not all(isinstance(each, str) for each in _names(proto.graph)):
-            raise ModelFileError(f"{name} is damaged: it has names that are no text")
+            raise ModelFileError(f"{name} is damaged: it has names that are not text")
     except OSError as error:
         raise ModelFileError(f"cannot read {name}: {error.strerror or error}") from error
     except ModelFileError:
@@ -86,7 +86,7 @@ def read_onnx_file(path: str | os.PathLike[str]) -> ir.Model:
     except Exception as error:
         raise ModelFileError(f"{name} is not a readable ONNX file: {reason_of(error)}") from error
     try:
-        model = ir.from_proto(_upgraded(proto))
+        model = ir.from_proto(_upgrade(proto))
         _check_content(model)
         return model
     except ExportError:
@@ -96,7 +96,7 @@ def read_onnx_file(path: str | os.PathLike[str]) -> ir.Model:
 
 
 def _names(graph: onnx.GraphProto) -> Iterator[str | bytes]:
-    """All names of a graph; protobuf hands those that are no text on as bytes."""
+    """List all names of a graph; protobuf returns those that are not UTF-8 as bytes."""
     yield graph.name
     for each in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
         yield each.name
@@ -106,7 +106,7 @@ def _names(graph: onnx.GraphProto) -> Iterator[str | bytes]:
 
 
 def _check_content(model: ir.Model) -> None:
-    """Write every node and read every weight once: what is damaged in them raises here."""
+    """Serialise every node and read every weight once, which raises where they are damaged."""
     for node in model.graph.all_nodes():
         ir.serde.serialize_node(node)
     for value in model.graph.initializers.values():
@@ -114,8 +114,8 @@ def _check_content(model: ir.Model) -> None:
             value.const_value.numpy()
 
 
-def _upgraded(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The same model in opset 18 or later; in 19 or later where it is quantised."""
+def _upgrade(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Convert a model to opset 18 or later; to 19 or later where it is quantised."""
     if proto.ByteSize() > _LARGEST_FILE:
         raise ExportError(
             f"the model has {proto.ByteSize() / 2**30:.1f} GiB of weights; an ONNX file holds 2 GiB"
@@ -127,7 +127,7 @@ def _upgraded(proto: onnx.ModelProto) -> onnx.ModelProto:
         return proto
     if version < 7:
         raise ExportError(f"ONNX opset {version} is older than what can be converted (7)")
-    # The converter wants to know shapes, and that initializers are inputs in old files.
+    # The converter expects old files to declare initializers as inputs.
     try:
         if proto.ir_version < 4:
             _declare_initializers(proto)
@@ -153,17 +153,17 @@ def to_plain(
     layout: str | None = None,
     metadata: dict[str, str] | None = None,
 ) -> PlainModel:
-    """Bring a model into plain form, in place.
+    """Normalise a model to plain form, in place.
 
     Args:
         model: from ``read_onnx_file`` or PyTorch's exporter.
         image_size: (H, W), for files whose height and width are free.
-        layout: of the image input, ``NCHW`` or ``NHWC``; found from its shape by default.
+        layout: of the image input, ``NCHW`` or ``NHWC``; inferred from its shape by default.
         metadata: of the file.
 
     Raises:
-        ExportError: it cannot be explained: operators that are not ONNX's, several inputs, control
-            flow, shapes that depend on the data.
+        ExportError: it cannot be explained, because of operators outside ONNX, several inputs,
+            control flow, or shapes that depend on the data.
     """
     changes: list[str] = []
     passes.InlinePass()(model)
@@ -185,7 +185,7 @@ def to_plain(
     shapes = find_shapes(graph, {image: inner})
     _drop_strided_views(graph, shapes)
     _drop_expansions(graph, shapes)
-    _fold(graph, shapes)
+    _fold_constants(graph, shapes)
     passes.RemoveUnusedNodesPass()(model)
     for value in graph.outputs:
         if value in shapes.dims:
@@ -222,15 +222,15 @@ def _normalise_domains(model: ir.Model) -> None:
 
 
 def rename_einsum_indices(equation: str) -> str:
-    """Rename the indices of an Einsum equation to a, b, c ..: TensorRT reads no others.
+    """Rename the indices of an Einsum equation to a, b, c .., as TensorRT requires.
 
-    More than 26 indices have no such names: the equation stays as it is.
+    An equation of more than 26 indices stays as it is.
     """
-    met = dict.fromkeys(letter for letter in equation if letter.isalpha())
-    if len(met) > len(ascii_lowercase):
+    indices = dict.fromkeys(letter for letter in equation if letter.isalpha())
+    if len(indices) > len(ascii_lowercase):
         return equation
-    small = dict(zip(met, ascii_lowercase, strict=False))
-    return "".join(small.get(letter, letter) for letter in equation)
+    renamed = dict(zip(indices, ascii_lowercase, strict=False))
+    return "".join(renamed.get(letter, letter) for letter in equation)
 
 
 def _check_operators(graph: ir.Graph) -> None:
@@ -250,7 +250,7 @@ def _check_operators(graph: ir.Graph) -> None:
 
 
 def _name_nodes(graph: ir.Graph) -> None:
-    """Every node and value gets a name of its own; none begins with ``whycam/``."""
+    """Give every node and value a unique name that does not begin with ``whycam/``."""
     taken: set[str] = set()
     for index, node in enumerate(graph):
         name = node.name or f"{node.op_type}_{index}"
@@ -276,31 +276,31 @@ def _image_input(graph: ir.Graph) -> ir.Value:
                 "float16 or uint8"
             )
         return value
-    said = ", ".join(f"'{value.name}' {value.shape}" for value in used) or "none"
+    listed = ", ".join(f"'{value.name}' {value.shape}" for value in used) or "none"
     raise ExportError(
         "an image classifier has one input of four axes (batch, channels, height, width); this one "
-        f"has: {said}"
+        f"has: {listed}"
     )
 
 
 def _image_geometry(
-    image: ir.Value, wanted: tuple[int, int] | None, layout: str | None
+    image: ir.Value, requested: tuple[int, int] | None, layout: str | None
 ) -> tuple[int, tuple[int, int], str, int | None]:
-    """Channels, (H, W), layout, and the batch where it is fixed."""
+    """Read channels, (H, W), layout, and the batch where it is fixed."""
     assert image.shape is not None
     sides = [side if isinstance(side, int) and side > 0 else None for side in image.shape]
     if layout is None:
-        layout = _layout_of(image, sides)
+        layout = _infer_layout(image, sides)
     places = (1, 2, 3) if layout == "NCHW" else (3, 1, 2)
     channels, height, width = (sides[place] for place in places)
     if channels is None:
         channels = 3
-    if (height is None or width is None) and wanted is None:
+    if (height is None or width is None) and requested is None:
         raise ExportError(
-            f"the input '{image.name}' {image.shape} takes images of any size: say which one shall "
-            "be explained with --image-size HEIGHTxWIDTH"
+            f"the input '{image.name}' {image.shape} takes images of any size: choose one with "
+            "--image-size HEIGHTxWIDTH"
         )
-    size = wanted or (height or 0, width or 0)
+    size = requested or (height or 0, width or 0)
     if (height not in (None, size[0])) or (width not in (None, size[1])):
         raise ExportError(
             f"the input '{image.name}' takes images of {height} x {width} pixels only, not "
@@ -309,8 +309,8 @@ def _image_geometry(
     return channels, size, layout, sides[0]
 
 
-def _layout_of(image: ir.Value, sides: Sequence[int | None]) -> str:
-    """Few numbers along an axis are channels."""
+def _infer_layout(image: ir.Value, sides: Sequence[int | None]) -> str:
+    """Infer the layout: the axis of length 1, 3 or 4 holds the channels."""
     first, last = sides[1], sides[3]
     few = (1, 3, 4)
     if first in few and last not in few:
@@ -323,8 +323,8 @@ def _layout_of(image: ir.Value, sides: Sequence[int | None]) -> str:
     if reader.op_type == "Transpose" and list(reader.attributes["perm"].as_ints()) == [0, 3, 1, 2]:
         return "NHWC"
     raise ExportError(
-        f"cannot tell which axis of the input '{image.name}' {image.shape} holds the channels: say "
-        "so with --layout NCHW or --layout NHWC"
+        f"cannot tell which axis of the input '{image.name}' {image.shape} holds the channels: "
+        "pass --layout NCHW or --layout NHWC"
     )
 
 
@@ -347,11 +347,11 @@ def _resolve_conditions(graph: ir.Graph, inputs: dict[ir.Value, tuple[int, ...]]
 def _known_condition(
     graph: ir.Graph, node: ir.Node, inputs: dict[ir.Value, tuple[int, ...]]
 ) -> bool:
-    found = propagate(graph, inputs, until=node)
-    value = found.constants.get(node.inputs[0]) if node.inputs[0] is not None else None
+    known = propagate(graph, inputs, until=node)
+    value = known.constants.get(node.inputs[0]) if node.inputs[0] is not None else None
     if value is None:
         raise ExportError(
-            f"the node '{node.name}' (If) decides by the image's contents: such networks cannot be "
+            f"the node '{node.name}' (If) depends on the image's contents: such networks cannot be "
             "explained by one graph"
         )
     return bool(value)
@@ -374,16 +374,16 @@ def _splice(graph: ir.Graph, node: ir.Node, branch: ir.Graph) -> None:
 
 
 def _free_batch(graph: ir.Graph, image: ir.Value, batch: int, inner: tuple[int, ...]) -> None:
-    """Let a file of a fixed batch take any: its reshapes no longer spell the batch out."""
-    found = propagate(graph, {image: (batch, *inner)})
+    """Let a file with a fixed batch take any, by removing the batch from its reshapes."""
+    known = propagate(graph, {image: (batch, *inner)})
     depends = {image}
     for node in graph:
         if any(value in depends for value in node.inputs):
             depends.update(node.outputs)
         if node.op_type != "Reshape" or node.inputs[0] not in depends:
             continue
-        shape = found.shapes.get(node.outputs[0])
-        if shape is None or node.inputs[1] not in found.constants:
+        shape = known.shapes.get(node.outputs[0])
+        if shape is None or node.inputs[1] not in known.constants:
             continue
         _set_shape_input(graph, node, [-1, *shape[1:]])
 
@@ -431,7 +431,7 @@ def _drop_strided_views(graph: ir.Graph, shapes: Shapes) -> None:
 
 
 def _drop_expansions(graph: ir.Graph, shapes: Shapes) -> None:
-    """Leave out an Expand whose readers broadcast anyway, as PyTorch writes for a normalisation."""
+    """Remove each Expand whose readers broadcast anyway, as PyTorch writes for normalisations."""
     for node in list(graph):
         output = node.outputs[0]
         source = node.inputs[0] if node.inputs else None
@@ -452,8 +452,8 @@ def _drop_expansions(graph: ir.Graph, shapes: Shapes) -> None:
             graph.remove(node, safe=True)
 
 
-def _fold(graph: ir.Graph, shapes: Shapes) -> None:
-    """Replace shape arithmetic by constants; reshapes by ones that need no arithmetic."""
+def _fold_constants(graph: ir.Graph, shapes: Shapes) -> None:
+    """Replace shape arithmetic by constants, also in reshapes."""
     for node in list(graph):
         output = node.outputs[0]
         if node.op_type == "Reshape" and node.inputs[0] is not None:
@@ -480,7 +480,7 @@ def _fold(graph: ir.Graph, shapes: Shapes) -> None:
         ):
             if any(value.is_graph_output() for value in node.outputs):
                 continue
-            if node.op_type in _QUANTISATION:  # engines look for it to compute in integers
+            if node.op_type in _QUANTISATION:  # engines need it to compute in integers
                 continue
             for value in node.outputs:
                 if value.uses():

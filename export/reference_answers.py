@@ -1,4 +1,4 @@
-"""The reference answers that a file carries, by which every engine is checked when it loads it."""
+"""Compute the reference answers in a file, by which every engine is checked on loading."""
 
 from __future__ import annotations
 
@@ -15,41 +15,48 @@ from .references import Reference as Network
 def compute_reference_answers(
     runner: GraphRunner, network: Network, manifest: Manifest, is_fused: bool
 ) -> tuple[Reference, ...]:
-    """What the network itself answers for the built-in test patterns, as far as it can be asked.
+    """Compute the network's answers for the built-in test patterns.
 
-    Where it cannot, the graph's own answers, which verification has held against it.
+    Where the network does not give gradients or activations, the verified graph's are taken.
     """
-    found = []
+    answers = []
     method = selftest.method_of(manifest)
     names = [*runner.tensors]
     for index in range(selftest.PATTERNS):
         image = selftest.make_input(manifest, index).astype(manifest.image_type)
         feeds = {"image": image, "target": np.array([[-1]], np.int64)}
-        own = runner.run(feeds, names)
-        activations, raw = network.forward(own.get("network_input", image))
+        outputs = runner.run(feeds, names)
+        activations, raw = network.forward(outputs.get("network_input", image))
         exact = compute_probabilities(raw, manifest.task)
         target = int(exact[0].argmax())
-        gradients = own["gradients"][:, :1].astype(np.float64)
-        weights = own.get("ablation_weights")
+        gradients = outputs["gradients"][:, :1].astype(np.float64)
+        weights = outputs.get("ablation_weights")
         if activations is None:
-            activations = own["activations"].astype(np.float64)
+            activations = outputs["activations"].astype(np.float64)
         seed = differentiate_score(raw, np.array([target]), manifest.gradient_score, manifest.task)
-        true = network.gradient(activations, seed)
-        if true is not None:
-            gradients = true[:, None]
+        exact_gradients = network.gradient(activations, seed)
+        if exact_gradients is not None:
+            gradients = exact_gradients[:, None]
         if is_fused:
             layers = [n.removeprefix("activations_") for n in names if n.startswith("activations_")]
             raws = [
-                cam.raw_map("layercam", own[f"activations_{i}"], own[f"gradients_{i}"][:, :1])
+                cam.raw_map(
+                    "layercam", outputs[f"activations_{i}"], outputs[f"gradients_{i}"][:, :1]
+                )
                 for i in layers
             ]
             raw_map = cam.fuse(
-                [*raws, cam.raw_map("layercam", own["activations"], own["gradients"][:, :1])]
+                [
+                    *raws,
+                    cam.raw_map("layercam", outputs["activations"], outputs["gradients"][:, :1]),
+                ]
             )
         else:
-            own_weights = weights[:, :1] if weights is not None and method == "ablation" else None
-            raw_map = selftest.reference_map(method, activations, gradients, own_weights)
-        found.append(
+            method_weights = (
+                weights[:, :1] if weights is not None and method == "ablation" else None
+            )
+            raw_map = selftest.reference_map(method, activations, gradients, method_weights)
+        answers.append(
             Reference(
                 pattern=index,
                 target=target,
@@ -57,4 +64,4 @@ def compute_reference_answers(
                 raw_map=tuple(float(f"{value:.7g}") for value in np.asarray(raw_map).flatten()),
             )
         )
-    return tuple(found)
+    return tuple(answers)

@@ -1,6 +1,6 @@
-"""What an exported graph is held against: the network itself, in float64 where that can be had.
+"""Run the network itself, in float64 where possible, as the reference of an exported graph.
 
-Two kinds answer the same questions. ``TorchReference`` (in ``references_torch``) runs the PyTorch
+There are two kinds. ``TorchReference`` (in ``references_torch``) runs the PyTorch
 model and autograd at the module's hook; ``OnnxReference`` runs the original file in ONNX Runtime,
 and its head in float64 by ONNX's reference evaluator, whose gradients are central differences.
 """
@@ -20,20 +20,20 @@ from numpy.typing import NDArray
 from ..runtime.errors import ExportError, reason_of
 from .layers import Layer, Network
 from .output_meaning import OutputMeaning
-from .subgraph import session_of, submodel
+from .subgraph import open_model_session, submodel
 
 Floats = NDArray[np.float64]
 
-# Of central differences, as a part of the largest activation: so small that hardly a kink of a
-# max-pool or ReLU lies within it, in float64 still large enough for eight digits.
+# Step of central differences, relative to the largest activation: small enough to miss the kinks
+# of max-pools and ReLUs, and in float64 large enough for eight digits.
 _STEP = 1e-8
 
 
 class Reference(Protocol):
-    """A network in parts, as its owner has it.
+    """The original network, which can be run whole and from the target layer on.
 
     Attributes:
-        description: what it is, for messages.
+        description: of the reference, for messages.
         is_exact: whether ``forward`` computes in float64; else in float32, as engines do.
     """
 
@@ -41,24 +41,24 @@ class Reference(Protocol):
     is_exact: bool
 
     def forward(self, image: NDArray[Any]) -> tuple[Floats | None, Floats]:
-        """Activations [N, K, h, w] (None where they cannot be had) and raw scores [N, C]."""
+        """Compute activations [N, K, h, w] (None where not accessible) and raw scores [N, C]."""
         ...
 
     def forward32(self, image: NDArray[Any]) -> tuple[Floats | None, Floats]:
-        """The same in the network's own float32."""
+        """Compute the same in float32."""
         ...
 
     def head(self, activations: Floats) -> Floats:
-        """Raw scores [M, C] in float64 from activations [M, K, h, w]."""
+        """Compute raw scores [M, C] in float64 from activations [M, K, h, w]."""
         ...
 
     def gradient(self, activations: Floats, seed: Floats) -> Floats | None:
-        """d (sum of seed * scores) / d A, [M, K, h, w], float64; None if only differences are."""
+        """Compute d (sum of seed * scores) / d A, [M, K, h, w], float64; None without autograd."""
         ...
 
 
 class OnnxReference:
-    """The original graph, cut before anything was added to it."""
+    """The original graph, copied before anything was added to it."""
 
     is_exact = False
 
@@ -77,7 +77,7 @@ class OnnxReference:
         self._layer = str(layer.value.name)
         outputs = [layer.value, meaning.logits]
         whole = submodel(graph, [network.plain.image], outputs, shapes)
-        self._whole = session_of(whole, is_fused=False)  # what an engine fuses it may round
+        self._whole = open_model_session(whole, is_fused=False)  # fusion may change rounding
         head = submodel(graph, [layer.value], [meaning.logits], shapes)
         _skip_rounding(head.graph)
         self._head = _in_float64(ir.to_proto(head))
@@ -99,7 +99,7 @@ class OnnxReference:
         return np.asarray(scores, np.float64).reshape(len(activations), -1)
 
     def gradient(self, activations: Floats, seed: Floats) -> Floats | None:
-        """See ``Reference``: there is no other gradient than differences."""
+        """Return None: only differences are available, see ``directional_differences``."""
         del activations, seed
         return None
 
@@ -107,7 +107,7 @@ class OnnxReference:
 def directional_differences(
     reference: Reference, activations: Floats, seed: Floats, directions: Sequence[Floats]
 ) -> Floats:
-    """Central differences of sum(seed * scores) along directions in A, for each row.
+    """Compute central differences of sum(seed * scores) along directions in A, for each row.
 
     Args:
         reference: whose head is evaluated.
@@ -129,10 +129,7 @@ def directional_differences(
 
 
 def _skip_rounding(graph: ir.Graph) -> None:
-    """Pass over each pair of quantise and dequantise: rounding has no differences.
-
-    What a straight-through gradient is the gradient of.
-    """
+    """Bypass each pair of quantise and dequantise, as a straight-through gradient does."""
     for node in list(graph):
         source = node.inputs[0]
         if node.op_type != "QuantizeLinear" or source is None or source.is_initializer():
@@ -144,7 +141,7 @@ def _skip_rounding(graph: ir.Graph) -> None:
 
 
 def _in_float64(model: onnx.ModelProto) -> Any:
-    """An evaluator of a graph whose float tensors are all float64."""
+    """Create an evaluator of a graph whose float tensors are all float64."""
     from onnx.reference import ReferenceEvaluator
 
     double = onnx.TensorProto.DOUBLE
@@ -174,7 +171,7 @@ def _in_float64(model: onnx.ModelProto) -> Any:
 
 
 def _exact_operators() -> list[Any]:
-    """Operators that the evaluator itself rounds to float32, in float64."""
+    """Define in float64 the operators that the evaluator rounds to float32."""
     from onnx.reference.op_run import OpRun
 
     error_function = np.vectorize(math.erf, otypes=[np.float64])

@@ -1,4 +1,4 @@
-"""A PyTorch model as the reference of its own export: float64, and autograd at a module's hook."""
+"""Run a PyTorch model as the reference of its export: in float64, with autograd at a module."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .references import Floats
 
 
 class TorchReference:
-    """The model itself; the target layer is the output of one of its modules.
+    """The PyTorch model; the target layer is the output of one of its modules.
 
     Args:
         model: in eval mode, float32.
-        layer: named after the module.
+        layer: named like the module.
         inner: (C, H, W) of the input.
-        ends_in_activation: whether the model gives out probabilities, so that the scores are what
-            its last softmax or sigmoid module takes in.
+        ends_in_activation: whether the model returns probabilities, so that the scores are the
+            input of its last softmax or sigmoid module.
 
     Raises:
-        LookupError: no module of that name gives out those activations once, or no module is that
-            softmax or sigmoid.
+        LookupError: no module of that name returns those activations once, or there is no such
+            softmax or sigmoid module.
     """
 
     description = "PyTorch in float64"
@@ -41,7 +41,7 @@ class TorchReference:
         inner: tuple[int, int, int],
         ends_in_activation: bool = False,
     ) -> None:
-        self._own = model
+        self._float32_model = model
         self._name = layer.name
         self._inner = inner
         self._order = layer.order
@@ -55,7 +55,7 @@ class TorchReference:
             model(torch.zeros(2, *inner))
         if len(outputs) != 1 or [outputs[0].shape[axis] for axis in layer.order] != wanted:
             raise LookupError(layer.name)
-        self._activation = _last_activation(model, inner) if ends_in_activation else None
+        self._activation = _find_last_activation(model, inner) if ends_in_activation else None
         self._model = _to_double(model)
         self._last: tuple[NDArray[Any], tuple[Floats, Floats]] | None = None
 
@@ -64,8 +64,8 @@ class TorchReference:
         self, model: torch.nn.Module, hook: Callable[[torch.Tensor], Any]
     ) -> Iterator[None]:
         def called(_module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
-            found = hook(output)
-            return found if isinstance(found, torch.Tensor) else None
+            replacement = hook(output)
+            return replacement if isinstance(replacement, torch.Tensor) else None
 
         handle = model.get_submodule(self._name).register_forward_hook(called)
         try:
@@ -81,7 +81,7 @@ class TorchReference:
         return activations.double().numpy(), scores.double().numpy()
 
     def _scores(self, model: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
-        """What the model gives out, or what its last softmax or sigmoid takes in: [N, C]."""
+        """Compute the model's output, or the input of its last softmax or sigmoid: [N, C]."""
         if self._activation is None:
             return model(image)  # type: ignore[no-any-return]
         taken: list[torch.Tensor] = []
@@ -94,19 +94,19 @@ class TorchReference:
         return taken[-1].flatten(1)
 
     def forward(self, image: NDArray[Any]) -> tuple[Floats | None, Floats]:
-        """See ``Reference``; the last answer is kept."""
+        """See ``Reference``; the last result is cached."""
         if self._last is None or self._last[0] is not image:
             self._last = image, self._forward(self._model, torch.from_numpy(image).double())
         return self._last[1]
 
     def forward32(self, image: NDArray[Any]) -> tuple[Floats | None, Floats]:
         """See ``Reference``."""
-        return self._forward(self._own, torch.from_numpy(image))
+        return self._forward(self._float32_model, torch.from_numpy(image))
 
     def _head(self, activations: torch.Tensor) -> torch.Tensor:
-        """The model with the module's output replaced; what comes before it does not matter.
+        """Run the model with the module's output replaced; the image does not matter.
 
-        One image is enough for that, where the model does not ask the image how many there are.
+        One image suffices, unless the model takes the batch size from its input.
         """
         replaced = activations.permute(*self._inverse)
         for count in dict.fromkeys((1, len(activations))):
@@ -133,15 +133,15 @@ class TorchReference:
         leaf = torch.from_numpy(activations).clone().requires_grad_(True)
         with torch.enable_grad():
             scores = self._head(leaf)
-            (found,) = torch.autograd.grad((scores * torch.from_numpy(seed)).sum(), leaf)
-        return np.asarray(found.numpy(), np.float64)
+            (gradient,) = torch.autograd.grad((scores * torch.from_numpy(seed)).sum(), leaf)
+        return np.asarray(gradient.numpy(), np.float64)
 
 
 _ACTIVATIONS = (torch.nn.Softmax, torch.nn.LogSoftmax, torch.nn.Sigmoid)
 
 
-def _last_activation(model: torch.nn.Module, inner: tuple[int, int, int]) -> str:
-    """The softmax or sigmoid module whose output the model gives out.
+def _find_last_activation(model: torch.nn.Module, inner: tuple[int, int, int]) -> str:
+    """Find the softmax or sigmoid module whose output the model returns.
 
     Raises:
         LookupError: there is none.
@@ -165,12 +165,12 @@ def _last_activation(model: torch.nn.Module, inner: tuple[int, int, int]) -> str
 
 
 def check_translation(module: torch.nn.Module, outputs: NDArray[Any], image: NDArray[Any]) -> None:
-    """Hold the plain ONNX graph against the model, where gradients are held against that graph.
+    """Compare the plain ONNX graph with the model, where that graph is the reference.
 
     Args:
         module: in eval mode, float32.
         outputs: of the graph.
-        image: that it was fed.
+        image: the graph's input.
 
     Raises:
         VerificationError: PyTorch's exporter wrote another computation.
@@ -190,10 +190,10 @@ _TRANSLATION = 1e-3
 
 
 def _to_double(model: torch.nn.Module) -> torch.nn.Module:
-    """A copy in float64; tensors that a module keeps outside its buffers as well."""
-    made = copy.deepcopy(model).double()
-    for module in made.modules():
+    """Copy a model in float64, with tensors that modules keep outside their buffers."""
+    double = copy.deepcopy(model).double()
+    for module in double.modules():
         for name, value in list(vars(module).items()):
             if isinstance(value, torch.Tensor) and value.dtype == torch.float32:
                 setattr(module, name, value.double())
-    return made
+    return double

@@ -1,9 +1,9 @@
-"""Shapes and small constants of every tensor of a graph, found by propagating two batch sizes.
+"""Infer shapes and small constants of every tensor of a graph, from two batch sizes.
 
-ONNX's own shape inference knows shapes or symbols, but not that a batch of N gave 64 N windows. So
-the graph is propagated twice, for 2 and for 3 images: a dimension that stays is fixed, one that
-grows in proportion is a multiple of the batch, and anything else is refused. Whatever is computed
-from shapes and constants alone is evaluated on the way.
+ONNX's shape inference cannot express that a batch of N gives 64 N windows. So shapes are inferred
+twice, for 2 and for 3 images: a dimension that stays is fixed, one that grows in proportion is a
+multiple of the batch, and any other is refused. Tensors that depend on shapes and constants alone
+are evaluated.
 """
 
 from __future__ import annotations
@@ -48,15 +48,14 @@ class Shapes:
 
 
 def find_shapes(graph: ir.Graph, inputs: Mapping[ir.Value, Sequence[int]]) -> Shapes:
-    """Find the shapes of all tensors of a graph whose batch size is free.
+    """Infer the shapes of all tensors of a graph whose batch size is free.
 
     Args:
         graph: without subgraphs or functions.
         inputs: the shape of each graph input without its batch.
 
     Raises:
-        ExportError: an operator is unknown, or a shape depends on the batch in another way than by
-            a factor.
+        ExportError: an operator is unknown, or a dimension is not a multiple of the batch.
     """
     first, second = (
         propagate(graph, {value: (size, *shape) for value, shape in inputs.items()})
@@ -65,7 +64,7 @@ def find_shapes(graph: ir.Graph, inputs: Mapping[ir.Value, Sequence[int]]) -> Sh
     dims: dict[ir.Value, Dims] = {}
     for value, shape in first.shapes.items():
         if value in second.shapes:
-            dims[value] = _merged(value, shape, second.shapes[value])
+            dims[value] = _merge(value, shape, second.shapes[value])
     constants, varying = {}, {}
     for value, array in first.constants.items():
         other = second.constants.get(value)
@@ -80,7 +79,7 @@ def find_shapes(graph: ir.Graph, inputs: Mapping[ir.Value, Sequence[int]]) -> Sh
     return Shapes(dims, first.dtypes, constants, varying)
 
 
-def _merged(value: ir.Value, one: Sequence[int], other: Sequence[int]) -> Dims:
+def _merge(value: ir.Value, one: Sequence[int], other: Sequence[int]) -> Dims:
     small, large = _PROBES
     dims: list[Dim] = []
     for a, b in zip(one, other, strict=True):
@@ -91,7 +90,7 @@ def _merged(value: ir.Value, one: Sequence[int], other: Sequence[int]) -> Dims:
         else:
             raise ExportError(
                 f"the tensor '{value.name}' has {a} elements along one axis for {small} images and "
-                f"{b} for {large}: shapes that depend on the batch in such a way are not supported"
+                f"{b} for {large}: dimensions must be fixed or multiples of the batch"
             )
     return tuple(dims)
 
@@ -108,7 +107,7 @@ class Propagation:
 def propagate(
     graph: ir.Graph, inputs: Mapping[ir.Value, Sequence[int]], until: ir.Node | None = None
 ) -> Propagation:
-    """Shapes of all tensors for inputs of known shapes, in one pass from inputs to outputs.
+    """Infer the shapes of all tensors for inputs of known shapes, in one pass.
 
     Args:
         graph: without subgraphs, before ``until``.
@@ -118,106 +117,106 @@ def propagate(
     Raises:
         ExportError: an operator is unknown or does not accept its inputs.
     """
-    found = Propagation({}, {}, {})
+    known = Propagation({}, {}, {})
     for value, shape in inputs.items():
-        found.shapes[value] = tuple(shape)
+        known.shapes[value] = tuple(shape)
         if value.dtype is not None:
-            found.dtypes[value] = value.dtype
+            known.dtypes[value] = value.dtype
     for value in graph.initializers.values():
         tensor = value.const_value
         assert tensor is not None
-        found.shapes[value] = tuple(int(side) for side in tensor.shape.numpy())
-        found.dtypes[value] = tensor.dtype
+        known.shapes[value] = tuple(int(side) for side in tensor.shape.numpy())
+        known.dtypes[value] = tensor.dtype
         if tensor.size <= _LARGEST_CONSTANT:
-            found.constants[value] = tensor.numpy()
+            known.constants[value] = tensor.numpy()
     for node in graph:
         if node is until:
             break
-        _propagate_node(node, found, graph.opset_imports)
-    return found
+        _propagate_node(node, known, graph.opset_imports)
+    return known
 
 
-def _propagate_node(node: ir.Node, found: Propagation, opsets: Mapping[str, int]) -> None:
+def _propagate_node(node: ir.Node, known: Propagation, opsets: Mapping[str, int]) -> None:
     given = [value for value in node.inputs if value is not None]
-    if node.op_type == "Shape" and node.domain == "" and given[0] in found.shapes:
+    if node.op_type == "Shape" and node.domain == "" and given[0] in known.shapes:
         attributes = {name: attr.as_int() for name, attr in node.attributes.items()}
-        shape = found.shapes[given[0]]
+        shape = known.shapes[given[0]]
         part = shape[attributes.get("start", 0) : attributes.get("end")]
-        _set_constant(node.outputs[0], np.array(part, np.int64), found)
+        _set_constant(node.outputs[0], np.array(part, np.int64), known)
         return
-    if node.op_type == "Size" and node.domain == "" and given[0] in found.shapes:
-        count = np.prod(found.shapes[given[0]], dtype=np.int64)
-        _set_constant(node.outputs[0], np.asarray(count), found)
+    if node.op_type == "Size" and node.domain == "" and given[0] in known.shapes:
+        count = np.prod(known.shapes[given[0]], dtype=np.int64)
+        _set_constant(node.outputs[0], np.asarray(count), known)
         return
     proto = ir.serde.serialize_node(node)
     if (
         node.op_type not in _RANDOM
-        and all(value in found.constants for value in given)
+        and all(value in known.constants for value in given)
         and (given or node.op_type == "Constant")
-        and _result_is_small(node, found)
+        and _result_is_small(node, known)
     ):
-        values = {str(value.name): found.constants[value] for value in given}
+        values = {str(value.name): known.constants[value] for value in given}
         results = _evaluate(proto, values, opsets, node)
         for value, array in zip(node.outputs, results, strict=False):
-            _set_constant(value, array, found)
+            _set_constant(value, array, known)
         return
-    for value, kind in zip(node.outputs, _inferred(node, proto, found, opsets), strict=True):
+    for value, kind in zip(node.outputs, _infer_types(node, proto, known, opsets), strict=True):
         if kind is None:
             continue
         tensor = kind.tensor_type
-        found.dtypes[value] = ir.DataType(tensor.elem_type)
+        known.dtypes[value] = ir.DataType(tensor.elem_type)
         sides = [side.dim_value if side.HasField("dim_value") else -1 for side in tensor.shape.dim]
         if tensor.HasField("shape") and min(sides, default=0) >= 0:
-            found.shapes[value] = tuple(sides)
+            known.shapes[value] = tuple(sides)
 
 
-def _result_is_small(node: ir.Node, found: Propagation) -> bool:
+def _result_is_small(node: ir.Node, known: Propagation) -> bool:
     if node.op_type in ("ConstantOfShape", "Expand", "Tile", "Range"):
         last = node.inputs[-1] if node.op_type != "ConstantOfShape" else node.inputs[0]
         assert last is not None
         if node.op_type == "Range":
-            start, limit, delta = (found.constants[v].item() for v in node.inputs if v is not None)
+            start, limit, delta = (known.constants[v].item() for v in node.inputs if v is not None)
             return bool(abs((limit - start) / delta) <= _LARGEST_CONSTANT)
-        return bool(np.prod(found.constants[last], dtype=np.float64) <= _LARGEST_CONSTANT)
+        return bool(np.prod(known.constants[last], dtype=np.float64) <= _LARGEST_CONSTANT)
     if node.op_type == "Constant":
         attr = node.attributes.get("value")
         return attr is None or attr.as_tensor().size <= _LARGEST_CONSTANT
     return True
 
 
-def _set_constant(value: ir.Value, array: Any, found: Propagation) -> None:
+def _set_constant(value: ir.Value, array: Any, known: Propagation) -> None:
     array = np.asarray(array)
-    found.shapes[value] = array.shape
+    known.shapes[value] = array.shape
     if array.dtype.kind in "fiub":
-        found.dtypes[value] = ir.DataType.from_numpy(array.dtype)
+        known.dtypes[value] = ir.DataType.from_numpy(array.dtype)
     if array.size <= _LARGEST_CONSTANT:
-        found.constants[value] = array
+        known.constants[value] = array
 
 
-def _inferred(
-    node: ir.Node, proto: onnx.NodeProto, found: Propagation, opsets: Mapping[str, int]
+def _infer_types(
+    node: ir.Node, proto: onnx.NodeProto, known: Propagation, opsets: Mapping[str, int]
 ) -> list[onnx.TypeProto | None]:
-    """The types of a node's outputs, by ONNX's rule for its operator."""
+    """Infer the types of a node's outputs by ONNX's rule for its operator."""
     version = opsets.get(node.domain, 1)
     try:
         schema = onnx.defs.get_schema(node.op_type, version, node.domain)
     except Exception as error:
         raise ExportError(
             f"the operator {node.domain or 'ai.onnx'}::{node.op_type} (node '{node.name}') is not "
-            f"part of ONNX opset {version}, so nothing is known of it"
+            f"part of ONNX opset {version}"
         ) from error
     types, data = {}, {}
     for value in node.inputs:
         if value is None:
             continue
-        dtype = found.dtypes.get(value)
+        dtype = known.dtypes.get(value)
         if dtype is None:
             return [None] * len(node.outputs)
         types[str(value.name)] = onnx.helper.make_tensor_type_proto(
-            int(dtype), found.shapes.get(value)
+            int(dtype), known.shapes.get(value)
         )
-        if value in found.constants:
-            data[str(value.name)] = onnx.numpy_helper.from_array(found.constants[value])
+        if value in known.constants:
+            data[str(value.name)] = onnx.numpy_helper.from_array(known.constants[value])
     if node.op_type in _KEEPING_SHAPE:
         return [types[str(node.inputs[0].name)]]  # type: ignore[union-attr]
     imports = [onnx.helper.make_opsetid(domain, number) for domain, number in opsets.items()]
@@ -229,29 +228,29 @@ def _inferred(
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ExportError(
             f"the node '{node.name}' ({node.op_type}) does not accept its inputs "
-            f"{[found.shapes.get(v) for v in node.inputs if v is not None]}: {lines[-1].strip()}"
+            f"{[known.shapes.get(v) for v in node.inputs if v is not None]}: {lines[-1].strip()}"
         ) from error
     rounding = node.attributes.get("ceil_mode")
     if node.op_type in _POOLS and rounding is not None and rounding.as_int():
-        _leave_out_windows_in_padding(node, found, result)
+        _remove_windows_in_padding(node, known, result)
     return [result.get(str(value.name)) for value in node.outputs]
 
 
-def _leave_out_windows_in_padding(
-    node: ir.Node, found: Propagation, result: Mapping[str, onnx.TypeProto]
+def _remove_windows_in_padding(
+    node: ir.Node, known: Propagation, result: Mapping[str, onnx.TypeProto]
 ) -> None:
     """Correct the shape of a pooling layer that rounds up, in place.
 
-    Engines leave out a last window that would begin in the far padding; ONNX's own rule counts it
-    before opset 22.
+    Engines leave out a last window that would begin in the far padding; before opset 22 ONNX's rule
+    counts it.
     """
     source, output = node.inputs[0], result.get(str(node.outputs[0].name))
-    if source is None or output is None or source not in found.shapes:
+    if source is None or output is None or source not in known.shapes:
         return
-    rank = len(found.shapes[source]) - 2
+    rank = len(known.shapes[source]) - 2
     strides = node.attributes.get_ints("strides", [1] * rank)
     before = node.attributes.get_ints("pads", [0] * 2 * rank)[:rank]
-    places = found.shapes[source][2:]
+    places = known.shapes[source][2:]
     for side, place, stride, padding in zip(
         output.tensor_type.shape.dim[2:], places, strides, before, strict=True
     ):
@@ -289,7 +288,7 @@ def _evaluate(
 
 
 def _evaluate_quickly(node: ir.Node, values: Mapping[str, NDArray[Any]]) -> NDArray[Any] | None:
-    """The operators that shape arithmetic is mostly made of, without an evaluator for each."""
+    """Evaluate the operators most common in shape arithmetic with NumPy; None for others."""
     arrays = [values[str(value.name)] for value in node.inputs if value is not None]
     if node.op_type == "Constant" and "value" in node.attributes:
         return node.attributes["value"].as_tensor().numpy()

@@ -1,4 +1,4 @@
-"""Parts of a graph: copied with another input, or run by themselves."""
+"""Copy a part of a graph with another input, or run it as a model."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def copy_between(
     Args:
         nodes: the forward graph, in order.
         start: the tensor that is replaced; every path to ``end`` passes it or leads from weights.
-        end: the tensor that is wanted.
+        end: the tensor to compute.
         replacement: stands for ``start``, with any batch.
         shapes: of the graph.
         prefix: of the new names.
 
     Returns:
-        What the copy makes of the replacement.
+        The copy of ``end``.
 
     Raises:
-        ExportError: the part reads another tensor that has a batch of its own.
+        ExportError: the part reads another tensor that depends on the image.
     """
     if start is end:
         return replacement
@@ -63,8 +63,8 @@ def copy_between(
                 and any(isinstance(s, Size) for s in dims)
             ):
                 raise ExportError(
-                    f"the node '{node.name}' reads '{value.name}', which depends on the image by "
-                    f"another way than '{start.name}'"
+                    f"the node '{node.name}' reads '{value.name}', which depends on the image but "
+                    f"not through '{start.name}'"
                 )
             inputs.append(value if value is None else mapping.get(value, value))
         outputs = []
@@ -92,19 +92,19 @@ def copy_between(
 def submodel(
     graph: ir.Graph, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], shapes: Shapes | None
 ) -> ir.Model:
-    """The part of a graph that computes some tensors from others, as a model of its own.
+    """Extract the part of a graph that computes some tensors from others, as a model.
 
     Args:
-        graph: as it is.
+        graph: it is not changed.
         inputs: where to cut; names are kept.
-        outputs: what is wanted.
-        shapes: of the graph, for the inputs' types; None: as they stand in the graph.
+        outputs: the tensors to compute.
+        shapes: of the graph, for the inputs' types; None for the types in the graph.
     """
-    wanted = set(inputs)
+    given = set(inputs)
     needed: list[ir.Node] = []
     reached = set(outputs)
     for node in reversed(list(graph)):
-        if any(value in reached and value not in wanted for value in node.outputs):
+        if any(value in reached and value not in given for value in node.outputs):
             needed.append(node)
             reached.update(value for value in node.inputs if value is not None)
     mapping: dict[ir.Value, ir.Value] = {}
@@ -123,11 +123,11 @@ def submodel(
             initializers.append(mapping[value])
     nodes = []
     for node in reversed(needed):
-        made = [ir.Value(name=v.name, type=v.type) for v in node.outputs]
-        strange = [v for v in node.inputs if v is not None and v not in mapping]
-        if strange:
+        copies = [ir.Value(name=v.name, type=v.type) for v in node.outputs]
+        others = [v for v in node.inputs if v is not None and v not in mapping]
+        if others:
             raise ExportError(
-                f"the node '{node.name}' ({node.op_type}) reads '{strange[0].name}' as well, so "
+                f"the node '{node.name}' ({node.op_type}) reads '{others[0].name}' as well, so "
                 f"what follows '{inputs[0].name}' does not depend on it alone"
             )
         nodes.append(
@@ -136,11 +136,11 @@ def submodel(
                 node.op_type,
                 [None if v is None else mapping[v] for v in node.inputs],
                 list(node.attributes.values()),
-                outputs=made,
+                outputs=copies,
                 name=node.name,
             )
         )
-        mapping.update(zip(node.outputs, made, strict=True))
+        mapping.update(zip(node.outputs, copies, strict=True))
     part = ir.Graph(
         [mapping[value] for value in inputs],
         [mapping[value] for value in outputs],
@@ -152,18 +152,18 @@ def submodel(
     return ir.Model(part, ir_version=10)
 
 
-def session_of(model: ir.Model, threads: int = 0, is_fused: bool = True) -> Any:
-    """An inference session of ONNX Runtime on the CPU, of a model in memory."""
+def open_model_session(model: ir.Model, threads: int = 0, is_fused: bool = True) -> Any:
+    """Open an inference session of ONNX Runtime on the CPU for a model in memory."""
     return open_session(ir.to_proto(model).SerializeToString(), threads, is_fused)
 
 
 def open_session(source: str | bytes, threads: int = 0, is_fused: bool = True) -> Any:
-    """An inference session of ONNX Runtime on the CPU.
+    """Open an inference session of ONNX Runtime on the CPU.
 
     Args:
         source: a file's path or its content.
         threads: for one operator; 0: as many as the processor has cores.
-        is_fused: whether the engine may rewrite the graph, as it does by default.
+        is_fused: whether the engine may optimise the graph, as it does by default.
 
     Raises:
         ExportError: it cannot run the graph.
@@ -188,6 +188,6 @@ def run(
     shapes: Shapes | None = None,
 ) -> list[NDArray[Any]]:
     """Compute tensors of a graph from others, in ONNX Runtime."""
-    session = session_of(submodel(graph, list(feeds), outputs, shapes))
+    session = open_model_session(submodel(graph, list(feeds), outputs, shapes))
     named = {str(value.name): np.ascontiguousarray(array) for value, array in feeds.items()}
     return list(session.run(None, named))

@@ -1,4 +1,4 @@
-"""Hold the sweep inside a graph against the runtime's own."""
+"""Compare the threshold sweep inside a graph with the runtime's."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def compare_masked_probabilities(
     masked: NDArray[np.float32],
     manifest: Manifest,
 ) -> float:
-    """The largest difference of one map's masked probabilities.
+    """Compute the largest difference of one map's masked probabilities.
 
     Args:
-        classify: runs the network itself.
+        classify: runs the original network.
         request: the image, map and class.
-        rpi, masked: what the graph says, [T]; NaN where it tried nothing.
+        rpi, masked: the graph's outputs, [T]; NaN where it tried no threshold.
         manifest: of the file.
 
     Returns:
-        Infinite where the graph tried other thresholds than it should.
+        The difference; infinite where the graph tried other thresholds than it should.
     """
     tried = ~np.isnan(rpi)
     (expected,) = masked_probabilities(classify, [request], manifest.tft, _SWEEP_BATCH)
-    if not np.array_equal(tried, ~np.isnan(masked)) or not _are_the_right_ones(
+    if not np.array_equal(tried, ~np.isnan(masked)) or not _are_expected(
         tried, request, masked, manifest
     ):
         return math.inf
@@ -46,13 +46,13 @@ def compare_masked_probabilities(
     return float(max(by_rpi, np.abs(masked - expected)[tried].max()))
 
 
-def _are_the_right_ones(
+def _are_expected(
     tried: NDArray[np.bool_],
     request: Request,
     masked: NDArray[np.float32],
     manifest: Manifest,
 ) -> bool:
-    """Whether a search by the graph's own answers tries these thresholds, but for near ties."""
+    """Tell whether a search on the graph's answers tries these thresholds, but for near ties."""
     tft = manifest.tft
     if tft.forwards is None:
         return bool(tried.all())

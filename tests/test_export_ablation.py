@@ -286,5 +286,5 @@ def test_channels_last_activations_are_refused() -> None:
     assert layer.order == (0, 3, 1, 2)
     recorder = Recorder(plain.graph)
     value = Tensor(recorder, layer.value, plain.shapes.dims[layer.value], ir.DataType.FLOAT)
-    with pytest.raises(ExportError, match="Leave out the method ablation"):
+    with pytest.raises(ExportError, match="leave out the method ablation"):
         logit_drops(network, split_head(network, layer), recorder, value)

@@ -237,7 +237,7 @@ def test_corrupted_gradient_is_found_out_and_leaves_no_file(
 SCORE_FAULTS = {
     "_scores": lambda z: z.recorder.xp.concat([z[:, 1:], z[:, :1]], axis=1),  # of other classes
     "_probabilities": lambda p: 0.99 * p,
-    "_resolved": lambda c: 0 * c,  # class 0 whatever was asked
+    "_resolve_targets": lambda c: 0 * c,  # class 0 whatever was asked
 }
 
 

@@ -112,7 +112,7 @@ def test_one_output_is_a_question_of_yes_or_no(activation, tmp_path):
     made = explain(file, labels=["cat"], outputs=["raw", "map"])
     assert (made.manifest.task, made.manifest.num_classes) == ("binary", 2)
     assert made.manifest.labels == ("not cat", "cat")
-    assert any("logit of a yes-or-no question" in note for note in made.notes) == (not activation)
+    assert any("binary logit" in note for note in made.notes) == (not activation)
     check_answers(file, made, head)
 
 

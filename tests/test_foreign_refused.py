@@ -111,7 +111,7 @@ def test_a_wrong_conversion_is_noticed(tmp_path, monkeypatch):
     file = File()
     file.add("Softmax", file.linear(file.pooled(file.features())), to="y", axis=1)
     path = saved(file.model(Y), tmp_path)
-    convert = plain_model._upgraded
+    convert = plain_model._upgrade
 
     def wrong(proto):
         converted = convert(proto)
@@ -122,7 +122,7 @@ def test_a_wrong_conversion_is_noticed(tmp_path, monkeypatch):
         return other
 
     explain(path)
-    monkeypatch.setattr(plain_model, "_upgraded", wrong)
+    monkeypatch.setattr(plain_model, "_upgrade", wrong)
     with pytest.raises(VerificationError, match="the file's own outputs changed"):
         explain(path)
 
@@ -210,7 +210,7 @@ def test_condition_that_depends_on_the_image_is_refused(tmp_path):
                       else_branch=branch("b", logits, "Identity"), name="switch")  # fmt: skip
     file.add("Softmax", chosen, to="y", axis=1)
     path = saved(file.model(Y), tmp_path)
-    with pytest.raises(ExportError, match=r"'switch' \(If\) decides by the image's contents"):
+    with pytest.raises(ExportError, match=r"'switch' \(If\) depends on the image's contents"):
         explain(path)
     check_left_alone(tmp_path)
 
