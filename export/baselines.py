@@ -1,4 +1,4 @@
-"""Grad-CAM by other tools, on the same PyTorch network at the same layer, to compare with."""
+"""Run other tools' Grad-CAM on the same PyTorch network and layer, as baselines."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Run = Callable[[], Any]
 
 
 def load_network(manifest: Manifest, model: str | None = None) -> torch.nn.Module:
-    """The PyTorch network that a file was exported from.
+    """Load the PyTorch network that a file was exported from.
 
     Weights of torchvision and timm are random, not downloaded: time does not depend on them.
 
     Args:
         manifest: of the file.
-        model: as for ``whycam export``, where the file no longer knows it.
+        model: as for ``whycam export``; by default as the manifest names it.
 
     Raises:
         RequestError: the network cannot be found.
@@ -46,14 +46,13 @@ def load_network(manifest: Manifest, model: str | None = None) -> torch.nn.Modul
 
 
 def check_installed(names: Sequence[str]) -> None:
-    """Whether these tools are here; they are imported for that.
+    """Check that tools are installed, by importing them.
 
     Raises:
-        RequestError: a tool that does not exist or is not installed; the message says how to
-            install it.
+        RequestError: a tool is unknown or not installed; the message says how to install it.
     """
     for name in names:
-        _tool(name)
+        _load_tool(name)
 
 
 def prepare_baselines(
@@ -63,7 +62,7 @@ def prepare_baselines(
     names: Sequence[str] = tuple(BASELINES),
     threads: int | None = None,
 ) -> dict[str, Run]:
-    """Other tools' Grad-CAM of the most probable class, and torch's plain classification.
+    """Prepare other tools' Grad-CAM of the most probable class, and torch's classification.
 
     Args:
         model: in eval mode.
@@ -73,39 +72,38 @@ def prepare_baselines(
         threads: for torch, set at each call; None: as it is.
 
     Raises:
-        RequestError: a tool that does not exist or is not installed, or the model has no module
-            of that name.
+        RequestError: a tool is unknown or not installed, or the model has no such module.
     """
     x = torch.from_numpy(image)
-    found: dict[str, Run] = {TORCH: lambda: _classified(model, x)}
+    runs: dict[str, Run] = {TORCH: lambda: _classify(model, x)}
     for name in names:
-        # A copy for each: the tools leave hooks on a model, which would run for the others too.
-        # Their users' parameters want gradients, as PyTorch makes them.
-        own = copy.deepcopy(model).requires_grad_(True)
-        module = dict(own.named_modules()).get(layer)
+        # Each tool gets a copy, for it leaves hooks on the model; parameters require gradients, as
+        # in PyTorch by default.
+        copied = copy.deepcopy(model).requires_grad_(True)
+        module = dict(copied.named_modules()).get(layer)
         if module is None:
             raise RequestError(
                 f"the network has no module '{layer}', the layer that is explained, so other "
                 "tools cannot be pointed to it"
             )
-        found[name] = _tool(name)(own, module, x)
+        runs[name] = _load_tool(name)(copied, module, x)
     if threads is None:
-        return found
-    return {name: partial(_with_threads, threads, run) for name, run in found.items()}
+        return runs
+    return {name: partial(_run_with_threads, threads, run) for name, run in runs.items()}
 
 
-def _with_threads(threads: int, run: Run) -> Any:
+def _run_with_threads(threads: int, run: Run) -> Any:
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     return run()
 
 
-def _classified(model: torch.nn.Module, x: torch.Tensor) -> Any:
+def _classify(model: torch.nn.Module, x: torch.Tensor) -> Any:
     with torch.no_grad():
         return model(x)
 
 
-def _tool(name: str) -> Callable[[torch.nn.Module, torch.nn.Module, torch.Tensor], Run]:
+def _load_tool(name: str) -> Callable[[torch.nn.Module, torch.nn.Module, torch.Tensor], Run]:
     if name not in _TOOLS:
         raise RequestError(f"there is no other tool '{name}'; choose from: {', '.join(_TOOLS)}")
     place, contender = _TOOLS[name]

@@ -1,4 +1,4 @@
-"""Weights from a file into a model, whatever training scripts wrapped around them."""
+"""Load weights from a file into a model, through the wrappers of training scripts."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import torch
 
 from ..runtime.errors import ExportError, MissingExtraError, reason_of
 
-# Entries under which training scripts keep a state dict, in the order in which they are taken.
+# Entries under which training scripts keep a state dict, in order of preference.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _AVERAGED_WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 _PREFIXES = ("module.", "model.", "_orig_mod.")
 _WRAPPER_MODULES = {"module", "_orig_mod"}
-# How torch names a class that is not of tensors alone.
+# How torch reports a class that is not a tensor.
 _FOREIGN = re.compile(r"GLOBAL ([\w.]+) was not")
 _COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel
 
@@ -27,7 +27,7 @@ StateDict = dict[str, torch.Tensor]
 
 
 def load_weights(model: torch.nn.Module, path: Path, key: str | None = None) -> tuple[str, ...]:
-    """Load a state dict into a model; every tensor must fit.
+    """Load a state dict into a model; all names and shapes must match.
 
     Names may carry the prefixes of ``DataParallel``, ``torch.compile`` and training frameworks, in
     any order and number; the state dict may be wrapped in others.
@@ -35,22 +35,22 @@ def load_weights(model: torch.nn.Module, path: Path, key: str | None = None) -> 
     Args:
         model: changed in place.
         path: a .pth or .safetensors file; only tensors are read, never pickled code.
-        key: which of several state dicts in the file, as ``state_dict_ema``; None: the plain one,
-            not the average of a training's steps.
+        key: which of several state dicts in the file, as ``state_dict_ema``; None for the plain
+            one, not a moving average.
 
     Returns:
-        What was decided on the way, for the user to read.
+        Notes on what was chosen, for the user to read.
 
     Raises:
         ExportError: the file cannot be read, has no such key, or does not fit.
         MissingExtraError: the package safetensors is needed and not installed.
     """
-    state, notes = _chosen(read_state(path), path, key)
-    own = model.state_dict()
-    state = _renamed(state, own)
-    _check_shapes(state, own, path)
-    missing = [name for name in own if name not in state and "num_batches_tracked" not in name]
-    surplus = [name for name in state if name not in own]
+    state, notes = _choose_state_dict(read_state(path), path, key)
+    expected = model.state_dict()
+    state = _strip_wrappers(state, expected)
+    _check_shapes(state, expected, path)
+    missing = [name for name in expected if name not in state and "num_batches_tracked" not in name]
+    surplus = [name for name in state if name not in expected]
     if missing or surplus:
         raise ExportError(
             f"{path} does not fit the model: {_some(missing)} missing, {_some(surplus)} unknown"
@@ -63,7 +63,7 @@ def read_state(path: Path) -> dict[str, Any]:
     """Read a weight file: its state dict, or a dict with state dicts in it.
 
     Raises:
-        ExportError: there is none, or it holds something else than tensors.
+        ExportError: there is no such file, or it holds more than tensors.
         MissingExtraError: the package safetensors is needed and not installed.
     """
     if not os.path.isfile(path):  # False, where pathlib raises
@@ -74,12 +74,12 @@ def read_state(path: Path) -> dict[str, Any]:
 
             return load_file(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own, of pickle protocols
+            warnings.simplefilter("ignore")  # torch's expected, of pickle protocols
             state = torch.load(path, map_location="cpu", weights_only=True)
     except ImportError as error:
         raise MissingExtraError("safetensors", "export", f"reading {path}") from error
     except pickle.UnpicklingError as error:
-        raise ExportError(_unsafe(path, error)) from error
+        raise ExportError(_explain_refusal(path, error)) from error
     except OSError as error:
         raise ExportError(f"cannot read {path}: {reason_of(error)}") from error
     except Exception as error:
@@ -90,8 +90,8 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def _unsafe(path: Path, error: pickle.UnpicklingError) -> str:
-    """Why a file that holds more than tensors is not read, and what to do."""
+def _explain_refusal(path: Path, error: pickle.UnpicklingError) -> str:
+    """Explain why a file with more than tensors is not read, and what to do."""
     named = _FOREIGN.search(str(error))
     if named is None:
         return f"{path} is damaged, or holds more than tensors, and only tensors are read"
@@ -102,11 +102,11 @@ def _unsafe(path: Path, error: pickle.UnpicklingError) -> str:
     )
 
 
-def _chosen(
+def _choose_state_dict(
     contents: Mapping[str, Any], path: Path, key: str | None
 ) -> tuple[StateDict, tuple[str, ...]]:
-    """One state dict out of those in a file, and what was decided."""
-    named = _state_dicts(contents)
+    """Choose one state dict of a file; with notes on the choice."""
+    named = _find_state_dicts(contents)
     usual = [place for place in named if _is_usual(place)]
     if key is not None:
         matches = [place for place in named if place == key] or [
@@ -116,10 +116,10 @@ def _chosen(
             return named[matches[0]], ()
         raise ExportError(
             f"{path} holds {'several' if matches else 'no'} weights under '{key}'; there are: "
-            f"{_listed(matches or list(named))}"
+            f"{_quote(matches or list(named))}"
         )
     if not usual:
-        advice = f"; --weights-key chooses one of {_listed(list(named))}" if named else ""
+        advice = f"; --weights-key chooses one of {_quote(list(named))}" if named else ""
         entries = [str(name) for name in contents]
         raise ExportError(
             f"{path} holds no state dict in a usual place: its entries are {_some(entries)}{advice}"
@@ -129,20 +129,20 @@ def _chosen(
     if not others:
         return named[taken], ()
     note = (
-        f"{path.name} holds several sets of weights: '{taken}' was taken, not {_listed(others)}; "
+        f"{path.name} holds several sets of weights: '{taken}' was taken, not {_quote(others)}; "
         "--weights-key chooses another"
     )
     return named[taken], (note,)
 
 
-def _state_dicts(contents: Mapping[str, Any], place: str = "") -> dict[str, StateDict]:
-    """Every state dict in a file by its place, as ``ema.state_dict``; '' is the file itself."""
+def _find_state_dicts(contents: Mapping[str, Any], place: str = "") -> dict[str, StateDict]:
+    """Find every state dict in a file by its path, as ``ema.state_dict``; '' is the file itself."""
     inner: dict[str, StateDict] = {}
     usual = (*_WRAPPERS, *_AVERAGED_WRAPPERS)
     for name in (*usual, *(name for name in contents if name not in usual)):
         value = contents.get(name)
         if isinstance(name, str) and isinstance(value, Mapping):
-            inner |= _state_dicts(value, f"{place}.{name}" if place else name)
+            inner |= _find_state_dicts(value, f"{place}.{name}" if place else name)
     if any(_is_usual(each) for each in inner):
         return inner
     tensors = {
@@ -161,11 +161,11 @@ def _is_averaged(place: str) -> bool:
     return not set(_AVERAGED_WRAPPERS).isdisjoint(place.split("."))
 
 
-def _renamed(state: StateDict, own: Mapping[str, torch.Tensor]) -> StateDict:
-    """A state dict by the model's names: without what wrappers put before or between them."""
-    if _COUNTER not in own:
+def _strip_wrappers(state: StateDict, expected: Mapping[str, torch.Tensor]) -> StateDict:
+    """Rename a state dict to the model's names, without the prefixes of wrappers."""
+    if _COUNTER not in expected:
         state = {name: tensor for name, tensor in state.items() if name != _COUNTER}
-    while state and not any(name in own for name in state):
+    while state and not any(name in expected for name in state):
         prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None)
         if prefix is None:
             first = {name.partition(".")[0] for name in state}
@@ -177,24 +177,24 @@ def _renamed(state: StateDict, own: Mapping[str, torch.Tensor]) -> StateDict:
     for name, tensor in state.items():
         # Parts of a network may have been wrapped by themselves, as VGG's features.module.0.weight.
         inner = ".".join(part for part in name.split(".") if part not in _WRAPPER_MODULES)
-        is_wrapped = name not in own and inner in own and inner not in state
+        is_wrapped = name not in expected and inner in expected and inner not in state
         renamed[inner if is_wrapped else name] = tensor
     return renamed
 
 
-def _check_shapes(state: StateDict, own: Mapping[str, torch.Tensor], path: Path) -> None:
+def _check_shapes(state: StateDict, expected: Mapping[str, torch.Tensor], path: Path) -> None:
     for name, tensor in state.items():
-        if name in own and own[name].shape != tensor.shape:
+        if name in expected and expected[name].shape != tensor.shape:
             hint = ""
-            if tensor.ndim and own[name].shape[1:] == tensor.shape[1:]:
+            if tensor.ndim and expected[name].shape[1:] == tensor.shape[1:]:
                 hint = f". If that is the classifier, pass --num-classes {tensor.shape[0]}"
             raise ExportError(
                 f"{path} does not fit the model: {name} is {list(tensor.shape)} in the file and "
-                f"{list(own[name].shape)} in the model{hint}"
+                f"{list(expected[name].shape)} in the model{hint}"
             )
 
 
-def _listed(places: Sequence[str]) -> str:
+def _quote(places: Sequence[str]) -> str:
     return ", ".join(repr(place) for place in places if place) or "none"
 
 

@@ -1,4 +1,4 @@
-"""Give a network another number of classes: a new last layer, found by running the network."""
+"""Replace a network's last layer by one for another number of classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..runtime.errors import ExportError, reason_of
 def replace_classifier(
     model: nn.Module, num_classes: int, size: tuple[int, int], channels: int = 3
 ) -> str:
-    """Put a new last layer, initialised as torch does, in the place of the old one.
+    """Replace the last layer by a new one, initialised as torch does.
 
     Args:
         model: in eval mode; takes [N, channels, H, W]; changed in place.
@@ -26,12 +26,12 @@ def replace_classifier(
         The layer's name.
 
     Raises:
-        ExportError: the network does not end in one linear layer or 1x1 convolution.
+        ExportError: the network does not end in a linear layer or 1x1 convolution.
     """
     if num_classes < 2:
         raise ExportError(f"a classifier has 2 classes or more, not {num_classes}")
     example = torch.zeros(2, channels, *size)
-    name, is_plain = _last_layer(model, example)
+    name, is_plain = _find_last_layer(model, example)
     old = model.get_submodule(name)
     new: nn.Module
     if isinstance(old, nn.Linear) and is_plain:
@@ -53,16 +53,16 @@ def replace_classifier(
     return name
 
 
-def _last_layer(model: nn.Module, example: torch.Tensor) -> tuple[str, bool]:
-    """The last layer with a weight matrix that runs; whether it multiplies by it and no more."""
+def _find_last_layer(model: nn.Module, example: torch.Tensor) -> tuple[str, bool]:
+    """Find the last layer with a weight matrix that runs; and whether it is plain PyTorch's."""
     last: tuple[nn.Module, bool] | None = None
 
-    def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         nonlocal last
         last = module, _multiplies_only(module, inputs[0] if inputs else None, output)
 
     names = {module: name for name, module in model.named_modules() if _has_matrix(module)}
-    hooks = [module.register_forward_hook(note) for module in names]
+    hooks = [module.register_forward_hook(record) for module in names]
     try:
         _run(model, example)
     finally:
@@ -76,19 +76,19 @@ def _last_layer(model: nn.Module, example: torch.Tensor) -> tuple[str, bool]:
 def _has_matrix(module: nn.Module) -> bool:
     if isinstance(module, nn.Linear | nn.Conv2d):
         return True
-    own = module.parameters(recurse=False)
-    return not list(module.children()) and any(weight.ndim >= 2 for weight in own)
+    weights = module.parameters(recurse=False)
+    return not list(module.children()) and any(weight.ndim >= 2 for weight in weights)
 
 
-def _multiplies_only(module: nn.Module, given: Any, made: Any) -> bool:
-    """Whether it is what PyTorch's own layer is: subclasses may normalise or scale as well."""
+def _multiplies_only(module: nn.Module, inputs: Any, output: Any) -> bool:
+    """Tell whether a layer computes what PyTorch's does; subclasses may normalise or scale."""
     if isinstance(module, nn.Linear):
-        plain = F.linear(given, module.weight, module.bias)
+        plain = F.linear(inputs, module.weight, module.bias)
     elif isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1:
-        plain = F.conv2d(given, module.weight, module.bias)
+        plain = F.conv2d(inputs, module.weight, module.bias)
     else:
         return False
-    return plain.shape == _shape(made) and torch.allclose(plain, made, rtol=1e-4, atol=1e-5)
+    return plain.shape == _shape(output) and torch.allclose(plain, output, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()

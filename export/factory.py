@@ -1,4 +1,4 @@
-"""Models of the user's own: a function in a file or a package that returns the network."""
+"""Create the user's model by calling a function in a file or a package."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _run_import(run: Callable[[], ModuleType], name: str) -> ModuleType:
 
 
 def call_seeded(create: Callable[..., Any]) -> Any:
-    """Call what initialises a model, with the same random weights each time."""
+    """Call a function that creates a model, with the same random weights each time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return create()

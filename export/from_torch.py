@@ -1,4 +1,4 @@
-"""From a PyTorch model to a plain ONNX graph, by PyTorch's own exporter."""
+"""Translate a PyTorch model to an ONNX graph with PyTorch's exporter."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def to_ir(model: torch.nn.Module, size: tuple[int, int], opset: int, channels: i
     batch = program.model.graph.inputs[0].shape
     if batch is None or isinstance(batch[0], int):
         raise ExportError(
-            "the model's code fixes the batch size (as reshape(2, -1) for two images does), and no "
-            "file for any number of images can be made of it: use x.shape[0] there"
+            "the model's code fixes the batch size, as reshape(2, -1) does for two images: use "
+            "x.shape[0] there"
         )
     _keep_module_paths(program.model)
     return program.model
@@ -74,7 +74,7 @@ def to_ir(model: torch.nn.Module, size: tuple[int, int], opset: int, channels: i
 def _check_output(model: torch.nn.Module, example: torch.Tensor) -> None:
     try:
         with torch.no_grad():
-            logits, again = model(example), model(example)
+            logits, repeated = model(example), model(example)
     except Exception as error:
         raise ExportError(
             f"the model does not accept a float32 image batch of shape {tuple(example.shape)}: "
@@ -87,22 +87,22 @@ def _check_output(model: torch.nn.Module, example: torch.Tensor) -> None:
             f"it returned {got}: wrap it so that it does (detectors and segmenters are not "
             "classifiers)"
         )
-    if not torch.equal(logits, again) and not torch.isnan(logits).any():
+    if not torch.equal(logits, repeated) and not torch.isnan(logits).any():
         raise VerificationError(
             "the model answers differently from call to call (dropout or noise that eval mode "
-            "does not switch off?), so no file could be held against it. No file was written"
+            "does not switch off?), so no file could be verified. No file was written"
         )
 
 
 def _cause(error: BaseException) -> str:
-    """What the innermost cause says, which names the operator."""
+    """Return the message of the innermost cause, which names the operator."""
     while error.__cause__ is not None:
         error = error.__cause__
     return reason_of(error)
 
 
 def _keep_module_paths(model: ir.Model) -> None:
-    """Of the exporter's notes only the modules' paths; source lines of this machine go."""
+    """Keep only the modules' paths of the exporter's metadata, not source paths."""
     model.metadata_props.clear()
     for node in model.graph.all_nodes():
         kept = node.metadata_props.get(MODULE_KEY)
@@ -117,7 +117,7 @@ def _keep_module_paths(model: ir.Model) -> None:
 
 @contextlib.contextmanager
 def _reduced_noise() -> Iterator[None]:
-    """Exporters talk about their own internals; what matters is checked after them."""
+    """Silence the exporters' logs and warnings; the result is verified afterwards."""
     noisy = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     before = [logger.level for logger in noisy]
     for logger in noisy:

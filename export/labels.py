@@ -1,4 +1,4 @@
-"""Class names: ImageNet's, or those of a file."""
+"""Read class names: ImageNet's, or those of a file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..runtime.errors import ExportError, MissingExtraError
 
 
 def read_labels(labels: str | Sequence[str]) -> tuple[str, ...]:
-    """Class names in index order.
+    """Read class names in index order.
 
     Args:
         labels: ``imagenet``, a file with one name a line or a JSON list, or the names themselves.

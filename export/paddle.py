@@ -1,4 +1,4 @@
-"""Preprocessing and labels of Paddle's classifiers: the YAML file beside an exported model."""
+"""Read preprocessing and labels of Paddle's classifiers from the YAML file beside the model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..runtime.errors import ExportError, MissingExtraError
 from ..runtime.input_format import Interpolation, Preprocess
 
 CONFIGURATIONS = ("inference.yml", "infer_cfg.yml")
-# They change nothing in what the network is fed.
+# Steps without effect on the network's input.
 _IGNORED = {"DecodeImage", "ToCHWImage", "KeepKeys"}
 
 
@@ -25,7 +25,7 @@ def from_paddle(path: Path) -> tuple[Preprocess, tuple[str, ...]]:
         How images are prepared, and the class names or ().
 
     Raises:
-        ExportError: it cannot be read, or has steps that cannot be reproduced.
+        ExportError: it cannot be read, or a step cannot be reproduced.
         MissingExtraError: the package PyYAML is not installed.
     """
     try:
@@ -51,7 +51,7 @@ def from_paddle(path: Path) -> tuple[Preprocess, tuple[str, ...]]:
 
 
 def _steps(entry: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """A step's name and options, in either of Paddle's two spellings."""
+    """Read a step's name and options, in either of Paddle's two notations."""
     if "type" in entry:
         return [(str(entry["type"]), entry)]
     return [(str(name), options or {}) for name, options in entry.items()]
@@ -94,11 +94,11 @@ def _preprocess(steps: list[tuple[str, Mapping[str, Any]]]) -> Preprocess:
 
 
 def _pair(size: Any) -> tuple[int, int]:
-    """(width, height), as Paddle orders them."""
+    """Read (width, height), as Paddle orders them."""
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def _number(value: Any) -> float:
-    """A number, or a quotient as ``1.0/255.0``."""
+    """Read a number, or a quotient such as ``1.0/255.0``."""
     parts = [float(part) for part in str(value).split("/")]
     return parts[0] / parts[1] if len(parts) == 2 else float(value)

@@ -1,4 +1,4 @@
-"""Record arithmetic as ONNX nodes: an array namespace whose arrays are tensors of a graph.
+"""Record array arithmetic as ONNX nodes, with a namespace of the Python array API.
 
 ``runtime.cam``, ``runtime.tft`` and ``runtime.search`` are written against the Python array API.
 Given a ``Tensor`` instead of a NumPy array, the same lines append ONNX operators to a graph. Only
@@ -28,8 +28,8 @@ class Size:
     """A dimension that is known only at run time: ``factor`` times the product of ``symbols``.
 
     Attributes:
-        factor: a whole number, 1 or more.
-        symbols: in alphabetical order: ``N`` images, ``k`` classes explained of each, ``h`` and
+        factor: an integer, 1 or more.
+        symbols: in alphabetical order: ``N`` images, ``k`` explained classes of each, ``h`` and
             ``w`` of an image of any size.
     """
 
@@ -44,19 +44,19 @@ class Size:
     __rmul__ = __mul__
 
 
-_Bool = bool  # a name of its own, where a namespace has ``bool``
+_Bool = bool  # for annotations in a class that has an attribute ``bool``
 Dim = int | Size
 Dims = tuple[Dim, ...]
 BATCH, CLASSES = Size(1, ("N",)), Size(1, ("k",))
 
 
 def product(dims: Sequence[Dim]) -> Dim:
-    """The product of dimensions; 1 of none."""
+    """Multiply dimensions; 1 of none."""
     return math.prod(dims)
 
 
 def broadcast(*shapes: Dims) -> Dims:
-    """The shape that operands of these shapes have together, by NumPy's rule.
+    """Compute the shape to which operands broadcast, by NumPy's rule.
 
     Raises:
         ExportError: they do not fit.
@@ -76,7 +76,7 @@ class Recorder:
     """Appends nodes to a graph.
 
     Attributes:
-        graph: that is recorded into.
+        graph: the nodes are appended to it.
         symbols: an int64 [1] tensor that holds each symbol of ``Size``.
         xp: the array namespace of its tensors.
     """
@@ -94,7 +94,7 @@ class Recorder:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Name the nodes recorded meanwhile ``whycam/<name>/...``."""
+        """Name the nodes recorded inside the block ``whycam/<name>/...``."""
         before, self._part = self._part, f"whycam/{name}"
         try:
             yield
@@ -102,14 +102,14 @@ class Recorder:
             self._part = before
 
     def name_for(self, kind: str) -> str:
-        """A name that no other node or value of the graph has."""
+        """Create a name that no other node or value of the graph has."""
         stem = f"{self._part}/{kind}"
         count = self._counts.get(stem, 0)
         self._counts[stem] = count + 1
         return f"{stem}_{count}"
 
     def constant(self, values: Any, dtype: ir.DataType | None = None) -> Tensor:
-        """A constant, stored in the file once however often it is asked for."""
+        """Create a constant; equal ones are stored once."""
         array = np.asarray(values, dtype=None if dtype is None else dtype.numpy())
         if array.dtype == np.float64 and dtype is None:
             array = array.astype(np.float32)
@@ -140,7 +140,7 @@ class Recorder:
         Args:
             kind: ONNX operator of the default domain.
             inputs: its inputs; None where an optional one is left out.
-            dims: of the output, which the caller knows.
+            dims: of the output, which the caller computes.
             dtype: of the output; by default that of the first input.
         """
         first = next(each for each in inputs if each is not None)
@@ -159,7 +159,7 @@ class Recorder:
         return Tensor(self, value, tuple(dims), dtype)
 
     def shape_tensor(self, dims: Sequence[Dim]) -> Tensor:
-        """An int64 [rank] tensor that holds a shape at run time, recorded once for each shape."""
+        """Record an int64 [rank] tensor that holds a shape at run time, once for each shape."""
         key = tuple(dims)
         if key not in self._lengths:
             self._lengths[key] = self._record_shape(key)
@@ -181,13 +181,13 @@ class Recorder:
         return parts[0] if len(parts) == 1 else self.op("Concat", parts, (len(dims),), axis=0)
 
     def range(self, symbol: str) -> Tensor:
-        """int64 0 .. n - 1 for the number n that a symbol stands for."""
+        """Record int64 0 .. n - 1 for the number n that a symbol stands for."""
         zero, one = (self.constant(np.array(number, np.int64)) for number in (0, 1))
         stop = self.symbols[symbol].reshape(())
         return self.op("Range", [zero, stop, one], (Size(1, (symbol,)),))
 
     def length(self, dim: Dim) -> Tensor:
-        """A dimension as an int64 [1] tensor."""
+        """Record a dimension as an int64 [1] tensor."""
         if isinstance(dim, int):
             return self.constant(np.array([dim], np.int64))
         if (dim,) not in self._lengths:
@@ -199,13 +199,13 @@ class Recorder:
 
 
 def _ir_shape(dims: Sequence[Dim]) -> ir.Shape:
-    def said(dim: Dim) -> int | str:
+    def entry(dim: Dim) -> int | str:
         if isinstance(dim, int):
             return dim
         name = "*".join(dim.symbols)
         return name if dim.factor == 1 else f"{dim.factor}*{name}"
 
-    return ir.Shape([said(dim) for dim in dims])
+    return ir.Shape([entry(dim) for dim in dims])
 
 
 class Tensor:
@@ -275,7 +275,7 @@ class Tensor:
         return self._binary("Div", other, swap=True)
 
     def __floordiv__(self, other: int) -> Tensor:
-        """Of whole numbers that are not negative, which is all that is needed."""
+        """Divide non-negative integers, the only operands that occur."""
         return self._binary("Div", other)
 
     def __neg__(self) -> Tensor:
@@ -318,7 +318,7 @@ class Tensor:
         return self.recorder.op("MatMul", [self, other], (*lead, self.shape[-2], other.shape[-1]))
 
     def __getitem__(self, key: Any) -> Tensor:
-        """Slices with step, whole numbers, None and one ellipsis."""
+        """Index with slices, integers, None and one ellipsis."""
         keys = list(key) if isinstance(key, tuple) else [key]
         taken = sum(each is not None and each is not Ellipsis for each in keys)
         if Ellipsis in [each for each in keys if each is Ellipsis]:
@@ -356,7 +356,7 @@ class Tensor:
         return unsqueeze(found, places) if places else found
 
     def reshape(self, shape: Sequence[Dim]) -> Tensor:
-        """The same numbers in another shape; -1 stands for what is left, as in NumPy."""
+        """Reshape; -1 stands for the remaining elements, as in NumPy."""
         dims = list(shape)
         if -1 in dims:
             at = dims.index(-1)
@@ -381,17 +381,17 @@ class Tensor:
         return self.recorder.shape_tensor(dims)
 
     def sum(self, axis: int | tuple[int, ...], keepdims: bool = False) -> Tensor:
-        """As in NumPy."""
+        """Sum along axes, as in NumPy."""
         return _reduce("ReduceSum", self, axis, keepdims)
 
     def cast(self, dtype: ir.DataType) -> Tensor:
-        """The same numbers in another type."""
+        """Convert to another element type."""
         if dtype == self.dtype:
             return self
         return self.recorder.op("Cast", [self], self.shape, dtype, to=int(dtype))
 
     def transpose(self, order: Sequence[int]) -> Tensor:
-        """Axes in another order."""
+        """Permute the axes."""
         if list(order) == list(range(self.ndim)):
             return self
         dims = [self.shape[axis] for axis in order]
@@ -399,7 +399,7 @@ class Tensor:
 
 
 def divide(whole: Dim, part: Dim) -> Dim:
-    """An exact quotient of dimensions.
+    """Divide dimensions exactly.
 
     Raises:
         ExportError: there is a remainder.
@@ -447,7 +447,7 @@ def squeeze(x: Tensor, axes: Sequence[int]) -> Tensor:
 
 
 def unsqueeze(x: Tensor, axes: Sequence[int]) -> Tensor:
-    """Insert axes of length 1, at places in the result."""
+    """Insert axes of length 1, at positions of the result."""
     dims = list(x.shape)
     for axis in sorted(axes):
         dims.insert(axis, 1)
@@ -469,7 +469,7 @@ def _reduce(kind: str, x: Tensor, axis: int | Sequence[int], keepdims: bool) -> 
 
 
 def concat(parts: Sequence[Tensor], axis: int) -> Tensor:
-    """Join along an axis whose lengths are known."""
+    """Concatenate along an axis of known lengths."""
     axis %= parts[0].ndim
     dims = list(parts[0].shape)
     dims[axis] = sum(part.shape[axis] for part in parts)  # type: ignore[misc]
@@ -477,7 +477,7 @@ def concat(parts: Sequence[Tensor], axis: int) -> Tensor:
 
 
 def pad(x: Tensor, before: Sequence[int], after: Sequence[int], value: float = 0.0) -> Tensor:
-    """Add elements at the edges of each axis; negative counts take away."""
+    """Pad the edges of each axis; negative counts crop."""
     if not any(before) and not any(after):
         return x
     dims = [
@@ -489,7 +489,7 @@ def pad(x: Tensor, before: Sequence[int], after: Sequence[int], value: float = 0
 
 
 def expand(x: Tensor, shape: Dims) -> Tensor:
-    """Repeat along axes of length 1 until the tensor has a shape."""
+    """Broadcast a tensor to a shape."""
     if x.shape == tuple(shape):
         return x
     return x.recorder.op("Expand", [x, x.recorder.shape_tensor(shape)], shape)
@@ -504,21 +504,21 @@ class Namespace:
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         self.__name__ = __name__
-        # Set here, lest annotations in this class read them instead of the built-in types.
+        # Set here, so that annotations in this class still mean the built-in type.
         self.bool = ir.DataType.BOOL
 
     def asarray(self, values: Any, dtype: ir.DataType | None = None, device: None = None) -> Tensor:
-        """A constant."""
+        """Record a constant."""
         del device
         return values if isinstance(values, Tensor) else self._recorder.constant(values, dtype)
 
     def arange(self, count: int, device: None = None) -> Tensor:
-        """int64 0 .. count - 1."""
+        """Record int64 0 .. count - 1."""
         del device
         return self._recorder.constant(np.arange(count))
 
     def ones_like(self, x: Tensor, dtype: ir.DataType | None = None) -> Tensor:
-        """Ones that broadcast as ``x`` does."""
+        """Record ones of the shape of ``x``."""
         one: NDArray[Any] = np.ones((), (dtype or x.dtype).numpy())
         return expand(self._recorder.constant(one), x.shape)
 
@@ -537,7 +537,7 @@ class Namespace:
         return self._recorder.op("Where", [condition, x, y], dims, dtype)
 
     def clip(self, x: Tensor, min: float | None = None, max: float | None = None) -> Tensor:
-        """Hold between bounds."""
+        """Clip to bounds."""
         if min == 0.0 and max is None:
             return self._recorder.op("Relu", [x], x.shape)
         bounds = [
@@ -546,7 +546,7 @@ class Namespace:
         return self._recorder.op("Clip", [x, *(bounds if max is not None else bounds[:1])], x.shape)
 
     def isfinite(self, x: Tensor) -> Tensor:
-        """False for NaN and infinite values."""
+        """Test for values that are neither NaN nor infinite."""
         return self.abs(x) <= FLOAT32_MAX
 
     def sum(self, x: Tensor, axis: int | tuple[int, ...], keepdims: _Bool = False) -> Tensor:
@@ -611,14 +611,14 @@ class Namespace:
         return x.reshape(shape)
 
     def concat(self, parts: Sequence[Tensor], axis: int) -> Tensor:
-        """Join along an axis."""
+        """Concatenate along an axis."""
         return concat(parts, axis)
 
     def stack(self, parts: Sequence[Tensor], axis: int) -> Tensor:
-        """Join along a new axis."""
+        """Stack along a new axis."""
         place = axis % (parts[0].ndim + 1)
         return concat([unsqueeze(part, [place]) for part in parts], place)
 
     def broadcast_to(self, x: Tensor, shape: Dims) -> Tensor:
-        """Repeat to a shape."""
+        """Broadcast to a shape."""
         return expand(x, tuple(shape))

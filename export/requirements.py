@@ -1,4 +1,4 @@
-"""See that packages are installed before what imports them is."""
+"""Check that optional packages are installed before modules that need them are imported."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from ..runtime.errors import MissingExtraError
 
 
 def require_torch(purpose: str, extra: str = "export") -> None:
-    """See that torch is here, before a module that imports it is asked for.
+    """Check that torch is installed.
 
     Raises:
-        MissingExtraError: it is not; names ``purpose``, and ``extra`` as what brings it.
+        MissingExtraError: it is not; the message names ``purpose`` and the extra to install.
     """
     try:
         import torch
@@ -21,7 +21,7 @@ def require_torch(purpose: str, extra: str = "export") -> None:
 
 
 def require_onnx(purpose: str) -> None:
-    """See that the packages for graph work are installed, before what imports them is.
+    """Check that onnx and onnx-ir are installed.
 
     Raises:
         MissingExtraError: one is not.

@@ -1,4 +1,4 @@
-"""A trained model as a folder: its weights, and what is needed to build the network around them."""
+"""Write and read trained models: a folder with weights and a description of the network."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 
 class SavedModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What ``whycam train`` leaves beside the weights.
+    """The description that ``whycam train`` writes beside the weights.
 
     Attributes:
         model: the architecture, as ``whycam export`` takes it.
-        num_classes: None: as many as the architecture has by itself.
+        num_classes: None for the architecture's default.
         labels: class names, or empty.
         preprocess: how a picture becomes the input.
-        history: how the weights came about, one entry a training.
+        history: one entry for each training.
     """
 
     model: str
@@ -34,12 +34,12 @@ class SavedModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 def is_saved_model(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder holds a trained model."""
+    """Tell whether a folder holds a trained model."""
     return os.path.isfile(Path(path) / DESCRIPTION)  # False, where pathlib raises
 
 
 def save_model(folder: Path, description: SavedModel, state: dict[str, torch.Tensor]) -> None:
-    """Write a trained model; each file whole or not at all.
+    """Write a trained model, each file atomically.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -53,7 +53,7 @@ def save_model(folder: Path, description: SavedModel, state: dict[str, torch.Ten
 
 
 def read_saved_model(folder: str | os.PathLike[str]) -> SavedModel:
-    """The description of a trained model.
+    """Read the description of a trained model.
 
     Raises:
         ExportError: the folder does not hold one, or it is damaged.

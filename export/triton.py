@@ -1,4 +1,4 @@
-"""A Triton model repository around an explaining graph: config.pbtxt, labels.txt, 1/model.onnx."""
+"""Write a Triton model repository: config.pbtxt, labels.txt, 1/model.onnx."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..runtime.files import replacing, write_whole
 from ..runtime.manifest import Manifest
 from ..runtime.onnxfile import read_manifest
 
-# A sweep is itself a batch of one image a threshold and class; other requests are worth joining.
+# A threshold sweep already runs a batch; other requests are worth batching.
 _MAX_BATCH = 8
 _LABELS = "labels.txt"
 
 
 def repository_name(model: str) -> str:
-    """A Triton model name from how a model was named.
+    """Derive a Triton model name from a model's name.
 
     ``torchvision/resnet50`` gives ``resnet50``, ``nets/mine.py:small`` gives ``mine_small``.
     """
@@ -31,7 +31,7 @@ def repository_name(model: str) -> str:
 
 
 def model_path(folder: str | os.PathLike[str], name: str) -> Path:
-    """Where Triton looks for the graph."""
+    """Return the path at which Triton expects the graph."""
     return Path(folder) / name / "1" / "model.onnx"
 
 
@@ -45,8 +45,8 @@ def write_repository(
     on ``probabilities``.
 
     Args:
-        path: a file made by whycam export; may be already in its place.
-        folder: the repository; made if missing.
+        path: a file made by whycam export; may lie in the repository already.
+        folder: the repository; created if missing.
         name: the model's name in Triton; by default the model's own.
 
     Returns:
@@ -54,7 +54,7 @@ def write_repository(
 
     Raises:
         ModelFileError: the file was not made by whycam.
-        RequestError: the name is none that Triton takes.
+        RequestError: Triton does not take the name.
         OutputError: the folder cannot be written.
     """
     manifest = read_manifest(path)
@@ -77,7 +77,7 @@ def write_repository(
 
 
 def _own_outputs(path: Path, manifest: Manifest) -> list[str]:
-    """Entries for the outputs that the file had before, read off the graph."""
+    """Write entries for the outputs that the file had before, from the graph."""
     if not manifest.own_outputs:
         return []
     try:
@@ -100,7 +100,7 @@ _TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8"}
 
 
 def config(manifest: Manifest, name: str, own_outputs: Sequence[str] = ()) -> str:
-    """The text of config.pbtxt.
+    """Write the text of config.pbtxt.
 
     Args:
         manifest: of the graph.

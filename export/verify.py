@@ -402,7 +402,9 @@ def _map_difference(subject: Subject, outputs: Mapping[str, NDArray[Any]]) -> fl
         else:
             # A map's rounding error is proportional to the summed terms, which may cancel, as where
             # a head ignores the scale of its activations.
-            terms = selftest.absolute_map(method, outputs["activations"], outputs["gradients"], weights)
+            terms = selftest.absolute_map(
+                method, outputs["activations"], outputs["gradients"], weights
+            )
         maps = outputs[manifest.map_output(method) or ""]
         differences = np.abs(maps - cam.finish(raw, subject.size)).max((-2, -1))
         largest = np.maximum(terms.max((-2, -1)), np.finfo(np.float32).tiny)
