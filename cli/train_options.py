@@ -22,7 +22,6 @@ TrainedModel = Annotated[
 TrainingData = Annotated[
     Path,
     typer.Argument(
-        metavar="DATA",
         help="A folder with a subfolder for each class (or with train and val, each like that), a "
         "CSV file of image and label, or a Pascal VOC folder.",
     ),

@@ -202,7 +202,7 @@ def test_legends_hide_nothing_that_is_drawn(tiny, image_folder):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     found = evaluate(tiny, open_dataset(image_folder), methods=["gradcam", "layercam"])
-    for draw in (plots.quality_bars, plots.rpi_curves, plots.threshold_histogram):
+    for draw in (plots.plot_quality, plots.plot_rpi, plots.plot_thresholds):
         figure = draw(found)
         FigureCanvasAgg(figure).draw()
         (legend,) = figure.legends
