@@ -25,7 +25,7 @@ from whycam.runtime.engines.interface import (
     graph_name,
     needed_outputs,
     parts_needed,
-    renamed,
+    rename_to_contract,
     run_graph,
     surplus_outputs,
 )
@@ -292,7 +292,7 @@ def test_bound_memory_gives_what_arrays_give(file_of, fields):
         "target": np.array([[-1, -2], [-2, -2]]),
     }
     outputs = list(manifest.output_shapes)
-    found = run_graph(renamed(bound.run, manifest), feeds, outputs, manifest)
+    found = run_graph(rename_to_contract(bound.run, manifest), feeds, outputs, manifest)
     for name, values in engine.run(feeds, outputs).items():
         np.testing.assert_array_equal(found[name], values)
 
