@@ -74,7 +74,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
             return load_file(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's expected, of pickle protocols
+            warnings.simplefilter("ignore")  # torch's own, of pickle protocols
             state = torch.load(path, map_location="cpu", weights_only=True)
     except ImportError as error:
         raise MissingExtraError("safetensors", "export", f"reading {path}") from error
