@@ -31,7 +31,7 @@ from whycam.runtime.engines.interface import (
 )
 from whycam.runtime.engines.ort import OnnxRuntimeEngine
 from whycam.runtime.engines.ort_binding import BoundSession
-from whycam.runtime.engines.ort_options import TENSORRT, most, providers
+from whycam.runtime.engines.ort_options import TENSORRT, providers, run_limit
 from whycam.runtime.errors import EngineError, ModelFileError, RequestError
 from whycam.runtime.live.capture_thread import Frame
 from whycam.runtime.live.controls import Controls, Look
@@ -305,7 +305,7 @@ def test_tensorrt_builds_for_the_files_own_names_and_batch(manifest_of):
     fixed = manifest_of(batch=4, top=2)
     (_, options), _ = providers(TENSORRT, fixed, settings, frozenset())
     assert options["trt_profile_min_shapes"] == options["trt_profile_max_shapes"] == "image:4x3x8x8"
-    limit = most(TENSORRT, fixed, frozenset())
+    limit = run_limit(TENSORRT, fixed, frozenset())
     assert limit is not None
     assert (limit.images, limit.classes) == (4, 2)
 

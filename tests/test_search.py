@@ -349,4 +349,4 @@ def test_info_says_what_can_be_searched(manifest_of, tmp_path):
     text = shown(priors=(prior_of(), prior_of(method="layercam")))
     assert "learnt for gradcam, layercam (mask binary, by value); from 7 images" in text
     assert "threshold search" not in shown()
-    assert "search of 3 forwards" in shown(tft=Tft(forwards=3))
+    assert "search of 3 evaluations" in shown(tft=Tft(forwards=3))
