@@ -22,7 +22,7 @@ $(VENV)/dev.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@ $(VENV)/demo.stamp
 
-demo: $(VENV)/demo.stamp ## export a pretrained network, explain photographs, write figures to .demo/
+demo: $(VENV)/demo.stamp ## export a pretrained network, explain images, write figures to .demo/
 	$(BIN)/python examples/demo.py .demo
 
 # Two processes: each holds torch and, at times, a large network. With more than a thread each they
