@@ -147,6 +147,7 @@ def test_start_up_is_measured_in_fresh_processes(found):
     assert len(footprint.peak_bytes) == len(footprint.seconds["total"]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems count otherwise")
 def test_peak_memory_is_not_that_of_the_measuring_process(lite0_onnx, chelsea):
     ballast = np.ones(500 * 2**20, np.uint8)

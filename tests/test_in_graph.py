@@ -14,7 +14,7 @@ import onnx
 import pytest
 import torch
 from agreement import assert_same, without_own_maps
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import CLASSES, SMALL, curved, linear
 from recorded import run_recorded
@@ -426,6 +426,7 @@ def test_graph_that_sees_pictures_otherwise_than_pillow_is_not_written(tmp_path,
     assert not list(tmp_path.iterdir())
 
 
+@settings(max_examples=settings.default.max_examples // 2)
 @given(
     st.integers(1, 40).flatmap(
         lambda n: st.tuples(
