@@ -74,7 +74,7 @@ def test_voc_label_is_the_one_class_in_the_image(tmp_path):
     [
         (lambda _: None, "no folder or file"),
         (lambda p: p.mkdir(), "no images in"),
-        (lambda p: p.write_text("a.jpg,1\nnonsense,2\n"), "'nonsense' is no image file"),
+        (lambda p: p.write_text("a.jpg,1\nnonsense,2\n"), "'nonsense' is not an image file"),
         (lambda p: p.write_bytes(b"\xff\xfe\xff"), "cannot read"),
     ],
     ids=["missing", "empty", "no image", "no text"],
