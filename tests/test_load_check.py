@@ -14,6 +14,7 @@ import onnx
 import pytest
 
 import whycam
+from whycam.runtime import cam
 from whycam.runtime.engines import registry as engines
 from whycam.runtime.engines import selftest
 from whycam.runtime.engines.base import Engine, EngineSettings
@@ -274,3 +275,16 @@ def test_weights_that_lie_elsewhere_or_are_short_are_refused(
         _signed(path)
     with pytest.raises(WhyCamError, match=None if signed else "its digest differs"):
         whycam.load(path, engine, threads=1)
+
+
+def test_absolute_map_counts_sums_of_activations_that_cancel():
+    """XGrad-CAM divides by them: what float32 rounds there is a larger share of the map."""
+    rng = np.random.default_rng(0)
+    activations = rng.standard_normal((1, 3, 4, 4)).astype(np.float32)
+    activations[:, 1] -= activations[:, 1].mean() - 1e-6
+    gradients = rng.standard_normal((1, 1, 3, 4, 4)).astype(np.float32)
+    exact = cam.raw_map("xgradcam", activations.astype(np.float64), gradients.astype(np.float64))
+    rounded = cam.raw_map("xgradcam", activations, gradients)
+    terms = selftest.absolute_map("xgradcam", activations, gradients)
+    assert abs(rounded - exact).max() > 1e-6 * abs(exact).max()
+    assert abs(rounded - exact).max() < 1e-6 * terms.max()

@@ -20,6 +20,7 @@ PATTERNS = 2
 _SHAKES = 4
 _CONSTANT = 1e-5  # range of a map's values as a share of the largest
 _CANCELLED = 1e-4  # range of a map's values as a share of its terms; float32 rounds 1e-6 of these
+_SMALLEST = 1e-12  # of sums that a quotient may have
 
 
 def tolerances_of(manifest: Manifest, precision: Precision = "fp32") -> Tolerances:
@@ -122,6 +123,12 @@ def absolute_map(
     Args and returns: as `cam.raw_map`.
     """
     parts = [None if each is None else abs(each) for each in (activations, gradients, weights)]
+    if method == "xgradcam":  # its weights are divided by sums that may cancel themselves
+        sums = np.maximum(abs(activations.sum((-2, -1))), _SMALLEST)
+        cancellation = parts[0].sum((-2, -1)) / sums
+        terms = cam.channel_weights(method, parts[0], parts[1])
+        alpha = abs(cam.channel_weights(method, activations, gradients))
+        parts[2] = cancellation[:, None] * (terms + alpha)
     return cam.raw_map(method, *parts)
 
 
