@@ -122,14 +122,14 @@ def absolute_map(
 
     Args and returns: as `cam.raw_map`.
     """
-    parts = [None if each is None else abs(each) for each in (activations, gradients, weights)]
+    sizes, slopes = abs(activations), abs(gradients)
     if method == "xgradcam":  # its weights are divided by sums that may cancel themselves
         sums = np.maximum(abs(activations.sum((-2, -1))), _SMALLEST)
-        cancellation = parts[0].sum((-2, -1)) / sums
-        terms = cam.channel_weights(method, parts[0], parts[1])
+        cancellation = sizes.sum((-2, -1)) / sums
+        terms = cam.channel_weights(method, sizes, slopes)
         alpha = abs(cam.channel_weights(method, activations, gradients))
-        parts[2] = cancellation[:, None] * (terms + alpha)
-    return cam.raw_map(method, *parts)
+        weights = cancellation[:, None] * (terms + alpha)
+    return cam.raw_map(method, sizes, slopes, None if weights is None else abs(weights))
 
 
 def check(
