@@ -113,6 +113,9 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
             method: as ``gradcam``.
             variant: as ``original`` or ``tft``.
 
+        Returns:
+            Its means over the images.
+
         Raises:
             KeyError: it was not measured.
         """
