@@ -49,6 +49,8 @@ def run_recorded(
     found = formula(*tensors)
     graph.outputs.append(found.value)
     data = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
-    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # more of them would wait for one another, computing nothing
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     feeds: dict[str, Any] = {f"x{index}": array for index, array in enumerate(arrays)}
     return session.run(None, feeds)[0]

@@ -426,7 +426,7 @@ def test_graph_that_sees_pictures_otherwise_than_pillow_is_not_written(tmp_path,
     assert not list(tmp_path.iterdir())
 
 
-@settings(max_examples=settings.default.max_examples // 2)
+@settings(max_examples=settings.default.max_examples // 8)  # each records some thirty steps
 @given(
     st.integers(1, 40).flatmap(
         lambda n: st.tuples(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from export_cache import SPENT
 
+TOLERANCE = 2.5  # times the limit until a test fails
 REFERENCE = 0.04  # seconds of a million squares, on one core of an AMD EPYC with AVX2
 
 
@@ -18,8 +19,9 @@ class TimeLimit:
     """Fail tests that compute longer than they may, unless they are marked ``slow``.
 
     CPU time counts, of the test's own process and of the processes that it waited for, so that a
-    busy machine changes little; on a slower machine tests may take longer. Fixtures and shared
-    exports do not count.
+    busy machine changes less than the clock would say: where processors share their caches, the
+    same test was seen to take twice as long. A test somewhat above the limit is therefore a warning
+    and one far above it a failure. Fixtures and shared exports do not count.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -35,13 +37,14 @@ class TimeLimit:
         before = cpu_seconds()
         result = yield
         spent = cpu_seconds() - before
-        is_slow = pyfuncitem.get_closest_marker("slow") is not None
-        if spent > self.seconds and not is_slow and spent > self.seconds * slowness():
-            pytest.fail(
+        if spent > self.seconds and pyfuncitem.get_closest_marker("slow") is None:
+            message = (
                 f"took {spent:.1f} s of CPU time; make test allows {self.seconds:g} s. Test the "
-                "same on a smaller network or fewer cases, or mark it slow: make test-all runs it",
-                pytrace=False,
+                "same on a smaller network or fewer cases, or mark it slow: make test-all runs it"
             )
+            if spent > TOLERANCE * self.seconds * slowness():
+                pytest.fail(message, pytrace=False)
+            pyfuncitem.warn(pytest.PytestWarning(message))
         return result
 
 
@@ -64,13 +67,14 @@ def load_libraries(folder: Path) -> None:
     import numpy as np
     import timm  # noqa: F401
     import torch._dynamo  # noqa: F401
-    from networks import SMALL, linear
+    from networks import SMALL, attending, curved, linear, mixed
 
     import whycam
     from whycam.export import to_onnx, to_plan
 
-    path = to_onnx(linear(), folder / "linear.onnx", overrides=SMALL).path
+    for create in (attending, curved, mixed, linear):  # PyTorch is slow at what it does first
+        path = to_onnx(create(), folder / f"{create.__name__}.onnx", overrides=SMALL).path
     for engine in ("onnxruntime", "openvino"):
-        whycam.load(path, engine).explain(np.zeros((32, 32, 3), np.uint8))
+        whycam.load(path, engine, threads=1).explain(np.zeros((32, 32, 3), np.uint8))
     if find_spec("tensorrt_rtx"):
         to_plan(path, folder / "linear.plan", compute=["7.5", "8.6"])
