@@ -123,7 +123,7 @@ def _write(
 ) -> list[str]:
     written = [explanation.save(folder / f"{name}.png")]
     if figure:
-        written.append(explanation.save(folder / f"{name}.figure.encode_png", figure=True))
+        written.append(explanation.save(folder / f"{name}.figure.png", figure=True))
     if save_maps:
         written.append(explanation.save_map(folder / f"{name}.npy"))
     return [str(path) for path in written]

@@ -201,7 +201,7 @@ def test_explain_writes_overlay_figure_and_map(whycam, lite0_onnx, photographs, 
     )
     assert result.code == 0, result.err
     stem = photographs[0].stem
-    names = {f"{stem}.gradcam.png", f"{stem}.gradcam.figure.encode_png", f"{stem}.gradcam.npy"}
+    names = {f"{stem}.gradcam.png", f"{stem}.gradcam.figure.png", f"{stem}.gradcam.npy"}
     assert {path.name for path in tmp_path.iterdir()} == names
     values = np.load(tmp_path / f"{stem}.gradcam.npy")
     assert values.shape == (300, 451)  # the photograph's own size
