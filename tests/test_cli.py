@@ -63,7 +63,7 @@ def test_help_of_aft_names_the_defaults_that_it_uses(whycam):
         f"{name} {objective.WEIGHTS[name]:g}" for name in ("faithful", "aligned", "tuner")
     )
     assert f"[default: {weights}]" in said
-    assert f"network before [default: {objective.DISTILLATION:g}]" in said
+    assert f"original network [default: {objective.DISTILLATION:g}]" in said
 
 
 def test_help_of_export_names_every_kind_of_model(whycam):
