@@ -199,7 +199,7 @@ def test_references_are_computed_for_the_file_that_is_written_alone(
 ):
     computed = []
     answers = selftest.make_references
-    monkeypatch.setattr(selftest, "answers", lambda *a: computed.append(1) or answers(*a))
+    monkeypatch.setattr(selftest, "make_references", lambda *a: computed.append(1) or answers(*a))
     strict = Settings(weight_bits=8, floor={"pearson": 0.5, "top1": 0.5}, threads=1)
     calibrate_int8(residual, open_dataset(image_folder), tmp_path / "a.onnx", strict)
     assert len(computed) == 1
@@ -271,7 +271,7 @@ def test_layers_that_hurt_most_stay_in_float_until_the_floor_holds(
         patch.setattr(Search, "_magnitudes", spoil)
         strict = Settings(calibrator="minmax", floor={"pearson": 0.97, "top1": 0.8}, threads=1)
         found = calibrate_int8(residual, data, tmp_path / "a.onnx", strict, note=notes.append)
-    assert any("of 4 layers stay in float: about" in note for note in notes)
+    assert any("which of 4 layers to leave in float takes about" in note for note in notes)
     assert found.floating[0].name == spoilt.name
     assert len(found.floating) < found.layers
     assert found.milliseconds_all_int8 is not None
