@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime import pipeline, tft
-from ..runtime.batches import Read, join_batches
+from ..runtime.batches import Read, join_batches, run_batches
 from ..runtime.cam import Method
 from ..runtime.errors import DataError, ImageError, RequestError
-from ..runtime.explainer import Explainer, run_batches
+from ..runtime.explainer import Explainer
 from ..runtime.manifest import Manifest
 from ..runtime.pipeline import ClassMap, Prepared
 from ..runtime.preprocess import Placement, to_image
@@ -102,7 +102,9 @@ def evaluate(
                 tick(row["name"], 1)
         left = [sample for sample in data.samples if sample.name not in rows.names]
         measure = partial(_measure_batch, explainer, classes=lookup, settings=settings)
-        for row in run_batches(explainer, left, lambda sample: sample.path, measure):
+        for row in run_batches(
+            explainer.model, explainer.memory, left, lambda sample: sample.path, measure
+        ):
             rows.write(row)
             tally.add(row)
             if tick is not None:

@@ -10,10 +10,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.batches import Read, join_batches
+from ..runtime.batches import Read, join_batches, run_batches
 from ..runtime.cam import Method
 from ..runtime.errors import DataError, ImageError, RequestError
-from ..runtime.explainer import Explainer, run_batches
+from ..runtime.explainer import Explainer
 from ..runtime.explanation import Explanation
 from ..runtime.pipeline import Prepared, classify, prepare
 from ..runtime.similarity import pearson, top_overlap
@@ -101,7 +101,9 @@ def compare(
     tally = _Tally(chosen)
     unreadable: dict[str, str] = {}
     work = partial(_compare_batch, reference, other, chosen, tft)
-    for name, compared in run_batches(reference, samples, lambda sample: sample.path, work):
+    for name, compared in run_batches(
+        reference.model, reference.memory, samples, lambda sample: sample.path, work
+    ):
         if isinstance(compared, ImageError):
             unreadable[name] = str(compared)
             continue

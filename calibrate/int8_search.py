@@ -19,6 +19,7 @@ from ..runtime.explainer import Explainer, load
 from ..runtime.images import read_image
 from ..runtime.pipeline import prepare
 from ..runtime.similarity import pearson
+from ..runtime.timing import format_duration
 from .dataset import Sample
 from .int8_file import write_candidate
 from .int8_settings import LEAST_IMAGES, PERCENTILES, Recipe, Settings
@@ -274,8 +275,3 @@ class Search:
 def format_floor(floor: Mapping[str, float]) -> str:
     """Format a floor for people."""
     return ", ".join(f"{name} {value:g}" for name, value in floor.items())
-
-
-def format_duration(seconds: float) -> str:
-    """Format a rough duration for people."""
-    return f"{max(1, round(seconds))} s" if seconds < 90 else f"{seconds / 60:.0f} min"

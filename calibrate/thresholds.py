@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime import pipeline, search
-from ..runtime.batches import Read, join_batches
+from ..runtime.batches import Read, join_batches, run_batches
 from ..runtime.cam import Method
 from ..runtime.errors import DataError, ImageError
-from ..runtime.explainer import Explainer, run_batches
+from ..runtime.explainer import Explainer
 from ..runtime.onnxfile import read_manifest, with_manifest
 from ..runtime.pipeline import ClassMap, Prepared
 from ..runtime.request import RequestPlan
@@ -192,7 +192,9 @@ def learn_thresholds(
     timed: dict[Method, list[Request]] = {method: [] for method in chosen}
     count = 0
     work = partial(_sweep_batch, explainer, explainer.plan(chosen), readings)
-    for name, image in run_batches(explainer, data.samples, lambda sample: sample.path, work):
+    for name, image in run_batches(
+        explainer.model, explainer.memory, data.samples, lambda sample: sample.path, work
+    ):
         if isinstance(image, ImageError):
             unreadable[name] = str(image)
         else:

@@ -15,6 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ..runtime.timing import format_duration
 from .console import err
 
 _INTERVAL = 15.0  # seconds between two lines
@@ -58,13 +59,7 @@ class Advance:
         if not self._total or not self._done:
             return f"{name} ..."
         left = (time.monotonic() - self._start) * (self._total - self._done) / self._done
-        return f"{name}: {self._done} of {self._total}, about {_duration(left)} left"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(0, seconds):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+        return f"{name}: {self._done} of {self._total}, about {format_duration(left)} left"
 
 
 class _Silent(Advance):

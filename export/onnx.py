@@ -358,11 +358,11 @@ def _prepare_image(path: str | os.PathLike[str], manifest: Manifest) -> NDArray[
     from ..runtime.images import read_image
     from ..runtime.preprocess import arrange, crop_resized
 
-    picture = read_image(path)
+    image = read_image(path)
     if manifest.embedded_preprocess:
-        return picture[None]
+        return image[None]
     return np.ascontiguousarray(
-        arrange(crop_resized(picture, manifest.preprocess)[0][None], manifest)
+        arrange(crop_resized(image, manifest.preprocess)[0][None], manifest)
     ).astype(manifest.image_dtype)
 
 

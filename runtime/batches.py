@@ -14,13 +14,15 @@ import numpy as np
 from .errors import ImageError
 from .images import ImageSource, read_image
 from .manifest import Manifest
-from .pipeline import Prepared, prepare
+from .pipeline import Model, Prepared, prepare
 
 # Images of one run. More gain nothing on CPUs, and the first ones are waited for.
 _LARGEST = 16
 # Batches in the network at a time: while one is mapped or drawn, the other keeps the engine busy.
 CALLERS = 2
 _READERS = 8
+# Preprocessing inside the graph holds an image's bytes as float32 up to three times.
+_EMBEDDED_OVERHEAD = 12
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 # An image with its source, or why it cannot be read.
@@ -101,6 +103,42 @@ def prepared_batches(
                 batch, count = [], 0
         if batch:
             yield batch
+
+
+def run_batches(
+    model: Model,
+    memory: int,
+    items: Iterable[_Item],
+    source_of: Callable[[_Item], ImageSource],
+    work: Callable[[list[Read[_Item]]], Iterable[_Result]],
+    callers: int = CALLERS,
+) -> Generator[_Result]:
+    """Apply a function to batches of images, while others are read and prepared on threads.
+
+    Args:
+        model: the network that images are prepared for.
+        memory: most bytes that the activations of one batch take.
+        items: what has an image each.
+        source_of: an item's image, as ``read_image`` takes it.
+        work: from a batch, see ``prepared_batches``, to one result an item.
+        callers: batches worked on at a time, on threads; 1: on the calling one.
+
+    Returns:
+        The results in order.
+
+    Raises:
+        RequestError: an image of a size that the file excludes.
+    """
+    inputs = memory // _EMBEDDED_OVERHEAD if model.manifest.embedded_preprocess else None
+    most = batch_size_for(model.batch, model.manifest.batch, callers)
+    with closing(prepared_batches(items, source_of, model.manifest, most, inputs)) as batches:
+        if callers == 1:
+            for batch in batches:
+                yield from work(batch)
+            return
+        with closing(map_ahead(work, batches, callers, callers + 1)) as results:
+            for found in results:
+                yield from found
 
 
 def batch_size_for(batch: int, fixed: int | None, callers: int) -> int:

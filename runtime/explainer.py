@@ -3,44 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import pipeline
-from .batches import CALLERS, Read, batch_size_for, join_batches, map_ahead, prepared_batches
+from .batches import CALLERS, Read, join_batches, run_batches
 from .cam import Method
 from .engines.base import Engine, EngineSettings, Hint, Precision
 from .engines.opening import open_engine
 from .engines.plan import is_plan
 from .errors import ImageError, RequestError
-from .explanation import Explanation
-from .images import ImageSource, RGBImage, read_image
+from .explanation import Explanation, make_explanation
+from .images import ImageSource, read_image
 from .manifest import Manifest
 from .onnxfile import check_digest, read_manifest
-from .pipeline import ClassMap, Model, Prepared
-from .preprocess import Placement
-from .request import RequestPlan, Settings, Thresholding, plan_request
+from .pipeline import Model, Prepared
+from .request import RequestPlan, Thresholding, plan_request
 from .scorecam import Progress
-from .sweep import Choice
 from .targets import class_rows, resolve_targets
-from .tft import Tft
 
 # Engines hold more than the activations alive at once: inputs, outputs, scratch space.
 _ENGINE_OVERHEAD = 2
-# Preprocessing inside the graph holds an image's bytes as float32 up to three times.
-_EMBEDDED_OVERHEAD = 12
 
 Geometry = Literal["input", "image"]
 # What is done to each of ``pipeline``'s steps' results: nothing, or a clock is read.
 Mark = Callable[[str], None]
 _Entry = int | list[int]  # an image's class, or several
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 class Explainer:
@@ -237,7 +228,9 @@ class Explainer:
         """
         sources, _ = _listed(images)
         rows = [np.zeros((0, self.manifest.num_classes), np.float32)]
-        found = run_batches(self, sources, lambda source: source, self._classified)
+        found = run_batches(
+            self.model, self.memory, sources, lambda source: source, self._classified
+        )
         return np.concatenate([*rows, *(row[None] for row in found)])
 
     def _classified(self, batch: list[Read[Any]]) -> NDArray[np.float32]:
@@ -253,7 +246,8 @@ class Explainer:
         # Score-CAM takes minutes and must hear of Ctrl-C: in the calling thread.
         slow = any(one.method == "scorecam" for one in plan.methods)
         return run_batches(
-            self,
+            self.model,
+            self.memory,
             items,
             lambda item: item[0],
             lambda batch: list(self._explain_batch(batch, plan, geometry, progress)),
@@ -283,87 +277,6 @@ class Explainer:
             }
             single = not isinstance(entry, list)
             yield source, {m: listed[0] if single else listed for m, listed in found.items()}
-
-
-def run_batches(
-    explainer: Explainer,
-    items: Iterable[_Item],
-    source_of: Callable[[_Item], ImageSource],
-    work: Callable[[list[Read[_Item]]], Iterable[_Result]],
-    callers: int = CALLERS,
-) -> Generator[_Result]:
-    """Apply a function to batches of images, while others are read and prepared on threads.
-
-    Args:
-        explainer: for whose network images are prepared.
-        items: what has an image each.
-        source_of: an item's image, as ``read_image`` takes it.
-        work: from a batch, see ``prepared_batches``, to one result an item.
-        callers: batches worked on at a time, on threads; 1: on the calling one.
-
-    Returns:
-        The results in order.
-
-    Raises:
-        RequestError: an image of a size that the file excludes.
-    """
-    model = explainer.model
-    memory = None
-    if model.manifest.embedded_preprocess:
-        memory = explainer.memory // _EMBEDDED_OVERHEAD
-    most = batch_size_for(model.batch, model.manifest.batch, callers)
-    with closing(prepared_batches(items, source_of, model.manifest, most, memory)) as batches:
-        if callers == 1:
-            for batch in batches:
-                yield from work(batch)
-            return
-        with closing(map_ahead(work, batches, callers, callers + 1)) as results:
-            for found in results:
-                yield from found
-
-
-def make_explanation(
-    manifest: Manifest,
-    class_map: ClassMap,
-    choice: Choice | None,
-    settings: Settings,
-    image: RGBImage,
-    placement: Placement,
-) -> Explanation:
-    """Build the explanation of one map from what the steps returned.
-
-    Args:
-        manifest: of the graph.
-        class_map: from ``pipeline.map``.
-        choice: its threshold; None without.
-        settings: how it was chosen.
-        image, placement: from ``pipeline.prepare``.
-    """
-    plain = Explanation(
-        index=class_map.target,
-        label=manifest.label(class_map.target),
-        probability=class_map.probability,
-        task=manifest.task,
-        method=class_map.method,
-        map=class_map.map,
-        original_map=class_map.map,
-        image=image,
-        placement=placement,
-    )
-    if choice is None:
-        return plain
-    cut = replace(
-        plain, map=choice.map, mask=choice.mask, threshold=choice.threshold, cut=choice.cut
-    )
-    if not isinstance(settings, Tft):
-        return cut
-    return replace(
-        cut,
-        rpi=choice.rpi,
-        improved=choice.improved,
-        masked_probability=choice.masked_probability,
-        tft=settings,
-    )
 
 
 def _readable(batch: list[Read[Any]]) -> Iterator[Prepared]:

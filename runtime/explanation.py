@@ -17,8 +17,11 @@ from .cam import Method
 from .errors import MissingExtraError, RequestError
 from .files import write_whole
 from .images import RGBImage
-from .manifest import Task
+from .manifest import Manifest, Task
+from .pipeline import ClassMap
 from .preprocess import Placement, to_image
+from .request import Settings
+from .sweep import Choice
 from .tft import Tft
 
 if TYPE_CHECKING:
@@ -247,3 +250,47 @@ def _encoded(image: RGBImage, suffix: str) -> bytes:
     if not done:
         raise RequestError(f"OpenCV cannot write an image of {image.shape} as {suffix}")
     return bytes(data)
+
+
+def make_explanation(
+    manifest: Manifest,
+    class_map: ClassMap,
+    choice: Choice | None,
+    settings: Settings,
+    image: RGBImage,
+    placement: Placement,
+) -> Explanation:
+    """Build the explanation of one map from what the steps returned.
+
+    Args:
+        manifest: of the graph.
+        class_map: from ``pipeline.map``.
+        choice: its threshold; None without.
+        settings: how it was chosen.
+        image, placement: from ``pipeline.prepare``.
+    """
+    plain = Explanation(
+        index=class_map.target,
+        label=manifest.label(class_map.target),
+        probability=class_map.probability,
+        task=manifest.task,
+        method=class_map.method,
+        map=class_map.map,
+        original_map=class_map.map,
+        image=image,
+        placement=placement,
+    )
+    if choice is None:
+        return plain
+    cut = replace(
+        plain, map=choice.map, mask=choice.mask, threshold=choice.threshold, cut=choice.cut
+    )
+    if not isinstance(settings, Tft):
+        return cut
+    return replace(
+        cut,
+        rpi=choice.rpi,
+        improved=choice.improved,
+        masked_probability=choice.masked_probability,
+        tft=settings,
+    )

@@ -106,8 +106,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         source_size: (h, w) of the images it takes with ``embedded_preprocess``; None: any.
         gradient_score, ablation_score: what gradients and Ablation-CAM are taken of.
         tft: the reading that TFT uses unless told otherwise; in the graph, always.
-        precision: of the trunk's weights and arithmetic (``int8``: by ``whycam calibrate``); head,
-            gradients and maps are always float32.
+        precision: of the backbone's weights and arithmetic (``int8``: by ``whycam calibrate``);
+            head, gradients and maps are always float32.
         opset: ONNX operator set.
         image_bytes: activations alive at once for one image, in bytes; bounds batches.
         tools: versions of what made the file.

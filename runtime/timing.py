@@ -58,3 +58,14 @@ def measure_seconds(run: Callable[[], Any]) -> float:
 def median(samples: Sequence[float]) -> float:
     """Compute the median of raw samples."""
     return float(np.percentile(samples, 50))
+
+
+def format_duration(seconds: float) -> str:
+    """Format a rough duration for people, as 40 s, 12 min or 1.6 h.
+
+    Args:
+        seconds: how long it is; no less than a second is told.
+    """
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

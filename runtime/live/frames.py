@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from .. import pipeline
 from ..cam import Method
-from ..explainer import Explainer, make_explanation
-from ..explanation import Explanation
+from ..explainer import Explainer
+from ..explanation import Explanation, make_explanation
 from ..pipeline import Prepared
 from ..request import plan_request
 from ..sweep import Choice, Floats
