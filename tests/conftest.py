@@ -43,7 +43,7 @@ settings.load_profile("short")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--cpu-limit", type=float, help="fail tests above so many CPU seconds that are not slow"
+        "--cpu-limit", type=float, help="warn of tests above so many CPU seconds that are not slow"
     )
 
 
