@@ -187,12 +187,12 @@ class Network:
                 if (
                     next_layer is None
                     or next_layer.shape != layer.shape
-                    or next_layer.order != layer.order
-                    or not all(node.op_type in ELEMENTWISE for node in inside)
+                    or not all(node.op_type in ELEMENTWISE | {"Transpose"} for node in inside)
                     or self._begins_pooling(following)
                 ):
                     break
-                last, layer = following, next_layer
+                if following.op_type != "Transpose":  # of which the same layer is the source
+                    last, layer = following, next_layer
             if self._has_weights(self.path[position[last] + 1 :]):
                 return layer
         return None

@@ -323,6 +323,53 @@ class Disguised(nn.Module):
 
 
 @pytest.mark.slow
+class _ChannelsLastActivation(nn.Module):
+    """A last convolution whose scale, shift and ReLU follow channels last, as Keras writes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 12, 3))
+        self.scale = nn.Parameter(torch.rand(12) + 0.5)
+        self.shift = nn.Parameter(torch.randn(12))
+        self.act = nn.ReLU()
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.body(x).permute(0, 2, 3, 1) * self.scale + self.shift
+        return self.head(self.act(features).mean((1, 2)))
+
+
+def test_activation_that_follows_the_last_convolution_channels_last_is_the_target() -> None:
+    model = call_seeded(_ChannelsLastActivation)
+    layer = network_of(model, 24).find()
+    assert (layer.name, layer.shape, layer.order) == ("act", (12, 20, 20), (0, 3, 1, 2))
+
+
+def test_transposition_alone_after_the_last_convolution_is_not_the_target() -> None:
+    model = call_seeded(
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 8, 3),
+            nn.ReLU(),
+            _ToChannelsLast(),
+            nn.LayerNorm(8),
+            _MeanOfPlaces(),
+            nn.Linear(8, 4),
+        )
+    )
+    layer = network_of(model, 16).find()
+    assert (layer.name, layer.order) == ("1", (0, 1, 2, 3))
+
+
+class _ToChannelsLast(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.permute(0, 2, 3, 1)
+
+
+class _MeanOfPlaces(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((1, 2))
+
+
 def test_module_names_play_no_part() -> None:
     model = call_seeded(Disguised)
     network = network_of(model, 64)
