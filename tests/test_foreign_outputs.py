@@ -10,6 +10,7 @@ from foreign import CHANNELS, CLASSES, PLACES, SIDE, File, check_answers, classi
 from onnx import TensorProto, helper
 
 import whycam
+from whycam.runtime.engines import selftest
 from whycam.runtime.errors import ExportError, WhyCamError
 
 
@@ -269,3 +270,20 @@ def test_top_classes_need_no_new_input(top, tmp_path):
 def test_more_top_classes_than_there_are_is_refused(tmp_path):
     with pytest.raises(WhyCamError, match="top 6 of 5 classes"):
         explain(saved(classifier()[0], tmp_path), top=6)
+
+
+def test_saturated_sigmoid_whose_probabilities_tie_keeps_reference_answers_of_one_class(tmp_path):
+    def add(file, z):
+        # All probabilities are 1, in float64 as well; the logits are ranked.
+        rising = file.constant(np.arange(50, 50 + 9 * CLASSES, 9, dtype=np.float32))
+        file.add("Sigmoid", file.add("Add", z, rising), to="y")
+
+    file, _ = with_head(add, Y, tmp_path)
+    made = explain(file)
+    session = onnxruntime.InferenceSession(made.path)
+    for reference in made.manifest.references:
+        image = selftest.make_input(made.manifest, reference.pattern)
+        feeds = {"x": image, "target": np.array([[-1]], np.int64)}
+        probabilities, targets = session.run(["probabilities", "targets"], feeds)
+        assert (probabilities == 1).all()
+        assert targets[0, 0] == reference.target
