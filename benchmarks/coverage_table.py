@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from itertools import compress
 from typing import Any
 
 Row = dict[str, Any]
 STEPS = ("export", "baseline", "rtx", "int8", "overhead")
+# The step that fills a column, its title, and how it is aligned.
 HEADER = (
-    ("network", "---"),
-    ("target layer", "---"),
-    ("A", "---"),
-    ("against float64", "---:"),
-    ("export s", "---:"),
-    ("nodes, kB added", "---:"),
-    ("pytorch-grad-cam", "---:"),
-    ("explain / classify", "---:"),
-    ("TensorRT-RTX", "---:"),
-    ("INT8: class, maps", "---:"),
-    ("gradient rules", "---"),
+    ("export", "network", "---"),
+    ("export", "target layer", "---"),
+    ("export", "A", "---"),
+    ("export", "against float64", "---:"),
+    ("export", "export s", "---:"),
+    ("export", "nodes, kB added", "---:"),
+    ("baseline", "pytorch-grad-cam", "---:"),
+    ("overhead", "explain / classify", "---:"),
+    ("rtx", "TensorRT-RTX", "---:"),
+    ("int8", "INT8: class, maps", "---:"),
+    ("export", "gradient rules", "---"),
 )
 
 
 def markdown(rows: dict[str, Row], groups: dict[str, Callable[[str], bool]]) -> str:
-    """One table for each group of networks, and the refusals of all of them word for word."""
+    """One table for each group of networks, without columns of steps that were never run, and the
+    refusals of all of them word for word.
+    """
     parts = []
+    run = [any(step in row for row in rows.values()) for step, _, _ in HEADER]
     for title, belongs in groups.items():
         own = {name: row for name, row in rows.items() if belongs(name)}
         if not own:
@@ -33,8 +38,9 @@ def markdown(rows: dict[str, Row], groups: dict[str, Callable[[str], bool]]) -> 
         exported = sum(is_exported(row) for row in own.values())
         parts += [f"### {title}", "", f"{exported} of {len(own)} exported.", ""]
         if exported:
-            parts += [_line(name for name, _ in HEADER), _line(rule for _, rule in HEADER)]
-            parts += [_line(_cells(n, row)) for n, row in own.items() if is_exported(row)]
+            lines = [[name for _, name, _ in HEADER], [rule for _, _, rule in HEADER]]
+            lines += [_cells(n, row) for n, row in own.items() if is_exported(row)]
+            parts += [_line(compress(cells, run)) for cells in lines]
             parts.append("")
         rounded = {n: row["baseline"]["rounded"] for n, row in own.items() if _is_rounded(row)}
         if rounded:
@@ -111,7 +117,7 @@ def _of(row: Row, step: str, shown: Callable[[Row], str]) -> str:
     return "no" if "error" in row[step] else shown(row[step])
 
 
-def _line(cells: Sequence[str] | Any) -> str:
+def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
