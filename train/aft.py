@@ -244,6 +244,11 @@ def _check_method(objective: Objective, tunable: TunableNetwork) -> None:
         raise RequestError(
             "'cam' needs a head of global average pooling and one linear layer; tune 'gradcam'"
         )
+    if objective.method == "ablation" and not tunable.has_ablation:
+        raise RequestError(
+            f"'ablation' silences channels of the target layer ({tunable.target.name}), but part "
+            "of the network goes around it; tune 'gradcam'"
+        )
 
 
 def _export(source: Source, path: Path, objective: Objective, target_layer: str | None) -> None:

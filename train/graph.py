@@ -8,13 +8,22 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..runtime.errors import ExportError, TargetLayerError, reason_of
 from .target import Target
 
 aten = torch.ops.aten
 
-CONVOLUTIONS = {aten.conv2d.default, aten.conv2d.padding, aten.convolution.default}
+# Operators that multiply by learned weights.
+LAYERS = {
+    aten.conv2d.default,
+    aten.conv2d.padding,
+    aten.convolution.default,
+    aten.linear.default,
+    aten.addmm.default,
+    aten.mm.default,
+}
 
 
 def capture(model: torch.nn.Module, size: tuple[int, int], channels: int = 3) -> fx.GraphModule:
@@ -79,18 +88,21 @@ def find_cut_points(path: Sequence[fx.Node]) -> list[fx.Node]:
 def find_target_node(path: Sequence[fx.Node], target: Target) -> fx.Node:
     """Find the node that returns the target layer's activations.
 
-    That is the output of the module of that path, or else the node of that name.
+    That is the output of the module of that path, or else the cut point of that name: names of
+    nodes alone, which two exporters chose, prove nothing.
 
     Raises:
-        TargetLayerError: neither is a cut point of this graph.
+        TargetLayerError: neither returns these activations.
     """
     outputs = _module_outputs(path)
-    node = outputs.get(target.name) or next((n for n in path if n.name == target.name), None)
-    if node is None or node not in find_cut_points(path) or not _matches(node, target):
+    node = outputs.get(target.name) or next(
+        (n for n in find_cut_points(path) if n.name == target.name), None
+    )
+    if node is None or not _matches(node, target):
         raise TargetLayerError(
-            f"the layer '{target.name}' ({' x '.join(map(str, target.shape))}) is not a "
-            "cut point of PyTorch's graph of the model: name the module that returns these "
-            "activations with --target-layer"
+            f"no module or node '{target.name}' of PyTorch's graph of the model returns these "
+            f"activations ({' x '.join(map(str, target.shape))}): name the module that does with "
+            "--target-layer"
         )
     return node
 
@@ -131,19 +143,19 @@ def insert_channels_first(
 
 
 def extract_subgraph(
-    owner: fx.GraphModule, start: fx.Node, end: fx.Node, batch_of: fx.Node | None = None
+    owner: fx.GraphModule, start: fx.Node, *ends: fx.Node, batch_of: fx.Node | None = None
 ) -> fx.GraphModule:
-    """Extract the part of a graph that computes ``end`` from ``start``, differentiable twice.
+    """Extract the part of a graph that computes ``ends`` from ``start``, differentiable twice.
 
     Args:
         owner: of the graph; the part shares its weights.
         start: the part's input.
-        end: what it returns.
+        ends: what it returns: a tensor, or several as a tuple.
         batch_of: the node off which the graph reads the batch size; the part reads it off its
             own input instead.
     """
     needed: set[fx.Node] = set()
-    pending = [end]
+    pending = list(ends)
     while pending:
         node = pending.pop()
         if node in needed or node is start or node is batch_of:
@@ -161,7 +173,7 @@ def extract_subgraph(
             copies[node] = graph.node_copy(node, lambda old: copies[old])
             if node.op == "call_function":
                 copies[node].target = _DIFFERENTIABLE.get(node.target, node.target)
-    graph.output(copies[end])
+    graph.output(copies[ends[0]] if len(ends) == 1 else tuple(copies[end] for end in ends))
     return fx.GraphModule(owner, graph)
 
 
@@ -178,8 +190,15 @@ def frozen_batch_norm(
     return (F.batch_norm(x, mean, variance, weight, bias, False, momentum, eps),)
 
 
-# Recorded for inference; these have no derivative of their own.
+def attention(*arguments: Any, **options: Any) -> torch.Tensor:
+    """Compute scaled dot-product attention by the one kernel that has a second derivative."""
+    with sdpa_kernel(SDPBackend.MATH):
+        return F.scaled_dot_product_attention(*arguments, **options)
+
+
+# Recorded for inference; these have no derivative, or no second one, of their own.
 _DIFFERENTIABLE: dict[Any, Any] = {
     aten._native_batch_norm_legit_no_training.default: frozen_batch_norm,
+    aten.scaled_dot_product_attention.default: attention,
     aten.view.default: aten.reshape.default,
 }

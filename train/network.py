@@ -1,4 +1,4 @@
-"""Split a classifier for tuning: frozen layers, the stage up to the target layer, the head."""
+"""Split a classifier for tuning: frozen layers, and those that are tuned."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..runtime.cam import Method, Score, ablation_weights, finish, raw_map
 from ..runtime.errors import ExportError
 from .ablation import compute_logit_drops, split_head
 from .graph import (
-    CONVOLUTIONS,
+    LAYERS,
     capture,
     extract_subgraph,
     find_cut_points,
@@ -22,16 +22,17 @@ from .target import find_target
 
 
 class TunableNetwork(torch.nn.Module):
-    """A network in three parts, with the weights w = (w0, w1, w2) of the paper (section 4.2.2).
+    """A network in two parts, with the weights w = (w0, w1, w2) of the paper (section 4.2.2).
 
-    ``below`` (w0) is frozen; ``stage`` (w1) ends in the target layer; ``head`` (w2) makes logits
-    of its activations. Batch-norm statistics stay as they are everywhere. Where the last
-    convolution lies on a branch (a residual block), ``stage`` begins before the branch, at a cut
-    point.
+    ``below`` (w0) is frozen; ``above`` (w1, w2) returns the target layer's activations and the
+    logits. Batch-norm statistics stay as they are everywhere. ``above`` begins at the last cut
+    point before the last layer with weights that the activations depend on: where that lies on a
+    branch (a residual block), before the branch.
 
     Attributes:
         target: the target layer.
-        feature_shape: (K', h', w') of what ``below`` returns.
+        head: makes logits of the activations, if they depend on the image through these alone.
+        feature_shape: of what ``below`` returns for one image.
         size: (H, W) of the image.
         num_classes: C.
     """
@@ -50,32 +51,38 @@ class TunableNetwork(torch.nn.Module):
         node = find_target_node(find_tensor_path(captured.graph)[0], self.target)
         end = insert_channels_first(captured, node, self.target.order)
         path, image, logits = find_tensor_path(captured.graph)
-        start = _before_last_convolution(path, image, end)
+        cut_points = find_cut_points(path)
+        start = _before_last_layer(path, cut_points, end)
         self.num_classes = int(recorded_shape(logits)[1])
-        self.feature_shape: tuple[int, int, int] = _shape(start)
+        self.feature_shape = tuple(int(side) for side in recorded_shape(start)[1:])
         self.below = extract_subgraph(captured, image, start)
-        self.stage = extract_subgraph(captured, start, end)
-        self.head = extract_subgraph(captured, end, logits, batch_of=image)
-        # The same weights once more: the head in parts.
-        self._parts = split_head(self.head)
+        self.above = extract_subgraph(captured, start, end, logits, batch_of=image)
+        # The same weights once more, for Ablation-CAM, whole and in parts.
+        is_cut = end in cut_points
+        self.head = extract_subgraph(captured, end, logits, batch_of=image) if is_cut else None
+        self._parts = None if self.head is None else split_head(self.head)
         self.requires_grad_(False)
-        for part in (self.stage, self.head):
-            for weight in part.parameters():
-                weight.requires_grad_(weight.is_floating_point())
+        for weight in self.above.parameters():
+            weight.requires_grad_(weight.is_floating_point())
 
     @property
     def pooled_linear(self) -> bool:
         """Tell whether the head is global average pooling and one linear layer."""
         return self.target.pooled_linear
 
+    @property
+    def has_ablation(self) -> bool:
+        """Tell whether the logits depend on the image through the target layer alone."""
+        return self._parts is not None
+
     def tuned(self) -> dict[str, torch.nn.Parameter]:
         """Return w1 and w2 under their names in the model's own state dict."""
-        return {name: p for name, p in _named(self) if p.requires_grad}
+        return {name: p for name, p in self.above.named_parameters() if p.requires_grad}
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute, from features [N, K', h', w'], activations [N, K, h, w] and logits [N, C]."""
-        activations = self.stage(features)
-        return activations, self.head(activations)
+        """Compute activations [N, K, h, w] and logits [N, C] from features [N, *feature_shape]."""
+        activations, logits = self.above(features)
+        return activations, logits
 
     def classify(self, image: torch.Tensor) -> torch.Tensor:
         """Compute logits [N, C] of normalised images [N, channels, H, W]."""
@@ -92,13 +99,14 @@ class TunableNetwork(torch.nn.Module):
         """Compute raw maps [N, h, w] of one class for each image, differentiable in w1 and w2.
 
         Args:
-            method: any but ``scorecam``.
+            method: any but ``scorecam``; ``ablation`` only with ``has_ablation``.
             activations: A [N, K, h, w], part of autograd's graph.
             logits: of these activations, [N, C].
             target: the class explained, int64 [N].
             score: see ``whycam.export.to_onnx``.
         """
         if method == "ablation":
+            assert self._parts is not None
             classes = torch.arange(self.num_classes, device=target.device)
             selected = (classes == target[:, None, None]).to(logits.dtype)
             drops = compute_logit_drops(self._parts, activations, logits)
@@ -130,25 +138,23 @@ class Tuner(torch.nn.Module):
         return self.merge(self.mix(activations))[:, 0]  # type: ignore[no-any-return]
 
 
-def _before_last_convolution(path: list[fx.Node], image: fx.Node, target: fx.Node) -> fx.Node:
-    """Find the last cut point before the last convolution."""
-    upto = path[: path.index(target) + 1]
-    convolutions = [node for node in upto if node.target in CONVOLUTIONS]
-    if not convolutions:
-        raise ExportError("there is no convolution before the target layer that could be tuned")
-    position = upto.index(convolutions[-1])
-    spatial = [cut for cut in find_cut_points(path) if len(recorded_shape(cut)) == 4]
-    before = [cut for cut in spatial if cut is image or cut in upto[:position]]
+def _before_last_layer(path: list[fx.Node], cut_points: list[fx.Node], target: fx.Node) -> fx.Node:
+    """Find the last cut point before the last layer with weights that the target depends on."""
+    pending, needed = [target], set()
+    while pending:
+        node = pending.pop()
+        if node not in needed:
+            needed.add(node)
+            pending.extend(node.all_input_nodes)
+    layers = [node for node in path if node in needed and node.target in LAYERS]
+    if not layers:
+        raise ExportError(
+            "there is no convolution or linear layer before the target layer that could be tuned"
+        )
+    position, batch = path.index(layers[-1]), recorded_shape(path[0])[0]
+    before = [
+        cut
+        for cut in cut_points
+        if path.index(cut) < position and recorded_shape(cut)[:1] == (batch,)
+    ]
     return before[-1]
-
-
-def _shape(node: fx.Node) -> tuple[int, int, int]:
-    _, channels, height, width = recorded_shape(node)
-    return int(channels), int(height), int(width)
-
-
-def _named(module: TunableNetwork) -> list[tuple[str, torch.nn.Parameter]]:
-    parameters: dict[str, torch.nn.Parameter] = {}
-    for part in (module.stage, module.head):
-        parameters.update(part.named_parameters())
-    return list(parameters.items())
