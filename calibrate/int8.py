@@ -106,7 +106,8 @@ def calibrate_int8(
         note: called with what the user should know meanwhile.
 
     Raises:
-        RequestError: a setting is invalid, or the file has nothing to quantise.
+        RequestError: a setting is invalid, or the file has nothing to quantise, or takes images
+            of many sizes.
         DataError: too few images.
         VerificationError: the floor does not hold on the images held out; no file is left.
         OutputError: the file cannot be written.
@@ -119,6 +120,12 @@ def calibrate_int8(
     manifest = read_manifest(model)
     if manifest.precision != "fp32":
         raise RequestError(f"{model} is {manifest.precision} already: calibrate the float file")
+    if manifest.dynamic_size is not None:
+        raise RequestError(
+            f"{model} takes images of many sizes, and INT8 is calibrated and verified at one; some "
+            "processors also compute INT8 wrongly where sizes are free. Export a file without "
+            "--dynamic-size, and calibrate that"
+        )
     calibration, held_out = split_samples(data, settings)
     target = Path(path)
     if target.resolve() == Path(model).resolve():

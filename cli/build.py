@@ -63,7 +63,7 @@ def build(
         typer.Option(
             metavar="MIN:OPT:MAX",
             help="Size of the images as they come, for graphs that take any: HxW, or three of them "
-            "[default: 32x32:480x640:1088x1920].",
+            "[default: the graph's own range, or 32x32:480x640:1088x1920].",
         ),
     ] = None,
     workspace: Annotated[

@@ -151,6 +151,16 @@ class OutputOptions:
         ),
     ] = None
 
+    dynamic_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LEAST:MOST",
+            help="Explain images in their own resolution: heights and widths from LEAST to MOST "
+            "pixels, rounded to multiples of the network's total stride [default: the model's own "
+            "size alone].",
+        ),
+    ] = None
+
     def arguments(self) -> dict[str, Any]:
         """Return these options as ``to_onnx`` takes them."""
         return {
@@ -162,4 +172,5 @@ class OutputOptions:
             "fused_layers": () if self.fuse is None else parse.names(self.fuse),
             "embed_preprocess": self.embed_preprocess,
             "source_size": parse.size("--source-size", self.source_size),
+            "dynamic_size": parse.limits("--dynamic-size", self.dynamic_size),
         }

@@ -140,7 +140,13 @@ def priors_line(priors: Sequence[Prior]) -> str:
 
 def preprocess_line(manifest: Manifest) -> str:
     """Describe the preprocessing of images."""
-    spec = manifest.preprocess
+    spec, free = manifest.preprocess, manifest.dynamic_size
+    if free is not None:
+        return (
+            f"own resolution, sides from {free.least} to {free.most} in steps of {free.step} "
+            f"pixels, {spec.interpolation}, mean {list(spec.mean)}, std {list(spec.std)}, "
+            f"{spec.color}"
+        )
     resize = "x".join(map(str, spec.resize)) or "none"
     return (
         f"resize {resize} {spec.interpolation}, crop {spec.size[0]}x{spec.size[1]}, "

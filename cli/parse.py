@@ -113,6 +113,16 @@ def span(option: str, text: str) -> Range:
         ) from error
 
 
+def limits(option: str, text: str | None) -> tuple[int, int] | None:
+    """Read ``LEAST:MOST`` in pixels."""
+    if text is None:
+        return None
+    least, _, most = text.partition(":")
+    if not (least.isdecimal() and most.isdecimal() and 0 < int(least) < int(most)):
+        raise RequestError(f"{option} must be LEAST:MOST in pixels, as 160:640; not '{text}'")
+    return int(least), int(most)
+
+
 def areas(option: str, text: str) -> tuple[Range, Range]:
     """Read ``HxW:HxW:HxW``, or one HxW for all three, as ranges of height and of width."""
     parts = text.split(":")

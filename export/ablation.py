@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..runtime.errors import ExportError
 from .layers import ELEMENTWISE, Layer, Network
-from .recorder import BATCH, Dim, Recorder, Size, Tensor, product
+from .recorder import BATCH, Dim, Recorder, Size, Tensor, divide, product
 from .subgraph import copy_between, run
 
 # What the copies of one image may occupy at once while the head runs per channel.
@@ -269,13 +269,22 @@ def _record_rest(network: Network, head: Head, x: Tensor, name: str) -> Tensor:
 def _features_of_zeros(network: Network, head: Head) -> NDArray[np.float32] | None:
     """Compute the features of channels of zeros, [K, m]; None if all are zero."""
     channels, height, width = head.layer.shape
+    shapes = network.plain.shapes
     if not head.channelwise:
         return None
     zeros = np.zeros((1, channels, height, width), np.float32)
-    (features,) = run(
-        network.plain.graph, {head.layer.value: zeros}, [head.features], network.plain.shapes
-    )
+    (features,) = run(network.plain.graph, {head.layer.value: zeros}, [head.features], shapes)
     blocks = np.asarray(features, np.float32).reshape(channels, -1)
+    if any(
+        isinstance(side, Size) and not side.counts_images for side in shapes.dims[head.features]
+    ):
+        # Of a size that is known at run time only: one number a channel must stand for all places.
+        if (blocks != blocks[:, :1]).any():
+            raise ExportError(
+                "what Ablation-CAM's empty channels become differs from place to place, which "
+                "--dynamic-size cannot express: leave out the method ablation"
+            )
+        blocks = blocks[:, :1]
     return blocks if blocks.any() else None
 
 
@@ -289,9 +298,7 @@ def _record_copies(
     """Record the logits without each channel, [N, K, C], by running the head on copies."""
     channels = head.layer.shape[0]
     shape = features.shape[1:]
-    total = product(shape)
-    assert isinstance(total, int)
-    blocks = features.reshape((BATCH, 1, channels, total // channels))
+    blocks = features.reshape((BATCH, 1, channels, divide(product(shape), channels)))
     zero = np.zeros((1, 1), np.float32) if zero_features is None else zero_features
     chunk = max(1, min(channels, CHUNK_BYTES // max(1, _bytes_after(network, head.end))))
     pieces = []
@@ -314,7 +321,5 @@ def _bytes_after(network: Network, value: ir.Value) -> int:
     largest = 0
     for each in network.path[place:]:
         for output in each.outputs:
-            dims = network.plain.shapes.dims.get(output, ())
-            count = math.prod(s.factor if isinstance(s, Size) else s for s in dims)
-            largest = max(largest, 4 * count)
+            largest = max(largest, 4 * network.plain.shapes.count_largest(output))
     return 2 * largest

@@ -22,7 +22,7 @@ from .ablation import Head, logit_drops
 from .gradient.reverse import reverse
 from .layers import Layer, Network
 from .output_meaning import OutputMeaning
-from .recorder import BATCH, CLASSES, Dim, Recorder, Size, Tensor
+from .recorder import BATCH, CLASSES, Dim, Recorder, Size, Tensor, dim_text
 from .resample import record_preprocess
 from .subgraph import copy_between
 from .sweep import record_search, record_sweep
@@ -87,7 +87,6 @@ def assemble(
     layers: Sequence[Layer],
     head: Head | None,
     request: Request,
-    size: tuple[int, int],
 ) -> Assembly:
     """Record all parts of an explaining graph.
 
@@ -97,7 +96,6 @@ def assemble(
         layers: to explain, in the network's order; the target layer is the last one.
         head: in parts, for Ablation-CAM; None without it.
         request: what to add.
-        size: (H, W) of maps and of the network's input.
 
     Raises:
         ExportError: a part cannot be added to this network.
@@ -107,7 +105,7 @@ def assemble(
     assembly = Assembly(own_outputs=tuple(str(value.name) for value in graph.outputs))
     before = len(graph)
     free_contract_names(graph)
-    builder = _Builder(network, meaning, request, recorder, size)
+    builder = _Builder(network, meaning, request, recorder)
     with recorder.part("preprocess"):
         assembly.image = builder.add_inputs()
     assembly.network_input = builder.image
@@ -183,18 +181,11 @@ def _declare(graph: ir.Graph, assembly: Assembly, builder: _Builder) -> None:
             with builder.recorder.part("outputs"):
                 value = builder.recorder.op("Identity", [tensor], tensor.shape).value
         value.name = output_name
-        value.shape = ir.Shape([_dim_text(side) for side in tensor.shape])
+        value.shape = ir.Shape([dim_text(side) for side in tensor.shape])
         value.type = ir.TensorType(tensor.dtype)
         graph.outputs.append(value)
         if output_name != name:
             assembly.names[name] = output_name
-
-
-def _dim_text(side: Dim) -> int | str:
-    if isinstance(side, int):
-        return side
-    text = "*".join(side.symbols)
-    return text if side.factor == 1 else f"{side.factor}*{text}"
 
 
 class _Builder:
@@ -206,7 +197,6 @@ class _Builder:
         meaning: OutputMeaning,
         request: Request,
         recorder: Recorder,
-        size: tuple[int, int],
     ) -> None:
         self.network = network
         self.shapes = network.plain.shapes
@@ -214,7 +204,7 @@ class _Builder:
         self.request = request
         self.recorder = recorder
         self.xp = recorder.xp
-        self.size = size
+        self.size = network.plain.input_dims  # of maps as well
         self.classes: Dim = CLASSES if request.top is None else request.top
         self.target_input: ir.Value | None = None
         self._copies = 0
@@ -244,6 +234,12 @@ class _Builder:
             self.target = None
         of_image = self.recorder.op("Shape", [fed], (4,), ir.DataType.INT64)
         self.recorder.symbols["N"] = of_image[0:1]
+        sizes = self.network.plain.sizes
+        if sizes is not None:
+            first = 2 if self.network.plain.layout == "NCHW" else 1
+            for axis, symbol in ((first, "H"), (first + 1, "W")):
+                side = of_image[axis : axis + 1]
+                self.recorder.symbols[symbol] = side if sizes.step == 1 else side // sizes.step
         if request.preprocess is None:
             self.image = self._existing(own)
             return str(own.name)
@@ -276,7 +272,7 @@ class _Builder:
         self.shapes.dtypes[prepared.value] = self.shapes.dtypes[own]
 
     def _input(self, name: str, dims: Sequence[Dim], dtype: ir.DataType) -> Tensor:
-        shape = ir.Shape([_dim_text(side) for side in dims])
+        shape = ir.Shape([dim_text(side) for side in dims])
         value = ir.Value(name=name, shape=shape, type=ir.TensorType(dtype))
         return Tensor(self.recorder, value, tuple(dims), dtype)
 
@@ -375,7 +371,8 @@ class _Builder:
         for layer, gradient in zip(layers, gradients, strict=True):
             activations = self._existing(layer.value).cast(ir.DataType.FLOAT).transpose(layer.order)
             in_order = gradient.transpose(layer.order)
-            pairs.append((activations, in_order.reshape((BATCH, self.classes, *layer.shape))))
+            inner = activations.shape[1:]
+            pairs.append((activations, in_order.reshape((BATCH, self.classes, *inner))))
         return pairs, tuple(rules)
 
     def _flat_seed(self, seed: Tensor) -> Tensor:
@@ -385,7 +382,10 @@ class _Builder:
             flat = flat @ self.recorder.constant(np.array([[-0.5], [0.5]], np.float32))
         raw = self.shapes.dims[self.meaning.logits]
         return flat.reshape(
-            [side * self.classes if isinstance(side, Size) else side for side in raw]
+            [
+                side * self.classes if isinstance(side, Size) and side.counts_images else side
+                for side in raw
+            ]
         )
 
     def _rows_of_last_layer(self) -> tuple[ir.Value, Tensor] | None:

@@ -95,7 +95,8 @@ def to_plan(
             sweeps thresholds.
         classes: how many classes of each image; by default 1 to 5, or 1 where the graph sweeps
             thresholds.
-        source_size: heights and widths of the images, where the graph takes any.
+        source_size: heights and widths of the images, where the graph takes any; by default those
+            that the graph was exported for.
         workspace: scratch memory for kernels, in MB; by default all there is.
         timing_cache: for ``tensorrt``, a file that makes the next build faster; written if absent.
         tick: called with the present phase and the number of steps just done.

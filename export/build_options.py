@@ -92,11 +92,15 @@ class Sizes:
     def shapes(self, manifest: Manifest) -> dict[str, tuple[Shape, Shape, Shape]]:
         """List the least, the optimal and the largest shape of each input."""
         n, k = self.batch, self.classes
-        sides = cast(tuple[Shape, Shape, Shape], (manifest.image_shape,) * 3)
+        sides = [manifest.image_shape] * 3
         if self.height is not None and self.width is not None:
             h, w = self.height, self.width
-            sides = (h.least, w.least, 3), (h.best, w.best, 3), (h.most, w.most, 3)
-        least, best, most = sides
+            extremes = (h.least, w.least), (h.best, w.best), (h.most, w.most)
+            if manifest.embedded_preprocess:
+                sides = [(*size, 3) for size in extremes]
+            else:
+                sides = [manifest.at(size).image_shape for size in extremes]
+        least, best, most = cast(list[Shape], sides)
         shapes = {
             graph_name("image", manifest): ((n.least, *least), (n.best, *best), (n.most, *most))
         }
@@ -125,13 +129,26 @@ def choose_sizes(
         raise RequestError(
             f"{k.most} classes cannot be explained at once: the model has {manifest.num_classes}"
         )
-    if None in manifest.image_shape:
+    free = manifest.dynamic_size
+    if free is not None and source_size is None:
+        height, width = (Range(free.least, usual, free.most) for usual in manifest.preprocess.size)
+        return Sizes(n, k, height, width)
+    if free is None and None in manifest.image_shape:
         return Sizes(n, k, *(source_size or SOURCE_SIZES))
+    if source_size is not None and free is not None:
+        for sides in source_size:
+            if not free.allows((sides.least, sides.most)) or sides.best % free.step:
+                raise RequestError(
+                    f"this graph takes heights and widths from {free.least} to {free.most} pixels "
+                    f"in multiples of {free.step}, not {sides.least} to {sides.most}, best "
+                    f"{sides.best}"
+                )
+        return Sizes(n, k, *source_size)
     if source_size is not None:
         shape = "x".join(map(str, manifest.image_shape))
         raise RequestError(
             "a range of source sizes is for graphs that take images of any size (whycam export "
-            f"--embed-preprocess); this one takes {shape} only"
+            f"--embed-preprocess or --dynamic-size); this one takes {shape} only"
         )
     return Sizes(n, k, None, None)
 

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -17,7 +18,13 @@ INPUT, OUTPUT = "image", "logits"
 _LIMIT = 2**31 - 2**20  # protobuf's bound on one message, less room for the metadata
 
 
-def to_ir(model: torch.nn.Module, size: tuple[int, int], opset: int, channels: int = 3) -> ir.Model:
+def to_ir(
+    model: torch.nn.Module,
+    size: tuple[int, int],
+    opset: int,
+    channels: int = 3,
+    dynamic_size: tuple[int, int] | None = None,
+) -> ir.Model:
     """Translate a classifier to ONNX with a free batch and modules' paths in the nodes' metadata.
 
     Args:
@@ -25,6 +32,7 @@ def to_ir(model: torch.nn.Module, size: tuple[int, int], opset: int, channels: i
         size: (H, W).
         opset: of the ONNX file.
         channels: C.
+        dynamic_size: the least and largest height or width, to keep these free as well.
 
     Raises:
         ExportError: the model does not run on that shape, cannot be traced, or does not return one
@@ -38,19 +46,30 @@ def to_ir(model: torch.nn.Module, size: tuple[int, int], opset: int, channels: i
         raise ExportError(
             f"the model has {weights / 2**30:.1f} GiB of weights; an ONNX file holds 2 GiB"
         )
+    free: dict[int, Any] = {0: torch.export.Dim("batch")}
+    if dynamic_size is not None:
+        least, most = dynamic_size
+        for axis, name in ((2, "height"), (3, "width")):
+            free[axis] = torch.export.Dim(name, min=least, max=most)
     try:
         with _reduced_noise():
             program = torch.onnx.export(
                 model,
                 (example,),
                 dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamic_shapes=(free,),
                 input_names=[INPUT],
                 output_names=[OUTPUT],
                 opset_version=opset,
                 verbose=False,
             )
     except Exception as error:
+        if dynamic_size is not None:
+            raise ExportError(
+                "torch.onnx.export cannot keep height and width free in this model (position "
+                "embeddings, windows or pooling to a fixed grid?); without --dynamic-size it may: "
+                f"{_cause(error)}"
+            ) from error
         raise ExportError(
             "torch.onnx.export cannot translate this model (data-dependent control flow, a batch "
             f"size fixed in its code, or an operator without an ONNX form?): {_cause(error)}"
@@ -66,6 +85,11 @@ def to_ir(model: torch.nn.Module, size: tuple[int, int], opset: int, channels: i
         raise ExportError(
             "the model's code fixes the batch size, as reshape(2, -1) does for two images: use "
             "x.shape[0] there"
+        )
+    if dynamic_size is not None and any(isinstance(side, int) for side in batch[2:]):
+        raise ExportError(
+            "the model's code fixes the height and width of its images (position embeddings, "
+            "windows, pooling to a fixed grid?): leave out --dynamic-size"
         )
     _keep_module_paths(program.model)
     return program.model

@@ -18,6 +18,7 @@ from ..runtime.errors import TargetLayerError
 from .axes import Axes, find_axes, find_channel_order
 from .gradient.reverse import find_path
 from .plain_model import PlainModel
+from .recorder import Size, lengths_at
 
 MODULE_KEY = "pkg.torch.onnx.name_scopes"
 # Operators after which a tensor is still the same feature map, element by element.
@@ -46,7 +47,7 @@ class Layer:
     Attributes:
         name: the module's path where the file knows it, else the node's name.
         op: the operator that makes the activations.
-        shape: (K, h, w), channels and spatial size.
+        shape: (K, h, w), channels and spatial size; of the usual image where sizes are free.
         value: the tensor.
         order: the permutation that transposes the tensor to [N, K, h, w].
     """
@@ -138,9 +139,10 @@ class Network:
         order = find_channel_order(self.axes.get(value), dims)
         if order is None:
             return None
-        channels, height, width = (dims[axis] for axis in order[1:])
-        if not (isinstance(channels, int) and isinstance(height, int) and isinstance(width, int)):
+        spatial = [dims[axis] for axis in order[1:]]
+        if any(isinstance(side, Size) and side.counts_images for side in spatial):
             return None
+        channels, height, width = lengths_at(spatial, self.plain.shapes.one)
         if height * width <= 1:
             return None
         name = self.module_of(node) or str(value.name).removesuffix(":0")
@@ -199,7 +201,7 @@ class Network:
 
     def _has_extent(self, node: ir.Node) -> bool:
         dims = self.plain.shapes.dims.get(node.outputs[0], ())
-        return len(dims) == 4 and dims[2] * dims[3] != 1
+        return len(dims) == 4 and dims[2:] != (1, 1)
 
     def _begins_pooling(self, node: ir.Node) -> bool:
         if node.op_type in _POOLING_STEPS:
@@ -334,15 +336,17 @@ class Network:
         return ", ".join(parts)
 
     def image_bytes(self) -> int:
-        """Compute the peak memory of one image in float32: bytes of tensors alive at once."""
+        """Compute the peak memory of one image in float32: bytes of tensors alive at once.
+
+        Of the largest image where sizes are free.
+        """
         position = {node: index for index, node in enumerate(self.path)}
         change = [0] * (len(self.path) + 1)
         for index, node in enumerate(self.path):
             for value in node.outputs:
-                dims = self.plain.shapes.dims.get(value)
-                if dims is None:
+                if value not in self.plain.shapes.dims:
                     continue
-                count = math.prod(side if isinstance(side, int) else side.factor for side in dims)
+                count = self.plain.shapes.count_largest(value)
                 last = max([index, *(position.get(use.node, index) for use in value.uses())])
                 change[index] += 4 * count
                 change[last + 1] -= 4 * count
@@ -371,7 +375,7 @@ def _count_multiplications(node: ir.Node, plain: PlainModel) -> int:
     dims = plain.shapes.dims
     if node.op_type not in _PRODUCTS or node.outputs[0] not in dims:
         return 0
-    out = math.prod(s if isinstance(s, int) else s.factor for s in dims[node.outputs[0]])
+    out = plain.shapes.count_largest(node.outputs[0])
     first, second = (dims.get(value, ()) if value is not None else () for value in node.inputs[:2])
     if node.op_type in ("Conv", "ConvTranspose"):
         inner = [side for side in second[1:] if isinstance(side, int)]

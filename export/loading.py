@@ -64,12 +64,14 @@ def load_model(
     overrides: Overrides | None,
     opset: int,
     needs_preprocess: bool = True,
+    dynamic_size: tuple[int, int] | None = None,
 ) -> LoadedModel:
     """Load a model from any source that ``to_onnx`` takes.
 
     Args:
         model, weights, weights_key, labels, num_classes, overrides, opset: see ``to_onnx``.
         needs_preprocess: whether it matters how images are prepared.
+        dynamic_size: see ``to_onnx``.
 
     Raises:
         ExportError, ModelFileError: it cannot be loaded.
@@ -82,7 +84,8 @@ def load_model(
                 "an ONNX file holds its weights: --weights, --weights-key and --num-classes are "
                 "for PyTorch models"
             )
-        return _load_onnx(Path(os.fspath(model)), labels, options, needs_preprocess)  # type: ignore[arg-type]
+        file = Path(os.fspath(model))  # type: ignore[arg-type]
+        return _load_onnx(file, labels, options, needs_preprocess, dynamic_size)
     require_torch("exporting a PyTorch model")
     _check_exporter()
     from .from_torch import to_ir
@@ -101,8 +104,9 @@ def load_model(
             weights_key=weights_key,
             needs_preprocess=needs_preprocess,
         )
-    translated = to_ir(source.model, source.preprocess.size, opset, source.preprocess.channels)
-    plain = to_plain(translated, source.preprocess.size, "NCHW")
+    spec = source.preprocess
+    translated = to_ir(source.model, spec.size, opset, spec.channels, dynamic_size)
+    plain = to_plain(translated, spec.size, "NCHW", dynamic_size=dynamic_size)
     return LoadedModel(
         source.name,
         source.weights,
@@ -123,7 +127,11 @@ def _check_exporter() -> None:
 
 
 def _load_onnx(
-    path: Path, labels: str | Sequence[str] | None, overrides: Overrides, needs_preprocess: bool
+    path: Path,
+    labels: str | Sequence[str] | None,
+    overrides: Overrides,
+    needs_preprocess: bool,
+    dynamic_size: tuple[int, int] | None,
 ) -> LoadedModel:
     loaded = read_onnx_file(path)
     metadata = dict(loaded.metadata_props)
@@ -135,7 +143,7 @@ def _load_onnx(
     size = overrides.size
     if size is None and _has_free_size(loaded):
         size = find_input_size(overrides, known)
-    plain = to_plain(loaded, size, overrides.layout, metadata)
+    plain = to_plain(loaded, size, overrides.layout, metadata, dynamic_size)
     if needs_preprocess:
         target = str(path.with_suffix(".explained.onnx"))
         example = format_example_command(str(path), target, overrides, plain.channels)

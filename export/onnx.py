@@ -20,6 +20,7 @@ from ..runtime.engines import selftest
 from ..runtime.engines.opening import open_engine
 from ..runtime.errors import ExportError, VerificationError
 from ..runtime.files import replacing
+from ..runtime.input_format import DynamicSize
 from ..runtime.manifest import FusedLayer, Manifest, Task
 from ..runtime.onnxfile import append_manifest, digest, read_manifest
 from ..runtime.search import Prior
@@ -33,10 +34,13 @@ from .loading import LoadedModel, load_model
 from .options import ExportOptions, plan_export
 from .original_model import OriginalModel
 from .output_meaning import OutputMeaning, interpret_outputs, may_be_probabilities
+from .plain_model import PlainModel
 from .preprocessing import Overrides
+from .recorder import lengths_at
 from .reference_answers import compute_reference_answers
 from .references import OnnxReference, Reference
 from .verify import Subject, draw_natural_images, verify
+from .verify_sizes import subjects_of_all_sizes
 
 if TYPE_CHECKING:
     import torch
@@ -101,6 +105,7 @@ def to_onnx(
     priors: Sequence[Prior] = (),
     embed_preprocess: bool = False,
     source_size: tuple[int, int] | None = None,
+    dynamic_size: tuple[int, int] | None = None,
     top: int | None = None,
     straight_through: bool = False,
     check: Sequence[str | os.PathLike[str]] = (),
@@ -140,6 +145,9 @@ def to_onnx(
         embed_preprocess: let the graph take uint8 images [N, h, w, 3] and resize, crop and
             normalise them itself.
         source_size: (h, w) of these images, which makes preprocessing faster; None for any size.
+        dynamic_size: the least and largest height or width in pixels: the graph then takes images
+            of any such size in multiples of the network's total stride, and maps have the same.
+            The preprocessing's own size is the one that engines are tuned for.
         top: explain the K most probable classes, so that the graph needs no input ``target``.
         straight_through: pass gradients unchanged through quantisation (Q/DQ) after the target
             layer.
@@ -170,11 +178,21 @@ def to_onnx(
         embed_preprocess=embed_preprocess,
         source_size=source_size,
         top=top,
+        dynamic_size=dynamic_size,
     )
     options.check()
     with replacing(target) as temporary:  # first, so that an unwritable folder fails at once
         step(STEPS[0])
-        loaded = load_model(model, weights, weights_key, labels, num_classes, overrides, opset)
+        loaded = load_model(
+            model,
+            weights,
+            weights_key,
+            labels,
+            num_classes,
+            overrides,
+            opset,
+            dynamic_size=dynamic_size,
+        )
         step(STEPS[1])
         plain = loaded.plain
         meaning = interpret_outputs(plain.graph.outputs, plain.shapes, task, output)
@@ -207,7 +225,6 @@ def to_onnx(
             [*earlier, layer],
             head if "ablation" in request.methods else None,
             request,
-            plain.size,
         )
         manifest = msgspec.structs.replace(
             manifest,
@@ -220,17 +237,15 @@ def to_onnx(
         _clean_up(plain.model)
         step(STEPS[3])
         runner = GraphRunner(plain.model, assembly, manifest)
-        subject = Subject(
-            runner,
-            manifest,
-            {name: _shape_without_batch(tensor.shape) for name, tensor in runner.tensors.items()},
-            reference,
-            plain.size,
-            original,
-            references_earlier,
-            plain.shapes.dtypes[meaning.logits] in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16),
+        is_half = plain.shapes.dtypes[meaning.logits] in (
+            ir.DataType.FLOAT16,
+            ir.DataType.BFLOAT16,
         )
-        verification = verify(subject, [_prepare_image(image, manifest) for image in check])
+        subject = Subject(
+            runner, manifest, {}, reference, plain.size, original, references_earlier, is_half
+        )
+        subjects = subjects_of_all_sizes(subject, plain, runner.tensors)
+        verification = verify(subjects, [_prepare_image(image, manifest) for image in check])
         answers = compute_reference_answers(runner, reference, manifest, bool(earlier))
         step(STEPS[4])
         _declare_only(plain.model, assembly, manifest)
@@ -345,10 +360,6 @@ def _check_is_no_probability(
         )
 
 
-def _shape_without_batch(shape: Sequence[Any]) -> tuple[int | None, ...]:
-    return tuple(side if isinstance(side, int) else None for side in shape[1:])
-
-
 def _is_declared(name: str, manifest: Manifest) -> bool:
     return name in ("image", "target") or name in manifest.output_shapes
 
@@ -417,6 +428,7 @@ def _manifest(
             num_classes=meaning.num_classes,
             labels=_labels(loaded.labels, meaning),
             preprocess=loaded.preprocess,
+            dynamic_size=_dynamic_size(plain, layer),
             layout="NHWC" if plain.layout == "NHWC" else "NCHW",
             image_dtype={ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16"}.get(  # type: ignore[arg-type]
                 dtype, "uint8"
@@ -437,6 +449,18 @@ def _manifest(
         )
     except ValueError as error:
         raise ExportError(f"the options do not fit the model: {error}") from error
+
+
+def _dynamic_size(plain: PlainModel, layer: Layer) -> DynamicSize | None:
+    """Describe the sizes that a graph takes, and how the layer's activations grow with them."""
+    sizes = plain.sizes
+    if sizes is None:
+        return None
+    spatial = [plain.shapes.dims[layer.value][axis] for axis in layer.order[2:]]
+    larger = {name: length + (name != "N") for name, length in sizes.one.items()}
+    before, after = lengths_at(spatial, sizes.one), lengths_at(spatial, larger)
+    rows, columns = (b - a for a, b in zip(before, after, strict=True))
+    return DynamicSize(sizes.least, sizes.most, sizes.step, (rows, columns))
 
 
 def _tools(reads_torch: bool) -> dict[str, str]:

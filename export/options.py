@@ -35,6 +35,7 @@ class ExportOptions:
     embed_preprocess: bool
     source_size: tuple[int, int] | None
     top: int | None
+    dynamic_size: tuple[int, int] | None = None
 
     def check(self) -> None:
         """Refuse options that contradict each other, before any work is done.
@@ -67,6 +68,7 @@ class ExportOptions:
         if self.top is not None and self.top < 1:
             raise RequestError(f"top must be 1 or more, not {self.top}")
         self._check_source_size()
+        self._check_dynamic_size()
         self._check_tft()
         if self.fused_layers and self.groups == ("raw",):
             raise RequestError(
@@ -86,6 +88,32 @@ class ExportOptions:
         if size is not None and not (min(size) >= 1 and max(size) <= _LARGEST_SIDE):
             raise RequestError(
                 f"source_size must be (height, width) from 1 to {_LARGEST_SIDE} pixels, not {size}"
+            )
+
+    def _check_dynamic_size(self) -> None:
+        if self.dynamic_size is None:
+            return
+        least, most = self.dynamic_size
+        if not 1 <= least < most <= _LARGEST_SIDE:
+            raise RequestError(
+                f"dynamic_size must be two numbers of pixels that rise from 1 to {_LARGEST_SIDE}, "
+                f"not {self.dynamic_size}"
+            )
+        if self.embed_preprocess:
+            raise RequestError(
+                "embed_preprocess resizes every image to one size inside the graph, and "
+                "dynamic_size keeps each image's own: choose one of the two"
+            )
+        if self.fused_layers:
+            raise RequestError(
+                "layers are fused at sizes that are known when the file is written: leave out "
+                "fused_layers or dynamic_size"
+            )
+        if "tft" in self.outputs and (self.tft or Tft()).thresholds == "rank":
+            raise RequestError(
+                "thresholds by rank mute a number of pixels, which dynamic_size leaves open: "
+                "choose thresholds by value, or leave out the output tft and threshold outside "
+                "the graph"
             )
 
     def _check_tft(self) -> None:

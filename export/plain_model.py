@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -20,7 +20,8 @@ import onnx_ir.passes.common as passes
 
 from ..runtime.errors import ExportError, ModelFileError, reason_of
 from ..runtime.input_format import Layout
-from .recorder import Size, product
+from .input_sizes import InputSizes, find_input_sizes
+from .recorder import Dim, Size, dim_text, product
 from .shapes import Shapes, find_shapes, propagate
 
 LEAST_OPSET = 18
@@ -40,12 +41,13 @@ class PlainModel:
     Attributes:
         model: its graph and opset; changed in place by those who add to it.
         image: the graph input that takes images.
-        size: (H, W) of the images.
+        size: (H, W) of the images; the usual one where it is free.
         channels: C of the images.
         layout: ``NCHW`` or ``NHWC``.
         shapes: of every tensor.
         metadata: of the file, as its exporter wrote it.
         changes: to the file's interface, for the user to read.
+        sizes: the heights and widths that it takes; None where these are fixed.
     """
 
     model: ir.Model
@@ -56,6 +58,12 @@ class PlainModel:
     shapes: Shapes
     metadata: dict[str, str]
     changes: tuple[str, ...]
+    sizes: InputSizes | None = None
+
+    @property
+    def input_dims(self) -> tuple[Dim, Dim]:
+        """Height and width of the images."""
+        return self.size if self.sizes is None else self.sizes.dims
 
     @property
     def graph(self) -> ir.Graph:
@@ -152,6 +160,7 @@ def to_plain(
     image_size: tuple[int, int] | None = None,
     layout: str | None = None,
     metadata: dict[str, str] | None = None,
+    dynamic_size: tuple[int, int] | None = None,
 ) -> PlainModel:
     """Normalise a model to plain form, in place.
 
@@ -160,6 +169,7 @@ def to_plain(
         image_size: (H, W), for files whose height and width are free.
         layout: of the image input, ``NCHW`` or ``NHWC``; inferred from its shape by default.
         metadata: of the file.
+        dynamic_size: the least and largest height or width, to keep these free.
 
     Raises:
         ExportError: it cannot be explained, because of operators outside ONNX, several inputs,
@@ -176,27 +186,38 @@ def to_plain(
     image = _image_input(graph)
     channels, size, layout, batch = _image_geometry(image, image_size, layout)
     inner = (channels, *size) if layout == "NCHW" else (*size, channels)
-    _resolve_conditions(graph, {image: (batch or 2, *inner)})
+    free = _free_sizes(image, size, batch, dynamic_size)
+    _resolve_conditions(
+        graph,
+        image,
+        [
+            (batch or 2, *((channels, *each) if layout == "NCHW" else (*each, channels)))
+            for each in free
+        ],
+    )
     passes.RemoveUnusedNodesPass()(model)
+    sizes: InputSizes | None = None
+    dims: tuple[Dim, ...] = inner
+    if dynamic_size is not None:
+        sizes = find_input_sizes(graph, image, channels, layout, size, dynamic_size)
+        dims = (channels, *sizes.dims) if layout == "NCHW" else (*sizes.dims, channels)
     if batch is not None:
         _free_batch(graph, image, batch, inner)
         changes.append(f"its batch size was fixed at {batch}; now it is free")
-    image.shape = ir.Shape(["N", *inner])
-    shapes = find_shapes(graph, {image: inner})
+    image.shape = ir.Shape(["N", *map(dim_text, dims)])
+    if sizes is None:
+        shapes = find_shapes(graph, {image: dims})
+    else:
+        shapes = replace(
+            find_shapes(graph, {image: dims}, sizes.probes), one=sizes.one, largest=sizes.largest
+        )
     _drop_strided_views(graph, shapes)
     _drop_expansions(graph, shapes)
     _fold_constants(graph, shapes)
     passes.RemoveUnusedNodesPass()(model)
     for value in graph.outputs:
         if value in shapes.dims:
-            value.shape = ir.Shape(
-                [
-                    side
-                    if isinstance(side, int)
-                    else ("N" if side.factor == 1 else f"{side.factor}*N")
-                    for side in shapes.dims[value]
-                ]
-            )
+            value.shape = ir.Shape([dim_text(side) for side in shapes.dims[value]])
     return PlainModel(
         model,
         image,
@@ -206,7 +227,31 @@ def to_plain(
         shapes,
         dict(metadata or {}),
         tuple(changes),
+        sizes,
     )
+
+
+def _free_sizes(
+    image: ir.Value,
+    usual: tuple[int, int],
+    batch: int | None,
+    limits: tuple[int, int] | None,
+) -> list[tuple[int, int]]:
+    """List the sizes at which a graph's conditions must agree.
+
+    Raises:
+        ExportError: the file fixes its batch or its size, though any size was asked for.
+    """
+    if limits is None:
+        return [usual]
+    assert image.shape is not None
+    fixed = [side for side in list(image.shape)[1:] if isinstance(side, int) and side > 0]
+    if batch is not None or len(fixed) > 1:
+        raise ExportError(
+            f"the input '{image.name}' {image.shape} fixes its {'batch' if batch else 'size'}: "
+            "--dynamic-size needs a file whose batch, height and width are all free"
+        )
+    return [usual, (limits[0], limits[0]), (limits[1], limits[1])]
 
 
 def _normalise_domains(model: ir.Model) -> None:
@@ -328,7 +373,9 @@ def _infer_layout(image: ir.Value, sides: Sequence[int | None]) -> str:
     )
 
 
-def _resolve_conditions(graph: ir.Graph, inputs: dict[ir.Value, tuple[int, ...]]) -> None:
+def _resolve_conditions(
+    graph: ir.Graph, image: ir.Value, shapes: Sequence[tuple[int, ...]]
+) -> None:
     """Replace each If whose condition is known by the branch that is taken."""
     while True:
         node = next((each for each in graph if each.op_type in ("If", "Loop", "Scan")), None)
@@ -339,7 +386,13 @@ def _resolve_conditions(graph: ir.Graph, inputs: dict[ir.Value, tuple[int, ...]]
                 f"the node '{node.name}' ({node.op_type}) is a loop inside the graph, which cannot "
                 "be differentiated: export the model with loops unrolled"
             )
-        condition = _known_condition(graph, node, inputs)
+        conditions = {_known_condition(graph, node, {image: shape}) for shape in shapes}
+        if len(conditions) > 1:
+            raise ExportError(
+                f"the node '{node.name}' (If) depends on the image's size, so one graph cannot "
+                "explain images of any size: leave out --dynamic-size"
+            )
+        (condition,) = conditions
         branch = node.attributes["then_branch" if condition else "else_branch"].as_graph()
         _splice(graph, node, branch)
 

@@ -8,7 +8,8 @@ operators that every engine takes are recorded (opset 18 and later).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,11 +31,51 @@ class Size:
     Attributes:
         factor: an integer, 1 or more.
         symbols: in alphabetical order: ``N`` images, ``k`` explained classes of each, ``h`` and
-            ``w`` of an image of any size.
+            ``w`` of an image of any size, ``H`` and ``W`` steps of a network's input of any size
+            (see ``input_sizes``), or a linear form of one of these, as ``8*H-1``.
     """
 
     factor: int
     symbols: tuple[str, ...]
+
+    @property
+    def counts_images(self) -> bool:
+        """Whether it grows with the batch, not with the size of images alone."""
+        return "N" in self.symbols
+
+    def at(self, lengths: Mapping[str, int]) -> int:
+        """Compute its value where every symbol has a known one."""
+        total = self.factor
+        for symbol in self.symbols:
+            slope, base, offset = _read_linear(symbol)
+            total *= slope * lengths[base] + offset
+        return total
+
+    def __add__(self, other: Dim) -> Dim:
+        slope, base, offset = self._linear()
+        if isinstance(other, int):
+            return linear(slope, base, offset + other)
+        other_slope, other_base, other_offset = other._linear()
+        if base != other_base:
+            raise ExportError(f"the lengths {self} and {other} cannot be added")
+        return linear(slope + other_slope, base, offset + other_offset)
+
+    __radd__ = __add__
+
+    def __neg__(self) -> Size:
+        return Size(-self.factor, self.symbols)
+
+    def __sub__(self, other: Dim) -> Dim:
+        return self + -other
+
+    def __rsub__(self, other: int) -> Dim:
+        return -self + other
+
+    def _linear(self) -> tuple[int, str, int]:
+        if len(self.symbols) != 1:
+            raise ExportError(f"nothing can be added to the length {dim_text(self)}")
+        slope, base, offset = _read_linear(self.symbols[0])
+        return self.factor * slope, base, self.factor * offset
 
     def __mul__(self, other: Dim) -> Size:
         if isinstance(other, int):
@@ -44,10 +85,42 @@ class Size:
     __rmul__ = __mul__
 
 
+_LINEAR = re.compile(r"(-?\d+)\*(\w+)([+-]\d+)")
+
+
+def _read_linear(symbol: str) -> tuple[int, str, int]:
+    """Read slope, symbol and offset of a linear form."""
+    form = _LINEAR.fullmatch(symbol)
+    return (1, symbol, 0) if form is None else (int(form[1]), form[2], int(form[3]))
+
+
 _Bool = bool  # for annotations in a class that has an attribute ``bool``
 Dim = int | Size
 Dims = tuple[Dim, ...]
 BATCH, CLASSES = Size(1, ("N",)), Size(1, ("k",))
+
+
+def linear(slope: int, symbol: str, offset: int) -> Dim:
+    """Make the dimension ``slope * symbol + offset``, equal ones in one form."""
+    if slope == 0:
+        return offset
+    if offset == 0:
+        return Size(slope, (symbol,))
+    common = math.gcd(slope, offset)
+    return Size(common, (f"{slope // common}*{symbol}{offset // common:+d}",))
+
+
+def dim_text(dim: Dim) -> int | str:
+    """Write a dimension as ONNX declares it: a number, or a name such as ``2*N``."""
+    if isinstance(dim, int):
+        return dim
+    name = "*".join(dim.symbols)
+    return name if dim.factor == 1 else f"{dim.factor}*{name}"
+
+
+def lengths_at(dims: Sequence[Dim], lengths: Mapping[str, int]) -> tuple[int, ...]:
+    """Compute a shape where every symbol has a known value."""
+    return tuple(dim if isinstance(dim, int) else dim.at(lengths) for dim in dims)
 
 
 def product(dims: Sequence[Dim]) -> Dim:
@@ -180,32 +253,33 @@ class Recorder:
             parts.append(self.constant(np.array(run, np.int64)))
         return parts[0] if len(parts) == 1 else self.op("Concat", parts, (len(dims),), axis=0)
 
-    def range(self, symbol: str) -> Tensor:
-        """Record int64 0 .. n - 1 for the number n that a symbol stands for."""
+    def range(self, dim: Size) -> Tensor:
+        """Record int64 0 .. n - 1 for a dimension n that is known only at run time."""
         zero, one = (self.constant(np.array(number, np.int64)) for number in (0, 1))
-        stop = self.symbols[symbol].reshape(())
-        return self.op("Range", [zero, stop, one], (Size(1, (symbol,)),))
+        stop = self.length(dim).reshape(())
+        return self.op("Range", [zero, stop, one], (dim,))
 
     def length(self, dim: Dim) -> Tensor:
         """Record a dimension as an int64 [1] tensor."""
         if isinstance(dim, int):
             return self.constant(np.array([dim], np.int64))
         if (dim,) not in self._lengths:
-            found = self.symbols[dim.symbols[0]]
+            found = self._symbol_length(dim.symbols[0])
             for symbol in dim.symbols[1:]:
-                found = found * self.symbols[symbol]
+                found = found * self._symbol_length(symbol)
             self._lengths[dim,] = found if dim.factor == 1 else found * dim.factor
         return self._lengths[dim,]
 
+    def _symbol_length(self, symbol: str) -> Tensor:
+        if symbol not in self.symbols:
+            slope, base, offset = _read_linear(symbol)
+            scaled = self.symbols[base] if slope == 1 else self.symbols[base] * slope
+            self.symbols[symbol] = scaled + offset
+        return self.symbols[symbol]
+
 
 def _ir_shape(dims: Sequence[Dim]) -> ir.Shape:
-    def entry(dim: Dim) -> int | str:
-        if isinstance(dim, int):
-            return dim
-        name = "*".join(dim.symbols)
-        return name if dim.factor == 1 else f"{dim.factor}*{name}"
-
-    return ir.Shape([entry(dim) for dim in dims])
+    return ir.Shape([dim_text(dim) for dim in dims])
 
 
 class Tensor:
@@ -360,8 +434,7 @@ class Tensor:
         dims = list(shape)
         if -1 in dims:
             at = dims.index(-1)
-            rest = product([dim for dim in dims if dim != -1])
-            dims[at] = divide(product(self.shape), rest)
+            dims[at] = divide(product(self.shape), product([dim for dim in dims if dim != -1]))
         source = self.recorder.reshaped.get(self.value, self)
         for same in (self, source):
             if same.shape == tuple(dims):
@@ -417,12 +490,34 @@ def divide(whole: Dim, part: Dim) -> Dim:
     return Size(factor, tuple(symbols)) if symbols else factor
 
 
+def divide_up(dim: Dim, step: int) -> Dim:
+    """Divide a dimension and round up.
+
+    Raises:
+        ExportError: the result is no linear form of the dimension's symbol.
+    """
+    if isinstance(dim, int):
+        return -(-dim // step)
+    slope, base, offset = dim._linear()
+    if slope % step:
+        raise ExportError(f"the length {dim_text(dim)} is no multiple of {step}")
+    return linear(slope // step, base, -(-offset // step))
+
+
+def _slice_length(side: Size, start: int, stop: int, step: int) -> Dim:
+    """Compute how many elements a slice takes that begins near one end and ends near the other."""
+    if start < 0 or step < 1 or (stop >= 0 and stop != INT64_MAX):
+        raise ExportError(f"cannot slice an axis of length {dim_text(side)} by {start}:{stop}")
+    return divide_up(side + ((0 if stop == INT64_MAX else stop) - start), step)
+
+
 def _sliced(x: Tensor, cuts: Sequence[tuple[int, int, int, int]]) -> Tensor:
     dims = list(x.shape)
     for axis, start, stop, step in cuts:
         side = dims[axis]
         if not isinstance(side, int):
-            raise ExportError(f"cannot slice the axis {axis} of {x}, whose length varies")
+            dims[axis] = _slice_length(side, start, stop, step)
+            continue
         dims[axis] = len(
             range(*slice(start, None if stop == INT64_MAX else stop, step).indices(side))
         )
@@ -472,7 +567,7 @@ def concat(parts: Sequence[Tensor], axis: int) -> Tensor:
     """Concatenate along an axis of known lengths."""
     axis %= parts[0].ndim
     dims = list(parts[0].shape)
-    dims[axis] = sum(part.shape[axis] for part in parts)  # type: ignore[misc]
+    dims[axis] = sum(part.shape[axis] for part in parts)
     return parts[0].recorder.op("Concat", list(parts), dims, axis=axis)
 
 
@@ -481,7 +576,7 @@ def pad(x: Tensor, before: Sequence[int], after: Sequence[int], value: float = 0
     if not any(before) and not any(after):
         return x
     dims = [
-        dim if a == b == 0 else dim + a + b  # type: ignore[operator]
+        dim if a == b == 0 else dim + a + b
         for dim, a, b in zip(x.shape, before, after, strict=True)
     ]
     edges = x.recorder.constant(np.array([*before, *after], np.int64))
@@ -508,13 +603,17 @@ class Namespace:
         self.bool = ir.DataType.BOOL
 
     def asarray(self, values: Any, dtype: ir.DataType | None = None, device: None = None) -> Tensor:
-        """Record a constant."""
+        """Record a constant, or a dimension as a number."""
         del device
+        if isinstance(values, Size):
+            return self._recorder.length(values).reshape(()).cast(dtype or self.int64)
         return values if isinstance(values, Tensor) else self._recorder.constant(values, dtype)
 
-    def arange(self, count: int, device: None = None) -> Tensor:
+    def arange(self, count: Dim, device: None = None) -> Tensor:
         """Record int64 0 .. count - 1."""
         del device
+        if isinstance(count, Size):
+            return self._recorder.range(count)
         return self._recorder.constant(np.arange(count))
 
     def ones_like(self, x: Tensor, dtype: ir.DataType | None = None) -> Tensor:

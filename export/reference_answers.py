@@ -22,8 +22,12 @@ def compute_reference_answers(
     answers = []
     method = selftest.method_of(manifest)
     names = [*runner.tensors]
-    for index in range(selftest.PATTERNS):
-        image = selftest.make_input(manifest, index).astype(manifest.image_type)
+    free = manifest.dynamic_size
+    # One pattern at the usual size and one that is not square, where the graph takes both.
+    sizes = [None, None] if free is None else [manifest.preprocess.size, (free.least, free.most)]
+    for index, size in enumerate(sizes):
+        at_size = manifest.at(size)
+        image = selftest.make_input(at_size, index).astype(manifest.image_type)
         feeds = {"image": image, "target": np.array([[-1]], np.int64)}
         outputs = runner.run(feeds, names)
         activations, raw = network.forward(outputs.get("network_input", image))
@@ -63,6 +67,7 @@ def compute_reference_answers(
                 target=target,
                 probability=float(exact[0, target]),
                 raw_map=tuple(float(f"{value:.7g}") for value in np.asarray(raw_map).flatten()),
+                size=size,
             )
         )
     return tuple(answers)

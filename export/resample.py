@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from ..runtime.errors import ExportError
 from ..runtime.input_format import Interpolation, Layout, Preprocess
-from .recorder import Recorder, Tensor
+from .recorder import Recorder, Size, Tensor
 
 Array = Any
 _GREY = np.array([19595, 38470, 7471], np.float32)  # of 65536, as Pillow weighs red, green, blue
@@ -104,7 +104,7 @@ def _compute_weights(spec: Preprocess, size: tuple[int, int]) -> list[np.ndarray
 def _record_weights(recorder: Recorder, spec: Preprocess) -> list[Tensor]:
     full = [recorder.symbols[symbol].reshape(()) for symbol in ("h", "w")]
     return [
-        weights(recorder.range(symbol), whole, new, kept, spec.interpolation)
+        weights(recorder.range(Size(1, (symbol,))), whole, new, kept, spec.interpolation)
         for symbol, whole, new, kept in zip(
             ("h", "w"), full, resized(full, spec), spec.size, strict=True
         )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..runtime.errors import ExportError, reason_of
 from .gradient.reverse import find_path
-from .recorder import Size, Tensor
+from .recorder import BATCH, Size, Tensor, divide
 from .shapes import Shapes
 
 
@@ -46,7 +46,7 @@ def copy_between(
     recorder = replacement.recorder
     path, _ = find_path([start], end, nodes, through_shapes=True)
     # A copy has as many rows for each row of the replacement as the original for each image.
-    rows = next(side for side in replacement.shape if isinstance(side, Size))
+    rows = next(side for side in replacement.shape if isinstance(side, Size) and side.counts_images)
     mapping: dict[ir.Value, ir.Value] = {start: replacement.value}
     for node in path:
         inputs = []
@@ -60,7 +60,7 @@ def copy_between(
             if (
                 value is not None
                 and value not in mapping
-                and any(isinstance(s, Size) for s in dims)
+                and any(isinstance(s, Size) and s.counts_images for s in dims)
             ):
                 raise ExportError(
                     f"the node '{node.name}' reads '{value.name}', which depends on the image but "
@@ -83,7 +83,7 @@ def copy_between(
             )
         )
     dims = tuple(
-        rows if side == Size(1, ("N",)) else side * rows if isinstance(side, Size) else side
+        divide(side, BATCH) * rows if isinstance(side, Size) and side.counts_images else side
         for side in shapes.dims[end]
     )
     return Tensor(recorder, mapping[end], dims, shapes.dtypes[end])

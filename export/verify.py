@@ -88,11 +88,12 @@ class Subject:
         return EXPORT_OF_HALF if self.is_half else EXPORT
 
 
-def verify(subject: Subject, check: list[NDArray[Any]] | None = None) -> Comparison:
+def verify(subjects: Sequence[Subject], check: list[NDArray[Any]] | None = None) -> Comparison:
     """Compare on two inputs of two batch sizes, with one and two classes an image.
 
     Args:
-        subject: the graph and its references.
+        subjects: the graph and its references, for each input size to compare at; at the second
+            one two images, at the third one image.
         check: further images, as the graph takes them, [1, ...] each, on which the file's original
             outputs are compared as well.
 
@@ -109,12 +110,17 @@ def verify(subject: Subject, check: list[NDArray[Any]] | None = None) -> Compari
         VerificationError: an output is missing, has another shape, or differs too much.
     """
     rng = np.random.default_rng(0)
+    subject = subjects[0]
     manifest = subject.manifest
     samples = []
     top = manifest.top
-    for batch, classes in ((1, top or 1), (2, top or min(2, manifest.num_classes))):
-        samples.append(_measure(subject, rng, batch, classes))
-        _raise_on_problems(subject, samples[-1], f"batch {batch}, {classes} classes")
+    counts = ((1, top or 1), (2, top or min(2, manifest.num_classes)))
+    runs = [(subject, counts[0]), (subject, counts[1])]
+    runs += [(other, counts[index % 2]) for index, other in enumerate(subjects[1:], 1)]
+    for each, (batch, classes) in runs:
+        samples.append(_measure(each, rng, batch, classes))
+        size = "" if len(subjects) == 1 else f", {each.size[0]} x {each.size[1]} pixels"
+        _raise_on_problems(each, samples[-1], f"batch {batch}, {classes} classes{size}")
     for image in check or []:
         samples.append(_original_output_differences(subject, image))
         _raise_on_problems(subject, samples[-1], "an image of yours")

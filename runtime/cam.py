@@ -152,7 +152,7 @@ def ablation_weights(
     return gain / (1.0 + (ratio @ odds[..., None])[..., 0])
 
 
-def finish(raw: Array, size: tuple[int, int]) -> Array:
+def finish(raw: Array, size: tuple[Any, Any]) -> Array:
     """Resize raw maps [..., h, w] to [..., H, W] and scale each to [0, 1] by its range.
 
     A constant map comes out all zero; so does one whose differences are no more than float32
@@ -173,7 +173,7 @@ def finish(raw: Array, size: tuple[int, int]) -> Array:
     return xp.clip((maps - low) / (high - low + _EPS), 0.0, 1.0)
 
 
-def resize(maps: Array, size: tuple[int, int]) -> Array:
+def resize(maps: Array, size: tuple[Any, Any]) -> Array:
     """Resize maps [..., h, w] to [..., H, W]: bilinear, half-pixel centres, no antialias.
 
     The same numbers as OpenCV's ``INTER_LINEAR`` and torch's ``bilinear`` without
@@ -181,11 +181,26 @@ def resize(maps: Array, size: tuple[int, int]) -> Array:
     """
     xp = array_api_compat.array_namespace(maps)
     height, width = maps.shape[-2:]
-    rows, columns = _enlarging(int(height), size[0]), _enlarging(int(width), size[1])
+    if not all(isinstance(side, int) for side in (height, width, *size)):
+        down, across = (
+            _recorded_enlarging(xp, height, size[0]),
+            _recorded_enlarging(xp, width, size[1]),
+        )
+        return down @ maps @ xp.matrix_transpose(across)
+    rows, columns = _enlarging(height, size[0]), _enlarging(width, size[1])
     device = array_api_compat.device(maps)
     left = xp.asarray(rows, dtype=maps.dtype, device=device)
     right = xp.asarray(columns.T, dtype=maps.dtype, device=device)
     return left @ maps @ right
+
+
+def _recorded_enlarging(xp: Any, size: Any, wanted: Any) -> Array:
+    """Compute ``_enlarging`` in a graph that learns lengths at run time: float32 [wanted, size]."""
+    before, after = (xp.asarray(length, dtype=xp.float32) for length in (size, wanted))
+    places = (xp.astype(xp.arange(wanted), xp.float32) + 0.5) * (before / after) - 0.5
+    held = xp.minimum(xp.maximum(places, 0.0), before - 1.0)
+    away = xp.abs(held[:, None] - xp.astype(xp.arange(size), xp.float32))
+    return xp.clip(1.0 - away, min=0.0)
 
 
 @lru_cache(maxsize=32)

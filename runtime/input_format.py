@@ -14,6 +14,46 @@ ImageType = Literal["float32", "float16", "uint8"]
 MOST = 1e6  # pixels of a side, and what mean and std may be
 
 
+class DynamicSize(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The heights and widths of a graph that takes images in their own resolution.
+
+    Attributes:
+        least, most: the range of either side in pixels, multiples of ``step``.
+        step: the network's total stride: both sides are multiples of it.
+        cells: rows and columns by which the activations grow with each step.
+    """
+
+    least: int
+    most: int
+    step: int
+    cells: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.step <= self.least < self.most <= MOST or min(self.cells) < 0:
+            raise ValueError(f"unusable range of sizes: {self}")
+        if self.least % self.step or self.most % self.step:
+            raise ValueError(f"{self.least} and {self.most} must be multiples of {self.step}")
+
+    def choose(self, image: tuple[int, int]) -> tuple[int, int]:
+        """Choose the input size (H, W) nearest to an image's own resolution.
+
+        Images with a shorter side below ``least`` are enlarged and those with a longer side above
+        ``most`` are shrunk, in proportion; then each side becomes the nearest multiple of ``step``
+        within the range, halves upwards.
+
+        Args:
+            image: (height, width) in pixels.
+        """
+        scale = min(max(1.0, self.least / min(image)), self.most / max(image))
+        sides = [int(side * scale / self.step + 0.5) * self.step for side in image]
+        height, width = (min(max(side, self.least), self.most) for side in sides)
+        return height, width
+
+    def allows(self, size: tuple[int, int]) -> bool:
+        """Tell whether the graph takes inputs of (H, W)."""
+        return all(self.least <= side <= self.most and side % self.step == 0 for side in size)
+
+
 class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """From an RGB image of any size to the network's input, as the model was trained.
 

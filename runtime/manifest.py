@@ -8,7 +8,7 @@ import msgspec
 
 from .cam import Method, Score, finest
 from .errors import ModelFileError, RequestError
-from .input_format import MOST, ImageType, Layout, Preprocess
+from .input_format import MOST, DynamicSize, ImageType, Layout, Preprocess
 from .search import Prior
 from .tft import Tft
 
@@ -55,12 +55,14 @@ class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         probability: its probability, or its value where the task is ``none``.
         raw_map: its map before resizing, row by row, the numbers of ``Manifest.map_shape``; by the
             method that the graph finishes itself, else Grad-CAM.
+        size: (H, W) of the pattern, where the graph takes several sizes.
     """
 
     pattern: int
     target: int
     probability: float
     raw_map: tuple[float, ...]
+    size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.pattern < _PATTERNS:
@@ -77,14 +79,16 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         model: where the network came from, as given to ``whycam export``; files without folders.
         weights: ``default``, ``none`` or the weight file's name.
         target_layer: the layer that is explained.
-        activations: (K, h, w) at that layer.
+        activations: (K, h, w) at that layer, of an input of ``preprocess.size``.
         pooled_linear: whether the head is global average pooling and one linear layer.
         task: what ``probabilities`` holds. ``softmax``: of classes that exclude each other;
             ``sigmoid``: of independent labels; ``binary``: of two classes, from one logit;
             ``none``: values that are no probabilities, as regression gives them.
         num_classes: C; 2 for ``binary``.
         labels: C class names, or empty; for ``binary`` (``not NAME``, ``NAME``).
-        preprocess: how an image becomes the input.
+        preprocess: how an image becomes the input. With ``dynamic_size`` its ``size`` is the
+            model's usual one, and ``resize`` does not apply.
+        dynamic_size: which heights and widths the graph takes; None: ``preprocess.size`` alone.
         layout: of the input ``image``, without ``embedded_preprocess``.
         image_dtype: of the input ``image``, without ``embedded_preprocess``. ``uint8``: the file
             normalises by itself and is fed pixels of the network's size and colour order.
@@ -127,6 +131,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     num_classes: int
     labels: tuple[str, ...]
     preprocess: Preprocess
+    dynamic_size: DynamicSize | None = None
     layout: Layout = "NCHW"
     image_dtype: ImageType = "float32"
     names: dict[str, str] = {}
@@ -158,11 +163,22 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         self._check_task()
         self._check_maps()
         self._check_interface()
-
-        cells = self.map_shape[0] * self.map_shape[1]
+        self._check_dynamic_size()
         for reference in self.references:
+            if reference.size is not None and not self.takes(reference.size):
+                raise ValueError(f"a reference of {reference.size}, which the graph does not take")
+            height, width = self.at(reference.size).map_shape
+            cells = height * width
             if not 0 <= reference.target < self.num_classes or len(reference.raw_map) != cells:
                 raise ValueError(f"a reference for class {reference.target} that does not fit")
+
+    def _check_dynamic_size(self) -> None:
+        if self.dynamic_size is None:
+            return
+        if self.embedded_preprocess or self.fused_layers:
+            raise ValueError("dynamic_size goes with neither embedded preprocessing nor fusing")
+        if not self.dynamic_size.allows(self.preprocess.size):
+            raise ValueError(f"the usual size {self.preprocess.size} is out of the range")
 
     def _check_task(self) -> None:
         if self.task == "binary" and self.num_classes != 2:
@@ -221,10 +237,51 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         """Return the shape of the input ``image`` without the batch; None where it is free."""
         if self.embedded_preprocess:
             return (*(self.source_size or (None, None)), 3)
-        spec = self.preprocess
-        if self.layout == "NHWC":
-            return (*spec.size, spec.channels)
-        return (spec.channels, *spec.size)
+        size, channels = self.map_size, self.preprocess.channels
+        return (*size, channels) if self.layout == "NHWC" else (channels, *size)
+
+    @property
+    def map_size(self) -> tuple[int | None, int | None]:
+        """Return (H, W) of finished maps and of the network's input; None where it is free."""
+        return self.preprocess.size if self.dynamic_size is None else (None, None)
+
+    def takes(self, size: tuple[int, int]) -> bool:
+        """Tell whether the network takes inputs of (H, W)."""
+        if self.dynamic_size is None:
+            return size == self.preprocess.size
+        return self.dynamic_size.allows(size)
+
+    def at(self, size: tuple[int, int] | None) -> Manifest:
+        """Describe the graph for inputs of one size (H, W), to which images are resized.
+
+        Without ``dynamic_size``, or a size, it is this manifest.
+        """
+        free = self.dynamic_size
+        if free is None:
+            return self
+        height, width = size or self.preprocess.size
+        channels, *cells = self.activations
+        rows, columns = (
+            count + grown * ((side - usual) // free.step)
+            for count, grown, side, usual in zip(
+                cells, free.cells, (height, width), self.preprocess.size, strict=True
+            )
+        )
+        return msgspec.structs.replace(
+            self,
+            dynamic_size=None,
+            preprocess=msgspec.structs.replace(
+                self.preprocess, size=(height, width), resize=(height, width)
+            ),
+            activations=(channels, rows, columns),
+            references=(),
+        )
+
+    def size_of(self, inputs: tuple[int, ...]) -> tuple[int, int]:
+        """Return (H, W) of the network's inputs from their shape [N, ...]."""
+        if self.embedded_preprocess or self.dynamic_size is None:
+            return self.preprocess.size
+        return (inputs[1], inputs[2]) if self.layout == "NHWC" else (inputs[2], inputs[3])
 
     @property
     def image_type(self) -> ImageType:
@@ -249,16 +306,20 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def output_shapes(self) -> dict[str, tuple[int | None, ...]]:
         """List the graph's outputs with their shapes without the batch; None is k.
 
-        By their contract names, without ``own_outputs``.
+        By their contract names, without ``own_outputs``. Height and width are None as well where
+        these are free.
         """
-        size = self.preprocess.size
+        size = self.map_size
+        activations: tuple[int | None, ...] = self.activations
+        if self.dynamic_size is not None:
+            activations = (self.activations[0], None, None)
         shapes: dict[str, tuple[int | None, ...]] = {
             "probabilities": (self.num_classes,),
             "targets": (None,),
         }
         if "raw" in self.outputs:
-            shapes["activations"] = self.activations
-            shapes["gradients"] = (None, *self.activations)
+            shapes["activations"] = activations
+            shapes["gradients"] = (None, *activations)
             if "ablation" in self.methods:
                 shapes["ablation_weights"] = (None, self.activations[0])
         if "tft" in self.outputs:

@@ -27,7 +27,7 @@ from .engines.chunks import run_in_chunks
 from .errors import EngineError, RequestError
 from .images import RGBImage
 from .manifest import Manifest
-from .preprocess import Placement, arrange, crop_resized, place
+from .preprocess import Placement, arrange, crop_resized, place, spec_for
 from .request import MethodPlan, RequestPlan
 from .scorecam import Progress, score_weights
 from .sweep import Choice, Floats, Request, make_choice, mute_lowest, sweep
@@ -121,7 +121,7 @@ def prepare(images: Sequence[RGBImage], manifest: Manifest) -> Prepared:
 
     Args:
         images: from ``read_image``, uint8 [h, w, 3]; of one size where the graph takes images
-            of any size itself.
+            of any size itself, or in their own resolution.
         manifest: of the graph.
 
     Returns:
@@ -130,7 +130,8 @@ def prepare(images: Sequence[RGBImage], manifest: Manifest) -> Prepared:
         where the graph does all that itself.
 
     Raises:
-        RequestError: an image of another size than the file was exported for.
+        RequestError: an image of another size than the file was exported for, or images of
+            several sizes for a file that keeps their resolution.
     """
     spec = manifest.preprocess
     if manifest.embedded_preprocess:
@@ -143,7 +144,15 @@ def prepare(images: Sequence[RGBImage], manifest: Manifest) -> Prepared:
                 )
         places = tuple(place((image.shape[0], image.shape[1]), spec)[0] for image in images)
         return Prepared(tuple(images), np.stack(images), places)
-    views, placements = zip(*(crop_resized(image, spec) for image in images), strict=True)
+    specs = [spec_for(image, manifest) for image in images]
+    if len({each.size for each in specs}) > 1:
+        raise RequestError(
+            "this file takes images in their own resolution, and a batch is of one: prepare images "
+            "of several sizes one by one"
+        )
+    views, placements = zip(
+        *(crop_resized(image, each) for image, each in zip(images, specs, strict=True)), strict=True
+    )
     return Prepared(tuple(images), arrange(np.stack(views), manifest), placements)
 
 
@@ -250,7 +259,7 @@ def _maps(
     outputs, manifest = inference.outputs, model.manifest
     if plan.map_output is not None:
         return _whole(outputs[plan.map_output])
-    size = manifest.preprocess.size
+    size = manifest.size_of(inference.inputs.shape)
     weights = outputs["ablation_weights"] if plan.method == "ablation" else None
     if plan.method == "scorecam":
         weights = score_weights(

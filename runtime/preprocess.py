@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -62,6 +63,19 @@ def place(image: tuple[int, int], spec: Preprocess) -> tuple[Placement, tuple[in
         sides.append((start * full / new, (start + wanted) * full / new))
     (top, bottom), (left, right) = sides
     return Placement(image, top, left, bottom, right), resized
+
+
+def spec_for(image: RGBImage, manifest: Manifest) -> Preprocess:
+    """Say how an image becomes the input: in its own resolution where the graph takes any.
+
+    Args:
+        image: uint8 [h, w, 3], RGB.
+        manifest: of the graph.
+    """
+    if manifest.dynamic_size is None:
+        return manifest.preprocess
+    size = manifest.dynamic_size.choose((image.shape[0], image.shape[1]))
+    return msgspec.structs.replace(manifest.preprocess, size=size, resize=size)
 
 
 def crop_resized(image: RGBImage, spec: Preprocess) -> tuple[RGBImage, Placement]:

@@ -286,7 +286,7 @@ def test_bound_memory_gives_what_arrays_give(file_of, fields):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     shapes = {graph_name(n, manifest): s for n, s in manifest.output_shapes.items()}
     classes = manifest.top or graph_name("target", manifest)
-    bound = BoundSession(onnxruntime, session, shapes, classes, "cpu")
+    bound = BoundSession(onnxruntime, session, lambda _feeds: shapes, classes, "cpu")
     feeds = {
         "image": np.concatenate([selftest.make_input(manifest, i) for i in range(2)]),
         "target": np.array([[-1, -2], [-2, -2]]),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..recorder import Tensor, concat, pad, unsqueeze
+from ..recorder import Tensor, concat, divide, pad, unsqueeze
 from .reductions import differentiate_norm, select_first_extreme
 from .step import Step
 from .windows import Windows, find_windows
@@ -42,8 +42,8 @@ def _max_pool(step: Step) -> list[Tensor | None]:
 
 def _split_blocks(step: Step, x: Tensor, side: int) -> Tensor:
     """Reshape [N, K, h side, w side] to [N, side * side, K, h, w]."""
-    channels, height, width = step.static_lengths(x.shape[1:])
-    apart = (height // side, width // side)
+    channels, height, width = step.lengths(x.shape[1:])
+    apart = divide(height, side), divide(width, side)
     dims = (x.shape[0], side * side * channels, *apart)
     deep = step.recorder.op("SpaceToDepth", [x], dims, blocksize=side)
     return deep.reshape((x.shape[0], side * side, channels, *apart))
@@ -51,7 +51,7 @@ def _split_blocks(step: Step, x: Tensor, side: int) -> Tensor:
 
 def _join_blocks(step: Step, blocks: Tensor, side: int) -> Tensor:
     """Undo ``_split_blocks``."""
-    _, channels, height, width = step.static_lengths(blocks.shape[1:])
+    _, channels, height, width = step.lengths(blocks.shape[1:])
     deep = blocks.reshape((blocks.shape[0], side * side * channels, height, width))
     dims = (blocks.shape[0], channels, height * side, width * side)
     return step.recorder.op("DepthToSpace", [deep], dims, blocksize=side, mode="DCR")
@@ -62,8 +62,12 @@ def _window_elements(x: Tensor, windows: Windows) -> list[Tensor]:
     parts = []
     for corner in itertools.product(*(range(k) for k in windows.kernel)):
         cuts = []
-        for c, d, o, s in zip(corner, windows.dilations, windows.out, windows.strides, strict=True):
-            cuts.append(slice(c * d, c * d + (o - 1) * s + 1, s))
+        for c, d, o, s, k in zip(
+            corner, windows.dilations, windows.out, windows.strides, windows.kernel, strict=True
+        ):
+            # Where the length is known at run time only, the end is counted from the far edge.
+            end = c * d + (o - 1) * s + 1 if isinstance(o, int) else -d * (k - 1 - c) or None
+            cuts.append(slice(c * d, end, s))
         parts.append(x[tuple([slice(None)] * 3 + cuts)])
     return parts
 
@@ -75,14 +79,15 @@ def _sum_into_places(step: Step, chosen: Tensor, windows: Windows) -> Tensor:
     kernel = one_hot.reshape(count, 1, *windows.kernel)
     channels = step.static_lengths(step.dims()[1:2])[0]
     lead = chosen.shape[0] * channels
+    overhang = windows.overhang
     total = step.recorder.op(
         "ConvTranspose",
         [chosen.reshape((lead, count, *windows.out)), step.recorder.constant(kernel)],
         (lead, 1, *windows.size),
         strides=list(windows.strides),
         dilations=list(windows.dilations),
-        pads=[*windows.before, *(max(0, count) for count in windows.overhang)],
-        output_padding=[max(0, -count) for count in windows.overhang],
+        pads=[*windows.before, *(max(0, count) for count in overhang)],
+        output_padding=[max(0, -count) for count in overhang],
         kernel_shape=list(windows.kernel),
     )
     return total.reshape(step.gradient_shape(step.dims()))
@@ -93,20 +98,27 @@ def _average_pool(step: Step) -> list[Tensor | None]:
     windows = find_windows(step)
     whole = bool(step.attribute("count_include_pad", 0))
     return [
-        multiply_along_axes(step, step.g, _window_matrices(windows, "whole" if whole else "inside"))
+        multiply_along_axes(
+            step, step.g, _window_matrices(step, windows, "whole" if whole else "inside")
+        )
     ]
 
 
-def _window_matrices(windows: Windows, divisor: str | None) -> list[NDArray[np.float32]]:
+def _window_matrices(
+    step: Step, windows: Windows, divisor: str | None
+) -> list[NDArray[np.float32]]:
     """Compute the weights of pooling along each axis: float32 [out, size] each.
 
     Args:
+        step: the pooling layer.
+        windows: its windows.
         divisor: ``inside``: a window's elements that are no padding; ``whole``: padding as well,
             but nothing beyond it; None: sums.
     """
     matrices = []
+    sizes, outs = (step.static_lengths(lengths) for lengths in (windows.size, windows.out))
     for size, out, kernel, stride, dilation, before, after in zip(
-        windows.size, windows.out, windows.kernel, windows.strides, windows.dilations,
+        sizes, outs, windows.kernel, windows.strides, windows.dilations,
         windows.before, windows.after, strict=True,
     ):  # fmt: skip
         matrix = np.zeros((out, size), np.float32)
@@ -144,7 +156,7 @@ def multiply_along_axes(step: Step, g: Tensor, matrices: Sequence[NDArray[np.flo
 
 def _global_average(step: Step) -> list[Tensor | None]:
     dims = step.gradient_shape(step.dims())
-    return [step.repeat(step.g, dims, 1.0 / float(np.prod(step.static_lengths(dims[2:]))))]
+    return [step.repeat_mean(step.g, dims, range(2, len(dims)))]
 
 
 def _global_max(step: Step) -> list[Tensor | None]:
@@ -156,7 +168,7 @@ def _global_max(step: Step) -> list[Tensor | None]:
 
 def _lp_pool(step: Step) -> list[Tensor | None]:
     """Differentiate (sum |x|^p)^(1/p) over windows, along two axes at most."""
-    matrices = _window_matrices(find_windows(step), None)
+    matrices = _window_matrices(step, find_windows(step), None)
     power = int(step.attribute("p", 2))
     return [
         differentiate_norm(

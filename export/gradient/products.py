@@ -66,13 +66,14 @@ def _conv(step: Step) -> list[Tensor | None]:
     dilations = list(step.attribute("dilations", [1] * rank))
     pads = resolve_padding(step, kernel, strides, dilations)
     # Positions at the far edge that the stride leaves out.
-    extra = [
+    remainders = [
         whole - ((part - 1) * s - a - b + d * (k - 1) + 1)
         for whole, part, s, a, b, d, k in zip(
-            step.static_lengths(dims[2:]), step.static_lengths(g.shape[2:]), strides, pads[:rank],
-            pads[rank:], dilations, kernel, strict=True,
+            step.lengths(dims[2:]), step.lengths(g.shape[2:]), strides, pads[:rank], pads[rank:],
+            dilations, kernel, strict=True,
         )
     ]  # fmt: skip
+    extra = step.static_lengths(remainders)
     gradient = step.recorder.op(
         "ConvTranspose",
         [g, step.x(1)],
@@ -103,19 +104,22 @@ def _conv_transpose(step: Step) -> list[Tensor | None]:
         full = [
             s * (n - 1) + e + d * (k - 1) + 1
             for s, n, e, d, k in zip(
-                strides, step.static_lengths(dims[2:]), extra, dilations, kernel, strict=True
+                strides, step.lengths(dims[2:]), extra, dilations, kernel, strict=True
             )
         ]
-        total = [f - o for f, o in zip(full, step.static_lengths(step.g.shape[2:]), strict=True)]
+        total = step.static_lengths(
+            [f - o for f, o in zip(full, step.lengths(step.g.shape[2:]), strict=True)]
+        )
         before = [padding // 2 if upper else (padding + 1) // 2 for padding in total]
     # As many windows as the input has positions: some beyond the last window are read by none.
-    behind = [
+    overhang = [
         s * (n - 1) + d * (k - 1) + 1 - b - o
         for s, n, d, k, b, o in zip(
-            strides, step.static_lengths(dims[2:]), dilations, kernel, before,
-            step.static_lengths(step.g.shape[2:]), strict=True,
+            strides, step.lengths(dims[2:]), dilations, kernel, before,
+            step.lengths(step.g.shape[2:]), strict=True,
         )
     ]  # fmt: skip
+    behind = step.static_lengths(overhang)
     gradient = step.recorder.op(
         "Conv",
         [_crop(step.g, before, behind), step.x(1)],

@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import onnx_ir as ir
 
-from ..recorder import Tensor, unsqueeze
+from ..recorder import Dim, Tensor, lengths_at, product, unsqueeze
 from .step import Step
 
 # Below this a norm counts as 0, where it has no derivative.
@@ -27,14 +28,18 @@ def select_first_extreme(step: Step, x: Tensor, y: Tensor, g: Tensor, axes: list
     """
     if not axes:
         return g
-    xp, shape = step.xp, [1] * x.ndim
-    for axis, length in zip(
-        axes, step.static_lengths([x.shape[axis] for axis in axes]), strict=True
-    ):
+    xp = step.xp
+    shape: list[Dim] = [1] * x.ndim
+    for axis, length in zip(axes, step.lengths([x.shape[axis] for axis in axes]), strict=True):
         shape[axis] = length
-    count = math.prod(shape)
+    count = product(shape)
     # The first element has the largest rank; those that are not the extreme have 0.
-    ranks = step.recorder.constant(np.arange(count, 0, -1, dtype=np.float32).reshape(shape))
+    if isinstance(count, int):
+        numbers = np.arange(count, 0, -1, dtype=np.float32)
+        ranks = step.recorder.constant(numbers.reshape(lengths_at(shape, {})))
+    else:
+        falling = xp.asarray(count) - xp.arange(count)
+        ranks = falling.cast(ir.DataType.FLOAT).reshape(shape)
     rank = (x == y).cast(ranks.dtype) * ranks
     highest = xp.maximum(xp.max(rank, axis=tuple(axes), keepdims=True), 1.0)
     return step.select(rank == highest, g)
@@ -68,7 +73,7 @@ def differentiate_norm(
 def _with_kept_axes(step: Step) -> tuple[list[int], Tensor, Tensor]:
     """Return the axes, and gradient and result with these axes kept as length 1."""
     axes = step.axes()
-    step.static_lengths([step.dims()[axis] for axis in axes])
+    step.lengths([step.dims()[axis] for axis in axes])
     if step.attribute("keepdims", 1) or not axes:
         return axes, step.g, step.y()
     return axes, unsqueeze(step.g, axes), unsqueeze(step.y(), axes)
@@ -81,8 +86,7 @@ def _sum(step: Step) -> list[Tensor | None]:
 
 def _mean(step: Step) -> list[Tensor | None]:
     axes, g, _ = _with_kept_axes(step)
-    factor = 1.0 / math.prod(step.static_lengths([step.dims()[axis] for axis in axes]))
-    return [step.repeat(g, step.gradient_shape(step.dims()), factor), None]
+    return [step.repeat_mean(g, step.gradient_shape(step.dims()), axes), None]
 
 
 def _extreme(step: Step) -> list[Tensor | None]:

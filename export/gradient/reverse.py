@@ -131,18 +131,22 @@ def _batch_blocks(nodes: Sequence[ir.Node], shapes: Shapes) -> dict[ir.Value, in
             blocks[value] = count
             after = _before_batch(value, shapes)
             if node.op_type in _RESHAPING and after is not None:
-                whole, rest = divmod(count * (_before_batch(source, shapes) or 1), after)
-                blocks[value] = 0 if rest else whole
+                before = _before_batch(source, shapes) or 1
+                if isinstance(before, int) and isinstance(after, int):
+                    whole, rest = divmod(count * before, after)
+                    blocks[value] = 0 if rest else whole
+                elif before != after:
+                    blocks[value] = 0
     return blocks
 
 
-def _before_batch(value: ir.Value | None, shapes: Shapes) -> int | None:
+def _before_batch(value: ir.Value | None, shapes: Shapes) -> Dim | None:
     """Count the elements of the axes before the batch axis; None without a batch."""
-    count = 1
+    count: Dim = 1
     for side in () if value is None else shapes.dims.get(value, ()):
-        if isinstance(side, Size):
+        if isinstance(side, Size) and side.counts_images:
             return count
-        count *= side
+        count = count * side
     return None
 
 

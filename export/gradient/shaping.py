@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..recorder import Dim, Tensor, concat, expand, pad, unsqueeze
+from ..recorder import Dim, Tensor, concat, divide, expand, pad, unsqueeze
 from .pooling import multiply_along_axes
 from .step import Step
 
@@ -98,6 +98,7 @@ def _slice(step: Step) -> list[Tensor | None]:
         if not isinstance(side, int):
             if int(start) == 0 and int(stride) == 1 and int(end) >= 2**31 - 1:
                 continue
+            step.static_lengths([side])
             raise step.refusal("it takes part of the batch")
         # NumPy reads a far negative end as ONNX does: past the first element.
         taken = np.arange(side)[slice(int(start), int(end), int(stride))]
@@ -179,8 +180,8 @@ def _tile(step: Step) -> list[Tensor | None]:
 def _depth_to_space(step: Step) -> list[Tensor | None]:
     block, mode = int(step.attribute("blocksize")), step.attribute("mode", "DCR")
     dims = step.gradient_shape(step.dims())
-    channels, height, width = step.static_lengths(dims[1:])
-    inner = channels // block**2
+    channels, height, width = step.lengths(dims[1:])
+    inner = divide(channels, block**2)
     split = step.g.reshape((dims[0], inner, height, block, width, block))
     order = [0, 3, 5, 1, 2, 4] if mode == "DCR" else [0, 1, 3, 5, 2, 4]
     return [split.transpose(order).reshape(dims)]
@@ -189,8 +190,9 @@ def _depth_to_space(step: Step) -> list[Tensor | None]:
 def _space_to_depth(step: Step) -> list[Tensor | None]:
     block = int(step.attribute("blocksize"))
     dims = step.gradient_shape(step.dims())
-    channels, height, width = step.static_lengths(dims[1:])
-    split = step.g.reshape((dims[0], block, block, channels, height // block, width // block))
+    channels, height, width = step.lengths(dims[1:])
+    apart = divide(height, block), divide(width, block)
+    split = step.g.reshape((dims[0], block, block, channels, *apart))
     return [split.transpose([0, 3, 4, 1, 5, 2]).reshape(dims)]
 
 

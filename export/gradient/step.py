@@ -10,7 +10,18 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ...runtime.errors import ExportError
-from ..recorder import Dim, Dims, Recorder, Size, Tensor, expand, product, unsqueeze
+from ..recorder import (
+    BATCH,
+    Dim,
+    Dims,
+    Recorder,
+    Size,
+    Tensor,
+    divide,
+    expand,
+    product,
+    unsqueeze,
+)
 from ..shapes import Shapes
 
 
@@ -66,15 +77,34 @@ class Step:
         )
 
     def static_lengths(self, dims: Sequence[Dim]) -> list[int]:
-        """Return dimensions as whole numbers, where the batch must not be one of them.
+        """Return dimensions as whole numbers, where all must be known.
+
+        Raises:
+            ExportError: one of them is the batch, or grows with the image.
+        """
+        numbers = [side for side in self.lengths(dims) if isinstance(side, int)]
+        if len(numbers) != len(dims):
+            raise self.refusal(
+                "its gradient needs a fixed size, which --dynamic-size does not give it"
+            )
+        return numbers
+
+    def lengths(self, dims: Sequence[Dim]) -> list[Dim]:
+        """Return dimensions, where the batch must not be one of them.
 
         Raises:
             ExportError: one of them is the batch.
         """
-        numbers = [side for side in dims if isinstance(side, int)]
-        if len(numbers) != len(dims):
+        if _has_batch(dims):
             raise self.refusal("it works along the batch")
-        return numbers
+        return list(dims)
+
+    def count(self, dims: Sequence[Dim]) -> float | Tensor:
+        """Count the elements of axes other than the batch: a number, or a float32 scalar."""
+        total = product(self.lengths(dims))
+        if isinstance(total, int):
+            return float(total)
+        return self.xp.asarray(total, dtype=self.xp.float32)
 
     def needs_gradient(self, index: int) -> bool:
         """Tell whether the gradient of an input is needed."""
@@ -124,7 +154,7 @@ class Step:
 
     def gradient_shape(self, dims: Dims) -> Dims:
         """Return the shape of a tensor's gradient: one row for each class of each image."""
-        return tuple(side * self._classes if isinstance(side, Size) else side for side in dims)
+        return tuple(side * self._classes if _has_batch([side]) else side for side in dims)
 
     def constant(self, index: int) -> NDArray[Any]:
         """Return the value of an input that must be a constant.
@@ -186,11 +216,11 @@ class Step:
 
     def matmul(self, a: Tensor, b: Tensor, gradient_first: bool = True) -> Tensor:
         """Multiply matrices: gradient rows ``a`` by a forward tensor ``b``, or ``b @ a``."""
-        if any(isinstance(side, Size) for side in b.shape):
+        if _has_batch(b.shape):
             matrices = (*a.shape[-2:], *b.shape[-2:])
         else:
             matrices = (a.shape[-1 if gradient_first else -2],)
-        if any(isinstance(side, Size) for side in matrices):
+        if _has_batch(matrices):
             raise self.refusal("it multiplies matrices along the batch")
         if gradient_first:
             return self._combine(a, b, lambda g, f: g @ f)
@@ -200,7 +230,7 @@ class Step:
         self, gradient: Tensor, forward: Tensor, combine: Callable[[Tensor, Tensor], Tensor]
     ) -> Tensor:
         """Apply an operation to gradient rows and a forward tensor, with an explicit class axis."""
-        if self._classes == 1 or not any(isinstance(side, Size) for side in forward.shape):
+        if self._classes == 1 or not _has_batch(forward.shape):
             return combine(gradient, forward)
         place = self._batch_axis(gradient.shape)
         lengths = self._split_lengths(gradient.shape[place], self._classes, self._classes)
@@ -214,7 +244,7 @@ class Step:
         return result.reshape([*dims[:place], merged, *dims[place + len(lengths) :]])
 
     def _batch_axis(self, shape: Dims) -> int:
-        places = [axis for axis, side in enumerate(shape) if isinstance(side, Size)]
+        places = [axis for axis, side in enumerate(shape) if _has_batch([side])]
         if len(places) != 1 or self._outer < 1:
             raise self.refusal("it mixes the batch with other axes")
         return places[0]
@@ -227,10 +257,9 @@ class Step:
             have: how many classes that length counts.
             classes: the length of the class axis in the result.
         """
-        assert isinstance(side, Size)
-        inner = side.factor // (self._outer * (have if isinstance(have, int) else 1))
+        inner = divide(side, BATCH * self._outer * have)
         ends = [[count] if count != 1 else [] for count in (self._outer, inner)]
-        return [*ends[0], Size(1, ("N",)), classes, *ends[1]]
+        return [*ends[0], BATCH, classes, *ends[1]]
 
     def _split_batch_axis(self, forward: Tensor) -> Tensor:
         """[.., o N m, ..] as [.., o, N, 1, m, ..]."""
@@ -245,7 +274,7 @@ class Step:
 
     def repeat_rows(self, forward: Tensor) -> Tensor:
         """Copy a forward tensor for each class, where a product needs it so."""
-        if self._classes == 1 or not any(isinstance(side, Size) for side in forward.shape):
+        if self._classes == 1 or not _has_batch(forward.shape):
             return forward
         place = self._batch_axis(forward.shape)
         lengths = self._split_lengths(forward.shape[place], 1, self._classes)
@@ -279,4 +308,17 @@ class Step:
             for have, side in zip(gradient.shape, dims, strict=True)
         ]
         grid: NDArray[np.float32] = np.full(ones, factor, np.float32)
-        return gradient * self.recorder.constant(grid)
+        repeated = gradient * self.recorder.constant(grid)
+        return expand(repeated, dims)
+
+    def repeat_mean(self, gradient: Tensor, dims: Dims, axes: Sequence[int]) -> Tensor:
+        """Repeat the gradient of a mean over axes, which have length 1, to its input's shape."""
+        count = self.count([dims[axis] for axis in axes])
+        if isinstance(count, float):
+            return self.repeat(gradient, dims, 1.0 / count)
+        return self.repeat(gradient / count, dims)
+
+
+def _has_batch(dims: Sequence[Dim]) -> bool:
+    """Tell whether one of some dimensions is the batch, or grows with it."""
+    return any(isinstance(side, Size) and side.counts_images for side in dims)

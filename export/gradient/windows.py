@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..recorder import Dim, divide_up
 from .step import Step
 
 
@@ -17,6 +18,8 @@ class Windows:
         before, after: padding.
         size: positions of the input.
         out: positions of the output, one a window.
+        overhang: how far the last window reaches beyond the input; negative: how much it leaves
+            out.
     """
 
     kernel: tuple[int, ...]
@@ -24,19 +27,9 @@ class Windows:
     dilations: tuple[int, ...]
     before: tuple[int, ...]
     after: tuple[int, ...]
-    size: tuple[int, ...]
-    out: tuple[int, ...]
-
-    @property
-    def overhang(self) -> tuple[int, ...]:
-        """How far the last window reaches beyond the input; negative: how much it leaves out."""
-        return tuple(
-            (o - 1) * s + d * (k - 1) + 1 - b - n
-            for o, s, d, k, b, n in zip(
-                self.out, self.strides, self.dilations, self.kernel, self.before, self.size,
-                strict=True,
-            )
-        )  # fmt: skip
+    size: tuple[Dim, ...]
+    out: tuple[Dim, ...]
+    overhang: tuple[int, ...]
 
 
 def find_windows(step: Step) -> Windows:
@@ -46,8 +39,21 @@ def find_windows(step: Step) -> Windows:
     strides = tuple(step.attribute("strides", [1] * rank))
     dilations = tuple(step.attribute("dilations", [1] * rank))
     pads = resolve_padding(step, kernel, strides, dilations)
-    size, out = (tuple(step.static_lengths(dims[2:])) for dims in (step.dims(), step.y().shape))
-    return Windows(kernel, strides, dilations, tuple(pads[:rank]), tuple(pads[rank:]), size, out)
+    size, out = (tuple(step.lengths(dims[2:])) for dims in (step.dims(), step.y().shape))
+    overhang = [
+        (o - 1) * s + d * (k - 1) + 1 - b - n
+        for o, s, d, k, b, n in zip(out, strides, dilations, kernel, pads[:rank], size, strict=True)
+    ]
+    return Windows(
+        kernel,
+        strides,
+        dilations,
+        tuple(pads[:rank]),
+        tuple(pads[rank:]),
+        size,
+        out,
+        tuple(step.static_lengths(overhang)),
+    )
 
 
 def resolve_padding(
@@ -62,10 +68,11 @@ def resolve_padding(
         return [0] * 2 * rank
     before, after = [], []
     for whole, k, s, d in zip(
-        step.static_lengths(step.dims()[2:]), kernel, strides, dilations, strict=True
+        step.lengths(step.dims()[2:]), kernel, strides, dilations, strict=True
     ):
-        windows = -(-whole // s)
-        total = max(0, (windows - 1) * s + d * (k - 1) + 1 - whole)
+        windows = divide_up(whole, s)
+        (excess,) = step.static_lengths([(windows - 1) * s + d * (k - 1) + 1 - whole])
+        total = max(0, excess)
         small = total // 2
         before.append(small if how == "SAME_UPPER" else total - small)
         after.append(total - before[-1])

@@ -116,6 +116,7 @@ def run_graph(run: Run, feeds: Arrays, outputs: Sequence[str], manifest: Manifes
     """
     check_feeds(feeds, manifest)
     image, target = feeds["image"], feeds["target"]
+    manifest = manifest.at(manifest.size_of(image.shape))
     if manifest.image_type == "float16":
         image = image.astype(np.float16)
     return run_in_chunks(
@@ -223,6 +224,14 @@ def check_feeds(feeds: Arrays, manifest: Manifest) -> None:
                 f"the input '{name}' must be {element} [{said}], not {values.dtype} "
                 f"{list(values.shape)}"
             )
+    size = manifest.size_of(feeds["image"].shape)
+    if not manifest.takes(size):
+        free = manifest.dynamic_size
+        assert free is not None
+        raise EngineError(
+            f"this graph takes heights and widths from {free.least} to {free.most} pixels that are "
+            f"multiples of {free.step}, not {size[0]} x {size[1]}"
+        )
     target = feeds["target"]
     if len(feeds["image"]) != len(target):
         raise EngineError(f"{len(feeds['image'])} images, but targets for {len(target)}")

@@ -100,7 +100,12 @@ class OnnxRuntimeEngine:
     def _bound(self, session: Any) -> Run:
         manifest, device = self._manifest, self._place.device or "cpu"
         index = self._settings.gpu if device == "cuda" else 0
-        shapes = {graph_name(name, manifest): s for name, s in manifest.output_shapes.items()}
+
+        def shapes(feeds: Arrays) -> dict[str, tuple[int | None, ...]]:
+            size = manifest.size_of(feeds[graph_name("image", manifest)].shape)
+            named = manifest.at(size).output_shapes
+            return {graph_name(name, manifest): shape for name, shape in named.items()}
+
         classes: int | str = manifest.top or graph_name("target", manifest)
         return BoundSession(self._library, session, shapes, classes, device, index).run
 

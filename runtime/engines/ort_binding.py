@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,8 @@ class BoundSession:
     Args:
         library: the module onnxruntime.
         session: its session.
-        shapes: of the outputs without the batch; None where it is the number of classes explained.
+        shapes: from the inputs to the outputs' shapes without the batch; None where it is the
+            number of classes explained.
         classes: that number, or the input that has one column for each class.
         device: ``cuda``, or ``cpu``, as ONNX Runtime calls it.
         index: of the device.
@@ -34,7 +35,7 @@ class BoundSession:
         self,
         library: Any,
         session: Any,
-        shapes: Mapping[str, tuple[int | None, ...]],
+        shapes: Callable[[Arrays], Mapping[str, tuple[int | None, ...]]],
         classes: int | str,
         device: str,
         index: int = 0,
@@ -60,6 +61,7 @@ class BoundSession:
         count = len(next(iter(feeds.values())))
         explained = self._classes
         classes = explained if isinstance(explained, int) else feeds[explained].shape[1]
+        shapes = self._shapes(feeds)
         binding = self._session.io_binding()
         for name, values in feeds.items():
             # Never a view of the caller's array, which the next run would overwrite.
@@ -67,7 +69,7 @@ class BoundSession:
             held.update_inplace(np.ascontiguousarray(values))
             binding.bind_ortvalue_input(name, held)
         for name in outputs:
-            sides = (classes if side is None else side for side in self._shapes[name])
+            sides = (classes if side is None else side for side in shapes[name])
             binding.bind_ortvalue_output(name, buffers.held(name, (count, *sides)))
         binding.synchronize_inputs()
         self._session.run_with_iobinding(binding)

@@ -125,8 +125,11 @@ def _cuda(gpu: int) -> Options:
 def _tensorrt(
     manifest: Manifest, gpu: int, parts: frozenset[str], cache: Cache | None
 ) -> dict[str, str]:
-    sides = [str(side) for side in manifest.image_shape if side is not None]
-    if len(sides) != len(manifest.image_shape):
+    free = manifest.dynamic_size
+    extremes = [None, None, None] if free is None else [(free.least,) * 2, None, (free.most,) * 2]
+    shapes = [manifest.at(size).image_shape for size in extremes]
+    smallest, usual, largest = ([str(side) for side in shape] for shape in shapes)
+    if None in shapes[1]:
         raise EngineError(
             f"{TENSORRT.engine} builds for one size of images, and this file takes any: export "
             f"it with --source-size HxW, or use {CUDA.engine}"
@@ -144,9 +147,9 @@ def _tensorrt(
         # Runtime builds weakly typed networks.
         "trt_fp16_enable": _switch(manifest.precision == "fp16"),
         "trt_int8_enable": _switch(manifest.precision == "int8"),
-        "trt_profile_min_shapes": _shapes(least, 1, sides, manifest),
-        "trt_profile_opt_shapes": _shapes(best, 1, sides, manifest),
-        "trt_profile_max_shapes": _shapes(limit.images, limit.classes, sides, manifest),
+        "trt_profile_min_shapes": _shapes(least, 1, smallest, manifest),
+        "trt_profile_opt_shapes": _shapes(best, 1, usual, manifest),
+        "trt_profile_max_shapes": _shapes(limit.images, limit.classes, largest, manifest),
         "trt_engine_cache_enable": _switch(cache is not None),
         "trt_timing_cache_enable": _switch(cache is not None),
     }

@@ -153,6 +153,8 @@ class _Part:
         if None in shape and self._takes_any:
             self._for(None)
             return
+        if None in shape:
+            shape = self._manifest.at(None).image_shape
         height, width = self._manifest.preprocess.size
         example = (height, width, 3) if None in shape else shape
         batch = self._manifest.batch or 1

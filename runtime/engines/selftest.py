@@ -46,7 +46,10 @@ def wave_pattern(index: int, size: tuple[int, int], channels: int = 3) -> NDArra
 
 
 def make_input(manifest: Manifest, index: int) -> NDArray[Any]:
-    """Make a test pattern as the graph takes it, [1, *manifest.image_shape]."""
+    """Make a test pattern as the graph takes it, [1, *manifest.image_shape].
+
+    Of the usual size where the graph takes several; see ``Manifest.at`` for others.
+    """
     height, width = manifest.preprocess.size
     if not manifest.embedded_preprocess:
         return _input(manifest, index)[None]
@@ -192,6 +195,7 @@ def sensitivity(engine: Engine, manifest: Manifest, reference: Reference) -> dic
     Returns:
         ``probabilities`` and ``maps``, see ``check``.
     """
+    manifest = manifest.at(reference.size)
     image = make_input(manifest, reference.pattern)
     row, maps = _answer(engine, manifest, image, reference.target)
     rng = np.random.default_rng(0)
@@ -227,6 +231,7 @@ def _answer(
 
 
 def _differences(engine: Engine, manifest: Manifest, reference: Reference) -> dict[str, float]:
+    manifest = manifest.at(reference.size)
     row, maps = _answer(engine, manifest, make_input(manifest, reference.pattern), reference.target)
     expected = np.asarray(reference.raw_map, np.float32).reshape(1, 1, *manifest.map_shape)
     # Stretched to [0, 1], a map that is constant up to rounding is rounding alone.

@@ -119,10 +119,9 @@ class TensorRtEngine:
     def _check_size(self, shape: tuple[int, ...]) -> None:
         """Refuse an image of a size that the plan was not built for."""
         plan = self._opened.plan
-        if not self._manifest.embedded_preprocess:
-            return
+        first = 2 if self._manifest.image_shape[0] is not None else 1
         for what, side, sides in zip(
-            ("high", "wide"), shape[1:3], (plan.height, plan.width), strict=True
+            ("high", "wide"), shape[first : first + 2], (plan.height, plan.width), strict=True
         ):
             if sides is not None and not sides.least <= side <= sides.most:
                 raise EngineError(
