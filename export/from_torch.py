@@ -12,6 +12,7 @@ import onnx_ir as ir
 import torch
 
 from ..runtime.errors import ExportError, VerificationError, reason_of
+from .input_sizes import check_usual_size
 from .layers import MODULE_KEY
 
 INPUT, OUTPUT = "image", "logits"
@@ -35,6 +36,7 @@ def to_ir(
         dynamic_size: the least and largest height or width, to keep these free as well.
 
     Raises:
+        RequestError: ``size`` is not within ``dynamic_size``.
         ExportError: the model does not run on that shape, cannot be traced, or does not return one
             tensor [N, classes].
     """
@@ -48,6 +50,7 @@ def to_ir(
         )
     free: dict[int, Any] = {0: torch.export.Dim("batch")}
     if dynamic_size is not None:
+        check_usual_size(size, dynamic_size)
         least, most = dynamic_size
         for axis, name in ((2, "height"), (3, "width")):
             free[axis] = torch.export.Dim(name, min=least, max=most)

@@ -132,10 +132,25 @@ def find_input_sizes(
             f"the network's total stride is {step} pixels, so --dynamic-size begins and ends at "
             f"two multiples of it: {near}:{end} instead of {least}:{most}"
         )
-    for side in usual:
-        if side % step or not least <= side <= most:
-            raise RequestError(
-                f"the model's own size {usual[0]} x {usual[1]} must be multiples of {step} from "
-                f"{least} to {most}: choose another with --image-size, or another --dynamic-size"
-            )
+    check_usual_size(usual, limits, step)
     return InputSizes(least, most, step, usual)
+
+
+def check_usual_size(usual: tuple[int, int], limits: tuple[int, int], step: int = 1) -> None:
+    """Refuse a range without the size that the model states.
+
+    Args:
+        usual: (H, W).
+        limits: the least and the largest height or width, in pixels.
+        step: of which both sides are multiples; 1 where it is not known yet.
+
+    Raises:
+        RequestError: the size is not in the range, or no multiple of the step.
+    """
+    least, most = limits
+    if any(side % step or not least <= side <= most for side in usual):
+        multiples = "" if step == 1 else f" multiples of {step}"
+        raise RequestError(
+            f"the model's own size {usual[0]} x {usual[1]} must be{multiples} from {least} to "
+            f"{most}: choose another with --image-size, or another --dynamic-size"
+        )

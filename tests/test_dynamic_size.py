@@ -9,10 +9,16 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+import torch
+from foreign import AS_IS, CLASSES, File, saved
+from networks import mixed
+from PIL import Image
 
 import whycam
-from tests.foreign import AS_IS, CLASSES, File, saved
-from whycam.export import ExportResult, Overrides, to_onnx
+from whycam.calibrate import open_dataset
+from whycam.calibrate.int8 import calibrate_int8
+from whycam.export import ExportResult, Overrides, to_half, to_onnx, to_plan
+from whycam.runtime.engines.plan import Range
 from whycam.runtime.errors import EngineError, ExportError, RequestError
 from whycam.runtime.input_format import DynamicSize
 from whycam.runtime.pipeline import prepare
@@ -325,3 +331,74 @@ def test_a_file_of_one_size_cannot_take_others(tmp_path):
     source = saved(network(residual, average, (32, 48)), tmp_path)
     with pytest.raises(ExportError, match="fixes its size"):
         to_onnx(source, tmp_path / "x.onnx", overrides=AS_IS, dynamic_size=LIMITS)
+
+
+@pytest.mark.slow
+def test_a_pytorch_model_is_exported_for_any_size(tmp_path):
+    free = Overrides(preprocess="imagenet", image_size=(32, 48))
+    made = to_onnx(mixed(), tmp_path / "any.onnx", overrides=free, dynamic_size=LIMITS)
+    assert made.verification.reference == "PyTorch in float64"
+    for size in SIZES[1:]:
+        one = Overrides(preprocess="imagenet", image_size=size)
+        assert_equals_fixed(made, to_onnx(mixed(), tmp_path / "one.onnx", overrides=one), size)
+
+
+@pytest.mark.slow
+def test_pytorch_models_of_one_size_are_refused_with_the_reason(tmp_path):
+    class Grid(torch.nn.Module):
+        """As VGG: pooling to a fixed grid, which a linear layer reads."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = torch.nn.Conv2d(3, 4, 3, 2, 1)
+            self.pool = torch.nn.AdaptiveAvgPool2d(4)
+            self.head = torch.nn.Linear(4 * 16, CLASSES)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.pool(self.features(x).relu()).flatten(1))
+
+    sides = Overrides(preprocess="imagenet", image_size=(32, 48))
+    with pytest.raises(ExportError, match=r"leave out --dynamic-size|later layer|without --dyn"):
+        to_onnx(Grid(), tmp_path / "any.onnx", overrides=sides, dynamic_size=LIMITS)
+    small = Overrides(preprocess="imagenet", image_size=16)
+    with pytest.raises(RequestError, match="own size 16 x 16 must be from 32 to 80"):
+        to_onnx(mixed(), tmp_path / "any.onnx", overrides=small, dynamic_size=LIMITS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_a_plan_covers_the_range(layout, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    made = of_any_size(tmp_path, residual, average, layout=layout)
+    plan = to_plan(made.path, tmp_path / "any.plan", compute=["8.9"]).plan
+    assert (plan.height, plan.width) == (Range(32, 32, 80), Range(32, 48, 80))
+    image = (-1, 3, -1, -1) if layout == "NCHW" else (-1, -1, -1, 3)
+    assert plan.inputs[0].shape == image
+    narrow = Range(32, 48, 64), Range(48, 48, 80)
+    narrow_plan = to_plan(
+        made.path, tmp_path / "narrow.plan", compute=["8.9"], source_size=narrow
+    ).plan
+    assert (narrow_plan.height, narrow_plan.width) == narrow
+    with pytest.raises(RequestError, match="in multiples of 16, not 32 to 96"):
+        to_plan(made.path, tmp_path / "x.plan", source_size=(Range(32, 48, 96), narrow[1]))
+
+
+def test_int8_is_refused_before_images_are_read(tmp_path):
+    made = of_any_size(tmp_path, residual, average)
+    Image.new("RGB", (48, 48)).save(tmp_path / "one.png")
+    with pytest.raises(RequestError, match="calibrated and verified at one"):
+        calibrate_int8(made.path, open_dataset(tmp_path), tmp_path / "int8.onnx")
+
+
+def test_half_precision_keeps_sizes_free(tmp_path):
+    made = of_any_size(tmp_path, gated, average)
+    half = to_half(made.path, tmp_path / "half.onnx")
+    assert half.manifest.dynamic_size == made.manifest.dynamic_size
+    for size in SIZES:
+        feeds = {"image": images(size), "target": TARGET}
+        own, expected = (
+            whycam.load(path, threads=1).engine.run(feeds, ["probabilities", "activations"])
+            for path in (half.path, made.path)
+        )
+        assert own["activations"].shape == expected["activations"].shape
+        np.testing.assert_allclose(own["probabilities"], expected["probabilities"], atol=1e-3)
