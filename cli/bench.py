@@ -74,7 +74,7 @@ def bench(
 
     Several values are separated by commas. Every combination is timed once in each round.
     """
-    from ..runtime.bench.bench import measure, steps
+    from ..runtime.bench.bench import count_steps, measure
     from ..runtime.bench.plan import plan
     from ..runtime.bench.report import document
     from ..runtime.bench.save import write_bench
@@ -99,7 +99,7 @@ def bench(
     if output is not None:
         writable_folder(output)  # before the hours it may take
     with progress("benchmarking", None, as_json) as advance:
-        advance.total(steps(planned, rounds))
+        advance.total(count_steps(planned, rounds))
         benchmark = measure(
             planned, None if image is None else str(image), rounds, baselines, advance
         )

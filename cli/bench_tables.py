@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from ..runtime.bench.bench import Benchmark, Row
-from ..runtime.bench.report import names_of, peak_bytes, shared_by, summary
+from ..runtime.bench.report import find_differing, find_shared, peak_bytes, summary
 from ..runtime.bench.stages import ANSWER, STAGES, WHOLE
 from ..runtime.timing import median
 from .tables import table
@@ -17,7 +17,7 @@ from .tables import table
 
 def answers_table(benchmark: Benchmark) -> Table:
     """Lay out, a line for each configuration, from the prepared input to map or probabilities."""
-    shared = shared_by(benchmark.rows)
+    shared = find_shared(benchmark.rows)
     columns = ["median ms", "p90", "p99", "images/s", "/ plain"]
     rows = []
     for row in benchmark.rows:
@@ -25,14 +25,14 @@ def answers_table(benchmark: Benchmark) -> Table:
         ratio = numbers["ratio_to_plain"]
         rows.append(
             [
-                *names_of(row, shared).values(),
+                *find_differing(row, shared).values(),
                 *(f"{numbers[name]:.2f}" for name in ("median_ms", "p90_ms", "p99_ms")),
                 f"{numbers['images_per_second']:.1f}",
                 "" if ratio is None else f"{ratio:.2f}",
             ]
         )
     return table(
-        [*names_of(benchmark.rows[0], shared), *columns],
+        [*find_differing(benchmark.rows[0], shared), *columns],
         rows,
         numbers=columns,
         title="from the prepared input to the answer; / plain: to classification by the same "
@@ -42,7 +42,7 @@ def answers_table(benchmark: Benchmark) -> Table:
 
 def stages_table(benchmark: Benchmark) -> Table:
     """Lay out median milliseconds of each stage, and its share, from file to overlay."""
-    shared = shared_by(benchmark.rows)
+    shared = find_shared(benchmark.rows)
     rows = []
     for row in benchmark.rows:
         if row.baseline:
@@ -54,9 +54,9 @@ def stages_table(benchmark: Benchmark) -> Table:
             for stage in STAGES
         ]
         whole = f"{median(row.seconds[WHOLE]) * 1e3:.2f}\n"
-        rows.append([*names_of(row, shared).values(), *cells, whole])
+        rows.append([*find_differing(row, shared).values(), *cells, whole])
     return table(
-        [*names_of(benchmark.rows[0], shared), *STAGES, WHOLE],
+        [*find_differing(benchmark.rows[0], shared), *STAGES, WHOLE],
         rows,
         numbers=[*STAGES, WHOLE],
         title="from the image file to the overlay: median ms of each stage, and its share",
@@ -89,7 +89,7 @@ def footprints_table(benchmark: Benchmark) -> Table:
 
 def heading(benchmark: Benchmark, about: dict[str, Any]) -> str:
     """Describe the machine, the versions and the settings."""
-    shared = ", ".join(f"{name} {text}" for name, text in shared_by(benchmark.rows).items())
+    shared = ", ".join(f"{name} {text}" for name, text in find_shared(benchmark.rows).items())
     versions = ", ".join(f"{name} {number}" for name, number in about["packages"].items())
     image = "a generated image" if benchmark.image == "generated" else benchmark.image
     return "\n".join(

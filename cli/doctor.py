@@ -70,7 +70,7 @@ def doctor(
     import msgspec
 
     from ..runtime.doctor.check import Settings
-    from ..runtime.doctor.doctor import examine, steps
+    from ..runtime.doctor.doctor import count_steps, examine
     from ..runtime.errors import OutputError
     from ..runtime.files import writable_folder, write_whole
 
@@ -90,7 +90,7 @@ def doctor(
         writable_folder(output.parent)  # known before the minutes it takes
         if os.path.isdir(output):
             raise OutputError(f"cannot write {output}: it is a folder")
-    with progress("inspecting the machine", steps(models), as_json) as advance:
+    with progress("inspecting the machine", count_steps(models), as_json) as advance:
         report = examine(models, image_files, settings, advance)
     document = msgspec.json.encode(report)
     if output is not None:
@@ -140,9 +140,9 @@ def _driver_line(driver: Driver) -> str:
         return f"no NVIDIA GPU can be used: {driver.problem}"
     version = f"NVIDIA driver {driver.version or ''}".strip()
     listed = "; ".join(
-        f"GPU {each.index}: {each.name}, compute capability {each.capability}, "
-        f"{each.memory_bytes / 2**30:.1f} GiB"
-        for each in driver.gpus
+        f"GPU {gpu.index}: {gpu.name}, compute capability {gpu.capability}, "
+        f"{gpu.memory_bytes / 2**30:.1f} GiB"
+        for gpu in driver.gpus
     )
     return f"{version}, CUDA up to {driver.cuda}; {listed}"
 
@@ -152,13 +152,13 @@ def _engines(states: Sequence[EngineState]) -> Table:
         ["engine", "state", "version", "devices", "precisions"],
         [
             (
-                each.name,
-                _outcome(each.state),
-                each.version or "",
-                ", ".join(each.devices),
-                ", ".join(each.precisions),
+                state.name,
+                _outcome(state.state),
+                state.version or "",
+                ", ".join(state.devices),
+                ", ".join(state.precisions),
             )
-            for each in states
+            for state in states
         ],
     )
 
@@ -166,12 +166,12 @@ def _engines(states: Sequence[EngineState]) -> Table:
 def _checks(checks: Sequence[Check]) -> Iterator[Table | str]:
     yield table(
         ["engine", "answers", "p differs by", "map correlation", "same tau*", "mask overlap"],
-        [(_name(each), _outcome(each.outcome), *_similarity(each)) for each in checks],
+        [(_name(check), _outcome(check.outcome), *_similarity(check)) for check in checks],
     )
-    for each in checks:
-        if each.outcome == "not possible":
-            yield f"{each.engine} {each.precision}: {each.why}"
-    timed = [(_name(each), *_times(each)) for each in checks if each.median_ms]
+    for check in checks:
+        if check.outcome == "not possible":
+            yield f"{_name(check)}: {check.why}"
+    timed = [(_name(check), *_times(check)) for check in checks if check.median_ms]
     if timed:
         columns = ["classification, ms", "explanation, ms", "TFT, ms"]
         yield table(["engine", *columns], timed, numbers=columns)
@@ -193,7 +193,7 @@ def _similarity(check: Check) -> tuple[str, str, str, str]:
         return ("reference" if check.outcome == "right" else "", "", "", "")
     names = [name for name in comparison.differences if name.startswith("similarity.")]
     worst_map = max(
-        (comparison.differences[name] for name in names), key=lambda each: each.worst, default=None
+        (comparison.differences[name] for name in names), key=lambda one: one.worst, default=None
     )
     maps = "" if worst_map is None else f"{1 - worst_map.median:.4f} ({1 - worst_map.worst:.4f})"
     thresholds, masks = (comparison.differences.get(name) for name in ("threshold", "mask"))

@@ -89,6 +89,15 @@ def plan_request(
     return RequestPlan(plans, tuple(outputs))
 
 
+def find_refusal(manifest: Manifest, method: Method, thresholding: Thresholding) -> str | None:
+    """Return why a file cannot do what ``plan_request`` plans; None if it can."""
+    try:
+        plan_request(manifest, method, thresholding)
+    except RequestError as error:
+        return str(error)
+    return None
+
+
 def _plan_method(
     manifest: Manifest, method: Method, thresholding: Thresholding, sweep_outside: bool
 ) -> MethodPlan:

@@ -16,6 +16,7 @@ from whycam.cli.bench_tables import remarks, report
 from whycam.runtime.bench import bench
 from whycam.runtime.bench import plan as bench_plan
 from whycam.runtime.bench.bench import Benchmark, measure
+from whycam.runtime.bench.footprint import measure_footprint
 from whycam.runtime.bench.plan import Configuration, plan
 from whycam.runtime.bench.report import document, summary
 from whycam.runtime.bench.stages import ANSWER, STAGES, WHOLE, explain_in_stages
@@ -152,7 +153,7 @@ def test_start_up_is_measured_in_fresh_processes(found):
 def test_peak_memory_is_not_that_of_the_measuring_process(lite0_onnx, chelsea):
     ballast = np.ones(500 * 2**20, np.uint8)
     what = Configuration(str(lite0_onnx), "onnxruntime", "fp32", 1, 2)
-    (peak,) = bench._footprint(what, str(chelsea), 1).peak_bytes
+    (peak,) = measure_footprint(what, str(chelsea), 1).peak_bytes
     assert lite0_onnx.stat().st_size < peak < ballast.nbytes
 
 

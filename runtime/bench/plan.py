@@ -16,16 +16,16 @@ from ..engines.registry import ENGINES, candidates
 from ..errors import RequestError
 from ..manifest import Manifest
 from ..onnxfile import read_manifest
-from ..request import plan_request
+from ..request import find_refusal
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """One thing to measure.
+    """A combination of file, engine, precision and method to measure.
 
     Attributes:
         model: the file.
-        engine: in ``ENGINES``; of other tools, the tool's name.
+        engine: its name in ``ENGINES``, or that of another tool.
         precision: of the arithmetic.
         batch: images explained at once.
         threads: for one run.
@@ -43,13 +43,13 @@ class Configuration:
 
     @property
     def plain(self) -> Configuration:
-        """Classification alone by the same engine, cut from the same file."""
+        """Return plain classification of the same file by the same engine."""
         return replace(self, method=None, tft=False)
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What was asked for and cannot be had, and why."""
+    """A combination that cannot be measured, and why."""
 
     what: str
     reason: str
@@ -57,7 +57,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure; what not, with reasons."""
+    """The combinations to measure, and those that cannot be."""
 
     configurations: tuple[Configuration, ...]
     left_out: tuple[LeftOut, ...] = ()
@@ -72,16 +72,16 @@ def plan(
     batches: Sequence[int] = (1,),
     threads: Sequence[int] | None = None,
 ) -> Plan:
-    """List every combination that can be measured, and why others cannot.
+    """List every combination of the arguments that can be measured, and why others cannot.
 
     Args:
         models: files made by ``whycam export``.
         engines: by default those installed that ``auto`` would try.
         precisions: of ``engine.PRECISIONS``.
-        methods: by default what the graph finishes itself, or Grad-CAM.
-        tft: without, with, or both.
-        batches: images at once.
-        threads: by default one a processor.
+        methods: by default the one whose maps the graph finishes, or Grad-CAM.
+        tft: whether to run TFT; both by default.
+        batches: batch sizes.
+        threads: by default one for each processor.
 
     Raises:
         RequestError: an engine or method that does not exist, or nothing remains.
@@ -90,8 +90,8 @@ def plan(
     """
     _check_known("engine", engines or (), tuple(ENGINES))
     _check_known("method", methods or (), METHODS)
-    for each in precisions:
-        EngineSettings(precision=cast(Precision, each))
+    for precision in precisions:
+        EngineSettings(precision=cast(Precision, precision))
     configurations: dict[Configuration, None] = {}
     left_out: list[LeftOut] = []
     for model in models:
@@ -103,23 +103,23 @@ def plan(
             runnable, batches, threads or (os.cpu_count() or 1,)
         ):
             base = Configuration(model, engine, precision, batch, count)
-            found = [replace(base, method=method, tft=on) for method, on in combinations]
-            # Classification comes first: an engine that compiles only so many shapes meets its own.
-            configurations |= dict.fromkeys([base, *found] if found else [])
+            explained = [replace(base, method=method, tft=on) for method, on in combinations]
+            # Classification comes first: engines that compile few shapes then compile its shape.
+            configurations |= dict.fromkeys([base, *explained] if explained else [])
     if not configurations:
         raise nothing_remains(left_out)
     return Plan(tuple(configurations), tuple(left_out))
 
 
-def _check_known(kind: str, given: Sequence[str], known: Sequence[str]) -> None:
-    for name in given:
+def _check_known(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
+    for name in names:
         if name not in known:
             raise RequestError(f"there is no {kind} '{name}'; choose from: {', '.join(known)}")
 
 
 def nothing_remains(left_out: Sequence[LeftOut]) -> RequestError:
-    """Build the error for a benchmark of which everything was left out."""
-    reasons = "; ".join(f"{each.what}: {each.reason}" for each in left_out)
+    """Build the error for a benchmark without anything to measure."""
+    reasons = "; ".join(f"{one.what}: {one.reason}" for one in left_out)
     return RequestError(f"nothing can be measured. {reasons}")
 
 
@@ -131,8 +131,8 @@ def _runnable(
     left_out: list[LeftOut],
 ) -> Iterator[tuple[str, Precision]]:
     name, settings = Path(model).name, EngineSettings()
-    installed = [each.name for each in candidates(manifest, settings, model) if each.usable]
-    for engine, precision in product(engines or installed or ENGINES, precisions):
+    usable = [one.name for one in candidates(manifest, settings, model) if one.usable]
+    for engine, precision in product(engines or usable or ENGINES, precisions):
         backend = ENGINES[engine]
         what = f"{name}, {engine} {precision}"
         if (engine == "tensorrt") != is_plan(model):
@@ -140,7 +140,7 @@ def _runnable(
         elif precision not in backend.precisions:
             left_out.append(LeftOut(what, f"{engine} cannot compute in {precision}"))
         elif engine != "tensorrt" and (absent := backend.absent) is not None:
-            # Which library a plan needs, the plan says.
+            # The library that a plan needs is named in the plan, and checked when it is loaded.
             left_out.append(LeftOut(what, absent))
         else:
             yield engine, precision
@@ -154,17 +154,8 @@ def _combinations(
     left_out: list[LeftOut],
 ) -> Iterator[tuple[Method, bool]]:
     for method, on in product(methods or [manifest.map_method or "gradcam"], tft):
-        refusal = _refusal(manifest, cast(Method, method), on)
+        refusal = find_refusal(manifest, cast(Method, method), on)
         if refusal is None:
             yield cast(Method, method), on
         else:
             left_out.append(LeftOut(f"{name}, {method}{' with TFT' if on else ''}", refusal))
-
-
-def _refusal(manifest: Manifest, method: Method, tft: bool) -> str | None:
-    """Say why a file cannot give a map; None if it can."""
-    try:
-        plan_request(manifest, method, tft)
-    except RequestError as error:
-        return str(error)
-    return None

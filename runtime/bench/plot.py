@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from ..timing import median
 from .bench import Benchmark, Row
-from .report import names_of, shared_by
+from .report import find_differing, find_shared
 from .stages import ANSWER, STAGES
 
 _COLOURS = dict(
@@ -20,24 +20,24 @@ _COLOURS = dict(
 _BASELINE = "#7a5195"
 
 
-def stage_bars(found: Benchmark) -> Figure:
-    """Draw a bar for each configuration from its stages' medians; another tool's is one piece."""
-    figure = Figure(figsize=(9, 1.2 + 0.34 * len(found.rows)), layout="constrained")
+def plot_stages(benchmark: Benchmark) -> Figure:
+    """Plot a bar for each configuration, of its stages' medians; another tool has one stage."""
+    figure = Figure(figsize=(9, 1.2 + 0.34 * len(benchmark.rows)), layout="constrained")
     axis = figure.subplots()
-    shared = shared_by(found.rows)
-    places = range(len(found.rows))
-    left = np.zeros(len(found.rows))
+    shared = find_shared(benchmark.rows)
+    places = range(len(benchmark.rows))
+    left = np.zeros(len(benchmark.rows))
     for stage in STAGES:
-        wide = np.array(
-            [median(row.seconds[stage]) if stage in row.seconds else 0 for row in found.rows]
+        widths = np.array(
+            [median(row.seconds[stage]) if stage in row.seconds else 0 for row in benchmark.rows]
         )
-        axis.barh(places, wide * 1e3, left=left, color=_COLOURS[stage], label=stage)
-        left += wide * 1e3
-    baselines = [place for place, row in enumerate(found.rows) if row.baseline]
+        axis.barh(places, widths * 1e3, left=left, color=_COLOURS[stage], label=stage)
+        left += widths * 1e3
+    baselines = [place for place, row in enumerate(benchmark.rows) if row.baseline]
     if baselines:
-        answers = [median(found.rows[place].seconds[ANSWER]) * 1e3 for place in baselines]
+        answers = [median(benchmark.rows[place].seconds[ANSWER]) * 1e3 for place in baselines]
         axis.barh(baselines, answers, color=_BASELINE, label="other tools")
-    axis.set_yticks(places, [_bar_name(row, shared) for row in found.rows], fontsize=8)
+    axis.set_yticks(places, [_bar_name(row, shared) for row in benchmark.rows], fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel("median ms; of other tools from the prepared input on")
     axis.spines[["top", "right"]].set_visible(False)
@@ -48,6 +48,6 @@ def stage_bars(found: Benchmark) -> Figure:
 
 
 def _bar_name(row: Row, shared: dict[str, str]) -> str:
-    named = names_of(row, shared)
-    tft = named.pop("tft")
-    return " ".join([*named.values(), *(["TFT"] if tft == "on" else [])]).replace("$", r"\$")
+    settings = find_differing(row, shared)
+    tft = settings.pop("tft")
+    return " ".join([*settings.values(), *(["TFT"] if tft == "on" else [])]).replace("$", r"\$")

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from ..timing import median
-from .bench import Benchmark, Footprint, Row
+from .bench import Benchmark, Row
+from .footprint import Footprint
 from .plan import Configuration
 from .stages import ANSWER
 
 
-def summary(found: Benchmark, row: Row) -> dict[str, float | None]:
+def summary(benchmark: Benchmark, row: Row) -> dict[str, float | None]:
     """Summarise a row: percentiles of its latency, images a second, ratio to classification.
 
     Returns:
@@ -25,7 +26,7 @@ def summary(found: Benchmark, row: Row) -> dict[str, float | None]:
     """
     answer = row.seconds[ANSWER]
     middle, ninety, last = (float(value) for value in np.percentile(answer, (50, 90, 99)))
-    plain = found.plain_of(row)
+    plain = benchmark.plain_of(row)
     return {
         "median_ms": middle * 1e3,
         "p90_ms": ninety * 1e3,
@@ -35,51 +36,53 @@ def summary(found: Benchmark, row: Row) -> dict[str, float | None]:
     }
 
 
-def document(found: Benchmark, about: dict[str, Any]) -> dict[str, Any]:
+def document(benchmark: Benchmark, about: dict[str, Any]) -> dict[str, Any]:
     """Collect raw samples in seconds and the tables' numbers in one JSON document.
 
     Args:
-        found: from ``bench.measure``.
+        benchmark: from ``bench.measure``.
         about: from ``describe_machine``.
     """
     rows = [
         {
             **asdict(row.configuration),
             "baseline": row.baseline,
-            **summary(found, row),
+            **summary(benchmark, row),
             "stages_median_ms": {k: median(v) * 1e3 for k, v in row.seconds.items()},
             "seconds": row.seconds,
         }
-        for row in found.rows
+        for row in benchmark.rows
     ]
     footprints = [
         {
-            **{k: getattr(each.configuration, k) for k in ("model", "engine", "precision")},
-            "threads": each.configuration.threads,
-            "start_up_median_s": median(each.seconds["total"]),
-            "peak_median_bytes": peak_bytes(each),
-            "seconds": each.seconds,
-            "peak_bytes": each.peak_bytes,
+            **{
+                k: getattr(footprint.configuration, k)
+                for k in ("model", "engine", "precision", "threads")
+            },
+            "start_up_median_s": median(footprint.seconds["total"]),
+            "peak_median_bytes": peak_bytes(footprint),
+            "seconds": footprint.seconds,
+            "peak_bytes": footprint.peak_bytes,
         }
-        for each in found.footprints
+        for footprint in benchmark.footprints
     ]
     return {
         "machine": about,
-        "rounds": found.rounds,
-        "image": found.image,
+        "rounds": benchmark.rounds,
+        "image": benchmark.image,
         "rows": rows,
         "footprints": footprints,
-        "left_out": [asdict(each) for each in found.left_out],
+        "left_out": [asdict(one) for one in benchmark.left_out],
     }
 
 
 def peak_bytes(footprint: Footprint) -> float | None:
-    """Take the median of a process's peak memory up to its first map; None if not known."""
-    known = [each for each in footprint.peak_bytes if each is not None]
+    """Return the median of the processes' peak memory; None if it is not known."""
+    known = [peak for peak in footprint.peak_bytes if peak is not None]
     return median(known) if known else None
 
 
-def _described(configuration: Configuration) -> dict[str, str]:
+def _describe(configuration: Configuration) -> dict[str, str]:
     return {
         "model": Path(configuration.model).name,
         "engine": configuration.engine,
@@ -91,17 +94,17 @@ def _described(configuration: Configuration) -> dict[str, str]:
     }
 
 
-def shared_by(rows: Sequence[Row]) -> dict[str, str]:
-    """Find the settings that are the same in all rows, so that a table says them once."""
-    all_of = [_described(row.configuration) for row in rows]
+def find_shared(rows: Sequence[Row]) -> dict[str, str]:
+    """Find the settings that are equal in all rows, so that a table shows them once."""
+    all_of = [_describe(row.configuration) for row in rows]
     always = ("engine", "method", "tft")
     return {
         name: text
         for name, text in all_of[0].items()
-        if name not in always and all(each[name] == text for each in all_of)
+        if name not in always and all(one[name] == text for one in all_of)
     }
 
 
-def names_of(row: Row, shared: dict[str, str]) -> dict[str, str]:
-    """List the settings that tell a row from the others."""
-    return {k: v for k, v in _described(row.configuration).items() if k not in shared}
+def find_differing(row: Row, shared: dict[str, str]) -> dict[str, str]:
+    """Return a row's settings that are not among the shared ones."""
+    return {k: v for k, v in _describe(row.configuration).items() if k not in shared}

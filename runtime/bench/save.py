@@ -1,4 +1,4 @@
-"""Write what a benchmark measured into a folder."""
+"""Write a benchmark into a folder."""
 
 from __future__ import annotations
 
@@ -12,19 +12,17 @@ from .bench import Benchmark
 from .report import document
 
 
-def write_bench(found: Benchmark, about: dict[str, Any], folder: Path) -> list[Path]:
+def write_bench(benchmark: Benchmark, about: dict[str, Any], folder: Path) -> list[Path]:
     """Write ``bench.json`` and, where matplotlib is installed, ``bench.png``.
 
     Raises:
         OutputError: the folder cannot be written.
     """
-    encoded = msgspec.json.format(msgspec.json.encode(document(found, about)))
+    encoded = msgspec.json.format(msgspec.json.encode(document(benchmark, about)))
     written = [write_whole(folder / "bench.json", encoded)]
     try:
-        from .plot import stage_bars
+        from ..figure import encode_png
+        from .plot import plot_stages
     except ImportError:  # no matplotlib
         return written
-    from ..figure import encode_png
-
-    figure = stage_bars(found)
-    return [*written, write_whole(folder / "bench.png", encode_png(figure))]
+    return [*written, write_whole(folder / "bench.png", encode_png(plot_stages(benchmark)))]

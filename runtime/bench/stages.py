@@ -13,28 +13,28 @@ from ..pipeline import classify, prepare
 from ..request import RequestPlan
 
 STAGES = ("decode", "preprocess", "engine", "map", "sweep", "overlay")
-# From the prepared input to the finished map, or to the probabilities: what networks, engines and
-# other tools are compared by. And everything, from the image file to the overlay.
+# ANSWER: from the prepared input to the finished map, or to the probabilities; networks, engines
+# and other tools are compared by it. WHOLE: from the image file to the overlay.
 ANSWER, WHOLE = "answer", "whole"
-# The steps of ``pipeline`` by the stages that they are.
+# Stages by the names of the steps in ``pipeline``.
 _STEPS = {"infer": "engine", "map": "map", "threshold": "sweep"}
 
 
 class _Stopwatch:
-    """Seconds of one stage after the other, ``seconds``."""
+    """Measures stages that follow one another; ``seconds`` holds each stage's time."""
 
     def __init__(self) -> None:
         self._last = time.perf_counter()
         self.seconds: dict[str, float] = {}
 
     def mark(self, stage: str) -> None:
-        """End a stage."""
+        """Record the time since the stage before as this stage's."""
         now = time.perf_counter()
         self.seconds[stage] = now - self._last
         self._last = now
 
     def total(self, *stages: str) -> float:
-        """Seconds of some stages, or of all."""
+        """Sum the seconds of some stages, or of all."""
         return sum(self.seconds[stage] for stage in stages or self.seconds)
 
 
@@ -57,10 +57,10 @@ def explain_in_stages(
     watch.mark("decode")
     prepared = prepare(images, explainer.manifest)
     watch.mark("preprocess")
-    found = explainer.explain_prepared(
+    results = explainer.explain_prepared(
         prepared, [[-1]] * len(images), plan, mark=lambda step: watch.mark(_STEPS[step])
     )
-    explanations = [one for by_method in found for (one,) in by_method.values()]
+    explanations = [one for by_method in results for (one,) in by_method.values()]
     for one in explanations:
         one.overlay()
     watch.mark("overlay")

@@ -1,9 +1,9 @@
-"""Check a model file in one engine after the other against ONNX Runtime on the CPU in fp32."""
+"""Check a model file in each engine and precision against ONNX Runtime on the CPU in fp32."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,26 +18,26 @@ from ..engines.selftest import PATTERNS, make_pattern, tolerances_of
 from ..errors import EngineError, RequestError
 from ..images import RGBImage
 from ..manifest import Manifest
+from ..timing import Tick
 from .compare import Arrays, compare
 from .job import ANSWERS, IMAGES, PLANS, Answers, Job, run_job
 from .privacy import redact
 
-_PATTERN_SIZE = (300, 400)
-Tick = Callable[[str, int], None]
+_PATTERN_SIZE = (300, 400)  # height, width
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """How to examine.
+    """Settings of an examination.
 
     Attributes:
-        engines: to check; None: all that are ready. Those named must be ready.
-        gpu, threads, cache: see ``engine.EngineSettings``.
+        engines: to check; those named must be ready. None: all that are ready.
+        gpu, threads, cache: see ``base.EngineSettings``.
         rounds: how often each call is timed.
         limit_s: seconds that one engine may take for one model; building for TensorRT takes
             minutes.
 
     Raises:
-        RequestError: a value that cannot be.
+        RequestError: a value is unknown or out of range.
     """
 
     engines: tuple[str, ...] | None = None
@@ -64,18 +64,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """A model file in an engine and precision.
+    """The result of running a model file in one engine and precision.
 
     Attributes:
-        model: name of the file; ``digest`` and ``file_precision`` are as its manifest says.
-        engine, precision: asked for.
-        outcome: ``right``; ``wrong``: answers differ by more than they may; ``failed``: it
-            crashed, took too long or gave an error; ``not possible``: it does not go together.
-        why: of an outcome other than right.
+        model: name of the file.
+        digest, file_precision: from its manifest.
+        engine, precision: that it ran in.
+        outcome: ``right``; ``wrong``: a difference exceeds the tolerance; ``failed``: it crashed,
+            took too long or reported an error; ``not possible``: the engine cannot compute in
+            this precision here.
+        why: reason of an outcome other than right.
         description: of the engine, by itself.
-        comparison: with the reference, ONNX Runtime on the CPU in fp32; None for itself.
-        references: the export's reference answers, see ``selftest.check``.
-        method: which was timed.
+        comparison: with ONNX Runtime on the CPU in fp32; None for that itself.
+        references: comparison with the export's reference answers, see ``selftest.check``.
+        method: the one that was timed.
         median_ms: of ``classification``, ``explanation`` and ``tft`` of one image, from the
             prepared input on.
     """
@@ -98,7 +100,7 @@ def check_model(
     model: Path,
     manifest: Manifest,
     onnx: Path | None,
-    shown: Sequence[RGBImage],
+    images: Sequence[RGBImage],
     ready: Sequence[str],
     settings: Settings,
     tick: Tick,
@@ -107,16 +109,16 @@ def check_model(
 
     Args:
         model: an ONNX file, or a TensorRT plan.
-        manifest: of it.
+        manifest: of the model.
         onnx: the file that a plan was built from; None for an ONNX file.
-        shown: images, beside the test patterns.
-        ready: engines that load here.
-        settings: how.
-        tick: called with what is done and how many steps that was.
+        images: to explain in addition to the test patterns.
+        ready: engines that can be loaded here.
+        settings: of the examination.
+        tick: called with what is done and the steps done since.
     """
-    with tempfile.TemporaryDirectory(prefix="whycam-doctor-") as place:
-        folder = Path(place)
-        _store_images(folder, manifest, shown)
+    with tempfile.TemporaryDirectory(prefix="whycam-doctor-") as temporary:
+        folder = Path(temporary)
+        _store_images(folder, manifest, images)
         if onnx is not None and PLANS not in ready:
             why = f"the engine {PLANS} is not ready here, and nothing else runs plans"
             yield _failed(model, manifest, PLANS, "fp32", why)
@@ -126,21 +128,19 @@ def check_model(
         base = reference.answers
         if onnx is None:
             yield reference.check(model, manifest, None)
-        for name, precision in _asked(model, ready, settings):
+        for name, precision in _list_runs(model, ready, settings):
             tick(f"{model.name}: {name} {precision}", 1)
             if base is None:
-                yield _failed(
-                    model, manifest, name, precision, "there is no reference to hold it against"
-                )
+                yield _failed(model, manifest, name, precision, "the reference failed")
                 continue
             run = _Run(model, name, precision, folder, settings, base.targets)
             yield run.check(model, manifest, reference)
 
 
-def _asked(
+def _list_runs(
     model: Path, ready: Sequence[str], settings: Settings
 ) -> Iterator[tuple[str, Precision]]:
-    """List the engines and precisions to check a model in, beside the reference."""
+    """List the engines and precisions to check a model in, but for the reference's."""
     for name in ready:
         if (name == PLANS) != is_plan(model) or name not in (settings.engines or ready):
             continue
@@ -149,22 +149,27 @@ def _asked(
                 yield name, precision
 
 
-def _store_images(folder: Path, manifest: Manifest, shown: Sequence[RGBImage]) -> None:
+def _store_images(folder: Path, manifest: Manifest, images: Sequence[RGBImage]) -> None:
+    """Store the test patterns and the images, resized where the graph takes one size only."""
     from PIL import Image
 
     size = manifest.source_size
-    found = [make_pattern(index, size or _PATTERN_SIZE) for index in range(PATTERNS)]
-    for each in shown:
-        if size is None or each.shape[:2] == size:
-            found.append(each)
-        else:
-            found.append(np.asarray(Image.fromarray(each).resize(size[::-1])))
-    named: dict[str, Any] = {str(index): each for index, each in enumerate(found)}
-    np.savez(folder / IMAGES, **named)
+    inputs = [make_pattern(index, size or _PATTERN_SIZE) for index in range(PATTERNS)]
+    for image in images:
+        if size is not None and image.shape[:2] != size:
+            image = np.asarray(Image.fromarray(image).resize(size[::-1]))
+        inputs.append(image)
+    arrays: dict[str, Any] = {str(index): image for index, image in enumerate(inputs)}
+    np.savez(folder / IMAGES, **arrays)
 
 
 class _Run:
-    """A model in one engine and precision: what it answered, or what went wrong."""
+    """Runs a model in one engine and precision, in a process of its own.
+
+    Attributes:
+        answers, arrays: the engine's; None and empty if it failed.
+        outcome, why: how it failed, and the reason.
+    """
 
     def __init__(
         self,
@@ -191,33 +196,33 @@ class _Run:
             targets=targets,
             rounds=settings.rounds,
         )
-        known = [str(model), str(folder), *([settings.cache] if settings.cache else [])]
+        paths = [str(model), str(folder), *([settings.cache] if settings.cache else [])]
         try:
-            found: Answers = run_job(job, folder, settings.limit_s, Answers)
+            answers: Answers = run_job(job, folder, settings.limit_s, Answers)
         except EngineError as error:
-            self.why = redact(str(error), known)
+            self.why = redact(str(error), paths)
             return
-        if found.error is not None:
-            self.why = redact(found.error, known)
-            # A processor without bf16 says so; it could not be asked otherwise.
-            if not found.loaded and precision != "fp32":
+        if answers.error is not None:
+            self.why = redact(answers.error, paths)
+            # As on a processor without bf16, which is known only once the file is loaded.
+            if not answers.loaded and precision != "fp32":
                 self.outcome = "not possible"
             return
         with np.load(folder / ANSWERS) as stored:
             self.arrays = {name: stored[name] for name in stored.files}
-        self.answers = found
+        self.answers = answers
 
     def check(self, model: Path, manifest: Manifest, reference: _Run | None) -> Check:
-        """Report what was answered, compared with a reference unless it is the reference."""
-        found = self.answers
-        if found is None:
+        """Report the answers, compared with the reference unless this is the reference."""
+        answers = self.answers
+        if answers is None:
             return _failed(model, manifest, self.engine, self.precision, self.why, self.outcome)
         exact = (manifest.precision, self.precision) == ("fp32", "fp32")
         comparison = None
-        wrong = list(found.wrong)
+        wrong = list(answers.wrong)
         if reference is not None:
             allowed = tolerances_of(manifest, self.precision)
-            comparison = compare(reference.arrays, self.arrays, found.targets, allowed, exact)
+            comparison = compare(reference.arrays, self.arrays, answers.targets, allowed, exact)
             wrong += comparison.problems
         return Check(
             model=model.name,
@@ -227,12 +232,12 @@ class _Run:
             precision=self.precision,
             outcome="wrong" if wrong else "right",
             why="; ".join(wrong) or None,
-            description=found.description,
+            description=answers.description,
             comparison=comparison,
-            references=found.references,
-            method=found.method,
+            references=answers.references,
+            method=answers.method,
             median_ms={
-                name: float(np.median(samples)) for name, samples in found.milliseconds.items()
+                name: float(np.median(samples)) for name, samples in answers.milliseconds.items()
             },
         )
 

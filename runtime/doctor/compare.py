@@ -20,27 +20,33 @@ def compare(
     """Compare answers, image by image.
 
     Args:
-        reference, other: see ``job.Answers``, from one file or from two of one network.
+        reference, other: arrays of ``job.Answers``, of one file or of two with the same network.
         targets: the classes explained.
-        allowed: differences, by ``engines.selftest.tolerances_of``.
-        exact: whether both are float32. Then every image must be right, else the median one.
+        allowed: differences, from ``engines.selftest.tolerances_of``.
+        exact: whether both compute in float32: then the worst image is judged, else the median.
 
     Returns:
-        ``class``: 0, or 1 where another class is the most probable one; ``probabilities``, largest
-        of any class, of values that are no probabilities as a share of the largest where that is
-        above 1; ``lead``: by how much another class leads; ``activations``, ``gradients``: relative
-        to the reference's largest value, where the file returns them; for each method
-        ``pixels.METHOD``: largest difference of a map, ``similarity.METHOD``: 1 - Pearson's
-        correlation, ``correlation.METHOD``: the same, but 0 for maps that hardly differ. With TFT
-        ``threshold``: 0, or 1 for another tau*; ``mask``: 1 - intersection over union; ``masked``:
-        largest difference of a masked image's probability, median over images. Gradients jump where
-        two activations of a max-pool nearly tie, so they are not judged.
+        Differences by name.
+
+        - ``class``: 1 if another class is the most probable one, else 0.
+        - ``probabilities``: the largest difference of any class; of outputs that are not
+          probabilities (``task`` none), relative to the largest value if that is above 1.
+        - ``lead``: by how much another class exceeds the explained one, more than before.
+        - ``activations``, ``gradients``: relative to the reference's largest value, if the file
+          returns them. Gradients are not judged: they jump where two activations of a max-pool
+          nearly tie.
+        - ``pixels.METHOD``: the largest difference of a map's pixels; ``similarity.METHOD``: 1 -
+          Pearson's correlation; ``correlation.METHOD``: the same, but 0 for maps whose pixels
+          hardly differ.
+        - With TFT: ``threshold``: 1 for another tau*, else 0; ``mask``: 1 - intersection over
+          union; ``masked``: the largest difference of a masked image's probability, as the median
+          over images.
     """
     rows = [
         np.stack([arrays[f"{index}.probabilities"] for index in range(len(targets))])
         for arrays in (reference, other)
     ]
-    # Values that are no probabilities may be of any size.
+    # Outputs that are not probabilities can have any magnitude.
     scale = max(1.0, float(np.abs(rows[0]).max()))
     samples = []
     for index, target in enumerate(targets):
@@ -52,7 +58,7 @@ def compare(
             }
             for arrays in (reference, other)
         )
-        a, b = (each[index] / scale for each in rows)
+        a, b = (values[index] / scale for values in rows)
         sample = {
             "class": float(a.argmax() != b.argmax()),
             "probabilities": largest_difference(b, a),
@@ -68,23 +74,23 @@ def compare(
         if "threshold" in before and "threshold" in after:
             sample["threshold"] = float(before["threshold"] != after["threshold"])
             sample["mask"] = 1 - overlap(before["mask"], after["mask"])
-            # A search may try other thresholds: NaN where one did not.
+            # A search may evaluate other thresholds; those it does not evaluate are NaN.
             apart = np.abs(after["masked"] - before["masked"])
             sample["masked"] = float(apart[np.isfinite(apart)].max(initial=0))
         samples.append(sample)
     if "masked" in samples[0]:
-        # Single images may lie anywhere: a pixel on the other side of a threshold changes them.
+        # A pixel on the other side of a threshold can change a single masked image at will.
         typical = float(np.median([sample["masked"] for sample in samples]))
         samples = [sample | {"masked": typical} for sample in samples]
-    described = "ONNX Runtime on the CPU in fp32"
-    return summarise(described, samples, allowed, "worst" if exact else "median")
+    reference_name = "ONNX Runtime on the CPU in fp32"
+    return summarise(reference_name, samples, allowed, "worst" if exact else "median")
 
 
 def _map_differences(
     method: str, values: NDArray[Any], expected: NDArray[Any], allowed: Tolerances
 ) -> dict[str, float]:
     apart, unlike = largest_difference(values, expected), 1 - pearson(values, expected)
-    # A map that is nearly constant is not defined up to rounding, but then it hardly moves.
+    # The correlation of nearly constant maps is undefined, but their pixels hardly differ.
     return {
         f"pixels.{method}": apart,
         f"similarity.{method}": unlike,

@@ -19,25 +19,26 @@ from ..images import RGBImage, read_image
 from ..machine import conflicts, describe_machine
 from ..manifest import Manifest
 from ..onnxfile import read_manifest
-from .check import Check, Settings, Tick, check_model
+from ..timing import Tick
+from .check import Check, Settings, check_model
 from .job import Job, Survey, run_job
 from .privacy import redact
 
 VERSION = 2
-_MOST_PICTURES, _LONGEST_SIDE = 16, 1024
+_MAX_IMAGES, _MAX_SIDE = 16, 1024
 _SURVEY_S = 120
-_Found = TypeVar("_Found")
+_Result = TypeVar("_Result")
 
 
 class EngineState(msgspec.Struct, frozen=True, kw_only=True):
     """An engine on this machine.
 
     Attributes:
-        name: in ``engine.ENGINES``.
+        name: in ``registry.ENGINES``.
         state: ``ready``, ``not installed`` or ``does not load``.
         version: of its library.
-        devices: that it can use.
-        precisions: that it computes in.
+        devices: names of the devices that it can use.
+        precisions: that it can compute in.
         problem: why it is not ready, and the command that installs what is missing.
     """
 
@@ -50,16 +51,16 @@ class EngineState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything found. Holds no path, and no name of user, machine or image.
+    """The result of an examination, without paths and names of users, machines or images.
 
     Attributes:
-        version: of this layout.
-        machine: see ``machine.describe_machine``.
-        driver: of NVIDIA's.
-        engines: all that whycam knows.
+        version: of this format.
+        machine: from ``machine.describe_machine``.
+        driver: NVIDIA's.
+        engines: every engine that whycam supports.
         checks: one for each model, engine and precision.
-        images: how many were shown, test patterns included.
-        problems: what is wrong here; empty: all is well.
+        images: number of images explained, test patterns included.
+        problems: in words; empty if there are none.
     """
 
     version: int = VERSION
@@ -77,108 +78,110 @@ def examine(
     settings: Settings | None = None,
     tick: Tick | None = None,
 ) -> Report:
-    """Examine this machine and, given models, compare every engine with the reference.
+    """Find out which engines can be loaded, and check models in each of them.
 
-    Each engine is asked in a process of its own.
+    Each engine runs in a process of its own.
 
     Args:
         models: ONNX files; TensorRT plans, each with the ONNX file it was built from.
-        images: shown beside the test patterns, at most 16 of them, at most 1024 pixels wide and
-            high.
-        settings: how.
-        tick: told what is done and how many steps that was; see ``steps``.
+        images: to explain in addition to the test patterns; at most 16 are used, each shrunk to
+            at most 1024 pixels a side.
+        settings: of the examination.
+        tick: called with what is done and the steps done since, see ``count_steps``.
 
     Raises:
         ModelFileError: a model is missing, damaged, or not made by whycam.
         ImageError: an image cannot be read.
         RequestError: a plan without its ONNX file.
     """
-    wanted = settings or Settings()
-    told: Tick = tick or (lambda _name, _steps: None)
-    manifests = {model: _manifest(model) for model in models}
-    plans = _references(manifests)
-    shown = [_shrunk(read_image(path)) for path in _some(images)]
+    settings = settings or Settings()
+    report: Tick = tick or (lambda _name, _steps: None)
+    manifests = {model: _read_manifest(model) for model in models}
+    onnx_files = _find_onnx_files(manifests)
+    inputs = [_shrink(read_image(path)) for path in _choose_images(images)]
     states = []
     for name in ENGINES:
-        told(f"looking for {name}", 1)
-        states.append(_state(name, wanted.gpu))
-    ready = [each.name for each in states if each.state == "ready"]
-    checks: list[Check] = []
-    for model in models:
-        checks += check_model(model, manifests[model], plans.get(model), shown, ready, wanted, told)
-    about = describe_machine()
+        report(f"looking for {name}", 1)
+        states.append(_state(name, settings.gpu))
+    ready = [one.name for one in states if one.state == "ready"]
+    checks = [
+        check
+        for model, manifest in manifests.items()
+        for check in check_model(
+            model, manifest, onnx_files.get(model), inputs, ready, settings, report
+        )
+    ]
+    machine = describe_machine()
     return Report(
-        machine=about,
-        driver=_asked(Job(kind="driver"), Driver, lambda said: Driver(problem=said)),
+        machine=machine,
+        driver=_run(Job(kind="driver"), Driver, lambda text: Driver(problem=text)),
         engines=tuple(states),
         checks=tuple(checks),
-        images=PATTERNS + len(shown) if models else 0,
-        problems=tuple(_problems(states, checks, conflicts(about["packages"]), wanted)),
+        images=PATTERNS + len(inputs) if models else 0,
+        problems=tuple(_problems(states, checks, conflicts(machine["packages"]), settings)),
     )
 
 
-def steps(models: Sequence[Path]) -> int:
+def count_steps(models: Sequence[Path]) -> int:
     """Count the steps that ``examine`` reports to its ``tick``, at most."""
     runs = sum(len(backend.precisions) for backend in ENGINES.values()) + 1
     return len(ENGINES) + len(models) * runs
 
 
-def _manifest(path: Path) -> Manifest:
+def _read_manifest(path: Path) -> Manifest:
     return read_plan(path).manifest if is_plan(path) else read_manifest(path)
 
 
-def _references(manifests: dict[Path, Manifest]) -> dict[Path, Path]:
-    """Find the ONNX file of each plan."""
-    found = {}
-    files = {own.digest: path for path, own in manifests.items() if not is_plan(path)}
-    for path, own in manifests.items():
-        if not is_plan(path):
-            continue
-        if own.digest not in files:
+def _find_onnx_files(manifests: dict[Path, Manifest]) -> dict[Path, Path]:
+    """Find, for each plan, the ONNX file that it was built from."""
+    by_digest = {one.digest: path for path, one in manifests.items() if not is_plan(path)}
+    plans = {path: one for path, one in manifests.items() if is_plan(path)}
+    for path, manifest in plans.items():
+        if manifest.digest not in by_digest:
             raise RequestError(
-                f"{path} is checked against the ONNX file it was built from, {own.model}: give "
-                "that as well, with --check"
+                f"{path} is checked against the ONNX file it was built from, {manifest.model}: "
+                "give that as well, with --check"
             )
-        found[path] = files[own.digest]
-    return found
+    return {path: by_digest[manifest.digest] for path, manifest in plans.items()}
 
 
-def _some(paths: Sequence[Path]) -> list[Path]:
-    """Pick at most 16 paths, evenly spread over a list."""
-    count = min(len(paths), _MOST_PICTURES)
+def _choose_images(paths: Sequence[Path]) -> list[Path]:
+    """Choose at most 16 paths, evenly spread over a list."""
+    count = min(len(paths), _MAX_IMAGES)
     return [paths[index * len(paths) // count] for index in range(count)]
 
 
-def _shrunk(source: RGBImage) -> RGBImage:
+def _shrink(source: RGBImage) -> RGBImage:
     from PIL import Image
 
     image = Image.fromarray(source)
-    image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
+    image.thumbnail((_MAX_SIDE, _MAX_SIDE))
     return np.asarray(image)
 
 
-def _asked(job: Job, kind: type[_Found], broken: Callable[[str], _Found]) -> _Found:
+def _run(job: Job, kind: type[_Result], failed: Callable[[str], _Result]) -> _Result:
+    """Run a job; of one that crashes or hangs, make a result that holds the reason."""
     with tempfile.TemporaryDirectory(prefix="whycam-doctor-") as folder:
         try:
-            found: _Found = run_job(job, Path(folder), _SURVEY_S, kind)
+            result: _Result = run_job(job, Path(folder), _SURVEY_S, kind)
         except EngineError as error:
-            found = broken(redact(str(error), [folder]))
-    return found
+            result = failed(redact(str(error), [folder]))
+    return result
 
 
 def _state(name: str, gpu: int) -> EngineState:
     job = Job(kind="survey", engine=name, gpu=gpu)
-    found = _asked(job, Survey, lambda said: Survey(problem=said))
+    survey = _run(job, Survey, lambda text: Survey(problem=text))
     state: Literal["ready", "not installed", "does not load"] = "ready"
-    if found.problem is not None:
-        state = "does not load" if found.installed else "not installed"
+    if survey.problem is not None:
+        state = "does not load" if survey.installed else "not installed"
     return EngineState(
         name=name,
         state=state,
-        version=found.version,
-        devices=found.devices,
+        version=survey.version,
+        devices=survey.devices,
         precisions=ENGINES[name].precisions,
-        problem=None if found.problem is None else redact(found.problem),
+        problem=None if survey.problem is None else redact(survey.problem),
     )
 
 
@@ -189,13 +192,13 @@ def _problems(
     settings: Settings,
 ) -> Iterator[str]:
     yield from conflicting
-    if all(each.state != "ready" for each in states):
+    if all(state.state != "ready" for state in states):
         yield 'no engine is ready: pip install "whycam[cpu]"'
     for state in states:
         named = settings.engines is not None and state.name in settings.engines
         if named and state.state != "ready":
             yield f"{state.name} was asked for and is not ready: {state.problem}"
-    for each in checks:
-        if each.outcome in ("wrong", "failed"):
-            verb = "answers wrongly" if each.outcome == "wrong" else "failed"
-            yield f"{each.model}: {each.engine} {each.precision} {verb}: {each.why}"
+    for check in checks:
+        if check.outcome in ("wrong", "failed"):
+            verb = "answers wrongly" if check.outcome == "wrong" else "failed"
+            yield f"{check.model}: {check.engine} {check.precision} {verb}: {check.why}"

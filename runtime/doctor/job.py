@@ -1,7 +1,7 @@
 """Run one engine in a process of its own, so that a driver's crash ends only that process.
 
-Run as ``python -m whycam.runtime.doctor.job FOLDER``, which holds ``job.json`` and, for answers,
-``images.npz``. Leaves ``result.json`` there and, of answers, ``answers.npz``.
+Run as ``python -m whycam.runtime.doctor.job FOLDER``. It reads ``job.json`` and, for answers,
+``images.npz`` in that folder, and writes ``result.json`` and, for answers, ``answers.npz``.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from ..engines.base import Precision
 from ..engines.nvidia import Driver, driver
 from ..engines.registry import ENGINES
 from ..engines.selftest import check, tolerances_of
-from ..errors import EngineError, RequestError, WhyCamError
+from ..errors import EngineError, WhyCamError
 from ..explainer import Explainer, load
 from ..images import RGBImage
 from ..isolation import run_python
 from ..manifest import Manifest
 from ..pipeline import prepare
-from ..request import plan_request
+from ..request import find_refusal
 from ..timing import run_interleaved
 
 JOB, IMAGES, RESULT, ANSWERS = "job.json", "images.npz", "result.json", "answers.npz"
-PLANS = "tensorrt"  # the engine for TensorRT plans, and for nothing else
-_FOR_PLANS = ("tensorrt", "tensorrt_rtx")
+PLANS = "tensorrt"  # the engine that runs TensorRT plans, and nothing else
+_PLAN_LIBRARIES = ("tensorrt", "tensorrt_rtx")
 _WARM_UP = 2
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked of an engine.
+    """The work of one process.
 
     Attributes:
-        kind: ``driver``: of NVIDIA's, what it says; ``survey``: whether an engine loads;
-            ``answers``: what it answers for images.
+        kind: ``driver``: query NVIDIA's driver; ``survey``: load an engine's library; ``answers``:
+            explain images with an engine.
         engine, model, precision, gpu, threads, cache: see ``explainer.load``.
-        targets: the class to explain of each image; None: the most probable one.
+        targets: the class to explain in each image; None: the most probable one.
         rounds: how often each kind of call is timed.
     """
 
@@ -61,13 +61,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Survey(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether an engine loads.
+    """Whether an engine's library can be loaded.
 
     Attributes:
-        installed: whether its package is there.
+        installed: whether its package is installed.
         version: of its library.
-        devices: that it can use, for people.
-        problem: why it does not load, and what to do.
+        devices: names of the devices that it can use.
+        problem: why it cannot be loaded, and what to do.
     """
 
     installed: bool = True
@@ -77,26 +77,23 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answers(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine did; its arrays are in ``answers.npz``, named ``<image>.<what>``.
+    """An engine's answers for images; its arrays are in ``answers.npz``, as ``<image>.<name>``.
 
     Attributes:
         description: of the engine.
         targets: the classes explained.
-        methods: whose maps there are.
-        method: the one whose thresholds were looked for, and which was timed.
-        swept: whether TFT was run; where not, ``unswept`` says why.
-        references: the export's reference answers, see ``selftest.check``.
-        wrong: what differs there by more than it may.
+        methods: those whose maps were computed.
+        method: the one that TFT ran with, and that was timed.
+        references: comparison with the export's reference answers, see ``selftest.check``.
+        wrong: the differences there that exceed the tolerance, in words.
         milliseconds: raw samples, by ``classification``, ``explanation`` and ``tft``.
-        error: why there is nothing of all this; ``loaded`` tells whether the file was loaded.
+        error: why there are no answers; ``loaded`` tells whether the file could be loaded.
     """
 
     description: str = ""
     targets: tuple[int, ...] = ()
     methods: tuple[str, ...] = ()
     method: str = ""
-    swept: bool = False
-    unswept: str | None = None
     references: tuple[Comparison, ...] = ()
     wrong: tuple[str, ...] = ()
     milliseconds: dict[str, tuple[float, ...]] = {}
@@ -105,57 +102,58 @@ class Answers(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def survey(engine: str, gpu: int) -> Survey:
-    """Load an engine's library and ask for its devices."""
+    """Load an engine's library and list its devices."""
     backend = ENGINES[engine]
     if engine == PLANS:
-        return _survey_of_plans(backend.extra)
+        return _survey_plan_libraries(backend.extra)
     if backend.absent is not None:
         return Survey(installed=False, problem=backend.absent)
     try:
         library = importlib.import_module(backend.package)
     except Exception as error:  # whatever a broken installation raises
         return Survey(problem=f"{backend.package} is installed, but cannot be imported: {error}")
-    number = str(getattr(library, "__version__", "unknown")).split("-")[0]
+    version = str(getattr(library, "__version__", "unknown")).split("-")[0]
     if engine == "openvino":
         from ..engines.ov import core
 
         devices = [
-            f"{each}: {core().get_property(each, 'FULL_DEVICE_NAME')}"
-            for each in core().available_devices
+            f"{device}: {core().get_property(device, 'FULL_DEVICE_NAME')}"
+            for device in core().available_devices
         ]
-        return Survey(version=number, devices=tuple(devices))
+        return Survey(version=version, devices=tuple(devices))
     if engine == "onnxruntime":
-        return Survey(version=number, devices=("CPU",))
-    found = driver()
-    problem = found.problem
+        return Survey(version=version, devices=("CPU",))
+    nvidia = driver()
+    problem = nvidia.problem
     if backend.provider is not None:
-        from ..engines.ort_gpu import problem as problem_of
+        from ..engines.ort_gpu import problem as find_problem
         from ..engines.ort_gpu import try_memory
         from ..engines.ort_options import CUDA, TENSORRT
 
-        place = next(each for each in (CUDA, TENSORRT) if each.engine == engine)
-        problem = problem_of(place, gpu, library) or try_memory(library, gpu)
-    listed = tuple(f"GPU {each.index}: {each.name}" for each in found.gpus)
-    return Survey(version=number, devices=listed, problem=problem)
+        provider = next(one for one in (CUDA, TENSORRT) if one.engine == engine)
+        problem = find_problem(provider, gpu, library) or try_memory(library, gpu)
+    return Survey(version=version, devices=_gpu_names(nvidia), problem=problem)
 
 
-def _survey_of_plans(extra: str) -> Survey:
-    """Examine the two libraries that run plans; either will do."""
-    found = [name for name in _FOR_PLANS if find_spec(name) is not None]
-    if not found:
+def _gpu_names(nvidia: Driver) -> tuple[str, ...]:
+    return tuple(f"GPU {gpu.index}: {gpu.name}" for gpu in nvidia.gpus)
+
+
+def _survey_plan_libraries(extra: str) -> Survey:
+    """Load the libraries that run plans; one of the two is enough."""
+    installed = [name for name in _PLAN_LIBRARIES if find_spec(name) is not None]
+    if not installed:
         return Survey(installed=False, problem=f'not installed: pip install "whycam[{extra}]"')
     try:
-        versions = [f"{name} {importlib.import_module(name).__version__}" for name in found]
+        versions = [f"{name} {importlib.import_module(name).__version__}" for name in installed]
         importlib.import_module("cuda.bindings.driver")
     except Exception as error:  # whatever a broken installation raises
-        said = f'installed, but cannot be imported: {error}; pip install "whycam[{extra}]"'
-        return Survey(problem=f"{' or '.join(found)} and cuda-bindings: {said}")
-    gpus = driver()
-    return Survey(
-        version=", ".join(versions),
-        devices=tuple(f"GPU {each.index}: {each.name}" for each in gpus.gpus),
-        problem=gpus.problem,
-    )
+        return Survey(
+            problem=f"{' or '.join(installed)} and cuda-bindings: installed, but cannot be "
+            f'imported: {error}; pip install "whycam[{extra}]"'
+        )
+    nvidia = driver()
+    return Survey(version=", ".join(versions), devices=_gpu_names(nvidia), problem=nvidia.problem)
 
 
 def methods_of(manifest: Manifest) -> tuple[Method, ...]:
@@ -164,10 +162,10 @@ def methods_of(manifest: Manifest) -> tuple[Method, ...]:
 
 
 def answers(job: Job, images: list[RGBImage], folder: Path) -> Answers:
-    """Run a file on images in an engine, and store everything it answers in a file.
+    """Explain images with a file in an engine, and write all its answers to ``answers.npz``.
 
     Raises:
-        WhyCamError: the engine cannot do it.
+        WhyCamError: the engine fails.
     """
     try:
         explainer = load(
@@ -177,21 +175,21 @@ def answers(job: Job, images: list[RGBImage], folder: Path) -> Answers:
             precision=job.precision,
             cache=job.cache,
             gpu=job.gpu,
-            check=False,  # how far it is off is the question
+            check=False,  # an engine with wrong answers is reported, not refused
         )
     except WhyCamError as error:
         return Answers(error=str(error), loaded=False)
     manifest = explainer.manifest
     method: Method = manifest.map_method or "gradcam"
-    unswept = _unswept(manifest, method)
-    # In batches here, one by one below.
+    tft = find_refusal(manifest, method, True) is None
+    # Probabilities are computed in batches, maps one by one.
     rows = explainer.classify(images)
     targets = job.targets or tuple(int(row.argmax()) for row in rows)
     arrays: dict[str, Any] = {}
     for index, (image, target) in enumerate(zip(images, targets, strict=True)):
-        found = dict(_answers_for(explainer, image, target, method, unswept is None))
-        arrays |= {f"{index}.{name}": values for name, values in found.items()}
         arrays[f"{index}.probabilities"] = rows[index]
+        for name, values in _explain_image(explainer, image, target, method, tft):
+            arrays[f"{index}.{name}"] = values
     np.savez(folder / ANSWERS, **arrays)
     references = check(explainer.engine, manifest, tolerances_of(manifest, job.precision))
     return Answers(
@@ -199,71 +197,61 @@ def answers(job: Job, images: list[RGBImage], folder: Path) -> Answers:
         targets=targets,
         methods=methods_of(manifest),
         method=method,
-        swept=unswept is None,
-        unswept=unswept,
         references=tuple(references),
-        wrong=tuple(text for each in references if (text := each.complaint)),
-        milliseconds=_timed(explainer, images[0], method, unswept is None, job.rounds),
+        wrong=tuple(text for one in references if (text := one.complaint)),
+        milliseconds=_measure(explainer, images[0], method, tft, job.rounds),
     )
 
 
-def _unswept(manifest: Manifest, method: Method) -> str | None:
-    try:
-        plan_request(manifest, method, True)
-    except RequestError as error:
-        return str(error)
-    return None
-
-
-def _answers_for(
-    explainer: Explainer, image: RGBImage, target: int, method: Method, swept: bool
+def _explain_image(
+    explainer: Explainer, image: RGBImage, target: int, method: Method, tft: bool
 ) -> Iterator[tuple[str, Any]]:
     if explainer.manifest.top is not None:
-        target = -1  # it takes no class
+        target = -1  # the graph has no input for the class
     if "raw" in explainer.manifest.outputs:
         feeds = {
             "image": prepare([image], explainer.manifest).inputs,
             "target": np.array([[target]], np.int64),
         }
         yield from explainer.engine.run(feeds, ["activations", "gradients"]).items()
-    maps = explainer.explain(image, target, methods_of(explainer.manifest))
-    for each, found in maps.items():
-        yield f"map.{each}", found.original_map
-    if swept:
-        found = explainer.explain(image, target, method, tft=True)
-        yield "mask", found.mask
-        yield "threshold", found.threshold
-        yield "masked", (1 + found.rpi) * found.probability
+    for name, explanation in explainer.explain(
+        image, target, methods_of(explainer.manifest)
+    ).items():
+        yield f"map.{name}", explanation.original_map
+    if tft:
+        best = explainer.explain(image, target, method, tft=True)
+        yield "mask", best.mask
+        yield "threshold", best.threshold
+        yield "masked", (1 + best.rpi) * best.probability
 
 
-def _timed(
-    explainer: Explainer, image: RGBImage, method: Method, swept: bool, rounds: int
+def _measure(
+    explainer: Explainer, image: RGBImage, method: Method, tft: bool, rounds: int
 ) -> dict[str, tuple[float, ...]]:
-    """Time all kinds of call in turn, in ms from the prepared input to the answer."""
-    plain, thresholded = (
-        explainer.plan(method, tft) for tft in ((None, True) if swept else (None, None))
-    )
+    """Measure each kind of call in turn, in ms from the prepared input to the answer."""
+    plain = explainer.plan(method)
     calls: dict[str, Callable[[], dict[str, float]]] = {
         "classification": lambda: classify_in_stages(explainer, [image]),
         "explanation": lambda: explain_in_stages(explainer, [image], plain)[0],
     }
-    if swept:
-        calls["tft"] = lambda: explain_in_stages(explainer, [image], thresholded)[0]
-    found = run_interleaved(calls, rounds, _WARM_UP)
-    return {name: tuple(1e3 * each[ANSWER] for each in runs) for name, runs in found.items()}
+    if tft:
+        with_tft = explainer.plan(method, True)
+        calls["tft"] = lambda: explain_in_stages(explainer, [image], with_tft)[0]
+    samples = run_interleaved(calls, rounds, _WARM_UP)
+    return {name: tuple(1e3 * one[ANSWER] for one in runs) for name, runs in samples.items()}
 
 
 def run_job(job: Job, folder: Path, limit_s: float, kind: type[Any]) -> Any:
     """Run a job in a process of its own.
 
     Args:
-        job: what is asked.
-        folder: where it finds its files and leaves its own.
+        job: the work.
+        folder: the process reads and writes its files there.
         limit_s: seconds after which it is stopped.
-        kind: of result: ``Driver``, ``Survey`` or ``Answers``.
+        kind: type of the result: ``Driver``, ``Survey`` or ``Answers``.
 
     Raises:
-        EngineError: it crashed or took too long.
+        EngineError: the process crashed or took too long.
     """
     result = folder / RESULT
     result.unlink(missing_ok=True)

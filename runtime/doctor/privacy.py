@@ -1,4 +1,4 @@
-"""Remove names of user and machine, and folders, from reports that strangers will read."""
+"""Remove paths and the names of user and machine from reports that are sent to others."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def redact(text: str, known: Iterable[str | os.PathLike[str]] = ()) -> str:
 
     Args:
         text: the message.
-        known: files and folders that may stand in it, with whatever characters.
+        known: paths that the message may contain, with any characters.
     """
-    places = {str(each): Path(each).name for each in known}
-    places |= {str(Path(each).absolute()): Path(each).name for each in known}
+    places = {str(path): Path(path).name for path in known}
+    places |= {str(Path(path).absolute()): Path(path).name for path in known}
     places |= {sys.prefix: "python", str(Path.cwd()): ".", str(Path.home()): "~"}
     for place in sorted(places, key=len, reverse=True):
         if len(place) > 1:
@@ -26,6 +26,6 @@ def redact(text: str, known: Iterable[str | os.PathLike[str]] = ()) -> str:
     host = platform.node()
     if len(host) > 1:
         text = re.sub(rf"\b{re.escape(host)}\b", "host", text)
-    # Not after a colon or a slash, which is an address in the web.
+    # Not after a colon or a slash: that is a web address.
     text = re.sub(r"(?<![\w:/.])~?(?:/[^\s/:'\"()]+)+/([^\s/:'\"()]*)", r"\1", text)
     return re.sub(r"\b[A-Za-z]:\\(?:[^\s\\:'\"]+\\)*([^\s\\:'\"]*)", r"\1", text)

@@ -12,11 +12,12 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
+from ..cam import Method
 from ..errors import EngineError, RequestError
 from ..images import RGBImage
 from ..live.controls import SWEEPS, Look, StreamFrame
 from ..manifest import Manifest
-from ..request import plan_request
+from ..request import find_refusal
 
 __all__ = ["unpack"]
 
@@ -132,13 +133,9 @@ def _jpeg(image: RGBImage) -> bytes:
     return bytes(data)
 
 
-def _sweeps(manifest: Manifest, method: str) -> list[str]:
+def _sweeps(manifest: Manifest, method: Method) -> list[str]:
     """List the thresholding modes that a method allows."""
-    try:
-        plan_request(manifest, method, True)  # type: ignore[arg-type]
-    except RequestError:
-        return ["off"]
-    return list(SWEEPS)
+    return ["off"] if find_refusal(manifest, method, True) else list(SWEEPS)
 
 
 def _text(**message: Any) -> str:
