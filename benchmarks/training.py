@@ -50,12 +50,12 @@ def measure(name: str, paths: list[Path], variant: str, rounds: int, folder: Pat
         ),
         "not cached": Cache(folder / f"{name}.small", len(paths), layout(tunable, small)),
     }
-    size = tunable.layer.shape[1:]
+    size = tunable.target.shape[1:]
     runs = {}
-    for kind, store_priors in stores.items():
-        maker.fill(store_priors, paths)
+    for kind, store in stores.items():
+        maker.fill(store, paths)
         wanted = [*small, "features" if kind == "cached" else "image"]
-        batches = Batches(store_priors, maker, paths, [-1] * len(paths), wanted)
+        batches = Batches(store, maker, paths, [-1] * len(paths), wanted)
         runs[kind] = _with_mask(batches, size)
     losses = AftLosses(tunable, objective)
     optimizer = torch.optim.AdamW(losses.trained().values(), lr=1e-6)

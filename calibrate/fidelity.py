@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from ..runtime.batches import Read, join_batches, run_batches
 from ..runtime.cam import Method
@@ -18,12 +17,10 @@ from ..runtime.explanation import Explanation
 from ..runtime.pipeline import Prepared, classify, prepare
 from ..runtime.similarity import pearson, top_overlap
 from ..runtime.tft import Tft
+from ..runtime.timing import Tick
 from .dataset import Sample
 from .evaluate import PAPER
 from .quality import drops, increases
-
-Tick = Callable[[str, int], None]
-Floats = NDArray[np.float32]
 
 
 class MapFidelity(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,14 +84,14 @@ def compare(
 
     Args:
         reference: the explainer to compare with.
-        other: another one of the same network.
+        other: an explainer of the same network.
         samples: images.
-        methods: by default those of the paper that both have.
-        tft: the reading in which thresholds are compared as well; None: they are not.
+        methods: by default those of the paper that both support.
+        tft: the reading of TFT to compare thresholds in; None: compare whole maps only.
         tick: called with (name, images done).
 
     Raises:
-        RequestError: the two are not of one network, or a method is missing.
+        RequestError: the two are not of one network, or one does not support a method.
         DataError: no image can be read.
     """
     chosen = select_common_methods(reference, other, methods)
@@ -206,7 +203,7 @@ class _Tally:
         self._sweeps: dict[str, list[list[float]]] = {method: [] for method in methods}
 
     def add(self, compared: _Compared) -> None:
-        """Take in one image."""
+        """Add one image."""
         first = next(iter(compared.ours))
         ours, theirs = compared.ours[first], compared.theirs[first]
         self.same.append(ours.index == compared.predicted)
@@ -221,7 +218,7 @@ class _Tally:
             return
         numbers = [float(ours.threshold == theirs.threshold)]
         for one in (ours, theirs):
-            # Where no threshold improves and 0 was not tried, nothing is masked.
+            # If no threshold improves and 0 was not evaluated, nothing is masked.
             masked = one.masked_probability
             masked = one.probability if masked is None else masked
             numbers.append(float(increases(masked, one.probability)))

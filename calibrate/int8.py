@@ -20,7 +20,7 @@ from ..runtime.errors import DataError, RequestError, VerificationError
 from ..runtime.explainer import Explainer, load
 from ..runtime.files import replacing
 from ..runtime.onnxfile import read_manifest
-from ..runtime.timing import measure_seconds, run_interleaved
+from ..runtime.timing import Note, Tick, Total, measure_seconds, run_interleaved
 from .dataset import Dataset, Sample, shuffle_samples
 from .fidelity import Fidelity, compare, select_common_methods
 from .int8_file import write_int8
@@ -28,10 +28,7 @@ from .int8_search import (
     EVALUATED,
     LOADING,
     FloatLayer,
-    Note,
     Search,
-    Tick,
-    Total,
     Trial,
     format_floor,
 )
@@ -46,18 +43,18 @@ class Int8Result(msgspec.Struct, frozen=True, kw_only=True):
     """The INT8 file, how it was chosen, and its measured agreement with the float file.
 
     Attributes:
-        file: the INT8 file.
-        calibrator, percentile, weight_bits: chosen.
-        layers: that could be quantised.
-        floating: of these, left in float.
-        tried: every calibrator, and the search for float layers.
-        floor: what was asked for.
-        calibrated_on: images.
-        proof: against the float file, on other images.
-        bytes_before, bytes_after: of the files.
-        milliseconds_before, milliseconds_after: median of one explanation's engine call, float
-            file and INT8 file in turn, in the same engine.
-        milliseconds_all_int8: the same without float layers; None where there are none.
+        file: path of the INT8 file.
+        calibrator, percentile, weight_bits: the ones chosen.
+        layers: number of layers that can be quantised.
+        floating: of these, the layers left in float.
+        tried: trials of every calibrator, and of the search for float layers.
+        floor: least ``top1`` and ``pearson`` required.
+        calibrated_on: number of images that ranges were taken from.
+        proof: agreement with the float file on held-out images.
+        bytes_before, bytes_after: sizes of the float file and the INT8 file.
+        milliseconds_before, milliseconds_after: median time of one explanation in the same engine,
+            float file and INT8 file in turn.
+        milliseconds_all_int8: that with every layer in INT8; None if no layer was left in float.
     """
 
     file: str
@@ -100,10 +97,8 @@ def calibrate_int8(
         model: a file made by ``whycam export``.
         data: images like those the network will see; labels are not needed.
         path: the file to write.
-        settings: how.
-        tick: called with what is being done and the steps done since; a step is about one image.
-        total: called with the number of steps, again when it grows.
-        note: called with what the user should know meanwhile.
+        settings: of the calibration.
+        tick, total, note: see ``runtime.timing``; a step takes about as long as one image.
 
     Raises:
         RequestError: a setting is invalid, or the file has nothing to quantise, or takes images
@@ -145,7 +140,7 @@ def calibrate_int8(
         graph = read_graph(model)
         candidate = Path(folder) / "candidate.onnx"
         search = Search(graph, reference, methods, settings, candidate, report)
-        # Each image held out is explained both ways, with every threshold.
+        # Each held-out image is explained by both files, with every threshold.
         proving = 2 * len(methods) * (1 + len(manifest.tft.taus))
         extend(len(calibration) + proving * len(held_out))
         search.take_ranges(calibration)
@@ -216,7 +211,7 @@ def split_samples(data: Dataset, settings: Settings) -> tuple[list[Sample], list
 
 
 def _note_step(count: int, floor: float, note: Note) -> None:
-    """Say where so few images are held out that none of them may change its class."""
+    """Warn if so few images are held out that none of them may change its class."""
     if floor < 1 and (1 - floor) * count < 1 - 1e-9:
         note(
             f"only {count} images are held out, so one is a step of {1 / count:.3g} in top1: a "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import ceil, log2
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from ..runtime.explainer import Explainer, load
 from ..runtime.images import read_image
 from ..runtime.pipeline import prepare
 from ..runtime.similarity import pearson
-from ..runtime.timing import format_duration
+from ..runtime.timing import Note, Tick, Total, format_duration
 from .dataset import Sample
 from .int8_file import write_candidate
 from .int8_settings import LEAST_IMAGES, PERCENTILES, Recipe, Settings
@@ -29,23 +29,20 @@ from .ranges import Calibrator, Histogram, magnitude, root_mean_square
 if TYPE_CHECKING:
     import onnx
 
-Tick = Callable[[str, int], None]
-Total = Callable[[int], None]
-Note = Callable[[str], None]
 EVALUATED = 48  # images that every candidate is evaluated on
 _RANKED = 16  # images on which layers are ranked
 LOADING = 16  # loading a candidate takes as long as explaining about so many images
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    """A candidate's agreement with the float file, on the images that ranges were taken from.
+    """A quantised candidate's agreement with the float file, on the calibration images.
 
     Attributes:
         calibrator: ``minmax``, ``percentile`` or ``entropy``.
         percentile: of the magnitudes; None for the other calibrators.
         weight_bits: 8 or 7.
-        floating: how many layers stayed in float.
-        top1: agreement with the float file.
+        floating: number of layers left in float.
+        top1: share of images with the same most probable class.
         pearson: median correlation of the maps, by method.
     """
 
@@ -62,7 +59,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
         return Recipe(self.calibrator, self.percentile, self.weight_bits)
 
     def shortfall(self, floor: Mapping[str, float]) -> float:
-        """Sum by how much it misses the floor; 0 if it holds."""
+        """Return by how much it misses the floor, summed over the measures; 0 if it holds."""
         missing = max(0.0, floor.get("top1", 0.0) - self.top1)
         lowest = floor.get("pearson", 0.0)
         return missing + sum(max(0.0, lowest - value) for value in self.pearson.values())
@@ -87,20 +84,20 @@ class FloatLayer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Search:
-    """Makes and evaluates candidates of one graph, all on the same images.
+    """Makes and evaluates quantised candidates of one graph, all on the same images.
 
     Attributes:
-        graph: to be quantised.
+        graph: from ``read_graph``.
         methods: whose maps are compared.
-        count: images that ranges were taken from.
+        count: number of calibration images.
 
     Args:
-        graph: see above.
-        reference: the float file.
-        methods: see above.
+        graph: from ``read_graph``.
+        reference: an explainer of the float file.
+        methods: whose maps are compared.
         settings: of the calibration.
-        path: of the file that candidates are written to.
-        tick: called with what is being done and the images explained since.
+        path: of the temporary file that candidates are written to.
+        tick: called with what is done and the steps done since.
     """
 
     def __init__(
@@ -186,13 +183,16 @@ class Search:
         """Find the fewest layers, most harmful first, to leave in float so that the floor holds.
 
         Args:
-            trial: with every layer in INT8, which misses the floor.
-            floor: to be held.
+            trial: of every layer in INT8, which misses the floor.
+            floor: least ``top1`` and ``pearson``.
             total: called with the number of further steps.
-            note: called with how long it takes.
+            note: called with an estimate of the time.
+
+        Returns:
+            The layers to leave in float, and the trials of the search.
 
         Raises:
-            VerificationError: the floor is missed with a single layer in INT8 already.
+            VerificationError: the floor is missed even with a single layer in INT8.
         """
         layers, recipe = self.graph.layers, trial.recipe
         gentlest = min(layers, key=self._rounding)
@@ -222,7 +222,7 @@ class Search:
             self._tick(f"ranking layers: {layer.name}", ranked)
             quality = self.evaluate(recipe, [layer.name], _RANKED).quality
             gains.append(FloatLayer(name=layer.name, kind=layer.kind, gain=quality - base))
-        # The one that is known to be harmless alone goes last: all before it hold the floor.
+        # The gentlest layer is last: with all layers before it in float, the floor holds.
         gains.sort(key=lambda layer: (layer.name == gentlest.name, -layer.gain))
         trials: list[Trial] = []
 
@@ -247,7 +247,7 @@ class Search:
         }
 
     def _rounding(self, layer: Layer) -> float:
-        """Return how coarse INT8's steps are for a layer's input, relative to its usual values."""
+        """Return the largest of a layer's input values by their root mean square."""
         histogram = self._histograms[layer.reads]
         return histogram.largest / max(root_mean_square(histogram), 1e-30)
 

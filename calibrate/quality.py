@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..runtime.input_format import Layout
-
-Floats = NDArray[np.float32]
-# Batch of images, as the network takes them, to probabilities [B, C].
-Classify = Callable[[Floats], Floats]
+from ..runtime.sweep import Classify, Floats
 
 
 def increases(masked: Any, probability: Any) -> Any:
@@ -67,14 +63,14 @@ def insertion_deletion(
 
     Args:
         classify: the network.
-        image: normalised, [C, H, W] or [H, W, C].
+        image: normalised, [C, H, W] or [H, W, C], as ``layout`` says.
         values: the map, [H, W].
         target: the class.
-        steps: how many times pixels are changed, equally many each time.
+        steps: of the curves; each changes the same number of pixels.
         layout: of the image.
 
     Returns:
-        (insertion, deletion), each in [0, 1]; insertion better high, deletion low.
+        (insertion, deletion), each in [0, 1]; higher insertion and lower deletion are better.
     """
     import cv2
 

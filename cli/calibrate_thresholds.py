@@ -24,7 +24,8 @@ from .progress import progress
 from .tables import table
 
 if TYPE_CHECKING:
-    from ..calibrate.thresholds import Curve, LearntThresholds, Point
+    from ..calibrate.thresholds import LearntThresholds
+    from ..calibrate.thresholds_curve import Curve, Point
 
 
 def thresholds(

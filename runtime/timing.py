@@ -8,8 +8,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-# Told what was done, and how many steps that was.
+# Callbacks of long work: what is done and the steps done since; the number of steps, again when it
+# grows; what the user should know meanwhile.
 Tick = Callable[[str, int], None]
+Total = Callable[[int], None]
+Note = Callable[[str], None]
 WARM_UP = 3
 _PAUSE = 0.02  # seconds
 _Key = TypeVar("_Key")
