@@ -36,13 +36,12 @@ class Settings:
     Attributes:
         calibrator: one, or ``auto``: the one whose maps agree best.
         percentile: for ``percentile``; None: the best of 99.99 and 99.9.
-        weight_bits: see ``quantise.quantised``; None: 8, or 7 where the processor's 8 miss the
-            floor.
-        images: images to take ranges from, at most.
-        held_out: images to prove it on, at most.
-        floor: least ``top1`` and ``pearson`` (median, of each method).
-        methods: whose maps; None: those of the paper that the file has.
-        engine, threads, gpu: that candidates and proof run in.
+        weight_bits: see ``quantise.quantise``; None: 8, or 7 if 8 miss the floor on this processor.
+        images: number of images to take ranges from, at most.
+        held_out: number of images to measure the INT8 file on, at most.
+        floor: least ``top1`` and ``pearson`` (the median, of each method).
+        methods: whose maps are compared; None: those of the paper that the file supports.
+        engine, threads, gpu: that candidates run in.
 
     Raises:
         RequestError: a value is unknown or out of range.

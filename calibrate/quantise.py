@@ -29,10 +29,11 @@ class Layer:
     """A convolution or linear layer that can be quantised.
 
     Attributes:
-        name: its module's path where the file knows it, else its node's name.
-        kind: its operator and the shape of its weights, for people.
+        name: its module's path if the file has it, else its node's name.
+        kind: its operator and the shape of its weights, in words.
         reads: the tensor that it multiplies with its weights.
-        nodes: its node, and that of its second pass in a graph with a sweep: one set of weights.
+        nodes: the nodes with its weights: one, or two in a graph that runs the backbone again on
+            masked images.
     """
 
     name: str
@@ -48,8 +49,8 @@ class Graph:
     Attributes:
         model: with shapes inferred and a name for every node.
         layers: in the order in which they run.
-        sums: names of the additions between them.
-        tensors: activations whose ranges are needed.
+        sums: names of the additions between layers.
+        tensors: names of the activations whose ranges are needed.
         manifest: of the file.
     """
 
@@ -119,7 +120,7 @@ def read_graph(path: str | os.PathLike[str]) -> Graph:
 
 
 def _between(model: onnx.ModelProto, layers: Collection[str]) -> set[str]:
-    """Find the nodes that lie behind one layer and before another."""
+    """Find the nodes on the paths from one of the layers to another, layers included."""
     of_layers = set(layers)
     behind: set[str] = set()
     after: set[str] = set()
@@ -148,12 +149,12 @@ def _shapes(model: onnx.ModelProto) -> dict[str, list[int | None]]:
 
 
 def _has_extent(shape: Sequence[int | None] | None) -> bool:
-    """Tell whether a layer has more than one pixel; INT8 gains nothing on others."""
+    """Tell whether a layer's input has more than one pixel; for others INT8 gains nothing."""
     return shape is None or len(shape) != 4 or tuple(shape[2:]) != (1, 1)
 
 
 def _layer_name(node: onnx.NodeProto) -> str:
-    """Name a layer by its module, which PyTorch's exporter keeps in its weights' name alone."""
+    """Name a layer by its module, whose path PyTorch's exporter keeps in the weights' name."""
     module, _, kind = node.input[1].rpartition(".")
     return module if module and kind.startswith("weight") else node.name
 
@@ -165,7 +166,7 @@ def _kind(node: onnx.NodeProto, weight: onnx.TensorProto) -> str:
 def observe(
     graph: Graph, images: Iterable[NDArray[Any]], threads: int | None = None
 ) -> dict[str, Histogram]:
-    """Run images through the float graph and count magnitudes.
+    """Run images through the float graph, and count the magnitudes of its activations.
 
     Args:
         graph: from ``read_graph``.
@@ -211,7 +212,7 @@ def observe(
 
 
 def _feeds(images: NDArray[Any], manifest: Manifest) -> dict[str, NDArray[Any]]:
-    """Name the inputs as the graph does, to compute its activations."""
+    """Return the graph's inputs for some images, by name."""
     count = manifest.batch or len(images)
     image = pad_batch(images, count).astype(manifest.image_type, copy=False)
     feeds = {graph_name("image", manifest): image}
@@ -234,10 +235,10 @@ def quantise(
 
     Args:
         graph: from ``read_graph``.
-        magnitudes: for each of its tensors, what 127 stands for.
+        magnitudes: for each of its tensors, the value that 127 stands for.
         floating: ``Layer.name`` of those that stay in float.
-        weight_bits: 8, or 7: processors without VNNI add pairs of products in 16 bits, which
-            overflow with weights of 8 bits.
+        weight_bits: 8, or 7 for processors without VNNI, which add pairs of products in 16 bits;
+            with 8-bit weights these sums overflow.
     """
     import onnx
     from onnxruntime.quantization import QuantType

@@ -16,7 +16,7 @@ from ..runtime.manifest import Manifest
 from .dataset import Dataset
 from .settings import Settings
 
-# Measured for each map: its name in the image's row, and in the result.
+# Measures of a map: the name in an image's row, and the name in the result.
 MEASURES = {
     "increase": "average_increase",
     "drop": "average_drop",
@@ -32,14 +32,14 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Results of one method in one variant: means over images, with standard errors.
 
     Attributes:
-        method, variant: what was measured.
-        mask, thresholds: the reading.
-        images: how many.
-        accuracy: of the network, None where the data has no labels.
+        method, variant: of the maps.
+        mask, thresholds: the reading of TFT.
+        images: number of images.
+        accuracy: of the network; None if the data has no labels.
         average_increase, average_drop: paper section 5.2.
         coverage: mean of the mask, the share of the image that it shows.
-        mean_rpi: of the best threshold, with ``tft``.
-        improved: share of images that some threshold improves, with ``tft``.
+        mean_rpi: at the best threshold, for ``tft``.
+        improved: share of images that some threshold improves, for ``tft``.
         insertion, deletion: areas under the curves, if measured.
         pointing_game, energy_in_box: on images with boxes.
     """
@@ -73,19 +73,19 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """The results of an evaluation.
 
     Attributes:
-        model, engine, digest, data: what was evaluated, in what, on what.
+        model, engine, digest, data: the file, the engine it ran in, its digest, and the images.
         target: the class explained, ``predicted`` or ``label``.
-        images: images measured.
-        labelled: of these, with a known class.
-        accuracy: on these; None without any. ``accuracy_standard_error`` is that of it.
+        images: number of images measured.
+        labelled: of these, the number whose class is known.
+        accuracy, accuracy_standard_error: on the labelled images; None without any.
         results: one entry for each method and variant.
-        taus: thresholds of the sweep.
-        rpi: for each method the mean relative probability increase at each threshold.
-        chosen: for each method how often each threshold was chosen; the last entry: none was.
+        taus: thresholds that TFT evaluated.
+        rpi: for each method, the mean relative probability increase at each threshold.
+        chosen: for each method, how often each threshold was chosen; last, how often none was.
         unreadable: images left out, and why (the first thousand).
-        unreadable_count: all of them.
-        skipped: images whose label is no class of the network, where labels are explained.
-        notes: for people.
+        unreadable_count: number of all images left out.
+        skipped: number of images whose label is no class of the network, if labels are explained.
+        notes: remarks for the reader.
     """
 
     model: str

@@ -13,7 +13,7 @@ from typing import Any
 
 from .version import package_version
 
-# Of engines, of what feeds them, and of what they are compared with.
+# Engines, the packages that they and image reading depend on, and the tools compared with.
 _PACKAGES = re.compile(
     r"onnx(runtime.*)?|numpy|pillow|opencv-.*|openvino|tensorrt.*|cuda-(python|bindings)"
     r"|torch(vision|cam)?|timm|grad-cam"
@@ -46,35 +46,30 @@ def describe_machine() -> dict[str, Any]:
 
 
 def installed_packages() -> dict[str, str]:
-    """List the installed packages that decide about speed and answers, with versions."""
-    found = {}
-    for each in distributions():
-        name = str(each.metadata["Name"] or "").lower().replace("_", "-")
+    """List the installed packages that affect speed and answers, with their versions."""
+    versions = {}
+    for package in distributions():
+        name = str(package.metadata["Name"] or "").lower().replace("_", "-")
         if _PACKAGES.fullmatch(name):
-            found[name] = each.version
-    return dict(sorted(found.items()))
+            versions[name] = package.version
+    return dict(sorted(versions.items()))
 
 
 def conflicts(installed: Mapping[str, str]) -> list[str]:
-    """Find packages that overwrite each other's files, and say what to do."""
-    said = []
+    """Describe packages that overwrite each other's files, and the commands that repair it."""
     runtimes = [name for name in installed if _ONNXRUNTIME.fullmatch(name)]
-    if len(runtimes) > 1:
-        listed = " ".join(runtimes)
-        wanted = "gpu" if "onnxruntime-gpu" in runtimes else "cpu"
-        said.append(
-            f"{' and '.join(runtimes)} are installed together and overwrite each other. Run: pip "
-            f'uninstall -y {listed}; then: pip install "whycam[{wanted}]"'
-        )
-    readers = [name for name in installed if _OPENCV.fullmatch(name)]
-    if len(readers) > 1:
-        listed = " ".join(readers)
-        said.append(
-            f"{' and '.join(readers)} are installed together and overwrite each other. Run: pip "
-            f"uninstall -y {listed}; then install the one you want, such as "
-            "opencv-python-headless"
-        )
-    return said
+    opencv = [name for name in installed if _OPENCV.fullmatch(name)]
+    extra = "gpu" if "onnxruntime-gpu" in runtimes else "cpu"
+    repairs = (
+        (runtimes, f'pip install "whycam[{extra}]"'),
+        (opencv, "pip install the one you want, such as opencv-python-headless"),
+    )
+    return [
+        f"{' and '.join(names)} are installed together and overwrite each other. Run: pip "
+        f"uninstall -y {' '.join(names)}; then: {repair}"
+        for names, repair in repairs
+        if len(names) > 1
+    ]
 
 
 def _processor() -> str:

@@ -20,27 +20,27 @@ def read_priors(path: str | os.PathLike[str]) -> tuple[Prior, ...]:
     """Read the priors that a file holds.
 
     Args:
-        path: ``thresholds.json`` written by ``whycam calibrate thresholds``, or an ONNX file in
-            which that stored them.
+        path: ``thresholds.json`` of ``whycam calibrate thresholds``, or an ONNX file that this
+            command stored priors in.
 
     Raises:
         DataError: it cannot be read, or holds none.
         ModelFileError: an ONNX file that was not made by whycam.
     """
-    place = Path(path)
-    is_model = place.suffix.lower() == ".onnx"
-    found = read_manifest(place).priors if is_model else _read_report(place)
-    if not found:
-        raise DataError(f"nothing was learnt in {place}: run whycam calibrate thresholds")
-    return found
+    file = Path(path)
+    is_model = file.suffix.lower() == ".onnx"
+    priors = read_manifest(file).priors if is_model else _read_report(file)
+    if not priors:
+        raise DataError(f"{file} holds no priors: run whycam calibrate thresholds")
+    return priors
 
 
-def _read_report(place: Path) -> tuple[Prior, ...]:
+def _read_report(file: Path) -> tuple[Prior, ...]:
     try:
-        return msgspec.json.decode(place.read_bytes(), type=_Report).priors
+        return msgspec.json.decode(file.read_bytes(), type=_Report).priors
     except OSError as error:
-        raise DataError(f"cannot read {place}: {error.strerror or error}") from error
+        raise DataError(f"cannot read {file}: {error.strerror or error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(
-            f"{place} is no thresholds.json of whycam calibrate thresholds: {error}"
+            f"{file} is no thresholds.json of whycam calibrate thresholds: {error}"
         ) from error

@@ -1,9 +1,9 @@
-"""Search thresholds: try those that promise most, from a Gaussian prior learnt beforehand.
+"""Search the best of T thresholds with k < T evaluations, from a Gaussian prior learnt beforehand.
 
-Of T thresholds a search tries only k, each where the last answers promise most: Gaussian
-regression and expected improvement, as in efficient global optimisation (Jones, Schonlau and Welch
-1998, "Efficient global optimization of expensive black-box functions", sections 3 and 4). Array
-API arithmetic, as in ``cam``: the same lines run on NumPy arrays and inside a traced graph.
+Each evaluation goes to the threshold with the largest expected improvement, and its result updates
+the Gaussian, as in efficient global optimisation (Jones, Schonlau and Welch 1998, "Efficient
+global optimization of expensive black-box functions", sections 3 and 4). Array API arithmetic, as
+in ``cam``: the same lines run on NumPy arrays and are recorded as operators of a graph.
 
 Symbols: gains y_t = logit p(masked at tau_t) - logit p(whole image), t = 1 ... T; features f of
 the map and p (F numbers); prior y ~ Normal(B^T f, S). All functions take any leading axes.
@@ -25,23 +25,23 @@ from .tft import Array, Mask, Tft, Thresholds, are_thresholds
 _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 FEATURES = 3 + len(_SHARES) + 2
 _LEAST = 1e-6  # probabilities are held this far from 0 and 1 before their logit is taken
-_NOISE = 1e-2  # variance of a gain seen: float32 leaves that much where p is all but 1
+_NOISE = 1e-2  # variance of a measured gain: float32 rounding leaves that much where p is near 1
 _LEAST_VARIANCE = 1e-6
-# Expected improvements in logits that lie closer than this are equal: rounding must not choose.
+# Expected improvements closer than this count as equal, so that rounding does not decide.
 _TIE, _TIE_SHARE = 1e-6, 1e-4
 
 
 class Prior(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The distribution of a map's gains before any threshold is tried, learnt from images.
+    """The distribution of a map's gains before any threshold is evaluated, learnt from images.
 
     Attributes:
-        method: whose maps it was learnt from.
+        method: of the maps.
         mask, thresholds: the reading of TFT.
         taus: the T thresholds, increasing.
-        mean, scale: of the F features, which are standardised by them.
+        mean, scale: by which the F features are standardised.
         coefficients: B [F][T].
         covariance: S [T][T].
-        images: how many images it was learnt from.
+        images: number of images that it was learnt from.
     """
 
     method: Method
@@ -77,32 +77,30 @@ def prior_for(priors: Iterable[Prior], method: str, settings: Tft) -> Prior:
     Raises:
         RequestError: none was learnt for this method in this reading.
     """
-    known = list(priors)
-    for prior in known:
-        if (prior.method, *_reading(prior)) == (method, *_reading(settings)):
-            return prior
-    there = ", ".join(f"{p.method} ({p.mask}, {p.thresholds})" for p in known) or "none"
+    known: dict[tuple[str, str, str], Prior] = {
+        (one.method, one.mask, one.thresholds): one for one in priors
+    }
+    prior = known.get((method, settings.mask, settings.thresholds))
+    if prior is not None:
+        return prior
+    learnt = ", ".join(f"{name} ({mask}, {by})" for name, mask, by in known) or "none"
     raise RequestError(
-        f"forwards={settings.forwards} searches by what was learnt of the thresholds of "
-        f"'{method}', mask {settings.mask}, thresholds {settings.thresholds}, and nothing was; "
-        f"learnt: {there}. Run: whycam calibrate thresholds MODEL DATA --method {method} "
-        f"--mask {settings.mask} --thresholds {settings.thresholds}"
+        f"forwards={settings.forwards} needs a prior of '{method}', mask {settings.mask}, "
+        f"thresholds {settings.thresholds}, and the file has none; learnt: {learnt}. Run: whycam "
+        f"calibrate thresholds MODEL DATA --method {method} --mask {settings.mask} --thresholds "
+        f"{settings.thresholds}"
     )
-
-
-def _reading(of: Prior | Tft) -> tuple[str, str]:
-    return of.mask, of.thresholds
 
 
 @dataclass(frozen=True)
 class Belief:
-    """What is thought of the gains of some maps, after the thresholds tried so far.
+    """The Gaussian of the gains of some maps, given the thresholds evaluated so far.
 
     Attributes:
         mean: of y, float [..., T].
         covariance: of y, float [..., T, T].
-        tried: bool [..., T].
-        best: largest gain seen, at least 0 (the map as it is), float [...].
+        tried: which thresholds were evaluated, bool [..., T].
+        best: the largest measured gain, at least 0 (that of the whole map), float [...].
     """
 
     mean: Array
@@ -134,25 +132,25 @@ def features(maps: Array, probability: Array) -> Array:
 def logit(probability: Array) -> Array:
     """Compute log(p / (1 - p)), with p held in [1e-6, 1 - 1e-6]."""
     xp = array_api_compat.array_namespace(probability)
-    held = xp.clip(probability, _LEAST, 1.0 - _LEAST)
-    return xp.log(held / (1.0 - held))
+    clipped = xp.clip(probability, _LEAST, 1.0 - _LEAST)
+    return xp.log(clipped / (1.0 - clipped))
 
 
-def begin(prior: Prior, found: Array) -> Belief:
-    """Begin with the prior: mean B^T f, covariance S. ``found`` from ``features``, [..., F]."""
-    xp = array_api_compat.array_namespace(found)
+def begin(prior: Prior, features: Array) -> Belief:
+    """Begin with the prior: mean B^T f, covariance S, of the features f [..., F]."""
+    xp = array_api_compat.array_namespace(features)
 
     def constant(values: Sequence[float] | Sequence[Sequence[float]]) -> Array:
-        return xp.asarray(values, dtype=found.dtype, device=array_api_compat.device(found))
+        return xp.asarray(values, dtype=features.dtype, device=array_api_compat.device(features))
 
-    standard = (found - constant(prior.mean)) / constant(prior.scale)
+    standard = (features - constant(prior.mean)) / constant(prior.scale)
     mean = standard @ constant(prior.coefficients)
     zero = 0.0 * mean
     return Belief(mean, zero[..., None] + constant(prior.covariance), zero > 0.5, zero[..., 0])
 
 
 def expected_improvement(belief: Belief) -> Array:
-    """Compute E[max(y - best, 0)] in logits (Jones et al. 1998); -1 where tried.
+    """Compute E[max(y - best, 0)] in logits (Jones et al. 1998); -1 where evaluated already.
 
     With d = mean - best and s the standard deviation, d Phi(d / s) + s phi(d / s). Phi is taken
     as 1 / (1 + exp(-1.5976 z - 0.07056 z^3)), which is within 2e-4 (Page 1977): no array API and
@@ -175,7 +173,7 @@ def expected_improvement(belief: Belief) -> Array:
 
 
 def next_step(belief: Belief) -> Array:
-    """Choose the threshold to try next: one-hot float [..., T] of the largest improvement."""
+    """Choose the next threshold: one-hot float [..., T] of the largest expected improvement."""
     xp = array_api_compat.array_namespace(belief.mean)
     expected = expected_improvement(belief)
     largest = xp.max(expected, axis=-1, keepdims=True)
@@ -191,10 +189,10 @@ def observe(belief: Belief, step: Array, gain: Array, noise: float = _NOISE) -> 
     """Condition the Gaussian on one measured gain.
 
     Args:
-        belief: before.
-        step: which threshold, one-hot float [..., T].
-        gain: y there, float [...].
-        noise: variance of what is seen around the gain that is believed in.
+        belief: before the measurement.
+        step: the threshold, one-hot float [..., T].
+        gain: y at that threshold, float [...].
+        noise: variance of the measurement.
     """
     xp = array_api_compat.array_namespace(belief.mean)
     column = xp.sum(belief.covariance * step[..., None, :], axis=-1)

@@ -1,8 +1,8 @@
-"""Sweep TFT's thresholds: evaluate masked images in full batches, all or a searched few."""
+"""Choose TFT's threshold: evaluate the image masked at all thresholds, or at those of a search."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,18 +40,18 @@ class Request:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the sweep found for one map.
+    """The threshold chosen for one map.
 
     Attributes:
         threshold: tau*, 0 if no threshold improves.
         cut: the map value at tau*; 0 if no threshold improves.
         rpi: float32 [T], relative probability increase at each threshold; NaN where it was not
-            tried.
+            evaluated.
         improved: whether any threshold raised the probability.
         map: the map, zero below the cut.
-        mask: float32 [H, W], what multiplies the image at tau*.
+        mask: float32 [H, W], by which the image is multiplied at tau*.
         masked_probability: of the class, for the image under that mask; None if no threshold
-            improves and 0 was not among those tried.
+            improves and 0 was not evaluated.
     """
 
     threshold: float
@@ -75,10 +75,10 @@ def sweep(
     Args:
         classify: runs the network.
         requests: maps; their masked images share batches of at most ``batch``.
-        settings: with ``forwards`` only that many thresholds of each map are tried, one after the
-            other, see ``search``.
-        batch: images that go through the network together.
-        prior: what the search starts from; its taus are those of ``settings``.
+        settings: with ``forwards``, only that many thresholds of each map are evaluated, one after
+            the other, see ``search``.
+        batch: images of one run of the network, at most.
+        prior: for the search; its taus are those of ``settings``.
 
     Raises:
         RequestError: a search without a prior, or with one for other thresholds.
@@ -91,7 +91,7 @@ def sweep(
             "whycam calibrate thresholds"
         )
     else:
-        masked = _searched(classify, requests, settings, batch, prior)
+        masked = _search(classify, requests, settings, batch, prior)
     return [
         _choice(request, values, settings) for request, values in zip(requests, masked, strict=True)
     ]
@@ -108,23 +108,23 @@ def masked_probabilities(
     cuts = [tft.cut_values(r.map, settings.taus, settings.thresholds) for r in requests]
     first_of = [_first_equal(r.map, cut) for r, cut in zip(requests, cuts, strict=True)]
     masked = [np.zeros(len(settings.taus), np.float32) for _ in requests]
-    wanted = [
+    pairs = [
         (index, step)
         for index, first in enumerate(first_of)
         for step, same in enumerate(first)
         if same == step
     ]
-    _evaluate(classify, requests, cuts, wanted, masked, settings, batch)
+    _evaluate(classify, requests, cuts, pairs, masked, settings, batch)
     return [values[first] for values, first in zip(masked, first_of, strict=True)]
 
 
-def _searched(
+def _search(
     classify: Classify, requests: Sequence[Request], settings: Tft, batch: int, prior: Prior
 ) -> list[Floats]:
-    """Compute probabilities at the thresholds that a search tries; NaN elsewhere.
+    """Compute probabilities at the thresholds that a search evaluates; NaN elsewhere.
 
-    All requests take their next evaluation together. A mask that keeps as many pixels as one
-    evaluated before is not evaluated again.
+    The next evaluations of all requests share batches. A mask that keeps as many pixels as an
+    earlier one of the same map is not evaluated again.
     """
     steps = len(settings.taus)
     cuts = [tft.cut_values(r.map, settings.taus, settings.thresholds) for r in requests]
@@ -133,22 +133,22 @@ def _searched(
         return masked
     known: list[dict[int, int]] = [{} for _ in requests]  # pixels kept: the step that kept them
     whole = np.array([r.probability for r in requests], np.float32)
-    found = [search.features(r.map, p) for r, p in zip(requests, whole, strict=True)]
-    belief = search.begin(prior, np.stack(found))
+    features = [search.features(r.map, p) for r, p in zip(requests, whole, strict=True)]
+    belief = search.begin(prior, np.stack(features))
     for _ in range(min(settings.forwards or steps, steps)):
         chosen = search.next_step(belief)
         tried = [int(step) for step in chosen.argmax(-1)]
-        wanted, same = [], []
+        pairs, same = [], []
         for index, step in enumerate(tried):
             pixels = int(count_kept(requests[index].map, cuts[index][step]))
             same.append(known[index].setdefault(pixels, step))
             if same[-1] == step:
-                wanted.append((index, step))
-        _evaluate(classify, requests, cuts, wanted, masked, settings, batch)
+                pairs.append((index, step))
+        _evaluate(classify, requests, cuts, pairs, masked, settings, batch)
         for values, step, first in zip(masked, tried, same, strict=True):
             values[step] = values[first]
-        seen = np.array([v[step] for v, step in zip(masked, tried, strict=True)], np.float32)
-        belief = search.observe(belief, chosen, search.logit(seen) - search.logit(whole))
+        measured = np.array([v[step] for v, step in zip(masked, tried, strict=True)], np.float32)
+        belief = search.observe(belief, chosen, search.logit(measured) - search.logit(whole))
     return masked
 
 
@@ -156,13 +156,14 @@ def _evaluate(
     classify: Classify,
     requests: Sequence[Request],
     cuts: Sequence[Floats],
-    wanted: list[tuple[int, int]],
+    pairs: list[tuple[int, int]],
     masked: list[Floats],
     settings: Tft,
     batch: int,
 ) -> None:
     """Evaluate the masked images of (request, threshold) pairs, and write into ``masked``."""
-    for chunk in _chunks(wanted, batch):
+    for start in range(0, len(pairs), batch):
+        chunk = pairs[start : start + batch]
         images = np.stack([mask_input(requests[i], cuts[i][step], settings) for i, step in chunk])
         for (index, step), row in zip(chunk, classify(images), strict=True):
             masked[index][step] = row[requests[index].target]
@@ -183,11 +184,6 @@ def masked_image(image: Floats, mask: Floats, layout: Layout = "NCHW") -> Floats
     return np.asarray(image * every_channel, dtype=np.float32)
 
 
-def _chunks(items: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
 def mask_input(request: Request, cut: np.float32, settings: Tft) -> Floats:
     """Mask a request's image at one threshold, float32 of its shape."""
     thresholded = tft.threshold_map(request.map, cut)
@@ -196,23 +192,19 @@ def mask_input(request: Request, cut: np.float32, settings: Tft) -> Floats:
 
 def _first_equal(values: Floats, cuts: Floats) -> NDArray[np.intp]:
     """Find for each threshold the first one that leaves the same thresholded map."""
-    pixels = _all_kept(values, cuts)
+    pixels = np.array([count_kept(values, cut) for cut in cuts])
     _, first, inverse = np.unique(pixels, return_index=True, return_inverse=True)
     return np.asarray(first[inverse], dtype=np.intp)
 
 
-def _all_kept(values: Floats, cuts: Floats) -> NDArray[np.intp]:
-    return np.array([count_kept(values, cut) for cut in cuts])
-
-
 def count_kept(values: Floats, cut: np.float32) -> np.intp:
     """Count the pixels that a threshold leaves; equal counts of one map mean equal masks."""
-    # A pixel of value 0 is 0 whether kept or muted.
+    # A pixel of value 0 is 0 whether it is kept or not.
     return np.count_nonzero((values >= cut) & (values != 0))
 
 
 def mute_lowest(request: Request, share: float) -> Choice:
-    """Mute the lowest ``share`` of the pixels without asking the network."""
+    """Set the lowest ``share`` of the pixels to 0, without evaluating the network."""
     cut = tft.cut_values(request.map, (share,), "rank")[0]
     values = tft.threshold_map(request.map, cut)
     return Choice(
@@ -233,12 +225,12 @@ def _choice(request: Request, masked: Floats, settings: Tft) -> Choice:
 
 
 def make_choice(values: Floats, rpi: Floats, masked: Floats, settings: Tft) -> Choice:
-    """Choose the threshold from a sweep's numbers.
+    """Choose the threshold with the largest rpi.
 
     Args:
         values: the map, float32 [H, W].
         rpi, masked: relative probability increase and probability at each threshold, float32 [T];
-            NaN where a search did not try it.
+            NaN where it was not evaluated.
         settings: the sweep's.
     """
     improved = bool(tft.improves(rpi))

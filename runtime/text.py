@@ -39,7 +39,7 @@ def width_of(text: str, size: int) -> int:
         return int(np.ceil(_pillow_font(text, size).getlength(text)))
     import cv2
 
-    # Where the pen ends: the rectangle of the ink would leave out spaces.
+    # The advance width, for the bounding box leaves out trailing spaces.
     _, _, width, _ = cv2.getTextSize((1, 1), text, (0, 0), face, size)
     return int(width)
 
@@ -62,8 +62,8 @@ def write(image: RGBImage, text: str, left: int, top: int, size: int) -> None:
     letters = _pillow_line(text, size)
     height = max(0, min(letters.shape[0], image.shape[0] - top))
     width = max(0, min(letters.shape[1], image.shape[1] - left))
-    place = image[top : top + height, left : left + width]
-    np.maximum(place, letters[:height, :width, None], out=place)
+    region = image[top : top + height, left : left + width]
+    np.maximum(region, letters[:height, :width, None], out=region)
 
 
 def _face() -> Any:
@@ -77,10 +77,10 @@ def _face() -> Any:
 
 @lru_cache(maxsize=64)
 def _pillow_font(text: str, size: int) -> Any:
-    """Find the first font with every letter of the text, else take Pillow's own and warn."""
-    own = _opened(None, size)
+    """Find the first font with every letter of the text, else return Pillow's own and warn."""
+    own = _load_font(None, size)
     for name in (None, *_bundled(), *_FONTS):
-        font = _opened(name, size)
+        font = _load_font(name, size)
         if font is not None and _covers(font, text):
             return font
     missing = "".join(sorted({letter for letter in text if not _covers(own, letter)}))
@@ -93,8 +93,8 @@ def _pillow_font(text: str, size: int) -> Any:
 
 
 @lru_cache(maxsize=64)
-def _opened(name: str | None, size: int) -> Any:
-    """A font of Pillow's, by file name; None names its own. None, where there is no such file."""
+def _load_font(name: str | None, size: int) -> Any:
+    """Load a font by file name, or Pillow's own for None; return None if there is no such file."""
     from PIL import ImageFont
 
     if name is None:
@@ -110,10 +110,10 @@ def _bundled() -> tuple[str, ...]:
     """List the fonts that matplotlib brings, where it is installed."""
     from importlib.util import find_spec
 
-    found = find_spec("matplotlib")
-    if found is None or found.origin is None:
+    spec = find_spec("matplotlib")
+    if spec is None or spec.origin is None:
         return ()
-    return (str(Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"),)
+    return (str(Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"),)
 
 
 def _covers(font: Any, text: str) -> bool:

@@ -206,7 +206,7 @@ def test_unusable_settings_are_refused_at_once(tiny, film, settings):
 
 
 def test_only_files_can_be_looped(tiny):
-    with pytest.raises(RequestError, match="cannot begin again"):
+    with pytest.raises(RequestError, match="cannot start again"):
         whycam.stream(tiny, iter([picture(0)]), loop=True)
 
 

@@ -1,8 +1,8 @@
-"""Cache arrays that training reads in every epoch on disk, in chunks.
+"""Cache on disk, in chunks, the arrays that training reads in every epoch.
 
-A chunk is a folder that is written under another name and then renamed. So a killed run loses at
-most the chunk it was writing, several processes can write chunks of their own, and all can read
-them through memory maps.
+A chunk is a folder that is written under a temporary name and then renamed, so a killed run loses
+only the chunk that it was writing. Several processes can write different chunks, and all read them
+through memory maps.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Cache:
     """Named arrays on disk with one row for each item.
 
     Args:
-        folder: where chunks lie; on storage that every process sees.
-        count: items.
+        folder: of the chunks, on storage that every process sees.
+        count: number of items.
         layout: for each array the shape of a row and its dtype.
     """
 
@@ -54,7 +54,7 @@ class Cache:
         """Check, before the first chunk is written, that the disk can hold the rest.
 
         Raises:
-            OutputError: with what is missing.
+            OutputError: it cannot.
         """
         needed = self.row_bytes * sum(len(items) for _, items in self.missing())
         self._make(self.folder)

@@ -1,8 +1,8 @@
-"""Compute once what training needs of each image and does not change while it runs."""
+"""Compute, once for each image, the arrays that stay the same throughout training."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,13 @@ _BATCH = 16
 
 
 def layout(tunable: TunableNetwork, names: Iterable[str]) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Describe the cache's row of an image: shape and dtype of each array.
+    """Return shape and dtype of the cached arrays of an image, by name.
 
     Args:
         tunable: the network.
-        names: of ``target`` (the most probable class), ``probabilities``, ``features`` (the
-            output of the frozen part), ``image`` (the network's view, uint8), ``mask`` (M*).
+        names: of the arrays: ``target`` (the most probable class), ``probabilities``,
+            ``features`` (the output of the frozen part), ``image`` (resized and cropped, uint8),
+            ``mask`` (M*).
     """
     rows: dict[str, tuple[tuple[int, ...], str]] = {
         "target": ((), "int64"),
@@ -53,9 +54,9 @@ class RowComputer:
     Attributes:
         tunable: the network before training.
         spec: its preprocessing.
-        device: where it is.
+        device: that it runs on.
         method: of the masks.
-        tft: the reading of the masks.
+        tft: the reading of TFT that masks are computed in.
         explainer: of the same network, if masks are needed.
     """
 
@@ -87,12 +88,13 @@ class RowComputer:
         for index, items in cache.missing(*share):
             errors: dict[int, str] = {}
             parts: list[dict[str, NDArray[Any]]] = []
-            for some in _batches(items):
-                views, bad = read_views([paths[item] for item in some], self.spec)
-                errors.update({some[i]: why for i, why in bad.items()})
+            for start in range(0, len(items), _BATCH):
+                batch = items[start : start + _BATCH]
+                views, unreadable = read_views([paths[item] for item in batch], self.spec)
+                errors.update({batch[i]: why for i, why in unreadable.items()})
                 parts.append(self.rows(views, cache.layout))
                 if tick is not None:
-                    tick("reading images", len(some))
+                    tick("reading images", len(batch))
             arrays = {name: np.concatenate([part[name] for part in parts]) for name in cache.layout}
             cache.write(index, arrays, errors)
 
@@ -121,20 +123,23 @@ class RowComputer:
 
 
 def read_views(paths: Sequence[Path], spec: Preprocess) -> tuple[RGBImage, dict[int, str]]:
-    """Read and crop images, uint8 [N, H, W, 3]; unreadable ones are black, with their error."""
+    """Read, resize and crop images, uint8 [N, H, W, 3]; return them and the errors by index.
+
+    An image that cannot be read is black.
+    """
     views = np.zeros((len(paths), *spec.size, 3), np.uint8)
-    bad = {}
+    errors = {}
     for index, path in enumerate(paths):
-        image = _view(path, spec)
-        if isinstance(image, str):
-            bad[index] = image
+        view = _read_view(path, spec)
+        if isinstance(view, str):
+            errors[index] = view
         else:
-            views[index] = image
-    return views, bad
+            views[index] = view
+    return views, errors
 
 
-def _view(path: Path, spec: Preprocess) -> RGBImage | str:
-    """Read and crop one image, or return why it cannot be read."""
+def _read_view(path: Path, spec: Preprocess) -> RGBImage | str:
+    """Read, resize and crop one image, or return why it cannot be read."""
     try:
         return crop_resized(read_image(path), spec)[0]
     except ImageError as error:
@@ -151,11 +156,6 @@ def to_input(views: NDArray[np.uint8], spec: Preprocess, device: torch.device) -
     return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-def _batches(items: range) -> Iterator[range]:
-    for start in range(items.start, items.stop, _BATCH):
-        yield range(start, min(start + _BATCH, items.stop))
-
-
 def compute_best_masks(
     explainer: Explainer,
     method: Method,
@@ -165,7 +165,7 @@ def compute_best_masks(
     size: tuple[int, int],
 ) -> NDArray[np.float32]:
     """Compute M* of each image (paper equation 8), pooled to the activations' size, [N, h, w]."""
-    # The graph's own sweep would mask by its own reading, and only pooled masks are needed.
+    # Not by TFT inside the graph, which may have another reading.
     plan = plan_request(explainer.manifest, method, settings, sweep_outside=True)
     inference = infer(explainer.model, images, target[:, None].tolist(), plan)
     maps = pipeline.map(explainer.model, inference, plan)

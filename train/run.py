@@ -1,4 +1,4 @@
-"""Start a training run: processes and devices, the run's folder and its identity."""
+"""Start a training run: launch processes, claim the run's folder, and identify the run."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def fingerprint(
     settings: Mapping[str, Any],
     classes: str | Path | None = None,
 ) -> str:
-    """Hash what makes two runs the same: weights, preprocessing, classes, images and settings.
+    """Hash weights, preprocessing, classes, images and settings, which identify a run.
 
     Args:
         source: the network before training.
@@ -116,26 +116,28 @@ def fingerprint(
         settings: of the training.
         classes: the file that says which class a label means.
     """
-    what = hashlib.sha256(msgspec.json.encode(settings))
-    what.update(msgspec.json.encode((source.preprocess, source.labels)))
+    digest = hashlib.sha256(msgspec.json.encode(settings))
+    digest.update(msgspec.json.encode((source.preprocess, source.labels)))
     if classes is not None:
-        what.update(Path(classes).read_bytes())
+        digest.update(Path(classes).read_bytes())
     for name, tensor in sorted(source.model.state_dict().items()):
-        what.update(name.encode())
-        what.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(name.encode())
+        digest.update(
+            tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        )
     for data in parts.values():
         for sample in data.samples:
-            what.update(f"{sample.path.resolve()}\0{sample.label}\n".encode())
-    return what.hexdigest()[:16]
+            digest.update(f"{sample.path.resolve()}\0{sample.label}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def claim_folder(folder: Path, key: str, settings: Mapping[str, Any], fabric: Fabric) -> None:
     """Make the run's folder, or check that it holds the same run.
 
-    The first process does so; an error there is raised in all, so that none waits for it.
+    The first process does so; its error is raised in all processes, so that none waits forever.
 
     Raises:
-        TrainingError: it holds another.
+        TrainingError: the folder holds another run.
         OutputError: it cannot be written.
     """
     problem: WhyCamError | None = None

@@ -13,20 +13,19 @@ from ..overlay import outline, tables
 from ..preprocess import Placement
 
 _SAMPLES = 24  # rows and columns of a frame that are compared with the frame before
-_CUT = 40.0  # mean difference of these samples, of 255, from which on the scene is another one
+_NEW_SCENE = 40.0  # mean difference of these samples, of 255, from which on the scene is new
 
 
 class Overlay:
     """Draws explanations over frames, one after the other; for any OpenCV loop.
 
-    Holds what was drawn on the last frame: the map fades from one frame to the next, and begins
-    anew when the class, the method, the frame's size or the scene changes.
+    The map is blended with that of the last frame, until the class, the method, the frame's size
+    or the scene changes.
 
     Attributes:
         opacity: of the colours where the map is 1, in [0, 1].
-        smoothing: how much of the drawn map stays from one frame to the next, in [0, 1); 0: none.
-        threshold: draw only map values from here on, in [0, 1]; None: as the explanation was
-            thresholded.
+        smoothing: weight of the last frame's map, in [0, 1); 0: none.
+        threshold: least map value that is drawn, in [0, 1]; None: that of the explanation.
         contour: whether the region above the threshold is outlined.
         caption: whether label, probability and threshold are written over the frame.
 
@@ -86,9 +85,9 @@ class Overlay:
         levels, top, left = _levels(values, cut, explanation)
         if levels.size:
             _tint(drawn[top : top + levels.shape[0], left : left + levels.shape[1]], levels, self)
-            # By the frame's own threshold: what is left of the last one's outlines nothing.
-            own = explanation.cut if self.threshold is None else self.threshold
-            if self.contour and own > 0:
+            # By the threshold of this frame alone, not the smoothed one, which never reaches 0.
+            threshold = explanation.cut if self.threshold is None else self.threshold
+            if self.contour and threshold > 0:
                 outline(drawn, levels, top, left)
         if self.caption:
             _caption(drawn, explanation, note)
@@ -100,16 +99,13 @@ class Overlay:
         """Blend the map and its cut with those of the last frame."""
         values, cut = explanation.original_map, float(explanation.cut)
         key = (explanation.index, explanation.method, image.shape, values.shape)
-        if self._map is not None and self.smoothing > 0 and not self._cut_to(image, key):
-            stays = np.float32(self.smoothing)
-            values = values + stays * (self._map - values)
+        if self.smoothing > 0 and not self._is_new_scene(image, key) and self._map is not None:
+            values = values + np.float32(self.smoothing) * (self._map - values)
             cut += self.smoothing * (self._cut - cut)
-        elif self.smoothing > 0:
-            self._cut_to(image, key)
         self._map, self._cut = values, cut
         return values, cut if self.threshold is None else self.threshold
 
-    def _cut_to(self, image: RGBImage, key: tuple[object, ...]) -> bool:
+    def _is_new_scene(self, image: RGBImage, key: tuple[object, ...]) -> bool:
         """Tell whether the scene, class, method or size differs from the last frame's."""
         rows, columns = (max(1, side // _SAMPLES) for side in image.shape[:2])
         samples = image[rows // 2 :: rows, columns // 2 :: columns].astype(np.int16)
@@ -117,7 +113,7 @@ class Overlay:
         same, self._key = key == self._key, key
         if not same or before is None or before.shape != samples.shape:
             return True
-        return bool(np.abs(samples - before).mean() > _CUT)
+        return bool(np.abs(samples - before).mean() > _NEW_SCENE)
 
 
 def _levels(
@@ -139,14 +135,14 @@ def _levels(
     levels = cv2.convertScaleAbs(values, alpha=255)
     if levels.shape != (bottom - top, right - left):
         levels = cv2.resize(levels, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
-    # What is seen of the network's input, where that reaches over the image's edges.
+    # Crop to the image where the network's input extends beyond its edges.
     levels = levels[max(0, -top) : height - top, max(0, -left) : width - left]
     top, left = max(top, 0), max(left, 0)
     if cut > 0:
         _, levels = cv2.threshold(levels, max(cut * 255 - 0.5, 0), 0, cv2.THRESH_TOZERO)
     column, row, columns, rows = cv2.boundingRect(levels)
-    found = np.asarray(levels[row : row + rows, column : column + columns], np.uint8)
-    return found, top + row, left + column
+    region = np.asarray(levels[row : row + rows, column : column + columns], np.uint8)
+    return region, top + row, left + column
 
 
 def _edges(placement: Placement) -> tuple[int, int, int, int]:
@@ -160,8 +156,8 @@ def _tint(region: RGBImage, levels: NDArray[np.uint8], overlay: Overlay) -> None
     import cv2
 
     kept, colours = tables(overlay.opacity)
-    shown = cv2.multiply(region, cv2.applyColorMap(levels, kept), scale=1 / 255)
-    region[:] = cv2.add(shown, cv2.applyColorMap(levels, colours), dst=shown)
+    dimmed = cv2.multiply(region, cv2.applyColorMap(levels, kept), scale=1 / 255)
+    region[:] = cv2.add(dimmed, cv2.applyColorMap(levels, colours), dst=dimmed)
 
 
 def _caption(drawn: RGBImage, explanation: Explanation, note: str) -> None:
@@ -172,15 +168,15 @@ def _caption(drawn: RGBImage, explanation: Explanation, note: str) -> None:
     size = min(max(11, min(height, width) // 30), 48)
     if height < 4 * size or width < 8 * size:
         return  # a frame too small to read on
-    rest: list[str] = [explanation.method]
+    details: list[str] = [explanation.method]
     if explanation.threshold is not None:
-        rest.append(f"tau {explanation.threshold:.2g}")
+        details.append(f"tau {explanation.threshold:.2g}")
     if explanation.rpi is not None and explanation.improved:
-        rest.append(f"rpi {np.nanmax(explanation.rpi):+.0%}")
+        details.append(f"rpi {np.nanmax(explanation.rpi):+.0%}")
     number = f" {format_probability(explanation.probability, explanation.task, 2)}"
     lines = [
-        _fitting(explanation.label, width - text.width_of(number, size) - size, size) + number,
-        _fitting("  ".join([*rest, note] if note else rest), width - size, size),
+        _shorten(explanation.label, width - text.width_of(number, size) - size, size) + number,
+        _shorten("  ".join([*details, note] if note else details), width - size, size),
     ]
     space = round(1.4 * size)
     longest = max(text.width_of(line, size) for line in lines) + size
@@ -191,8 +187,8 @@ def _caption(drawn: RGBImage, explanation: Explanation, note: str) -> None:
         text.write(drawn, line, size // 2, height - (2 - row) * space - size // 4, size)
 
 
-def _fitting(line: str, width: int, size: int) -> str:
-    """Shorten a line that is too wide."""
+def _shorten(line: str, width: int, size: int) -> str:
+    """Shorten a line that is wider than ``width`` pixels."""
     if text.width_of(line, size) <= width:
         return line
     while line and text.width_of(line + "…", size) > width:

@@ -22,13 +22,13 @@ Kind = Literal["lost", "back", "corrupt", "cut short", "resized"]
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a stream and that people should know.
+    """An event of a stream that its user should know of.
 
     Attributes:
-        kind: ``lost``: a live source, which is tried again; ``back``: it came again; ``corrupt``:
-            the first frame that could not be decoded; ``cut short``: a file ended before its
-            time; ``resized``: frames have another size from here on.
-        text: a sentence.
+        kind: ``lost``: a live source failed and is opened again; ``back``: it sends frames again;
+            ``corrupt``: the first frame that could not be decoded; ``cut short``: a file ended
+            early; ``resized``: the size of the frames changed.
+        text: the same in a sentence.
     """
 
     kind: Kind
@@ -40,11 +40,11 @@ class Frame:
     """A frame as it was read.
 
     Attributes:
-        index: in the source, from 0; those passed over count.
+        index: in the source, from 0; frames that were skipped count.
         seconds: its time in the source.
         image: uint8 [h, w, 3], RGB.
-        read: seconds that decoding it took; of a live source with the wait for it.
-        arrived: when it was there, by ``time.perf_counter``.
+        read: seconds to decode it; for a live source, including the wait for it.
+        arrived: when it had been decoded, by ``time.perf_counter``.
     """
 
     index: int
@@ -56,26 +56,26 @@ class Frame:
 
 @dataclass(eq=False)
 class CaptureState:
-    """The state of reading a source, which its capture threads share one after the other.
+    """The state of reading a source; each capture thread takes it over from the one before.
 
     Attributes:
-        source: what is opened.
-        frames: where frames go.
-        drop: old frames give way to new ones, and a file is played at its own pace.
-        loop: a file begins again when it ends.
-        limit_fps: take at most so many frames a second.
+        source: the source to open.
+        frames: the queue that frames are put into.
+        drop: whether new frames replace waiting ones; a file is then played at its own speed.
+        loop: whether a file starts again when it ends.
+        limit_fps: frames a second to take, at most.
         tell: called with each ``Event``.
         stopped: set when the reader is closed.
-        opened: set when the source could be opened once.
-        fps: the source's own, or 0 where it does not say.
-        total: how many frames it has, or None.
-        read: how many frames of the source were read so far.
-        handed: how many of them were put into ``frames``.
-        corrupt: how many could not be decoded.
+        opened: set once the source has been opened.
+        fps: frame rate of the source, or 0 if it states none.
+        total: number of frames of the source, or None.
+        read: frames read so far.
+        handed: of these, frames put into ``frames``.
+        corrupt: of these, frames that could not be decoded.
         reconnects: how often a live source came back.
-        began: when the first frame of a live source came, by ``time.perf_counter``.
+        began: when the first frame of a live source arrived, by ``time.perf_counter``.
         offset: seconds of a looped file's earlier rounds.
-        due: time of the next frame to take, where ``limit_fps`` skips some.
+        due: time of the next frame to take, if ``limit_fps`` skips some.
     """
 
     source: Source
@@ -103,10 +103,12 @@ class CaptureThread:
     Attributes:
         ready: whether the source is open.
         waiting: since when it waits for the source, by ``time.monotonic``; None: it does not.
-        frames: how many frames it passed on.
-        taken: how many frames it decoded, passed on or not.
-        seconds: time of the last one.
-        abandoned: set when the reader stops waiting for it, as for a driver that hangs.
+        frames: number of frames put into the queue.
+        taken: number of frames decoded, including those that were skipped.
+        seconds: time of the last frame.
+        abandoned: set when the reader gives the thread up, as when a driver hangs.
+        error: what ended the thread; None: the end of the source.
+        done: set when the thread has ended.
     """
 
     def __init__(self, state: CaptureState, lost_before: bool) -> None:
@@ -170,7 +172,7 @@ class CaptureThread:
             if not self._is_due(seconds):
                 continue
             if state.drop and not live:
-                # A file that may be dropped from plays at its own pace, as a camera would.
+                # A file whose frames may be dropped is played at its own speed, as a camera.
                 if state.stopped.wait(max(0.0, started + seconds - state.offset - arrived)):
                     return
                 arrived = time.perf_counter()
@@ -201,7 +203,7 @@ class CaptureThread:
         step = 1.0 / (state.source.fps or state.fps or 25.0)
         counted = state.offset if self.taken == 0 else self.seconds + step
         stated = math.nan if capture.seconds is None else capture.seconds + state.offset
-        # Containers without times say 0, or repeat themselves.
+        # Containers without times state 0, or repeat a time.
         usable = (
             math.isfinite(stated) and (stated > self.seconds or self.taken == 0) and stated >= 0
         )
@@ -214,7 +216,7 @@ class CaptureThread:
         if state.limit_fps is None or state.source.fps is not None:
             return True
         step = 1.0 / state.limit_fps
-        if seconds < state.due - step / 4:  # what jitters comes a little early at times
+        if seconds < state.due - step / 4:  # tolerates jitter
             return False
         state.due = max(state.due + step, seconds)
         return True

@@ -30,10 +30,9 @@ class Look(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         tft: ``off``; ``every``: all thresholds at each frame; ``track``: the best threshold is
             followed from frame to frame with a few evaluations of the network.
         target: the class explained: index, label, or rank from -1, the most probable.
-        threshold: draw only map values from here on, in [0, 1]; None: tau* where TFT runs, else
-            the whole map.
+        threshold: least map value that is drawn, in [0, 1]; None: tau* with TFT, else 0.
         opacity: of the colours where the map is 1, in [0, 1].
-        smoothing: how much of the drawn map stays from one frame to the next, in [0, 1); 0: none.
+        smoothing: weight of the last frame's map, in [0, 1); 0: none.
         contour: whether the region above the threshold is outlined.
     """
 
@@ -58,11 +57,11 @@ class Look(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Controls:
-    """The look in force, which any thread may replace while the stream runs.
+    """Holds the current look, which any thread may change while the stream runs.
 
     Args:
-        manifest: of the file that explains.
-        look: at the beginning; None: the usual one.
+        manifest: of the model file.
+        look: the first one; None: the default.
 
     Raises:
         RequestError: a look that cannot be used with this file.
@@ -84,7 +83,7 @@ class Controls:
         return self._look
 
     def change(self, /, **fields: Any) -> Look:
-        """Replace some of the look's attributes, all of those passed or none.
+        """Change attributes of the look: all those passed, or none if one is refused.
 
         Raises:
             RequestError: an attribute that does not exist, or a value that cannot be used with
@@ -98,11 +97,11 @@ class Controls:
             )
         with self._lock:
             try:
-                # Through its plain form, so that types are checked whoever sends them.
-                wanted = msgspec.convert(msgspec.to_builtins(self._look) | fields, Look)
+                # Converted from plain values, which checks the types of what a page sends.
+                look = msgspec.convert(msgspec.to_builtins(self._look) | fields, Look)
             except msgspec.ValidationError as error:
                 raise RequestError(f"a setting of the stream cannot be used: {error}") from error
-            self._look = self._checked(wanted)
+            self._look = self._checked(look)
             return self._look
 
     def _checked(self, look: Look) -> Look:
@@ -119,15 +118,15 @@ class Controls:
 
 @dataclass(frozen=True)
 class Timing:
-    """Where the time of a frame went, in seconds.
+    """Time spent on a frame, in seconds.
 
     Attributes:
         read: decoding, on the reader's thread.
         explain: preprocessing, network, map and thresholds.
         draw: the overlay.
-        latency: from the moment the frame was there until it was drawn.
-        fps: frames drawn a second, over the last ones.
-        forwards: passes through the network beside the explanation itself.
+        latency: from the arrival of the frame until it was drawn.
+        fps: frames drawn a second, over the last 30.
+        forwards: evaluations of masked images.
     """
 
     read: float
@@ -145,13 +144,13 @@ class StreamFrame:
     Attributes:
         index: of the frame in its source, from 0.
         seconds: its time in the source.
-        original: as it was read, uint8 [h, w, 3], RGB.
-        image: with the explanation drawn over it, the same shape.
+        original: the frame as read, uint8 [h, w, 3], RGB.
+        image: the frame with its explanation drawn over it, of the same shape.
         explanation: of this frame.
         ranking: the most probable classes: index, label, probability; five at most.
-        timing: see ``Timing``.
-        dropped: frames of a live source that were passed over so far.
-        look: what it was explained and drawn with.
+        timing: time spent on it.
+        dropped: number of frames dropped for newer ones so far.
+        look: that it was explained and drawn with.
     """
 
     index: int

@@ -1,4 +1,4 @@
-"""Explain frames one after the other with the current look."""
+"""Explain a stream's frames one after the other, with the controls' current look."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _RANKED = 5
 
 @dataclass(frozen=True, eq=False)
 class PreparedFrame:
-    """A frame with what the network is fed of it, and the seconds that took."""
+    """A frame, its preprocessed input, and the seconds that preprocessing took."""
 
     frame: Frame
     prepared: Prepared
@@ -36,7 +36,15 @@ class PreparedFrame:
 
 @dataclass(frozen=True, eq=False)
 class Explained:
-    """A frame with its explanation, the classes beside it, and what it took."""
+    """A frame with its explanation.
+
+    Attributes:
+        frame, explanation: of one another.
+        ranking: the most probable classes: index, label, probability; five at most.
+        look: that it was explained with.
+        seconds: of preprocessing and explaining.
+        forwards: evaluations of masked images.
+    """
 
     frame: Frame
     explanation: Explanation
@@ -50,9 +58,9 @@ class FrameExplainer:
     """Explains the frames of one stream.
 
     Args:
-        explainer: explains them.
-        controls: say how, at each frame.
-        forwards: see ``Tracker``.
+        explainer: from ``whycam.load``.
+        controls: their look is read at each frame.
+        forwards: budget of ``Tracker``.
     """
 
     def __init__(self, explainer: Explainer, controls: Controls, forwards: float) -> None:
@@ -70,7 +78,7 @@ class FrameExplainer:
         """Preprocess and explain a frame."""
         return self.explain(self.prepare(frame))
 
-    def explain(self, given: PreparedFrame) -> Explained:
+    def explain(self, prepared: PreparedFrame) -> Explained:
         """Explain the next frame.
 
         Raises:
@@ -80,16 +88,16 @@ class FrameExplainer:
         look = self._controls.look
         tracked = look.tft == "track"
         if (look.method, tracked) != self._tracked:
-            self._tracker.reset()  # what it knows is of other maps, or of long ago
+            self._tracker.reset()  # it knows the maps of another method, or old ones
             self._tracked = look.method, tracked
-        found, probabilities = self._explain(given.prepared, look)
+        explanation, probabilities = self._explain(prepared.prepared, look)
         return Explained(
-            given.frame,
-            found,
-            self._ranked(probabilities),
+            prepared.frame,
+            explanation,
+            self._rank(probabilities),
             look,
-            given.seconds + time.perf_counter() - begun,
-            self._tracker.forwards if tracked else _tried(found),
+            prepared.seconds + time.perf_counter() - begun,
+            self._tracker.forwards if tracked else _count_evaluated(explanation),
         )
 
     def _explain(self, prepared: Prepared, look: Look) -> tuple[Explanation, Floats]:
@@ -106,7 +114,7 @@ class FrameExplainer:
             choice = self._tracker.choose(class_map, settings)
         else:
             (choice,) = pipeline.threshold(model, inference, [class_map], plan)
-        found = make_explanation(
+        explanation = make_explanation(
             model.manifest,
             class_map,
             choice,
@@ -114,9 +122,9 @@ class FrameExplainer:
             prepared.images[0],
             prepared.placements[0],
         )
-        return found, inference.probabilities[0]
+        return explanation, inference.probabilities[0]
 
-    def _ranked(self, probabilities: NDArray[np.float32]) -> tuple[tuple[int, str, float], ...]:
+    def _rank(self, probabilities: NDArray[np.float32]) -> tuple[tuple[int, str, float], ...]:
         count = min(_RANKED, len(probabilities))
         best = np.argpartition(-probabilities, count - 1)[:count]
         order = best[np.argsort(-probabilities[best], kind="stable")]
@@ -124,6 +132,6 @@ class FrameExplainer:
         return tuple((int(i), label(int(i)), float(probabilities[i])) for i in order)
 
 
-def _tried(explanation: Explanation) -> int:
-    """Count the thresholds that a sweep tried."""
+def _count_evaluated(explanation: Explanation) -> int:
+    """Count the thresholds that TFT evaluated."""
     return 0 if explanation.rpi is None else int(np.count_nonzero(~np.isnan(explanation.rpi)))

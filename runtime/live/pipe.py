@@ -62,11 +62,6 @@ class Pipe(Generic[T]):
             self._closed = True
             self._changed.notify_all()
 
-    @property
-    def closed(self) -> bool:
-        """Tell whether the queue was closed."""
-        return self._closed
-
     def __iter__(self) -> Iterator[T]:
         return self
 
@@ -86,24 +81,24 @@ class Pipe(Generic[T]):
 
 
 def start_stage(
-    name: str, work: Callable[[T], U], taken: Pipe[T], given: Pipe[U]
+    name: str, work: Callable[[T], U], source: Pipe[T], sink: Pipe[U]
 ) -> threading.Thread:
-    """Start a thread that applies ``work`` to each item of one pipe and puts it into the next.
+    """Start a thread that applies ``work`` to each item of one pipe and puts it into another.
 
-    Ends with the pipe before or after it; an error of the work ends both.
+    It ends when either pipe ends; an error of ``work`` ends both pipes.
     """
 
     def run() -> None:
         try:
-            for item in taken:
-                if not given.put(work(item)):
+            for item in source:
+                if not sink.put(work(item)):
                     break
         except BaseException as error:
-            given.end(error)
+            sink.end(error)
         else:
-            given.end()
+            sink.end()
         finally:
-            taken.close()
+            source.close()
 
     thread = threading.Thread(target=run, name=f"whycam {name}", daemon=True)
     thread.start()

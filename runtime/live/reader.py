@@ -14,30 +14,30 @@ from .source import Source
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 30.0
 _OPENING_SECONDS = 20.0  # an address has a shorter limit of its own, a device may have none
 _TICK = 0.05
-_ABANDONED = 4  # threads that hang in a driver, before another one is risked
+_ABANDONED = 4  # threads that may hang in a driver at once, before the next is started
 
 
 class Reader:
-    """Puts a source's frames into ``frames``.
+    """Reads a source's frames into a queue.
 
-    Reading can hang in a driver for good, so each opening of the source has a thread, which
-    another one watches and, if need be, leaves behind.
+    A driver can hang forever, so the source is opened and read on a capture thread. Another thread
+    watches it, abandons it if it hangs, and starts the next one.
 
     Attributes:
-        frames: ends with the source, or with the error that it died of.
-        state: what is known of the source, and how many frames were read.
+        frames: the queue; ends with the source, or raises its error.
+        state: of the source, with counts of frames.
 
     Args:
         source: from ``find_source``.
-        drop: old frames give way to new ones, and a file is played at its own pace.
-        loop: a file begins again when it ends.
-        fps: take at most so many frames a second of the source.
+        drop: whether new frames replace waiting ones; a file is then played at its own speed.
+        loop: whether a file starts again when it ends.
+        fps: frames a second to take, at most.
         stall: seconds without a frame after which a live source counts as lost.
-        retries: how often to try to open a lost source again; None: until ``close``.
+        retries: attempts to open a lost source again; None: until ``close``.
         tell: called with each ``Event``, on the reader's thread.
 
     Raises:
-        SourceError: it cannot be opened.
+        SourceError: the source cannot be opened.
     """
 
     def __init__(
@@ -63,18 +63,18 @@ class Reader:
             raise self._error
 
     def close(self) -> None:
-        """Stop reading; waits a moment for a read under way, and no longer."""
+        """Stop reading; wait at most 2 seconds for the current read."""
         self.state.stopped.set()
         self.frames.close()
         self._thread.join(2.0)
 
     @property
     def pace(self) -> float:
-        """Return the frames a second that come out, or 0 where the source does not say."""
-        own = self.state.source.fps or self.state.fps
+        """Return the frames a second that are put into the queue; 0 if the source states none."""
+        rate = self.state.source.fps or self.state.fps
         if self.state.limit_fps is None:
-            return own
-        return min(own, self.state.limit_fps) if own else self.state.limit_fps
+            return rate
+        return min(rate, self.state.limit_fps) if rate else self.state.limit_fps
 
     def _watch(self) -> None:
         try:
@@ -89,7 +89,7 @@ class Reader:
             self.state.opened.set()
 
     def _reopen_until_done(self) -> None:
-        """Open and read the source, again where it was lost or loops."""
+        """Open and read the source; open it again if it was lost or loops."""
         failures = 0
         while not self.state.stopped.is_set():
             thread = CaptureThread(self.state, lost_before=failures > 0)
@@ -116,7 +116,7 @@ class Reader:
         self.state.tell(Event("lost", f"{why}; trying again in {delay:g} s"))
         self.state.stopped.wait(delay)
         while not self.state.stopped.is_set():
-            self._abandoned = [each for each in self._abandoned if not each.done.is_set()]
+            self._abandoned = [thread for thread in self._abandoned if not thread.done.is_set()]
             if len(self._abandoned) < _ABANDONED:
                 return
             self.state.stopped.wait(_TICK)
@@ -151,7 +151,7 @@ class Reader:
                 f"no frame could be read from {self.state.source.name}"
                 + (f": {self.state.corrupt} could not be decoded" if self.state.corrupt else "")
             )
-        # What a file says of its length may be a few frames off.
+        # The stated length of a file may be a few frames off.
         name, total = self.state.source.name, self.state.total
         if total is not None and thread.taken < 0.95 * total - 2:
             text = f"{name} ended after {thread.taken} of {total} frames"

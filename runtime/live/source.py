@@ -22,14 +22,14 @@ _IMAGES_PER_SECOND = 25.0
 
 @dataclass(frozen=True)
 class Source:
-    """A place that frames come from.
+    """A camera, file, address or sequence of images that frames are read from.
 
     Attributes:
-        name: for people.
-        live: whether frames come at their own pace, and are lost if nobody takes them.
+        name: for messages.
+        live: whether frames arrive at their own rate, and are lost if they are not read.
         open: opens it; raises ``SourceError``.
         again: whether it can be opened a second time.
-        fps: frames a second, where that is known without opening it.
+        fps: frames a second, if known without opening it.
     """
 
     name: str
@@ -43,15 +43,14 @@ def find_source(source: Any, fps: float | None = None) -> Source:
     """Recognise a source without opening it.
 
     Args:
-        source: a camera's number or device; a video file; a folder of images, which are taken in
-            the order of their names, or one image; an address (``rtsp://...``); a GStreamer
-            pipeline, which has a ``!``; an object with the ``read`` and ``release`` of
-            ``cv2.VideoCapture``; or an iterable of RGB images, uint8 [h, w, 3].
-        fps: frames a second of images, which have no rate of their own; what a camera is asked
-            for.
+        source: a camera's number or device; a video file; a folder of images, read in the order
+            of their names, or one image; an address (``rtsp://...``); a GStreamer pipeline, which
+            has a ``!``; an object with the ``read`` and ``release`` of ``cv2.VideoCapture``; or an
+            iterable of RGB images, uint8 [h, w, 3].
+        fps: frame rate of images, which have none; for a camera, the rate to request.
 
     Raises:
-        SourceError: there is no such thing.
+        SourceError: it is none of these, or does not exist.
     """
     if isinstance(source, bool):
         raise SourceError(f"a source is a camera, a file, an address or a folder, not {source}")
@@ -61,7 +60,7 @@ def find_source(source: Any, fps: float | None = None) -> Source:
         return _named(os.fspath(source), fps)
     if callable(getattr(source, "read", None)) and callable(getattr(source, "release", None)):
         capture = OpenCVCapture(source)
-        # Cameras do not know how many frames follow.
+        # A capture without a number of frames is a camera's.
         live = capture.frames is None
         return Source(f"the {type(source).__name__}", live, lambda: capture, again=False)
     if isinstance(source, Iterable):
@@ -79,11 +78,11 @@ def _named(text: str, fps: float | None) -> Source:
     if text.isdecimal():
         return _camera(int(text), f"camera {text}", fps)
     if "!" in text and not os.path.exists(text):
-        return Source("the GStreamer pipeline", True, lambda: _gstreamer(text))
+        return Source("the GStreamer pipeline", True, lambda: _open_pipeline(text))
     if "://" in text:
-        # A recording behind an address ends and has a length: it is no live source.
+        # A recording at an address has an end: it is not a live source.
         live = not text.split("?")[0].lower().endswith((".mp4", ".mkv", ".mov", ".avi", ".webm"))
-        return Source(_without_password(text), live, lambda: _address(text))
+        return Source(_without_password(text), live, lambda: _open_address(text))
     path = Path(text)
     if not os.path.exists(text):  # False, where pathlib raises: names too long, or with NUL
         raise SourceError(f"there is no file, folder or camera {text}")
@@ -99,7 +98,7 @@ def _named(text: str, fps: float | None) -> Source:
 
 
 def _folder(path: Path, fps: float | None) -> Source:
-    files = [each for each in list_images(path) if each.parent == path]
+    files = [file for file in list_images(path) if file.parent == path]
     if not files:
         raise SourceError(f"there are no images in the folder {path}")
     return _image_sequence(str(path), files, fps)
@@ -111,7 +110,7 @@ def _image_sequence(name: str, files: list[Path], fps: float | None) -> Source:
 
 
 def _camera(device: int | str, name: str, fps: float | None) -> Source:
-    def opened() -> Capture:
+    def open_camera() -> Capture:
         import cv2
 
         capture = cv2.VideoCapture(device)
@@ -122,14 +121,14 @@ def _camera(device: int | str, name: str, fps: float | None) -> Source:
             )
         if fps is not None:
             capture.set(cv2.CAP_PROP_FPS, fps)  # as near to it as the camera can
-        # What waits in a driver's buffer is old. Not every driver can do without.
+        # Frames in a driver's buffer are old. Not every driver can do without one.
         capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
         return OpenCVCapture(capture)
 
-    return Source(name, True, opened)
+    return Source(name, True, open_camera)
 
 
-def _address(url: str) -> Capture:
+def _open_address(url: str) -> Capture:
     import cv2
 
     limits = [
@@ -147,7 +146,7 @@ def _address(url: str) -> Capture:
     return OpenCVCapture(capture)
 
 
-def _gstreamer(pipeline: str) -> Capture:
+def _open_pipeline(pipeline: str) -> Capture:
     import cv2
 
     if not cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER):

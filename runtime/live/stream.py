@@ -1,4 +1,4 @@
-"""Explain a video frame by frame, with reader and network on threads of their own."""
+"""Explain a video frame by frame; reading and the network run on threads of their own."""
 
 from __future__ import annotations
 
@@ -21,38 +21,36 @@ from .reader import Reader
 from .source import find_source
 from .track import FORWARDS
 
-_FPS_OVER = 30  # frames
-_PATIENCE = 5.0  # seconds that a run of the network under way is waited for
+_FPS_FRAMES = 30  # frames that the rate is measured over
+_JOIN_SECONDS = 5.0  # to wait for the network's current run
 
 
 class Stream:
-    """The frames of a source, explained and drawn, as long as it is iterated.
+    """An iterator over the frames of a source, explained and drawn; a context manager.
 
-    A context manager; ``close`` ends its threads, and so does the end of the iteration, or
-    forgetting the stream. Errors of any thread are raised where the frames are taken.
+    Its threads end with ``close``, at the end of the iteration, or when the stream is no longer
+    referenced. An error on any thread is raised by the iteration.
 
     Attributes:
-        controls: what it explains and draws with; any thread may change it between two frames.
-        source: in words.
-        live: whether frames come at their own pace. If so, or with ``drop``, old frames give way
-            to new ones where the network is slower.
-        fps: frames a second that the source gives, or 0 where it does not say.
-        total: how many frames the source has, or None.
+        controls: settings, which any thread may change between two frames.
+        source: name of the source.
+        live: whether the source sends frames at its own rate.
+        fps: frames a second of the source, or 0 if it states none.
+        total: number of frames of the source, or None.
 
     Args:
-        explainer: explains them.
+        explainer: from ``whycam.load``.
         source: see ``find_source``.
-        look: how to explain and draw.
-        fps: take at most so many frames a second of the source; the rate of images, which have
-            none.
-        drop: whether old frames give way to new ones; None: for live sources only. A file is
-            then played at its own pace.
-        loop: a file begins again when it ends.
-        limit: end after so many frames.
-        caption: whether label, probability, threshold and speed are written over the frames.
-        forwards: passes a frame that ``tft="track"`` spends on thresholds, on average.
+        look: how to explain and draw at first.
+        fps: frames a second to take, at most; for images, their rate.
+        drop: whether a new frame replaces one that is still waiting; a file is then played at its
+            own speed. None: for live sources only.
+        loop: whether a file starts again when it ends.
+        limit: number of frames to end after.
+        caption: whether to write label, probability, threshold and speed over the frames.
+        forwards: evaluations a frame that ``tft="track"`` spends on thresholds, on average.
         stall: seconds without a frame after which a live source counts as lost.
-        retries: how often a lost source is opened again; None: until it comes back.
+        retries: attempts to open a lost source again; None: until it comes back.
         tell: called with each ``Event``, on another thread.
 
     Raises:
@@ -80,24 +78,24 @@ class Stream:
         self.controls = Controls(explainer.manifest, look)
         frames = FrameExplainer(explainer, self.controls, forwards)
         self._overlay = Overlay(caption=caption)
-        self._limit, self._given = limit, 0
+        self._limit, self._yielded = limit, 0
         self._tell = tell
         self._size: tuple[int, int] | None = None
-        self._drawn: deque[float] = deque(maxlen=_FPS_OVER)
+        self._drawn: deque[float] = deque(maxlen=_FPS_FRAMES)
         self._latency = 0.0
-        found = find_source(source, fps)
-        if loop and (found.live or not found.again):
-            raise RequestError(f"{found.name} cannot begin again: loop is for files")
-        self.source, self.live = found.name, found.live
-        dropping = found.live if drop is None else drop
+        origin = find_source(source, fps)
+        if loop and (origin.live or not origin.again):
+            raise RequestError(f"{origin.name} cannot start again: loop is for files")
+        self.source, self.live = origin.name, origin.live
+        dropping = origin.live if drop is None else drop
         self._reader = Reader(
-            found, drop=dropping, loop=loop, fps=fps, stall=stall, retries=retries, tell=tell
+            origin, drop=dropping, loop=loop, fps=fps, stall=stall, retries=retries, tell=tell
         )
         self.fps, self.total = self._reader.pace, self._reader.state.total
         read, self._explained = self._reader.frames, Pipe[Explained](1)
         pipes: list[Pipe[Any]] = [self._explained]
         if dropping:
-            # Prepared when the network is free, and not before: a frame that waits grows old.
+            # A frame is prepared only when the network is free, so that it is the newest.
             threads = [start_stage("explainer", frames.prepare_and_explain, read, self._explained)]
         else:
             prepared = Pipe[PreparedFrame](1)
@@ -106,7 +104,7 @@ class Stream:
                 start_stage("preparation", frames.prepare, read, prepared),
                 start_stage("explainer", frames.explain, prepared, self._explained),
             ]
-        # The threads do not know of the stream: a loop that is left ends them, without a close.
+        # The threads hold no reference to the stream, so that leaving the loop ends them.
         self._finalizer = weakref.finalize(self, _close, pipes, self._reader, threads)
 
     @property
@@ -134,7 +132,7 @@ class Stream:
         return self
 
     def __next__(self) -> StreamFrame:
-        if self._limit is not None and self._given >= self._limit:
+        if self._limit is not None and self._yielded >= self._limit:
             self.close()
             raise StopIteration
         try:
@@ -142,7 +140,7 @@ class Stream:
         except BaseException:
             self.close()
             raise
-        self._given += 1
+        self._yielded += 1
         return self._draw(explained)
 
     def stop(self) -> None:
@@ -150,13 +148,13 @@ class Stream:
         self._explained.close()
 
     def close(self) -> None:
-        """End all threads; waits a moment for a read or a network run under way."""
+        """End all threads; wait a few seconds for the current read and run of the network."""
         self._finalizer()
 
     def _draw(self, explained: Explained) -> StreamFrame:
         begun = time.perf_counter()
         frame, look, overlay = explained.frame, explained.look, self._overlay
-        self._watch_size(frame)
+        self._report_size(frame)
         overlay.opacity, overlay.smoothing = look.opacity, look.smoothing
         overlay.threshold, overlay.contour = look.threshold, look.contour
         fps = self._rate()
@@ -190,7 +188,7 @@ class Stream:
             return 0.0
         return (len(self._drawn) - 1) / max(self._drawn[-1] - self._drawn[0], 1e-9)
 
-    def _watch_size(self, frame: Frame) -> None:
+    def _report_size(self, frame: Frame) -> None:
         height, width = frame.image.shape[:2]
         if self._size not in (None, (height, width)):
             text = f"frames have {width} x {height} pixels from frame {frame.index} on"
@@ -248,7 +246,7 @@ def _close(pipes: Sequence[Pipe[Any]], reader: Reader, threads: Sequence[Thread]
     reader.close()
     for thread in threads:
         if thread is not current_thread():  # which may be collecting garbage
-            thread.join(_PATIENCE)
+            thread.join(_JOIN_SECONDS)
 
 
 def _check_numbers(fps: float | None, limit: int | None, stall: float, retries: int | None) -> None:

@@ -1,17 +1,18 @@
 """Track the best threshold of a video's maps with a few evaluations a frame.
 
-What the thresholds of a class gain is believed to be a Gaussian, as in ``search``, that wanders
-from frame to frame. The belief of the last frame with the same class, faded by how much the map
-has changed since, is where the next frame begins; each evaluation goes to the threshold that
-promises most, and sharpens it. A map like the last costs one or two forwards, a new scene or a new
-class as many as a sweep.
+The gains of a class's thresholds are modelled as a Gaussian, as in ``search``, that changes from
+frame to frame. A frame starts from the Gaussian of the last frame with the same class, widened the
+more the map has changed since. Each evaluation goes to the threshold with the largest expected
+rise of the probability, and its result updates the Gaussian, until no rise is worth an evaluation.
+A map like the last one takes one or two evaluations, a new scene or class as many as a sweep.
 
 Symbols: gains y_t = logit p(masked at tau_t) - logit p(whole frame), t = 1 ... T. From one frame
 to the next, with rho in [0, 1],
 
     y' ~ Normal(mu + rho (y - mu), rho^2 C + (1 - rho^2) S)
 
-where C is what was left unknown of y, and mu and S are of all frames, learnt while they pass.
+where C is the covariance of y after the last frame's evaluations, and mu and S are mean and
+covariance over all frames, updated with each.
 """
 
 from __future__ import annotations
@@ -31,22 +32,23 @@ from ..tft import Tft
 
 # Chosen on Grad-CAM of EfficientNet-Lite0 over two videos; see benchmarks/track.py.
 FORWARDS = 3.9
-_VARIANCE, _OWN_VARIANCE = 2.0, 0.05  # of gains at first: shared with near thresholds, and not
-_LENGTH = 0.15  # thresholds so far apart have about half of it in common
-_NOISE = 0.1  # of a gain seen: frames differ by more than what the model knows of
+# S before the first frame: a variance that neighbouring thresholds share, one that they do not, and
+# the distance in tau over which the shared part falls to about half.
+_VARIANCE, _OWN_VARIANCE, _LENGTH = 2.0, 0.05, 0.15
+_NOISE = 0.1  # variance of a measured gain: frames differ in more than the map shows
 _RHO, _RHO_OTHER_CLASS = 0.95, 0.67
-_LEARNING = 0.03  # a frame's share in mu and S
-_STEERING = 0.2  # how fast the evaluations spent return to the budget
-_CLASSES = 64  # remembered
+_LEARNING = 0.03  # weight of a frame in mu and S
+_STEERING = 0.2  # how fast the number of evaluations returns to the budget
+_CLASSES = 64  # whose Gaussians are kept
 
 
 @dataclass(frozen=True, eq=False)
 class _Remembered:
-    """What is believed of a class since it was last explained.
+    """The Gaussian of a class after the last frame that it was explained in.
 
     Attributes:
         mean, covariance: of its gains, float64 [T] and [T, T].
-        map: of that frame, centred and of unit length, float32 [H, W].
+        map: of that frame, centred and scaled to unit length, float32 [H, W].
     """
 
     mean: NDArray[np.float64]
@@ -55,14 +57,15 @@ class _Remembered:
 
 
 class Tracker:
-    """Chooses the threshold of each frame of a video, see above.
+    """Chooses the threshold of each frame of a video, as the module says.
 
     Attributes:
-        forwards: passes through the network that the last choice took.
+        forwards: evaluations of the network for the last frame.
 
     Args:
         classify: runs the network.
-        budget: evaluations a frame, on average; from the number of thresholds on, all are tried.
+        budget: evaluations a frame, on average; if not below the number of thresholds, every
+            frame is swept in full.
     """
 
     def __init__(self, classify: Classify, budget: float = FORWARDS) -> None:
@@ -73,34 +76,33 @@ class Tracker:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything, for another source or another kind of map."""
+        """Forget all frames, as for another source or another method."""
         self._settings: Tft | None = None
         self._classes: OrderedDict[int, _Remembered] = OrderedDict()
         self._last: _Remembered | None = None
-        self._worth = 0.02  # an expected rpi below which no evaluation is spent
+        self._worth = 0.02  # the expected rise of rpi that is worth an evaluation
 
     def choose(self, request: Request, settings: Tft) -> Choice:
         """Choose the threshold of the next frame.
 
         Args:
-            request: its map.
+            request: the frame's map.
             settings: the reading of TFT, and the thresholds; ``forwards`` is ignored.
 
         Returns:
-            As ``sweep``; rpi is NaN where a threshold was not tried.
+            As from ``sweep``; rpi is NaN where a threshold was not evaluated.
         """
-        begins = settings != self._settings
-        if begins:
+        is_first = settings != self._settings
+        if is_first:
             self.reset()
             self._settings = settings
             self._mu = np.zeros(len(settings.taus))
             self._s = _first_covariance(settings.taus)
         unit = _unit(request.map)
         belief = self._expected(request.target, unit)
-        # The first frame is swept in full: so much is learnt from it.
-        sweeps = begins or self._budget >= len(settings.taus)
-        masked, belief = self._try(request, settings, belief, sweeps)
-        if not sweeps:
+        full = is_first or self._budget >= len(settings.taus)
+        masked, belief = self._evaluate(request, settings, belief, full)
+        if not full:
             self._worth *= float(np.exp(_STEERING * (self.forwards - self._budget)))
             self._worth = min(max(self._worth, 1e-5), 1e5)
         self._remember(request.target, _Remembered(belief.mean, belief.covariance, unit))
@@ -109,7 +111,7 @@ class Tracker:
         return make_choice(request.map, rpi, masked, settings)
 
     def _expected(self, target: int, unit: Floats) -> Belief:
-        """Predict a frame's gains before any threshold is tried."""
+        """Predict a frame's gains before any threshold is evaluated."""
         mean, covariance = self._mu, self._s
         before, rho = self._classes.get(target), _RHO
         if before is None:
@@ -120,10 +122,10 @@ class Tracker:
             covariance = rho**2 * before.covariance + (1 - rho**2) * self._s
         return Belief(mean, covariance, np.zeros(len(mean), bool), np.float64(0))
 
-    def _try(
-        self, request: Request, settings: Tft, belief: Belief, sweeps: bool
+    def _evaluate(
+        self, request: Request, settings: Tft, belief: Belief, full: bool
     ) -> tuple[Floats, Belief]:
-        """Try thresholds while one is worth it; probabilities are NaN where none was tried."""
+        """Evaluate thresholds while one is worth it; return probabilities, NaN elsewhere."""
         steps = len(settings.taus)
         cuts = tft.cut_values(request.map, settings.taus, settings.thresholds)
         masked = np.full(steps, np.nan, np.float32)
@@ -133,7 +135,7 @@ class Tracker:
         while not belief.tried.all():
             rise = expected_rise(belief)
             step = int(rise.argmax())
-            if not sweeps and self.forwards and rise[step] < self._worth:
+            if not full and self.forwards and rise[step] < self._worth:
                 break
             same = known.setdefault(int(count_kept(request.map, cuts[step])), step)
             if same == step:
@@ -146,25 +148,26 @@ class Tracker:
             belief = search.observe(belief, np.eye(steps)[step], gain, _NOISE)
         return masked, belief
 
-    def _remember(self, target: int, found: _Remembered) -> None:
-        away = found.mean - self._mu
-        spread = found.covariance + np.outer(away, away)
+    def _remember(self, target: int, latest: _Remembered) -> None:
+        """Keep a class's Gaussian, and update mean and covariance over all frames."""
+        away = latest.mean - self._mu
+        spread = latest.covariance + np.outer(away, away)
         self._mu = self._mu + _LEARNING * away
         self._s = (1 - _LEARNING) * self._s + _LEARNING * spread
-        self._classes[target] = self._last = found
+        self._classes[target] = self._last = latest
         self._classes.move_to_end(target)
         if len(self._classes) > _CLASSES:
             self._classes.popitem(last=False)
 
 
 def expected_rise(belief: Belief) -> NDArray[np.float64]:
-    """Compute E[max(e^y - e^best, 0)], the expected rise of p by each threshold.
+    """Compute E[max(e^y - e^best, 0)], the expected rise of rpi by evaluating each threshold.
 
-    With y ~ Normal(m, v), s^2 = v: e^(m + v/2) Phi((m + v - b) / s) - e^b Phi((m - b) / s), which
-    is in units of rpi; a frame whose class is unsure has more to gain than one that is sure of it.
+    With y ~ Normal(m, v), s^2 = v, b = best: e^(m + v/2) Phi((m + v - b) / s) - e^b Phi((m - b) /
+    s). In units of rpi, because there an improbable class has more to gain than a probable one.
 
     Returns:
-        float64 [T]; -1 where tried.
+        float64 [T]; -1 where a threshold was evaluated already.
     """
     variance = np.clip(np.diagonal(belief.covariance), 1e-6, None)
     deviation = np.sqrt(variance)
@@ -175,7 +178,7 @@ def expected_rise(belief: Belief) -> NDArray[np.float64]:
 
 
 def _below(z: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Compute the normal distribution function within 2e-4; see ``search``."""
+    """Compute the normal distribution function Phi within 2e-4; see ``search``."""
     z = np.clip(z, -8.0, 8.0)
     return np.asarray(1.0 / (1.0 + np.exp(-1.5976 * z - 0.07056 * z**3)))
 
