@@ -48,7 +48,7 @@ def compare(
         raise RequestError(f"--images must be 1 or more, not {images}")
     methods = parse.methods(method)
     first = load(reference, threads=engine.threads)
-    second = engine.load(model, check=False)  # how far it is off is measured here
+    second = engine.load(model, check=False)  # differences are measured below, not refused
     samples = shuffle_samples(open_dataset(data).samples)[:images]
     with progress("comparing", len(samples), as_json) as advance:
         advance("comparing", 0)

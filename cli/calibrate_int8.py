@@ -99,7 +99,7 @@ def int8(
 
 
 def trials_table(result: Int8Result) -> Table:
-    """Lay out the candidates, as they do on the images that ranges were taken from."""
+    """Lay out the candidates and their agreement on the calibration images."""
     methods = list(result.tried[0].pearson)
     columns = [f"{method}: correlation" for method in methods]
     chosen = (result.recipe, len(result.floating))
@@ -136,8 +136,8 @@ def int8_lines(result: Int8Result) -> str:
     ]
     if result.weight_bits == 7:
         lines.append(
-            "weights have 7 bits, which no processor's sums overflow; for processors with VNNI and "
-            "for GPUs use --weight-bits 8"
+            "weights have 7 bits, so that sums overflow on no processor; for processors with VNNI "
+            "and for GPUs use --weight-bits 8"
         )
     else:
         lines.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -114,12 +115,24 @@ def results_table(evaluation: Evaluation) -> Table:
     variants = list(dict.fromkeys(result.variant for result in evaluation.results))
     rows = []
     for method in dict.fromkeys(result.method for result in evaluation.results):
-        of = {each.variant: each for each in evaluation.results if each.method == method}
-        for field, title in _TITLES.items():
-            cells = [_cell(of.get(name), of.get("original"), field) for name in variants]
-            if any(cells):
-                rows.append([method, title, *cells])
+        results = {one.variant: one for one in evaluation.results if one.method == method}
+        lines = measure_rows({name: results.get(name) for name in variants})
+        rows += [[method, *line] for line in lines]
     return table(["method", "measure", *variants], rows, numbers=variants)
+
+
+def measure_rows(results: Mapping[str, Result | None]) -> list[list[str]]:
+    """Lay out a line for each measure: its title, and each result's value and standard error.
+
+    Args:
+        results: by name; ratios are to the one named ``original``. None leaves its cells empty.
+    """
+    rows = []
+    for field, title in _TITLES.items():
+        cells = [_cell(result, results.get("original"), field) for result in results.values()]
+        if any(cells):
+            rows.append([title, *cells])
+    return rows
 
 
 def _cell(result: Result | None, original: Result | None, field: str) -> str:

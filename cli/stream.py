@@ -1,4 +1,4 @@
-"""The verb stream: explanations over a camera or a video, shown, written and recorded."""
+"""The verb stream: explain a camera or a video; show, write or record it."""
 
 from __future__ import annotations
 
@@ -84,11 +84,11 @@ def stream(
     target: Target = None,
     threshold: Annotated[
         float | None,
-        typer.Option(help="Draw only map values from here on [default: what TFT finds, or all]."),
+        typer.Option(help="Least map value that is drawn, 0 to 1 [default: TFT's, or 0]."),
     ] = None,
-    opacity: Annotated[float, typer.Option(help="Of the heat, 0 to 1.")] = 0.6,
+    opacity: Annotated[float, typer.Option(help="Opacity of the map's colours, 0 to 1.")] = 0.6,
     smoothing: Annotated[
-        float, typer.Option(help="How much of the map stays from frame to frame; 0: none.")
+        float, typer.Option(help="Weight of the last frame's map, 0 to 0.99; 0: no smoothing.")
     ] = 0.5,
     contour: Annotated[
         bool, typer.Option("--contour/--no-contour", help="Outline the region above tau.")
@@ -99,22 +99,23 @@ def stream(
     fps: Annotated[
         float | None,
         typer.Option(
-            help="Take at most so many frames a second; the rate of a folder [default: all, 25]."
+            help="Frames a second to take, at most [default: all]; for a folder, its rate "
+            "[default: 25]."
         ),
     ] = None,
     drop: Annotated[
         bool | None,
         typer.Option(
             "--drop/--every-frame",
-            help="Pass over frames that come too fast, or wait for each "
-            "[default: cameras drop, files do not].",
+            help="When frames arrive faster than they are explained: drop all but the newest, or "
+            "explain every one [default: drop for cameras, not for files].",
         ),
     ] = None,
-    loop: Annotated[bool, typer.Option("--loop", help="Begin a file again when it ends.")] = False,
+    loop: Annotated[bool, typer.Option("--loop", help="Start a file again when it ends.")] = False,
     limit: Annotated[int | None, typer.Option(help="End after so many frames.")] = None,
     retries: Annotated[
         int | None,
-        typer.Option(help="How often a lost camera is opened again [default: until it is back]."),
+        typer.Option(help="Attempts to open a lost camera again [default: until it is back]."),
     ] = None,
     codec: Annotated[
         str | None,
@@ -135,8 +136,8 @@ def stream(
     from ..runtime.serve.server import LOOPBACK, Server
     from ..runtime.serve.server import check as check_page
 
-    if output is not None and os.path.exists(source) and output.exists():
-        _check_other(output, source)
+    if output is not None and _is_same_file(output, source):
+        raise RequestError(f"{output} is the source itself: choose another --output")
     look = Look(
         method=method,  # type: ignore[arg-type]
         tft=tft,
@@ -157,9 +158,9 @@ def stream(
             page.tell_event(event)
 
     _silence_opencv()
-    places, began = [place for place in (output, record) if place is not None], time.time()
-    with _say_what_is_kept(places, began), ExitStack() as stack:
-        # A window that cannot be opened, and a place that cannot be written, are known first.
+    outputs, began = [path for path in (output, record) if path is not None], time.time()
+    with _name_kept_files(outputs, began), ExitStack() as stack:
+        # A window that cannot be opened is an error before the model is loaded.
         sinks: list[Sink] = []
         if show:
             window = stack.enter_context(Window(f"whycam: {source}"))
@@ -193,7 +194,7 @@ def stream(
             note(f"page: {page.url}")
         sinks += _files(stack, opened, output, record, codec)
         stopped, report = run(opened, sinks, limit, as_json)
-    report |= {"source": opened.source, "model": str(model), "written": _written(places, began)}
+    report |= {"source": opened.source, "model": str(model), "written": _written(outputs, began)}
     if as_json:
         print_json(report)
     else:
@@ -203,24 +204,23 @@ def stream(
 
 
 @contextmanager
-def _say_what_is_kept(places: list[Path], began: float) -> Iterator[None]:
+def _name_kept_files(outputs: list[Path], began: float) -> Iterator[None]:
     """Name the files that are kept when an error ends the stream."""
     try:
         yield
     except WhyCamError:
-        for place in _written(places, began):
-            note(f"kept: what was written to {place} before this")
+        for path in _written(outputs, began):
+            note(f"kept: {path}, with the frames before this error")
         raise
 
 
-def _written(places: list[Path], began: float) -> list[str]:
+def _written(outputs: list[Path], began: float) -> list[str]:
     """Return the files that were written since ``began``."""
-    return [str(p) for p in places if p.exists() and p.stat().st_mtime >= began - 1]
+    return [str(p) for p in outputs if p.exists() and p.stat().st_mtime >= began - 1]
 
 
-def _check_other(output: Path, source: str) -> None:
-    if output.samefile(source):
-        raise RequestError(f"{output} is the source itself: choose another --output")
+def _is_same_file(output: Path, source: str) -> bool:
+    return os.path.exists(source) and output.exists() and output.samefile(source)
 
 
 def _files(
@@ -242,11 +242,11 @@ def _files(
 
         lines = stack.enter_context(RecordFile(record))
 
-        def note(frame: StreamFrame) -> bool:
+        def add(frame: StreamFrame) -> bool:
             lines.write(frame)
             return True
 
-        yield note
+        yield add
 
 
 def _silence_opencv() -> None:

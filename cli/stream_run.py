@@ -17,7 +17,7 @@ from .progress import progress
 
 # Takes the frames of a stream one after the other; returns False to end it.
 Sink = Callable[[StreamFrame], bool]
-_REPORTED = 10_000  # frames that the summary's latencies are of, the last ones
+_LATENCIES = 10_000  # the last frames, whose latencies are summarised
 
 
 def run(
@@ -27,14 +27,14 @@ def run(
 
     Args:
         opened: the stream.
-        sinks: what takes the frames.
-        limit: of frames, for the progress bar.
+        sinks: called with each frame.
+        limit: number of frames at most, for the progress bar.
         quiet: show no progress.
 
     Returns:
         The signal that ended it, if any; and a report: frames, seconds, rates, losses.
     """
-    latencies: deque[float] = deque(maxlen=_REPORTED)
+    latencies: deque[float] = deque(maxlen=_LATENCIES)
     frames = passes = 0
     begun = reported = time.perf_counter()
     total = min((n for n in (opened.total, limit) if n is not None), default=None)

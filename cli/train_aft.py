@@ -13,6 +13,7 @@ from ..runtime.cam import METHODS
 from ..runtime.errors import RequestError
 from . import parse
 from .console import out, print_json, say, say_all, unreadable_lines
+from .evaluate import measure_rows
 from .options import (
     AuthorsReading,
     ClassMap,
@@ -186,25 +187,4 @@ def _say_tuned(tuned: AftResult) -> None:
 
 def before_after_table(rows: Mapping[str, Result]) -> Table:
     """Lay out original, TFT and AFT as the paper's table 3, with ratios to the original."""
-    lines = []
-    original = rows["original"]
-    for field, title in (
-        ("average_increase", "average increase"),
-        ("average_drop", "average drop"),
-        ("coverage", "coverage"),
-        ("pointing_game", "pointing game"),
-        ("energy_in_box", "energy in box"),
-    ):
-        values = {name: getattr(row, field) for name, row in rows.items()}
-        if any(value is None for value in values.values()):
-            continue
-        cells = []
-        for name, value in values.items():
-            text = f"{value:.3f} ± {getattr(rows[name], f'{field}_standard_error'):.3f}"
-            before = getattr(original, field)
-            above, below = (before, value) if field == "average_drop" else (value, before)
-            if name != "original" and below and field != "coverage":
-                text += f" (x{above / below:.2f})"
-            cells.append(text)
-        lines.append([title, *cells])
-    return table(["measure", *rows], lines)
+    return table(["measure", *rows], measure_rows(rows))

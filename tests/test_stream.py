@@ -285,7 +285,7 @@ def test_what_was_written_before_an_error_is_kept_and_said(command, film, tmp_pa
     code, _, err = command("--source", film, "--loop", "-o", video)
     assert code == 2
     assert f"no space is left for {video}" in err
-    assert f"kept: what was written to {video}" in err
+    assert f"kept: {video}, with the frames before this error" in err
     assert len(read_video(video)[0]) == 16
 
 
