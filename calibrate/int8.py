@@ -121,6 +121,11 @@ def calibrate_int8(
             "processors also compute INT8 wrongly where sizes are free. Export a file without "
             "--dynamic-size, and calibrate that"
         )
+    if manifest.class_embeddings is not None:
+        raise RequestError(
+            f"{model} takes its classes as an input, and whether labels and maps survive INT8 is "
+            "measured for some classes: export with --classes FILE.npz, and calibrate that file"
+        )
     calibration, held_out = split_samples(data, settings)
     target = Path(path)
     if target.resolve() == Path(model).resolve():

@@ -65,6 +65,12 @@ def bench(
     image: Annotated[
         Path | None, typer.Option(help="The image [default: one that is generated].")
     ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Classes of files exported with --classes input [default: five example classes]."
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder for bench.json and bench.png.")
     ] = None,
@@ -101,7 +107,12 @@ def bench(
     with progress("benchmarking", None, as_json) as advance:
         advance.total(count_steps(planned, rounds))
         benchmark = measure(
-            planned, None if image is None else str(image), rounds, baselines, advance
+            planned,
+            None if image is None else str(image),
+            rounds,
+            baselines,
+            advance,
+            None if prompts is None else str(prompts),
         )
     about = describe_machine()
     written = [] if output is None else write_bench(benchmark, about, output)

@@ -66,6 +66,14 @@ def build(
             "[default: the graph's own range, or 32x32:480x640:1088x1920].",
         ),
     ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MIN:OPT:MAX",
+            help="Classes to choose among, for files that take class embeddings; MAX alone means "
+            "1:1:MAX [default: 1:8:256].",
+        ),
+    ] = None,
     workspace: Annotated[
         int | None,
         typer.Option(help="Scratch memory that kernels may use, in MB [default: all there is]."),
@@ -93,6 +101,7 @@ def build(
             if classes_per_image is None
             else parse.span("--classes-per-image", classes_per_image),
             source_size=None if source_size is None else parse.areas("--source-size", source_size),
+            prompts=None if prompts is None else parse.span("--prompts", prompts),
             workspace=workspace,
             timing_cache=timing_cache,
             tick=advance,
@@ -133,6 +142,8 @@ def build_text(result: BuildResult) -> str:
     sides = [f"batch {_range(plan.batch)}", f"classes {_range(plan.classes)}"]
     if plan.height is not None and plan.width is not None:
         sides += [f"height {_range(plan.height)}", f"width {_range(plan.width)}"]
+    if plan.prompts is not None:
+        sides.append(f"prompts {_range(plan.prompts)}")
     return "\n".join(
         [
             f"saved as {result.path} ({result.size / 1e6:.1f} MB), with {result.sidecar}, in "

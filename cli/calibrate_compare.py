@@ -11,7 +11,15 @@ from rich.table import Table
 from ..runtime.errors import RequestError
 from . import parse
 from .console import out, print_json, say, say_written, unreadable_lines
-from .options import Data, EngineOptions, Json, Model, PaperMethod, ReadingOptions, ReportFolder
+from .options import (
+    Data,
+    Json,
+    Model,
+    PaperMethod,
+    PromptedEngineOptions,
+    ReadingOptions,
+    ReportFolder,
+)
 from .progress import progress
 from .tables import table
 
@@ -23,7 +31,7 @@ def compare(
     reference: Annotated[Path, typer.Argument(help="A file made by whycam export, run in fp32.")],
     model: Model,
     data: Data,
-    engine: EngineOptions,
+    engine: PromptedEngineOptions,
     reading: ReadingOptions,
     output: ReportFolder = None,
     images: Annotated[int, typer.Option(help="Images to compare on, at most.")] = 200,
@@ -47,7 +55,7 @@ def compare(
     if images < 1:
         raise RequestError(f"--images must be 1 or more, not {images}")
     methods = parse.methods(method)
-    first = load(reference, threads=engine.threads)
+    first = load(reference, threads=engine.threads, prompts=engine.prompts)
     second = engine.load(model, check=False)  # differences are measured below, not refused
     samples = shuffle_samples(open_dataset(data).samples)[:images]
     with progress("comparing", len(samples), as_json) as advance:

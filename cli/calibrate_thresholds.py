@@ -13,10 +13,10 @@ from . import parse
 from .console import print_json, say, say_all, say_written, unreadable_lines
 from .options import (
     Data,
-    EngineOptions,
     Json,
     Model,
     PaperMethod,
+    PromptedEngineOptions,
     ReadingOptions,
     ReportFolder,
 )
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def thresholds(
     model: Model,
     data: Data,
-    engine: EngineOptions,
+    engine: PromptedEngineOptions,
     output: ReportFolder = None,
     write: Annotated[
         bool, typer.Option("--write/--no-write", help="Store what was learnt in the model file.")

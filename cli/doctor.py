@@ -13,7 +13,7 @@ from rich.table import Table
 from ..runtime.errors import RequestError
 from . import parse
 from .console import print_error, print_json, print_ok, say, say_all
-from .options import ENGINES, Cache, Gpu, Json, Threads, complete
+from .options import ENGINES, Cache, Gpu, Json, Threads, complete, require
 from .progress import progress
 from .tables import Cell, colored, table
 
@@ -57,6 +57,12 @@ def doctor(
     gpu: Gpu = 0,
     threads: Threads = None,
     cache: Cache = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Classes of files exported with --classes input [default: five example classes]."
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write the whole report as JSON.")
     ] = None,
@@ -82,9 +88,11 @@ def doctor(
         gpu=gpu,
         threads=threads,
         cache=None if cache is None else str(cache),
+        prompts=None if prompts is None else str(prompts),
         rounds=rounds,
         limit_s=limit,
     )
+    require("--prompts", prompts is not None, "--check MODEL", bool(models))
     image_files = [] if images is None else [path for path, _ in parse.images([images])]
     if output is not None:
         writable_folder(output.parent)  # known before the minutes it takes

@@ -30,6 +30,7 @@ from .export import export
 from .half import half
 from .info import info
 from .options import expand
+from .prompts import prompts
 from .signals import EndedBySignal, ending_by_signals
 from .stream import stream
 from .train_aft import aft
@@ -70,6 +71,11 @@ _VERBS: tuple[tuple[typer.Typer, Callable[..., None], str], ...] = (
     (app, explain, "explain resnet50.onnx cat.jpg dog.jpg -o maps/ --tft --figure"),
     (app, stream, "stream lite0.onnx --source walk.mp4 --tft track --output why.mp4"),
     (app, evaluate, "evaluate resnet50.onnx images/ -o report/ --method gradcam,layercam"),
+    (
+        app,
+        prompts,
+        'prompts cat dog --template "a photo of a {}." --model open_clip/RN50/openai -o pets.npz',
+    ),
     (app, info, "info resnet50.onnx"),
     (app, verify, "verify resnet50.onnx --threads 2"),
     (app, bench, "bench resnet50.onnx --precision fp32,bf16 --batch 1,8 -o bench/"),

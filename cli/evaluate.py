@@ -17,10 +17,10 @@ from .options import (
     AuthorsReading,
     ClassMap,
     Data,
-    EngineOptions,
     Json,
     Model,
     PaperMethod,
+    PromptedEngineOptions,
     complete,
 )
 from .progress import progress
@@ -43,7 +43,7 @@ _TITLES = {
 def evaluate(
     model: Model,
     data: Data,
-    engine: EngineOptions,
+    engine: PromptedEngineOptions,
     tft: AuthorsReading,
     output: Annotated[
         Path | None,

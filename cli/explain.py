@@ -13,7 +13,7 @@ from rich.table import Table
 from ..runtime.errors import ImageError, RequestError
 from . import parse
 from .console import out, print_error, print_json, say
-from .options import EngineOptions, Json, Method, Model, ReadingOptions, Target, require
+from .options import Json, Method, Model, PromptedEngineOptions, ReadingOptions, Target, require
 from .progress import progress
 from .tables import Cell, colored, table
 
@@ -58,7 +58,7 @@ def explain(
     model: Model,
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
     tft: TftOptions,
-    engine: EngineOptions,
+    engine: PromptedEngineOptions,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder for the overlays.")
     ] = None,

@@ -11,7 +11,7 @@ import typer
 from ..runtime.errors import RequestError
 from ..runtime.manifest import Task
 from .console import out, print_json, say
-from .export_options import OutputOptions, PreprocessOptions, SearchOptions
+from .export_options import OutputOptions, PreprocessOptions, SearchOptions, ZeroShotOptions
 from .export_report import export_document, export_text, layers_table
 from .options import Json, Labels, NumClasses, TargetLayer, Weights
 from .progress import progress
@@ -24,12 +24,13 @@ def export(
     model: Annotated[
         str,
         typer.Argument(
-            help="FILE.onnx, torchvision/NAME, timm/NAME, package.module:factory, file.py:factory, "
-            "or the folder of a training."
+            help="FILE.onnx, torchvision/NAME, timm/NAME, open_clip/NAME/TAG, "
+            "package.module:factory, file.py:factory, or the folder of a training."
         ),
     ],
     images: PreprocessOptions,
     graph: OutputOptions,
+    text: ZeroShotOptions,
     tft: SearchOptions,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The ONNX file to write.")
@@ -84,7 +85,12 @@ def export(
     from ..export import list_layers as layers_of
     from ..export import to_onnx
     from ..export.onnx import STEPS
-    from ..export.triton import model_path, repository_name, write_repository
+    from ..export.triton import (
+        model_path,
+        refuse_class_input,
+        repository_name,
+        write_repository,
+    )
     from ..runtime.priors import read_priors
     from ..runtime.tft import Tft
 
@@ -99,6 +105,7 @@ def export(
                 overrides=overrides,
                 task=task,
                 output=output_name,
+                is_encoder=text.classes is not None,
             )
         _show_layers(layers, chosen, as_json)
         return
@@ -108,6 +115,8 @@ def export(
         raise RequestError(
             "--forwards needs what whycam calibrate thresholds learnt: add --search FILE"
         )
+    if triton is not None:
+        refuse_class_input(text.classes)
     path = output or model_path(triton or "", repository_name(model))
     with progress("starting", len(STEPS), as_json) as advance:
         result = to_onnx(
@@ -127,6 +136,9 @@ def export(
             check=check or (),
             opset=opset,
             step=lambda name: advance(name, 1),
+            classes=text.classes,
+            logit_scale=text.logit_scale,
+            logit_bias=text.logit_bias,
             **graph.arguments(),
         )
     home = None if triton is None else write_repository(path, triton, repository_name(model))
@@ -144,7 +156,8 @@ def _next_command(result: ExportResult, repository: Path | None) -> str:
     can_mask = "tft" in manifest.outputs or not (
         manifest.embedded_preprocess or manifest.task == "none" or manifest.image_type == "uint8"
     )
-    return f"whycam explain {result.path} IMAGE -o maps{' --tft' if can_mask else ''}"
+    prompts = "" if manifest.class_embeddings is None else " --prompts FILE.npz"
+    return f"whycam explain {result.path} IMAGE -o maps{prompts}{' --tft' if can_mask else ''}"
 
 
 def _show_layers(layers: Sequence[Layer], chosen: Layer | None, as_json: bool) -> None:

@@ -65,6 +65,34 @@ class PreprocessOptions:
 
 
 @dataclass(frozen=True)
+class ZeroShotOptions:
+    """The classes of an image encoder (CLIP, SigLIP), and how they are scored."""
+
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="input|FILE",
+            help="For an image encoder: input (class embeddings become an input of the graph), or "
+            "a .npy or .npz file of class embeddings.",
+        ),
+    ] = None
+    logit_scale: Annotated[
+        float | None,
+        typer.Option(
+            help="With --classes: logarithm of the factor of cosine similarities, as the trained "
+            "model has it [default: the PyTorch model's]."
+        ),
+    ] = None
+    logit_bias: Annotated[
+        float | None,
+        typer.Option(
+            help="With --classes: added to scaled similarities, as SigLIP does [default: the "
+            "PyTorch model's]."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
 class SearchOptions(ReadingOptions):
     """The file's reading of TFT, and how many thresholds its graph tries."""
 

@@ -31,7 +31,11 @@ def _facts(path: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "model", f"{manifest.model}, weights {manifest.weights}"
     named = "with names" if manifest.labels else "without names"
     what = "values" if manifest.task == "none" else "classes"
-    yield what, f"{manifest.num_classes}, {named}; {_TASKS[manifest.task]}"
+    if manifest.class_embeddings is None:
+        yield what, f"{manifest.num_classes}, {named}; {_TASKS[manifest.task]}"
+    else:
+        length = manifest.class_embeddings
+        yield what, f"an input, embeddings [C, {length}] (--prompts); {_TASKS[manifest.task]}"
     shape = " x ".join(map(str, manifest.activations))
     yield "target layer", f"{manifest.target_layer} ({shape})"
     head = "global average pooling and one linear layer" if manifest.pooled_linear else "other"
@@ -68,6 +72,8 @@ def plan_table(plan: Plan) -> Table:
     if plan.height is not None and plan.width is not None:
         sides = (f"{s.least} to {s.most} pixels" for s in (plan.height, plan.width))
         rows.append(("images", " high, ".join(sides) + " wide"))
+    if plan.prompts is not None:
+        rows.append(("prompts", f"{plan.prompts.least} to {plan.prompts.most}"))
     return facts(rows)
 
 

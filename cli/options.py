@@ -87,6 +87,12 @@ Cache = Annotated[
     Path | None, typer.Option(help="Folder for compiled models, for a faster start next time.")
 ]
 Gpu = Annotated[int, typer.Option(help="Index of the GPU, for engines that use one.")]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        help="Classes of a file exported with --classes input: a .npz file, see whycam prompts."
+    ),
+]
 Method = Annotated[str | None, _method("what the graph finishes itself, or gradcam")]
 PaperMethod = Annotated[str | None, _method("the paper's four, as far as the file has them")]
 Target = Annotated[
@@ -161,6 +167,17 @@ class EngineOptions(RunOptions):
             gpu=self.gpu,
             **rest,
         )
+
+
+@dataclass(frozen=True)
+class PromptedEngineOptions(EngineOptions):
+    """The engine, and the classes of a file that takes class embeddings."""
+
+    prompts: Prompts = None
+
+    def load(self, model: Path, **rest: Any) -> Explainer:
+        """Load a model file with the prompts."""
+        return super().load(model, prompts=self.prompts, **rest)
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,13 @@ from ..runtime.live.stream import Stream
 from ..runtime.live.track import FORWARDS
 from . import parse
 from .console import note, print_json, say
-from .options import EngineOptions, Json, Model, Target, complete, require
+from .options import Json, Model, PromptedEngineOptions, Target, complete, require
 from .stream_run import Sink, run, summary
 
 
 def stream(
     model: Model,
-    engine: EngineOptions,
+    engine: PromptedEngineOptions,
     source: Annotated[
         str,
         typer.Option(

@@ -23,12 +23,14 @@ def verify(model: Model, engine: EngineOptions, as_json: Json = False) -> None:
     from ..runtime.engines.plan import is_plan
     from ..runtime.engines.selftest import check, method_of, tolerances_of
     from ..runtime.onnxfile import check_digest, read_manifest
+    from ..runtime.prompts import prompts_or_examples
 
     with progress("digest", 3, as_json) as advance:
         if not is_plan(model):  # a plan's is compared when it is loaded
             check_digest(model, read_manifest(model))
         advance("loading", 1)
-        explainer = engine.load(model, check=False)  # the check is what follows
+        examples = prompts_or_examples(read_manifest(model))
+        explainer = engine.load(model, check=False, prompts=examples)  # the check is what follows
         advance("test patterns", 1)
         allowed = tolerances_of(explainer.manifest, engine.precision)
         references = check(explainer.engine, explainer.manifest, allowed)

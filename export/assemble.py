@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..runtime.cam import Method, Score, ablation_weights, finish, fuse, raw_map
+from ..runtime.cosine import cosine_logits, embedding_gradient, normalise
 from ..runtime.errors import ExportError
 from ..runtime.manifest import Outputs, Preprocess
 from ..runtime.search import Prior
@@ -22,10 +23,22 @@ from .ablation import Head, logit_drops
 from .gradient.reverse import reverse
 from .layers import Layer, Network
 from .output_meaning import OutputMeaning
-from .recorder import BATCH, CLASSES, Dim, Recorder, Size, Tensor, dim_text
+from .recorder import (
+    BATCH,
+    CLASSES,
+    FLOAT32_MAX,
+    PROMPTS,
+    Dim,
+    Recorder,
+    Size,
+    Tensor,
+    dim_text,
+    product,
+)
 from .resample import record_preprocess
 from .subgraph import copy_between
 from .sweep import record_search, record_sweep
+from .zero_shot import Similarity
 
 
 @dataclass(frozen=True)
@@ -141,6 +154,7 @@ def assemble(
 
 CONTRACT = (
     "target",
+    "class_embeddings",
     "probabilities",
     "targets",
     "activations",
@@ -169,9 +183,12 @@ def free_contract_names(graph: ir.Graph) -> None:
 def _declare(graph: ir.Graph, assembly: Assembly, builder: _Builder) -> None:
     """Make the new tensors graph outputs, under the contract's names where these are free."""
     taken = {str(value.name) for value in (*graph.inputs, *graph.outputs)} - {"target"}
-    target = builder.target_input
-    if target is not None and target.name != "target":
-        assembly.names["target"] = str(target.name)
+    for name, own in (
+        ("target", builder.target_input),
+        ("class_embeddings", builder.embeddings_input),
+    ):
+        if own is not None and own.name != name:
+            assembly.names[name] = str(own.name)
     if assembly.image != "image":
         assembly.names["image"] = assembly.image
     for name, tensor in assembly.outputs.items():
@@ -206,7 +223,11 @@ class _Builder:
         self.xp = recorder.xp
         self.size = network.plain.input_dims  # of maps as well
         self.classes: Dim = CLASSES if request.top is None else request.top
+        self.similarity = meaning.similarity
+        self.count: Dim = meaning.num_classes  # C
+        self.class_embeddings: Tensor | None = None
         self.target_input: ir.Value | None = None
+        self.embeddings_input: ir.Value | None = None
         self._copies = 0
 
     def add_inputs(self) -> str:
@@ -232,6 +253,8 @@ class _Builder:
             self.recorder.symbols["k"] = of_target[1:2]
         else:
             self.target = None
+        if self.similarity is not None:
+            self.class_embeddings = self._add_class_embeddings(self.similarity, names)
         of_image = self.recorder.op("Shape", [fed], (4,), ir.DataType.INT64)
         self.recorder.symbols["N"] = of_image[0:1]
         sizes = self.network.plain.sizes
@@ -256,6 +279,21 @@ class _Builder:
         self._replace_input(own, fed.value, prepared)
         self.image = prepared
         return str(fed.value.name)
+
+    def _add_class_embeddings(self, similarity: Similarity, taken: set[str | None]) -> Tensor:
+        """Add the input ``class_embeddings``, or the constant; returns them normalised, [C, D]."""
+        if similarity.embeddings is not None:
+            return self.recorder.constant(similarity.embeddings)
+        raw = self.shapes.dims[self.meaning.logits]
+        length = product([side for side in raw if isinstance(side, int)])
+        name = "whycam_class_embeddings" if "class_embeddings" in taken else "class_embeddings"
+        self.count = PROMPTS
+        fed = self._input(name, (PROMPTS, length), ir.DataType.FLOAT)
+        self.embeddings_input = fed.value
+        self.recorder.graph.inputs.append(fed.value)
+        shape = self.recorder.op("Shape", [fed], (2,), ir.DataType.INT64)
+        self.recorder.symbols["C"] = shape[0:1]
+        return normalise(fed)  # type: ignore[no-any-return]
 
     def _replace_input(self, own: ir.Value, fed: ir.Value, prepared: Tensor) -> None:
         """Let the network read the preprocessed image, and the graph take the image itself."""
@@ -295,9 +333,12 @@ class _Builder:
         self.targets = self._resolve_targets()
 
     def _scores(self, raw: Tensor) -> Tensor:
-        """Record class scores float32 [rows, C] from the network's scores; two for one logit."""
+        """Record class scores float32 [rows, C] from the network's scores or embeddings."""
         rows = raw.shape[0]
         flat = raw.cast(ir.DataType.FLOAT).reshape((rows, -1))
+        if self.similarity is not None:
+            scale, bias = self.similarity.scale, self.similarity.bias
+            return cosine_logits(flat, self.class_embeddings, scale, bias)  # type: ignore[no-any-return]
         if self.meaning.task != "binary":
             return flat
         return self.xp.concat([flat * -0.5, flat * 0.5], axis=1)
@@ -306,18 +347,20 @@ class _Builder:
         if self.meaning.task == "none":
             return logits
         if self.meaning.task == "sigmoid":
-            return self.recorder.op("Sigmoid", [logits], logits.shape)
+            return self._sigmoid(logits)
         return self.recorder.op("Softmax", [logits], logits.shape, axis=-1)
 
     def _resolve_targets(self) -> Tensor:
         """Record the classes to explain, int64 [N, k]: ranks are replaced by classes."""
-        count = self.meaning.num_classes
-        ranks = self.request.top or min(RANKS, count)
+        count = self.count
+        ranks = self.request.top or (min(RANKS, count) if isinstance(count, int) else RANKS)
         best = self._top(ranks)
         if self.target is None:
             return best
         target = self.target
         rank = self.xp.minimum(self.xp.maximum(-1 - target, 0), ranks - 1)
+        if not isinstance(count, int):
+            rank = self.xp.minimum(rank, self.recorder.length(count) - 1)
         chosen = self.recorder.op("GatherElements", [best, rank], target.shape, axis=1)
         return self.xp.where(target < 0, chosen, target)
 
@@ -328,8 +371,14 @@ class _Builder:
             ir.Value(name=values, type=ir.TensorType(ir.DataType.FLOAT)),
             ir.Value(name=indices, type=ir.TensorType(ir.DataType.INT64)),
         ]
+        logits = self.logits
+        if not isinstance(self.count, int):  # there may be fewer classes than ranks
+            edges = self.recorder.constant(np.array([0, 0, 0, count - 1], np.int64))
+            least = self.recorder.constant(-FLOAT32_MAX, ir.DataType.FLOAT)
+            dims = (BATCH, PROMPTS + (count - 1))
+            logits = self.recorder.op("Pad", [logits, edges, least], dims)
         node = ir.Node(
-            "", "TopK", [self.logits.value, length.value], {"axis": ir.AttrInt64("axis", -1)},
+            "", "TopK", [logits.value, length.value], {"axis": ir.AttrInt64("axis", -1)},
             outputs=outputs, name=self.recorder.name_for("TopK"),
         )  # fmt: skip
         self.recorder.graph.append(node)
@@ -338,7 +387,10 @@ class _Builder:
     @property
     def selected(self) -> Tensor:
         """One-hot of the explained classes, float32 [N, k, C]."""
-        every = self.xp.arange(self.meaning.num_classes)
+        if isinstance(self.count, int):
+            every = self.xp.arange(self.count)
+        else:
+            every = self.recorder.range(PROMPTS)
         return (every == self.targets[:, :, None]).cast(ir.DataType.FLOAT)
 
     def gradients(
@@ -353,7 +405,7 @@ class _Builder:
                 raise ExportError("score prob needs probabilities, and task none has none")
             p = self.probabilities[:, None]
             own = (seed * p).sum(-1, keepdims=True)
-            seed = own * (seed - p) if task != "sigmoid" else seed * (p * (1.0 - p))
+            seed = own * (seed - p) if task != "sigmoid" else seed * self._slope()
         end, flat = self.meaning.logits, self._flat_seed(seed)
         rows = self._rows_of_last_layer() if self.request.gradient_score == "logit" else None
         if rows is not None:
@@ -375,9 +427,29 @@ class _Builder:
             pairs.append((activations, in_order.reshape((BATCH, self.classes, *inner))))
         return pairs, tuple(rules)
 
+    def _slope(self) -> Tensor:
+        """Record the derivative of sigmoid probabilities, [N, 1, C].
+
+        1 - p as the sigmoid of -z, for the difference loses its digits where p is near 1.
+        """
+        return (self.probabilities * self._sigmoid(-self.logits))[:, None]
+
+    def _sigmoid(self, logits: Tensor) -> Tensor:
+        """Record a sigmoid; of similarities with all digits of small results.
+
+        SigLIP's are often 1e-5 and less, where the operator Sigmoid of ONNX Runtime is off by parts
+        of them. A network's own Sigmoid, and so its copies on masked images, stay that operator.
+        """
+        if self.similarity is None:
+            return self.recorder.op("Sigmoid", [logits], logits.shape)
+        return 1.0 / (self.xp.exp(-logits) + 1.0)
+
     def _flat_seed(self, seed: Tensor) -> Tensor:
         """Reshape [N, k, C] to the gradient of the network's logits, with N k for N."""
-        flat = seed.reshape((BATCH * self.classes, self.meaning.num_classes))
+        if self.similarity is not None:
+            flat = self._embedding_seed(seed, self.similarity)
+        else:
+            flat = seed.reshape((BATCH * self.classes, self.count))
         if self.meaning.task == "binary":
             flat = flat @ self.recorder.constant(np.array([[-0.5], [0.5]], np.float32))
         raw = self.shapes.dims[self.meaning.logits]
@@ -388,11 +460,27 @@ class _Builder:
             ]
         )
 
+    def _embedding_seed(self, seed: Tensor, similarity: Similarity) -> Tensor:
+        """Record the gradient of the image embedding, [N, k, D], from that of class scores."""
+        classes = self.class_embeddings
+        assert classes is not None
+        length = classes.shape[1]
+        if self.request.gradient_score == "logit":
+            shape = (BATCH, self.classes, length)
+            directions = self.recorder.op("Gather", [classes, self.targets], shape, axis=0)
+        else:
+            directions = seed @ classes
+        embeddings = self._existing(self.meaning.logits).cast(ir.DataType.FLOAT)
+        each = embeddings.reshape((BATCH, 1, length))
+        return embedding_gradient(each, directions, similarity.scale)  # type: ignore[no-any-return]
+
     def _rows_of_last_layer(self) -> tuple[ir.Value, Tensor] | None:
         """Find the last linear layer's input and its gradient, the class's row of weights.
 
         A one-hot seed times all weights is one row of them, so the others need not be read.
         """
+        if self.similarity is not None:
+            return None
         node = self.meaning.logits.producer()
         if node is not None and node.op_type == "Add":
             inputs = [value for value in node.inputs if value is not None]
@@ -422,6 +510,10 @@ class _Builder:
         drops = logit_drops(self.network, head, self.recorder, self._network_logits())
         if self.meaning.task == "binary":
             drops = self.xp.concat([drops * -0.5, drops * 0.5], axis=2)
+        if self.similarity is not None:  # class scores are not linear in embeddings
+            without = self._network_logits()[:, None] - drops
+            rows = self._scores(without.reshape((BATCH * without.shape[1], without.shape[2])))
+            drops = self.logits[:, None] - rows.reshape((BATCH, without.shape[1], self.count))
         independent = self.meaning.task == "sigmoid"
         return ablation_weights(  # type: ignore[no-any-return]
             self.logits, drops, self.one_hot, self.request.ablation_score, independent
@@ -467,5 +559,5 @@ class _Builder:
         )
         every = self._probabilities(self._scores(raw))
         n, k, steps = masks.shape[:3]
-        every = every.reshape((n, k, steps, self.meaning.num_classes))
+        every = every.reshape((n, k, steps, self.count))
         return (every * self.one_hot[:, :, None]).sum(-1)

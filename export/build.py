@@ -71,6 +71,7 @@ def to_plan(
     batch: Range | None = None,
     classes: Range | None = None,
     source_size: tuple[Range, Range] | None = None,
+    prompts: Range | None = None,
     workspace: int | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
     tick: Tick | None = None,
@@ -97,6 +98,8 @@ def to_plan(
             thresholds.
         source_size: heights and widths of the images, where the graph takes any; by default those
             that the graph was exported for.
+        prompts: how many classes to choose among, where class embeddings are an input; by default
+            1 to 256, optimised for 8.
         workspace: scratch memory for kernels, in MB; by default all there is.
         timing_cache: for ``tensorrt``, a file that makes the next build faster; written if absent.
         tick: called with the present phase and the number of steps just done.
@@ -123,7 +126,7 @@ def to_plan(
     check_plan_path(target, model)
     if workspace is not None and workspace < 1:
         raise RequestError(f"workspace must be 1 MB or more, not {workspace}")
-    sizes = choose_sizes(manifest, batch, classes, source_size)
+    sizes = choose_sizes(manifest, batch, classes, source_size, prompts)
     capabilities = choose_capabilities(library, compute, precision)
     device = find_build_device(library)
     cache = read_timing_cache(library, timing_cache)
@@ -155,6 +158,7 @@ def to_plan(
             classes=sizes.classes,
             height=sizes.height,
             width=sizes.width,
+            prompts=sizes.prompts,
             inputs=built.inputs,
             outputs=built.outputs,
         )
@@ -217,6 +221,8 @@ def check_network(
         graph_name(name, manifest): ("int64" if name == "targets" else "float32", (None, *shape))
         for name, shape in manifest.output_shapes.items()
     }
+    if manifest.class_embeddings is not None:
+        promised[graph_name("probabilities", manifest)] = ("float32", (None, None))
     for tensor in outputs:
         if tensor.name in manifest.own_outputs:
             continue

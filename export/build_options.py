@@ -22,6 +22,7 @@ LIBRARIES: tuple[Library, ...] = ("tensorrt-rtx", "tensorrt")
 PRECISIONS: tuple[FilePrecision, ...] = ("fp32", "fp16", "bf16", "int8")
 COMPUTE = ("8.6", "8.9", "12.0")  # Ampere, Ada and Blackwell GPUs of workstations
 TURING = "7.5"
+PROMPTS = Range(1, 8, 256)
 SOURCE_SIZES = (Range(32, 480, 1088), Range(32, 640, 1920))
 
 
@@ -82,12 +83,13 @@ def check_plan_path(target: Path, model: str | os.PathLike[str]) -> None:
 
 @dataclass(frozen=True)
 class Sizes:
-    """The ranges of a graph's dynamic sizes; heights and widths are None where they are fixed."""
+    """The ranges of a graph's dynamic sizes; None where a size is fixed."""
 
     batch: Range
     classes: Range
     height: Range | None
     width: Range | None
+    prompts: Range | None = None
 
     def shapes(self, manifest: Manifest) -> dict[str, tuple[Shape, Shape, Shape]]:
         """List the least, the optimal and the largest shape of each input."""
@@ -107,6 +109,10 @@ class Sizes:
         if manifest.top is None:
             classes = ((n.least, k.least), (n.best, k.best), (n.most, k.most))
             shapes[graph_name("target", manifest)] = classes
+        if self.prompts is not None and manifest.class_embeddings is not None:
+            length, c = manifest.class_embeddings, self.prompts
+            ranges = (c.least, length), (c.best, length), (c.most, length)
+            shapes[graph_name("class_embeddings", manifest)] = ranges
         return shapes
 
 
@@ -115,6 +121,7 @@ def choose_sizes(
     batch: Range | None,
     classes: Range | None,
     source_size: tuple[Range, Range] | None,
+    prompts: Range | None = None,
 ) -> Sizes:
     """Choose the ranges of dynamic sizes: those requested, else the defaults.
 
@@ -125,16 +132,22 @@ def choose_sizes(
     sweeps = "tft" in manifest.outputs
     n = batch or Range(1, 1, 4 if sweeps else 16)
     k = classes or Range(1, 1, 1 if sweeps else min(5, manifest.num_classes))
-    if k.most > manifest.num_classes:
+    if manifest.class_embeddings is not None:
+        prompts = prompts or PROMPTS
+    elif prompts is not None:
         raise RequestError(
-            f"{k.most} classes cannot be explained at once: the model has {manifest.num_classes}"
+            f"a range of prompts is for files exported with --classes input; {manifest.model} has "
+            f"{manifest.num_classes} classes of its own"
         )
+    most = manifest.num_classes if prompts is None else prompts.most
+    if k.most > most:
+        raise RequestError(f"{k.most} classes cannot be explained at once: the model has {most}")
     free = manifest.dynamic_size
     if free is not None and source_size is None:
         height, width = (Range(free.least, usual, free.most) for usual in manifest.preprocess.size)
-        return Sizes(n, k, height, width)
+        return Sizes(n, k, height, width, prompts)
     if free is None and None in manifest.image_shape:
-        return Sizes(n, k, *(source_size or SOURCE_SIZES))
+        return Sizes(n, k, *(source_size or SOURCE_SIZES), prompts)
     if source_size is not None and free is not None:
         for sides in source_size:
             if not free.allows((sides.least, sides.most)) or sides.best % free.step:
@@ -143,14 +156,14 @@ def choose_sizes(
                     f"in multiples of {free.step}, not {sides.least} to {sides.most}, best "
                     f"{sides.best}"
                 )
-        return Sizes(n, k, *source_size)
+        return Sizes(n, k, *source_size, prompts)
     if source_size is not None:
         shape = "x".join(map(str, manifest.image_shape))
         raise RequestError(
             "a range of source sizes is for graphs that take images of any size (whycam export "
             f"--embed-preprocess or --dynamic-size); this one takes {shape} only"
         )
-    return Sizes(n, k, None, None)
+    return Sizes(n, k, None, None, prompts)
 
 
 def choose_capabilities(

@@ -25,20 +25,29 @@ def call_factory(spec: str) -> torch.nn.Module:
     Raises:
         ExportError: there is no such function, it fails, or it returns something else.
     """
+    model = call_function(spec)
+    if not isinstance(model, torch.nn.Module):
+        raise ExportError(f"{spec} returned {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def call_function(spec: str) -> Any:
+    """Call ``file.py:function`` or ``package.module:function`` without arguments.
+
+    Raises:
+        ExportError: there is no such function, or it fails.
+    """
     place, _, name = spec.rpartition(":")
     module = _module_from_file(Path(place)) if place.endswith(".py") else _module(place)
     factory = getattr(module, name, None)
     if not callable(factory):
         raise ExportError(f"{place} has no function or class '{name}'")
     try:
-        model = call_seeded(factory)
+        return call_seeded(factory)
     except Exception as error:
         raise ExportError(
             f"{spec} failed: {type(error).__name__}: {error} (it is called without arguments)"
         ) from error
-    if not isinstance(model, torch.nn.Module):
-        raise ExportError(f"{spec} returned {type(model).__name__}, not a torch.nn.Module")
-    return model
 
 
 def _module_from_file(path: Path) -> ModuleType:

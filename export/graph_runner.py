@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..runtime.manifest import Manifest
+from ..runtime.prompts import example_prompts
 from .assemble import Assembly
 from .subgraph import open_model_session
 
@@ -38,6 +39,10 @@ class GraphRunner:
         self._image = assembly.names.get("image", assembly.image)
         self._target = assembly.names.get("target", "target") if manifest.top is None else None
         self._own_outputs = assembly.own_outputs
+        self._classes: dict[str, NDArray[Any]] = {}
+        if manifest.class_embeddings is not None:
+            name = assembly.names.get("class_embeddings", "class_embeddings")
+            self._classes[name] = example_prompts(manifest).embeddings
 
     def run(
         self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]
@@ -54,4 +59,5 @@ class GraphRunner:
 
     def _inputs(self, image: NDArray[Any], target: NDArray[Any]) -> dict[str, NDArray[Any]]:
         image = image.astype(self._image_type, copy=False)
-        return {self._image: image} | ({} if self._target is None else {self._target: target})
+        targets = {} if self._target is None else {self._target: target}
+        return {self._image: image, **targets, **self._classes}

@@ -69,8 +69,9 @@ class Network:
         path: the nodes on some path from image to logits, in order.
     """
 
-    def __init__(self, plain: PlainModel, logits: ir.Value) -> None:
+    def __init__(self, plain: PlainModel, logits: ir.Value, is_embedding: bool = False) -> None:
         self.plain = plain
+        self._is_embedding = is_embedding
         self.logits = logits
         plain.graph.sort()
         self.nodes = list(plain.graph)
@@ -195,7 +196,8 @@ class Network:
                     break
                 if following.op_type != "Transpose":  # of which the same layer is the source
                     last, layer = following, next_layer
-            if self._has_weights(self.path[position[last] + 1 :]):
+            # Class embeddings are learned weights that follow an image embedding.
+            if self._is_embedding or self._has_weights(self.path[position[last] + 1 :]):
                 return layer
         return None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from .metadata import ModelMetadata, read_metadata
 from .plain_model import PlainModel, read_onnx_file, to_plain
 from .preprocessing import Overrides, choose_preprocess, find_input_size, format_example_command
 from .requirements import require_torch
+from .zero_shot import LogitParameters
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +39,7 @@ class LoadedModel:
         notes: what was assumed or read from elsewhere, for the user to check.
         module: the PyTorch model, in eval mode; None for an ONNX file.
         file: the ONNX file; None for a PyTorch model.
+        logit_parameters: of an image encoder's cosine similarities, where the PyTorch model says.
     """
 
     name: str
@@ -48,6 +50,7 @@ class LoadedModel:
     notes: tuple[str, ...]
     module: torch.nn.Module | None = None
     file: Path | None = None
+    logit_parameters: LogitParameters | None = None
 
 
 def is_onnx_file(model: Any) -> bool:
@@ -65,6 +68,7 @@ def load_model(
     opset: int,
     needs_preprocess: bool = True,
     dynamic_size: tuple[int, int] | None = None,
+    is_encoder: bool = False,
 ) -> LoadedModel:
     """Load a model from any source that ``to_onnx`` takes.
 
@@ -72,6 +76,8 @@ def load_model(
         model, weights, weights_key, labels, num_classes, overrides, opset: see ``to_onnx``.
         needs_preprocess: whether it matters how images are prepared.
         dynamic_size: see ``to_onnx``.
+        is_encoder: whether image embeddings are needed, so that of a model with a text encoder the
+            image encoder is taken.
 
     Raises:
         ExportError, ModelFileError: it cannot be loaded.
@@ -104,7 +110,16 @@ def load_model(
             weights_key=weights_key,
             needs_preprocess=needs_preprocess,
         )
+    parameters = None
     spec = source.preprocess
+    if is_encoder:
+        import torch
+
+        from .image_encoder import find_image_encoder, read_logit_parameters
+
+        parameters = read_logit_parameters(source.model)
+        example = torch.zeros(2, spec.channels, *spec.size)
+        source = replace(source, model=find_image_encoder(source.model, example))
     translated = to_ir(source.model, spec.size, opset, spec.channels, dynamic_size)
     plain = to_plain(translated, spec.size, "NCHW", dynamic_size=dynamic_size)
     return LoadedModel(
@@ -115,6 +130,7 @@ def load_model(
         source.labels,
         source.notes,
         source.model,
+        logit_parameters=parameters,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -18,11 +19,12 @@ from ..runtime.cam import Score
 from ..runtime.comparison import ENGINE, Comparison
 from ..runtime.engines import selftest
 from ..runtime.engines.opening import open_engine
-from ..runtime.errors import ExportError, VerificationError
+from ..runtime.errors import ExportError, RequestError, VerificationError
 from ..runtime.files import replacing
 from ..runtime.input_format import DynamicSize
-from ..runtime.manifest import FusedLayer, Manifest, Task
+from ..runtime.manifest import INPUTS, FusedLayer, Manifest, Task
 from ..runtime.onnxfile import append_manifest, digest, read_manifest
+from ..runtime.prompts import Prompts, example_prompts
 from ..runtime.search import Prior
 from ..runtime.tft import Tft
 from ..runtime.version import package_version
@@ -33,14 +35,21 @@ from .layers import Layer, Network
 from .loading import LoadedModel, load_model
 from .options import ExportOptions, plan_export
 from .original_model import OriginalModel
-from .output_meaning import OutputMeaning, interpret_outputs, may_be_probabilities
+from .output_meaning import (
+    OutputMeaning,
+    interpret_embedding,
+    interpret_outputs,
+    may_be_probabilities,
+)
 from .plain_model import PlainModel
 from .preprocessing import Overrides
 from .recorder import lengths_at
 from .reference_answers import compute_reference_answers
 from .references import OnnxReference, Reference
+from .references_similarity import SimilarityReference
 from .verify import Subject, draw_natural_images, verify
 from .verify_sizes import subjects_of_all_sizes
+from .zero_shot import choose_similarity, label_classes
 
 if TYPE_CHECKING:
     import torch
@@ -101,6 +110,9 @@ def to_onnx(
     outputs: Sequence[str] = ("raw", "map"),
     map_methods: Sequence[str] | None = None,
     fused_layers: Sequence[str] = (),
+    classes: str | os.PathLike[str] | Prompts | NDArray[Any] | None = None,
+    logit_scale: float | None = None,
+    logit_bias: float | None = None,
     tft: Tft | None = None,
     priors: Sequence[Prior] = (),
     embed_preprocess: bool = False,
@@ -139,6 +151,11 @@ def to_onnx(
             Score-CAM, and with ``tft`` alone Grad-CAM.
         fused_layers: earlier layers, whose Layer-CAM maps are fused with the target layer's in the
             graph's map: finer detail, at the cost of a backward pass between the layers.
+        classes: for an image encoder, whose output is an embedding [N, D]: the word ``input``, for
+            a graph with the input ``class_embeddings`` [C, D]; or the class embeddings, as a .npy
+            file, a .npz file of ``whycam prompts``, an array or ``Prompts``. Class scores are
+            exp(logit_scale) times the cosine similarities, plus logit_bias.
+        logit_scale, logit_bias: of the trained model, where it does not have them itself.
         tft: TFT's settings, which the file recommends and a sweep inside the graph follows. With
             ``forwards`` the graph searches, which needs ``priors`` and the output ``tft``.
         priors: learned distributions of good thresholds, see ``runtime.search``; kept in the file.
@@ -181,8 +198,10 @@ def to_onnx(
         dynamic_size=dynamic_size,
     )
     options.check()
+    _check_classes(classes, logit_scale, logit_bias, num_classes)
     with replacing(target) as temporary:  # first, so that an unwritable folder fails at once
         step(STEPS[0])
+        is_encoder = classes is not None
         loaded = load_model(
             model,
             weights,
@@ -192,11 +211,18 @@ def to_onnx(
             overrides,
             opset,
             dynamic_size=dynamic_size,
+            is_encoder=is_encoder,
         )
         step(STEPS[1])
         plain = loaded.plain
-        meaning = interpret_outputs(plain.graph.outputs, plain.shapes, task, output)
-        network = Network(plain, meaning.logits)
+        if classes is None:
+            meaning = interpret_outputs(plain.graph.outputs, plain.shapes, task, output)
+        else:
+            similarity = choose_similarity(
+                classes, logit_scale, logit_bias, task, loaded.logit_parameters
+            )
+            meaning = interpret_embedding(plain.graph.outputs, plain.shapes, similarity, output)
+        network = Network(plain, meaning.logits, is_embedding=is_encoder)
         layer = network.find(target_layer)
         earlier = network.find_earlier(layer, fused_layers)
         _check_quantised(network, [*earlier, layer], straight_through)
@@ -209,11 +235,13 @@ def to_onnx(
             priors=priors_kept,
             own_outputs=original.names,
         )
-        reference = _reference(loaded, network, meaning, layer)
-        references_earlier = tuple(_reference(loaded, network, meaning, other) for other in earlier)
-        if task is None and may_be_probabilities(meaning.output):
+        reference = _reference(loaded, network, meaning, layer, manifest)
+        references_earlier = tuple(
+            _reference(loaded, network, meaning, other, manifest) for other in earlier
+        )
+        if task is None and classes is None and may_be_probabilities(meaning.output):
             _check_is_no_probability(meaning, original, manifest)
-        if loaded.module is not None and isinstance(reference, OnnxReference):
+        if loaded.module is not None and not reference.is_exact:
             from .references_torch import check_translation
 
             image = draw_natural_images(np.random.default_rng(0), 2, _without_preprocess(manifest))
@@ -255,6 +283,8 @@ def to_onnx(
         _check_file(temporary)
         size = temporary.stat().st_size
     notes = (*loaded.notes, *([] if meaning.note is None else [meaning.note]), *plain.changes)
+    if meaning.similarity is not None:
+        notes += meaning.similarity.notes
     return ExportResult(
         target,
         manifest,
@@ -275,12 +305,14 @@ def list_layers(
     overrides: Overrides | None = None,
     task: Task | None = None,
     output: str | None = None,
+    is_encoder: bool = False,
 ) -> tuple[list[Layer], Layer | None]:
     """List the layers at which a model can be explained, and the one ``to_onnx`` would choose.
 
     Args:
         model, weights, num_classes, overrides, task, output: as for ``to_onnx``; weights and
             preprocessing make no difference here.
+        is_encoder: whether it is an image encoder, as ``to_onnx`` takes with ``classes``.
 
     Returns:
         The layers from image to logits, and the target layer by default, or None.
@@ -289,10 +321,18 @@ def list_layers(
         ExportError: the model cannot be loaded or translated.
     """
     loaded = load_model(
-        model, weights, None, None, num_classes, overrides, DEFAULT_OPSET, needs_preprocess=False
+        model,
+        weights,
+        None,
+        None,
+        num_classes,
+        overrides,
+        DEFAULT_OPSET,
+        needs_preprocess=False,
+        is_encoder=is_encoder,
     )
     meaning = interpret_outputs(loaded.plain.graph.outputs, loaded.plain.shapes, task, output)
-    network = Network(loaded.plain, meaning.logits)
+    network = Network(loaded.plain, meaning.logits, is_embedding=is_encoder)
     try:
         chosen = network.find()
     except ExportError:
@@ -315,7 +355,34 @@ def _check_quantised(network: Network, layers: Sequence[Layer], allowed: bool) -
             )
 
 
+def _check_classes(
+    classes: Any, logit_scale: float | None, logit_bias: float | None, num_classes: int | None
+) -> None:
+    """Refuse options of zero-shot classifiers for others, and the other way round."""
+    if classes is None and not (logit_scale is None and logit_bias is None):
+        raise RequestError(
+            "logit_scale and logit_bias are for image encoders, whose classes are text: add "
+            "--classes"
+        )
+    if classes is not None and num_classes is not None:
+        raise RequestError("with --classes the classes are known: leave out the number of classes")
+
+
 def _reference(
+    loaded: LoadedModel, network: Network, meaning: OutputMeaning, layer: Layer, manifest: Manifest
+) -> Reference:
+    """Open the original network, from which class scores follow by ``meaning``."""
+    network_reference = _network_reference(loaded, network, meaning, layer)
+    similarity = meaning.similarity
+    if similarity is None:
+        return network_reference
+    embeddings = similarity.embeddings
+    if embeddings is None:
+        embeddings = example_prompts(manifest).embeddings
+    return SimilarityReference(network_reference, similarity, embeddings)
+
+
+def _network_reference(
     loaded: LoadedModel, network: Network, meaning: OutputMeaning, layer: Layer
 ) -> Reference:
     if loaded.module is not None:
@@ -361,7 +428,7 @@ def _check_is_no_probability(
 
 
 def _is_declared(name: str, manifest: Manifest) -> bool:
-    return name in ("image", "target") or name in manifest.output_shapes
+    return name in INPUTS or name in manifest.output_shapes
 
 
 def _prepare_image(path: str | os.PathLike[str], manifest: Manifest) -> NDArray[Any]:
@@ -423,7 +490,7 @@ def _manifest(
             weights=loaded.weights,
             target_layer=layer.name,
             activations=layer.shape,
-            pooled_linear=head.is_pooled_linear,
+            pooled_linear=head.is_pooled_linear and meaning.similarity is None,
             task=meaning.task,
             num_classes=meaning.num_classes,
             labels=_labels(loaded.labels, meaning),
@@ -438,6 +505,7 @@ def _manifest(
             methods=request.methods,
             map_methods=request.map_methods,
             fused_layers=tuple(FusedLayer(other.name, other.shape) for other in earlier),
+            class_embeddings=_length_of_input(network, meaning),
             embedded_preprocess=request.preprocess is not None,
             source_size=request.source_size,
             gradient_score=request.gradient_score,
@@ -463,6 +531,14 @@ def _dynamic_size(plain: PlainModel, layer: Layer) -> DynamicSize | None:
     return DynamicSize(sizes.least, sizes.most, sizes.step, (rows, columns))
 
 
+def _length_of_input(network: Network, meaning: OutputMeaning) -> int | None:
+    """Return the length of class embeddings that the graph takes; None if it takes none."""
+    if meaning.similarity is None or meaning.similarity.embeddings is not None:
+        return None
+    dims = network.plain.shapes.dims[meaning.logits]
+    return math.prod(side for side in dims if isinstance(side, int))
+
+
 def _tools(reads_torch: bool) -> dict[str, str]:
     """Look up the versions of the packages that made a file."""
     from importlib.metadata import distributions
@@ -474,6 +550,8 @@ def _tools(reads_torch: bool) -> dict[str, str]:
 
 def _labels(labels: Sequence[str], meaning: OutputMeaning) -> tuple[str, ...]:
     """Complete and check class names; a single name of one logit becomes two."""
+    if meaning.similarity is not None:
+        labels = label_classes(meaning.similarity, labels)
     if meaning.task == "binary" and len(labels) == 1:
         return f"not {labels[0]}", labels[0]
     if labels and len(labels) != meaning.num_classes:

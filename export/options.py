@@ -146,7 +146,8 @@ def plan_export(
             "TFT maximises a class's probability, and with task none there are no probabilities: "
             "leave out the output tft"
         )
-    if options.top is not None and options.top > meaning.num_classes:
+    is_fixed = meaning.similarity is None or meaning.similarity.embeddings is not None
+    if options.top is not None and is_fixed and options.top > meaning.num_classes:
         raise RequestError(f"top {options.top} of {meaning.num_classes} classes")
     score: Score = options.score or "logit"
     methods, map_methods = _choose_methods(options, head, meaning, score)
@@ -176,7 +177,7 @@ def _choose_methods(
     options: ExportOptions, head: Head, meaning: OutputMeaning, score: Score
 ) -> tuple[tuple[Method, ...], tuple[Method, ...]]:
     """Choose the methods that the file supports, and those whose finished maps it returns."""
-    has_cam = head.is_pooled_linear and score == "logit"
+    has_cam = head.is_pooled_linear and score == "logit" and meaning.similarity is None
     groups = options.groups
     finishes = groups != ("raw",)
     if options.methods is not None:

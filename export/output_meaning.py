@@ -9,8 +9,10 @@ import onnx_ir as ir
 
 from ..runtime.errors import ExportError
 from ..runtime.manifest import Task
+from ..runtime.prompts import EXAMPLES
 from .recorder import Dims, Size
 from .shapes import Shapes
+from .zero_shot import Similarity, check_length
 
 _RESHAPES = {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout", "Cast"}
 _INDICES = {"ArgMax", "TopK"}
@@ -28,6 +30,8 @@ class OutputMeaning:
         num_classes: C; for ``binary`` 2, though there is one logit.
         activation: the operator between logits and output, or None.
         note: what was assumed, for the user; None where nothing was.
+        similarity: how ``logits``, then an image embedding, becomes class scores; None where it
+            holds class scores itself.
     """
 
     task: Task
@@ -36,6 +40,39 @@ class OutputMeaning:
     num_classes: int
     activation: str | None
     note: str | None
+    similarity: Similarity | None = None
+
+
+def interpret_embedding(
+    outputs: Sequence[ir.Value], shapes: Shapes, similarity: Similarity, output: str | None = None
+) -> OutputMeaning:
+    """Decide which output is an image embedding, whose similarities with classes are explained.
+
+    Args:
+        outputs: of the graph.
+        shapes: of its tensors.
+        similarity: how it is scored.
+        output: the name or number of the output; needed where there are several.
+
+    Raises:
+        ExportError: no output, or more than one, is an embedding, or classes have another length.
+    """
+    chosen = (
+        _find_output(outputs, output, shapes)
+        if output is not None
+        else _choose_output(outputs, shapes)
+    )
+    length = _count_classes(shapes.dims.get(chosen, ()))
+    activation, _ = _find_activation(chosen, shapes)
+    if length is None or length == 1 or activation is not None:
+        what = _shape_text(shapes.dims.get(chosen)) if activation is None else f"({activation})"
+        raise ExportError(
+            f"the output '{chosen.name}' {what} is no image embedding, which --classes needs: one "
+            "vector an image, without softmax or sigmoid"
+        )
+    check_length(similarity, length, str(chosen.name))
+    count = EXAMPLES if similarity.embeddings is None else len(similarity.embeddings)
+    return OutputMeaning(similarity.task, chosen, chosen, count, None, None, similarity)
 
 
 def interpret_outputs(

@@ -22,6 +22,7 @@ from ..runtime.engines.base import Engine
 from ..runtime.engines.chunks import Arrays
 from ..runtime.engines.interface import rename_to_contract, run_graph
 from ..runtime.engines.opening import open_engine
+from ..runtime.engines.prompted import with_examples
 from ..runtime.errors import EngineError, MissingExtraError, VerificationError, reason_of
 from ..runtime.manifest import Manifest
 from ..runtime.similarity import norm_difference, pearson
@@ -143,8 +144,8 @@ def check_half(
     Raises:
         VerificationError: a difference exceeds its tolerance, or an output is not finite.
     """
-    float_engine = open_engine(reference, manifest, "onnxruntime")
-    emulator: Engine = PrecisionEmulator(model, manifest)
+    float_engine = with_examples(open_engine(reference, manifest, "onnxruntime"), manifest)
+    emulator: Engine = with_examples(PrecisionEmulator(model, manifest), manifest)
     samples = [
         _measure_differences(float_engine, emulator, images, classes, manifest)
         for images, classes in _test_inputs(manifest)

@@ -32,7 +32,8 @@ class Size:
         factor: an integer, 1 or more.
         symbols: in alphabetical order: ``N`` images, ``k`` explained classes of each, ``h`` and
             ``w`` of an image of any size, ``H`` and ``W`` steps of a network's input of any size
-            (see ``input_sizes``), or a linear form of one of these, as ``8*H-1``.
+            (see ``input_sizes``), or a linear form of one of these, as ``8*H-1``; ``C`` classes
+            where their embeddings are an input.
     """
 
     factor: int
@@ -97,7 +98,7 @@ def _read_linear(symbol: str) -> tuple[int, str, int]:
 _Bool = bool  # for annotations in a class that has an attribute ``bool``
 Dim = int | Size
 Dims = tuple[Dim, ...]
-BATCH, CLASSES = Size(1, ("N",)), Size(1, ("k",))
+BATCH, CLASSES, PROMPTS = Size(1, ("N",)), Size(1, ("k",)), Size(1, ("C",))
 
 
 def linear(slope: int, symbol: str, offset: int) -> Dim:

@@ -20,6 +20,7 @@ from .classifier import replace_classifier
 from .factory import call_factory, call_seeded
 from .labels import read_labels
 from .metadata import ModelMetadata, check_interpolation_name, from_timm
+from .open_clip_model import PREFIX, load_open_clip, read_open_clip_preprocess
 from .preprocessing import (
     PRESETS,
     Overrides,
@@ -75,9 +76,9 @@ def resolve(
     """Load a PyTorch model from a name, a factory, a folder or a module.
 
     Args:
-        model: ``torchvision/NAME``, ``timm/NAME``, ``package.module:factory``, ``file.py:factory``,
-            a folder made by ``whycam train``, or a module as it is. Wrappers of ``torch.compile``
-            and data-parallel training are taken off.
+        model: ``torchvision/NAME``, ``timm/NAME``, ``open_clip/NAME/TAG`` (an image encoder),
+            ``package.module:factory``, ``file.py:factory``, a folder made by ``whycam train``, or a
+            module as it is. Wrappers of ``torch.compile`` and data-parallel training are taken off.
         weights: ``default`` (the pretrained ones; of a factory or a module: what it comes
             with), ``none`` (random, the same each time), or a .pth or .safetensors file.
         labels: ``imagenet``, a file with one name a line or a JSON list, or the names.
@@ -105,6 +106,8 @@ def resolve(
         source = _load_torchvision(model, weights, num_classes)
     elif model.startswith("timm/"):
         source = _load_timm(model, weights, num_classes)
+    elif model.startswith(PREFIX):
+        source = _load_open_clip(model, weights, num_classes)
     elif ":" in model:
         place = model.replace("\\", "/").split("/")[-1].partition(":")[0]
         target = f"{place.removesuffix('.py') or 'model'}.onnx"
@@ -117,9 +120,10 @@ def resolve(
     else:
         raise ExportError(
             f"cannot tell where to find the model '{model}': write FILE.onnx, torchvision/NAME, "
-            "timm/NAME, package.module:factory, file.py:factory, or a folder made by whycam train"
+            "timm/NAME, open_clip/NAME/TAG, package.module:factory, file.py:factory, or a folder "
+            "made by whycam train"
         )
-    if weights not in ("default", "none"):
+    if weights not in ("default", "none") and not _loads_weights(model):
         notes = load_weights(source.model, Path(weights), weights_key)
         source = replace(
             source, weights=Path(weights).name, labels=(), notes=(*source.notes, *notes)
@@ -210,6 +214,21 @@ def _load_timm(spec: str, weights: str, num_classes: int | None) -> Source:
     )
 
 
+def _loads_weights(model: str | torch.nn.Module) -> bool:
+    """Tell whether a loader of another package reads the file of weights itself."""
+    return isinstance(model, str) and model.startswith(PREFIX)
+
+
+def _load_open_clip(spec: str, weights: str, num_classes: int | None) -> Source:
+    if num_classes is not None:
+        raise ExportError(f"{spec} has no classes of its own: name them with --classes")
+    model = load_open_clip(spec, weights)
+    preprocess = read_open_clip_preprocess(model)
+    if preprocess is None:
+        raise ExportError(f"open_clip does not say how images are prepared for {spec}")
+    return Source(model, spec, Path(weights).name, preprocess, ())
+
+
 def _unwrap(model: torch.nn.Module) -> torch.nn.Module:
     """Unwrap a network from torch.compile and data-parallel training."""
     while True:
@@ -267,6 +286,9 @@ def _read_module_metadata(model: torch.nn.Module, name: str) -> ModelMetadata | 
     config = getattr(model, "pretrained_cfg", None)
     if isinstance(config, dict) and "input_size" in config and "mean" in config:
         return ModelMetadata("the model's pretrained_cfg", from_timm(config, name))
+    prepared = read_open_clip_preprocess(model)
+    if prepared is not None:
+        return ModelMetadata("the model's preprocess_cfg", prepared)
     preset = getattr(model, "transforms", None)
     if all(hasattr(preset, part) for part in ("crop_size", "resize_size", "mean", "std")):
         return ModelMetadata("the model's transforms", _torchvision_preprocess(preset))

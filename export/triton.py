@@ -13,6 +13,7 @@ from ..runtime.errors import MissingExtraError, RequestError
 from ..runtime.files import replacing, write_whole
 from ..runtime.manifest import Manifest
 from ..runtime.onnxfile import read_manifest
+from .zero_shot import INPUT
 
 # A threshold sweep already runs a batch; other requests are worth batching.
 _MAX_BATCH = 8
@@ -58,6 +59,7 @@ def write_repository(
         OutputError: the folder cannot be written.
     """
     manifest = read_manifest(path)
+    refuse_class_input(None if manifest.class_embeddings is None else INPUT)
     name = name or repository_name(manifest.model)
     if repository_name(name) != name:
         raise RequestError(
@@ -74,6 +76,19 @@ def write_repository(
         home / "config.pbtxt", config(manifest, name, _own_outputs(graph, manifest)).encode()
     )
     return home
+
+
+def refuse_class_input(classes: object) -> None:
+    """Refuse graphs with the input ``class_embeddings``.
+
+    Raises:
+        RequestError: ``classes`` is the word ``input``.
+    """
+    if classes == INPUT:
+        raise RequestError(
+            "Triton batches every input along its first axis, and class embeddings have no batch: "
+            "export with --classes FILE, which puts the classes into the file"
+        )
 
 
 def _own_outputs(path: Path, manifest: Manifest) -> list[str]:

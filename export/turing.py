@@ -17,6 +17,7 @@ import numpy as np
 from ..runtime.comparison import REWRITTEN, REWRITTEN_PIXELS, Comparison, summarise
 from ..runtime.engines import selftest
 from ..runtime.engines.opening import open_engine
+from ..runtime.engines.prompted import with_examples
 from ..runtime.errors import VerificationError
 from ..runtime.manifest import Manifest
 from ..runtime.similarity import norm_difference
@@ -66,7 +67,8 @@ def check_equivalence(
     """
     # Unchecked: this processor may compute an INT8 file otherwise, but both files alike.
     before, after = (
-        open_engine(file, manifest, "onnxruntime", check=False) for file in (reference, path)
+        with_examples(open_engine(file, manifest, "onnxruntime", check=False), manifest)
+        for file in (reference, path)
     )
     # The chosen threshold jumps where a pixel lies on one, so it is not compared.
     names = [

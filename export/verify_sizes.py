@@ -22,9 +22,10 @@ def subjects_of_all_sizes(
     subjects = []
     for lengths in [plain.shapes.one] if plain.sizes is None else plain.sizes.checked:
         height, width = lengths_at(plain.input_dims, lengths)
+        known = {**lengths, "C": subject.manifest.num_classes}
         outputs = {
             name: tuple(
-                None if side == CLASSES else lengths_at([side], lengths)[0]
+                None if side == CLASSES else lengths_at([side], known)[0]
                 for side in tensor.shape[1:]
             )
             for name, tensor in tensors.items()

@@ -15,12 +15,14 @@ from .cam import Method
 from .engines.base import Engine, EngineSettings, Hint, Precision
 from .engines.opening import open_engine
 from .engines.plan import is_plan
+from .engines.prompted import PromptedEngine
 from .errors import ImageError, RequestError
 from .explanation import Explanation, make_explanation
 from .images import ImageSource, read_image
 from .manifest import Manifest
 from .onnxfile import check_digest, read_manifest
 from .pipeline import Model, Prepared
+from .prompts import Prompts, apply_prompts, choose_prompts
 from .request import RequestPlan, Thresholding, plan_request
 from .scorecam import Progress
 from .targets import class_rows, resolve_targets
@@ -77,6 +79,25 @@ class Explainer:
 
     def __repr__(self) -> str:
         return f"Explainer({self.manifest.model!r}, {self.engine.description})"
+
+    def with_prompts(self, prompts: Prompts | str | os.PathLike[str]) -> Explainer:
+        """Choose among other prompts, in the same engine.
+
+        Args:
+            prompts: see ``load``.
+
+        Returns:
+            Another explainer; this one stays as it is.
+
+        Raises:
+            RequestError: the file has classes of its own, or takes other embeddings.
+            DataError: the prompts cannot be read.
+        """
+        chosen = choose_prompts(self.manifest, prompts)
+        if chosen is None or not isinstance(self.engine, PromptedEngine):
+            raise RequestError("prompts are for files exported with --classes input")
+        engine = PromptedEngine(self.engine.unprompted, chosen)
+        return Explainer(engine, apply_prompts(self.manifest, chosen), self.memory // 2**20)
 
     def explain(
         self,
@@ -312,6 +333,7 @@ def load(
     cache: str | os.PathLike[str] | None = None,
     gpu: int = 0,
     check: bool = True,
+    prompts: Prompts | str | os.PathLike[str] | None = None,
 ) -> Explainer:
     """Load an explaining graph.
 
@@ -329,6 +351,8 @@ def load(
         check: whether the file must be, bit for bit, what whycam wrote, and an engine other than
             ONNX Runtime on the CPU, where each export was checked, must first reproduce the
             export's reference answers for the test patterns in the file, in fp32.
+        prompts: the classes, for files that take class embeddings (``whycam export --classes
+            input``): a .npz file with ``names`` and ``embeddings``, or ``Prompts``.
 
     Returns:
         An ``Explainer``, ready to explain.
@@ -338,8 +362,11 @@ def load(
         EngineError: the engine does not exist or cannot be used as asked.
         WrongAnswerError: the engine does not reproduce the export's reference answers.
         MissingExtraError: the engine's package is not installed.
+        RequestError: the file needs prompts, has classes of its own, or takes other embeddings.
+        DataError: the prompts cannot be read.
     """
     manifest = read_manifest(path)
+    classes = choose_prompts(manifest, prompts)
     settings = EngineSettings(
         threads=threads,
         precision=precision,
@@ -350,4 +377,7 @@ def load(
     if check and not is_plan(path):  # a plan's digest is compared wherever one is loaded
         check_digest(path, manifest)
     opened = open_engine(path, manifest, engine, settings, check)
-    return Explainer(opened, manifest, memory_mb)
+    if classes is None:
+        return Explainer(opened, manifest, memory_mb)
+    engine_with_prompts = PromptedEngine(opened, classes)
+    return Explainer(engine_with_prompts, apply_prompts(manifest, classes), memory_mb)

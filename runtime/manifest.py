@@ -24,7 +24,7 @@ Outputs = Literal["raw", "map", "tft"]
 OUTPUTS: tuple[Outputs, ...] = get_args(Outputs)
 FilePrecision = Literal["fp32", "fp16", "bf16", "int8"]
 Task = Literal["softmax", "sigmoid", "binary", "none"]
-INPUTS = ("image", "target")
+INPUTS = ("image", "target", "class_embeddings")
 
 
 class FusedLayer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,7 +84,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         task: what ``probabilities`` holds. ``softmax``: of classes that exclude each other;
             ``sigmoid``: of independent labels; ``binary``: of two classes, from one logit;
             ``none``: values that are no probabilities, as regression gives them.
-        num_classes: C; 2 for ``binary``.
+        num_classes: C; 2 for ``binary``. Where class embeddings are an input, of the example
+            classes in ``references``, or of the prompts once there are some.
         labels: C class names, or empty; for ``binary`` (``not NAME``, ``NAME``).
         preprocess: how an image becomes the input. With ``dynamic_size`` its ``size`` is the
             model's usual one, and ``resize`` does not apply.
@@ -105,6 +106,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             thresholded), those of every other method ``maps_METHOD``.
         fused_layers: whose Layer-CAM maps are fused with the target layer's in the maps of
             ``map_methods[0]``, from the image to the target layer; empty: the target layer alone.
+        class_embeddings: the length D of class embeddings, float32 [C, D], where the graph takes
+            them as an input of that name; None: its classes are fixed.
         embedded_preprocess: whether the graph takes RGB images, uint8 [N, h, w, 3], and does
             ``preprocess`` itself.
         source_size: (h, w) of the images it takes with ``embedded_preprocess``; None: any.
@@ -142,6 +145,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     methods: tuple[Method, ...]
     map_methods: tuple[Method, ...] = ()
     fused_layers: tuple[FusedLayer, ...] = ()
+    class_embeddings: int | None = None
     embedded_preprocess: bool = False
     source_size: tuple[int, int] | None = None
     gradient_score: Score
@@ -207,6 +211,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def _check_interface(self) -> None:
         if self.top is not None and not 1 <= self.top <= self.num_classes:
             raise ValueError(f"top {self.top} of {self.num_classes} classes")
+        if self.class_embeddings is not None and not 1 <= self.class_embeddings <= MOST:
+            raise ValueError(f"class embeddings of length {self.class_embeddings}")
         if self.batch is not None and not 1 <= self.batch <= MOST:
             raise ValueError(f"a batch of {self.batch} images")
         known = {*INPUTS, *self.output_shapes}

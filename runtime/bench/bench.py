@@ -18,6 +18,7 @@ from ..images import read_image
 from ..manifest import Manifest
 from ..onnxfile import read_manifest
 from ..preprocess import crop_resized, normalise
+from ..prompts import Prompts, prompts_or_examples, write_prompts
 from ..request import plan_request
 from ..sweep import Floats
 from ..timing import Tick, measure_seconds, run_interleaved
@@ -92,6 +93,7 @@ def measure(
     rounds: int = 20,
     baselines: BaselineRuns | None = None,
     tick: Tick | None = None,
+    prompts: str | None = None,
 ) -> Benchmark:
     """Time every planned configuration in interleaved rounds.
 
@@ -102,6 +104,7 @@ def measure(
         rounds: how often each configuration is timed.
         baselines: sets up other tools to time as well.
         tick: called with what is done and the steps done since, see ``count_steps``.
+        prompts: of files that take class embeddings; by default five example classes.
 
     Raises:
         RequestError: rounds below 1, nothing can be run, or an image of a size the file excludes.
@@ -114,20 +117,26 @@ def measure(
     contenders: dict[Configuration, Contender] = {}
     with tempfile.TemporaryDirectory(prefix="whycam-bench-") as folder:
         images: dict[str, str] = {}  # by model
+        classes: dict[str, Prompts | None] = {}
         for plain in _plain_configurations(plan):
             report(f"loading {Path(plain.model).name}, {plain.engine} {plain.precision}", 1)
             if plain.model not in images:
-                images[plain.model] = image or _write_image(read_manifest(plain.model), folder)
+                manifest = read_manifest(plain.model)
+                images[plain.model] = image or _write_image(manifest, folder)
+                classes[plain.model] = prompts_or_examples(manifest, prompts)
             alike = [each for each in plan.configurations if each.plain == plain]
-            contenders |= _load_contenders(plain, alike, images[plain.model], left_out)
+            contenders |= _load_contenders(
+                plain, alike, images[plain.model], classes[plain.model], left_out
+            )
         if not any(each.method for each in contenders):
             raise nothing_remains(left_out)
         footprints = []
         for plain in dict.fromkeys(replace(each.plain, batch=1) for each in contenders):
             report(f"starting {Path(plain.model).name}, {plain.engine} {plain.precision}", 1)
-            footprints.append(
-                measure_footprint(plain, images[plain.model], min(rounds, _PROCESSES))
-            )
+            own = classes[plain.model]
+            file = None if own is None else write_prompts(f"{folder}/prompts.npz", own)
+            times = min(rounds, _PROCESSES)
+            footprints.append(measure_footprint(plain, images[plain.model], times, file))
         others = _load_baselines(contenders, images, baselines) if baselines is not None else {}
         samples = run_interleaved({**contenders, **others}, rounds, tick=report)
     rows = tuple(Row(each, _by_stage(samples[each]), each in others) for each in samples)
@@ -159,12 +168,19 @@ def _load_contenders(
     plain: Configuration,
     configurations: Sequence[Configuration],
     image: str,
+    prompts: Prompts | None,
     left_out: list[LeftOut],
 ) -> dict[Configuration, Contender]:
     """Load a file in an engine, run each configuration once, and return those that can run."""
     what = f"{Path(plain.model).name}, {plain.engine} {plain.precision}, batch {plain.batch}"
     try:
-        explainer = load(plain.model, plain.engine, plain.threads, precision=plain.precision)
+        explainer = load(
+            plain.model,
+            plain.engine,
+            plain.threads,
+            precision=plain.precision,
+            prompts=prompts,
+        )
     except (EngineError, MissingExtraError, ModelFileError) as error:
         left_out.append(LeftOut(what, str(error)))
         return {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..errors import EngineError
 from ..isolation import run_python
@@ -15,8 +16,9 @@ import json, sys, time
 marks = [time.perf_counter()]
 import whycam
 marks.append(time.perf_counter())
-model, image, engine, precision, threads = sys.argv[1:]
-explainer = whycam.load(model, engine, int(threads), precision=precision)
+model, image, engine, precision, threads, *prompts = sys.argv[1:]
+classes = prompts[0] if prompts else None
+explainer = whycam.load(model, engine, int(threads), precision=precision, prompts=classes)
 marks.append(time.perf_counter())
 explainer.explain(image)
 marks.append(time.perf_counter())
@@ -51,13 +53,18 @@ class Footprint:
     peak_bytes: list[int | None]
 
 
-def measure_footprint(plain: Configuration, image: str, times: int) -> Footprint:
+def measure_footprint(
+    plain: Configuration, image: str, times: int, prompts: Path | None = None
+) -> Footprint:
     """Start that many processes, one after the other, and explain an image in each.
+
+    Files that take class embeddings need a file of ``prompts``.
 
     Raises:
         EngineError: a process fails.
     """
     arguments = [plain.model, image, plain.engine, plain.precision, str(plain.threads)]
+    arguments += [] if prompts is None else [str(prompts)]
     seconds: dict[str, list[float]] = {"import": [], "load": [], "first map": [], "total": []}
     peaks: list[int | None] = []
     for _ in range(times):

@@ -32,6 +32,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         engines: to check; those named must be ready. None: all that are ready.
         gpu, threads, cache: see ``base.EngineSettings``.
+        prompts: of models that take class embeddings; None: the examples of their references.
         rounds: how often each call is timed.
         limit_s: seconds that one engine may take for one model; building for TensorRT takes
             minutes.
@@ -44,6 +45,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     gpu: int = 0
     threads: int | None = None
     cache: str | None = None
+    prompts: str | None = None
     rounds: int = 10
     limit_s: float = 1800
 
@@ -193,10 +195,12 @@ class _Run:
             precision=precision,
             threads=settings.threads,
             cache=settings.cache,
+            prompts=settings.prompts,
             targets=targets,
             rounds=settings.rounds,
         )
-        paths = [str(model), str(folder), *([settings.cache] if settings.cache else [])]
+        paths = [str(model), str(folder)]
+        paths += [path for path in (settings.cache, settings.prompts) if path]
         try:
             answers: Answers = run_job(job, folder, settings.limit_s, Answers)
         except EngineError as error:

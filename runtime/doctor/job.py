@@ -21,6 +21,7 @@ from ..cam import Method
 from ..comparison import Comparison
 from ..engines.base import Precision
 from ..engines.nvidia import Driver, driver
+from ..engines.prompted import PromptedEngine
 from ..engines.registry import ENGINES
 from ..engines.selftest import check, tolerances_of
 from ..errors import EngineError, WhyCamError
@@ -28,7 +29,9 @@ from ..explainer import Explainer, load
 from ..images import RGBImage
 from ..isolation import run_python
 from ..manifest import Manifest
+from ..onnxfile import read_manifest
 from ..pipeline import prepare
+from ..prompts import prompts_or_examples
 from ..request import find_refusal
 from ..timing import run_interleaved
 
@@ -45,6 +48,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         kind: ``driver``: query NVIDIA's driver; ``survey``: load an engine's library; ``answers``:
             explain images with an engine.
         engine, model, precision, gpu, threads, cache: see ``explainer.load``.
+        prompts: of a file that takes class embeddings; None: the example ones of its references.
         targets: the class to explain in each image; None: the most probable one.
         rounds: how often each kind of call is timed.
     """
@@ -56,6 +60,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     precision: Precision = "fp32"
     threads: int | None = None
     cache: str | None = None
+    prompts: str | None = None
     targets: tuple[int, ...] | None = None
     rounds: int = 10
 
@@ -175,6 +180,7 @@ def answers(job: Job, images: list[RGBImage], folder: Path) -> Answers:
             precision=job.precision,
             cache=job.cache,
             gpu=job.gpu,
+            prompts=prompts_or_examples(read_manifest(job.model), job.prompts),
             check=False,  # an engine with wrong answers is reported, not refused
         )
     except WhyCamError as error:
@@ -191,7 +197,10 @@ def answers(job: Job, images: list[RGBImage], folder: Path) -> Answers:
         for name, values in _explain_image(explainer, image, target, method, tft):
             arrays[f"{index}.{name}"] = values
     np.savez(folder / ANSWERS, **arrays)
-    references = check(explainer.engine, manifest, tolerances_of(manifest, job.precision))
+    written = read_manifest(job.model)  # whose reference answers are of its example classes
+    engine = explainer.engine
+    unprompted = engine.unprompted if isinstance(engine, PromptedEngine) else engine
+    references = check(unprompted, written, tolerances_of(manifest, job.precision))
     return Answers(
         description=explainer.engine.description,
         targets=targets,

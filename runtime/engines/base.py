@@ -58,14 +58,20 @@ class Engine(Protocol):
     """Runs an explaining graph. Safe to call from several threads.
 
     Attributes:
-        name: as in ``load(engine=...)``.
-        description: library, version, device and precision, for people.
         reason: why this engine was chosen, for people.
     """
 
-    name: str
-    description: str
     reason: str
+
+    @property
+    def name(self) -> str:
+        """Name the engine, as in ``load(engine=...)``."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """Describe library, version, device and precision, for people."""
+        ...
 
     def run(self, feeds: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Run the graph once.
@@ -73,7 +79,8 @@ class Engine(Protocol):
         Args:
             feeds: ``image``, [N, *manifest.image_shape], uint8 where ``manifest.image_type`` is
                 and else float32; and ``target`` int64 [N, k], ranks alone where the graph has no
-                such input (``manifest.top``).
+                such input (``manifest.top``); and where ``manifest.class_embeddings`` is set,
+                ``class_embeddings`` float32 [C, D].
             outputs: the outputs wanted, by their contract names. Engines skip the work for others
                 if they can.
 

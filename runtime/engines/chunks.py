@@ -33,7 +33,8 @@ def run_in_chunks(
 
     Args:
         run: one run, from inputs to outputs by their contract names.
-        feeds: ``image`` [N, ...], and ``target`` [N, k] where the graph has that input.
+        feeds: ``image`` [N, ...], and ``target`` [N, k] where the graph has that input; others
+            are the same in each run.
         manifest: of the graph; knows which outputs have a row for each class.
         images: most images of one run.
         classes: most classes of one run; None: any number.
@@ -48,7 +49,7 @@ def run_in_chunks(
     if target is not None and classes is not None:
         columns = slices(target.shape[1], classes)
     parts: list[Arrays] = [
-        {"image": image[row]} | ({} if target is None else {"target": target[row, column]})
+        {**feeds, "image": image[row]} | ({} if target is None else {"target": target[row, column]})
         for row in rows
         for column in columns
     ]

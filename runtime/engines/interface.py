@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -107,7 +108,7 @@ def run_graph(run: Run, feeds: Arrays, outputs: Sequence[str], manifest: Manifes
         run: runs the graph once. It is fed ``image`` in the graph's own layout and element type,
             of ``manifest.batch`` images where that is fixed; ``target`` only where the graph has
             this input.
-        feeds: ``image`` and ``target``, see ``engine.Engine.run``.
+        feeds: see ``engine.Engine.run``.
         outputs: the outputs wanted.
         manifest: of the graph.
 
@@ -115,13 +116,13 @@ def run_graph(run: Run, feeds: Arrays, outputs: Sequence[str], manifest: Manifes
         EngineError: feeds or answers that are not what the manifest promises.
     """
     check_feeds(feeds, manifest)
-    image, target = feeds["image"], feeds["target"]
+    image = feeds["image"]
     manifest = manifest.at(manifest.size_of(image.shape))
     if manifest.image_type == "float16":
         image = image.astype(np.float16)
     return run_in_chunks(
         lambda part: _run_once(run, part, outputs, manifest),
-        {"image": image, "target": target},
+        {**feeds, "image": image},
         manifest,
         manifest.batch or len(image),
     )
@@ -134,6 +135,11 @@ def _run_once(run: Run, feeds: Arrays, outputs: Sequence[str], manifest: Manifes
     fed = {"image": pad_batch(image, size)}
     if manifest.top is None:
         fed["target"] = pad_batch(target, size)
+    if manifest.class_embeddings is not None:
+        embeddings = fed["class_embeddings"] = feeds["class_embeddings"]
+        manifest = msgspec.structs.replace(
+            manifest, num_classes=len(embeddings), labels=(), references=()
+        )
     found = run(fed, outputs)
     check_outputs(found, size, manifest.top or target.shape[1], manifest)
     if size > count:
@@ -184,9 +190,17 @@ def check_interface(
     fits = len(sides) == len(shape) + 1 and all(
         wanted in (None, side) for wanted, side in zip((manifest.batch, *shape), sides, strict=True)
     )
-    if found != kind or not fits or (manifest.top is None and target not in inputs):
+    length = manifest.class_embeddings
+    named = inputs.get(graph_name("class_embeddings", manifest))
+    takes_classes = (named is None) == (length is None) and named in (
+        None,
+        ("float32", [None, length]),
+    )
+    needs_target = manifest.top is None and target not in inputs
+    if found != kind or not fits or needs_target or not takes_classes:
         promised = ", ".join("any" if side is None else str(side) for side in shape)
         also = "" if manifest.top is not None else f" and '{target}' int64 [N, k]"
+        also += "" if length is None else f" and 'class_embeddings' float32 [C, {length}]"
         has = ", ".join(
             f"'{name}' {element} [{', '.join('any' if d is None else str(d) for d in dims)}]"
             for name, (element, dims) in inputs.items()
@@ -209,7 +223,12 @@ def check_feeds(feeds: Arrays, manifest: Manifest) -> None:
     """
     # Half precision is the graph's own affair: masks are multiplied in float32.
     kind = "uint8" if manifest.image_type == "uint8" else "float32"
-    wanted = {"image": (kind, (None, *manifest.image_shape)), "target": ("int64", (None, None))}
+    wanted: dict[str, tuple[str, tuple[int | None, ...]]] = {
+        "image": (kind, (None, *manifest.image_shape)),
+        "target": ("int64", (None, None)),
+    }
+    if manifest.class_embeddings is not None:
+        wanted["class_embeddings"] = ("float32", (None, manifest.class_embeddings))
     for name, (element, shape) in wanted.items():
         values = feeds.get(name)
         if not isinstance(values, np.ndarray):

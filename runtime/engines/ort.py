@@ -104,6 +104,9 @@ class OnnxRuntimeEngine:
         def shapes(feeds: Arrays) -> dict[str, tuple[int | None, ...]]:
             size = manifest.size_of(feeds[graph_name("image", manifest)].shape)
             named = manifest.at(size).output_shapes
+            if manifest.class_embeddings is not None:
+                embeddings = feeds[graph_name("class_embeddings", manifest)]
+                named["probabilities"] = (len(embeddings),)
             return {graph_name(name, manifest): shape for name, shape in named.items()}
 
         classes: int | str = manifest.top or graph_name("target", manifest)

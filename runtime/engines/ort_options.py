@@ -11,11 +11,13 @@ from ..errors import EngineError
 from ..manifest import Manifest
 from .base import EngineSettings
 from .interface import graph_name
+from .plan import Range
 
 Options = Mapping[str, str]
 # TensorRT's engines serve a range of shapes and hold memory for the largest, so there is one: so
 # many images, those of a sweep inside the graph counted, and as many classes as there are ranks.
 _IMAGES, _CLASSES = 32, 5
+_PROMPTS = Range(1, 8, 1024)  # where class embeddings are an input
 
 
 @dataclass(frozen=True)
@@ -147,9 +149,11 @@ def _tensorrt(
         # Runtime builds weakly typed networks.
         "trt_fp16_enable": _switch(manifest.precision == "fp16"),
         "trt_int8_enable": _switch(manifest.precision == "int8"),
-        "trt_profile_min_shapes": _shapes(least, 1, smallest, manifest),
-        "trt_profile_opt_shapes": _shapes(best, 1, usual, manifest),
-        "trt_profile_max_shapes": _shapes(limit.images, limit.classes, largest, manifest),
+        "trt_profile_min_shapes": _shapes(least, 1, _PROMPTS.least, smallest, manifest),
+        "trt_profile_opt_shapes": _shapes(best, 1, _PROMPTS.best, usual, manifest),
+        "trt_profile_max_shapes": _shapes(
+            limit.images, limit.classes, _PROMPTS.most, largest, manifest
+        ),
         "trt_engine_cache_enable": _switch(cache is not None),
         "trt_timing_cache_enable": _switch(cache is not None),
     }
@@ -165,10 +169,14 @@ def _switch(on: bool) -> str:
     return "1" if on else "0"
 
 
-def _shapes(images: int, classes: int, sides: list[str], manifest: Manifest) -> str:
-    image, target = graph_name("image", manifest), graph_name("target", manifest)
-    shape = f"{image}:{'x'.join([str(images), *sides])}"
-    return shape if manifest.top is not None else f"{shape},{target}:{images}x{classes}"
+def _shapes(images: int, classes: int, prompts: int, sides: list[str], manifest: Manifest) -> str:
+    shape = f"{graph_name('image', manifest)}:{'x'.join([str(images), *sides])}"
+    if manifest.top is None:
+        shape += f",{graph_name('target', manifest)}:{images}x{classes}"
+    if manifest.class_embeddings is not None:
+        name = graph_name("class_embeddings", manifest)
+        shape += f",{name}:{prompts}x{manifest.class_embeddings}"
+    return shape
 
 
 def cache_names(

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from ..errors import EngineError, MissingExtraError, ModelFileError
 from ..files import writable_folder
-from ..manifest import Manifest
+from ..manifest import INPUTS, Manifest
+from ..prompts import EXAMPLES
 from .base import EngineSettings
 from .chunks import Arrays, Outputs, run_in_chunks
 from .interface import (
@@ -36,7 +37,8 @@ _SHAPES = 4
 # A batch is filled up to a shape that is compiled already if at most this part of it is waste; more
 # where no further shape may be compiled.
 _WASTE, _WASTE_AT_LAST = 0.25, 0.5
-_Shape = tuple[tuple[int, ...], tuple[int, ...]]  # of image and target; () where it has none
+# Of image, target and class embeddings; () where it has none.
+_Shape = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
 @cache
@@ -159,7 +161,9 @@ class _Part:
         example = (height, width, 3) if None in shape else shape
         batch = self._manifest.batch or 1
         target = (batch, 1) if self._manifest.top is None else ()
-        self._for(((batch, *(side or 1 for side in example)), target))
+        length = self._manifest.class_embeddings
+        embeddings = () if length is None else (EXAMPLES, length)
+        self._for(((batch, *(side or 1 for side in example)), target, embeddings))
 
     @property
     def streams(self) -> int:
@@ -171,25 +175,31 @@ class _Part:
         """Run one batch."""
         count = len(feeds["image"])
         target = feeds["target"].shape if "target" in feeds else ()
-        shape = self._shape_for(feeds["image"].shape, target)
+        embeddings = feeds["class_embeddings"].shape if "class_embeddings" in feeds else ()
+        shape = self._shape_for((feeds["image"].shape, target, embeddings))
         size = count if shape is None else shape[0][0]
-        fed = {name: pad_batch(values, size) for name, values in feeds.items()}
+        fed = {
+            name: values if name == "class_embeddings" else pad_batch(values, size)
+            for name, values in feeds.items()
+        }
         found = rename_to_contract(self._for(shape).run, self._manifest)(fed, outputs)
         return {name: values[:count] for name, values in found.items()}
 
-    def _shape_for(self, image: tuple[int, ...], target: tuple[int, ...]) -> _Shape | None:
+    def _shape_for(self, wanted: _Shape) -> _Shape | None:
         """Choose the compiled shape to use, possibly with a larger batch; None: any shape."""
+        image, target, embeddings = wanted
         with self._lock:
             known = [shape for shape in self._compiled if shape is not None]
         larger = sorted(
             shape
             for shape in known
-            if (shape[0][1:], shape[1][1:]) == (image[1:], target[1:]) and image[0] <= shape[0][0]
+            if (shape[0][1:], shape[1][1:], shape[2]) == (image[1:], target[1:], embeddings)
+            and image[0] <= shape[0][0]
         )
         room = len(known) < _SHAPES
         if larger and image[0] >= larger[0][0][0] * (1 - (_WASTE if room else _WASTE_AT_LAST)):
             return larger[0]
-        return (image, target) if room or not self._takes_any else None
+        return wanted if room or not self._takes_any else None
 
     def _for(self, shape: _Shape | None) -> _Compiled:
         with self._lock:
@@ -208,9 +218,9 @@ class _Part:
             self._check(model)
             self._cut(model)
             if shape is not None:
-                shapes = {"image": shape[0]} | ({"target": shape[1]} if shape[1] else {})
+                shapes = dict(zip(INPUTS, shape, strict=True))
                 model.reshape(
-                    {graph_name(name, self._manifest): list(s) for name, s in shapes.items()}
+                    {graph_name(name, self._manifest): list(s) for name, s in shapes.items() if s}
                 )
             return _Compiled(self._core.compile_model(model, "CPU", self._properties))
         except (RuntimeError, UnicodeDecodeError) as error:  # it quotes names that are no text
@@ -264,7 +274,7 @@ class _Compiled:
 def _input_name(port: Any, manifest: Manifest) -> str:
     """Return the name that the manifest uses for an input that has several."""
     names: set[str] = port.get_names()
-    known = names.intersection(graph_name(name, manifest) for name in ("image", "target"))
+    known = names.intersection(graph_name(name, manifest) for name in INPUTS)
     return known.pop() if known else str(port.get_any_name())
 
 

@@ -61,6 +61,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         gpu: name of the GPU it was built on; None if it was built without one.
         batch, classes: N and k of the graph contract.
         height, width: of the images, where the graph takes images of any size; else None.
+        prompts: C, where the graph takes class embeddings; else None.
         inputs, outputs: of the network.
     """
 
@@ -75,6 +76,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     classes: Range
     height: Range | None = None
     width: Range | None = None
+    prompts: Range | None = None
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
 

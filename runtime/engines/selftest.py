@@ -13,6 +13,7 @@ from ..manifest import Manifest, Reference
 from ..preprocess import arrange, crop_resized, normalise
 from ..similarity import largest_difference
 from .base import Engine, Precision
+from .prompted import with_examples
 
 PATTERNS = 2
 
@@ -142,7 +143,7 @@ def check(
 
     Args:
         engine: with the file open.
-        manifest: of the file.
+        manifest: of the file; where it takes class embeddings, the references' examples are fed.
         allowed: by default what ``tolerances_of`` says.
 
     Returns:
@@ -151,6 +152,7 @@ def check(
         ``maps``: the largest absolute difference of a pixel of the finished map.
     """
     limits = tolerances_of(manifest) if allowed is None else allowed
+    engine = with_examples(engine, manifest)
     return [
         summarise(
             f"the file's reference answer for test pattern {reference.pattern}",
@@ -165,6 +167,7 @@ def make_references(engine: Engine, manifest: Manifest) -> tuple[Reference, ...]
     """Make references of an engine's own answers; none where raw outputs make no maps."""
     if "raw" not in manifest.outputs or manifest.fused_layers:
         return ()
+    engine = with_examples(engine, manifest)
     found = []
     for index in range(PATTERNS):
         feeds = {"image": make_input(manifest, index), "target": np.full((1, 1), -1, np.int64)}
@@ -196,6 +199,7 @@ def sensitivity(engine: Engine, manifest: Manifest, reference: Reference) -> dic
         ``probabilities`` and ``maps``, see ``check``.
     """
     manifest = manifest.at(reference.size)
+    engine = with_examples(engine, manifest)
     image = make_input(manifest, reference.pattern)
     row, maps = _answer(engine, manifest, image, reference.target)
     rng = np.random.default_rng(0)

@@ -99,6 +99,7 @@ class TensorRtEngine:
         if unknown:
             raise EngineError(f"{self._path} has no output {unknown}")
         self._check_size(feeds["image"].shape)
+        self._check_prompts(feeds)
         plan = self._opened.plan
         with self._idle_context() as context:
 
@@ -112,6 +113,7 @@ class TensorRtEngine:
                     _size_for(len(image), plan.batch),
                     max(classes or 1, plan.classes.least),
                     outputs,
+                    part.get("class_embeddings"),
                 )
 
             return run_in_chunks(run, feeds, self._manifest, plan.batch.most, plan.classes.most)
@@ -129,6 +131,19 @@ class TensorRtEngine:
                     f"{what}, not {side}. Resize the image, or build for its size: "
                     f"{rebuild_command(plan, self._path)}, with a wider range"
                 )
+
+    def _check_prompts(self, feeds: Arrays) -> None:
+        """Refuse more or fewer prompts than the plan was built for."""
+        allowed = self._opened.plan.prompts
+        if allowed is None:
+            return
+        count = len(feeds["class_embeddings"])
+        if not allowed.least <= count <= allowed.most:
+            raise EngineError(
+                f"{self._path} was built for {allowed.least} to {allowed.most} prompts, not "
+                f"{count}. Build it for as many: {rebuild_command(self._opened.plan, self._path)}, "
+                "with a wider range"
+            )
 
     @contextmanager
     def _idle_context(self) -> Iterator[ExecutionContext]:

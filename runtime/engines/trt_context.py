@@ -148,6 +148,7 @@ class ExecutionContext:
         count: int,
         classes: int,
         outputs: Sequence[str],
+        class_embeddings: NDArray[np.float32] | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Run the network once.
 
@@ -156,6 +157,7 @@ class ExecutionContext:
             count, classes: what the network is run for, at least n and k: the last row and column
                 are repeated, and nothing of them comes back.
             outputs: those wanted; no others leave the GPU.
+            class_embeddings: [C, D], where the network has such an input.
 
         Returns:
             The outputs, arrays of the caller's own.
@@ -166,6 +168,8 @@ class ExecutionContext:
         shapes = {"image": (count, *image.shape[1:])}
         if target is not None:
             shapes["target"] = (count, classes)
+        if class_embeddings is not None:
+            shapes["class_embeddings"] = class_embeddings.shape
         program = self._program(shapes)
         self._make_room(program, outputs)
         if not program.bound:
@@ -178,6 +182,8 @@ class ExecutionContext:
             fed = self._array(program, "target")
             fed[:rows, :columns], fed[:rows, columns:] = target, target[:, -1:]
             fed[rows:] = fed[rows - 1]
+        if class_embeddings is not None:
+            self._array(program, "class_embeddings")[:] = class_embeddings
         self._start(program, outputs)
         self._stream.synchronise()
         program.warm = True

@@ -217,6 +217,8 @@ def rebuild_command(
     )
     if plan.height is not None and plan.width is not None:
         command += f" --source-size {range_text(plan.height, plan.width)}"
+    if plan.prompts is not None:
+        command += f" --prompts {range_text(plan.prompts)}"
     if library == "tensorrt":
         return command  # is built on the GPU that it will run on
     targets = (device.compute,) if device is not None else plan.compute

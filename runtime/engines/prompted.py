@@ -1,0 +1,47 @@
+"""Feed the class embeddings of some prompts to an engine in every run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ..manifest import Manifest
+from ..prompts import Prompts, example_prompts
+from .base import Engine
+from .chunks import Arrays
+
+
+class PromptedEngine:
+    """See ``engine.Engine``; feeds are as for a file that has its classes inside.
+
+    Attributes:
+        unprompted: the engine, which takes ``class_embeddings`` as well.
+    """
+
+    def __init__(self, engine: Engine, prompts: Prompts) -> None:
+        self.unprompted = engine
+        self.reason = engine.reason
+        self._embeddings = prompts.embeddings
+
+    @property
+    def name(self) -> str:
+        """See ``engine.Engine``."""
+        return self.unprompted.name
+
+    @property
+    def description(self) -> str:
+        """See ``engine.Engine``."""
+        return self.unprompted.description
+
+    def run(self, feeds: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """See ``engine.Engine.run``."""
+        return self.unprompted.run({**feeds, "class_embeddings": self._embeddings}, outputs)
+
+
+def with_examples(engine: Engine, manifest: Manifest) -> Engine:
+    """Feed the example classes of the reference answers, where a file takes class embeddings."""
+    if manifest.class_embeddings is None or isinstance(engine, PromptedEngine):
+        return engine
+    return PromptedEngine(engine, example_prompts(manifest))
