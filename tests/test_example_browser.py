@@ -218,3 +218,62 @@ def test_server_serves_nothing_outside_its_folder(address, path):
     connection = http.client.HTTPConnection(place.hostname, place.port, timeout=10)
     connection.request("GET", path)
     assert connection.getresponse().status == 404
+
+
+@pytest.fixture
+def zero_shot(home) -> Iterator[tuple[Path, Path]]:
+    """A model that takes class embeddings beside the page, and a file of prompts."""
+    import math
+
+    from export_cache import exported
+    from networks import SMALL
+    from test_zero_shot import encoder, prompts
+
+    from whycam.runtime.onnxfile import read_manifest
+    from whycam.runtime.prompts import write_prompts
+
+    path = exported(
+        encoder, overrides=SMALL, task="softmax", classes="input", logit_scale=math.log(20.0),
+        outputs=["tft"], embed_preprocess=True,
+    )  # fmt: skip
+    kept = {name: (home / name).read_bytes() for name in ("model.onnx", "model.json")}
+    shutil.copy(path, home / "model.onnx")
+    (home / "model.json").write_text(read_manifest(path).to_json(), "utf-8")
+    write_prompts(home / "prompts.npz", prompts(3))
+    yield path, home / "prompts.npz"
+    for name, data in kept.items():
+        (home / name).write_bytes(data)
+
+
+def test_prompts_are_chosen_in_the_page_without_another_export(
+    browser, address, wait, status, model, zero_shot, chelsea, tmp_path
+):
+    from test_zero_shot import prompts
+
+    from whycam.runtime.prompts import Prompts, write_prompts
+
+    path, first = zero_shot
+    browser.get(address)
+    wait(lambda: status().startswith("ready"))
+    photograph = tmp_path / "photograph.png"
+    Image.open(chelsea).convert("RGB").save(photograph)
+    choose(browser, wait, photograph)
+    other = Prompts(("eine Katze", "Füchslein 🦊", "x", "y"), prompts(4, seed=9).embeddings)
+    second = write_prompts(tmp_path / "other.npz", other)
+    for file in (first, second):
+        if file == second:
+            browser.execute_script("window.whycam.answer = null")
+            browser.find_element("id", "prompts").send_keys(str(file))
+            wait(lambda: browser.execute_script("return window.whycam.answer !== null"))
+        found = answer(browser)
+        explainer = whycam.load(path, prompts=file)
+        expected = explainer.explain(photograph, tft=True)
+        np.testing.assert_allclose(
+            found["probabilities"], explainer.classify(photograph)[0], atol=1e-3
+        )
+        assert found["index"] == expected.index
+        assert expected.label in browser.find_element("id", "classes").text
+        assert found["threshold"] == pytest.approx(expected.threshold, abs=1e-6)
+    (tmp_path / "bad.npz").write_bytes(b"no zip file, but long enough for its last record")
+    browser.find_element("id", "prompts").send_keys(str(tmp_path / "bad.npz"))
+    wait(lambda: "no file of prompts" in status())

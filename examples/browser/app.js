@@ -148,6 +148,19 @@ $("file").addEventListener("change", (event) => {
   take(event.target.files[0]);
   event.target.value = ""; // the same file may be chosen again
 });
+$("prompts").addEventListener("change", async (event) => {
+  const file = event.target.files[0];
+  event.target.value = "";
+  try {
+    state.model.usePrompts(new Uint8Array(await file.arrayBuffer()), file.name);
+  } catch (error) {
+    say(error.message, true);
+    return;
+  }
+  state.wanted = -1;
+  say(`${state.model.prompts.names.length} prompts of ${file.name}`);
+  if (state.image && !state.camera) await explainImage();
+});
 $("camera").addEventListener("click", () => (state.camera ? stopCamera() : startCamera()));
 $("opacity").addEventListener("input", render);
 $("cut").addEventListener("change", render);
@@ -167,6 +180,7 @@ try {
   say("loading the model ...");
   state.model = await Model.load();
   $("file").disabled = $("camera").disabled = false;
+  $("ask").hidden = !state.model.takesPrompts;
   const threads = self.crossOriginIsolated ? "with threads" : "with one thread";
   say(`ready, ${threads}: ${state.model.manifest.model}`);
 } catch (error) {

@@ -1,5 +1,6 @@
 // The graph: pixels in; class probabilities, map, and the map's best threshold out.
 
+import { readPrompts } from "./prompts.js";
 import * as ort from "./node_modules/onnxruntime-web/dist/ort.wasm.min.mjs";
 
 ort.env.wasm.wasmPaths = new URL("./node_modules/onnxruntime-web/dist/", import.meta.url).href;
@@ -32,11 +33,37 @@ export class Model {
     const live = await bytes("live.onnx");
     model.live = live ? await ort.InferenceSession.create(live) : model.still;
     model.queue = Promise.resolve();
+    if (model.takesPrompts) {
+      const prompts = await bytes("prompts.npz");
+      if (!prompts) throw new Error("There is no prompts.npz beside this page. Make it with: " +
+        "whycam prompts NAME ... --model MODEL -o prompts.npz");
+      model.usePrompts(prompts, "prompts.npz");
+    }
     return model;
   }
 
+  /** Whether the classes are an input of the graph: whycam export --classes input. */
+  get takesPrompts() {
+    return Boolean(this.manifest.class_embeddings);
+  }
+
+  /** Chooses among other prompts from now on: the bytes of a .npz file. */
+  usePrompts(file, name) {
+    let prompts;
+    try {
+      prompts = readPrompts(file, this.manifest.class_embeddings);
+    } catch (error) {
+      throw new Error(`${name} ${error.message}`);
+    }
+    if (this.manifest.task === "softmax" && prompts.names.length === 1) {
+      throw new Error(`${name} holds one prompt, whose probability would always be 1: add others`);
+    }
+    this.prompts = prompts;
+  }
+
   label(index) {
-    return this.manifest.labels[index] ?? `class ${index}`;
+    const labels = this.prompts?.names ?? this.manifest.labels;
+    return labels[index] ?? `class ${index}`;
   }
 
   /** Explains pixels {data: Uint8Array RGB, height, width}; one call at a time. */
@@ -49,10 +76,16 @@ export class Model {
   async #run({ data, height, width }, target, live) {
     const session = live ? this.live : this.still;
     const begin = performance.now();
-    const found = await session.run({
+    const feeds = {
       image: new ort.Tensor("uint8", data, [1, height, width, 3]),
       target: new ort.Tensor("int64", BigInt64Array.of(BigInt(target)), [1, 1]),
-    });
+    };
+    if (this.prompts) {
+      const { embeddings, shape } = this.prompts;
+      // The worker takes what it is sent, so each run sends a copy.
+      feeds.class_embeddings = new ort.Tensor("float32", embeddings.slice(), shape);
+    }
+    const found = await session.run(feeds);
     const swept = found.thresholds !== undefined;
     const probabilities = found.probabilities.data;
     const top = Array.from(probabilities.keys())

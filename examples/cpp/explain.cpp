@@ -85,6 +85,10 @@ json read_manifest(const std::shared_ptr<ov::Model>& model, const std::string& p
         throw std::runtime_error(
             path + " cannot be used here: export it with --outputs tft --embed-preprocess");
     }
+    if (manifest.contains("class_embeddings") && !manifest.at("class_embeddings").is_null()) {
+        throw std::runtime_error(
+            path + " takes its classes as an input: export it with --classes FILE");
+    }
     return manifest;
 }
 

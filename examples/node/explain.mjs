@@ -63,6 +63,9 @@ async function open(path) {
     throw new UserError(
       `${path} cannot be used here: whycam export it with --outputs tft --embed-preprocess`);
   }
+  if (session.inputNames.includes("class_embeddings")) {
+    throw new UserError(`${path} takes its classes as an input: whycam export it with --classes FILE`);
+  }
   return session;
 }
 
