@@ -4,7 +4,7 @@
     python benchmarks/fuzz.py --kind onnx,options --cases 500
     python benchmarks/fuzz.py lite0.onnx --seed 1 --case onnx:123
 
-Pictures, manifests, ONNX files, TensorRT plans and command lines are made from real ones and
+Images, manifests, ONNX files, TensorRT plans and command lines are made from real ones and
 damaged by chance. A case fails with any exception but ``whycam.WhyCamError``, any exit code but 0
 and 2, a traceback or a warning in the output, a hang, a crash of the interpreter, or a file left
 half-written; its folder is kept in --keep. Without a model file a small one is exported, which
@@ -25,7 +25,7 @@ from hard_inputs.worker import KINDS, Outcome, Worker
 from rich.progress import track
 
 # A command line takes a second, the others some hundredths.
-SHARES = {"pictures": 46, "manifests": 20, "onnx": 19, "plans": 12, "options": 3}
+SHARES = {"images": 46, "manifests": 20, "onnx": 19, "plans": 12, "options": 3}
 
 
 def main() -> None:

@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def stored(folder: Path, chance: random.Random) -> list[Path]:
-    """Pictures of many sizes in files of every type."""
+    """Images of many sizes in files of every type."""
     files = []
     for number, ending in enumerate(ENDINGS * 4):
         path = folder / f"{number}{ending}"

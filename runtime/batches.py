@@ -16,16 +16,16 @@ from .images import ImageSource, read_image
 from .manifest import Manifest
 from .pipeline import Model, Prepared, prepare
 
-# Images of one run. More gain nothing on CPUs, and the first ones are waited for.
+# Images of one run, at most. More are no faster on CPUs, and delay the first results.
 _LARGEST = 16
-# Batches in the network at a time: while one is mapped or drawn, the other keeps the engine busy.
+# Batches worked on at a time: while one is mapped or drawn, the other keeps the engine busy.
 CALLERS = 2
 _READERS = 8
 # Preprocessing inside the graph holds an image's bytes as float32 up to three times.
 _EMBEDDED_OVERHEAD = 12
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-# An image with its source, or why it cannot be read.
+# An item with its prepared image, or with the reason why it cannot be read.
 Read = tuple[_Item, Prepared | ImageError]
 
 
@@ -35,10 +35,10 @@ def map_ahead(
     """Apply a function on threads, and give its results in order.
 
     Args:
-        work: safe to call from several threads; what it raises is raised in its result's place.
-        items: taken as they are needed.
-        threads: how many.
-        ahead: most items that are worked on or wait to be taken.
+        work: safe to call from several threads; an exception is raised in place of the result.
+        items: read as they are needed.
+        threads: number of threads.
+        ahead: items in work or finished and not yet yielded, at most.
     """
     pending: deque[Future[_Result]] = deque()
     with ThreadPoolExecutor(threads, "whycam-ahead") as pool:
@@ -63,15 +63,15 @@ def prepared_batches(
     """Read images ahead of the network, and gather those that can go through it together.
 
     Args:
-        items: what is to be read, in order.
-        source_of: an item's image, as ``read_image`` takes it.
-        manifest: says how images are prepared.
-        most: images of one batch.
-        memory: most bytes of one batch's inputs; None: any number.
+        items: to read, in order.
+        source_of: returns an item's image, as ``read_image`` takes it.
+        manifest: has the preprocessing.
+        most: images of one batch, at most.
+        memory: bytes of one batch's inputs, at most; None: any number.
 
     Returns:
-        Batches of every item in order, each with its prepared image (a batch of one) or the error
-        that it could not be read with.
+        Batches of all items in order, each with its prepared image (a batch of one) or the error
+        of reading it.
 
     Raises:
         RequestError: an image of a size that the file excludes.
@@ -117,11 +117,11 @@ def run_batches(
 
     Args:
         model: the network that images are prepared for.
-        memory: most bytes that the activations of one batch take.
-        items: what has an image each.
-        source_of: an item's image, as ``read_image`` takes it.
-        work: from a batch, see ``prepared_batches``, to one result an item.
-        callers: batches worked on at a time, on threads; 1: on the calling one.
+        memory: bytes of the activations of one batch, at most.
+        items: with an image each.
+        source_of: returns an item's image, as ``read_image`` takes it.
+        work: takes a batch of ``prepared_batches`` and returns one result for each item.
+        callers: batches worked on at a time, on threads; 1: on the calling thread.
 
     Returns:
         The results in order.
@@ -137,16 +137,16 @@ def run_batches(
                 yield from work(batch)
             return
         with closing(map_ahead(work, batches, callers, callers + 1)) as results:
-            for found in results:
-                yield from found
+            for batch_results in results:
+                yield from batch_results
 
 
 def batch_size_for(batch: int, fixed: int | None, callers: int) -> int:
     """Choose how many images of a folder go into one run.
 
     Args:
-        batch: most that fit into memory, see ``pipeline.Model``.
-        fixed: what the graph takes, where it takes nothing else.
+        batch: images that fit into memory, see ``pipeline.Model``.
+        fixed: batch size of the graph, if it takes no other.
         callers: runs at a time.
     """
     return fixed or max(1, min(_LARGEST, batch) // callers)
@@ -154,11 +154,11 @@ def batch_size_for(batch: int, fixed: int | None, callers: int) -> int:
 
 def join_batches(parts: Iterable[Prepared]) -> Prepared:
     """Join several prepared batches into one."""
-    every = list(parts)
-    if len(every) == 1:
-        return every[0]
+    batches = list(parts)
+    if len(batches) == 1:
+        return batches[0]
     return Prepared(
-        tuple(image for part in every for image in part.images),
-        np.concatenate([part.inputs for part in every]),
-        tuple(placement for part in every for placement in part.placements),
+        tuple(image for batch in batches for image in batch.images),
+        np.concatenate([batch.inputs for batch in batches]),
+        tuple(placement for batch in batches for placement in batch.placements),
     )

@@ -1,9 +1,9 @@
 """Class activation maps: activations and gradients in, maps in [0, 1] out.
 
-Written against the Python array API standard, so the same lines serve NumPy arrays at run time
-and torch tensors when a graph is traced. Symbols follow the paper (section 2.4): activations
-A [N, K, h, w], gradients G = d score_c / d A [N, k, K, h, w] for k explained classes an image,
-weights alpha [N, k, K], raw maps [N, k, h, w].
+Written against the Python array API standard, so the same lines run on NumPy arrays and are
+recorded as operators when export writes a graph. Symbols follow the paper (section 2.4):
+activations A [N, K, h, w], gradients G = d score_c / d A [N, k, K, h, w] for k explained classes
+an image, weights alpha [N, k, K], raw maps [N, k, h, w].
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def raw_map(
 def fuse(raws: Sequence[Array]) -> Array:
     """Fuse Layer-CAM's maps of several layers into one (Jiang et al. 2021, equation 9).
 
-    Each is related to its largest value and bent by tanh(2 x), lest a layer with one high peak hide
-    the others; where several layers show something, the most counts. Resized to the finest layer.
+    Each map is divided by its largest value and compressed by tanh(2 x), so that a layer with one
+    high peak does not hide the others, then resized to the finest layer. The maximum is taken.
 
     Args:
         raws: float [N, k, h, w], one for each layer, no negative values.
@@ -72,8 +72,8 @@ def fuse(raws: Sequence[Array]) -> Array:
         peak = xp.max(raw, axis=(-2, -1), keepdims=True)
         zero = peak <= 0.0
         unit = xp.where(zero, 0.0 * raw, raw / xp.where(zero, 1.0 + peak, peak))
-        bent = resize(xp.tanh(_GAMMA * unit), size)
-        fused = bent if fused is None else xp.maximum(fused, bent)
+        compressed = resize(xp.tanh(_GAMMA * unit), size)
+        fused = compressed if fused is None else xp.maximum(fused, compressed)
     return fused
 
 

@@ -1,4 +1,4 @@
-"""Compute Score-CAM's weights with one evaluation a channel."""
+"""Compute Score-CAM's weights, with one evaluation of the network for each channel."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def score_weights(
 ) -> Floats:
     """Compute Score-CAM's weights (Wang et al. 2020): alpha_k = p_c(x * s(up(A_k))).
 
-    As in its authors' code the weight is the probability under the mask, and a constant channel,
-    which shows no place, weighs nothing.
+    As in its authors' code, the weight is the probability of the masked image. A constant channel,
+    whose mask is empty, has weight 0.
 
     Args:
         classify: the network.
@@ -54,8 +54,8 @@ def score_weights(
             with one_blas_thread():
                 masks = cam.finish(activations[i, part], size)
             rows = classify(masked_image(images[i], masks, layout))
-            shown = masks.any(axis=(-2, -1))
-            weights[i, :, part] = np.where(shown, rows[:, targets[i]].T, 0)
+            varies = masks.any(axis=(-2, -1))
+            weights[i, :, part] = np.where(varies, rows[:, targets[i]].T, 0)
             done += len(rows)
             if progress is not None:
                 progress(done, n * channels)

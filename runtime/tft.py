@@ -23,7 +23,7 @@ OrderStatistics = Callable[[Array, Sequence[int]], Array]
 Mask = Literal["binary", "soft"]
 Thresholds = Literal["value", "rank"]
 
-# Paper table 1: the share of a map's scores, lowest first, that each method mutes by habit.
+# Paper table 1: the customary share of a map's pixels, lowest first, that each method sets to 0.
 NAIVE: dict[Method, float] = {
     "gradcam": 0.85,
     "gradcam++": 0.50,
@@ -34,17 +34,17 @@ NAIVE: dict[Method, float] = {
 
 
 class Tft(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How to look for the best threshold.
+    """Settings of TFT: its reading, and the thresholds to evaluate.
 
     Attributes:
-        mask: what multiplies the normalised image. ``binary``: 1 where the thresholded map is
-            not zero (equation 5); ``soft``: the thresholded map itself.
-        thresholds: what tau means. ``value``: keep map values >= tau (equation 4); ``rank``: mute
-            the lowest tau of all pixels; pixels that tie with the last kept one are kept.
-        taus: the thresholds tried, increasing, in [0, 1). With ``forwards`` those that the search
-            may try, which are the ones it was learnt for, whatever stands here.
-        forwards: None: every threshold is tried. k: a search tries k of them, each where the ones
-            before it promise most; it needs ``whycam calibrate thresholds``, see ``search``.
+        mask: by which the normalised image is multiplied. ``binary``: 1 where the thresholded map
+            is not zero (equation 5); ``soft``: the thresholded map itself.
+        thresholds: meaning of tau. ``value``: keep map values >= tau (equation 4); ``rank``: set
+            the lowest share tau of the pixels to 0; pixels that tie with the last kept one stay.
+        taus: the thresholds, increasing, in [0, 1). Ignored with ``forwards``: a search has those
+            of its prior.
+        forwards: None: evaluate every threshold. k: evaluate k of them, chosen by a search that
+            needs ``whycam calibrate thresholds``, see ``search``.
     """
 
     mask: Mask = "binary"

@@ -17,7 +17,7 @@ from whycam.runtime.live.source import Source
 CORRUPT = "corrupt"
 
 
-def picture(number: int, size: tuple[int, int] = (48, 64)) -> np.ndarray:
+def image_of(number: int, size: tuple[int, int] = (48, 64)) -> np.ndarray:
     """uint8 [h, w, 3]: grey says which frame it is, and a bright square gives it a map."""
     found = np.full((*size, 3), (20 * number) % 240, np.uint8)
     found[size[0] // 3 : size[0] // 2, size[1] // 3 : size[1] // 2] = 255
@@ -31,7 +31,7 @@ def number_of(frame: np.ndarray) -> int:
 class FakeCapture:
     """Gives what it is told to, BGR.
 
-    Items: a picture; ``CORRUPT``: a read that worked and gave nothing; an exception: raised; an
+    Items: an image; ``CORRUPT``: a read that worked and gave nothing; an exception: raised; an
     event: waited for, as a driver that hangs; a number: seconds that it takes.
     """
 

@@ -1,4 +1,4 @@
-"""A stream of synthetic pictures for the page's tests, and a client for its WebSocket."""
+"""A stream of synthetic images for the page's tests, and a client for its WebSocket."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from whycam.runtime.serve.server import Server
 def frame_of(
     explainer: whycam.Explainer, controls: Controls, index: int, size: tuple[int, int] = (72, 128)
 ) -> StreamFrame:
-    """A frame whose picture depends on its index, explained and drawn as the look says."""
+    """A frame whose image depends on its index, explained and drawn as the look says."""
     rng = np.random.default_rng(index)
     small = rng.integers(0, 256, (3, 4, 3)).astype(np.uint8)
-    picture = np.kron(small, np.ones((-(-size[0] // 3), -(-size[1] // 4), 1), np.uint8))
-    picture = np.ascontiguousarray(picture[: size[0], : size[1]])
+    image = np.kron(small, np.ones((-(-size[0] // 3), -(-size[1] // 4), 1), np.uint8))
+    image = np.ascontiguousarray(image[: size[0], : size[1]])
     look = controls.look
     tft = None if look.tft == "off" else True
-    found = explainer.explain(picture, look.target, look.method, tft)
-    probabilities = explainer.classify(picture)[0]
+    found = explainer.explain(image, look.target, look.method, tft)
+    probabilities = explainer.classify(image)[0]
     order = np.argsort(-probabilities)
     label = explainer.manifest.label
     return StreamFrame(
         index=index,
         seconds=index / 25,
-        original=picture,
+        original=image,
         image=found.overlay(look.opacity),
         explanation=found,
         ranking=tuple((int(i), label(int(i)), float(probabilities[i])) for i in order),
@@ -43,7 +43,7 @@ def frame_of(
 
 
 class Publisher:
-    """Publishes one picture again and again, drawn as the look says, until the block ends."""
+    """Publishes one image again and again, drawn as the look says, until the block ends."""
 
     def __init__(self, server: Server, explainer: whycam.Explainer, size: tuple[int, int]) -> None:
         self._server, self._explainer, self._size = server, explainer, size

@@ -6,7 +6,7 @@ import time
 import cv2
 import numpy as np
 import pytest
-from captures import CORRUPT, FakeCapture, new_threads, number_of, picture, source_of, write_video
+from captures import CORRUPT, FakeCapture, image_of, new_threads, number_of, source_of, write_video
 
 from whycam.runtime.errors import SourceError
 from whycam.runtime.live import reader as reading
@@ -40,7 +40,7 @@ def impatient(monkeypatch):
 
 
 def test_a_file_gives_every_frame_in_order_with_its_time(read, tmp_path):
-    path = write_video(tmp_path / "film.mp4", [picture(i) for i in range(12)], fps=20)
+    path = write_video(tmp_path / "film.mp4", [image_of(i) for i in range(12)], fps=20)
     reader = read(find_source(path))
     frames = list(reader.frames)
     assert (reader.state.fps, reader.state.total) == (20, 12)
@@ -63,7 +63,7 @@ def test_grey_and_transparent_frames_become_three_channels(read, shape):
 
 
 def test_a_live_source_drops_old_frames_and_counts_them(read):
-    items = [*(picture(i) for i in range(10)), threading.Event()]
+    items = [*(image_of(i) for i in range(10)), threading.Event()]
     reader = read(source_of(FakeCapture(items)), drop=True, stall=60)
     while reader.state.read < 10 or reader.frames.dropped < 9:
         time.sleep(0.01)
@@ -72,7 +72,7 @@ def test_a_live_source_drops_old_frames_and_counts_them(read):
 
 
 def test_a_file_waits_for_whoever_is_slow(read):
-    reader = read(source_of(FakeCapture([picture(i) for i in range(10)]), live=False))
+    reader = read(source_of(FakeCapture([image_of(i) for i in range(10)]), live=False))
     taken = []
     for frame in reader.frames:
         time.sleep(0.01)
@@ -85,11 +85,11 @@ def test_a_lost_camera_is_opened_again_ever_more_slowly(read, events):
     gone = SourceError("nobody there")
     reader = read(
         source_of(
-            FakeCapture([picture(0)]),
+            FakeCapture([image_of(0)]),
             gone,
             gone,
             gone,
-            FakeCapture([picture(1), threading.Event()]),
+            FakeCapture([image_of(1), threading.Event()]),
         )
     )
     frames = [next(reader.frames), next(reader.frames)]
@@ -103,7 +103,7 @@ def test_a_lost_camera_is_opened_again_ever_more_slowly(read, events):
 
 
 def test_the_delay_begins_anew_once_frames_came(read, events):
-    reader = read(source_of(*(FakeCapture([picture(i)]) for i in range(3)), RuntimeError()))
+    reader = read(source_of(*(FakeCapture([image_of(i)]) for i in range(3)), RuntimeError()))
     with pytest.raises(RuntimeError):
         list(reader.frames)
     delays = [event.text.split("again in ")[1] for event in events if event.kind == "lost"]
@@ -112,16 +112,16 @@ def test_the_delay_begins_anew_once_frames_came(read, events):
 
 def test_retries_run_out(read):
     gone = SourceError("nobody there")
-    reader = read(source_of(FakeCapture([picture(0)]), gone, gone), retries=2)
+    reader = read(source_of(FakeCapture([image_of(0)]), gone, gone), retries=2)
     with pytest.raises(SourceError, match="nobody there; it did not come back in 2 attempts"):
         list(reader.frames)
 
 
 def test_a_silent_camera_is_left_behind_and_opened_again(read, events):
     hanging = threading.Event()
-    stuck = FakeCapture([picture(0), hanging])
+    stuck = FakeCapture([image_of(0), hanging])
     reader = read(
-        source_of(stuck, FakeCapture([picture(1), threading.Event()])), stall=0.1, drop=False
+        source_of(stuck, FakeCapture([image_of(1), threading.Event()])), stall=0.1, drop=False
     )
     assert [next(reader.frames).index for _ in range(2)] == [0, 1]
     assert "camera 9 has sent no frame for 0.1 s" in events[0].text
@@ -132,7 +132,7 @@ def test_a_silent_camera_is_left_behind_and_opened_again(read, events):
 
 def test_closing_does_not_wait_for_a_hanging_driver(read):
     hanging = threading.Event()
-    reader = read(source_of(FakeCapture([picture(0), hanging])), stall=60)
+    reader = read(source_of(FakeCapture([image_of(0), hanging])), stall=60)
     next(reader.frames)
     begun = time.monotonic()
     reader.close()
@@ -142,12 +142,12 @@ def test_closing_does_not_wait_for_a_hanging_driver(read):
 
 def test_corrupt_frames_are_left_out_and_counted(read, events):
     items = [
-        picture(0),
+        image_of(0),
         CORRUPT,
         cv2.error("broken"),
         np.zeros((3, 3), np.float32),
         np.zeros((0, 4, 3), np.uint8),
-        picture(5),
+        image_of(5),
     ]
     reader = read(source_of(FakeCapture(items), live=False))
     assert [frame.index for frame in reader.frames] == [0, 5]
@@ -166,7 +166,7 @@ def test_a_source_of_nothing_but_corrupt_frames_ends_with_an_error(read):
 
 
 def test_a_file_that_ends_before_its_time_says_so(read, events):
-    source = source_of(FakeCapture([picture(0)] * 10, 25, 100), live=False, name="film.mp4")
+    source = source_of(FakeCapture([image_of(0)] * 10, 25, 100), live=False, name="film.mp4")
     assert len(list(read(source).frames)) == 10
     assert events[0].text == "film.mp4 ended after 10 of 100 frames"
 
@@ -177,14 +177,14 @@ def test_a_file_without_frames_is_an_error(read):
 
 
 def test_fewer_frames_a_second_are_spread_evenly(read, tmp_path):
-    path = write_video(tmp_path / "film.mp4", [picture(i) for i in range(12)], fps=30)
+    path = write_video(tmp_path / "film.mp4", [image_of(i) for i in range(12)], fps=30)
     reader = read(find_source(path), fps=10)
     assert [frame.index for frame in reader.frames] == [0, 3, 6, 9]
     assert reader.pace == 10
 
 
 def test_a_file_that_may_be_dropped_from_plays_at_its_own_pace(read, tmp_path):
-    path = write_video(tmp_path / "film.mp4", [picture(i) for i in range(10)], fps=50)
+    path = write_video(tmp_path / "film.mp4", [image_of(i) for i in range(10)], fps=50)
     begun = time.monotonic()
     frames = list(read(find_source(path), drop=True).frames)
     assert time.monotonic() - begun > 0.17
@@ -192,17 +192,17 @@ def test_a_file_that_may_be_dropped_from_plays_at_its_own_pace(read, tmp_path):
 
 
 def test_a_looped_file_counts_on(read, tmp_path):
-    path = write_video(tmp_path / "film.mp4", [picture(i) for i in range(5)], fps=25)
+    path = write_video(tmp_path / "film.mp4", [image_of(i) for i in range(5)], fps=25)
     reader = read(find_source(path), loop=True)
     frames = [next(reader.frames) for _ in range(12)]
     assert [frame.index for frame in frames] == list(range(12))
     np.testing.assert_allclose([frame.seconds for frame in frames], np.arange(12) / 25, atol=1e-6)
 
 
-def test_a_folder_is_read_in_the_order_of_names_without_its_broken_pictures(read, tmp_path):
+def test_a_folder_is_read_in_the_order_of_names_without_its_broken_images(read, tmp_path):
     for name, number in (("b.png", 1), ("a.png", 0), ("d.png", 3)):
-        cv2.imwrite(str(tmp_path / name), picture(number))
-    (tmp_path / "c.png").write_bytes(b"no picture")
+        cv2.imwrite(str(tmp_path / name), image_of(number))
+    (tmp_path / "c.png").write_bytes(b"no image")
     (tmp_path / "notes.txt").write_text("left alone")
     reader = read(find_source(tmp_path, fps=10))
     frames = list(reader.frames)
@@ -211,15 +211,15 @@ def test_a_folder_is_read_in_the_order_of_names_without_its_broken_pictures(read
     assert (reader.state.corrupt, reader.state.total, reader.pace) == (1, 4, 10)
 
 
-def test_pictures_and_captures_of_ones_own_can_be_passed(read, tmp_path):
-    frames = list(read(find_source(picture(i) for i in range(3))).frames)
+def test_images_and_captures_of_ones_own_can_be_passed(read, tmp_path):
+    frames = list(read(find_source(image_of(i) for i in range(3))).frames)
     assert [number_of(frame.image) for frame in frames] == [0, 1, 2]
-    path = write_video(tmp_path / "film.mp4", [picture(i) for i in range(4)])
+    path = write_video(tmp_path / "film.mp4", [image_of(i) for i in range(4)])
     assert len(list(read(find_source(cv2.VideoCapture(str(path)))).frames)) == 4
 
 
 def test_a_camera_of_ones_own_that_ends_is_no_error(read):
-    capture = FakeCapture([picture(0), picture(1)])
+    capture = FakeCapture([image_of(0), image_of(1)])
     source = find_source(capture)
     assert source.live
     assert len(list(read(source).frames)) == 2
@@ -250,7 +250,7 @@ def test_a_source_that_is_none_says_why(read, tmp_path, monkeypatch, source, mes
 
 def test_no_thread_is_left(read):
     before = set(threading.enumerate())
-    reader = read(source_of(FakeCapture([picture(i) for i in range(50)]), live=False))
+    reader = read(source_of(FakeCapture([image_of(i) for i in range(50)]), live=False))
     next(reader.frames)
     reader.close()
     assert new_threads(before) == set()

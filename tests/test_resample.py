@@ -18,7 +18,7 @@ from whycam.runtime.preprocess import crop_resized, normalise, place
 fewer = settings(max_examples=settings.default.max_examples // 4)  # each takes a tenth of a second
 
 
-def picture(height: int, width: int) -> np.ndarray:
+def make_image(height: int, width: int) -> np.ndarray:
     """Waves, hard edges and noise: filters overshoot at the edges."""
     rng = np.random.default_rng(height * 1000 + width)
     y, x = np.mgrid[:height, :width]
@@ -28,17 +28,17 @@ def picture(height: int, width: int) -> np.ndarray:
     )
 
 
-def pixels(spec: Preprocess, pictures: np.ndarray) -> np.ndarray:
-    """The graph's view of pictures, back in 0 .. 255."""
-    return to_pixels(viewed(spec, pictures), spec)
+def pixels(spec: Preprocess, images: np.ndarray) -> np.ndarray:
+    """The graph's view of images, back in 0 .. 255."""
+    return to_pixels(viewed(spec, images), spec)
 
 
-def viewed(spec: Preprocess, pictures: np.ndarray, size: tuple[int, int] | None = None):
-    """What the network sees, by the graph made for pictures of any size or of one."""
+def viewed(spec: Preprocess, images: np.ndarray, size: tuple[int, int] | None = None):
+    """What the network sees, by the graph made for images of any size or of one."""
     sides = size or (Size(1, ("h",)), Size(1, ("w",)))
     return run_recorded(
         lambda image: record_preprocess(image.recorder, image, spec, "NCHW", size),
-        pictures,
+        images,
         shapes=[(BATCH, *sides, 3)],
     )
 
@@ -48,8 +48,8 @@ def to_pixels(view: np.ndarray, spec: Preprocess) -> np.ndarray:
     return (view * std + mean) * 255
 
 
-def expected(spec: Preprocess, pictures: np.ndarray) -> np.ndarray:
-    views = np.stack([crop_resized(each, spec)[0] for each in pictures])
+def expected(spec: Preprocess, images: np.ndarray) -> np.ndarray:
+    views = np.stack([crop_resized(each, spec)[0] for each in images])
     return to_pixels(normalise(views, spec), spec)
 
 
@@ -73,7 +73,7 @@ def test_any_size_is_within_one_of_255_of_pillow_when_shrunk_and_two_when_enlarg
 ):
     # Enlarged by simple ratios, many pixels lie exactly half way between two values.
     spec = Preprocess(size=(37, 52), resize=(61,), interpolation=interpolation)
-    shown = picture(height, width)
+    shown = make_image(height, width)
     bound = 1.01 if min(height, width) >= 61 else 2.01
     assert np.abs(pixels(spec, shown[None]) - rows_first(spec, shown)).max() < bound
 
@@ -83,16 +83,14 @@ def test_any_size_is_within_one_of_255_of_pillow_when_shrunk_and_two_when_enlarg
     st.integers(300, 700), st.integers(300, 700), st.sampled_from(["bilinear", "bicubic"]),
     st.sampled_from([((256,), (224, 224)), ((224,), (224, 200)), ((48, 80), (48, 80))]),
 )  # fmt: skip
-def test_photographs_of_usual_sizes_look_as_the_runtime_makes_them(
-    height, width, interpolation, sizes
-):
+def test_images_of_usual_sizes_look_as_the_runtime_makes_them(height, width, interpolation, sizes):
     spec = Preprocess(size=sizes[1], resize=sizes[0], interpolation=interpolation)
-    shown = picture(height, width)[None]
+    shown = make_image(height, width)[None]
     difference = np.abs(pixels(spec, shown) - expected(spec, shown))
     if interpolation == "bilinear":
         assert difference.max() < 1.01
     # Pillow 13 resizes along columns first if the height shrinks by far more; where a filter
-    # overshoots, clipping in between then falls elsewhere: on noise, the worst of pictures, for
+    # overshoots, clipping in between then falls elsewhere: on noise, the worst of images, for
     # some percent of the pixels.
     assert (difference > 1.01).mean() < 5e-2
     assert difference.mean() < 0.5
@@ -112,13 +110,13 @@ def test_photographs_of_usual_sizes_look_as_the_runtime_makes_them(
 @pytest.mark.parametrize("shape", [(301, 402), (402, 301), (97, 99), (1, 1), (1, 300), (300, 1)])
 def test_crops_borders_and_squashes_lie_as_the_runtime_places_them(resize, size, shape):
     spec = Preprocess(size=size, resize=resize)
-    shown = picture(*shape)[None]
+    shown = make_image(*shape)[None]
     assert np.abs(pixels(spec, shown) - expected(spec, shown)).max() < 1.01
 
 
-def test_every_picture_of_a_batch_is_seen_by_itself():
+def test_every_image_of_a_batch_is_seen_by_itself():
     spec = Preprocess(size=(32, 32), resize=(40,))
-    several = np.stack([picture(90, 70), 255 - picture(90, 70)])
+    several = np.stack([make_image(90, 70), 255 - make_image(90, 70)])
     each = np.concatenate([pixels(spec, several[:1]), pixels(spec, several[1:])])
     np.testing.assert_array_equal(pixels(spec, several), each)
 
@@ -128,7 +126,7 @@ def test_every_picture_of_a_batch_is_seen_by_itself():
 @pytest.mark.parametrize("size", [(32, 32), (64, 20)])
 def test_known_size_gives_what_any_size_gives(interpolation, shape, size):
     spec = Preprocess(size=size, resize=(40,), interpolation=interpolation)
-    shown = picture(*shape)[None]
+    shown = make_image(*shape)[None]
     np.testing.assert_allclose(viewed(spec, shown, shape), viewed(spec, shown), atol=2e-2)
 
 

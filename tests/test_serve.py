@@ -112,7 +112,7 @@ def test_methods_whose_thresholds_cannot_be_swept_say_so(manifest_of):
         assert page.hear("hello")["methods"] == [{"name": "gradcam", "sweeps": ["off"]}]
 
 
-def test_picture_and_numbers_of_a_frame_come_together(server, frames, controls):
+def test_image_and_numbers_of_a_frame_come_together(server, frames, controls):
     controls.change(tft="every")
     with Page(server.url) as page:
         page.hear("state")
@@ -448,8 +448,8 @@ def test_without_the_extra_its_install_is_named(controls, monkeypatch):
 
 
 @pytest.fixture
-def pictures(tmp_path) -> Path:
-    folder = tmp_path / "pictures"
+def images(tmp_path) -> Path:
+    folder = tmp_path / "images"
     folder.mkdir()
     for index in range(3):
         pixels = np.random.default_rng(index).integers(0, 256, (40, 60, 3)).astype(np.uint8)
@@ -469,7 +469,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_stream_serves_its_page_while_it_runs(tiny, pictures, monkeypatch, capsys):
+def test_stream_serves_its_page_while_it_runs(tiny, images, monkeypatch, capsys):
     monkeypatch.setattr("whycam.runtime.explainer.load", lambda *_, **__: tiny)
     port, heard = free_port(), []
 
@@ -487,9 +487,9 @@ def test_stream_serves_its_page_while_it_runs(tiny, pictures, monkeypatch, capsy
     visitor = threading.Thread(target=visit)
     visitor.start()
     play = ["--loop", "--drop", "--fps", 25, "--limit", 60]
-    assert whycam("stream", "tiny.onnx", "-s", pictures, *play, "--serve", port) == 0
+    assert whycam("stream", "tiny.onnx", "-s", images, *play, "--serve", port) == 0
     visitor.join(10)
-    assert heard == ["pictures", list(tiny.manifest.tft.taus)]
+    assert heard == ["images", list(tiny.manifest.tft.taus)]
     assert f"page: http://127.0.0.1:{port}/" in capsys.readouterr().err
 
 

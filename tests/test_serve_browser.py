@@ -49,7 +49,7 @@ def until(browser) -> Callable[..., Any]:
 
 @pytest.fixture
 def page(browser, server, until) -> Iterator[Any]:
-    """The page, with a picture on it; it must have had nothing to complain of."""
+    """The page, with an image on it; it must have had nothing to complain of."""
     browser.get_log("browser")
     browser.get(server.url)
     until(lambda: state(browser) == "live")
@@ -61,7 +61,7 @@ def state(browser: Any) -> str:
     return browser.find_element("id", "state").text
 
 
-def picture(browser: Any) -> np.ndarray:
+def image_of(browser: Any) -> np.ndarray:
     data = browser.execute_script("return document.getElementById('image').toDataURL()")
     return np.asarray(
         Image.open(io.BytesIO(base64.b64decode(data.split(",")[1]))).convert("RGB"), int
@@ -80,8 +80,8 @@ def press(browser: Any, selector: str, *keys: str) -> None:
     browser.find_element("css selector", selector).send_keys(*keys)
 
 
-def test_picture_and_figures_are_shown(page, server, tiny, until):
-    until(lambda: like(picture(page), expected(tiny, server)))
+def test_image_and_figures_are_shown(page, server, tiny, until):
+    until(lambda: like(image_of(page), expected(tiny, server)))
     assert page.title == "tiny · whycam"
     assert "a tiny engine" in page.find_element("id", "about").text
     until(lambda: page.find_element("id", "latency").text == "5.0 ms")
@@ -91,23 +91,23 @@ def test_picture_and_figures_are_shown(page, server, tiny, until):
     assert row.text.split("\n") == [best[1], f"{100 * best[2]:.1f} %"]
 
 
-def test_opacity_and_method_change_the_picture(page, server, tiny, until):
+def test_opacity_and_method_change_the_image(page, server, tiny, until):
     from selenium.webdriver.common.keys import Keys
 
     controls = server.broadcaster.controls
-    first = picture(page)
+    first = image_of(page)
     press(page, "#opacity", Keys.HOME)
     until(lambda: controls.look.opacity == 0)
     plain = frame_of(tiny, controls, 7, SIZE).original
-    until(lambda: like(picture(page), plain))
+    until(lambda: like(image_of(page), plain))
     press(page, "#opacity", Keys.END)
     until(lambda: controls.look.opacity == 1)
-    until(lambda: like(picture(page), expected(tiny, server)))
-    assert not like(picture(page), first)
+    until(lambda: like(image_of(page), expected(tiny, server)))
+    assert not like(image_of(page), first)
     press(page, "#method", "X")  # the one that begins with it
     until(lambda: controls.look.method == "xgradcam")
     until(lambda: page.execute_script("return whycam.numbers.explanation.method") == "xgradcam")
-    until(lambda: like(picture(page), expected(tiny, server)))
+    until(lambda: like(image_of(page), expected(tiny, server)))
 
 
 def test_thresholds_are_swept_charted_and_fixed(page, server, until):
@@ -162,7 +162,7 @@ def test_changes_from_elsewhere_and_refusals_move_the_controls(page, server, unt
     assert not page.find_element("id", "contour").is_selected()
 
 
-def test_pause_holds_the_picture(page, until):
+def test_pause_holds_the_image(page, until):
     count = "return whycam.frames"
     button = page.find_element("id", "pause")
     button.click()

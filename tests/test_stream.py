@@ -17,7 +17,7 @@ import cv2
 import msgspec
 import numpy as np
 import pytest
-from captures import FakeCapture, new_threads, number_of, picture, read_video, write_video
+from captures import FakeCapture, image_of, new_threads, number_of, read_video, write_video
 
 import whycam
 from whycam.cli import main
@@ -29,7 +29,7 @@ from whycam.runtime.live.video import VideoFile
 
 @pytest.fixture
 def film(tmp_path):
-    return write_video(tmp_path / "film.mp4", [picture(i) for i in range(12)], fps=20)
+    return write_video(tmp_path / "film.mp4", [image_of(i) for i in range(12)], fps=20)
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def no_thread_is_left():
 
 
 @pytest.mark.parametrize("tft", ["off", "every", "track"])
-def test_frames_come_in_order_explained_as_pictures_are(tiny, film, tft):
+def test_frames_come_in_order_explained_as_images_are(tiny, film, tft):
     frames = list(whycam.stream(tiny, film, tft=tft))
     assert [frame.index for frame in frames] == list(range(12))
     np.testing.assert_allclose([f.seconds for f in frames], np.arange(12) / 20, atol=1e-6)
@@ -93,14 +93,14 @@ def test_an_error_of_the_network_reaches_whoever_takes_the_frames(manifest_of, t
 
 
 def test_an_error_of_the_source_reaches_whoever_takes_the_frames(tiny):
-    def pictures():
-        yield picture(0)
-        yield picture(1)
+    def images():
+        yield image_of(0)
+        yield image_of(1)
         raise OSError("the disk is gone")
 
     taken = []
     with pytest.raises(OSError, match="the disk is gone"):
-        taken.extend(frame.index for frame in whycam.stream(tiny, pictures()))
+        taken.extend(frame.index for frame in whycam.stream(tiny, images()))
     assert taken == [0, 1]
 
 
@@ -128,7 +128,7 @@ def test_leaving_the_loop_ends_the_threads(tiny, film):
 
 def test_a_stream_that_waits_for_a_silent_camera_can_be_stopped(tiny):
     hanging = threading.Event()
-    running = whycam.stream(tiny, FakeCapture([picture(0), hanging]), stall=60)
+    running = whycam.stream(tiny, FakeCapture([image_of(0), hanging]), stall=60)
     next(running)
     threading.Timer(0.2, running.stop).start()
     begun = time.monotonic()
@@ -150,7 +150,7 @@ def test_a_camera_slower_explained_than_it_films_keeps_its_latency(manifest_of, 
             time.sleep(0.03)
             return super().run(feeds, outputs)
 
-    items = [part for i in range(120) for part in (picture(i), 0.003)]
+    items = [part for i in range(120) for part in (image_of(i), 0.003)]
     explainer = whycam.Explainer(Slow(), manifest_of())
     frames = list(whycam.stream(explainer, FakeCapture(items)))
     indices = [frame.index for frame in frames]
@@ -164,9 +164,9 @@ def test_a_camera_slower_explained_than_it_films_keeps_its_latency(manifest_of, 
 def test_frames_may_change_their_size(tiny, tmp_path):
     events = []
     sizes = [(48, 64)] * 3 + [(90, 40)] * 3 + [(8, 8)] * 2
-    pictures = [picture(i, size) for i, size in enumerate(sizes)]
+    images = [image_of(i, size) for i, size in enumerate(sizes)]
     with VideoFile(tmp_path / "film.mp4", 25) as video:
-        for frame in whycam.stream(tiny, iter(pictures), tell=events.append, tft="track"):
+        for frame in whycam.stream(tiny, iter(images), tell=events.append, tft="track"):
             assert frame.image.shape[:2] == sizes[frame.index]
             video.write(frame.image, frame.seconds)
     assert [event.kind for event in events] == ["resized", "resized"]
@@ -176,13 +176,13 @@ def test_frames_may_change_their_size(tiny, tmp_path):
 
 def test_a_long_stream_holds_on_to_no_frame_and_makes_no_threads(tiny, film):
     before = set(threading.enumerate())
-    pictures = []
+    images = []
     with whycam.stream(tiny, film, loop=True, tft="track") as running:
         for frame in islice(running, 300):
-            pictures.append(weakref.ref(frame.original))
+            images.append(weakref.ref(frame.original))
             assert len(set(threading.enumerate()) - before) < 8
     del frame
-    assert sum(each() is not None for each in pictures) < 4
+    assert sum(each() is not None for each in images) < 4
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_unusable_settings_are_refused_at_once(tiny, film, settings):
 
 def test_only_files_can_be_looped(tiny):
     with pytest.raises(RequestError, match="cannot start again"):
-        whycam.stream(tiny, iter([picture(0)]), loop=True)
+        whycam.stream(tiny, iter([image_of(0)]), loop=True)
 
 
 def test_tracking_needs_a_graph_that_takes_masked_images(manifest_of, tiny_engine, film):

@@ -6,7 +6,7 @@ from collections import namedtuple
 import av
 import numpy as np
 import pytest
-from captures import number_of, picture, read_video
+from captures import image_of, number_of, read_video
 
 from whycam.runtime.errors import OutputError, RequestError
 from whycam.runtime.live.video import VideoFile
@@ -16,7 +16,7 @@ from whycam.runtime.live.video_reader import VideoReader
 def write(path, count=10, seconds=None, fps=25):
     with VideoFile(path, fps) as film:
         for number in range(count):
-            film.write(picture(number), None if seconds is None else float(seconds[number]))
+            film.write(image_of(number), None if seconds is None else float(seconds[number]))
     return film
 
 
@@ -45,7 +45,7 @@ def test_times_of_days_are_kept_to_the_millisecond(tmp_path):
 
 def test_frames_of_another_size_are_fitted_into_the_first(tmp_path):
     with VideoFile(tmp_path / "film.mp4", 25) as film:
-        film.write(picture(0, (48, 64)))
+        film.write(image_of(0, (48, 64)))
         film.write(np.full((96, 32, 3), 200, np.uint8))  # portrait
         film.write(np.full((10, 200, 3), 200, np.uint8))
     assert film.resized == 2
@@ -61,7 +61,7 @@ def test_frames_of_another_size_are_fitted_into_the_first(tmp_path):
 def test_odd_sizes_lose_one_row_or_column(tmp_path):
     with VideoFile(tmp_path / "film.mp4", 25) as film:
         for _ in range(3):
-            film.write(picture(1, (49, 65)))
+            film.write(image_of(1, (49, 65)))
     assert [frame.shape for frame in read_video(film.path)[0]] == [(48, 64, 3)] * 3
 
 
@@ -79,7 +79,7 @@ def test_nothing_is_left_without_frames_and_an_older_file_stays(tmp_path):
 def test_what_was_written_is_kept_after_an_error(tmp_path):
     with pytest.raises(ZeroDivisionError), VideoFile(tmp_path / "film.mp4", 25) as film:  # noqa: PT012
         for number in range(5):
-            film.write(picture(number))
+            film.write(image_of(number))
         1 / 0  # noqa: B018
     assert len(read_video(film.path)[0]) == 5
     assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
@@ -92,7 +92,7 @@ def test_a_disk_that_fills_up_ends_the_film_before_it_is_damaged(tmp_path, monke
     film = VideoFile(tmp_path / "film.mp4", 25)
     with pytest.raises(OutputError, match=r"no space is left for .* it ends after 32 frames"):  # noqa: PT012
         for number in range(200):
-            film.write(picture(number % 20))
+            film.write(image_of(number % 20))
         film.close()
     with pytest.raises(OutputError, match="no space is left"):
         film.close()
@@ -125,7 +125,7 @@ def test_a_writer_that_fails_says_so_at_the_next_frame(tmp_path, monkeypatch):
     film = VideoFile(tmp_path / "film.mp4", 25)
     with pytest.raises(ZeroDivisionError):  # noqa: PT012
         for number in range(50):
-            film.write(picture(number))
+            film.write(image_of(number))
     with pytest.raises(ZeroDivisionError):
         film.close()
     assert list(tmp_path.iterdir()) == []
@@ -153,7 +153,7 @@ def test_unusable_settings_are_refused_and_nothing_is_written(tmp_path, path, fp
 
 def test_a_codec_that_cannot_write_these_frames_says_so(tmp_path):
     film = VideoFile(tmp_path / "film.mp4", 25, "wmv2")  # which MP4 does not hold
-    film.write(picture(0))
+    film.write(image_of(0))
     with pytest.raises(OutputError, match="choose another codec, as mpeg4"):
         film.close()
     assert list(tmp_path.iterdir()) == []
@@ -167,7 +167,7 @@ def codec_of(path):
 def test_h264_is_written_where_ffmpeg_has_an_encoder_else_mpeg4(tmp_path, monkeypatch):
     assert codec_of(write(tmp_path / "film.mp4").path) == "h264"
     with VideoFile(tmp_path / "chosen.mp4", 25, "mpeg4") as chosen:
-        chosen.write(picture(0))
+        chosen.write(image_of(0))
     assert codec_of(chosen.path) == "mpeg4"
     has = VideoFile._encodes
     monkeypatch.setattr(

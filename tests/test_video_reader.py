@@ -8,7 +8,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from captures import number_of, picture, read_video, write_video
+from captures import image_of, number_of, read_video, write_video
 
 from whycam.runtime.errors import MissingExtraError, SourceError
 from whycam.runtime.live.reader import Reader
@@ -25,7 +25,7 @@ def read(path, events=None):
 
 @pytest.fixture
 def film(tmp_path):
-    return write_video(tmp_path / "film.mp4", [picture(i) for i in range(12)])
+    return write_video(tmp_path / "film.mp4", [image_of(i) for i in range(12)])
 
 
 def rotated(path, degrees):
@@ -56,7 +56,7 @@ def test_frames_of_a_variable_rate_keep_their_times(tmp_path):
     times = [0.0, 0.05, 0.06, 1.0, 1.02, 7.5]
     with VideoFile(tmp_path / "film.mp4", 25) as film:
         for number, seconds in enumerate(times):
-            film.write(picture(number), seconds)
+            film.write(image_of(number), seconds)
     frames, counted = read(film.path)
     np.testing.assert_allclose([frame.seconds for frame in frames], times, atol=1e-4)
     assert [number_of(frame.image) for frame in frames] == list(range(6))
@@ -68,7 +68,7 @@ def test_a_file_may_have_any_name(tmp_path, film, name):
     path = film.rename(tmp_path / name)
     assert len(read(path)[0]) == 12
     with VideoFile(path, 25) as written:
-        written.write(picture(0))
+        written.write(image_of(0))
     assert len(read(path)[0]) == 1
 
 
@@ -78,7 +78,7 @@ def test_of_a_file_that_lost_its_end_the_frames_before_are_given(tmp_path):
         stream = film.add_stream("mpeg4", rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for number in range(12):
-            film.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number), format="rgb24")))
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(image_of(number), format="rgb24")))
         film.mux(stream.encode(None))
     whole, _ = read(path)
     assert whole[0].seconds == 0  # a transport stream's clock begins anywhere
@@ -92,7 +92,7 @@ def test_of_a_file_that_lost_its_end_the_frames_before_are_given(tmp_path):
 def test_packets_that_cannot_be_decoded_are_counted(tmp_path):
     with VideoFile(tmp_path / "film.mp4", 25) as film:
         for number in range(12):
-            film.write(picture(number))
+            film.write(image_of(number))
     with av.open(str(film.path)) as container:
         packets = [packet for packet in container.demux(video=0) if packet.size]
         at, size = packets[5].pos, packets[5].size

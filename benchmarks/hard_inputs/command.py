@@ -41,7 +41,7 @@ def command(case: Case, arguments: Sequence[str]) -> str:
     for words in _OURS:
         if words in complained or words in said:
             raise Fault(f"{words!r} in the output of {told}")
-    # Of several pictures, the document says which could not be read.
+    # Of several images, the document says which could not be read.
     if code == 2 and not complained.strip() and '"error"' not in said:
         raise Fault(f"no word of complaint from {told}")
     if "--json" in arguments and not {"-h", "--help"}.intersection(arguments):

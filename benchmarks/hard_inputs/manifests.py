@@ -16,7 +16,7 @@ from .rules import ENGINES, Case, answer, quiet, refusal, whole
 
 
 def run(case: Case) -> str:
-    """Load the file and explain a picture, or ask the command line what the file says."""
+    """Load the file and explain an image, or ask the command line what the file says."""
     tree = json.loads(case.material.manifest)
     path = case.folder / "model.onnx"
     path.write_bytes(case.material.with_metadata(trees.mutated(case.chance, tree)))
@@ -29,18 +29,18 @@ def run(case: Case) -> str:
 def explained(case: Case, path: object, engines: Sequence[str] = ENGINES) -> str:
     """What a product does with a model file."""
     chance = case.chance
-    picture = case.numbers.integers(0, 256, (chance.randint(1, 90), 50, 3), np.uint8)
+    image = case.numbers.integers(0, 256, (chance.randint(1, 90), 50, 3), np.uint8)
     try:
         with quiet():
             explainer = whycam.load(str(path), chance.choice(engines), 1)
             found = explainer.explain(
-                picture if case.odds(0.8) else [picture, picture[:20]],
+                image if case.odds(0.8) else [image, image[:20]],
                 chance.choice([None, -1, -2, 0]),
                 chance.choice([None, None, None, *METHODS]),
                 tft=chance.choice([None, None, True, whycam.Tft(forwards=2)]),
                 geometry=chance.choice(["input", "image"]),
             )
-            explainer.classify(picture)
+            explainer.classify(image)
             for each in found if isinstance(found, list) else [found]:
                 each.overlay()
     except whycam.WhyCamError as error:

@@ -18,7 +18,7 @@ from whycam.cli import app
 from whycam.runtime.cam import METHODS
 from whycam.runtime.engines.registry import ENGINES
 
-from . import pictures
+from . import images
 from .command import command
 from .rules import Case, Fault
 from .trees import TEXTS
@@ -144,17 +144,17 @@ def _usual(case: Case, verb: str) -> list[str]:
     if verb == "explain":
         place = ["-o", out] if case.odds(0.6) else []
         extra = [flag for flag in ("--tft", "--save-maps") if place and case.odds(0.3)]
-        return [model, *_pictures(case, 2), *place, *extra]
+        return [model, *_images(case, 2), *place, *extra]
     if verb in ("evaluate", "calibrate compare", "calibrate thresholds", "calibrate int8"):
-        data = folder / "photographs"
+        data = folder / "images"
         data.mkdir()
         for number in range(chance.choice([0, 1, 3])):
-            (data / f"{number}.png").write_bytes(pictures.content(case))
+            (data / f"{number}.png").write_bytes(images.content(case))
         many = [model, model] if verb == "calibrate compare" else [model]
         kept = ["-o", f"{out}/small.onnx"] if verb == "calibrate int8" else []
         return [*many, str(data) if case.odds(0.9) else _path(case), *kept]
     if verb == "stream":
-        source = chance.choice([*_pictures(case, 1), str(folder), "nowhere.mp4", "no ! such", ""])
+        source = chance.choice([*_images(case, 1), str(folder), "nowhere.mp4", "no ! such", ""])
         return [model, "-s", source, *(["-o", f"{out}/why.mp4"] if case.odds(0.5) else [])]
     if verb == "half":
         return [model, "-o", f"{out}/half.onnx"]
@@ -171,8 +171,8 @@ def _usual(case: Case, verb: str) -> list[str]:
     return [] if verb == "doctor" else [model]
 
 
-def _pictures(case: Case, most: int) -> list[str]:
-    found = [str(pictures.file(case)) for _ in range(case.chance.randint(1, most))]
+def _images(case: Case, most: int) -> list[str]:
+    found = [str(images.file(case)) for _ in range(case.chance.randint(1, most))]
     if case.odds(0.2):
         found.append(_path(case))
     return found

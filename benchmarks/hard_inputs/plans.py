@@ -51,8 +51,8 @@ def run(case: Case) -> str:
         side.write_bytes(trees.mutated(chance, tree))
     if case.odds(0.3):
         verb = chance.choice(["info", "info", "verify", "explain"])
-        pictures = [str(case.folder / "none.png")] if verb == "explain" else []
-        return command(case, [verb, str(path), *pictures, *(["--json"] if case.odds(0.4) else [])])
+        images = [str(case.folder / "none.png")] if verb == "explain" else []
+        return command(case, [verb, str(path), *images, *(["--json"] if case.odds(0.4) else [])])
     try:
         with quiet():
             read_plan(path)

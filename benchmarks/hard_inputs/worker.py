@@ -21,7 +21,7 @@ from threading import Thread
 from types import TracebackType
 from typing import Any
 
-KINDS = ("pictures", "manifests", "onnx", "plans", "options")
+KINDS = ("images", "manifests", "onnx", "plans", "options")
 _MEMORY = 16 * 2**30  # of addresses; a case that asks for more must be refused, not kill others
 
 
@@ -168,7 +168,7 @@ def main() -> None:
 
 
 _MODULES = {
-    "pictures": "pictures",
+    "images": "images",
     "manifests": "manifests",
     "onnx": "onnxfiles",
     "plans": "plans",

@@ -1,9 +1,9 @@
 """Control access to the page's server: tokens, host names and origins.
 
-Any page open in a browser on this machine, wherever it comes from, can open connections here.
-Two checks keep it out: a request must name this server as its host, which a foreign name that was
-made to point here (DNS rebinding) does not; and a browser's WebSocket must come from this server's
-own page, as its ``Origin`` says.
+Any web page that is open in a browser on this machine can connect to this server. Two checks keep
+other pages out: the ``Host`` of a request must be a name of this server, which excludes foreign
+names that were made to resolve to it (DNS rebinding); and the ``Origin`` of a browser's WebSocket
+must be this server's own page.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from ..errors import RequestError
 
-# What may stand in a URL's fragment and in a WebSocket subprotocol without quoting.
+# Characters that need no quoting in a URL's fragment and in a WebSocket subprotocol.
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{12,128}")
 
 
@@ -40,9 +40,9 @@ def validate_token(token: str) -> str:
     return token
 
 
-def token_matches(given: str, token: str | None) -> bool:
-    """Compare a token in constant time; without one set, everything matches."""
-    return token is None or hmac.compare_digest(given.encode(), token.encode())
+def token_matches(received: str, token: str | None) -> bool:
+    """Compare a received token in constant time; if none is set, everything matches."""
+    return token is None or hmac.compare_digest(received.encode(), token.encode())
 
 
 def is_loopback(address: str) -> bool:
@@ -51,7 +51,7 @@ def is_loopback(address: str) -> bool:
 
 
 def local_host_names() -> frozenset[str]:
-    """List this machine's names in its network."""
+    """List this machine's names in the local network."""
     name = socket.gethostname().lower()
     short = name.partition(".")[0]
     return frozenset({name, short, f"{short}.local"})

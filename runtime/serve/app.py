@@ -57,22 +57,22 @@ def application(
 
     Args:
         broadcaster: of the stream.
-        hello: what every page is told first.
-        token: that opens it; None: open to all who reach it.
-        clients: how many pages at most.
-        names: host names that it is reached under, see ``is_allowed_host``.
-        loopback: whether it can be reached from this machine alone.
+        hello: the first message to every page.
+        token: that pages must send; None: none is needed.
+        clients: number of connected pages, at most.
+        names: host names of the server, see ``is_allowed_host``.
+        loopback: whether the server can be reached from this machine alone.
     """
 
     async def stream(socket: WebSocket) -> None:
         # Not the scope's own list, which some versions of Uvicorn leave in one piece.
         lines = socket.headers.getlist("sec-websocket-protocol")
-        offered = [each.strip() for line in lines for each in line.split(",")]
+        offered = [name.strip() for line in lines for name in line.split(",")]
         await socket.accept(PROTOCOL if PROTOCOL in offered else None)
-        given = [
-            each.removeprefix(TOKEN_PREFIX) for each in offered if each.startswith(TOKEN_PREFIX)
+        tokens = [
+            name.removeprefix(TOKEN_PREFIX) for name in offered if name.startswith(TOKEN_PREFIX)
         ]
-        if not token_matches(given[0] if given else "", token):
+        if not token_matches(tokens[0] if tokens else "", token):
             await socket.close(WRONG_TOKEN, "the token is missing or wrong")
         elif broadcaster.clients >= clients:
             await socket.close(FULL, f"{clients} pages are connected, no more are allowed")
@@ -107,7 +107,7 @@ def _file(path: str, data: bytes) -> Route:
 
 
 class _AccessControl:
-    """Lets in what names this server as its host, and WebSockets of its own page."""
+    """Refuses requests whose host is not this server, and WebSockets of other pages."""
 
     def __init__(self, inner: ASGIApp, names: Collection[str], loopback: bool) -> None:
         self._inner, self._names, self._loopback = inner, names, loopback
@@ -121,8 +121,8 @@ class _AccessControl:
                 await send({"type": "websocket.close", "code": 1008})  # answered with 403
                 return
         elif not known:
-            told = PlainTextResponse("This server does not go by that name.", 403)
-            await told(scope, receive, send)
+            refusal = PlainTextResponse("This server does not go by that name.", 403)
+            await refusal(scope, receive, send)
             return
         await self._inner(scope, receive, send)
 

@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from ..live.controls import Controls, Look, StreamFrame
 from .protocol import State, pack
 
-# Frames under way to one page: one that is being shown, one that travels.
+# Frames sent to a page and not yet shown: one on its way, one being drawn.
 _UNDER_WAY = 2
-# Enough for an eye; a stream on the same cores has better uses for them than more images.
-_MOST_A_SECOND = 30.0
+# More would look no better, and encoding takes time from the stream on the same cores.
+_MAX_FPS = 30.0
 
 
 class Client:
-    """One connected page: what it was sent, and what it has shown. Lives in the event loop."""
+    """A connected page, and the frames sent to it; used in the event loop alone."""
 
     def __init__(self) -> None:
         self.wake = asyncio.Event()
@@ -35,11 +35,11 @@ class Client:
 
     def mark_shown(self, sequence: int) -> None:
         """Note that the page has shown a frame, and all before it."""
-        self._under_way = [each for each in self._under_way if each > sequence]
+        self._under_way = [sent for sent in self._under_way if sent > sequence]
         self.wake.set()
 
     def wants(self, sequence: int) -> bool:
-        """Tell whether a frame is new to this page, and the page keeps up."""
+        """Tell whether to send a frame: it is new, and the page has shown earlier ones."""
         return sequence > self._sent and len(self._under_way) < _UNDER_WAY
 
 
@@ -51,9 +51,9 @@ class Broadcaster:
 
     Attributes:
         controls: of the stream.
-        state: how the stream is, and in words.
-        ended: whether there is nothing more to come; pages are let go.
-        encoded: how many images have been encoded.
+        state: of the stream, with a text for people.
+        ended: whether the stream has ended, so that pages are disconnected.
+        encoded: number of images encoded.
     """
 
     def __init__(self, controls: Controls) -> None:
@@ -82,7 +82,7 @@ class Broadcaster:
                     self._loop = None
 
     def offer(self, frame: StreamFrame) -> None:
-        """Replace the newest frame; takes the stream microseconds."""
+        """Replace the newest frame; returns within microseconds."""
         with self._lock:
             self._newest = (self._newest[0] + 1, frame)
         self._call_wake()
@@ -105,7 +105,7 @@ class Broadcaster:
                 self._loop.call_soon_threadsafe(self.wake)
 
     def wake(self) -> None:
-        """Wake every page to look for news."""
+        """Wake every page's task, to send what has changed."""
         for client in self._clients:
             client.wake.set()
 
@@ -132,9 +132,9 @@ class Broadcaster:
                 self._clients.discard(client)
 
     async def encoded_frame(self) -> tuple[int, bytes]:
-        """Encode the newest frame once for all who ask: its number and message.
+        """Encode the newest frame, and return its number and message.
 
-        All who ask while it is made get the same one.
+        Calls during an encoding share its result.
         """
         last = self._encoding
         if last is None or (
@@ -147,7 +147,7 @@ class Broadcaster:
         loop = asyncio.get_running_loop()
         if not self.ended:
             await asyncio.sleep(self._not_before - loop.time())
-        self._not_before = loop.time() + 1 / _MOST_A_SECOND
+        self._not_before = loop.time() + 1 / _MAX_FPS
         sequence, frame = self._newest
         assert frame is not None, "asked for a frame before there is one"
         self.encoded += 1

@@ -23,7 +23,7 @@ __all__ = ["unpack"]
 
 State = Literal["live", "lost", "ended"]
 
-# More is not seen on a page, and takes longer to encode and to send.
+# A larger image looks no better on the page, and takes longer to encode and to send.
 _LONGEST_SIDE = 1280
 _JPEG_QUALITY = 80
 
@@ -35,7 +35,7 @@ class FrameShown(msgspec.Struct, tag_field="kind", tag="seen", forbid_unknown_fi
 
 
 class Change(msgspec.Struct, tag_field="kind", tag="change", forbid_unknown_fields=True):
-    """The page wants some of the look's attributes changed."""
+    """The page asks to change some of the look's attributes."""
 
     look: dict[str, Any]
 
@@ -48,11 +48,11 @@ def read_message(text: str | bytes) -> FrameShown | Change:
     """Decode a message of a page.
 
     Raises:
-        RequestError: not JSON, or not one of the messages there are.
+        RequestError: it is not JSON, or not one of these messages.
     """
     try:
-        said: FrameShown | Change = _received.decode(text)
-        return said
+        message: FrameShown | Change = _received.decode(text)
+        return message
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(f"the message cannot be read: {error}") from error
 
@@ -93,8 +93,8 @@ def pack(sequence: int, frame: StreamFrame) -> bytes:
     """Encode a frame's numbers and image in one message, so that they stay together.
 
     Args:
-        sequence: counts what was published, from 1.
-        frame: any size; its image is shrunk to 1280 pixels along the longer side.
+        sequence: number of the frame, from 1.
+        frame: of any size; its image is shrunk to 1280 pixels along the longer side.
     """
     numbers = _encode(
         {

@@ -1,4 +1,4 @@
-"""Serve a web page for a running stream: its image and numbers, and controls."""
+"""Serve a web page for a running stream: its image, its numbers and its controls."""
 
 from __future__ import annotations
 
@@ -26,25 +26,24 @@ __all__ = ["Server"]
 
 LOOPBACK = "127.0.0.1"
 _MESSAGE_BYTES = 16 * 1024
-# How long pages may take to hear that the stream has ended.
-_FAREWELL = 1.0
+_FAREWELL = 1.0  # seconds to send pages the end of the stream
 
 
 class Server:
-    """Serves the page from a thread of its own, while the block runs or from start to stop.
+    """Serves the page on a thread of its own, from ``start`` to ``stop`` or in a ``with`` block.
 
-    ``publish`` takes any number of frames and never waits: a page gets the newest one when it has
-    shown those before, at most 30 a second. Nothing is encoded without pages. Can be started once.
+    ``publish`` never waits. A page gets the newest frame once it has shown the earlier ones, at
+    most 30 a second. Frames are encoded only if a page is connected. Can be started once.
 
     Args:
         controls: of the stream; pages read and change its look.
-        engine: in words, for the page.
-        source: in words, for the page.
-        host: address or name to bind to. One that other machines reach takes a token.
-        port: 0: any free one, see ``url``.
-        token: None: made where one is needed. Given, it is asked for on every host.
-        clients: pages at a time.
-        names: other host names the server is reached under, as behind a proxy.
+        engine: name of the engine, shown on the page.
+        source: name of the source, shown on the page.
+        host: address or name to bind to; if other machines can reach it, a token is required.
+        port: to bind to; 0: any free one, see ``url``.
+        token: that pages must send; None: one is made if ``host`` requires it.
+        clients: number of connected pages, at most.
+        names: other host names of the server, as behind a proxy.
 
     Raises:
         RequestError: a token or port that cannot be used.
@@ -76,7 +75,7 @@ class Server:
         self._stop = asyncio.Event()
 
     def start(self) -> Server:
-        """Bind, and serve from now on.
+        """Bind to the address and start serving.
 
         Raises:
             RequestError: a host that is not this machine's, a port in use or not permitted.
@@ -131,7 +130,7 @@ class Server:
         return address if self.token is None else f"{address}#token={self.token}"
 
     def publish(self, frame: StreamFrame) -> bool:
-        """Show a frame on every page; returns at once, from any thread: True, go on."""
+        """Show a frame on every page, from any thread; returns True at once."""
         self.broadcaster.offer(frame)
         return True
 
@@ -140,7 +139,7 @@ class Server:
 
         Args:
             state: ``live``, ``lost`` or ``ended``.
-            text: the same in words, as the reason of a loss.
+            text: in words, as the reason of a loss.
         """
         self.broadcaster.tell(state, text)
 
@@ -152,7 +151,7 @@ class Server:
             self.tell("live")
 
     def stop(self) -> None:
-        """Let the pages know that the stream has ended, and end the thread, in 3 s at most."""
+        """Tell the pages that the stream has ended, and end the thread, within 3 s."""
         self.broadcaster.end()
         if self._thread is None:
             return
@@ -186,7 +185,7 @@ class Server:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         with self.broadcaster.open():
-            # Handles no signals: Uvicorn does that on a main thread only.
+            # Uvicorn handles signals on the main thread only, so not here.
             serving = asyncio.create_task(server.serve(sockets=[bound]))
             stopping = asyncio.create_task(self._stop.wait())
             ready.set()
@@ -200,7 +199,7 @@ class Server:
 
 
 def check(host: str, port: int, token: str | None) -> None:
-    """Check before a model is loaded whether a server could start.
+    """Check that a server can start, before a model is loaded.
 
     Raises:
         RequestError: see ``Server``.
@@ -235,15 +234,15 @@ def _bind(host: str, port: int) -> socket.socket:
         RequestError: see ``Server.start``.
     """
     try:
-        found = socket.getaddrinfo(
+        addresses = socket.getaddrinfo(
             host or " ", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
     except (OSError, UnicodeError) as error:
         raise RequestError(
             f"cannot serve on the host '{host}': there is no such address or name"
         ) from error
-    # IPv4 first: ``localhost`` is both, and all clients know that one.
-    family, kind, protocol, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
+    # IPv4 first: ``localhost`` has both, and every client can use it.
+    family, kind, protocol, _, address = min(addresses, key=lambda one: one[0] != socket.AF_INET)
     bound = socket.socket(family, kind, protocol)
     try:
         if os.name == "posix":  # a restart need not wait for old connections to time out
@@ -268,15 +267,15 @@ def _why_not_bound(host: str, port: int, error: OSError) -> str:
 
 
 def _reachable(address: str) -> str:
-    """Find an address to open where the server listens on all of them."""
+    """Return an address to open in a browser; if bound to all, that of the default route."""
     if address not in ("0.0.0.0", "::"):
         return address
     family = socket.AF_INET6 if address == "::" else socket.AF_INET
-    # Where packets would leave to the outside; none is sent. Addresses kept for documentation.
+    # Connecting a UDP socket sends nothing. The addresses are reserved for documentation.
     far = "2001:db8::1" if address == "::" else "192.0.2.1"
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((far, 9))
             return str(probe.getsockname()[0])
-    except OSError:  # no way out
+    except OSError:  # no default route
         return "localhost"

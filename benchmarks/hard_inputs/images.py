@@ -1,4 +1,4 @@
-"""Pictures: encoded in every format and way, damaged; arrays and objects that are none."""
+"""Images: encoded in every format and way, damaged; arrays and objects that are none."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ENDINGS = (".png", ".jpg", ".JPEG", ".webp", ".gif", ".tif", ".bmp", "", ".txt")
 
 
 def run(case: Case) -> str:
-    """Explain one picture, or a list of them, in some way."""
+    """Explain one image, or a list of them, in some way."""
     explainer, chance = case.material.explainer, case.chance
     images = source(case)
     if case.odds(0.1):
@@ -62,14 +62,14 @@ def _methods(explainer: whycam.Explainer) -> list[Method]:
 
 
 def source(case: Case) -> Any:
-    """Something that is passed for a picture."""
+    """Something that is passed for an image."""
     made = case.chance.choices([_file, _array, _pillow, _nonsense], [12, 4, 2, 1])[0]
     return made(case)
 
 
 def file(case: Case) -> Path:
-    """A picture in a file, whole or damaged."""
-    name = f"picture{case.chance.randrange(10**6)}{case.chance.choice(ENDINGS)}"
+    """An image in a file, whole or damaged."""
+    name = f"image{case.chance.randrange(10**6)}{case.chance.choice(ENDINGS)}"
     path = case.folder / name
     path.write_bytes(content(case))
     return path
@@ -179,7 +179,7 @@ def _array(case: Case) -> Any:
 
 def _nonsense(case: Case) -> Any:
     return case.chance.choice(
-        [None, 7, float("nan"), b"picture.png", "", ".", "\0", "a" * 5000, {}, {"a": 1}, object(),
+        [None, 7, float("nan"), b"image.png", "", ".", "\0", "a" * 5000, {}, {"a": 1}, object(),
          case.folder, Path("nowhere/no.png"), [None], [[]], (), np.array(None), Image, "\ud800.png",
          type("Image", (), {"convert": None, "mode": "RGB"})(), range(3), Path("/proc/self/mem"),
          "/dev/null", "/dev/zero/x"]
@@ -234,7 +234,7 @@ def _huge_tiff(chance: random.Random) -> bytes:
 
 def _other(chance: random.Random) -> bytes:
     return chance.choice(
-        [b"", b"\0", b"not a picture", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n",
+        [b"", b"\0", b"not an image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n",
          b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.4\n", b"PK\x03\x04" + bytes(60),
          b"P6 999999 999999 255\n", b"P1\n3 3\n1 0 1", b"P6 2 2 65535\n" + bytes(24), bytes(4000),
          b"Pf\n2 2\n-1.0\n" + b"\x00\x00\xc0\x7f" * 4, b"RIFF\xff\xff\xff\xffWEBPVP8 " + bytes(40)]
