@@ -14,8 +14,8 @@ from .requirements import require_onnx
 if TYPE_CHECKING:
     from ..runtime.comparison import Comparison
     from .build import BuildResult, to_plan
+    from .data_flow import Layer
     from .half import HalfResult, to_half
-    from .layers import Layer
     from .onnx import ExportResult, list_layers, to_onnx
     from .preprocessing import Overrides
 
@@ -37,7 +37,7 @@ _HOMES = {
     "Comparison": ".runtime.comparison",
     "ExportResult": "onnx",
     "HalfResult": "half",
-    "Layer": "layers",
+    "Layer": "data_flow",
     "Overrides": "preprocessing",
     "list_layers": "onnx",
     "to_half": "half",

@@ -17,7 +17,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..runtime.errors import ExportError
-from .layers import ELEMENTWISE, Layer, Network
+from .data_flow import Layer
+from .default_layer import ELEMENTWISE
+from .layers import Network
 from .recorder import BATCH, Dim, Recorder, Size, Tensor, divide, product
 from .subgraph import copy_between, run
 
@@ -62,7 +64,7 @@ def split_head(network: Network, layer: Layer) -> Head:
     channels = layer.shape[0]
     end = layer.value
     nodes: list[ir.Node] = []
-    in_order = layer.order == (0, 1, 2, 3)
+    in_order = layer.arrangement.is_plain and layer.is_cut_point
     while in_order and (node := _only_reader(network, end)) is not None:
         if not _is_channelwise(network, node, end, channels):
             break
@@ -92,6 +94,21 @@ def split_head(network: Network, layer: Layer) -> Head:
         end,
         pooled and weight is not None and _pools_globally(network, nodes),
     )
+
+
+def explain_refusal(layer: Layer) -> str | None:
+    """Say why Ablation-CAM is not possible at a layer; None if it is."""
+    if not layer.is_cut_point:
+        return (
+            f"part of the network goes around the layer '{layer.name}', so a channel that is set "
+            "to zero there is not gone"
+        )
+    if not layer.arrangement.is_plain:
+        return (
+            f"it needs activations [N, K, h, w], and those of the layer '{layer.name}' are "
+            "arranged otherwise"
+        )
+    return None
 
 
 def _is_flat_copy(network: Network, value: ir.Value) -> bool:
@@ -212,11 +229,6 @@ def logit_drops(network: Network, head: Head, recorder: Recorder, logits: Tensor
         ExportError: the head reads other tensors than A.
     """
     shapes = network.plain.shapes
-    if head.layer.order != (0, 1, 2, 3):
-        raise ExportError(
-            "Ablation-CAM needs activations with channels first, and the layer "
-            f"'{head.layer.name}' has them last: leave out the method ablation"
-        )
     channels = head.layer.shape[0]
     features = Tensor(recorder, head.features, shapes.dims[head.features], ir.DataType.FLOAT)
     zero_features = _features_of_zeros(network, head)

@@ -20,8 +20,9 @@ from ..runtime.search import Prior
 from ..runtime.targets import RANKS
 from ..runtime.tft import Tft
 from .ablation import Head, logit_drops
+from .data_flow import Layer
 from .gradient.reverse import reverse
-from .layers import Layer, Network
+from .layers import Network
 from .output_meaning import OutputMeaning
 from .recorder import (
     BATCH,
@@ -421,10 +422,12 @@ class _Builder:
         )
         pairs = []
         for layer, gradient in zip(layers, gradients, strict=True):
-            activations = self._existing(layer.value).cast(ir.DataType.FLOAT).transpose(layer.order)
-            in_order = gradient.transpose(layer.order)
-            inner = activations.shape[1:]
-            pairs.append((activations, in_order.reshape((BATCH, self.classes, *inner))))
+            tensor = self._existing(layer.value).cast(ir.DataType.FLOAT)
+            activations = layer.arrangement.record(tensor, BATCH)
+            by_row = layer.arrangement.record(gradient, BATCH * self.classes)
+            pairs.append(
+                (activations, by_row.reshape((BATCH, self.classes, *activations.shape[1:])))
+            )
         return pairs, tuple(rules)
 
     def _slope(self) -> Tensor:

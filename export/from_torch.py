@@ -12,8 +12,8 @@ import onnx_ir as ir
 import torch
 
 from ..runtime.errors import ExportError, VerificationError, reason_of
+from .data_flow import MODULE_KEY
 from .input_sizes import check_usual_size
-from .layers import MODULE_KEY
 
 INPUT, OUTPUT = "image", "logits"
 _LIMIT = 2**31 - 2**20  # protobuf's bound on one message, less room for the metadata

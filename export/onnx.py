@@ -30,8 +30,9 @@ from ..runtime.tft import Tft
 from ..runtime.version import package_version
 from .ablation import Head, split_head
 from .assemble import Assembly, Request, assemble
+from .data_flow import Layer
 from .graph_runner import GraphRunner
-from .layers import Layer, Network
+from .layers import Network
 from .loading import LoadedModel, load_model
 from .options import ExportOptions, plan_export
 from .original_model import OriginalModel
@@ -524,7 +525,7 @@ def _dynamic_size(plain: PlainModel, layer: Layer) -> DynamicSize | None:
     sizes = plain.sizes
     if sizes is None:
         return None
-    spatial = [plain.shapes.dims[layer.value][axis] for axis in layer.order[2:]]
+    spatial = [plain.shapes.dims[layer.value][axis] for axis in layer.arrangement.order[2:]]
     larger = {name: length + (name != "N") for name, length in sizes.one.items()}
     before, after = lengths_at(spatial, sizes.one), lengths_at(spatial, larger)
     rows, columns = (b - a for a, b in zip(before, after, strict=True))

@@ -13,7 +13,7 @@ from ..runtime.errors import ExportError, RequestError
 from ..runtime.manifest import OUTPUTS, Outputs
 from ..runtime.search import Prior, prior_for
 from ..runtime.tft import Tft
-from .ablation import Head
+from .ablation import Head, explain_refusal
 from .assemble import Request
 from .loading import LoadedModel
 from .output_meaning import OutputMeaning
@@ -196,6 +196,8 @@ def _choose_methods(
         supported.discard("scorecam")
     if options.fused_layers:
         supported.add("layercam")
+    if "ablation" in supported and (why := explain_refusal(head.layer)) is not None:
+        raise ExportError(f"Ablation-CAM is not possible here: {why}. Use 'gradcam'")
     if "cam" in supported and not has_cam:
         raise ExportError(
             "'cam' needs a head of global average pooling and one linear layer, and the logit as "

@@ -39,7 +39,9 @@ def compute_reference_answers(
         if activations is None:
             activations = outputs["activations"].astype(np.float64)
         seed = differentiate_score(raw, np.array([target]), manifest.gradient_score, manifest.task)
-        exact_gradients = network.gradient(activations, seed)
+        exact_gradients = network.gradient(
+            np.asarray(activations, np.float64), seed, outputs.get("network_input", image)
+        )
         if exact_gradients is not None:
             gradients = exact_gradients[:, None]
         if is_fused:

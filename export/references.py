@@ -18,7 +18,9 @@ import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
 from ..runtime.errors import ExportError, reason_of
-from .layers import Layer, Network
+from .data_flow import Layer
+from .gradient.reverse import find_path
+from .layers import Network
 from .output_meaning import OutputMeaning
 from .subgraph import open_model_session, submodel
 
@@ -48,11 +50,15 @@ class Reference(Protocol):
         """Compute the same in float32."""
         ...
 
-    def head(self, activations: Floats) -> Floats:
-        """Compute raw scores [M, C] in float64 from activations [M, K, h, w]."""
+    def head(self, activations: Floats, images: NDArray[Any]) -> Floats:
+        """Compute raw scores [M, C] in float64 from activations [M, K, h, w].
+
+        What else the scores depend on, as class tokens and what goes around the layer, is that of
+        ``images``, [M, ...] as the network takes them.
+        """
         ...
 
-    def gradient(self, activations: Floats, seed: Floats) -> Floats | None:
+    def gradient(self, activations: Floats, seed: Floats, images: NDArray[Any]) -> Floats | None:
         """Compute d (sum of seed * scores) / d A, [M, K, h, w], float64; None without autograd."""
         ...
 
@@ -71,41 +77,79 @@ class OnnxReference:
     ) -> None:
         self.description = description
         graph, shapes = network.plain.graph, network.plain.shapes
-        self._order = layer.order
-        self._inverse = [layer.order.index(axis) for axis in range(4)]
+        self._arrangement = layer.arrangement
         self._image = str(network.plain.image.name)
         self._layer = str(layer.value.name)
-        outputs = [layer.value, meaning.logits]
+        bypasses = find_bypasses(network, layer)
+        self._is_alone = layer.arrangement.is_complete and not bypasses
+        self._bypasses = [str(value.name) for value in bypasses]
+        outputs = [layer.value, meaning.logits, *bypasses]
         whole = submodel(graph, [network.plain.image], outputs, shapes)
         self._whole = open_model_session(whole, is_fused=False)  # fusion may change rounding
-        head = submodel(graph, [layer.value], [meaning.logits], shapes)
+        head = submodel(graph, [layer.value, *bypasses], [meaning.logits], shapes)
         _skip_rounding(head.graph)
         self._head = _in_float64(ir.to_proto(head))
+        self._last: tuple[NDArray[Any], list[NDArray[Any]]] | None = None
 
     def forward(self, image: NDArray[Any]) -> tuple[Floats | None, Floats]:
         """See ``Reference``."""
-        activations, scores = self._whole.run(None, {self._image: image})
+        activations, scores = self._whole.run(None, {self._image: image})[:2]
         return (
-            np.asarray(activations, np.float64).transpose(self._order),
+            np.ascontiguousarray(self._arrangement.take(np.asarray(activations, np.float64))),
             np.asarray(scores, np.float64).reshape(len(image), -1),
         )
 
     forward32 = forward
 
-    def head(self, activations: Floats) -> Floats:
+    def head(self, activations: Floats, images: NDArray[Any]) -> Floats:
         """See ``Reference``."""
-        a = np.ascontiguousarray(activations.transpose(self._inverse))
-        (scores,) = self._head.run(None, {self._layer: a})
+        if self._is_alone:
+            whole, feeds = None, {}
+        else:
+            whole, _, *others = self._run_whole(images)
+            feeds = {
+                name: value.astype(np.float64) if value.dtype.kind == "f" else value
+                for name, value in zip(self._bypasses, others, strict=True)
+            }
+        feeds[self._layer] = self._arrangement.put(whole, activations)
+        (scores,) = self._head.run(None, feeds)
         return np.asarray(scores, np.float64).reshape(len(activations), -1)
 
-    def gradient(self, activations: Floats, seed: Floats) -> Floats | None:
+    def _run_whole(self, images: NDArray[Any]) -> list[NDArray[Any]]:
+        """Run the network; the last result is cached."""
+        if self._last is None or not np.array_equal(self._last[0], images):
+            self._last = images, self._whole.run(None, {self._image: images})
+        return self._last[1]
+
+    def gradient(self, activations: Floats, seed: Floats, images: NDArray[Any]) -> Floats | None:
         """Return None: only differences are available, see ``directional_differences``."""
-        del activations, seed
+        del activations, seed, images
         return None
 
 
+def find_bypasses(network: Network, layer: Layer) -> list[ir.Value]:
+    """Find the tensors that are read after a layer and depend on the image, but not on the layer.
+
+    Shapes that depend on the number of images are among them.
+    """
+    after, _ = find_path([layer.value], network.logits, network.nodes, through_shapes=True)
+    computed = {value for node in after for value in node.outputs}
+    found = [
+        value
+        for node in after
+        for value in node.inputs
+        if value is not None and value is not layer.value and value not in computed
+        if value in network.places or value in network.plain.shapes.varying
+    ]
+    return list(dict.fromkeys(found))
+
+
 def directional_differences(
-    reference: Reference, activations: Floats, seed: Floats, directions: Sequence[Floats]
+    reference: Reference,
+    activations: Floats,
+    seed: Floats,
+    images: NDArray[Any],
+    directions: Sequence[Floats],
 ) -> Floats:
     """Compute central differences of sum(seed * scores) along directions in A, for each row.
 
@@ -113,6 +157,7 @@ def directional_differences(
         reference: whose head is evaluated.
         activations: [M, K, h, w].
         seed: [M, C].
+        images: [M, ...], as the network takes them.
         directions: [M, K, h, w] each.
 
     Returns:
@@ -122,7 +167,7 @@ def directional_differences(
     rows = []
     for direction in directions:
         ahead, behind = (
-            reference.head(activations + sign * step * direction) for sign in (1.0, -1.0)
+            reference.head(activations + sign * step * direction, images) for sign in (1.0, -1.0)
         )
         rows.append((seed * (ahead - behind)).sum(-1) / (2 * step))
     return np.stack(rows, axis=-1)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..runtime.errors import ExportError, VerificationError
-from .layers import Layer
+from .data_flow import Layer
 from .references import Floats
 
 
@@ -44,20 +44,27 @@ class TorchReference:
         self._float32_model = model
         self._name = layer.name
         self._inner = inner
-        self._order = layer.order
-        self._inverse = [layer.order.index(axis) for axis in range(4)]
+        self._arrangement = layer.arrangement
+        self._is_alone = layer.determines_scores
         if layer.name not in dict(model.named_modules()):
             raise LookupError(layer.name)
-        channels, height, width = layer.shape
-        wanted = [2, channels, height, width]
         outputs: list[torch.Tensor] = []
         with torch.no_grad(), self._hooked(model, lambda out: outputs.append(out)):
             model(torch.zeros(2, *inner))
-        if len(outputs) != 1 or [outputs[0].shape[axis] for axis in layer.order] != wanted:
+        if len(outputs) != 1 or not self._fits(outputs[0], layer):
             raise LookupError(layer.name)
         self._activation = _find_last_activation(model, inner) if ends_in_activation else None
         self._model = _to_double(model)
         self._last: tuple[NDArray[Any], tuple[Floats, Floats]] | None = None
+
+    def _fits(self, output: Any, layer: Layer) -> bool:
+        """Tell whether a module's output for two images is arranged as the layer's tensor."""
+        if not isinstance(output, torch.Tensor):
+            return False
+        if not self._arrangement.is_feature_map:
+            return tuple(output.shape) == self._arrangement.array_shape(2)
+        order = self._arrangement.order
+        return output.ndim == 4 and [output.shape[axis] for axis in order] == [2, *layer.shape]
 
     @contextlib.contextmanager
     def _hooked(
@@ -77,8 +84,8 @@ class TorchReference:
         outputs: list[torch.Tensor] = []
         with torch.no_grad(), self._hooked(model, lambda out: outputs.append(out)):
             scores = self._scores(model, image)
-        activations = outputs[0].permute(*self._order)
-        return activations.double().numpy(), scores.double().numpy()
+        activations = self._arrangement.take(outputs[0].double().numpy())
+        return np.ascontiguousarray(activations), scores.double().numpy()
 
     def _scores(self, model: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
         """Compute the model's output, or the input of its last softmax or sigmoid: [N, C]."""
@@ -103,15 +110,33 @@ class TorchReference:
         """See ``Reference``."""
         return self._forward(self._float32_model, torch.from_numpy(image))
 
-    def _head(self, activations: torch.Tensor) -> torch.Tensor:
+    def _head(self, activations: torch.Tensor, images: NDArray[Any]) -> torch.Tensor:
+        """Run the model with the module's output replaced where it has places."""
+        arrangement, rows = self._arrangement, len(activations)
+
+        def replace(output: torch.Tensor) -> torch.Tensor:
+            if arrangement.is_feature_map:
+                return activations.permute(*arrangement.inverse)
+            positions = torch.from_numpy(arrangement.positions(rows).reshape(-1))
+            flat = output.reshape(-1).index_copy(0, positions, activations.reshape(-1))
+            return flat.reshape(output.shape)
+
+        if not self._is_alone:
+            with self._hooked(self._model, replace):
+                return self._scores(self._model, torch.from_numpy(images).double())
+        if arrangement.is_feature_map:
+            return self._head_alone(replace(activations))
+        shape = arrangement.array_shape(rows)
+        return self._head_alone(replace(torch.zeros(shape, dtype=torch.float64)))
+
+    def _head_alone(self, activations: torch.Tensor) -> torch.Tensor:
         """Run the model with the module's output replaced; the image does not matter.
 
         One image suffices, unless the model takes the batch size from its input.
         """
-        replaced = activations.permute(*self._inverse)
         for count in dict.fromkeys((1, len(activations))):
             image = torch.zeros(count, *self._inner, dtype=torch.float64)
-            with self._hooked(self._model, lambda _: replaced):
+            with self._hooked(self._model, lambda _: activations):
                 try:
                     scores = self._scores(self._model, image)
                 except RuntimeError:
@@ -122,17 +147,17 @@ class TorchReference:
                 return scores
         raise ExportError("the model's scores do not follow from the activations of its layer")
 
-    def head(self, activations: Floats) -> Floats:
+    def head(self, activations: Floats, images: NDArray[Any]) -> Floats:
         """See ``Reference``."""
         with torch.no_grad():
-            scores: Floats = self._head(torch.from_numpy(activations)).numpy()
+            scores: Floats = self._head(torch.from_numpy(activations), images).numpy()
         return scores
 
-    def gradient(self, activations: Floats, seed: Floats) -> Floats | None:
+    def gradient(self, activations: Floats, seed: Floats, images: NDArray[Any]) -> Floats | None:
         """See ``Reference``."""
         leaf = torch.from_numpy(activations).clone().requires_grad_(True)
         with torch.enable_grad():
-            scores = self._head(leaf)
+            scores = self._head(leaf, images)
             (gradient,) = torch.autograd.grad((scores * torch.from_numpy(seed)).sum(), leaf)
         return np.asarray(gradient.numpy(), np.float64)
 

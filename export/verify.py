@@ -149,13 +149,13 @@ def _measure(
         if "tft" in subject.manifest.outputs:
             errors["tft"] = _sweep_difference(subject, view, outputs)
         if subject.earlier:
-            errors["earlier"] = _earlier_difference(subject, outputs, rng)
+            errors["earlier"] = _earlier_difference(subject, view, outputs, rng)
         if subject.original is not None and "network_input" not in outputs:
             errors |= _original_output_differences(subject, image)
         if not _problems(subject, errors):
             return errors
         rounding = _float32_error(subject, view)
-        if rounding <= 0.5 and not _at_a_kink(subject, outputs, rng):
+        if rounding <= 0.5 and not _at_a_kink(subject, view, outputs, rng):
             return errors
     if not rounding <= 1:
         raise VerificationError(
@@ -243,27 +243,33 @@ def _float32_error(subject: Subject, view: NDArray[Any]) -> float:
     return max(parts)
 
 
-def _rows(outputs: Mapping[str, NDArray[Any]]) -> tuple[Floats, NDArray[np.int64]]:
-    """Repeat the file's activations for each explained class, in float64; with the classes."""
+def _rows(
+    outputs: Mapping[str, NDArray[Any]], view: NDArray[Any], name: str = "activations"
+) -> tuple[Floats, NDArray[np.int64], NDArray[Any]]:
+    """Repeat activations (float64) and images for each explained class; with the classes."""
     targets = np.asarray(outputs["targets"])
-    activations = np.asarray(outputs["activations"], np.float64)
-    return np.repeat(activations, targets.shape[1], axis=0), targets.ravel()
+    activations = np.asarray(outputs[name], np.float64)
+    count = targets.shape[1]
+    return np.repeat(activations, count, axis=0), targets.ravel(), np.repeat(view, count, axis=0)
 
 
 def _at_a_kink(
-    subject: Subject, outputs: Mapping[str, NDArray[Any]], rng: np.random.Generator
+    subject: Subject,
+    view: NDArray[Any],
+    outputs: Mapping[str, NDArray[Any]],
+    rng: np.random.Generator,
 ) -> bool:
     """Tell whether the exact gradient jumps when A changes by float32 rounding.
 
     At such a point (a tie in a max-pool, a ReLU at zero) float32 engines may differ, so another
     input is drawn.
     """
-    activations, targets = _rows(outputs)
+    activations, targets, images = _rows(outputs, view)
     task, score = subject.manifest.task, subject.manifest.gradient_score
 
     def gradient(a: Floats) -> Floats | None:
-        seed = differentiate_score(subject.reference.head(a), targets, score, task)
-        return subject.reference.gradient(a, seed)
+        seed = differentiate_score(subject.reference.head(a, images), targets, score, task)
+        return subject.reference.gradient(a, seed, images)
 
     exact = gradient(activations)
     if exact is None:
@@ -290,18 +296,18 @@ def _differences(
     _check_most_probable(exact, outputs, scale, subject.tolerance["probabilities"])
     # Gradients are compared at the file's activations: the backbone's rounding is measured on the
     # activations, and must not count a second time through the kinks of the head.
-    own, targets = _rows(outputs)
+    own, targets, images = _rows(outputs, view)
     needs_scores = "ablation_weights" in outputs or manifest.gradient_score == "prob"
-    scores = reference.head(own) if needs_scores else np.repeat(raw, classes, axis=0)
+    scores = reference.head(own, images) if needs_scores else np.repeat(raw, classes, axis=0)
     seed = differentiate_score(scores, targets, manifest.gradient_score, task)
     gradients = np.asarray(outputs["gradients"], np.float64).reshape(own.shape)
-    true = reference.gradient(own, seed)
+    true = reference.gradient(own, seed, images)
     if true is not None:
         errors["gradients"] = relative_difference(gradients, true)
     else:
-        errors["differences"] = _directional_error(reference, own, seed, gradients, rng)
+        errors["differences"] = _directional_error(reference, own, seed, images, gradients, rng)
     if "ablation_weights" in outputs:
-        errors["ablation"] = _ablation_error(subject, own, scores, targets, outputs, rng)
+        errors["ablation"] = _ablation_error(subject, own, images, scores, targets, outputs, rng)
     return errors
 
 
@@ -321,6 +327,7 @@ def _directional_error(
     reference: Reference,
     activations: Floats,
     seed: Floats,
+    images: NDArray[Any],
     gradients: Floats,
     rng: np.random.Generator,
 ) -> float:
@@ -330,7 +337,7 @@ def _directional_error(
     """
     moving = (activations != 0).astype(np.float64)
     directions = [moving * rng.standard_normal(activations.shape) for _ in range(_DIRECTIONS)]
-    expected = directional_differences(reference, activations, seed, directions)
+    expected = directional_differences(reference, activations, seed, images, directions)
     actual = np.stack([(gradients * d).sum((1, 2, 3)) for d in directions], axis=-1)
     norm = np.sqrt(((gradients * moving) ** 2).sum((1, 2, 3)))[:, None]
     scale = np.maximum(norm, np.abs(expected).max(-1, keepdims=True) / 4)
@@ -341,6 +348,7 @@ def _directional_error(
 def _ablation_error(
     subject: Subject,
     activations: Floats,
+    images: NDArray[Any],
     scores: Floats,
     targets: NDArray[np.int64],
     outputs: Mapping[str, NDArray[Any]],
@@ -354,7 +362,7 @@ def _ablation_error(
     for channel in channels:
         without = activations.copy()
         without[:, channel] = 0
-        other = subject.reference.head(without)
+        other = subject.reference.head(without, images)
         columns.append(compute_relative_drop(scores, other, targets, score, task))
     expected = np.stack(columns, axis=1)
     # Of a class with nearly no probability the weights are ratios of rounding errors.
@@ -420,26 +428,26 @@ def _map_difference(subject: Subject, outputs: Mapping[str, NDArray[Any]]) -> fl
 
 
 def _earlier_difference(
-    subject: Subject, outputs: Mapping[str, NDArray[Any]], rng: np.random.Generator
+    subject: Subject,
+    view: NDArray[Any],
+    outputs: Mapping[str, NDArray[Any]],
+    rng: np.random.Generator,
 ) -> float:
     """Compare the gradients at fused layers, by central differences in random directions."""
-    targets = np.asarray(outputs["targets"])
     manifest = subject.manifest
     worst = 0.0
     for index, reference in enumerate(subject.earlier):
-        own = np.repeat(
-            np.asarray(outputs[f"activations_{index}"], np.float64), targets.shape[1], axis=0
-        )
+        own, targets, images = _rows(outputs, view, f"activations_{index}")
         seed = differentiate_score(
-            reference.head(own), targets.ravel(), manifest.gradient_score, manifest.task
+            reference.head(own, images), targets, manifest.gradient_score, manifest.task
         )
         gradients = np.asarray(outputs[f"gradients_{index}"], np.float64).reshape(own.shape)
-        true = reference.gradient(own, seed)
+        true = reference.gradient(own, seed, images)
         if true is not None:
             norm = float(np.linalg.norm(true))
             error = float(np.linalg.norm(gradients - true)) / (norm or 1.0)
         else:
-            error = _directional_error(reference, own, seed, gradients, rng)
+            error = _directional_error(reference, own, seed, images, gradients, rng)
         worst = max(worst, error)
     return worst
 

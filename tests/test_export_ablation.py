@@ -283,7 +283,7 @@ def test_channels_last_activations_are_refused() -> None:
     plain = to_plain(to_ir(ChannelsLast().eval(), SIZE, 18))
     network = Network(plain, interpret_outputs(plain.graph.outputs, plain.shapes).logits)
     layer = network.find("relu_1")
-    assert layer.order == (0, 3, 1, 2)
+    assert layer.arrangement.order == (0, 3, 1, 2)
     recorder = Recorder(plain.graph)
     value = Tensor(recorder, layer.value, plain.shapes.dims[layer.value], ir.DataType.FLOAT)
     with pytest.raises(ExportError, match="leave out the method ablation"):

@@ -11,7 +11,7 @@ from ..export.from_torch import to_ir
 from ..export.layers import Network
 from ..export.output_meaning import interpret_outputs
 from ..export.plain_model import LEAST_OPSET, to_plain
-from ..runtime.errors import ExportError
+from ..runtime.errors import ExportError, TargetLayerError
 
 
 @dataclass(frozen=True)
@@ -61,5 +61,14 @@ def find_target(
         )
     network = Network(plain, meaning.logits)
     layer = network.find(name)
+    if not layer.arrangement.is_feature_map:
+        channels, height, width = layer.shape
+        raise TargetLayerError(
+            f"the target layer '{layer.name}' holds {height} x {width} places of {channels} "
+            "channels as a sequence of tokens, and training tunes feature maps [N, K, h, w]: name "
+            "a layer that has one with --target-layer"
+        )
     head = split_head(network, layer)
-    return Target(layer.name, layer.shape, layer.order, head.is_pooled_linear)
+    order = layer.arrangement.order
+    assert len(order) == 4
+    return Target(layer.name, layer.shape, order, head.is_pooled_linear)
