@@ -166,7 +166,8 @@ def find_last_features(flow: DataFlow) -> Layer | None:
                 break
             if following.op_type != "Transpose":  # of which the same layer is the source
                 last, layer = following, next_layer
-        if has_weights(flow, flow.path[position[last] + 1 :]):
+        # Class embeddings are learned weights that follow an image embedding.
+        if flow.is_embedding or has_weights(flow, flow.path[position[last] + 1 :]):
             return layer
     return None
 

@@ -39,12 +39,12 @@ class SimilarityReference:
         activations, embeddings = self._encoder.forward32(image)
         return activations, self._logits(embeddings)
 
-    def head(self, activations: Floats) -> Floats:
+    def head(self, activations: Floats, images: NDArray[Any]) -> Floats:
         """See ``Reference``."""
-        return self._logits(self._encoder.head(activations))
+        return self._logits(self._encoder.head(activations, images))
 
-    def gradient(self, activations: Floats, seed: Floats) -> Floats | None:
+    def gradient(self, activations: Floats, seed: Floats, images: NDArray[Any]) -> Floats | None:
         """See ``Reference``."""
-        embeddings = self._encoder.head(activations)
+        embeddings = self._encoder.head(activations, images)
         inner = embedding_gradient(embeddings, seed @ self._classes, self._scale)
-        return self._encoder.gradient(activations, inner)
+        return self._encoder.gradient(activations, inner, images)
