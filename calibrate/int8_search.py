@@ -16,8 +16,8 @@ from ..runtime import pipeline
 from ..runtime.cam import Method
 from ..runtime.errors import DataError, ImageError, VerificationError
 from ..runtime.explainer import Explainer, load
-from ..runtime.images import read_image
 from ..runtime.pipeline import prepare
+from ..runtime.pixels import read_pixels
 from ..runtime.similarity import pearson
 from ..runtime.timing import Note, Tick, Total, format_duration
 from .dataset import Sample
@@ -132,7 +132,9 @@ class Search:
             for sample in samples:
                 self._tick(f"ranges: {sample.name}", 1)
                 try:
-                    image = prepare([read_image(sample.path)], self._reference.manifest).inputs
+                    manifest = self._reference.manifest
+                    pixels = read_pixels(sample.path, manifest.preprocess)
+                    image = prepare([pixels], manifest).inputs
                 except ImageError as error:
                     unreadable.append(str(error))
                     continue

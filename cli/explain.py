@@ -11,9 +11,19 @@ import typer
 from rich.table import Table
 
 from ..runtime.errors import ImageError, RequestError
+from ..runtime.images import is_coloured
 from . import parse
 from .console import out, print_error, print_json, say
-from .options import Json, Method, Model, PromptedEngineOptions, ReadingOptions, Target, require
+from .options import (
+    Json,
+    Method,
+    Model,
+    PromptedEngineOptions,
+    ReadingOptions,
+    ShowBands,
+    Target,
+    require,
+)
 from .progress import progress
 from .tables import Cell, colored, table
 
@@ -64,6 +74,7 @@ def explain(
     ] = None,
     method: Method = None,
     target: Target = None,
+    show_bands: ShowBands = None,
     figure: Annotated[
         bool, typer.Option("--figure", help="Write image, map, TFT map and rpi curve as well.")
     ] = False,
@@ -77,12 +88,14 @@ def explain(
         raise RequestError("--figure and --save-maps need a folder to write to: -o DIR")
     tft.check()
     methods = parse.methods(method)
-    explainer = engine.load(model)
+    explainer = engine.load(model, show_bands=parse.show_bands(show_bands))
     thresholding = tft.thresholding(explainer.manifest)
     count = len(explainer.plan(methods, thresholding).methods)
     files = parse.images(images)
     rows: list[dict[str, Any]] = []
     failed: list[str] = []
+    takes_grey = explainer.manifest.preprocess.color == "L"
+    coloured = 0
     with progress("explaining", len(files) * count, as_json) as advance:
         results = explainer.iter_explanations(
             [file for file, _ in files],
@@ -99,6 +112,8 @@ def explain(
                 rows.append({"file": str(file), "error": str(outcome)})
                 advance(name, count)
                 continue
+            if takes_grey and is_coloured(next(iter(outcome.values())).image):
+                coloured += 1
             for method_name, explanation in outcome.items():
                 row: dict[str, Any] = {"file": str(file), **explanation.to_dict()}
                 if output is not None:
@@ -112,6 +127,8 @@ def explain(
         out.print(explanations_table(rows, tft.tft))
         for line in failed:
             print_error(line)
+        if coloured:
+            say(f"{coloured} colour images were converted to grey, which the network takes")
         if output is not None:
             say(f"written to {output}/")
     if failed:

@@ -10,6 +10,7 @@ import typer
 
 from ..runtime.errors import RequestError
 from ..runtime.manifest import Task
+from . import parse
 from .console import out, print_json, say
 from .export_options import OutputOptions, PreprocessOptions, SearchOptions, ZeroShotOptions
 from .export_report import export_document, export_text, layers_table
@@ -135,6 +136,7 @@ def export(
             straight_through=straight_through,
             check=check or (),
             opset=opset,
+            show_bands=parse.show_bands(images.show_bands) or (),
             step=lambda name: advance(name, 1),
             classes=text.classes,
             logit_scale=text.logit_scale,

@@ -12,7 +12,7 @@ from ..runtime.cam import METHODS, Score
 from ..runtime.input_format import Color, Interpolation, Layout
 from ..runtime.manifest import OUTPUTS
 from . import parse
-from .options import ImageSize, Preprocess, ReadingOptions, complete
+from .options import ImageSize, Preprocess, ReadingOptions, ShowBands, complete
 
 if TYPE_CHECKING:
     from ..export import Overrides
@@ -42,10 +42,29 @@ class PreprocessOptions:
         None
     )
     color: Annotated[
-        Color | None, typer.Option(help="The network's channel order; L for grey.")
+        Color | None,
+        typer.Option(
+            help="The network's channel order; L for grey, bands for channels that are no colours."
+        ),
     ] = None
+    channels: Annotated[
+        int | None,
+        typer.Option(
+            help="Channels of the images [default: as the first convolution or the file says]."
+        ),
+    ] = None
+    value_range: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW:HIGH",
+            help="For images of more than 8 bits: the pixel values that training mapped to 0 and "
+            "1, as 0:65535, 0:10000 or, for values as they are, 0:1.",
+        ),
+    ] = None
+    show_bands: ShowBands = None
     layout: Annotated[
-        Layout | None, typer.Option(help="Of an ONNX file's input [default: from its shape].")
+        Layout | None,
+        typer.Option(help="Of an ONNX file's input [default: as its first convolution reads it]."),
     ] = None
 
     def overrides(self) -> Overrides:
@@ -60,6 +79,8 @@ class PreprocessOptions:
             mean=parse.per_channel("--mean", self.mean),
             std=parse.per_channel("--std", self.std),
             color=self.color,
+            channels=self.channels,
+            value_range=parse.value_range("--value-range", self.value_range),
             layout=self.layout,
         )
 

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from ..runtime.engines.plan import Plan
 from ..runtime.engines.registry import Candidate
+from ..runtime.input_format import Preprocess, describe_images
 from ..runtime.manifest import Manifest
 from ..runtime.search import Prior
 from .tables import colored, facts, table
@@ -156,5 +157,11 @@ def preprocess_line(manifest: Manifest) -> str:
     resize = "x".join(map(str, spec.resize)) or "none"
     return (
         f"resize {resize} {spec.interpolation}, crop {spec.size[0]}x{spec.size[1]}, "
-        f"mean {list(spec.mean)}, std {list(spec.std)}, {spec.color}"
+        f"mean {list(spec.mean)}, std {list(spec.std)}, {spec.color}{_images(spec)}"
     )
+
+
+def _images(spec: Preprocess) -> str:
+    if spec.color == "L" and spec.accepts_rgb:
+        return "; colour images are converted to grey"
+    return "" if spec.accepts_rgb else f"; {describe_images(spec)}"

@@ -71,6 +71,15 @@ Data = Annotated[
         "VOC folder (JPEGImages and Annotations)."
     ),
 ]
+ShowBands = Annotated[
+    str | None,
+    typer.Option(
+        "--show-bands",
+        metavar="R,G,B",
+        help="Bands that overlays show, counted from 1: three as red, green and blue, or one in "
+        "grey.",
+    ),
+]
 Engine = Annotated[
     str,
     typer.Option(

@@ -67,13 +67,26 @@ def floats(option: str, text: str) -> list[float]:
 
 
 def per_channel(option: str, text: str | None) -> tuple[float, ...] | None:
-    """Read a number for each channel: three with commas, or one for grey."""
+    """Read a number for each channel, with commas."""
+    return None if text is None else tuple(floats(option, text))
+
+
+def value_range(option: str, text: str | None) -> tuple[float, float] | None:
+    """Read ``LOW:HIGH``, two pixel values."""
     if text is None:
         return None
-    values = tuple(floats(option, text))
-    if len(values) not in (1, 3):
-        raise RequestError(f"{option} must be three numbers with commas, or one, not '{text}'")
-    return values
+    try:
+        low, high = (float(part) for part in text.split(":"))
+    except ValueError as error:
+        raise RequestError(f"{option} must be LOW:HIGH, as 0:65535, not '{text}'") from error
+    if not low < high:
+        raise RequestError(f"{option} must be LOW:HIGH, the lower number first, not '{text}'")
+    return low, high
+
+
+def show_bands(text: str | None) -> tuple[int, ...] | None:
+    """Read the bands to show."""
+    return None if text is None else tuple(counts("--show-bands", text))
 
 
 def target(text: str | None) -> int | str | None:

@@ -11,12 +11,19 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from ..runtime.errors import ExportError, MissingExtraError, RequestError
-from ..runtime.input_format import Color, Preprocess
+from ..runtime.input_format import Preprocess
 from ..runtime.manifest import METADATA_KEY
 from .labels import read_labels
 from .metadata import ModelMetadata, read_metadata
 from .plain_model import PlainModel, read_onnx_file, to_plain
-from .preprocessing import Overrides, choose_preprocess, find_input_size, format_example_command
+from .preprocessing import (
+    Overrides,
+    choose_preprocess,
+    count_stated_channels,
+    find_input_size,
+    format_example_command,
+    neutral_preprocess,
+)
 from .requirements import require_torch
 from .zero_shot import LogitParameters
 
@@ -159,15 +166,14 @@ def _load_onnx(
     size = overrides.size
     if size is None and _has_free_size(loaded):
         size = find_input_size(overrides, known)
-    plain = to_plain(loaded, size, overrides.layout, metadata, dynamic_size)
+    channels = count_stated_channels(overrides)
+    plain = to_plain(loaded, size, overrides.layout, metadata, dynamic_size, channels)
     if needs_preprocess:
         target = str(path.with_suffix(".explained.onnx"))
         example = format_example_command(str(path), target, overrides, plain.channels)
         spec = choose_preprocess(overrides, known, plain.size, plain.channels, path.name, example)
     else:
-        color: Color = "L" if plain.channels == 1 else "RGB"
-        numbers = (1.0,) * (1 if plain.channels == 1 else 3)
-        spec = Preprocess(plain.size, plain.size, color=color, mean=numbers, std=numbers)
+        spec = neutral_preprocess(plain.size, plain.channels)
     names = read_labels(labels) if labels is not None else () if known is None else known.labels
     notes = _notes(known, overrides, labels)
     return LoadedModel(path.name, path.name, plain, spec, names, notes, file=path)

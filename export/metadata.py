@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from ..runtime.errors import ExportError
-from ..runtime.input_format import Interpolation, Preprocess
+from ..runtime.input_format import Interpolation, Preprocess, color_of
 from .paddle import CONFIGURATIONS, from_paddle
 
 _BYTE = 1 / 255
@@ -129,25 +129,24 @@ def from_timm(config: Mapping[str, Any], name: str) -> Preprocess:
         name: of the model or file, for messages.
 
     Raises:
-        ExportError: the crop cannot be reproduced, the channels are not RGB or grey, or the numbers
-            are invalid.
+        ExportError: the crop cannot be reproduced, or the numbers are invalid.
     """
     try:
         channels, height, width = config["input_size"]
         scaled = tuple(int(side / config.get("crop_pct", 0.875)) for side in (height, width))
         mode = config.get("crop_mode") or "center"
-        if channels not in (1, 3):
-            raise ExportError(f"{name} takes {channels} channels; whycam explains 1 or 3")
         if mode == "border" or (mode == "center" and height != width):
             raise ExportError(
                 f"{name} is configured for crop mode '{mode}' at {height} x {width}, which whycam "
                 "cannot reproduce; give a square --image-size and --resize, or crop your images"
             )
+        if len(config["mean"]) != channels:
+            raise ValueError(f"{len(config['mean'])} means for {channels} channels")
         return Preprocess(
             size=(height, width),
             resize=scaled if mode == "squash" else scaled[:1],
             interpolation=check_interpolation_name(config.get("interpolation", "bilinear")),
-            color="RGB" if channels == 3 else "L",
+            color=color_of(channels),
             mean=tuple(float(value) for value in config["mean"]),
             std=tuple(float(value) for value in config["std"]),
         )

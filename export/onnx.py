@@ -119,6 +119,7 @@ def to_onnx(
     embed_preprocess: bool = False,
     source_size: tuple[int, int] | None = None,
     dynamic_size: tuple[int, int] | None = None,
+    show_bands: Sequence[int] = (),
     top: int | None = None,
     straight_through: bool = False,
     check: Sequence[str | os.PathLike[str]] = (),
@@ -130,7 +131,7 @@ def to_onnx(
     Args:
         model: an ONNX file; or ``torchvision/NAME``, ``timm/NAME``, ``package.module:factory``,
             ``file.py:factory``, a folder made by ``whycam train``, a module, or the ``Source``
-            that ``resolve`` returns; it takes [N, 3, H, W] and returns logits [N, C].
+            that ``resolve`` returns; it takes [N, C, H, W] and returns logits [N, C].
         path: the ONNX file to write.
         weights: ``default``, ``none``, or a .pth or .safetensors file; not for ONNX files.
         weights_key: which of several sets of weights in that file.
@@ -166,6 +167,8 @@ def to_onnx(
         dynamic_size: the least and largest height or width in pixels: the graph then takes images
             of any such size in multiples of the network's total stride, and maps have the same.
             The preprocessing's own size is the one that engines are tuned for.
+        show_bands: bands that overlays show by default, counted from 1: three as red, green and
+            blue, or one in grey; for networks that take bands.
         top: explain the K most probable classes, so that the graph needs no input ``target``.
         straight_through: pass gradients unchanged through quantisation (Q/DQ) after the target
             layer.
@@ -229,7 +232,9 @@ def to_onnx(
         _check_quantised(network, [*earlier, layer], straight_through)
         head = split_head(network, layer)
         request, priors_kept, tft = plan_export(options, head, meaning, loaded)
-        manifest = _manifest(loaded, network, meaning, layer, earlier, head, request, tft)
+        manifest = _manifest(
+            loaded, network, meaning, layer, earlier, head, request, tft, show_bands
+        )
         original = OriginalModel(plain, loaded.file)
         manifest = msgspec.structs.replace(
             manifest,
@@ -434,10 +439,10 @@ def _is_declared(name: str, manifest: Manifest) -> bool:
 
 def _prepare_image(path: str | os.PathLike[str], manifest: Manifest) -> NDArray[Any]:
     """Read an image as the graph takes it, [1, ...]."""
-    from ..runtime.images import read_image
+    from ..runtime.pixels import read_pixels
     from ..runtime.preprocess import arrange, crop_resized
 
-    image = read_image(path)
+    image = read_pixels(path, manifest.preprocess)
     if manifest.embedded_preprocess:
         return image[None]
     return np.ascontiguousarray(
@@ -482,6 +487,7 @@ def _manifest(
     head: Head,
     request: Request,
     tft: Tft,
+    show_bands: Sequence[int],
 ) -> Manifest:
     plain = network.plain
     dtype = plain.shapes.dtypes[plain.image]
@@ -509,6 +515,7 @@ def _manifest(
             class_embeddings=_length_of_input(network, meaning),
             embedded_preprocess=request.preprocess is not None,
             source_size=request.source_size,
+            show_bands=tuple(show_bands),
             gradient_score=request.gradient_score,
             ablation_score=request.ablation_score,
             tft=tft,

@@ -20,6 +20,7 @@ import onnx_ir.passes.common as passes
 
 from ..runtime.errors import ExportError, ModelFileError, reason_of
 from ..runtime.input_format import Layout
+from .input_geometry import read_geometry
 from .input_sizes import InputSizes, find_input_sizes
 from .recorder import Dim, Size, dim_text, product
 from .shapes import Shapes, find_shapes, propagate
@@ -161,15 +162,17 @@ def to_plain(
     layout: str | None = None,
     metadata: dict[str, str] | None = None,
     dynamic_size: tuple[int, int] | None = None,
+    channels: int | None = None,
 ) -> PlainModel:
     """Normalise a model to plain form, in place.
 
     Args:
         model: from ``read_onnx_file`` or PyTorch's exporter.
         image_size: (H, W), for files whose height and width are free.
-        layout: of the image input, ``NCHW`` or ``NHWC``; inferred from its shape by default.
+        layout: of the image input, ``NCHW`` or ``NHWC``; by default as the graph reads it.
         metadata: of the file.
         dynamic_size: the least and largest height or width, to keep these free.
+        channels: of the image input, for files that leave them free.
 
     Raises:
         ExportError: it cannot be explained, because of operators outside ONNX, several inputs,
@@ -184,7 +187,7 @@ def to_plain(
     _check_operators(graph)
     _name_nodes(graph)
     image = _image_input(graph)
-    channels, size, layout, batch = _image_geometry(image, image_size, layout)
+    channels, size, layout, batch = read_geometry(image, image_size, layout, channels)
     inner = (channels, *size) if layout == "NCHW" else (*size, channels)
     free = _free_sizes(image, size, batch, dynamic_size)
     _resolve_conditions(
@@ -325,51 +328,6 @@ def _image_input(graph: ir.Graph) -> ir.Value:
     raise ExportError(
         "an image classifier has one input of four axes (batch, channels, height, width); this one "
         f"has: {listed}"
-    )
-
-
-def _image_geometry(
-    image: ir.Value, requested: tuple[int, int] | None, layout: str | None
-) -> tuple[int, tuple[int, int], str, int | None]:
-    """Read channels, (H, W), layout, and the batch where it is fixed."""
-    assert image.shape is not None
-    sides = [side if isinstance(side, int) and side > 0 else None for side in image.shape]
-    if layout is None:
-        layout = _infer_layout(image, sides)
-    places = (1, 2, 3) if layout == "NCHW" else (3, 1, 2)
-    channels, height, width = (sides[place] for place in places)
-    if channels is None:
-        channels = 3
-    if (height is None or width is None) and requested is None:
-        raise ExportError(
-            f"the input '{image.name}' {image.shape} takes images of any size: choose one with "
-            "--image-size HEIGHTxWIDTH"
-        )
-    size = requested or (height or 0, width or 0)
-    if (height not in (None, size[0])) or (width not in (None, size[1])):
-        raise ExportError(
-            f"the input '{image.name}' takes images of {height} x {width} pixels only, not "
-            f"{size[0]} x {size[1]}"
-        )
-    return channels, size, layout, sides[0]
-
-
-def _infer_layout(image: ir.Value, sides: Sequence[int | None]) -> str:
-    """Infer the layout: the axis of length 1, 3 or 4 holds the channels."""
-    first, last = sides[1], sides[3]
-    few = (1, 3, 4)
-    if first in few and last not in few:
-        return "NCHW"
-    if last in few and first not in few:
-        return "NHWC"
-    reader = next(iter(image.uses())).node
-    if reader.op_type == "Conv":
-        return "NCHW"
-    if reader.op_type == "Transpose" and list(reader.attributes["perm"].as_ints()) == [0, 3, 1, 2]:
-        return "NHWC"
-    raise ExportError(
-        f"cannot tell which axis of the input '{image.name}' {image.shape} holds the channels: "
-        "pass --layout NCHW or --layout NHWC"
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from ..runtime.errors import ExportError, PreprocessError
-from ..runtime.input_format import Color, Interpolation, Preprocess
+from ..runtime.input_format import Color, Interpolation, Preprocess, color_of
 from .metadata import ModelMetadata, from_huggingface
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -62,7 +62,11 @@ class Overrides:
         interpolation: of the resize.
         mean, std: per channel in the network's order, for values in [0, 1]; one number each for
             grey.
-        color: the network's channel order, or ``L`` for grey.
+        color: the network's channel order, ``L`` for grey, or ``bands`` for channels that are no
+            colours.
+        channels: of the network's input; None: as its first convolution or its file says.
+        value_range: (low, high), the pixel values that training mapped to 0 and 1, for images of
+            more than 8 bits.
         layout: of an ONNX file's input.
     """
 
@@ -73,6 +77,8 @@ class Overrides:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     color: Color | None = None
+    channels: int | None = None
+    value_range: tuple[float, float] | None = None
     layout: str | None = None
 
     @property
@@ -101,7 +107,7 @@ def choose_preprocess(
     overrides: Overrides,
     known: ModelMetadata | None,
     size: tuple[int, int],
-    channels: int | None,
+    channels: int,
     name: str,
     example: str,
 ) -> Preprocess:
@@ -111,7 +117,7 @@ def choose_preprocess(
         overrides: what the user states.
         known: what the model states; None for nothing.
         size: (H, W) of the network input.
-        channels: of the network input, 1 or 3; None: as stated, else 3.
+        channels: of the network input.
         name: of the model, for the message.
         example: a command that states the preprocessing, for the message.
 
@@ -119,17 +125,19 @@ def choose_preprocess(
         PreprocessError: neither the user nor the model states it.
         ExportError: what is stated is invalid.
     """
-    if channels not in (None, 1, 3):
-        raise ExportError(f"{name} takes images of {channels} channels; whycam explains 1 or 3")
     with _as_export_error():
         base = _base(overrides, size, channels)
-        if base is None and known is not None and known.preprocess is not None:
-            base = _resized(known.preprocess, size)
+        stated = None if known is None else known.preprocess
+        if base is None and stated is not None and stated.channels == channels:
+            base = _resized(stated, size)
         if base is None and overrides.mean is not None and overrides.std is not None:
-            base = _preset("zero-one", size, _count_channels(overrides, channels))
+            base = _preset("zero-one", size, overrides, channels)
     if base is None:
+        why = "does not state how its images are prepared"
+        if stated is not None:
+            why = f"takes {channels} channels, and states preprocessing for {stated.channels}"
         raise PreprocessError(
-            f"{name} does not state how its images are prepared. State it with --preprocess "
+            f"{name} {why}. State it with --preprocess "
             f"({', '.join(PRESETS)}, or a JSON file; see whycam export --help). For example: "
             f"{example}"
         )
@@ -147,6 +155,7 @@ def format_example_command(
         overrides: what the user states.
         channels: of the network input, where known.
     """
+    count = _count_channels(overrides, channels)
     words = ["whycam", "export", model, "-o", target]
     if overrides.size is not None:
         words += ["--image-size", "{}x{}".format(*overrides.size)]
@@ -154,8 +163,11 @@ def format_example_command(
         words += ["--layout", overrides.layout]
     if overrides.color is not None:
         words += ["--color", overrides.color]
-    is_grey = _count_channels(overrides, channels) == 1
-    return shlex.join([*words, "--preprocess", "zero-one" if is_grey else "imagenet"])
+    if overrides.channels is not None:
+        words += ["--channels", str(overrides.channels)]
+    if overrides.value_range is not None:
+        words += ["--value-range", "{:g}:{:g}".format(*overrides.value_range)]
+    return shlex.join([*words, "--preprocess", "imagenet" if count == 3 else "zero-one"])
 
 
 def apply_overrides(spec: Preprocess, overrides: Overrides) -> Preprocess:
@@ -170,25 +182,49 @@ def apply_overrides(spec: Preprocess, overrides: Overrides) -> Preprocess:
     return _changed(base, overrides, spec.channels)
 
 
+def count_stated_channels(overrides: Overrides) -> int | None:
+    """Count the input's channels as the user states them; None where nothing says.
+
+    Raises:
+        ExportError: the user's file with preprocessing cannot be read.
+    """
+    if overrides.channels is not None:
+        return overrides.channels
+    if overrides.color not in (None, "bands"):
+        return 1 if overrides.color == "L" else 3
+    if overrides.mean is not None:
+        return len(overrides.mean)
+    name = overrides.preprocess
+    if name is not None and name.endswith(".json"):
+        stated = _from_file(Path(name), (1, 1))
+        return None if stated is None else stated.channels
+    return None
+
+
+def neutral_preprocess(size: tuple[int, int], channels: int) -> Preprocess:
+    """Make preprocessing of the right shape for work in which its numbers do not matter."""
+    ones = (1.0,) * channels
+    return Preprocess(size, size, color=color_of(channels), mean=ones, std=ones)
+
+
 def _count_channels(overrides: Overrides, channels: int | None) -> int:
-    if channels is None:
-        channels = 1 if overrides.color == "L" else 3
-    return channels
+    return channels or count_stated_channels(overrides) or 3
 
 
-def _base(overrides: Overrides, size: tuple[int, int], channels: int | None) -> Preprocess | None:
+def _base(overrides: Overrides, size: tuple[int, int], channels: int) -> Preprocess | None:
     name = overrides.preprocess
     if name is None:
         return None
     if name in PRESETS:
-        count = _count_channels(overrides, channels)
+        if overrides.color is not None:
+            _check_color(overrides.color, channels)
         has_numbers = overrides.mean is not None and overrides.std is not None
-        if count == 1 and name in ("imagenet", "caffe") and not has_numbers:
+        if channels != 3 and name in ("imagenet", "caffe") and not has_numbers:
             raise ExportError(
-                f"--preprocess {name} has numbers for three channels, and the network takes one: "
-                "pass --mean and --std as well"
+                f"--preprocess {name} has numbers for three channels, and the network takes "
+                f"{channels}: pass --mean and --std as well"
             )
-        return _preset(name, size, count)
+        return _preset(name, size, overrides, channels)
     if name.endswith(".json"):
         stated = _from_file(Path(name), size)
         return None if stated is None else _resized(stated, size)
@@ -197,15 +233,19 @@ def _base(overrides: Overrides, size: tuple[int, int], channels: int | None) -> 
     )
 
 
-def _preset(name: str, size: tuple[int, int], channels: int) -> Preprocess:
+def _preset(name: str, size: tuple[int, int], overrides: Overrides, channels: int) -> Preprocess:
     preset = PRESETS[name]
+    mean: tuple[float, ...] = preset.mean
+    std: tuple[float, ...] = preset.std
+    if channels != 3:  # numbers that are alike for all channels, or that ``overrides`` replaces
+        mean, std = mean[:1] * channels, std[:1] * channels
     resize = (round(max(size) * _CROPPED),) if preset.is_cropped else size
     return Preprocess(
         size=size,
         resize=resize,
-        color="L" if channels == 1 else preset.color,
-        mean=preset.mean[:channels],
-        std=preset.std[:channels],
+        color=overrides.color or (preset.color if channels == 3 else color_of(channels)),
+        mean=overrides.mean or mean,
+        std=overrides.std or std,
     )
 
 
@@ -224,22 +264,33 @@ def _resized(spec: Preprocess, size: tuple[int, int]) -> Preprocess:
     return _checked(spec, {"size": size, "resize": resize})
 
 
-def _changed(spec: Preprocess, overrides: Overrides, channels: int | None) -> Preprocess:
+def _changed(spec: Preprocess, overrides: Overrides, channels: int) -> Preprocess:
     changes: dict[str, Any] = {
         name: getattr(overrides, name)
-        for name in ("interpolation", "mean", "std", "color")
+        for name in ("interpolation", "mean", "std", "color", "value_range")
         if getattr(overrides, name) is not None
     }
     if overrides.resize is not None:
         changes["resize"] = (overrides.resize,) if overrides.resize else spec.size
-    color = changes.get("color", spec.color)
-    if channels is not None and (color == "L") != (channels == 1):
-        advice = "--color L, with one number each for --mean and --std"
+    _check_color(changes.get("color", spec.color), channels)
+    changed = _checked(spec, changes)
+    if changed.channels != channels:
         raise ExportError(
-            f"color {color} does not go with an input of {channels} channels: pass "
-            f"{advice if channels == 1 else '--color RGB or BGR'}"
+            f"mean {changed.mean} and std {changed.std} are for {changed.channels} channels, and "
+            f"the network takes {channels}"
         )
-    return _checked(spec, changes)
+    return changed
+
+
+def _check_color(color: Color, channels: int) -> None:
+    fitting = {1: "L", 3: "RGB or BGR"}.get(channels, "bands")
+    if color == "bands" or color in fitting:
+        return
+    one = ", with one number each for --mean and --std" if channels == 1 else ""
+    raise ExportError(
+        f"color {color} does not go with an input of {channels} channels: pass --color "
+        f"{fitting}{one}"
+    )
 
 
 def _checked(spec: Preprocess, changes: Mapping[str, Any]) -> Preprocess:

@@ -18,6 +18,7 @@ from ..runtime.input_format import Preprocess
 from .checkpoint import load_weights
 from .classifier import replace_classifier
 from .factory import call_factory, call_seeded
+from .input_channels import read_input_channels
 from .labels import read_labels
 from .metadata import ModelMetadata, check_interpolation_name, from_timm
 from .open_clip_model import PREFIX, load_open_clip, read_open_clip_preprocess
@@ -26,8 +27,10 @@ from .preprocessing import (
     Overrides,
     apply_overrides,
     choose_preprocess,
+    count_stated_channels,
     find_input_size,
     format_example_command,
+    neutral_preprocess,
 )
 from .saved_model import WEIGHTS, is_saved_model, read_saved_model
 
@@ -103,9 +106,14 @@ def resolve(
         example = example or 'overrides=Overrides(preprocess="imagenet"), of whycam.export'
         source = _prepare_module(copied, name, overrides, example, needs_preprocess)
     elif model.startswith("torchvision/"):
+        if overrides.channels not in (None, 3):
+            raise ExportError(
+                f"{model} takes 3 channels; for {overrides.channels} replace its first convolution "
+                "in a function of your own, and pass file.py:function"
+            )
         source = _load_torchvision(model, weights, num_classes)
     elif model.startswith("timm/"):
-        source = _load_timm(model, weights, num_classes)
+        source = _load_timm(model, weights, num_classes, overrides, needs_preprocess)
     elif model.startswith(PREFIX):
         source = _load_open_clip(model, weights, num_classes)
     elif ":" in model:
@@ -142,7 +150,9 @@ def resolve(
 def _load_saved(folder: str, weights: str) -> Source:
     """Load a model that ``whycam train`` wrote: the architecture, then the weights beside it."""
     saved = read_saved_model(folder)
-    source = resolve(saved.model, "none", needs_preprocess=False)
+    channels = saved.preprocess.channels
+    stated = Overrides(channels=channels) if channels != 3 else None
+    source = resolve(saved.model, "none", overrides=stated, needs_preprocess=False)
     if saved.num_classes is not None:
         spec = saved.preprocess
         replace_classifier(source.model, saved.num_classes, spec.size, spec.channels)
@@ -190,7 +200,13 @@ def _torchvision_preprocess(preset: Any) -> Preprocess:
     )
 
 
-def _load_timm(spec: str, weights: str, num_classes: int | None) -> Source:
+def _load_timm(
+    spec: str,
+    weights: str,
+    num_classes: int | None,
+    overrides: Overrides,
+    needs_preprocess: bool,
+) -> Source:
     timm = _import("timm", "timm", spec)
     name = spec.removeprefix("timm/")
     if not timm.is_model(name):
@@ -198,20 +214,26 @@ def _load_timm(spec: str, weights: str, num_classes: int | None) -> Source:
     if weights == "default":
         if num_classes is not None:
             raise ExportError("num_classes does not go with the default weights: they are fixed")
+        if overrides.channels is not None:
+            raise ExportError(
+                "channels do not go with the default weights, which are of a fixed number: pass "
+                "--weights FILE"
+            )
         model = _download(lambda: timm.create_model(name, pretrained=True), spec)
     else:
         options = {} if num_classes is None else {"num_classes": num_classes}
+        if overrides.channels is not None:
+            options["in_chans"] = overrides.channels
         model = call_seeded(lambda: timm.create_model(name, pretrained=False, **options))
     labels: tuple[str, ...] = ()
     if weights == "default" and model.num_classes == 1000:
         labels = read_labels("imagenet")
-    return Source(
-        model,
-        spec,
-        weights,
-        from_timm(cast("dict[str, Any]", model.pretrained_cfg), spec),
-        labels,
-    )
+    stated = from_timm(cast("dict[str, Any]", model.pretrained_cfg), spec)
+    if overrides.channels not in (None, stated.channels):
+        known = ModelMetadata("the model's pretrained_cfg", stated)
+        example = format_example_command(spec, "model.onnx", overrides)
+        stated = _choose(overrides, known, overrides.channels, spec, example, needs_preprocess)
+    return Source(model, spec, weights, stated, labels)
 
 
 def _loads_weights(model: str | torch.nn.Module) -> bool:
@@ -265,11 +287,29 @@ def _prepare_module(
             "Pass --image-size if it is another",
         )
     size = size or (_DEFAULT_SIDE, _DEFAULT_SIDE)
-    if needs_preprocess:
-        preprocess = choose_preprocess(overrides, known, size, None, name, example)
-    else:
-        preprocess = Preprocess(size=size, resize=size)
-    return Source(model.float(), name, "default", preprocess, (), notes)
+    model = model.float()
+    channels = count_stated_channels(overrides)
+    if channels is None:
+        channels = read_input_channels(model, size) or 3
+        if channels != 3:
+            count = f"{channels} channel{'s' * (channels > 1)}"
+            notes = (*notes, f"images have {count}, as the first convolution has")
+    preprocess = _choose(overrides, known, channels, name, example, needs_preprocess)
+    return Source(model, name, "default", preprocess, (), notes)
+
+
+def _choose(
+    overrides: Overrides,
+    known: ModelMetadata | None,
+    channels: int,
+    name: str,
+    example: str,
+    needs_preprocess: bool,
+) -> Preprocess:
+    size = find_input_size(overrides, known) or (_DEFAULT_SIDE, _DEFAULT_SIDE)
+    if not needs_preprocess:
+        return neutral_preprocess(size, channels)
+    return choose_preprocess(overrides, known, size, channels, name, example)
 
 
 def _note_precision(model: torch.nn.Module) -> tuple[str, ...]:

@@ -220,7 +220,10 @@ def draw_natural_images(rng: np.random.Generator, batch: int, manifest: Manifest
         return np.moveaxis(pixels, 1, -1).astype(np.uint8)
     fields = draw_random_fields(rng, batch, spec.size, spec.channels)
     mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (spec.mean, spec.std))
-    image = (np.clip(0.45 + 0.22 * fields, 0, 1) - mean) / std
+    if spec.accepts_rgb or spec.value_range is None or set(spec.std) == {1.0}:
+        image = (np.clip(0.45 + 0.22 * fields, 0, 1) - mean) / std
+    else:  # of other images only the normalisation says how they are spread
+        image = fields
     if manifest.image_dtype == "uint8":
         image = np.round(image)
     if manifest.layout == "NHWC":

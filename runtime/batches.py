@@ -12,9 +12,10 @@ from typing import TypeVar
 import numpy as np
 
 from .errors import ImageError
-from .images import ImageSource, read_image
+from .images import ImageSource
 from .manifest import Manifest
 from .pipeline import Model, Prepared, prepare
+from .pixels import read_pixels
 
 # Images of one run, at most. More are no faster on CPUs, and delay the first results.
 _LARGEST = 16
@@ -64,7 +65,7 @@ def prepared_batches(
 
     Args:
         items: to read, in order.
-        source_of: returns an item's image, as ``read_image`` takes it.
+        source_of: returns an item's image, as ``read_pixels`` takes it.
         manifest: has the preprocessing.
         most: images of one batch, at most.
         memory: bytes of one batch's inputs, at most; None: any number.
@@ -79,7 +80,7 @@ def prepared_batches(
 
     def read(item: _Item) -> Read[_Item]:
         try:
-            return item, prepare([read_image(source_of(item))], manifest)
+            return item, prepare([read_pixels(source_of(item), manifest.preprocess)], manifest)
         except ImageError as error:
             return item, error
 
@@ -119,7 +120,7 @@ def run_batches(
         model: the network that images are prepared for.
         memory: bytes of the activations of one batch, at most.
         items: with an image each.
-        source_of: returns an item's image, as ``read_image`` takes it.
+        source_of: returns an item's image, as ``read_pixels`` takes it.
         work: takes a batch of ``prepared_batches`` and returns one result for each item.
         callers: batches worked on at a time, on threads; 1: on the calling thread.
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,10 +19,11 @@ from .engines.plan import is_plan
 from .engines.prompted import PromptedEngine
 from .errors import ImageError, RequestError
 from .explanation import Explanation, make_explanation
-from .images import ImageSource, read_image
+from .images import ImageSource
 from .manifest import Manifest
 from .onnxfile import check_digest, read_manifest
 from .pipeline import Model, Prepared
+from .pixels import read_pixels
 from .prompts import Prompts, apply_prompts, choose_prompts
 from .request import RequestPlan, Thresholding, plan_request
 from .scorecam import Progress
@@ -115,7 +117,8 @@ class Explainer:
 
         Args:
             images: a path, a uint8 array [h, w, 3] in RGB order or a Pillow image; or a list,
-                tuple or array [N, h, w, 3] of them.
+                tuple or array [N, h, w, 3] of them. Networks of bands or of more than 8 bits take
+                arrays [h, w, C] or [C, h, w], see ``pixels.read_pixels``.
             targets: the class to explain: its index, its label, or a rank from -1 (the most
                 probable, the default) to -5; only a rank where the file was exported with
                 ``--top``. For several classes of one image a list of these; for many images one
@@ -144,7 +147,9 @@ class Explainer:
         found: dict[Method, list[Any]] = {one.method: [] for one in plan.methods}
         items = list(zip(sources, entries, strict=True))
         if len(items) == 1:  # needs no threads
-            prepared = pipeline.prepare([read_image(sources[0])], self.manifest)
+            prepared = pipeline.prepare(
+                [read_pixels(sources[0], self.manifest.preprocess)], self.manifest
+            )
             results_in_order = self._explain_batch([(items[0], prepared)], plan, geometry, progress)
         else:
             results_in_order = self._explained(items, plan, geometry, progress)
@@ -334,6 +339,7 @@ def load(
     gpu: int = 0,
     check: bool = True,
     prompts: Prompts | str | os.PathLike[str] | None = None,
+    show_bands: Sequence[int] | None = None,
 ) -> Explainer:
     """Load an explaining graph.
 
@@ -353,6 +359,8 @@ def load(
             export's reference answers for the test patterns in the file, in fp32.
         prompts: the classes, for files that take class embeddings (``whycam export --classes
             input``): a .npz file with ``names`` and ``embeddings``, or ``Prompts``.
+        show_bands: bands that overlays show, counted from 1: three as red, green and blue, or one
+            in grey [default: the file's].
 
     Returns:
         An ``Explainer``, ready to explain.
@@ -360,12 +368,18 @@ def load(
     Raises:
         ModelFileError: the file is missing, damaged, or was not made by whycam.
         EngineError: the engine does not exist or cannot be used as asked.
+        RequestError: the network takes no such bands.
         WrongAnswerError: the engine does not reproduce the export's reference answers.
         MissingExtraError: the engine's package is not installed.
         RequestError: the file needs prompts, has classes of its own, or takes other embeddings.
         DataError: the prompts cannot be read.
     """
     manifest = read_manifest(path)
+    if show_bands is not None:
+        try:
+            manifest = msgspec.structs.replace(manifest, show_bands=tuple(show_bands))
+        except ValueError as error:
+            raise RequestError(f"{path}: {error}") from error
     classes = choose_prompts(manifest, prompts)
     settings = EngineSettings(
         threads=threads,

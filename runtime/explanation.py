@@ -19,6 +19,7 @@ from .files import write_whole
 from .images import RGBImage
 from .manifest import Manifest, Task
 from .pipeline import ClassMap
+from .pixels import Pixels, show_pixels
 from .preprocess import Placement, to_image
 from .request import Settings
 from .sweep import Choice
@@ -53,7 +54,8 @@ class Explanation:
         masked_probability: of the class for the image under ``mask``; None without TFT, or where
             no threshold improves and 0 was not tried.
         tft: the reading of TFT, with the thresholds that could be tried; None without TFT.
-        image: uint8 [h, w, 3], RGB.
+        image: uint8 [h, w, 3], RGB; of images of bands or of more than 8 bits what
+            ``pixels.show_pixels`` makes of them.
         placement: where the network's input lies in the image.
         geometry: ``input`` or ``image``: what ``map`` lies over.
     """
@@ -257,7 +259,7 @@ def make_explanation(
     class_map: ClassMap,
     choice: Choice | None,
     settings: Settings,
-    image: RGBImage,
+    image: Pixels,
     placement: Placement,
 ) -> Explanation:
     """Build the explanation of one map from what the steps returned.
@@ -277,7 +279,7 @@ def make_explanation(
         method=class_map.method,
         map=class_map.map,
         original_map=class_map.map,
-        image=image,
+        image=show_pixels(image, manifest.preprocess, manifest.show_bands),
         placement=placement,
     )
     if choice is None:

@@ -1,29 +1,34 @@
-"""Read images: files, arrays and Pillow images become RGB arrays, or a clear error."""
+"""Read 8-bit images: files, arrays and Pillow images become RGB arrays, or a clear error."""
 
 from __future__ import annotations
 
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ImageError, reason_of
+from .npy import read_npy
+from .tiff import is_tiff
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 RGBImage = NDArray[np.uint8]
-# Anything `read_image` takes: a file, an array H x W [x 1, 3, 4] of uint8, a Pillow image.
+# Anything `read_image` takes: a file, an array of uint8, a Pillow image; `read_pixels` takes more.
 ImageSource = Any
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy"}
 MAX_PIXELS = 178_956_970  # Pillow's own bound against decompression bombs
+# The formats whose own rules say that the largest number of 16 bits is white.
+_FULL_SCALE = {"PNG", "PPM", "JPEG2000"}
+_Read = TypeVar("_Read")
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -45,7 +50,8 @@ def read_image(source: ImageSource) -> RGBImage:
     do; a file's EXIF orientation is applied. Arrays are RGB, not OpenCV's BGR.
 
     Args:
-        source: a path, a uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], or a Pillow image.
+        source: a path, of a ``.npy`` file as well; a uint8 array [H, W], [H, W, C], or [C, H, W]
+            where it can be no other, with 1, 3 or 4 channels; or a Pillow image.
 
     Returns:
         uint8 [H, W, 3]; an array of that shape is returned as it is, not copied.
@@ -54,14 +60,17 @@ def read_image(source: ImageSource) -> RGBImage:
         ImageError: unreadable, truncated, too large, empty, or of another type or shape.
     """
     if isinstance(source, str | os.PathLike):
-        with _without_warnings():
-            return _read_file(Path(source))
+        path = Path(source)
+        if path.suffix.lower() == ".npy":
+            return _from_array(read_npy(path, 4 * MAX_PIXELS), str(path))
+        with without_warnings():
+            return open_image(path, lambda image: _from_pillow(image, str(path)))
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return _from_array(source, "an image array")
     from PIL import Image
 
     if isinstance(source, Image.Image):
-        with _without_warnings():
+        with without_warnings():
             return _from_pillow(source, "the Pillow image")
     raise ImageError(
         f"cannot read an image from {type(source).__name__}: pass a path, a uint8 array "
@@ -75,7 +84,7 @@ _filters = warnings.catch_warnings()
 
 
 @contextmanager
-def _without_warnings() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
     """Silence Pillow's warnings (odd metadata, large images) while images are read.
 
     Python's filters are one list for all threads: the first reader changes them, and the last one
@@ -97,7 +106,16 @@ def _without_warnings() -> Iterator[None]:
                 _filters.__exit__(None, None, None)
 
 
-def _read_file(path: Path) -> RGBImage:
+def open_image(path: Path, read: Callable[[Image], _Read]) -> _Read:
+    """Open a file with Pillow and read it.
+
+    Args:
+        path: of the file.
+        read: from the open image.
+
+    Raises:
+        ImageError: missing, damaged, or not an image that Pillow reads.
+    """
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -107,7 +125,7 @@ def _read_file(path: Path) -> RGBImage:
                     f"{path} is a PostScript program, which would have to be run to see it; "
                     "convert it to PNG"
                 )
-            return _from_pillow(image, str(path))
+            return read(image)
     except ImageError:
         raise
     except FileNotFoundError as error:
@@ -115,6 +133,11 @@ def _read_file(path: Path) -> RGBImage:
     except IsADirectoryError as error:
         raise ImageError(f"{path} is a folder, not an image") from error
     except UnidentifiedImageError as error:
+        if is_tiff(path):
+            raise ImageError(
+                f"{path} is a TIFF file of other bands or another depth than 8-bit RGB or grey, "
+                "which is what the network takes"
+            ) from error
         what = "is empty" if path.stat().st_size == 0 else "is no image that Pillow can read"
         raise ImageError(f"{path} {what}") from error
     except Image.DecompressionBombError as error:
@@ -127,6 +150,24 @@ def _read_file(path: Path) -> RGBImage:
 
 
 def _from_pillow(image: Image, name: str) -> RGBImage:
+    kind = image.format
+    image = upright(image, name)
+    try:
+        if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+            return _from_deep_grey(np.asarray(image), kind, name)
+        return np.asarray(image.convert("RGB"))
+    except ImageError:
+        raise
+    except Exception as error:  # see open_image
+        raise ImageError(f"{name} cannot be decoded: {reason_of(error)}") from error
+
+
+def upright(image: Image, name: str) -> Image:
+    """Check an image's size, and turn it as its EXIF orientation says.
+
+    Raises:
+        ImageError: too large, empty, or it cannot be decoded.
+    """
     from PIL import ImageOps
 
     width, height = image.size
@@ -138,36 +179,53 @@ def _from_pillow(image: Image, name: str) -> RGBImage:
     if width == 0 or height == 0:
         raise ImageError(f"{name} is empty ({width} x {height} pixels)")
     try:
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-            return _from_deep_grey(np.asarray(image), name)
-        return np.asarray(image.convert("RGB"))
-    except ImageError:
-        raise
-    except Exception as error:  # see _read_file
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # see open_image
         raise ImageError(f"{name} cannot be decoded: {reason_of(error)}") from error
 
 
-def _from_deep_grey(values: NDArray[Any], name: str) -> RGBImage:
+def _from_deep_grey(values: NDArray[Any], kind: str | None, name: str) -> RGBImage:
     """Convert 16-bit grey, which Pillow's own conversion would clip at 255."""
-    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
-        raise ImageError(f"{name} has pixel values that are neither 8 nor 16 bits deep")
-    return _from_array((values.astype(np.uint32) // 257).astype(np.uint8))
+    is_deep = values.dtype.kind in "ui" and values.min() >= 0 and values.max() <= 65535
+    if kind not in _FULL_SCALE or not is_deep:
+        raise ImageError(
+            f"{name} has values of more than 8 bits ({values.min():g} to {values.max():g}), whose "
+            "scale is not known, and the network takes 8-bit images: convert it, or export the "
+            "network with --value-range LOW:HIGH, the values that its training mapped to 0 and 1"
+        )
+    return _from_array((values.astype(np.uint32) // 257).astype(np.uint8), name)
 
 
-def _from_array(array: NDArray[Any]) -> RGBImage:
+def _from_array(array: NDArray[Any], name: str) -> RGBImage:
     if array.dtype != np.uint8:
         raise ImageError(
-            f"an image array must be uint8 with values 0 to 255, not {array.dtype}: do not "
-            "normalise it yourself, the model file says how"
+            f"{name} must be uint8 with values 0 to 255, not {array.dtype}: do not normalise it "
+            "yourself, the model file says how. For images of more than 8 bits export the network "
+            "with --value-range LOW:HIGH"
         )
     if array.ndim == 2:
         array = array[..., None]
+    if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
+        array = np.moveaxis(array, 0, -1)
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
         raise ImageError(
-            f"an image array must have the shape [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], "
-            f"not {list(array.shape)}"
+            f"{name} must have the shape [H, W], [H, W, C] or [C, H, W] with 1, 3 or 4 channels, "
+            f"not {list(array.shape)}; the network takes RGB or grey"
         )
     if array.shape[2] == 1:
         return np.repeat(array, 3, axis=2)
     return array[..., :3]
+
+
+def to_grey(image: RGBImage) -> NDArray[np.uint8]:
+    """Convert RGB uint8 [..., 3] to grey [..., 1] by ITU-R 601-2's weights.
+
+    Pillow's ``convert("L")`` to the bit: (19595 R + 38470 G + 7471 B + 32768) >> 16.
+    """
+    weighted = image.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
+    return ((weighted + 32768) >> 16).astype(np.uint8)[..., None]
+
+
+def is_coloured(image: RGBImage) -> bool:
+    """Tell whether some pixel of an RGB image [h, w, 3] is not grey."""
+    return bool((image != image[..., :1]).any())

@@ -7,11 +7,13 @@ from typing import Literal
 import msgspec
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
-Color = Literal["RGB", "BGR", "L"]
+Color = Literal["RGB", "BGR", "L", "bands"]
 Layout = Literal["NCHW", "NHWC"]
 ImageType = Literal["float32", "float16", "uint8"]
 
 MOST = 1e6  # pixels of a side, and what mean and std may be
+BYTE_RANGE = (0.0, 255.0)  # of 8-bit images
+_LARGEST = 1e9  # pixel value
 
 
 class DynamicSize(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,10 +57,11 @@ class DynamicSize(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """From an RGB image of any size to the network's input, as the model was trained.
+    """From an image of any size to the network's input, as the model was trained.
 
     The input's values are (x / 255 - mean) / std of pixels x from 0 to 255; with mean 0 and std
-    1 / 255 they are the pixels themselves.
+    1 / 255 they are the pixels themselves. With a ``value_range`` they are
+    ((x - low) / (high - low) - mean) / std.
 
     Attributes:
         size: (H, W) of the network input.
@@ -69,8 +72,12 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         crop: ``center`` is the only one there is; an image smaller than the crop gets a black
             border.
         color: the network's channels in order; ``L`` is one channel of grey, by Pillow's weights
-            (ITU-R 601-2).
+            (ITU-R 601-2); ``bands`` are any number of channels that are no colours, in the order
+            of the image's bands.
         mean, std: one for each of the network's channels in their order, for values in [0, 1].
+        value_range: (low, high), the pixel values that are mapped to 0 and 1; values outside are
+            not cut off. Needed for images of more than 8 bits, whose scale no file states. None:
+            8-bit images, 0 to 255.
     """
 
     size: tuple[int, int]
@@ -81,14 +88,16 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     color: Color = "RGB"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    value_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         sides = (*self.size, *self.resize)
         if len(self.resize) > 2 or min(sides) < 1 or max(sides) > MOST:
             raise ValueError(f"unusable sizes: input {self.size}, resize {self.resize}")
-        if len(self.mean) != self.channels or len(self.std) != self.channels:
+        if not len(self.mean) == len(self.std) == self.channels > 0:
+            count = "as many" if self.color == "bands" else f"{self.channels}"
             raise ValueError(
-                f"mean {self.mean} and std {self.std} need {self.channels} numbers each for color "
+                f"mean {self.mean} and std {self.std} need {count} numbers each for color "
                 f"{self.color}"
             )
         if min(self.std) <= 0:
@@ -98,8 +107,33 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             1 / MOST <= value <= MOST for value in self.std
         ):
             raise ValueError(f"mean {self.mean} and std {self.std} are not those of pixels")
+        if self.value_range is None:
+            return
+        low, high = self.value_range
+        if not (high - low >= 1 / MOST and max(abs(low), abs(high)) <= _LARGEST):
+            raise ValueError(f"value range {low:g} to {high:g}: the second must be the larger one")
 
     @property
     def channels(self) -> int:
-        """Count the channels of the network's input: 3, or 1 for ``L``."""
-        return 1 if self.color == "L" else 3
+        """Count the channels of the network's input."""
+        return len(self.mean) if self.color == "bands" else 1 if self.color == "L" else 3
+
+    @property
+    def accepts_rgb(self) -> bool:
+        """Tell whether 8-bit RGB images, as cameras give them, can be fed."""
+        return self.color != "bands" and self.value_range in (None, BYTE_RANGE)
+
+
+def describe_images(spec: Preprocess) -> str:
+    """Describe in words which images a network takes, as "images of 13 bands of 8 bits"."""
+    count = spec.channels
+    what = {"L": "grey images", "bands": f"images of {count} band{'s' * (count > 1)}"}
+    values = "of 8 bits"
+    if spec.value_range is not None:
+        values = "with values of {:g} to {:g}".format(*spec.value_range)
+    return f"{what.get(spec.color, 'RGB images')} {values}"
+
+
+def color_of(channels: int) -> Color:
+    """Choose what channels are: one is grey, three are RGB, any others can only be bands."""
+    return "L" if channels == 1 else "RGB" if channels == 3 else "bands"

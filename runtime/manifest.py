@@ -8,7 +8,15 @@ import msgspec
 
 from .cam import Method, Score, finest
 from .errors import ModelFileError, RequestError
-from .input_format import MOST, DynamicSize, ImageType, Layout, Preprocess
+from .input_format import (
+    BYTE_RANGE,
+    MOST,
+    DynamicSize,
+    ImageType,
+    Layout,
+    Preprocess,
+    describe_images,
+)
 from .search import Prior
 from .tft import Tft
 
@@ -111,6 +119,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         embedded_preprocess: whether the graph takes RGB images, uint8 [N, h, w, 3], and does
             ``preprocess`` itself.
         source_size: (h, w) of the images it takes with ``embedded_preprocess``; None: any.
+        show_bands: which bands of an image overlays show, counted from 1: three as red, green and
+            blue, or one in grey; empty: the mean of all.
         gradient_score, ablation_score: what gradients and Ablation-CAM are taken of.
         tft: the reading that TFT uses unless told otherwise; in the graph, always.
         precision: of the backbone's weights and arithmetic (``int8``: by ``whycam calibrate``);
@@ -148,6 +158,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     class_embeddings: int | None = None
     embedded_preprocess: bool = False
     source_size: tuple[int, int] | None = None
+    show_bands: tuple[int, ...] = ()
     gradient_score: Score
     ablation_score: Score
     tft: Tft = Tft()
@@ -224,6 +235,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         if len(set(own)) != len(own) or not all(own):
             raise ValueError(f"two inputs or outputs with one name, or none: {self.names}")
         spec = self.preprocess
+        self._check_bands()
         as_it_is = max(map(abs, spec.mean)) == 0 and all(
             abs(255 * value - 1) < _SAME_STD for value in spec.std
         )
@@ -231,6 +243,26 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise ValueError(
                 f"a uint8 input takes pixels as they are, with mean 0 and std 1/255, not mean "
                 f"{spec.mean} and std {spec.std}"
+            )
+
+    def _check_bands(self) -> None:
+        spec = self.preprocess
+        if self.embedded_preprocess and not spec.accepts_rgb:
+            raise ValueError(
+                "preprocessing inside the graph is for 8-bit RGB images, and this network takes "
+                f"{describe_images(spec)}"
+            )
+        if self.image_dtype == "uint8" and spec.value_range not in (None, BYTE_RANGE):
+            raise ValueError("a uint8 input takes 8-bit images, without a value range")
+        if not self.show_bands:
+            return
+        if spec.accepts_rgb:
+            raise ValueError("show_bands are for networks that take bands, and this takes RGB")
+        allowed = range(1, spec.channels + 1)
+        if len(self.show_bands) not in (1, 3) or not set(self.show_bands).issubset(allowed):
+            raise ValueError(
+                f"show_bands {list(self.show_bands)}: name one or three bands, of 1 to "
+                f"{spec.channels}"
             )
 
     @property

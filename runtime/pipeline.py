@@ -25,8 +25,8 @@ from .cam import Method
 from .engines.base import Engine
 from .engines.chunks import run_in_chunks
 from .errors import EngineError, RequestError
-from .images import RGBImage
 from .manifest import Manifest
+from .pixels import Pixels
 from .preprocess import Placement, arrange, crop_resized, place, spec_for
 from .request import MethodPlan, RequestPlan
 from .scorecam import Progress, score_weights
@@ -70,12 +70,12 @@ class Prepared:
     """Images with what the network is fed of them.
 
     Attributes:
-        images: uint8 [h, w, 3] each, RGB.
+        images: from ``read_pixels``, [h, w, C] each.
         inputs: [N, ...], see ``prepare``.
         placements: where the network's input lies in each image.
     """
 
-    images: tuple[RGBImage, ...]
+    images: tuple[Pixels, ...]
     inputs: Inputs
     placements: tuple[Placement, ...]
 
@@ -116,12 +116,12 @@ class ClassMap(Request):
     column: int
 
 
-def prepare(images: Sequence[RGBImage], manifest: Manifest) -> Prepared:
+def prepare(images: Sequence[Pixels], manifest: Manifest) -> Prepared:
     """Resize, crop and normalise images as the network was trained.
 
     Args:
-        images: from ``read_image``, uint8 [h, w, 3]; of one size where the graph takes images
-            of any size itself, or in their own resolution.
+        images: from ``read_pixels``, [h, w, C]; of one size where the graph takes images of any
+            size itself, or in their own resolution.
         manifest: of the graph.
 
     Returns:

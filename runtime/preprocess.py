@@ -1,4 +1,4 @@
-"""From an RGB image to the network's input, and a map's way back to the image.
+"""From an image to the network's input, and a map's way back to the image.
 
 The pixels are those of torchvision's and timm's transforms on Pillow images: resize with
 antialias, centre crop, normalise.
@@ -15,9 +15,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from .images import RGBImage
-from .input_format import Color, Layout, Preprocess
+from .images import to_grey
+from .input_format import BYTE_RANGE, Color, Interpolation, Layout, Preprocess
 from .manifest import Manifest
+from .pixels import Pixels
 
 # Very long images: past this many times the input's pixels, only the window itself is
 # resized. Pillow holds a window's edges in single precision, which can move a pixel's value by
@@ -65,11 +66,11 @@ def place(image: tuple[int, int], spec: Preprocess) -> tuple[Placement, tuple[in
     return Placement(image, top, left, bottom, right), resized
 
 
-def spec_for(image: RGBImage, manifest: Manifest) -> Preprocess:
+def spec_for(image: Pixels, manifest: Manifest) -> Preprocess:
     """Say how an image becomes the input: in its own resolution where the graph takes any.
 
     Args:
-        image: uint8 [h, w, 3], RGB.
+        image: [h, w, C].
         manifest: of the graph.
     """
     if manifest.dynamic_size is None:
@@ -78,18 +79,16 @@ def spec_for(image: RGBImage, manifest: Manifest) -> Preprocess:
     return msgspec.structs.replace(manifest.preprocess, size=size, resize=size)
 
 
-def crop_resized(image: RGBImage, spec: Preprocess) -> tuple[RGBImage, Placement]:
+def crop_resized(image: Pixels, spec: Preprocess) -> tuple[Pixels, Placement]:
     """Resize and crop an image to the network's view, before normalisation.
 
     Args:
-        image: uint8 [h, w, 3], RGB.
+        image: from ``read_pixels``, uint8 or float32 [h, w, C].
         spec: how the model wants it.
 
     Returns:
-        uint8 [H, W, 3], and where it lies in the image.
+        [H, W, C] of the same type, and where it lies in the image.
     """
-    from PIL import Image
-
     placement, resized = place((image.shape[0], image.shape[1]), spec)
     # The window of the resized image that is shown, and where in the view it lies.
     starts = [_start(new, wanted) for new, wanted in zip(resized, spec.size, strict=True)]
@@ -98,24 +97,52 @@ def crop_resized(image: RGBImage, spec: Preprocess) -> tuple[RGBImage, Placement
         min(start + wanted, new)
         for start, wanted, new in zip(starts, spec.size, resized, strict=True)
     )
-    filtering = Image.Resampling[spec.interpolation.upper()]
     if resized == placement.image:
         part = image[top:bottom, left:right]
     elif resized[0] * resized[1] <= _MAX_EXCESS * spec.size[0] * spec.size[1]:
         columns, skipped, width = _columns(placement.image, resized, left, right, spec)
-        around = Image.fromarray(image[:, columns]).resize((width, resized[0]), filtering)
-        part = np.asarray(around)[top:bottom, left - skipped : right - skipped]
+        around = resize(image[:, columns], (resized[0], width), spec.interpolation)
+        part = around[top:bottom, left - skipped : right - skipped]
     else:
         scale = [full / new for full, new in zip(placement.image, resized, strict=True)]
         box = left * scale[1], top * scale[0], right * scale[1], bottom * scale[0]
-        window = Image.fromarray(image).resize((right - left, bottom - top), filtering, box)
-        part = np.asarray(window)
+        part = resize(image, (bottom - top, right - left), spec.interpolation, box)
     if part.shape[:2] == spec.size:
         return part, placement
-    view = np.zeros((*spec.size, 3), np.uint8)
+    black = 0.0 if spec.value_range is None else spec.value_range[0]
+    view = np.full((*spec.size, image.shape[2]), black, image.dtype)
     row, column = top - starts[0], left - starts[1]
     view[row : row + part.shape[0], column : column + part.shape[1]] = part
     return view, placement
+
+
+def resize(
+    image: Pixels,
+    size: tuple[int, int],
+    interpolation: Interpolation,
+    box: tuple[float, float, float, float] | None = None,
+) -> Pixels:
+    """Resize with Pillow: RGB images whole, all others band by band.
+
+    Args:
+        image: uint8 or float32 [h, w, C].
+        size: (H, W).
+        interpolation: named as Pillow names it.
+        box: (left, top, right, bottom), the part of the image to resize; None: all of it.
+
+    Returns:
+        [H, W, C] of the same type.
+    """
+    from PIL import Image
+
+    filtering = Image.Resampling[interpolation.upper()]
+    if image.dtype == np.uint8 and image.shape[2] == 3:
+        return np.asarray(Image.fromarray(image).resize(size[::-1], filtering, box))
+    resized = np.empty((*size, image.shape[2]), image.dtype)
+    for band in range(image.shape[2]):
+        plane = Image.fromarray(np.ascontiguousarray(image[..., band]))
+        resized[..., band] = plane.resize(size[::-1], filtering, box)
+    return resized
 
 
 # How far a filter reaches, in pixels of the smaller of the two images. Nearest is not among them:
@@ -158,42 +185,48 @@ def _start(resized: int, wanted: int) -> int:
     return -((wanted - resized) // 2)
 
 
-def in_color(view: RGBImage, color: Color) -> RGBImage:
-    """Convert RGB uint8 [..., H, W, 3] to the network's channels and their order.
-
-    Grey is Pillow's ``convert("L")`` to the bit: (19595 R + 38470 G + 7471 B + 32768) >> 16.
-    """
-    if color == "RGB":
+def in_color(view: Pixels, color: Color) -> Pixels:
+    """Convert pixels [..., H, W, C] to the network's channels and their order."""
+    if color in ("RGB", "bands") or view.shape[-1] == 1:
         return view
     if color == "BGR":
         return view[..., ::-1]
-    weighted = view.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
-    return ((weighted + 32768) >> 16).astype(np.uint8)[..., None]
+    return to_grey(view)
 
 
-def normalise(view: RGBImage, spec: Preprocess, layout: Layout = "NCHW") -> NDArray[np.float32]:
-    """Normalise RGB uint8 [..., H, W, 3] to the network's channels: (x / 255 - mean) / std.
+def normalise(view: Pixels, spec: Preprocess, layout: Layout = "NCHW") -> NDArray[np.float32]:
+    """Normalise pixels [..., H, W, C] to the network's channels, as ``Preprocess`` says.
 
     Returns:
         float32 [..., C, H, W], or [..., H, W, C] for the layout NHWC.
     """
     pixels = in_color(view, spec.color)
     # Looked up: a pixel has 256 values only, and planes come out in the network's order at once.
-    levels = np.arange(256, dtype=np.float32) / np.float32(255)
+    levels = scale(np.arange(256, dtype=np.uint8), spec)
     planes = (*pixels.shape[:-3], spec.channels, *pixels.shape[-3:-1])
     normalised = np.empty(pixels.shape if layout == "NHWC" else planes, np.float32)
     by_channel = normalised if layout == "NHWC" else np.moveaxis(normalised, -3, -1)
     for channel, (mean, std) in enumerate(zip(spec.mean, spec.std, strict=True)):
-        table = (levels - np.float32(mean)) / np.float32(std)
-        np.take(table, pixels[..., channel], out=by_channel[..., channel], mode="clip")
+        if pixels.dtype == np.uint8:
+            table = (levels - np.float32(mean)) / np.float32(std)
+            np.take(table, pixels[..., channel], out=by_channel[..., channel], mode="clip")
+        else:
+            values = scale(pixels[..., channel], spec)
+            by_channel[..., channel] = (values - np.float32(mean)) / np.float32(std)
     return normalised
 
 
-def arrange(view: RGBImage, manifest: Manifest) -> NDArray[Any]:
+def scale(pixels: Pixels, spec: Preprocess) -> NDArray[np.float32]:
+    """Map pixel values to [0, 1] by the network's value range; float32 of the same shape."""
+    low, high = (np.float32(value) for value in spec.value_range or BYTE_RANGE)
+    return np.asarray((pixels.astype(np.float32) - low) / (high - low))
+
+
+def arrange(view: Pixels, manifest: Manifest) -> NDArray[Any]:
     """Arrange views as the input of a graph without preprocessing of its own.
 
     Args:
-        view: from ``crop_resized``, RGB uint8 [..., H, W, 3].
+        view: from ``crop_resized``, [..., H, W, C].
         manifest: of the graph.
 
     Returns:

@@ -30,7 +30,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET = {"image_mean": list(MEAN), "image_std": list(STD)}
 
 
-def chosen(size: tuple[int, int] = (224, 224), channels: int | None = 3, **said: Any) -> Preprocess:
+def chosen(size: tuple[int, int] = (224, 224), channels: int = 3, **said: Any) -> Preprocess:
     return choose_preprocess(
         Overrides(**said), None, size, channels, "model.onnx", "whycam export model.onnx"
     )
@@ -88,7 +88,15 @@ def test_grey_input_gets_one_number_a_channel() -> None:
     assert (spec.color, spec.mean, spec.std) == ("L", (0.5,), (0.5,))
     spec = chosen(channels=1, preprocess="imagenet", mean=(0.4,), std=(0.2,))
     assert (spec.color, spec.resize, spec.mean, spec.std) == ("L", (256,), (0.4,), (0.2,))
-    assert chosen(channels=None, preprocess="raw", color="L").mean == (0.0,)
+    assert chosen(channels=1, preprocess="raw", color="L").mean == (0.0,)
+
+
+def test_channels_that_are_no_colours_are_bands() -> None:
+    spec = chosen(channels=13, preprocess="tf")
+    assert (spec.color, spec.mean, spec.std) == ("bands", (0.5,) * 13, (0.5,) * 13)
+    spec = chosen(channels=2, mean=(0.1, 0.2), std=(0.3, 0.4), value_range=(0, 10000))
+    assert (spec.color, spec.mean, spec.value_range) == ("bands", (0.1, 0.2), (0, 10000))
+    assert chosen(channels=3, preprocess="raw", color="bands").color == "bands"
 
 
 @pytest.mark.parametrize(
@@ -100,7 +108,10 @@ def test_grey_input_gets_one_number_a_channel() -> None:
         (3, {"preprocess": "tf", "color": "L"}, "pass --color RGB or BGR"),
         (3, {"preprocess": "tf", "mean": (0.5,)}, "unusable preprocessing: .*need 3 numbers"),
         (3, {"preprocess": "tf", "std": (0.5, 0.0, 0.5)}, "std must be positive"),
-        (4, {"preprocess": "tf"}, "4 channels; whycam explains 1 or 3"),
+        (4, {"preprocess": "imagenet"}, "the network takes 4: pass --mean and --std"),
+        (4, {"preprocess": "tf", "color": "RGB"}, "pass --color bands"),
+        (4, {"preprocess": "tf", "mean": (0.5,) * 3, "std": (0.5,) * 3}, "for 3 channels.*takes 4"),
+        (3, {"preprocess": "tf", "value_range": (5.0, 5.0)}, "the second must be the larger"),
         (3, {"preprocess": "pytorch"}, "no preprocessing 'pytorch'; choose from: imagenet, tf, ca"),
         (3, {"preprocess": "nowhere.json"}, "cannot read preprocessing from nowhere.json"),
     ],
@@ -413,7 +424,7 @@ def test_configuration_of_timm_beside_it_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"input_size": [4, 32, 32]}, "4 channels"),
+        ({"input_size": [4, 32, 32]}, "3 means for 4 channels"),
         ({"crop_mode": "border"}, "crop mode 'border'"),
         ({"interpolation": "random"}, "interpolation 'random'"),
         ({"crop_pct": 0.0}, "unusable configuration"),

@@ -24,6 +24,7 @@ from ..export.source import Source, resolve
 from ..runtime.errors import DataError, MissingExtraError, RequestError, TrainingError
 from ..runtime.explainer import Explainer, load
 from ..runtime.files import write_whole
+from ..runtime.input_format import Preprocess
 from .cache import Cache
 from .data import Batches, DataSplit, split_data
 from .loop import Plan, Tick, Total, count_steps, fit
@@ -192,7 +193,9 @@ def train_aft(
         objective.tft,
         load(before, ENGINE) if objective.needs_masks else None,
     )
-    store, notes = _open_cache(place, key, cache, flip, len(samples), tunable, objective, fabric)
+    store, notes = _open_cache(
+        place, key, cache, flip, len(samples), tunable, spec, objective, fabric
+    )
     maker.fill(store, [s.path for s in samples], (fabric.global_rank, fabric.world_size), tick)
     fabric.barrier()
     errors = store.errors()
@@ -270,6 +273,7 @@ def _open_cache(
     flip: bool,
     count: int,
     tunable: TunableNetwork,
+    spec: Preprocess,
     objective: Objective,
     fabric: Fabric,
 ) -> tuple[Cache, list[str]]:
@@ -277,10 +281,10 @@ def _open_cache(
     small = ["target", "probabilities", *(["mask"] if objective.needs_masks else [])]
     large = ["features", *(["image"] if objective.needs_images else [])]
     home = place / "cache" if cache in ("auto", "off") else Path(cache)
-    thin = Cache(home / f"{key}-small", count, layout(tunable, small))
+    thin = Cache(home / f"{key}-small", count, layout(tunable, spec, small))
     if flip or cache == "off":
         return thin, []
-    thick = Cache(home / key, count, layout(tunable, [*small, *large]))
+    thick = Cache(home / key, count, layout(tunable, spec, [*small, *large]))
     if cache != "auto":
         thick.check_space()
         return thick, []

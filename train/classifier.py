@@ -137,7 +137,7 @@ def train_classifier(
     maker = RowComputer(tunable, spec, fabric.device)
     samples = [*parts.train.samples, *parts.held_out.samples]
     paths = [sample.path for sample in samples]
-    cache = Cache(place / "cache" / key, len(samples), layout(tunable, ["features"]))
+    cache = Cache(place / "cache" / key, len(samples), layout(tunable, spec, ["features"]))
     if total is not None:
         an_epoch, _ = count_steps(plan, len(parts.train.samples), fabric.world_size)
         total(len(samples) // fabric.world_size + an_epoch * plan.epochs)

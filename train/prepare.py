@@ -15,9 +15,9 @@ from ..runtime import pipeline
 from ..runtime.cam import Method
 from ..runtime.errors import ImageError
 from ..runtime.explainer import Explainer
-from ..runtime.images import RGBImage, read_image
-from ..runtime.input_format import Preprocess
+from ..runtime.input_format import BYTE_RANGE, Preprocess
 from ..runtime.pipeline import infer, threshold
+from ..runtime.pixels import Pixels, pixel_format, read_pixels
 from ..runtime.preprocess import crop_resized, in_color
 from ..runtime.request import plan_request
 from ..runtime.tft import Tft
@@ -28,20 +28,24 @@ from .network import TunableNetwork
 _BATCH = 16
 
 
-def layout(tunable: TunableNetwork, names: Iterable[str]) -> dict[str, tuple[tuple[int, ...], str]]:
+def layout(
+    tunable: TunableNetwork, spec: Preprocess, names: Iterable[str]
+) -> dict[str, tuple[tuple[int, ...], str]]:
     """Return shape and dtype of the cached arrays of an image, by name.
 
     Args:
         tunable: the network.
+        spec: its preprocessing.
         names: of the arrays: ``target`` (the most probable class), ``probabilities``,
-            ``features`` (the output of the frozen part), ``image`` (resized and cropped, uint8),
+            ``features`` (the output of the frozen part), ``image`` (resized and cropped),
             ``mask`` (M*).
     """
+    channels, pixel_type = pixel_format(spec)
     rows: dict[str, tuple[tuple[int, ...], str]] = {
         "target": ((), "int64"),
         "probabilities": ((tunable.num_classes,), "float16"),
         "features": (tunable.feature_shape, "float16"),
-        "image": ((*tunable.size, 3), "uint8"),
+        "image": ((*tunable.size, channels), pixel_type),
         "mask": (tunable.target.shape[1:], "float16"),
     }
     return {name: rows[name] for name in rows if name in set(names)}
@@ -99,8 +103,8 @@ class RowComputer:
             cache.write(index, arrays, errors)
 
     @torch.no_grad()
-    def rows(self, views: RGBImage, names: Container[str]) -> dict[str, NDArray[Any]]:
-        """Compute the rows of preprocessed images, uint8 [N, H, W, 3]."""
+    def rows(self, views: Pixels, names: Container[str]) -> dict[str, NDArray[Any]]:
+        """Compute the rows of images from ``read_views``."""
         image = to_input(views, self.spec, self.device)
         features = self.tunable.below(image)
         _, logits = self.tunable(features)
@@ -122,12 +126,13 @@ class RowComputer:
         return rows
 
 
-def read_views(paths: Sequence[Path], spec: Preprocess) -> tuple[RGBImage, dict[int, str]]:
-    """Read, resize and crop images, uint8 [N, H, W, 3]; return them and the errors by index.
+def read_views(paths: Sequence[Path], spec: Preprocess) -> tuple[Pixels, dict[int, str]]:
+    """Read, resize and crop images, [N, H, W, C]; return them and the errors by index.
 
-    An image that cannot be read is black.
+    An image that cannot be read is all zero.
     """
-    views = np.zeros((len(paths), *spec.size, 3), np.uint8)
+    channels, pixel_type = pixel_format(spec)
+    views = np.zeros((len(paths), *spec.size, channels), pixel_type)
     errors = {}
     for index, path in enumerate(paths):
         view = _read_view(path, spec)
@@ -138,18 +143,20 @@ def read_views(paths: Sequence[Path], spec: Preprocess) -> tuple[RGBImage, dict[
     return views, errors
 
 
-def _read_view(path: Path, spec: Preprocess) -> RGBImage | str:
+def _read_view(path: Path, spec: Preprocess) -> Pixels | str:
     """Read, resize and crop one image, or return why it cannot be read."""
     try:
-        return crop_resized(read_image(path), spec)[0]
+        return crop_resized(read_pixels(path, spec), spec)[0]
     except ImageError as error:
         return str(error)
 
 
-def to_input(views: NDArray[np.uint8], spec: Preprocess, device: torch.device) -> torch.Tensor:
-    """Convert RGB uint8 [N, H, W, 3] to normalised float32 [N, C, H, W] in the network's order."""
+def to_input(views: Pixels, spec: Preprocess, device: torch.device) -> torch.Tensor:
+    """Convert views [N, H, W, C] to normalised float32 [N, C, H, W] in the network's order."""
     colored = np.ascontiguousarray(in_color(views, spec.color))
-    pixels = torch.from_numpy(colored).to(device).permute(0, 3, 1, 2).float() / 255
+    low, high = spec.value_range or BYTE_RANGE
+    pixels = torch.from_numpy(colored).to(device).permute(0, 3, 1, 2).float()
+    pixels = (pixels - low) / (high - low)
     mean = torch.tensor(spec.mean, device=device)[:, None, None]
     std = torch.tensor(spec.std, device=device)[:, None, None]
     # On a CPU this layout makes depthwise convolutions half again as fast.

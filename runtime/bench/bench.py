@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from ..cam import Method
-from ..engines.selftest import wave_pattern
+from ..engines.selftest import make_pattern, wave_pattern
 from ..errors import EngineError, MissingExtraError, ModelFileError, RequestError
 from ..explainer import Explainer, load
-from ..images import read_image
 from ..manifest import Manifest
 from ..onnxfile import read_manifest
+from ..pixels import read_pixels
 from ..preprocess import crop_resized, normalise
 from ..prompts import Prompts, prompts_or_examples, write_prompts
 from ..request import plan_request
@@ -100,7 +100,7 @@ def measure(
     Args:
         plan: from ``plan.plan``.
         image: an image file; None: a generated JPEG of 500 x 375 pixels, or of the one size that
-            a file takes.
+            a file takes; an array for networks that take no 8-bit RGB images.
         rounds: how often each configuration is timed.
         baselines: sets up other tools to time as well.
         tick: called with what is done and the steps done since, see ``count_steps``.
@@ -153,10 +153,17 @@ def _by_stage(samples: list[dict[str, float]]) -> Seconds:
 
 
 def _write_image(manifest: Manifest, folder: str) -> str:
-    """Write a JPEG file that takes as long to decode as a photo: waves, edges and grain."""
+    """Write a JPEG file that takes as long to decode as a photo: waves, edges and grain.
+
+    An array where the network takes no 8-bit RGB images.
+    """
     from PIL import Image
 
     size = manifest.source_size or _IMAGE_SIZE
+    if not manifest.preprocess.accepts_rgb:
+        stored = Path(folder) / f"{size[1]}x{size[0]}.npy"
+        np.save(stored, make_pattern(0, size, manifest.preprocess))
+        return str(stored)
     path = Path(folder) / f"{size[1]}x{size[0]}.jpg"
     grain = np.random.default_rng(0).normal(0, 6, (3, *size))
     pixels = np.clip(128 + 40 * wave_pattern(0, size) + grain, 0, 255).astype(np.uint8)
@@ -218,7 +225,7 @@ def _load_baselines(
         if base in contenders:
             continue
         spec = read_manifest(each.model).preprocess
-        view, _ = crop_resized(read_image(images[each.model]), spec)
+        view, _ = crop_resized(read_pixels(images[each.model], spec), spec)
         for name, run in baselines(base, normalise(np.stack([view] * each.batch), spec)).items():
             method: Method | None = None if name == TORCH else "gradcam"
             contenders[replace(base, engine=name, method=method)] = _time_answer(run)

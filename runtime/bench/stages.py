@@ -8,8 +8,8 @@ from typing import Any
 
 from ..explainer import Explainer
 from ..explanation import Explanation
-from ..images import read_image
 from ..pipeline import classify, prepare
+from ..pixels import read_pixels
 from ..request import RequestPlan
 
 STAGES = ("decode", "preprocess", "engine", "map", "sweep", "overlay")
@@ -45,7 +45,7 @@ def explain_in_stages(
 
     Args:
         explainer: runs the network.
-        sources: images, as ``read_image`` takes them.
+        sources: images, as ``read_pixels`` takes them.
         plan: of one method, with TFT or without.
 
     Returns:
@@ -53,7 +53,7 @@ def explain_in_stages(
         the explanations. A sweep inside the graph is part of ``engine``.
     """
     watch = _Stopwatch()
-    images = [read_image(source) for source in sources]
+    images = [read_pixels(source, explainer.manifest.preprocess) for source in sources]
     watch.mark("decode")
     prepared = prepare(images, explainer.manifest)
     watch.mark("preprocess")
@@ -74,7 +74,7 @@ def explain_in_stages(
 def classify_in_stages(explainer: Explainer, sources: Sequence[Any]) -> dict[str, float]:
     """Time plain classification: seconds by stage, ``ANSWER`` and ``WHOLE``."""
     watch = _Stopwatch()
-    images = [read_image(source) for source in sources]
+    images = [read_pixels(source, explainer.manifest.preprocess) for source in sources]
     watch.mark("decode")
     prepared = prepare(images, explainer.manifest)
     watch.mark("preprocess")

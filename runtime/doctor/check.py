@@ -16,8 +16,9 @@ from ..engines.plan import is_plan
 from ..engines.registry import CHECKED_AT_EXPORT, ENGINES
 from ..engines.selftest import PATTERNS, make_pattern, tolerances_of
 from ..errors import EngineError, RequestError
-from ..images import RGBImage
 from ..manifest import Manifest
+from ..pixels import Pixels
+from ..preprocess import resize
 from ..timing import Tick
 from .compare import Arrays, compare
 from .job import ANSWERS, IMAGES, PLANS, Answers, Job, run_job
@@ -102,7 +103,7 @@ def check_model(
     model: Path,
     manifest: Manifest,
     onnx: Path | None,
-    images: Sequence[RGBImage],
+    images: Sequence[Pixels],
     ready: Sequence[str],
     settings: Settings,
     tick: Tick,
@@ -113,7 +114,7 @@ def check_model(
         model: an ONNX file, or a TensorRT plan.
         manifest: of the model.
         onnx: the file that a plan was built from; None for an ONNX file.
-        images: to explain in addition to the test patterns.
+        images: from ``read_pixels``, to explain in addition to the test patterns.
         ready: engines that can be loaded here.
         settings: of the examination.
         tick: called with what is done and the steps done since.
@@ -151,15 +152,13 @@ def _list_runs(
                 yield name, precision
 
 
-def _store_images(folder: Path, manifest: Manifest, images: Sequence[RGBImage]) -> None:
+def _store_images(folder: Path, manifest: Manifest, images: Sequence[Pixels]) -> None:
     """Store the test patterns and the images, resized where the graph takes one size only."""
-    from PIL import Image
-
-    size = manifest.source_size
-    inputs = [make_pattern(index, size or _PATTERN_SIZE) for index in range(PATTERNS)]
+    size, spec = manifest.source_size, manifest.preprocess
+    inputs = [make_pattern(index, size or _PATTERN_SIZE, spec) for index in range(PATTERNS)]
     for image in images:
         if size is not None and image.shape[:2] != size:
-            image = np.asarray(Image.fromarray(image).resize(size[::-1]))
+            image = resize(image, size, "bicubic")
         inputs.append(image)
     arrays: dict[str, Any] = {str(index): image for index, image in enumerate(inputs)}
     np.savez(folder / IMAGES, **arrays)

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import msgspec
-import numpy as np
 
 from ..engines.nvidia import Driver
 from ..engines.plan import is_plan, read_plan
 from ..engines.registry import ENGINES
 from ..engines.selftest import PATTERNS
 from ..errors import EngineError, RequestError
-from ..images import RGBImage, read_image
 from ..machine import conflicts, describe_machine
 from ..manifest import Manifest
 from ..onnxfile import read_manifest
+from ..pixels import Pixels, read_pixels
+from ..preprocess import resize
 from ..timing import Tick
 from .check import Check, Settings, check_model
 from .job import Job, Survey, run_job
@@ -98,7 +98,11 @@ def examine(
     report: Tick = tick or (lambda _name, _steps: None)
     manifests = {model: _read_manifest(model) for model in models}
     onnx_files = _find_onnx_files(manifests)
-    inputs = [_shrink(read_image(path)) for path in _choose_images(images)]
+    chosen = _choose_images(images)
+    inputs = {
+        model: [_shrink(read_pixels(path, manifest.preprocess)) for path in chosen]
+        for model, manifest in manifests.items()
+    }
     states = []
     for name in ENGINES:
         report(f"looking for {name}", 1)
@@ -108,7 +112,7 @@ def examine(
         check
         for model, manifest in manifests.items()
         for check in check_model(
-            model, manifest, onnx_files.get(model), inputs, ready, settings, report
+            model, manifest, onnx_files.get(model), inputs[model], ready, settings, report
         )
     ]
     machine = describe_machine()
@@ -117,7 +121,7 @@ def examine(
         driver=_run(Job(kind="driver"), Driver, lambda text: Driver(problem=text)),
         engines=tuple(states),
         checks=tuple(checks),
-        images=PATTERNS + len(inputs) if models else 0,
+        images=PATTERNS + len(chosen) if models else 0,
         problems=tuple(_problems(states, checks, conflicts(machine["packages"]), settings)),
     )
 
@@ -151,12 +155,13 @@ def _choose_images(paths: Sequence[Path]) -> list[Path]:
     return [paths[index * len(paths) // count] for index in range(count)]
 
 
-def _shrink(source: RGBImage) -> RGBImage:
-    from PIL import Image
-
-    image = Image.fromarray(source)
-    image.thumbnail((_MAX_SIDE, _MAX_SIDE))
-    return np.asarray(image)
+def _shrink(image: Pixels) -> Pixels:
+    height, width = image.shape[:2]
+    share = min(1.0, _MAX_SIDE / max(height, width))
+    if share == 1.0:
+        return image
+    size = max(1, round(height * share)), max(1, round(width * share))
+    return resize(image, size, "bicubic")
 
 
 def _run(job: Job, kind: type[_Result], failed: Callable[[str], _Result]) -> _Result:

@@ -26,11 +26,11 @@ from ..engines.registry import ENGINES
 from ..engines.selftest import check, tolerances_of
 from ..errors import EngineError, WhyCamError
 from ..explainer import Explainer, load
-from ..images import RGBImage
 from ..isolation import run_python
 from ..manifest import Manifest
 from ..onnxfile import read_manifest
 from ..pipeline import prepare
+from ..pixels import Pixels
 from ..prompts import prompts_or_examples
 from ..request import find_refusal
 from ..timing import run_interleaved
@@ -166,7 +166,7 @@ def methods_of(manifest: Manifest) -> tuple[Method, ...]:
     return tuple(method for method in manifest.methods if method != "scorecam")
 
 
-def answers(job: Job, images: list[RGBImage], folder: Path) -> Answers:
+def answers(job: Job, images: list[Pixels], folder: Path) -> Answers:
     """Explain images with a file in an engine, and write all its answers to ``answers.npz``.
 
     Raises:
@@ -213,7 +213,7 @@ def answers(job: Job, images: list[RGBImage], folder: Path) -> Answers:
 
 
 def _explain_image(
-    explainer: Explainer, image: RGBImage, target: int, method: Method, tft: bool
+    explainer: Explainer, image: Pixels, target: int, method: Method, tft: bool
 ) -> Iterator[tuple[str, Any]]:
     if explainer.manifest.top is not None:
         target = -1  # the graph has no input for the class
@@ -235,7 +235,7 @@ def _explain_image(
 
 
 def _measure(
-    explainer: Explainer, image: RGBImage, method: Method, tft: bool, rounds: int
+    explainer: Explainer, image: Pixels, method: Method, tft: bool, rounds: int
 ) -> dict[str, tuple[float, ...]]:
     """Measure each kind of call in turn, in ms from the prepared input to the answer."""
     plain = explainer.plan(method)

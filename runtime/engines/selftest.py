@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from .. import cam
 from ..comparison import ENGINE, ENGINE_REDUCED, Comparison, Tolerances, summarise
+from ..input_format import Preprocess
 from ..manifest import Manifest, Reference
+from ..pixels import Pixels
 from ..preprocess import arrange, crop_resized, normalise
 from ..similarity import largest_difference
 from .base import Engine, Precision
@@ -56,16 +58,16 @@ def make_input(manifest: Manifest, index: int) -> NDArray[Any]:
         return _input(manifest, index)[None]
     # Larger than the input, and of another shape, so that resize and crop have work to do.
     size = manifest.source_size or (height * 5 // 4 + 1, width * 3 // 2 + 1)
-    return make_pattern(index, size)[None]
+    return make_pattern(index, size, manifest.preprocess)[None]
 
 
 def _input(manifest: Manifest, index: int) -> NDArray[Any]:
     """Make a test pattern as an input without preprocessing in the graph."""
     spec = manifest.preprocess
     if manifest.image_type == "uint8":
-        return arrange(make_pattern(index, spec.size), manifest)
+        return arrange(make_pattern(index, spec.size, spec), manifest)
     # In the range that the network was trained in: as an image's pixels are spread.
-    mean, spread = (np.reshape(_PHOTOGRAPHS[spec.color][i], (-1, 1, 1)) for i in (0, 1))
+    mean, spread = (np.reshape(values, (-1, 1, 1)) for values in pixel_statistics(spec))
     pixels = mean + spread * wave_pattern(index, spec.size, spec.channels).astype(np.float64)
     own_mean, own_std = (np.reshape(values, (-1, 1, 1)) for values in (spec.mean, spec.std))
     planes = (pixels - own_mean) / own_std
@@ -75,18 +77,40 @@ def _input(manifest: Manifest, index: int) -> NDArray[Any]:
     return np.ascontiguousarray(planes, np.float32)
 
 
+_GREY = (0.449,), (0.226,)
 # Mean and standard deviation of ImageNet's pixels in [0, 1], channel by channel.
 _PHOTOGRAPHS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "RGB": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "BGR": ((0.406, 0.456, 0.485), (0.225, 0.224, 0.229)),
-    "L": ((0.449,), (0.226,)),
+    "L": _GREY,
 }
 
 
-def make_pattern(index: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Make a test pattern as an image: uint8 [h, w, 3]."""
-    pixels = np.clip(128 + 50 * wave_pattern(index, size), 0, 255)
-    return np.ascontiguousarray(np.moveaxis(pixels, 0, -1).astype(np.uint8))
+def pixel_statistics(spec: Preprocess) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of natural images by channel, for values in [0, 1].
+
+    ImageNet's for colours and grey; of other images what normalisation says of them, where it does.
+    """
+    if spec.accepts_rgb:
+        return _PHOTOGRAPHS[spec.color]
+    if spec.value_range is not None and set(spec.std) != {1.0}:
+        return spec.mean, spec.std
+    return _GREY[0] * spec.channels, _GREY[1] * spec.channels
+
+
+def make_pattern(index: int, size: tuple[int, int], spec: Preprocess) -> Pixels:
+    """Make a test pattern as an image of (h, w) pixels, as ``read_pixels`` returns it.
+
+    uint8 [h, w, 3], RGB, wherever the network takes that.
+    """
+    if spec.accepts_rgb or spec.value_range is None:
+        waves = wave_pattern(index, size, 3 if spec.accepts_rgb else spec.channels)
+        pixels = np.clip(128 + 50 * waves, 0, 255)
+        return np.ascontiguousarray(np.moveaxis(pixels, 0, -1).astype(np.uint8))
+    low, high = spec.value_range
+    mean, spread = (np.asarray(values) for values in pixel_statistics(spec))
+    waves = np.moveaxis(wave_pattern(index, size, spec.channels), 0, -1)
+    return (low + (high - low) * (mean + spread * waves)).astype(np.float32)
 
 
 def network_view(manifest: Manifest, index: int) -> NDArray[Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from ..cam import Method
 from ..errors import RequestError
 from ..explainer import Explainer
+from ..input_format import describe_images
 from .annotate import Overlay
 from .capture_thread import Event, Frame
 from .controls import Controls, Look, StreamFrame, Sweep, Timing
@@ -75,6 +76,12 @@ class Stream:
         tell: Callable[[Event], None] = lambda _: None,
     ) -> None:
         _check_numbers(fps, limit, stall, retries)
+        spec = explainer.manifest.preprocess
+        if not spec.accepts_rgb:
+            raise RequestError(
+                f"a stream has 8-bit RGB frames, and this network takes {describe_images(spec)}: "
+                "explain its images with whycam explain"
+            )
         self.controls = Controls(explainer.manifest, look)
         frames = FrameExplainer(explainer, self.controls, forwards)
         self._overlay = Overlay(caption=caption)
