@@ -130,6 +130,10 @@ async function main() {
   const wanted = options();
   const [image, session] = [await readImage(wanted.image), await open(wanted.model)];
   const manifest = await manifestOf(wanted.model);
+  if (manifest && !manifest.embedded_preprocess) {
+    throw new UserError(
+      `${wanted.model} takes prepared images: whycam export it with --embed-preprocess`);
+  }
   const feeds = {
     image: new ort.Tensor("uint8", image.data, [1, image.height, image.width, 3]),
     target: new ort.Tensor("int64", BigInt64Array.of(BigInt(wanted.class)), [1, 1]),
