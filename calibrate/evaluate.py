@@ -125,10 +125,25 @@ def check_measurable(manifest: Manifest) -> None:
     """
     if manifest.task == "none":
         raise RequestError(f"masks are judged by probabilities, and {NOT_PROBABILITIES}")
+    check_one_head(manifest)
     if manifest.image_type == "uint8" or "raw" not in manifest.outputs:
         raise RequestError(
             "this file cannot be evaluated with masked images: export it with --outputs raw, "
             "without --embed-preprocess, from a model that takes normalised images"
+        )
+
+
+def check_one_head(manifest: Manifest) -> None:
+    """Refuse a file that explains several heads, whose figures would be those of the first alone.
+
+    Raises:
+        RequestError: it does.
+    """
+    if manifest.heads:
+        names = [head.name for head in manifest.heads]
+        raise RequestError(
+            f"this file explains the heads {', '.join(names)}, and data are measured by one head's "
+            f"classes: export a file of that head alone, as with --head {names[0]}"
         )
 
 

@@ -19,7 +19,7 @@ from ..runtime.similarity import pearson, top_overlap
 from ..runtime.tft import Tft
 from ..runtime.timing import Tick
 from .dataset import Sample
-from .evaluate import PAPER
+from .evaluate import PAPER, check_one_head
 from .quality import drops, increases
 
 
@@ -132,6 +132,7 @@ def select_common_methods(
         RequestError: see ``compare``.
     """
     ours, theirs = reference.manifest, other.manifest
+    check_one_head(ours)
     if (ours.num_classes, ours.preprocess) != (theirs.num_classes, theirs.preprocess):
         raise RequestError(
             f"{ours.model} and {theirs.model} cannot be compared: they have other classes or "

@@ -26,7 +26,8 @@ def export(
         str,
         typer.Argument(
             help="FILE.onnx, torchvision/NAME, timm/NAME, open_clip/NAME/TAG, "
-            "package.module:factory, file.py:factory, or the folder of a training."
+            "transformers/OWNER/NAME, package.module:factory, file.py:factory, or a folder written "
+            "by whycam train or by transformers."
         ),
     ],
     images: PreprocessOptions,
@@ -51,10 +52,12 @@ def export(
             "values [default: what the graph's last operator says]."
         ),
     ] = None,
-    output_name: Annotated[
+    head: Annotated[
         str | None,
         typer.Option(
-            "--output-name", help="Output to explain, where there are several: its name or number."
+            metavar="NAME,...",
+            help="Outputs of the model to explain, where there are several: names or numbers. Of "
+            "several heads the classes are called HEAD:CLASS.",
         ),
     ] = None,
     num_classes: NumClasses = None,
@@ -96,6 +99,7 @@ def export(
     from ..runtime.tft import Tft
 
     overrides = images.overrides()
+    heads = None if head is None else parse.names(head)
     if list_layers:
         with progress("reading the graph", None, as_json):
             layers, chosen = layers_of(
@@ -105,7 +109,7 @@ def export(
                 num_classes=num_classes,
                 overrides=overrides,
                 task=task,
-                output=output_name,
+                head=heads,
                 is_encoder=text.classes is not None,
             )
         _show_layers(layers, chosen, as_json)
@@ -129,7 +133,7 @@ def export(
             num_classes=num_classes,
             overrides=overrides,
             task=task,
-            output=output_name,
+            head=heads,
             target_layer=target_layer,
             tft=tft.reading(Tft(), tft.forwards),
             priors=() if tft.search is None else read_priors(tft.search),

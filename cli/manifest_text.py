@@ -25,6 +25,7 @@ _TASKS = {
     "sigmoid": "probabilities by sigmoid, independent labels",
     "binary": "probabilities by sigmoid of one logit",
     "none": "no probabilities",
+    "heads": "probabilities of several heads",
 }
 
 
@@ -37,6 +38,8 @@ def _facts(path: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
     else:
         length = manifest.class_embeddings
         yield what, f"an input, embeddings [C, {length}] (--prompts); {_TASKS[manifest.task]}"
+    for one in manifest.heads:
+        yield f"head {one.name}", f"{one.num_classes} classes; {_TASKS[one.task]}"
     shape = " x ".join(map(str, manifest.activations))
     yield "target layer", f"{manifest.target_layer} ({shape})"
     head = "global average pooling and one linear layer" if manifest.pooled_linear else "other"

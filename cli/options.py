@@ -115,7 +115,11 @@ Weights = Annotated[
     ),
 ]
 Labels = Annotated[
-    str | None, typer.Option(help="imagenet, or a file: one name a line or a JSON list.")
+    str | None,
+    typer.Option(
+        help="imagenet, or a file: one name a line or a JSON list; for several heads a JSON object "
+        "from head to list."
+    ),
 ]
 NumClasses = Annotated[
     int | None,

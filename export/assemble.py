@@ -15,15 +15,16 @@ import onnx_ir as ir
 from ..runtime.cam import Method, Score, ablation_weights, finish, fuse, raw_map
 from ..runtime.cosine import cosine_logits, embedding_gradient, normalise
 from ..runtime.errors import ExportError
-from ..runtime.manifest import Outputs, Preprocess
+from ..runtime.manifest import Outputs, Preprocess, Task
 from ..runtime.search import Prior
-from ..runtime.targets import RANKS
+from ..runtime.targets import RANKS, count_ranks
 from ..runtime.tft import Tft
 from .ablation import Head, logit_drops
 from .data_flow import Layer
 from .gradient.reverse import reverse
+from .heads import OutputMeaning
 from .layers import Network
-from .output_meaning import OutputMeaning
+from .output_meaning import HeadMeaning
 from .recorder import (
     BATCH,
     CLASSES,
@@ -127,6 +128,7 @@ def assemble(
     with recorder.part("head"):
         builder.record_scores()
         found["probabilities"], found["targets"] = builder.probabilities, builder.targets
+        found |= builder.split_probabilities()
     with recorder.part("gradient"):
         pairs, assembly.rules = builder.gradients(layers)
     (found["activations"], found["gradients"]) = pairs[-1]
@@ -169,16 +171,24 @@ CONTRACT = (
 )
 
 
+# Each followed by the name of a method or a head.
+_CONTRACT_PREFIXES = ("maps_", "probabilities_")
+
+
 def free_contract_names(graph: ir.Graph) -> None:
     """Rename tensors inside the graph whose names the contract reserves."""
     reserved = {value.name for value in (*graph.inputs, *graph.outputs)}
     for node in graph:
         for value in node.outputs:
-            if value.name in CONTRACT and value.name not in reserved:
+            if _is_of_contract(value.name) and value.name not in reserved:
                 value.name = f"n/{value.name}"
     for value in list(graph.initializers.values()):
-        if value.name in CONTRACT:
+        if _is_of_contract(value.name):
             value.name = f"n/{value.name}"
+
+
+def _is_of_contract(name: str | None) -> bool:
+    return name is not None and (name in CONTRACT or name.startswith(_CONTRACT_PREFIXES))
 
 
 def _declare(graph: ir.Graph, assembly: Assembly, builder: _Builder) -> None:
@@ -320,59 +330,102 @@ class _Builder:
 
     def record_scores(self) -> None:
         """Record logits, probabilities and the classes to explain."""
-        meaning = self.meaning
-        self.logits = self._scores(self._existing(meaning.logits))
-        own = meaning.output
-        is_own = (
-            meaning.activation in ("Softmax", "Sigmoid")
-            and meaning.task in ("softmax", "sigmoid")
-            and (meaning.activation == "Softmax") == (meaning.task == "softmax")
-            and self.shapes.dims[own] == (BATCH, meaning.num_classes)
-            and self.shapes.dtypes[own] == ir.DataType.FLOAT
-        )
-        self.probabilities = self._existing(own) if is_own else self._probabilities(self.logits)
+        self.logits = self._scores(self._existing(self.meaning.logits))
+        self.probabilities = self._probabilities(self.logits, reuses_outputs=True)
         self.targets = self._resolve_targets()
 
     def _scores(self, raw: Tensor) -> Tensor:
         """Record class scores float32 [rows, C] from the network's scores or embeddings."""
-        rows = raw.shape[0]
-        flat = raw.cast(ir.DataType.FLOAT).reshape((rows, -1))
+        flat = raw.cast(ir.DataType.FLOAT).reshape((raw.shape[0], -1))
         if self.similarity is not None:
             scale, bias = self.similarity.scale, self.similarity.bias
             return cosine_logits(flat, self.class_embeddings, scale, bias)  # type: ignore[no-any-return]
-        if self.meaning.task != "binary":
-            return flat
-        return self.xp.concat([flat * -0.5, flat * 0.5], axis=1)
+        if self.meaning.single is not None:
+            return self._head_scores(flat, self.meaning.single.task)
+        parts = [
+            self._head_scores(flat[:, place], head.task)
+            for head, place in zip(self.meaning.heads, self.meaning.raw_places, strict=True)
+        ]
+        return self.xp.concat(parts, axis=1)
 
-    def _probabilities(self, logits: Tensor) -> Tensor:
-        if self.meaning.task == "none":
-            return logits
-        if self.meaning.task == "sigmoid":
-            return self._sigmoid(logits)
-        return self.recorder.op("Softmax", [logits], logits.shape, axis=-1)
+    def _head_scores(self, raw: Tensor, task: Task) -> Tensor:
+        return self.xp.concat([raw * -0.5, raw * 0.5], axis=1) if task == "binary" else raw
+
+    def _probabilities(self, logits: Tensor, reuses_outputs: bool = False) -> Tensor:
+        """Record the probabilities of all classes, [rows, C]."""
+        parts = []
+        for head, of_head in zip(self.meaning.heads, self._by_head(logits), strict=True):
+            if reuses_outputs and self._is_probability(head):
+                parts.append(self._existing(head.output))
+            elif head.task == "none":
+                parts.append(of_head)
+            elif head.task == "sigmoid":
+                parts.append(self._sigmoid(of_head))
+            else:
+                parts.append(self.recorder.op("Softmax", [of_head], of_head.shape, axis=-1))
+        return parts[0] if len(parts) == 1 else self.xp.concat(parts, axis=1)
+
+    def _is_probability(self, head: HeadMeaning) -> bool:
+        """Tell whether a head's own output is its probabilities, float32 [N, C]."""
+        own = {"softmax": "Softmax", "sigmoid": "Sigmoid"}
+        return (
+            head.activation is not None
+            and own.get(head.task) == head.activation
+            and self.shapes.dims[head.output] == (BATCH, head.num_classes)
+            and self.shapes.dtypes[head.output] == ir.DataType.FLOAT
+        )
+
+    def _by_head(self, classes: Tensor) -> list[Tensor]:
+        """Split what holds a number for each class along its last axis."""
+        if self.meaning.single is not None:
+            return [classes]
+        return [classes[..., place] for place in self.meaning.places]
+
+    def _by_raw_head(self, scores: Tensor) -> list[Tensor]:
+        """Split what holds the network's own numbers along its last axis."""
+        if self.meaning.single is not None:
+            return [scores]
+        return [scores[..., place] for place in self.meaning.raw_places]
+
+    def split_probabilities(self) -> dict[str, Tensor]:
+        """Record each head's probabilities as an output, where there are several heads."""
+        if self.meaning.single is not None:
+            return {}
+        parts = self._by_head(self.probabilities)
+        return {
+            f"probabilities_{head.name}": part
+            for head, part in zip(self.meaning.heads, parts, strict=True)
+        }
 
     def _resolve_targets(self) -> Tensor:
-        """Record the classes to explain, int64 [N, k]: ranks are replaced by classes."""
-        count = self.count
-        ranks = self.request.top or (min(RANKS, count) if isinstance(count, int) else RANKS)
-        best = self._top(ranks)
+        """Record the classes to explain, int64 [N, k]: ranks are replaced by classes.
+
+        Of several heads, the ranks of one follow those of the heads before it.
+        """
+        ranked = []
+        for place, of_head in zip(self.meaning.places, self._by_head(self.logits), strict=True):
+            length = of_head.shape[1]
+            count = self.request.top or (count_ranks(length) if isinstance(length, int) else RANKS)
+            best = self._top(of_head, count)
+            ranked.append(best if place.start == 0 else best + place.start)
+        best = ranked[0] if len(ranked) == 1 else self.xp.concat(ranked, axis=1)
         if self.target is None:
             return best
-        target = self.target
+        target, ranks = self.target, best.shape[1]
+        assert isinstance(ranks, int)
         rank = self.xp.minimum(self.xp.maximum(-1 - target, 0), ranks - 1)
-        if not isinstance(count, int):
-            rank = self.xp.minimum(rank, self.recorder.length(count) - 1)
+        if not isinstance(self.count, int):
+            rank = self.xp.minimum(rank, self.recorder.length(self.count) - 1)
         chosen = self.recorder.op("GatherElements", [best, rank], target.shape, axis=1)
         return self.xp.where(target < 0, chosen, target)
 
-    def _top(self, count: int) -> Tensor:
+    def _top(self, logits: Tensor, count: int) -> Tensor:
         length = self.recorder.constant(np.array([count], np.int64))
         values, indices = (self.recorder.name_for(f"TopK_{kind}") for kind in ("values", "indices"))
         outputs = [
             ir.Value(name=values, type=ir.TensorType(ir.DataType.FLOAT)),
             ir.Value(name=indices, type=ir.TensorType(ir.DataType.INT64)),
         ]
-        logits = self.logits
         if not isinstance(self.count, int):  # there may be fewer classes than ranks
             edges = self.recorder.constant(np.array([0, 0, 0, count - 1], np.int64))
             least = self.recorder.constant(-FLOAT32_MAX, ir.DataType.FLOAT)
@@ -400,13 +453,10 @@ class _Builder:
         """Record activations [N, K, h, w] and gradients [N, k, K, h, w] of each layer."""
         seed = self.selected
         self.one_hot = seed
-        task = self.meaning.task
         if self.request.gradient_score == "prob":
-            if task == "none":
+            if not self.meaning.has_probabilities:
                 raise ExportError("score prob needs probabilities, and task none has none")
-            p = self.probabilities[:, None]
-            own = (seed * p).sum(-1, keepdims=True)
-            seed = own * (seed - p) if task != "sigmoid" else seed * self._slope()
+            seed = self._seed_of_probability(seed)
         end, flat = self.meaning.logits, self._flat_seed(seed)
         rows = self._rows_of_last_layer() if self.request.gradient_score == "logit" else None
         if rows is not None:
@@ -430,12 +480,22 @@ class _Builder:
             )
         return pairs, tuple(rules)
 
-    def _slope(self) -> Tensor:
-        """Record the derivative of sigmoid probabilities, [N, 1, C].
-
-        1 - p as the sigmoid of -z, for the difference loses its digits where p is near 1.
-        """
-        return (self.probabilities * self._sigmoid(-self.logits))[:, None]
+    def _seed_of_probability(self, one_hot: Tensor) -> Tensor:
+        """Record d p_c / d logits, [N, k, C]."""
+        parts = []
+        for head, own, p, logits in zip(
+            self.meaning.heads,
+            self._by_head(one_hot),
+            self._by_head(self.probabilities[:, None]),
+            self._by_head(self.logits[:, None]),
+            strict=True,
+        ):
+            if head.task == "sigmoid":
+                # 1 - p as the sigmoid of -z: the difference loses its digits where p is near 1.
+                parts.append(own * (p * self._sigmoid(-logits)))
+            else:
+                parts.append((own * p).sum(-1, keepdims=True) * (own - p))
+        return parts[0] if len(parts) == 1 else self.xp.concat(parts, axis=2)
 
     def _sigmoid(self, logits: Tensor) -> Tensor:
         """Record a sigmoid; of similarities with all digits of small results.
@@ -453,8 +513,14 @@ class _Builder:
             flat = self._embedding_seed(seed, self.similarity)
         else:
             flat = seed.reshape((BATCH * self.classes, self.count))
-        if self.meaning.task == "binary":
-            flat = flat @ self.recorder.constant(np.array([[-0.5], [0.5]], np.float32))
+        parts = []
+        for head, of_head in zip(self.meaning.heads, self._by_head(flat), strict=True):
+            if head.task == "binary":
+                halves = self.recorder.constant(np.array([[-0.5], [0.5]], np.float32))
+                parts.append(of_head @ halves)
+            else:
+                parts.append(of_head)
+        flat = parts[0] if len(parts) == 1 else self.xp.concat(parts, axis=1)
         raw = self.shapes.dims[self.meaning.logits]
         return flat.reshape(
             [
@@ -489,7 +555,10 @@ class _Builder:
             inputs = [value for value in node.inputs if value is not None]
             products = [value for value in inputs if value.const_value is None]
             node = products[0].producer() if len(products) == 1 else None
-        if self.meaning.task == "binary" or node is None or node.op_type not in ("Gemm", "MatMul"):
+        head = self.meaning.single
+        if head is None or head.task == "binary":
+            return None
+        if node is None or node.op_type not in ("Gemm", "MatMul"):
             return None
         source, weight = node.inputs[:2]
         if source is None or weight is None or weight.const_value is None:
@@ -508,19 +577,39 @@ class _Builder:
         row = self.recorder.op("Gather", [self._existing(weight), chosen], shape, axis=axis)
         return source, row if axis == 0 else row.transpose((1, 0))
 
+    def _head_drops(self, drops: Tensor, task: Task) -> Tensor:
+        return self.xp.concat([drops * -0.5, drops * 0.5], axis=2) if task == "binary" else drops
+
     def ablation(self, head: Head) -> Tensor:
         """Record Ablation-CAM's channel weights, [N, k, K]."""
         drops = logit_drops(self.network, head, self.recorder, self._network_logits())
-        if self.meaning.task == "binary":
-            drops = self.xp.concat([drops * -0.5, drops * 0.5], axis=2)
         if self.similarity is not None:  # class scores are not linear in embeddings
             without = self._network_logits()[:, None] - drops
             rows = self._scores(without.reshape((BATCH * without.shape[1], without.shape[2])))
             drops = self.logits[:, None] - rows.reshape((BATCH, without.shape[1], self.count))
-        independent = self.meaning.task == "sigmoid"
-        return ablation_weights(  # type: ignore[no-any-return]
-            self.logits, drops, self.one_hot, self.request.ablation_score, independent
-        )
+        parts = [
+            self._head_drops(part, head.task)
+            for head, part in zip(self.meaning.heads, self._by_raw_head(drops), strict=True)
+        ]
+        weights = [
+            ablation_weights(logits, part, own, self.request.ablation_score, head.task == "sigmoid")
+            for head, logits, part, own in zip(
+                self.meaning.heads,
+                self._by_head(self.logits),
+                parts,
+                self._by_head(self.one_hot),
+                strict=True,
+            )
+        ]
+        if len(weights) == 1:
+            return weights[0]  # type: ignore[no-any-return]
+        # Each class has a weight from its own head alone.
+        total = None
+        for of_head, own in zip(weights, self._by_head(self.one_hot), strict=True):
+            part = of_head * own.sum(-1, keepdims=True)
+            total = part if total is None else total + part
+        assert total is not None
+        return total  # type: ignore[no-any-return]
 
     def _network_logits(self) -> Tensor:
         """Return the network's logits, [N, C], or [N, 1] for one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -14,8 +14,8 @@ import torch
 from ..runtime.errors import ExportError, VerificationError, reason_of
 from .data_flow import MODULE_KEY
 from .input_sizes import check_usual_size
+from .model_outputs import IMAGE, LOGITS, list_tensors
 
-INPUT, OUTPUT = "image", "logits"
 _LIMIT = 2**31 - 2**20  # protobuf's bound on one message, less room for the metadata
 
 
@@ -25,20 +25,23 @@ def to_ir(
     opset: int,
     channels: int = 3,
     dynamic_size: tuple[int, int] | None = None,
+    names: Sequence[str] = (LOGITS,),
 ) -> ir.Model:
     """Translate a classifier to ONNX with a free batch and modules' paths in the nodes' metadata.
 
     Args:
-        model: in eval mode, float32; takes [N, C, H, W] and returns logits [N, classes].
+        model: in eval mode, float32; takes [N, C, H, W] and returns a tensor or a tuple of them.
         size: (H, W).
         opset: of the ONNX file.
         channels: C.
         dynamic_size: the least and largest height or width, to keep these free as well.
+        names: of the tensors that it returns, see ``return_tensors``.
 
     Raises:
         RequestError: ``size`` is not within ``dynamic_size``.
-        ExportError: the model does not run on that shape, cannot be traced, or does not return one
-            tensor [N, classes].
+        ExportError: the model does not run on that shape, cannot be traced, or returns something
+            else.
+        VerificationError: it answers differently from call to call.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     example = torch.zeros(2, channels, *size, device=device)
@@ -61,8 +64,8 @@ def to_ir(
                 (example,),
                 dynamo=True,
                 dynamic_shapes=(free,),
-                input_names=[INPUT],
-                output_names=[OUTPUT],
+                input_names=[IMAGE],
+                output_names=list(names),
                 opset_version=opset,
                 verbose=False,
             )
@@ -101,24 +104,18 @@ def to_ir(
 def _check_output(model: torch.nn.Module, example: torch.Tensor) -> None:
     try:
         with torch.no_grad():
-            logits, repeated = model(example), model(example)
+            returned, repeated = model(example), model(example)
     except Exception as error:
         raise ExportError(
             f"the model does not accept a float32 image batch of shape {tuple(example.shape)}: "
             f"{reason_of(error)}"
         ) from error
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.shape[0] != 2:
-        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise ExportError(
-            f"the model must return one tensor of logits of shape (N, classes), but for 2 images "
-            f"it returned {got}: wrap it so that it does (detectors and segmenters are not "
-            "classifiers)"
-        )
-    if not torch.equal(logits, repeated) and not torch.isnan(logits).any():
-        raise VerificationError(
-            "the model answers differently from call to call (dropout or noise that eval mode "
-            "does not switch off?), so no file could be verified. No file was written"
-        )
+    for first, second in zip(list_tensors(returned), list_tensors(repeated), strict=True):
+        if not torch.equal(first, second) and not torch.isnan(first).any():
+            raise VerificationError(
+                "the model answers differently from call to call (dropout or noise that eval mode "
+                "does not switch off?), so no file could be verified. No file was written"
+            )
 
 
 def _cause(error: BaseException) -> str:

@@ -44,7 +44,8 @@ class LoadedModel:
         preprocess: how an image becomes its input.
         labels: class names, or empty.
         notes: what was assumed or read from elsewhere, for the user to check.
-        module: the PyTorch model, in eval mode; None for an ONNX file.
+        module: the PyTorch model, in eval mode, which returns the graph's outputs, see
+            ``return_tensors``; None for an ONNX file.
         file: the ONNX file; None for a PyTorch model.
         logit_parameters: of an image encoder's cosine similarities, where the PyTorch model says.
     """
@@ -101,7 +102,10 @@ def load_model(
         return _load_onnx(file, labels, options, needs_preprocess, dynamic_size)
     require_torch("exporting a PyTorch model")
     _check_exporter()
+    import torch
+
     from .from_torch import to_ir
+    from .model_outputs import return_tensors
     from .source import Source, resolve
 
     if isinstance(model, Source):
@@ -127,7 +131,8 @@ def load_model(
         parameters = read_logit_parameters(source.model)
         example = torch.zeros(2, spec.channels, *spec.size)
         source = replace(source, model=find_image_encoder(source.model, example))
-    translated = to_ir(source.model, spec.size, opset, spec.channels, dynamic_size)
+    module, names = return_tensors(source.model, torch.zeros(2, spec.channels, *spec.size))
+    translated = to_ir(module, spec.size, opset, spec.channels, dynamic_size, names)
     plain = to_plain(translated, spec.size, "NCHW", dynamic_size=dynamic_size)
     return LoadedModel(
         source.name,
@@ -136,7 +141,7 @@ def load_model(
         source.preprocess,
         source.labels,
         source.notes,
-        source.model,
+        module,
         logit_parameters=parameters,
     )
 

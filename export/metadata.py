@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ _BYTE = 1 / 255
 _RESAMPLE: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 # Hugging Face's families that read one number as the shorter side; others as both sides.
 _SHORTER_SIDE = ("ConvNext", "PoolFormer", "Levit", "MobileNet", "MobileViT", "Bit")
+# How timm's tags end that say on which data the classes were trained last: fb_in22k_ft_in1k_384.
+_IMAGENET_TAG = re.compile(r"(^|_)in1k(_\d+)?$")
 _SQUASHED_FROM = 384  # ConvNeXt's processor crops below that
 
 
@@ -58,7 +61,7 @@ def read_metadata(metadata: Mapping[str, str], path: Path) -> ModelMetadata | No
         return _ultralytics(metadata)
     config = _json_beside(path, "config.json")
     processor = _json_beside(path, "preprocessor_config.json")
-    labels = _labels(config)
+    labels = read_class_names(config)
     if processor is not None:
         where = str(path.with_name("preprocessor_config.json"))
         return ModelMetadata(where, from_huggingface(processor, where), labels)
@@ -85,17 +88,28 @@ def _json_beside(path: Path, name: str) -> dict[str, Any] | None:
     return data if isinstance(data, dict) else None
 
 
-def _labels(config: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """Read class names from a Hugging Face or timm ``config.json``."""
+def read_class_names(config: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Read class names from the configuration of a Hugging Face or timm model.
+
+    Hugging Face's defaults, ``LABEL_0`` and so on, name nothing and are left out.
+    """
     if config is None:
         return ()
     names = config.get("id2label")
     if isinstance(names, dict) and names and all(str(key).isdecimal() for key in names):
         ordered = sorted(names.items(), key=lambda item: int(item[0]))
         if [int(key) for key, _ in ordered] == list(range(len(ordered))):
-            return tuple(str(name) for _, name in ordered)
-    labels = config.get("label_names")
-    return tuple(map(str, labels)) if isinstance(labels, list) else ()
+            labels = tuple(str(name) for _, name in ordered)
+            defaults = tuple(f"LABEL_{index}" for index in range(len(labels)))
+            return () if labels == defaults else labels
+    listed = config.get("label_names")
+    return tuple(map(str, listed)) if isinstance(listed, list | tuple) else ()
+
+
+def is_trained_on_imagenet(config: Mapping[str, Any], num_classes: int) -> bool:
+    """Tell whether a timm model's own configuration says that its classes are ImageNet-1k's."""
+    tag = str(config.get("tag") or "")
+    return num_classes == 1000 and _IMAGENET_TAG.search(tag) is not None
 
 
 def _ultralytics(metadata: Mapping[str, str]) -> ModelMetadata:

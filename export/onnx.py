@@ -32,12 +32,14 @@ from .ablation import Head, split_head
 from .assemble import Assembly, Request, assemble
 from .data_flow import Layer
 from .graph_runner import GraphRunner
+from .heads import OutputMeaning, join_heads
+from .labels import name_classes
 from .layers import Network
 from .loading import LoadedModel, load_model
 from .options import ExportOptions, plan_export
 from .original_model import OriginalModel
 from .output_meaning import (
-    OutputMeaning,
+    HeadMeaning,
     interpret_embedding,
     interpret_outputs,
     may_be_probabilities,
@@ -50,7 +52,7 @@ from .references import OnnxReference, Reference
 from .references_similarity import SimilarityReference
 from .verify import Subject, draw_natural_images, verify
 from .verify_sizes import subjects_of_all_sizes
-from .zero_shot import choose_similarity, label_classes
+from .zero_shot import Similarity, choose_similarity, label_classes
 
 if TYPE_CHECKING:
     import torch
@@ -104,7 +106,7 @@ def to_onnx(
     num_classes: int | None = None,
     overrides: Overrides | None = None,
     task: Task | None = None,
-    output: str | None = None,
+    head: str | Sequence[str] | None = None,
     target_layer: str | None = None,
     methods: Sequence[str] | None = None,
     score: Score | None = None,
@@ -139,7 +141,8 @@ def to_onnx(
         num_classes: for torchvision and timm models with another number of classes than usual.
         overrides: preprocessing, where the model does not state it or states it wrongly.
         task: what the outputs mean; by default what the graph's last operator says.
-        output: which of several outputs to explain, by name or number.
+        head: which of the network's outputs to explain, by name or number; several classification
+            heads as a sequence, whose classes are then called ``HEAD:CLASS``.
         target_layer: a module's path, a node or a tensor; by default the layer is found from the
             graph.
         methods: which methods the file supports; by default all but ``ablation``, which costs an
@@ -220,20 +223,21 @@ def to_onnx(
         step(STEPS[1])
         plain = loaded.plain
         if classes is None:
-            meaning = interpret_outputs(plain.graph.outputs, plain.shapes, task, output)
+            meaning = _interpret(plain, task, head)
         else:
             similarity = choose_similarity(
                 classes, logit_scale, logit_bias, task, loaded.logit_parameters
             )
-            meaning = interpret_embedding(plain.graph.outputs, plain.shapes, similarity, output)
+            meaning = _interpret_embedding(plain, similarity, head)
         network = Network(plain, meaning.logits, is_embedding=is_encoder)
         layer = network.find(target_layer)
         earlier = network.find_earlier(layer, fused_layers)
         _check_quantised(network, [*earlier, layer], straight_through)
-        head = split_head(network, layer)
-        request, priors_kept, tft = plan_export(options, head, meaning, loaded)
+        parts = split_head(network, layer)
+        request, priors_kept, tft = plan_export(options, parts, meaning, loaded)
+        names, label_notes = _labels(loaded.labels, meaning, is_stated=labels is not None)
         manifest = _manifest(
-            loaded, network, meaning, layer, earlier, head, request, tft, show_bands
+            loaded, network, meaning, layer, earlier, parts, request, tft, names, show_bands
         )
         original = OriginalModel(plain, loaded.file)
         manifest = msgspec.structs.replace(
@@ -245,19 +249,20 @@ def to_onnx(
         references_earlier = tuple(
             _reference(loaded, network, meaning, other, manifest) for other in earlier
         )
-        if task is None and classes is None and may_be_probabilities(meaning.output):
-            _check_is_no_probability(meaning, original, manifest)
+        for one in meaning.heads:
+            if task is None and classes is None and may_be_probabilities(one.output):
+                _check_is_no_probability(one, original, manifest)
         if loaded.module is not None and not reference.is_exact:
             from .references_torch import check_translation
 
             image = draw_natural_images(np.random.default_rng(0), 2, _without_preprocess(manifest))
-            check_translation(loaded.module, original.run(image)[0], image)
+            check_translation(loaded.module, original.run(image), image)
         step(STEPS[2])
         assembly = assemble(
             network,
             meaning,
             [*earlier, layer],
-            head if "ablation" in request.methods else None,
+            parts if "ablation" in request.methods else None,
             request,
         )
         manifest = msgspec.structs.replace(
@@ -288,7 +293,7 @@ def to_onnx(
         append_manifest(temporary, manifest)
         _check_file(temporary)
         size = temporary.stat().st_size
-    notes = (*loaded.notes, *([] if meaning.note is None else [meaning.note]), *plain.changes)
+    notes = (*loaded.notes, *label_notes, *meaning.notes, *plain.changes)
     if meaning.similarity is not None:
         notes += meaning.similarity.notes
     return ExportResult(
@@ -310,13 +315,13 @@ def list_layers(
     num_classes: int | None = None,
     overrides: Overrides | None = None,
     task: Task | None = None,
-    output: str | None = None,
+    head: str | Sequence[str] | None = None,
     is_encoder: bool = False,
 ) -> tuple[list[Layer], Layer | None]:
     """List the layers at which a model can be explained, and the one ``to_onnx`` would choose.
 
     Args:
-        model, weights, num_classes, overrides, task, output: as for ``to_onnx``; weights and
+        model, weights, num_classes, overrides, task, head: as for ``to_onnx``; weights and
             preprocessing make no difference here.
         is_encoder: whether it is an image encoder, as ``to_onnx`` takes with ``classes``.
 
@@ -337,7 +342,7 @@ def list_layers(
         needs_preprocess=False,
         is_encoder=is_encoder,
     )
-    meaning = interpret_outputs(loaded.plain.graph.outputs, loaded.plain.shapes, task, output)
+    meaning = _interpret(loaded.plain, task, head)
     network = Network(loaded.plain, meaning.logits, is_embedding=is_encoder)
     try:
         chosen = network.find()
@@ -394,13 +399,14 @@ def _network_reference(
     if loaded.module is not None:
         from .references_torch import TorchReference
 
-        plain = network.plain
+        plain, outputs = network.plain, list(network.plain.graph.outputs)
         try:
             return TorchReference(
                 loaded.module,
                 layer,
                 (plain.channels, *plain.size),
-                ends_in_activation=meaning.logits is not meaning.output,
+                places=[outputs.index(head.output) for head in meaning.heads],
+                ends_in_activation=any(head.logits is not head.output for head in meaning.heads),
             )
         except LookupError:
             pass
@@ -414,7 +420,7 @@ def _without_preprocess(manifest: Manifest) -> Manifest:
 
 
 def _check_is_no_probability(
-    meaning: OutputMeaning, original: OriginalModel, manifest: Manifest
+    head: HeadMeaning, original: OriginalModel, manifest: Manifest
 ) -> None:
     """Refuse outputs that are probabilities though the graph does not end in Softmax or Sigmoid.
 
@@ -423,12 +429,12 @@ def _check_is_no_probability(
     rng = np.random.default_rng(0)
     images = draw_natural_images(rng, 2, _without_preprocess(manifest))
     outputs = dict(zip(original.names, original.run(images), strict=True))
-    values = np.asarray(outputs[str(meaning.output.name)], np.float64).reshape(2, -1)
+    values = np.asarray(outputs[head.name], np.float64).reshape(2, -1)
     within = bool(values.min() >= 0 and values.max() <= 1)
     if within and (values.shape[1] == 1 or np.abs(values.sum(-1) - 1).max() < 1e-3):
         raise ExportError(
-            f"the output '{meaning.output.name}' holds probabilities already, but the graph does "
-            "not end in Softmax or Sigmoid. Name the logits with --output-name if they are an "
+            f"the output '{head.name}' holds probabilities already, but the graph does "
+            "not end in Softmax or Sigmoid. Name the logits with --head if they are an "
             "output, or pass --task none to explain the values as they are"
         )
 
@@ -487,6 +493,7 @@ def _manifest(
     head: Head,
     request: Request,
     tft: Tft,
+    labels: tuple[str, ...],
     show_bands: Sequence[int],
 ) -> Manifest:
     plain = network.plain
@@ -498,9 +505,10 @@ def _manifest(
             target_layer=layer.name,
             activations=layer.shape,
             pooled_linear=head.is_pooled_linear and meaning.similarity is None,
-            task=meaning.task,
+            task="heads" if meaning.single is None else meaning.single.task,
             num_classes=meaning.num_classes,
-            labels=_labels(loaded.labels, meaning),
+            heads=meaning.output_heads if meaning.single is None else (),
+            labels=labels,
             preprocess=loaded.preprocess,
             dynamic_size=_dynamic_size(plain, layer),
             layout="NHWC" if plain.layout == "NHWC" else "NCHW",
@@ -556,14 +564,60 @@ def _tools(reads_torch: bool) -> dict[str, str]:
     return {"whycam": package_version(), **versions}
 
 
-def _labels(labels: Sequence[str], meaning: OutputMeaning) -> tuple[str, ...]:
-    """Complete and check class names; a single name of one logit becomes two."""
+def _labels(
+    labels: Sequence[str], meaning: OutputMeaning, is_stated: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Complete and check class names; returns them with notes.
+
+    Names that the user stated must fit; those of the model's configuration that do not are left
+    out with a note, for a head may have been replaced.
+    """
     if meaning.similarity is not None:
         labels = label_classes(meaning.similarity, labels)
-    if meaning.task == "binary" and len(labels) == 1:
-        return f"not {labels[0]}", labels[0]
-    if labels and len(labels) != meaning.num_classes:
+    by_head = name_classes(labels, meaning.output_heads)
+    problems = [
+        f"there are {len(names)} labels, but {_owner(meaning, head.name)} has {head.num_classes} "
+        "classes"
+        for head, names in zip(meaning.heads, by_head, strict=True)
+        if names and len(names) != head.num_classes
+    ]
+    if problems and is_stated:
+        raise ExportError(problems[0])
+    notes = tuple(f"{problem}: the labels were left out" for problem in problems)
+    by_head = [
+        names if len(names) == head.num_classes else ()
+        for head, names in zip(meaning.heads, by_head, strict=True)
+    ]
+    if meaning.single is not None:
+        return by_head[0], notes
+    return tuple(
+        f"{head.name}:{names[index] if names else index}"
+        for head, names in zip(meaning.heads, by_head, strict=True)
+        for index in range(head.num_classes)
+    ), notes
+
+
+def _owner(meaning: OutputMeaning, name: str) -> str:
+    return "the model" if meaning.single is not None else f"its output '{name}'"
+
+
+def _interpret(
+    plain: PlainModel, task: Task | None, head: str | Sequence[str] | None
+) -> OutputMeaning:
+    """Decide what the outputs mean, and join the heads that the user chose."""
+    names = [head] if isinstance(head, str) else head
+    found = interpret_outputs(plain.graph.outputs, plain.shapes, task, names)
+    return join_heads(plain.graph, plain.shapes, found)
+
+
+def _interpret_embedding(
+    plain: PlainModel, similarity: Similarity, head: str | Sequence[str] | None
+) -> OutputMeaning:
+    """Decide which output is the image embedding; there is one head of similarities."""
+    names = [head] if isinstance(head, str) or head is None else list(head)
+    if len(names) != 1:
         raise ExportError(
-            f"there are {len(labels)} labels, but the model has {meaning.num_classes} classes"
+            f"an image encoder has one embedding, and {len(names)} heads were chosen: name one"
         )
-    return tuple(labels)
+    found = interpret_embedding(plain.graph.outputs, plain.shapes, similarity, names[0])
+    return join_heads(plain.graph, plain.shapes, (found,))

@@ -15,8 +15,8 @@ from ..runtime.search import Prior, prior_for
 from ..runtime.tft import Tft
 from .ablation import Head, explain_refusal
 from .assemble import Request
+from .heads import OutputMeaning
 from .loading import LoadedModel
-from .output_meaning import OutputMeaning
 
 _LARGEST_SIDE = 2**15
 
@@ -141,12 +141,17 @@ def plan_export(
     Raises:
         ExportError, RequestError: the options do not fit the network.
     """
-    if meaning.task == "none" and "tft" in options.outputs:
+    if not meaning.has_probabilities and "tft" in options.outputs:
         raise ExportError(
             "TFT maximises a class's probability, and with task none there are no probabilities: "
             "leave out the output tft"
         )
     is_fixed = meaning.similarity is None or meaning.similarity.embeddings is not None
+    if options.top is not None and meaning.single is None:
+        raise RequestError(
+            f"top {options.top} explains the most probable classes of one head, and "
+            f"{len(meaning.heads)} were chosen: leave it out, and name the classes by targets"
+        )
     if options.top is not None and is_fixed and options.top > meaning.num_classes:
         raise RequestError(f"top {options.top} of {meaning.num_classes} classes")
     score: Score = options.score or "logit"
@@ -162,7 +167,7 @@ def plan_export(
         methods=methods,
         map_methods=map_methods,
         gradient_score=score,
-        ablation_score=options.score or ("logit" if meaning.task == "none" else "prob"),
+        ablation_score=options.score or ("prob" if meaning.has_probabilities else "logit"),
         tft=tft if "tft" in options.groups else None,
         prior=prior,
         top=options.top,
@@ -188,7 +193,7 @@ def _choose_methods(
     else:
         default = "layercam" if options.fused_layers else "gradcam"
         supported = set(options.map_methods or (default,))
-    if meaning.task == "none":
+    if not meaning.has_probabilities:
         if refused := sorted({"ablation"} & supported):
             raise ExportError(
                 f"{refused[0]} compares probabilities, and with task none there are none"

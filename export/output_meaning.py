@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -16,12 +16,14 @@ from .zero_shot import Similarity, check_length
 
 _RESHAPES = {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout", "Cast"}
 _INDICES = {"ArgMax", "TopK"}
+_FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
+LOGITS = "logits"  # what Hugging Face's models, and many others, call class scores
 _LAST_OF_AN_ACTIVATION = {"Div", "Reciprocal", "Exp", "Clip", "Mul", "HardSigmoid"}
 
 
 @dataclass(frozen=True)
-class OutputMeaning:
-    """What the outputs of a network mean.
+class HeadMeaning:
+    """What one output of a network means.
 
     Attributes:
         task: see the manifest.
@@ -42,10 +44,15 @@ class OutputMeaning:
     note: str | None
     similarity: Similarity | None = None
 
+    @property
+    def name(self) -> str:
+        """Return the output's name."""
+        return str(self.output.name)
+
 
 def interpret_embedding(
     outputs: Sequence[ir.Value], shapes: Shapes, similarity: Similarity, output: str | None = None
-) -> OutputMeaning:
+) -> HeadMeaning:
     """Decide which output is an image embedding, whose similarities with classes are explained.
 
     Args:
@@ -60,7 +67,7 @@ def interpret_embedding(
     chosen = (
         _find_output(outputs, output, shapes)
         if output is not None
-        else _choose_output(outputs, shapes)
+        else _choose_output(outputs, shapes)[0]
     )
     length = _count_classes(shapes.dims.get(chosen, ()))
     activation, _ = _find_activation(chosen, shapes)
@@ -72,31 +79,53 @@ def interpret_embedding(
         )
     check_length(similarity, length, str(chosen.name))
     count = EXAMPLES if similarity.embeddings is None else len(similarity.embeddings)
-    return OutputMeaning(similarity.task, chosen, chosen, count, None, None, similarity)
+    return HeadMeaning(similarity.task, chosen, chosen, count, None, None, similarity)
 
 
 def interpret_outputs(
     outputs: Sequence[ir.Value],
     shapes: Shapes,
     task: Task | None = None,
-    output: str | None = None,
-) -> OutputMeaning:
-    """Decide which output holds class scores, and what they are.
+    heads: Sequence[str] | None = None,
+) -> tuple[HeadMeaning, ...]:
+    """Decide which outputs hold class scores, and what they are.
 
     Args:
         outputs: of the graph.
         shapes: of its tensors.
         task: as the user states; by default inferred from the graph's last operator.
-        output: the name or number of the output to explain; needed where there are several.
+        heads: the names or numbers of the outputs to explain; needed where there are several.
+
+    Returns:
+        One head, or those asked for, in that order.
 
     Raises:
         ExportError: no output, or more than one, holds one number per class.
     """
-    chosen = (
-        _find_output(outputs, output, shapes)
-        if output is not None
-        else _choose_output(outputs, shapes)
-    )
+    if heads is None:
+        chosen, note = _choose_output(outputs, shapes)
+        found = _interpret(chosen, shapes, task)
+        return (replace(found, note=_join_notes(note, found.note)),)
+    values = [_find_output(outputs, name, shapes) for name in heads]
+    if not values or len(set(values)) != len(values):
+        raise ExportError(
+            f"the heads to explain are {', '.join(heads) or 'none'}: name each output once, of: "
+            f"{_list_outputs(outputs, shapes)}"
+        )
+    meanings = tuple(_interpret(value, shapes, task) for value in values)
+    if len(meanings) > 1 and task == "none":
+        raise ExportError(
+            "several heads of values cannot be explained by one file, for nothing says which value "
+            "is meant where no target is named: export a file a head, each with one --head"
+        )
+    return meanings
+
+
+def _join_notes(*notes: str | None) -> str | None:
+    return "; ".join(note for note in notes if note is not None) or None
+
+
+def _interpret(chosen: ir.Value, shapes: Shapes, task: Task | None) -> HeadMeaning:
     count = _count_classes(shapes.dims.get(chosen, ()))
     if count is None:
         raise ExportError(
@@ -107,7 +136,12 @@ def interpret_outputs(
     if activation in _INDICES:
         raise ExportError(
             f"the output '{chosen.name}' holds class numbers ({activation}), not scores: export "
-            "the network without that step, or name an earlier output with --output-name"
+            "the network without that step, or name an earlier output with --head"
+        )
+    if shapes.dtypes.get(chosen) not in _FLOATS:
+        raise ExportError(
+            f"the output '{chosen.name}' holds numbers of type {shapes.dtypes.get(chosen)}, and "
+            "class scores are floats: name another output with --head"
         )
     if task is None:
         return _infer_meaning(chosen, before, activation, count)
@@ -119,12 +153,12 @@ def interpret_outputs(
             f"the output '{chosen.name}' is one number: its task is binary (yes or no), or none "
             f"(the value itself), not {task}"
         )
-    return OutputMeaning(task, chosen, logits, 2 if task == "binary" else count, activation, None)
+    return HeadMeaning(task, chosen, logits, 2 if task == "binary" else count, activation, None)
 
 
 def _infer_meaning(
     output: ir.Value, before: ir.Value, activation: str | None, count: int
-) -> OutputMeaning:
+) -> HeadMeaning:
     if count == 1:
         if activation not in (None, "Sigmoid"):
             raise ExportError(
@@ -134,21 +168,21 @@ def _infer_meaning(
         note = None
         if activation is None:
             note = (
-                "the network has one output and no sigmoid: it was taken for a binary logit. If "
-                "it is a value (regression), pass --task none"
+                f"the output '{output.name}' is one number without a sigmoid: it was taken for a "
+                "binary logit. If it is a value (regression), pass --task none"
             )
         logits = output if activation is None else before
-        return OutputMeaning("binary", output, logits, 2, activation, note)
+        return HeadMeaning("binary", output, logits, 2, activation, note)
     if activation == "Sigmoid":
-        return OutputMeaning("sigmoid", output, before, count, activation, None)
+        return HeadMeaning("sigmoid", output, before, count, activation, None)
     if activation in ("Softmax", "LogSoftmax"):
-        return OutputMeaning("softmax", output, before, count, activation, None)
+        return HeadMeaning("softmax", output, before, count, activation, None)
     note = (
-        f"the network ends without softmax or sigmoid: its {count} outputs were taken for logits "
-        "of exclusive classes. If labels are independent, pass --task sigmoid; if outputs are "
-        "values, --task none"
+        f"the output '{output.name}' ends without softmax or sigmoid: its {count} numbers were "
+        "taken for logits of exclusive classes. If labels are independent, pass --task sigmoid; if "
+        "they are values, --task none"
     )
-    return OutputMeaning("softmax", output, output, count, None, note)
+    return HeadMeaning("softmax", output, output, count, None, note)
 
 
 def _find_activation(value: ir.Value, shapes: Shapes) -> tuple[str | None, ir.Value]:
@@ -211,32 +245,50 @@ def _count_classes(dims: Dims) -> int | None:
     return large[0] if large else 1
 
 
-def _choose_output(outputs: Sequence[ir.Value], shapes: Shapes) -> ir.Value:
-    fitting = [value for value in outputs if _count_classes(shapes.dims.get(value, ())) is not None]
+def _choose_output(outputs: Sequence[ir.Value], shapes: Shapes) -> tuple[ir.Value, str | None]:
+    """Choose the output with class scores; with a note where its name decides."""
+    fitting = [
+        value
+        for value in outputs
+        if _count_classes(shapes.dims.get(value, ())) is not None
+        and shapes.dtypes.get(value) in _FLOATS
+    ]
     if not fitting:
-        listed = ", ".join(f"'{v.name}' {_shape_text(shapes.dims.get(v))}" for v in outputs)
+        indices = [v for v in outputs if _find_activation(v, shapes)[0] in _INDICES]
+        if indices:
+            return indices[0], None
         raise ExportError(
-            f"no output holds one number a class and image (there are: {listed}). Detectors and "
-            "segmenters are not classifiers"
+            "no output holds one number a class and image (there are: "
+            f"{_list_outputs(outputs, shapes)}). Detectors and segmenters are not classifiers"
         )
     # Logits and their softmax may both be outputs.
     sources = {id(_find_activation(value, shapes)[1]) for value in fitting}
-    if len(fitting) > 1 and len(sources) > 1:
-        listed = ", ".join(f"'{v.name}' {_shape_text(shapes.dims.get(v))}" for v in fitting)
-        raise ExportError(
-            f"there are several outputs that could be class scores: {listed}. Choose one with "
-            "--output-name NAME"
+    if len(fitting) == 1 or len(sources) == 1:
+        ended = [value for value in fitting if _find_activation(value, shapes)[0] is not None]
+        return (ended or fitting)[0], None
+    named = [value for value in fitting if value.name == LOGITS]
+    if named:
+        return named[0], (
+            f"of several outputs ({_list_outputs(fitting, shapes)}) the one called '{LOGITS}' is "
+            "explained; --head chooses others"
         )
-    ended = [value for value in fitting if _find_activation(value, shapes)[0] is not None]
-    return (ended or fitting)[0]
+    raise ExportError(
+        f"there are several outputs that could be class scores: {_list_outputs(fitting, shapes)}. "
+        "Choose one with --head NAME, or several heads with --head NAME,NAME"
+    )
 
 
 def _find_output(outputs: Sequence[ir.Value], name: str, shapes: Shapes) -> ir.Value:
-    for index, value in enumerate(outputs):
-        if name in (value.name, str(index)):
-            return value
-    listed = ", ".join(f"'{v.name}' {_shape_text(shapes.dims.get(v))}" for v in outputs)
-    raise ExportError(f"there is no output '{name}'; there are: {listed}")
+    by_name = {str(value.name): value for value in outputs}
+    if name in by_name:
+        return by_name[name]
+    if name.isdecimal() and int(name) < len(outputs):
+        return outputs[int(name)]
+    raise ExportError(f"there is no output '{name}'; there are: {_list_outputs(outputs, shapes)}")
+
+
+def _list_outputs(outputs: Sequence[ir.Value], shapes: Shapes) -> str:
+    return ", ".join(f"'{v.name}' {_shape_text(shapes.dims.get(v))}" for v in outputs)
 
 
 def _shape_text(dims: Dims | None) -> str:

@@ -31,14 +31,16 @@ def compute_reference_answers(
         feeds = {"image": image, "target": np.array([[-1]], np.int64)}
         outputs = runner.run(feeds, names)
         activations, raw = network.forward(outputs.get("network_input", image))
-        exact = compute_probabilities(raw, manifest.task)
+        exact = compute_probabilities(raw, manifest.output_heads)
         # Of equal probabilities, as of saturated sigmoids, the one whose gradient was run.
         target = int(outputs["targets"][0, 0])
         gradients = outputs["gradients"][:, :1].astype(np.float64)
         weights = outputs.get("ablation_weights")
         if activations is None:
             activations = outputs["activations"].astype(np.float64)
-        seed = differentiate_score(raw, np.array([target]), manifest.gradient_score, manifest.task)
+        seed = differentiate_score(
+            raw, np.array([target]), manifest.gradient_score, manifest.output_heads
+        )
         exact_gradients = network.gradient(
             np.asarray(activations, np.float64), seed, outputs.get("network_input", image)
         )

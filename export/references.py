@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from ..runtime.errors import ExportError, reason_of
 from .data_flow import Layer
 from .gradient.reverse import find_path
+from .heads import OutputMeaning
 from .layers import Network
-from .output_meaning import OutputMeaning
 from .subgraph import open_model_session, submodel
 
 Floats = NDArray[np.float64]

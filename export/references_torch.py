@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..runtime.errors import ExportError, VerificationError
 from .data_flow import Layer
+from .model_outputs import list_tensors
 from .references import Floats
 
 
@@ -23,8 +24,9 @@ class TorchReference:
         model: in eval mode, float32.
         layer: named like the module.
         inner: (C, H, W) of the input.
-        ends_in_activation: whether the model returns probabilities, so that the scores are the
-            input of its last softmax or sigmoid module.
+        places: which of the tensors that it returns hold class scores, see ``return_tensors``.
+        ends_in_activation: whether it returns probabilities there, so that the scores are the
+            input of its last softmax or sigmoid module; for one place alone.
 
     Raises:
         LookupError: no module of that name returns those activations once, or there is no such
@@ -39,9 +41,11 @@ class TorchReference:
         model: torch.nn.Module,
         layer: Layer,
         inner: tuple[int, int, int],
+        places: Sequence[int] = (0,),
         ends_in_activation: bool = False,
     ) -> None:
         self._float32_model = model
+        self._places = tuple(places)
         self._name = layer.name
         self._inner = inner
         self._arrangement = layer.arrangement
@@ -53,7 +57,9 @@ class TorchReference:
             model(torch.zeros(2, *inner))
         if len(outputs) != 1 or not self._fits(outputs[0], layer):
             raise LookupError(layer.name)
-        self._activation = _find_last_activation(model, inner) if ends_in_activation else None
+        self._activation = (
+            _find_last_activation(model, inner, self._places) if ends_in_activation else None
+        )
         self._model = _to_double(model)
         self._last: tuple[NDArray[Any], tuple[Floats, Floats]] | None = None
 
@@ -88,9 +94,9 @@ class TorchReference:
         return np.ascontiguousarray(activations), scores.double().numpy()
 
     def _scores(self, model: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
-        """Compute the model's output, or the input of its last softmax or sigmoid: [N, C]."""
+        """Compute the model's scores, or the input of its last softmax or sigmoid: [N, R]."""
         if self._activation is None:
-            return model(image)  # type: ignore[no-any-return]
+            return _join_scores(model(image), self._places)
         taken: list[torch.Tensor] = []
         module = model.get_submodule(self._activation)
         handle = module.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0]))
@@ -165,7 +171,15 @@ class TorchReference:
 _ACTIVATIONS = (torch.nn.Softmax, torch.nn.LogSoftmax, torch.nn.Sigmoid)
 
 
-def _find_last_activation(model: torch.nn.Module, inner: tuple[int, int, int]) -> str:
+def _join_scores(returned: Any, places: Sequence[int]) -> torch.Tensor:
+    """Put the class scores of all heads side by side, [N, R]."""
+    tensors = list_tensors(returned)
+    return torch.cat([tensors[place].flatten(1) for place in places], 1)
+
+
+def _find_last_activation(
+    model: torch.nn.Module, inner: tuple[int, int, int], places: Sequence[int]
+) -> str:
     """Find the softmax or sigmoid module whose output the model returns.
 
     Raises:
@@ -179,7 +193,7 @@ def _find_last_activation(model: torch.nn.Module, inner: tuple[int, int, int]) -
     ]
     try:
         with torch.no_grad():
-            scores = model(torch.zeros(2, *inner))
+            scores = _join_scores(model(torch.zeros(2, *inner)), places)
     finally:
         for handle in handles:
             handle.remove()
@@ -189,11 +203,13 @@ def _find_last_activation(model: torch.nn.Module, inner: tuple[int, int, int]) -
     raise LookupError("no module is the model's softmax or sigmoid")
 
 
-def check_translation(module: torch.nn.Module, outputs: NDArray[Any], image: NDArray[Any]) -> None:
+def check_translation(
+    module: torch.nn.Module, outputs: Sequence[NDArray[Any]], image: NDArray[Any]
+) -> None:
     """Compare the plain ONNX graph with the model, where that graph is the reference.
 
     Args:
-        module: in eval mode, float32.
+        module: in eval mode, float32; returns the graph's outputs.
         outputs: of the graph.
         image: the graph's input.
 
@@ -201,14 +217,16 @@ def check_translation(module: torch.nn.Module, outputs: NDArray[Any], image: NDA
         VerificationError: PyTorch's exporter wrote another computation.
     """
     with torch.no_grad():
-        expected = module(torch.from_numpy(image)).numpy()
-    scale = float(np.abs(expected).max()) or 1.0
-    error = float(np.abs(outputs.reshape(expected.shape) - expected).max()) / scale
-    if not error <= _TRANSLATION:
-        raise VerificationError(
-            "the exported graph is wrong: PyTorch's exporter wrote a graph whose outputs differ "
-            f"from the model's by {error:.1e} of their largest. No file was written"
-        )
+        returned = list_tensors(module(torch.from_numpy(image)))
+    for actual, tensor in zip(outputs, returned, strict=True):
+        expected = tensor.double().numpy()
+        scale = float(np.abs(expected).max()) or 1.0
+        error = float(np.abs(actual.reshape(expected.shape) - expected).max()) / scale
+        if not error <= _TRANSLATION:
+            raise VerificationError(
+                "the exported graph is wrong: PyTorch's exporter wrote a graph whose outputs "
+                f"differ from the model's by {error:.1e} of their largest. No file was written"
+            )
 
 
 _TRANSLATION = 1e-3

@@ -20,7 +20,13 @@ from .classifier import replace_classifier
 from .factory import call_factory, call_seeded
 from .input_channels import read_input_channels
 from .labels import read_labels
-from .metadata import ModelMetadata, check_interpolation_name, from_timm
+from .metadata import (
+    ModelMetadata,
+    check_interpolation_name,
+    from_timm,
+    is_trained_on_imagenet,
+    read_class_names,
+)
 from .open_clip_model import PREFIX, load_open_clip, read_open_clip_preprocess
 from .preprocessing import (
     PRESETS,
@@ -33,6 +39,7 @@ from .preprocessing import (
     neutral_preprocess,
 )
 from .saved_model import WEIGHTS, is_saved_model, read_saved_model
+from .transformers_model import TRANSFORMERS, is_transformers_folder, load_transformers
 
 Factory = Callable[..., Any]
 
@@ -80,8 +87,10 @@ def resolve(
 
     Args:
         model: ``torchvision/NAME``, ``timm/NAME``, ``open_clip/NAME/TAG`` (an image encoder),
-            ``package.module:factory``, ``file.py:factory``, a folder made by ``whycam train``, or a
-            module as it is. Wrappers of ``torch.compile`` and data-parallel training are taken off.
+            ``transformers/OWNER/NAME`` of the hub, ``package.module:factory``,
+            ``file.py:factory``, a folder made by ``whycam train`` or by transformers'
+            ``save_pretrained``, or a module as it is. Wrappers of ``torch.compile`` and
+            data-parallel training are taken off.
         weights: ``default`` (the pretrained ones; of a factory or a module: what it comes
             with), ``none`` (random, the same each time), or a .pth or .safetensors file.
         labels: ``imagenet``, a file with one name a line or a JSON list, or the names.
@@ -105,6 +114,12 @@ def resolve(
         name = type(copied).__name__
         example = example or 'overrides=Overrides(preprocess="imagenet"), of whycam.export'
         source = _prepare_module(copied, name, overrides, example, needs_preprocess)
+    elif model.startswith(TRANSFORMERS) or is_transformers_folder(model):
+        if num_classes is not None:
+            raise ExportError(
+                "num_classes does not go with a model of transformers: its config.json says it"
+            )
+        source = _load_transformers(model, weights, overrides, example, needs_preprocess)
     elif model.startswith("torchvision/"):
         if overrides.channels not in (None, 3):
             raise ExportError(
@@ -128,8 +143,9 @@ def resolve(
     else:
         raise ExportError(
             f"cannot tell where to find the model '{model}': write FILE.onnx, torchvision/NAME, "
-            "timm/NAME, open_clip/NAME/TAG, package.module:factory, file.py:factory, or a folder "
-            "made by whycam train"
+            "timm/NAME, open_clip/NAME/TAG, transformers/OWNER/NAME, package.module:factory, "
+            "file.py:factory, or a folder made by whycam train or by save_pretrained of "
+            "transformers"
         )
     if weights not in ("default", "none") and not _loads_weights(model):
         notes = load_weights(source.model, Path(weights), weights_key)
@@ -225,15 +241,34 @@ def _load_timm(
         if overrides.channels is not None:
             options["in_chans"] = overrides.channels
         model = call_seeded(lambda: timm.create_model(name, pretrained=False, **options))
+    config = cast("dict[str, Any]", model.pretrained_cfg)
     labels: tuple[str, ...] = ()
-    if weights == "default" and model.num_classes == 1000:
-        labels = read_labels("imagenet")
-    stated = from_timm(cast("dict[str, Any]", model.pretrained_cfg), spec)
+    if weights == "default":
+        labels = read_class_names(config)
+        if not labels and is_trained_on_imagenet(config, cast(int, model.num_classes)):
+            labels = read_labels("imagenet")
+    stated = from_timm(config, spec)
     if overrides.channels not in (None, stated.channels):
         known = ModelMetadata("the model's pretrained_cfg", stated)
         example = format_example_command(spec, "model.onnx", overrides)
-        stated = _choose(overrides, known, overrides.channels, spec, example, needs_preprocess)
+        size = find_input_size(overrides, known) or stated.size
+        channels = overrides.channels
+        stated = _choose(overrides, known, size, channels, spec, example, needs_preprocess)
     return Source(model, spec, weights, stated, labels)
+
+
+def _load_transformers(
+    model: str, weights: str, overrides: Overrides, example: str | None, needs_preprocess: bool
+) -> Source:
+    """Load a model of transformers, with what its files state."""
+    name = model if is_transformers_folder(model) else model.removeprefix(TRANSFORMERS)
+    module, known = load_transformers(name, weights == "default")
+    shown = name.replace("\\", "/").rstrip("/").split("/")[-1]
+    target = f"{shown}.onnx"
+    example = example or format_example_command(model, target, overrides)
+    source = _prepare_module(module, shown, overrides, example, needs_preprocess, known)
+    labels = known.labels if weights == "default" else ()
+    return replace(source, name=shown, labels=labels, weights=weights)
 
 
 def _loads_weights(model: str | torch.nn.Module) -> bool:
@@ -272,14 +307,19 @@ def _unwrap_parts(model: torch.nn.Module) -> None:
 
 
 def _prepare_module(
-    model: torch.nn.Module, name: str, overrides: Overrides, example: str, needs_preprocess: bool
+    model: torch.nn.Module,
+    name: str,
+    overrides: Overrides,
+    example: str,
+    needs_preprocess: bool,
+    known: ModelMetadata | None = None,
 ) -> Source:
-    """Prepare the user's own model, whose configuration may state its preprocessing."""
+    """Prepare the user's own model, whose configuration may state preprocessing and labels."""
     model = _unwrap(model).cpu()
     _unwrap_parts(model)
     notes = _note_precision(model)
-    known = _read_module_metadata(model, name)
-    size = find_input_size(overrides, known)
+    known = known or _read_module_metadata(model, name)
+    size = find_input_size(overrides, known) or _read_image_size(model)
     if size is None and overrides.preprocess in PRESETS:
         notes = (
             *notes,
@@ -294,19 +334,22 @@ def _prepare_module(
         if channels != 3:
             count = f"{channels} channel{'s' * (channels > 1)}"
             notes = (*notes, f"images have {count}, as the first convolution has")
-    preprocess = _choose(overrides, known, channels, name, example, needs_preprocess)
-    return Source(model, name, "default", preprocess, (), notes)
+    preprocess = _choose(overrides, known, size, channels, name, example, needs_preprocess)
+    labels = () if known is None else known.labels
+    if labels and known is not None:
+        notes = (*notes, f"labels read from {known.source}")
+    return Source(model, name, "default", preprocess, labels, notes)
 
 
 def _choose(
     overrides: Overrides,
     known: ModelMetadata | None,
+    size: tuple[int, int],
     channels: int,
     name: str,
     example: str,
     needs_preprocess: bool,
 ) -> Preprocess:
-    size = find_input_size(overrides, known) or (_DEFAULT_SIDE, _DEFAULT_SIDE)
     if not needs_preprocess:
         return neutral_preprocess(size, channels)
     return choose_preprocess(overrides, known, size, channels, name, example)
@@ -322,17 +365,36 @@ def _note_precision(model: torch.nn.Module) -> tuple[str, ...]:
 
 
 def _read_module_metadata(model: torch.nn.Module, name: str) -> ModelMetadata | None:
-    """Read preprocessing from a module: timm's configuration, or torchvision's transforms."""
+    """Read what a module states: timm's or Hugging Face's configuration, torchvision's transforms.
+
+    A timm configuration's tag says nothing of weights that were loaded since, but its names do.
+    """
     config = getattr(model, "pretrained_cfg", None)
     if isinstance(config, dict) and "input_size" in config and "mean" in config:
-        return ModelMetadata("the model's pretrained_cfg", from_timm(config, name))
+        labels = read_class_names(config)
+        return ModelMetadata("the model's pretrained_cfg", from_timm(config, name), labels)
     prepared = read_open_clip_preprocess(model)
     if prepared is not None:
         return ModelMetadata("the model's preprocess_cfg", prepared)
+    config = getattr(model, "config", None)
+    if isinstance(getattr(config, "id2label", None), dict):
+        labels = read_class_names({"id2label": config.id2label})  # type: ignore[union-attr]
+        return ModelMetadata("the model's config.id2label", None, labels)
     preset = getattr(model, "transforms", None)
     if all(hasattr(preset, part) for part in ("crop_size", "resize_size", "mean", "std")):
         return ModelMetadata("the model's transforms", _torchvision_preprocess(preset))
     return None
+
+
+def _read_image_size(model: torch.nn.Module) -> tuple[int, int] | None:
+    """Read the input size from a Hugging Face model's configuration."""
+    size = getattr(getattr(model, "config", None), "image_size", None)
+    is_stated = isinstance(size, int) or (
+        isinstance(size, list | tuple)
+        and len(size) == 2
+        and all(isinstance(side, int) for side in size)
+    )
+    return _sides(size) if is_stated else None
 
 
 def _import(module: str, package: str, spec: str) -> Any:

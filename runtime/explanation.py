@@ -39,7 +39,7 @@ class Explanation:
         index: the class explained.
         label: its name, or its number where the model file holds no names.
         probability: of the class, in [0, 1]; its value where the task is ``none``.
-        task: what the network's outputs mean, see ``Manifest.task``.
+        task: what the class's head computes, see ``Manifest.task``.
         method: how the map was made.
         map: float32 [H, W] in [0, 1] over the network's input, or [h, w] over the image's own
             pixels with ``geometry="image"``; thresholded if thresholding was asked for.
@@ -275,7 +275,7 @@ def make_explanation(
         index=class_map.target,
         label=manifest.label(class_map.target),
         probability=class_map.probability,
-        task=manifest.task,
+        task=manifest.task_of(class_map.target),
         method=class_map.method,
         map=class_map.map,
         original_map=class_map.map,

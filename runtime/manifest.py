@@ -32,7 +32,26 @@ Outputs = Literal["raw", "map", "tft"]
 OUTPUTS: tuple[Outputs, ...] = get_args(Outputs)
 FilePrecision = Literal["fp32", "fp16", "bf16", "int8"]
 Task = Literal["softmax", "sigmoid", "binary", "none"]
+FileTask = Literal["softmax", "sigmoid", "binary", "none", "heads"]
 INPUTS = ("image", "target", "class_embeddings")
+
+
+class OutputHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One of several classification heads, whose classes follow those of the heads before it.
+
+    Attributes:
+        name: of the network's output that holds its scores.
+        task: what its probabilities are, see ``Manifest.task``.
+        num_classes: of this head; 2 for ``binary``.
+    """
+
+    name: str
+    task: Task
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 1 or (self.task == "binary" and self.num_classes != 2):
+            raise ValueError(f"head '{self.name}' has {self.num_classes} classes: {self.task}")
 
 
 class FusedLayer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -91,10 +110,14 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         pooled_linear: whether the head is global average pooling and one linear layer.
         task: what ``probabilities`` holds. ``softmax``: of classes that exclude each other;
             ``sigmoid``: of independent labels; ``binary``: of two classes, from one logit;
-            ``none``: values that are no probabilities, as regression gives them.
-        num_classes: C; 2 for ``binary``. Where class embeddings are an input, of the example
-            classes in ``references``, or of the prompts once there are some.
-        labels: C class names, or empty; for ``binary`` (``not NAME``, ``NAME``).
+            ``none``: values that are no probabilities, as regression gives them; ``heads``: each of
+            ``heads`` has a task of its own.
+        num_classes: C; 2 for ``binary``; of several heads, all their classes. Where class
+            embeddings are an input, of the example classes in ``references``, or of the prompts
+            once there are some.
+        labels: C class names, or empty; for ``binary`` (``not NAME``, ``NAME``); of several heads
+            always, as ``HEAD:CLASS``.
+        heads: where several heads are explained, in the order of their classes; else empty.
         preprocess: how an image becomes the input. With ``dynamic_size`` its ``size`` is the
             model's usual one, and ``resize`` does not apply.
         dynamic_size: which heights and widths the graph takes; None: ``preprocess.size`` alone.
@@ -140,9 +163,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     target_layer: str
     activations: tuple[int, int, int]
     pooled_linear: bool
-    task: Task = "softmax"
+    task: FileTask = "softmax"
     num_classes: int
     labels: tuple[str, ...]
+    heads: tuple[OutputHead, ...] = ()
     preprocess: Preprocess
     dynamic_size: DynamicSize | None = None
     layout: Layout = "NCHW"
@@ -176,6 +200,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         if self.labels and len(self.labels) != self.num_classes:
             raise ValueError(f"{len(self.labels)} labels for {self.num_classes} classes")
         self._check_task()
+        self._check_heads()
         self._check_maps()
         self._check_interface()
         self._check_dynamic_size()
@@ -204,6 +229,20 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise ValueError("outputs tft need probabilities, and task none has none")
         if unfit := sorted({"ablation", "scorecam"}.intersection(self.methods)):
             raise ValueError(f"methods {unfit} need probabilities, and task none has none")
+
+    def _check_heads(self) -> None:
+        if (self.task == "heads") != bool(self.heads):
+            raise ValueError(f"task {self.task} with {len(self.heads)} heads")
+        if not self.heads:
+            return
+        names = {head.name for head in self.heads}
+        total = sum(head.num_classes for head in self.heads)
+        if len(self.heads) < 2 or len(names) != len(self.heads) or total != self.num_classes:
+            raise ValueError(f"{len(self.heads)} heads {sorted(names)} of {total} classes in all")
+        if not self.labels or self.top is not None:
+            raise ValueError("several heads have labels, and targets for them")
+        if any(head.task == "none" for head in self.heads):
+            raise ValueError("a head of values beside others")
 
     def _check_maps(self) -> None:
         first = self.map_method
@@ -264,6 +303,21 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
                 f"show_bands {list(self.show_bands)}: name one or three bands, of 1 to "
                 f"{spec.channels}"
             )
+
+    @property
+    def output_heads(self) -> tuple[OutputHead, ...]:
+        """List the heads, be it one, which is then named ``probabilities``."""
+        if self.task != "heads":
+            return (OutputHead("probabilities", self.task, self.num_classes),)
+        return self.heads
+
+    def task_of(self, index: int) -> Task:
+        """Return the task of the head that a class belongs to."""
+        for head in self.output_heads:
+            if index < head.num_classes:
+                return head.task
+            index -= head.num_classes
+        raise IndexError(index)
 
     @property
     def map_method(self) -> Method | None:
@@ -355,6 +409,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             "probabilities": (self.num_classes,),
             "targets": (None,),
         }
+        shapes |= {f"probabilities_{head.name}": (head.num_classes,) for head in self.heads}
         if "raw" in self.outputs:
             shapes["activations"] = activations
             shapes["gradients"] = (None, *activations)

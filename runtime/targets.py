@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .errors import RequestError
 from .manifest import Manifest
@@ -22,7 +24,8 @@ def resolve_targets(
 
     Args:
         targets: None (the most probable), an index, a rank, a label, or a list of these: for
-            one image its classes, for many one entry an image.
+            one image its classes, for many one entry an image. Of several heads a class is named
+            ``HEAD:CLASS`` and its rank ``HEAD:RANK``; a rank alone is the first head's.
         count: how many images there are.
         many: whether the caller passed many images, be it a list of one.
         manifest: knows the classes and their names.
@@ -67,15 +70,44 @@ def _class(target: Any, manifest: Manifest) -> int:
     if manifest.top is not None:
         return _rank(target, manifest.top)
     if isinstance(target, str):
-        return _index_of(target, manifest.labels)
+        ranked = _rank_of_head(target, manifest)
+        return _index_of(target, manifest.labels) if ranked is None else ranked
     count = manifest.num_classes
-    ranks = min(RANKS, count)
+    ranks = count_ranks(manifest.output_heads[0].num_classes)
     if not -ranks <= target < count:
         raise RequestError(
             f"there is no class {target}: indices go from 0 to {count - 1}, ranks from -1 (the "
             f"most probable) to -{ranks}"
         )
     return int(target)
+
+
+def count_ranks(num_classes: int) -> int:
+    """Count the ranks that the graph resolves in a head of so many classes."""
+    return min(RANKS, num_classes)
+
+
+def most_probable(probabilities: NDArray[Any], manifest: Manifest) -> NDArray[np.int64]:
+    """Find the class of rank -1, of several heads the first one's: [N, C] to int64 [N]."""
+    first = manifest.output_heads[0]
+    return np.asarray(probabilities[:, : first.num_classes].argmax(1), np.int64)
+
+
+def _rank_of_head(text: str, manifest: Manifest) -> int | None:
+    """Resolve ``HEAD:RANK`` as the graph counts ranks: one head's after the other's."""
+    before = 0
+    for head in manifest.heads:
+        ranks = count_ranks(head.num_classes)
+        rank = text.removeprefix(f"{head.name}:")
+        if rank != text and re.fullmatch(r"-\d+", rank):
+            if not -ranks <= int(rank) < 0:
+                raise RequestError(
+                    f"there is no class '{text}': ranks of '{head.name}' go from -1 (the most "
+                    f"probable) to -{ranks}"
+                )
+            return int(rank) - before
+        before += ranks
+    return None
 
 
 def _rank(target: str | int | np.integer[Any], top: int) -> int:

@@ -166,7 +166,7 @@ class Case:
         self.head = nn.Sequential(*layers)
         model = nn.Sequential(nn.Conv2d(3, K, 3, stride=2), nn.ReLU(), self.head).eval()
         plain = to_plain(to_ir(model, SIZE, 18))
-        logits = interpret_outputs(plain.graph.outputs, plain.shapes).logits
+        logits = interpret_outputs(plain.graph.outputs, plain.shapes)[0].logits
         self.network = Network(plain, logits)
         self.layer = self.network.find("1")
         self.parts: Head = split_head(self.network, self.layer)
@@ -281,7 +281,7 @@ class ChannelsLast(nn.Module):
 
 def test_channels_last_activations_are_refused() -> None:
     plain = to_plain(to_ir(ChannelsLast().eval(), SIZE, 18))
-    network = Network(plain, interpret_outputs(plain.graph.outputs, plain.shapes).logits)
+    network = Network(plain, interpret_outputs(plain.graph.outputs, plain.shapes)[0].logits)
     layer = network.find("relu_1")
     assert layer.arrangement.order == (0, 3, 1, 2)
     recorder = Recorder(plain.graph)

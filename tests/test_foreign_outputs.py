@@ -178,7 +178,7 @@ def test_class_numbers_are_refused(kind, tmp_path):
     add(file, logits)
     shape = ["N"] if kind == "ArgMax" else ["N", 1]
     model = file.model({"y": shape}, kinds={"y": TensorProto.INT64})
-    with pytest.raises(ExportError, match=rf"'y' holds class numbers \({kind}\).*--output-name"):
+    with pytest.raises(ExportError, match=rf"'y' holds class numbers \({kind}\).*--head"):
         explain(saved(model, tmp_path))
 
 
@@ -199,12 +199,12 @@ def two_heads(folder):
 
 def test_several_outputs_are_listed_and_one_is_chosen(tmp_path):
     file, colour, shape = two_heads(tmp_path)
-    with pytest.raises(ExportError, match=r"'colour' \[N, 3\], 'shape' \[N, 5\].*--output-name"):
+    with pytest.raises(ExportError, match=r"'colour' \[N, 3\], 'shape' \[N, 5\].*--head"):
         explain(file)
     with pytest.raises(ExportError, match=r"no output 'size'; there are: 'colour' \[N, 3\], 'sh"):
-        explain(file, output="size")
+        explain(file, head="size")
     for output, head, classes in (("colour", colour, 3), ("shape", shape, 5), ("0", colour, 3)):
-        made = explain(file, output=output)
+        made = explain(file, head=output)
         assert made.manifest.num_classes == classes
         assert made.manifest.own_outputs == ("colour", "shape")
         check_answers(file, made, head)

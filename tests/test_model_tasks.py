@@ -84,7 +84,7 @@ def test_graph_that_pytorch_wrote_wrongly_is_found_out_without_a_module_to_hook(
     monkeypatch.setattr(
         references_torch,
         "check_translation",
-        lambda module, outputs, image: honest(module, 1.01 * outputs, image),
+        lambda module, outputs, image: honest(module, [1.01 * each for each in outputs], image),
     )
     with pytest.raises(VerificationError, match="PyTorch's exporter wrote"):
         to_onnx(Functional().eval(), tmp_path / "x.onnx", overrides=SMALL)

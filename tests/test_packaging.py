@@ -166,7 +166,7 @@ def test_the_base_and_the_engines_need_no_torch(metadata):
         for line in needed
         if re.match(r"torch(vision)?\b|whycam\[.*(export|train|demo)", line)
     }
-    assert with_torch == {"export", "train", "demo", "dev", "zero-shot"}
+    assert with_torch == {"export", "transformers", "train", "demo", "dev", "zero-shot"}
 
 
 def test_the_long_description_has_no_link_that_only_a_checkout_can_follow(metadata):

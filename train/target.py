@@ -48,7 +48,7 @@ def find_target(
         TargetLayerError: there is no usable target layer.
     """
     plain = to_plain(to_ir(model, size, LEAST_OPSET, channels))
-    meaning = interpret_outputs(plain.graph.outputs, plain.shapes)
+    (meaning,) = interpret_outputs(plain.graph.outputs, plain.shapes)
     if meaning.activation is not None or meaning.task != "softmax":
         ending = (
             f"ends in {meaning.activation}"

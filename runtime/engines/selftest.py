@@ -14,6 +14,7 @@ from ..manifest import Manifest, Reference
 from ..pixels import Pixels
 from ..preprocess import arrange, crop_resized, normalise
 from ..similarity import largest_difference
+from ..targets import most_probable
 from .base import Engine, Precision
 from .prompted import with_examples
 
@@ -267,7 +268,7 @@ def _differences(engine: Engine, manifest: Manifest, reference: Reference) -> di
     finished = cam.finish(expected, manifest.preprocess.size)
     scale = max(1.0, abs(reference.probability))
     return {
-        "lead": float(row.max() - row[reference.target]) / scale,
+        "lead": float(row[most_probable(row[None], manifest)[0]] - row[reference.target]) / scale,
         "probabilities": float(abs(row[reference.target] - reference.probability)) / scale,
         "maps": 0.0 if is_constant else largest_difference(maps, finished),
     }
