@@ -52,7 +52,7 @@ def output_of(model: nn.Module, path: str, image: torch.Tensor) -> torch.Tensor:
 
 def network_of(model: nn.Module, size: int) -> Network:
     plain = to_plain(to_ir(model, (size, size), 18))
-    return Network(plain, interpret_outputs(plain.graph.outputs, plain.shapes).logits)
+    return Network(plain, interpret_outputs(plain.graph.outputs, plain.shapes)[0].logits)
 
 
 def activations_of(network: Network, layer: Layer, image: torch.Tensor) -> torch.Tensor:
