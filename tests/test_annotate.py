@@ -214,12 +214,12 @@ def test_any_label_can_be_written_on_any_frame(monkeypatch, label, size, face):
 def test_labels_beyond_ascii_are_not_question_marks(monkeypatch):
     for face in (text._face, lambda: None):
         monkeypatch.setattr(text, "_face", face)
-        pictures = []
+        images = []
         for word in ("Häher", "H?her", "H??her"):
-            pictures.append(np.zeros((40, 200, 3), np.uint8))
-            text.write(pictures[-1], word, 4, 4, 24)
-        assert pictures[0].any()
-        assert not any(np.array_equal(pictures[0], other) for other in pictures[1:])
+            images.append(np.zeros((40, 200, 3), np.uint8))
+            text.write(images[-1], word, 4, 4, 24)
+        assert images[0].any()
+        assert not any(np.array_equal(images[0], other) for other in images[1:])
 
 
 def test_wider_text_takes_more_room():
@@ -227,7 +227,7 @@ def test_wider_text_takes_more_room():
         assert 0 < text.width_of("ab", 20) < text.width_of("ab ab", 20), face
 
 
-def test_an_explanation_of_another_picture_is_refused():
+def test_an_explanation_of_another_image_is_refused():
     explained = explanation_of(frame_of((50, 60)), spot())
     with pytest.raises(RequestError, match="of 50 x 60 pixels"):
         Overlay().draw(frame_of((60, 50)), explained)

@@ -31,22 +31,22 @@ COUNT, TENTHS = 48, Tft().taus
 RANK = [("binary", "rank")]
 
 
-def write_pictures(folder: Path, count: int, side: int) -> Path:
+def write_images(folder: Path, count: int, side: int) -> Path:
     rng = np.random.default_rng(1)
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
-        picture = rng.integers(0, 256, (side, side, 3), np.uint8)
-        Image.fromarray(picture).save(folder / f"{index:03d}.png")
+        image = rng.integers(0, 256, (side, side, 3), np.uint8)
+        Image.fromarray(image).save(folder / f"{index:03d}.png")
     return folder
 
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
-    return write_pictures(tmp_path / "data", COUNT, 8)
+    return write_images(tmp_path / "data", COUNT, 8)
 
 
 def by_hand(explainer: whycam.Explainer, folder: Path) -> tuple[np.ndarray, ...]:
-    """Features, p and p under every mask, one picture and one pass at a time."""
+    """Features, p and p under every mask, one image and one pass at a time."""
     rows = []
     for file in sorted(folder.iterdir()):
         e = explainer.explain(file, method="gradcam")
@@ -227,7 +227,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[Any, st
 
 
 def test_what_is_learnt_is_stored_and_used_by_every_engine(small, tmp_path):
-    data = write_pictures(tmp_path / "data", 40, 32)
+    data = write_images(tmp_path / "data", 40, 32)
     before = read_manifest(small)
     found = learn_thresholds(whycam.load(small, threads=1), open_dataset(data), methods=["gradcam"])
     store_priors(small, found.priors)
@@ -242,7 +242,7 @@ def test_what_is_learnt_is_stored_and_used_by_every_engine(small, tmp_path):
 
 
 def test_learning_again_replaces_what_it_learns_and_keeps_the_rest(small, tmp_path):
-    data = write_pictures(tmp_path / "data", 44, 32)
+    data = write_images(tmp_path / "data", 44, 32)
     explainer = whycam.load(small, "onnxruntime", threads=1)
     store_priors(
         small,
@@ -267,7 +267,7 @@ def test_foreign_file_cannot_take_priors(tmp_path):
 
 
 def test_command_learns_stores_and_reports(capsys, small, tmp_path):
-    data = write_pictures(tmp_path / "data", 40, 32)
+    data = write_images(tmp_path / "data", 40, 32)
     calibrate = ["calibrate", "thresholds", small, data, "--method", "gradcam", "--threads", "1"]
     refused, _, said = run(capsys, *calibrate, "--no-write")
     assert refused == 2
@@ -303,7 +303,7 @@ NETWORK = f"{Path(__file__).parent / 'networks.py'}:curved"
 
 
 def test_export_command_puts_the_search_into_the_graph(capsys, small, tmp_path):
-    data = write_pictures(tmp_path / "data", 40, 32)
+    data = write_images(tmp_path / "data", 40, 32)
     learnt = learn_thresholds(
         whycam.load(small, threads=1), open_dataset(data), methods=["gradcam"]
     )

@@ -14,7 +14,7 @@ from whycam.runtime import cam
 
 FROM_GRADIENTS = ("cam", "gradcam", "gradcam++", "layercam", "hirescam", "xgradcam")
 
-# Two channels of 2 x 2, one picture, one class. Every number below is worked out from these.
+# Two channels of 2 x 2, one image, one class. Every number below is worked out from these.
 A = np.array([[[[1.0, 2.0], [3.0, 4.0]], [[4.0, 0.0], [0.0, 0.0]]]])
 G = np.array([[[[[1.0, 0.0], [-2.0, 2.0]], [[-1.0, -1.0], [0.0, 0.0]]]]])
 
@@ -101,7 +101,7 @@ def activations_and_gradients() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _independent(method: str, a: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-    """One picture's raw map for one class as the papers write it, channel by channel."""
+    """One image's raw map for one class as the papers write it, channel by channel."""
     total = torch.zeros(a.shape[1:], dtype=a.dtype)
     for channel, gradient in zip(a, g, strict=True):
         if method == "gradcam":
@@ -247,7 +247,7 @@ def _ablation_case(dtype: type) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _brute_force(logits: np.ndarray, drops: np.ndarray, target: int, score: str) -> list[float]:
-    """(y - y_k) / y of one picture, each score computed anew in extended precision."""
+    """(y - y_k) / y of one image, each score computed anew in extended precision."""
 
     def of(z: np.ndarray) -> np.longdouble:
         z = z.astype(np.longdouble)

@@ -66,9 +66,9 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[dict[str, Any]]
     def run(change: Callable[[dict[str, Any]], None]) -> None:
         def ask(job: Job, folder: Path, _limit: float, _kind: Any) -> Answers:
             with np.load(folder / doctor_job.IMAGES) as stored:
-                pictures = [stored[name] for name in sorted(stored.files, key=int)]
+                images = [stored[name] for name in sorted(stored.files, key=int)]
             own = msgspec.structs.replace(job, engine="onnxruntime", precision="fp32")
-            found = answers(own, pictures, folder)
+            found = answers(own, images, folder)
             if job.engine == "openvino":
                 with np.load(folder / ANSWERS) as stored:
                     arrays = {name: stored[name].copy() for name in stored.files}
@@ -100,13 +100,13 @@ def test_a_file_is_checked_in_every_engine_and_the_report_names_no_place(
     doctor, curved_onnx, photographs, tmp_path
 ):
     home = tmp_path / "secret user"
-    (home / "private pictures").mkdir(parents=True)
+    (home / "private images").mkdir(parents=True)
     model = home / "model.onnx"
     model.write_bytes(curved_onnx.read_bytes())
-    (home / "private pictures" / "ex.png").write_bytes(photographs[0].read_bytes())
+    (home / "private images" / "ex.png").write_bytes(photographs[0].read_bytes())
     target = home / "report.json"
     code, out, err = doctor(
-        "--check", model, "--images", home / "private pictures", "--rounds", 2, "-o", target
+        "--check", model, "--images", home / "private images", "--rounds", 2, "-o", target
     )
     assert code == 0, err
     assert "every answer checked is right" in out
@@ -261,10 +261,10 @@ def test_either_library_for_plans_will_do(monkeypatch):
 ALLOWED = ENGINE
 
 
-def made(pictures: int = 3, seed: int = 0) -> dict[str, Any]:
+def made(images: int = 3, seed: int = 0) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     found: dict[str, Any] = {}
-    for index in range(pictures):
+    for index in range(images):
         found |= {
             f"{index}.probabilities": np.array([0.7, 0.2, 0.1], np.float32),
             f"{index}.gradients": rng.standard_normal((1, 1, 4, 2, 2)),
@@ -290,7 +290,7 @@ def test_the_same_answers_have_no_problem_and_full_marks():
     assert found.worst["similarity.gradcam"] == pytest.approx(0)
 
 
-def test_one_wrong_picture_is_a_problem_in_float32_and_not_in_less():
+def test_one_wrong_image_is_a_problem_in_float32_and_not_in_less():
     def swap(other: dict[str, Any]) -> None:
         other["1.probabilities"] = np.array([0.2, 0.7, 0.1], np.float32)
 

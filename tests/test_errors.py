@@ -22,7 +22,7 @@ def test_any_message_is_one_line_that_can_be_written_as_utf8(text):
 
 
 def test_words_are_left_as_they_are():
-    text = "C:\\photos\\[new]  crème brûlée 数.png is no picture"
+    text = "C:\\photos\\[new]  crème brûlée 数.png is no image"
     assert str(WhyCamError(text)) == text
     assert str(MissingExtraError("a", "cpu", "c")).endswith('pip install "whycam[cpu]"')
 

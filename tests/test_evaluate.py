@@ -33,7 +33,7 @@ def image_folder(tmp_path: Path) -> Path:
 
 
 def by_hand(explainer: whycam.Explainer, files: list[Path], method: str) -> dict[str, list[float]]:
-    """Average increase and drop of each variant, one picture and one pass at a time."""
+    """Average increase and drop of each variant, one image and one pass at a time."""
     found: dict[str, list[tuple[float, float]]] = {"original": [], "naive": [], "tft": []}
     for file in files:
         e = explainer.explain(file, method=method, tft=SOFT)

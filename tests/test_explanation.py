@@ -23,11 +23,11 @@ def explained(lite0, chelsea) -> dict[str, whycam.Explanation]:
         "plain": lite0.explain(chelsea),
         "naive": lite0.explain(chelsea, tft="naive"),
         "tft": lite0.explain(chelsea, tft=True),
-        "picture": lite0.explain(chelsea, tft=True, geometry="image"),
+        "geometry image": lite0.explain(chelsea, tft=True, geometry="image"),
     }
 
 
-KINDS = ("plain", "naive", "tft", "picture")
+KINDS = ("plain", "naive", "tft", "geometry image")
 
 
 def test_explanation_is_frozen(explained):
@@ -36,14 +36,14 @@ def test_explanation_is_frozen(explained):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_overlay_has_the_size_of_the_picture(explained, kind):
+def test_overlay_has_the_size_of_the_image(explained, kind):
     drawn = explained[kind].overlay()
     assert drawn.shape == (300, 451, 3)
     assert drawn.dtype == np.uint8
     assert (drawn != explained[kind].image).any()
 
 
-def test_overlay_leaves_the_picture_alone_where_the_map_is_zero(explained):
+def test_overlay_leaves_the_image_alone_where_the_map_is_zero(explained):
     found = explained["plain"]
     outside = found.on_image(found.map) == 0
     assert outside.any()
@@ -126,7 +126,7 @@ def test_saved_file_replaces_an_older_one_and_nothing_else_is_left(explained, tm
 
 
 @pytest.mark.parametrize("name", ["why", "why.txt", "why.gif", ".png"])
-def test_unknown_picture_type_is_refused(explained, tmp_path, name):
+def test_unknown_image_type_is_refused(explained, tmp_path, name):
     with pytest.raises(RequestError, match="cannot tell the image type"):
         explained["plain"].save(tmp_path / name)
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Pictures in: every kind of file, array and Pillow image, and the errors of bad ones."""
+"""Images in: every kind of file, array and Pillow image, and the errors of bad ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PICTURE = np.random.default_rng(0).integers(0, 256, (13, 17, 3), np.uint8)
 GREY = PICTURE[..., 0]
 
 
-def test_path_array_and_pillow_give_the_same_picture(photographs):
+def test_path_array_and_pillow_give_the_same_image(photographs):
     for path in photographs:
         array = np.asarray(Image.open(path).convert("RGB"))
         for source in (path, str(path), array, Image.open(path), Image.fromarray(array)):
@@ -32,7 +32,7 @@ def test_path_array_and_pillow_give_the_same_picture(photographs):
             np.testing.assert_array_equal(found, array)
 
 
-def test_picture_array_is_not_copied():
+def test_image_array_is_not_copied():
     assert np.shares_memory(read_image(PICTURE), PICTURE)
 
 
@@ -153,7 +153,7 @@ def test_empty_file_is_refused(tmp_path):
 
 
 def test_text_file_is_refused(tmp_path):
-    (tmp_path / "notes.jpg").write_text("not a picture")
+    (tmp_path / "notes.jpg").write_text("not an image")
     with pytest.raises(ImageError, match=r"notes\.jpg is no image"):
         read_image(tmp_path / "notes.jpg")
 
@@ -173,7 +173,7 @@ def test_missing_file_is_refused(tmp_path, name):
         read_image(tmp_path / name)
 
 
-def test_picture_type_that_pillow_does_not_know_in_full_is_refused(tmp_path):
+def test_image_type_that_pillow_does_not_know_in_full_is_refused(tmp_path):
     # Pillow raises NotImplementedError for a DDS file with an unknown pixel format.
     header = struct.pack("<7I44x", 124, 0x1007, 8, 8, 0, 0, 0)
     header += struct.pack("<2I4s5I", 32, 0, b"\0" * 4, 0, 0, 0, 0, 0) + bytes(20)
@@ -185,7 +185,7 @@ def test_picture_type_that_pillow_does_not_know_in_full_is_refused(tmp_path):
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM", "TGA", "JPEG2000"])
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_damaged_file_is_a_picture_or_an_image_error(tmp_path, kind, data):
+def test_damaged_file_is_read_or_an_image_error(tmp_path, kind, data):
     path = tmp_path / "damaged"
     Image.fromarray(PICTURE).save(path, kind)
     content = bytearray(path.read_bytes())
@@ -227,7 +227,7 @@ def test_other_things_are_refused(source):
         read_image(source)
 
 
-def test_hidden_files_are_no_pictures_of_a_folder(tmp_path):
+def test_hidden_files_are_no_images_of_a_folder(tmp_path):
     """Of other programs, and what a killed process left half-written."""
     for name in ("b.png", "a.JPG", "sub/c.webp", ".a.x7.png", "._a.jpg", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -261,7 +261,7 @@ def test_threads_that_read_leave_the_filters_of_warnings_as_they_were(tmp_path):
     assert warnings.filters == before
 
 
-def test_a_program_is_not_run_to_see_a_picture(tmp_path):
+def test_a_program_is_not_run_to_see_an_image(tmp_path):
     """Pillow would hand PostScript to Ghostscript, by any name the file has."""
     path = tmp_path / "cat.jpg"
     Image.fromarray(PICTURE).save(path, "EPS")

@@ -74,7 +74,7 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         x, y = rng.integers(0, 24, 2)
         pixels[y : y + 14, x : x + 14] = rng.integers(60, 256, 3)
         Image.fromarray(pixels).save(folder / f"{index}.png")
-    (folder / "broken.png").write_bytes(b"not a picture")
+    (folder / "broken.png").write_bytes(b"not an image")
     return folder
 
 

@@ -144,9 +144,9 @@ def test_int8_file_whose_answers_single_roundings_decide_is_told_apart(
     assert "--weight-bits" not in str(caught.value)
 
 
-@pytest.mark.parametrize("pictures", [False, True])
-def test_what_next_to_nothing_changes_is_measured(curved_onnx, pictures):
-    manifest = msgspec.structs.replace(read_manifest(curved_onnx), embedded_preprocess=pictures)
+@pytest.mark.parametrize("embedded", [False, True])
+def test_what_next_to_nothing_changes_is_measured(curved_onnx, embedded):
+    manifest = msgspec.structs.replace(read_manifest(curved_onnx), embedded_preprocess=embedded)
     found = selftest.sensitivity(Chaotic(), manifest, manifest.references[0])
     assert found["probabilities"] > 0.05
     assert found["maps"] > 0.4

@@ -179,7 +179,7 @@ def test_tensorrt_gets_one_range_of_shapes_and_leaves_the_rest_to_cuda(manifest_
     assert options["trt_profile_min_shapes"] == "image:1x3x8x8,target:1x1"
     assert options["trt_profile_opt_shapes"] == "image:1x3x8x8,target:1x1"
     assert options["trt_profile_max_shapes"] == "image:32x3x8x8,target:32x5"
-    # A sweep is ten masked pictures, classified.
+    # A sweep is ten masked images, classified.
     ((_, plain), _) = told(TENSORRT, manifest_of())
     assert plain["trt_profile_opt_shapes"] == "image:10x3x8x8,target:10x1"
 
@@ -198,7 +198,7 @@ def test_a_sweep_in_the_graph_counts_its_own_images(manifest_of):
     assert ort_options.run_limit(CUDA, manifest, frozenset({"map", "sweep"})) is None
 
 
-def test_tensorrt_refuses_pictures_of_any_size(manifest_of):
+def test_tensorrt_refuses_images_of_any_size(manifest_of):
     with pytest.raises(EngineError, match="--source-size HxW, or use onnxruntime-cuda"):
         told(TENSORRT, manifest_of(embedded_preprocess=True))
 

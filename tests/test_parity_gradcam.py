@@ -47,9 +47,9 @@ class Pair:
     explainer: whycam.Explainer
     backbone_and_head: torch.nn.Sequential
 
-    def pixels(self, picture: Path) -> NDArray[np.float32]:
+    def pixels(self, image: Path) -> NDArray[np.float32]:
         spec = self.explainer.manifest.preprocess
-        return normalise(crop_resized(read_image(picture), spec)[0], spec)[None]
+        return normalise(crop_resized(read_image(image), spec)[0], spec)[None]
 
 
 def lively(name: str) -> torch.nn.Module:
@@ -137,13 +137,13 @@ def assert_same_map(found: NDArray[np.float32], expected: NDArray[np.float32]) -
 def test_map_equals_pytorch_grad_cam(
     network: Pair, photographs: list[Path], method: str, rank: int
 ) -> None:
-    for picture in photographs:
-        ours = network.explainer.explain(picture, targets=rank, method=method)
+    for image in photographs:
+        ours = network.explainer.explain(image, targets=rank, method=method)
         theirs = reference_map(
             method,
             network.backbone_and_head,
             network.backbone_and_head[0],
-            network.pixels(picture),
+            network.pixels(image),
             ours.index,
         )
         assert_same_map(ours.map, theirs)
@@ -159,9 +159,9 @@ def test_map_of_trained_lite0_equals_pytorch_grad_cam(
     rank: int,
 ) -> None:
     spec = lite0.manifest.preprocess
-    for picture in photographs:
-        pixels = normalise(crop_resized(read_image(picture), spec)[0], spec)[None]
-        ours = lite0.explain(picture, targets=rank, method=method)
+    for image in photographs:
+        pixels = normalise(crop_resized(read_image(image), spec)[0], spec)[None]
+        ours = lite0.explain(image, targets=rank, method=method)
         # timm's bn2 is followed by nothing but pooling and the classifier.
         theirs = reference_map(method, lite0_model, lite0_model.bn2, pixels, ours.index)
         assert_same_map(ours.map, theirs)
@@ -175,9 +175,9 @@ def test_map_of_resnet50_equals_that_of_the_untouched_torchvision_model(
     model = lively("resnet50")
     to_onnx(copy.deepcopy(model), tmp_path / "model.onnx", overrides=IMAGENET)
     pair = Pair(model, whycam.load(tmp_path / "model.onnx", threads=2), torch.nn.Sequential())
-    for picture in photographs:
-        ours = pair.explainer.explain(picture, method=method)
-        theirs = reference_map(method, model, model.layer4[-1], pair.pixels(picture), ours.index)
+    for image in photographs:
+        ours = pair.explainer.explain(image, method=method)
+        theirs = reference_map(method, model, model.layer4[-1], pair.pixels(image), ours.index)
         assert_same_map(ours.map, theirs)
 
 
@@ -250,8 +250,8 @@ def test_ablation_weights_of_the_probability_equal_a_float64_loop_over_the_chann
 ) -> None:
     spec = lite0.manifest.preprocess
     head = copy.deepcopy(lite0_model).double().forward_head
-    for picture in photographs:
-        pixels = normalise(crop_resized(read_image(picture), spec)[0], spec)[None]
+    for image in photographs:
+        pixels = normalise(crop_resized(read_image(image), spec)[0], spec)[None]
         found = raw_outputs(lite0, pixels, rank)
         activations = torch.from_numpy(found["activations"]).double()
         target = int(found["targets"][0, 0])

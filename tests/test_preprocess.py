@@ -1,4 +1,4 @@
-"""The network's view of a picture against torchvision and timm, and a map's way back."""
+"""The network's view of an image against torchvision and timm, and a map's way back."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def noise(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(height + width).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def torchvision_view(picture: np.ndarray, resize: int | tuple[int, int], size: tuple[int, int],
+def torchvision_view(image: np.ndarray, resize: int | tuple[int, int], size: tuple[int, int],
                      interpolation: str) -> np.ndarray:  # fmt: skip
     chain = transforms.Compose(
         [
@@ -30,7 +30,7 @@ def torchvision_view(picture: np.ndarray, resize: int | tuple[int, int], size: t
             transforms.CenterCrop(size),
         ]
     )
-    return np.asarray(chain(Image.fromarray(picture)))
+    return np.asarray(chain(Image.fromarray(image)))
 
 
 SHAPES = [(301, 457), (457, 301), (225, 225), (64, 50), (33, 901), (901, 33), (3, 2), (1, 1),
@@ -52,20 +52,20 @@ SHAPES = [(301, 457), (457, 301), (225, 225), (64, 50), (33, 901), (901, 33), (3
     ],
 )
 def test_view_equals_torchvision(shape, interpolation, resize, size):
-    picture = noise(*shape)
+    image = noise(*shape)
     spec = Preprocess(size=size, resize=resize, interpolation=interpolation)
-    view, _ = crop_resized(picture, spec)
+    view, _ = crop_resized(image, spec)
     wanted = resize[0] if len(resize) == 1 else resize
-    np.testing.assert_array_equal(view, torchvision_view(picture, wanted, size, interpolation))
+    np.testing.assert_array_equal(view, torchvision_view(image, wanted, size, interpolation))
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_view_of_photographs_equals_torchvision(photographs, interpolation):
+def test_view_of_images_equals_torchvision(photographs, interpolation):
     spec = Preprocess(size=(224, 224), resize=(256,), interpolation=interpolation)
     for path in photographs:
-        picture = np.asarray(Image.open(path).convert("RGB"))
-        view, _ = crop_resized(picture, spec)
-        expected = torchvision_view(picture, 256, (224, 224), interpolation)
+        image = np.asarray(Image.open(path).convert("RGB"))
+        view, _ = crop_resized(image, spec)
+        expected = torchvision_view(image, 256, (224, 224), interpolation)
         np.testing.assert_array_equal(view, expected)
 
 
@@ -75,21 +75,21 @@ def test_view_of_photographs_equals_torchvision(photographs, interpolation):
     size=st.tuples(st.integers(1, 48), st.integers(1, 48)),
 )
 def test_view_equals_torchvision_for_any_size(shape, short, size):
-    picture = noise(*shape)
+    image = noise(*shape)
     spec = Preprocess(size=size, resize=(short,))
     _, resized = place(shape, spec)
-    view, placement = crop_resized(picture, spec)
+    view, placement = crop_resized(image, spec)
     assert view.shape == (*size, 3)
     assert placement.bottom > placement.top
     if resized[0] * resized[1] > 64 * size[0] * size[1]:
         return  # there only the window is resized, exact to a few of 255
-    np.testing.assert_array_equal(view, torchvision_view(picture, short, size, "bilinear"))
+    np.testing.assert_array_equal(view, torchvision_view(image, short, size, "bilinear"))
 
 
 def test_view_without_resize_is_a_plain_crop():
-    picture = noise(40, 51)
-    view, placement = crop_resized(picture, Preprocess(size=(20, 21), resize=()))
-    np.testing.assert_array_equal(view, picture[10:30, 15:36])
+    image = noise(40, 51)
+    view, placement = crop_resized(image, Preprocess(size=(20, 21), resize=()))
+    np.testing.assert_array_equal(view, image[10:30, 15:36])
     assert placement == Placement((40, 51), 10, 15, 30, 36)
 
 
@@ -129,7 +129,7 @@ def test_normalise_takes_batches():
     np.testing.assert_array_equal(found[1], normalise(views[1], spec))
 
 
-def test_normalise_leaves_the_picture_alone():
+def test_normalise_leaves_the_image_alone():
     view = noise(4, 4)
     before = view.copy()
     normalise(view, Preprocess((4, 4), ()))
@@ -137,7 +137,7 @@ def test_normalise_leaves_the_picture_alone():
 
 
 def test_map_returns_to_where_the_network_looked():
-    # Twice as large in the picture, from row 4 and column 6.
+    # Twice as large in the image, from row 4 and column 6.
     values = np.array([[1.0, 0.0], [0.25, 0.5]], np.float32)
     found = to_image(values, Placement((10, 12), top=4, left=6, bottom=8, right=10))
     assert found.shape == (10, 12)
@@ -150,7 +150,7 @@ def test_map_returns_to_where_the_network_looked():
     np.testing.assert_allclose(found[4:8, 6], [1, 0.8125, 0.4375, 0.25])
 
 
-def test_map_over_the_whole_picture_is_a_bilinear_resize():
+def test_map_over_the_whole_image_is_a_bilinear_resize():
     values = np.random.default_rng(0).random((7, 5)).astype(np.float32)
     found = to_image(values, Placement((40, 33), 0, 0, 40, 33))
     expected = torch.nn.functional.interpolate(
@@ -160,19 +160,19 @@ def test_map_over_the_whole_picture_is_a_bilinear_resize():
 
 
 def test_part_of_the_map_over_the_border_is_dropped():
-    # The network saw two rows of border above and below a picture of four rows.
+    # The network saw two rows of border above and below an image of four rows.
     values = np.repeat(np.arange(8, dtype=np.float32)[:, None] / 8, 4, axis=1)
     found = to_image(values, Placement((4, 4), top=-2, left=0, bottom=6, right=4))
     np.testing.assert_allclose(found, values[2:6])
 
 
 @pytest.mark.parametrize("shape", [(300, 451), (451, 300), (97, 640)])
-def test_a_spot_in_the_picture_is_found_again_through_the_map(shape):
+def test_a_spot_in_the_image_is_found_again_through_the_map(shape):
     # A bright block goes through the network's view and comes back at its own place.
-    picture = np.zeros((*shape, 3), np.uint8)
+    image = np.zeros((*shape, 3), np.uint8)
     row, column = shape[0] // 3, shape[1] // 2 + 9
-    picture[row : row + 12, column : column + 12] = 255
-    view, placement = crop_resized(picture, Preprocess((224, 224), (256,)))
+    image[row : row + 12, column : column + 12] = 255
+    view, placement = crop_resized(image, Preprocess((224, 224), (256,)))
     found = to_image(view[..., 0].astype(np.float32) / 255, placement)
     y, x = np.nonzero(found > 0.5)
     assert (y.min(), x.min()) == pytest.approx((row, column), abs=1)
@@ -193,22 +193,22 @@ def test_extreme_proportions_work(shape, resize):
     assert to_image(np.ones((224, 224), np.float32), placement).shape == shape
 
 
-def test_window_of_a_very_long_picture_shows_its_middle():
+def test_window_of_a_very_long_image_shows_its_middle():
     # Only the window is resized; what it shows must be what a whole resize would show.
-    picture = np.zeros((2, 4000, 3), np.uint8)
-    picture[:, 1999:2001] = 255
+    image = np.zeros((2, 4000, 3), np.uint8)
+    image[:, 1999:2001] = 255
     spec = Preprocess((32, 64), (32,))
-    view, placement = crop_resized(picture, spec)
+    view, placement = crop_resized(image, spec)
     assert place((2, 4000), spec)[1] == (32, 64000)
     assert (placement.left, placement.right) == (1998, 2002)
-    expected = torchvision_view(picture, 32, (32, 64), "bilinear").astype(int)
+    expected = torchvision_view(image, 32, (32, 64), "bilinear").astype(int)
     assert np.abs(view - expected).max() <= 3
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the resource module is POSIX only")
 @pytest.mark.parametrize("shape", EXTREME[1:])
-def test_very_long_pictures_take_little_memory(shape, run_python: Callable):
-    # Resized as a whole, such a picture has 256 x 5,120,000 pixels: 4 GB.
+def test_very_long_images_take_little_memory(shape, run_python: Callable):
+    # Resized as a whole, such an image has 256 x 5,120,000 pixels: 4 GB.
     grown = run_python(f"""
         import resource
         import numpy as np

@@ -96,12 +96,12 @@ def test_unknown_geometry_is_refused(tiny):
 
 
 @pytest.mark.parametrize("images", [noise(8, 8) / 255, [noise(8, 8), noise(8, 8) / 255]])
-def test_float_picture_is_refused(tiny, images):
+def test_float_image_is_refused(tiny, images):
     with pytest.raises(ImageError, match=r"uint8.*not float64"):
         tiny.explain(images)
 
 
-def test_unreadable_picture_among_many_is_named(tiny, tmp_path):
+def test_unreadable_image_among_many_is_named(tiny, tmp_path):
     with pytest.raises(ImageError, match=r"missing\.png"):
         tiny.explain([noise(8, 8), tmp_path / "missing.png"])
 

@@ -228,14 +228,14 @@ def searching(tiny_engine, manifest_of) -> whycam.Explainer:
     return whycam.Explainer(tiny_engine(), manifest_of(priors=priors))
 
 
-PICTURES = np.random.default_rng(6).integers(0, 256, (3, 8, 8, 3), np.uint8)
+IMAGES = np.random.default_rng(6).integers(0, 256, (3, 8, 8, 3), np.uint8)
 
 
 def test_explainer_searches_with_the_prior_of_the_method_and_reading(searching):
     engine = searching.engine
     for reading in (("binary", "value"), ("soft", "rank")):
         engine.batches.clear()
-        found = searching.explain(PICTURES[0], tft=Tft(*reading, forwards=3))
+        found = searching.explain(IMAGES[0], tft=Tft(*reading, forwards=3))
         assert engine.batches[0] == 1
         assert len(engine.batches) <= 4
         assert set(engine.batches) == {1}
@@ -244,15 +244,15 @@ def test_explainer_searches_with_the_prior_of_the_method_and_reading(searching):
         assert np.isfinite(found.rpi).sum() == 3
 
 
-def test_classes_and_pictures_take_their_forwards_together(searching):
+def test_classes_and_images_take_their_forwards_together(searching):
     settings = Tft("soft", "rank", forwards=3)
-    together = searching.explain(list(PICTURES), [[0, 1]] * 3, tft=settings)
+    together = searching.explain(list(IMAGES), [[0, 1]] * 3, tft=settings)
     # One for the maps, then six masked images, unless two of one map are the same.
     assert len(searching.engine.batches) == 4
     assert max(searching.engine.batches[1:]) == 6
-    for picture, row in zip(PICTURES, together, strict=True):
+    for image, row in zip(IMAGES, together, strict=True):
         for target, found in enumerate(row):
-            alone = searching.explain(picture, target, tft=settings)
+            alone = searching.explain(image, target, tft=settings)
             assert alone.threshold == found.threshold
             np.testing.assert_allclose(alone.rpi, found.rpi, rtol=1e-5)
 
@@ -264,7 +264,7 @@ def test_search_without_a_prior_is_refused_with_the_command_that_learns_one(
     searching, method, settings
 ):
     with pytest.raises(RequestError, match="whycam calibrate thresholds") as caught:
-        searching.explain(PICTURES[0], method=method, tft=settings)
+        searching.explain(IMAGES[0], method=method, tft=settings)
     assert method in str(caught.value)
     assert settings.mask in str(caught.value)
 
@@ -282,7 +282,7 @@ def test_unusable_numbers_of_forwards_are_refused(forwards):
 
 
 def test_numbers_and_tables_cope_with_thresholds_not_tried(searching):
-    found = searching.explain(PICTURES[0], tft=Tft("soft", "rank", forwards=2))
+    found = searching.explain(IMAGES[0], tft=Tft("soft", "rank", forwards=2))
     numbers = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert numbers["taus"] == list(TAUS)
     assert numbers["forwards"] == 2
@@ -294,7 +294,7 @@ def test_numbers_and_tables_cope_with_thresholds_not_tried(searching):
 
 def test_figure_draws_the_thresholds_tried(searching):
     pytest.importorskip("matplotlib")
-    found = searching.explain(PICTURES[0], tft=Tft("soft", "rank", forwards=4))
+    found = searching.explain(IMAGES[0], tft=Tft("soft", "rank", forwards=4))
     (line, *_) = found.figure().axes[-1].lines
     assert len(line.get_xdata()) == 4
     assert np.isfinite(line.get_ydata()).all()

@@ -238,7 +238,7 @@ def test_chunking_changes_nothing(reading):
         return sweep(classifier, requests, Tft(*reading), batch), classifier.batches
 
     whole, batches = choices(100)
-    assert len(batches) == 1, "the maps of several pictures share a batch"
+    assert len(batches) == 1, "the maps of several images share a batch"
     for batch in (1, 3):
         parts, batches = choices(batch)
         assert max(batches) == batch

@@ -65,7 +65,7 @@ def test_maps_are_computed_on_one_thread(tiny, monkeypatch):
 
 
 def requests() -> list[dict]:
-    """Pictures of many sizes, each with a method, a class, a thresholding and a geometry."""
+    """Images of many sizes, each with a method, a class, a thresholding and a geometry."""
     rng = np.random.default_rng(3)
     sizes = [(32, 32), (20, 90), (64, 48), (7, 5)]
     return [

@@ -39,10 +39,10 @@ def interface(values) -> dict[str, tuple[str, list[int]]]:
     return found
 
 
-@pytest.fixture(scope="module", params=["raw", "map", "raw,tft", "pictures"])
+@pytest.fixture(scope="module", params=["raw", "map", "raw,tft", "pixels"])
 def graph(request, exports) -> Path:
-    outputs = ["map"] if request.param == "pictures" else request.param.split(",")
-    embed = request.param == "pictures"
+    outputs = ["map"] if request.param == "pixels" else request.param.split(",")
+    embed = request.param == "pixels"
     return exports(linear, overrides=SMALL, labels=LABELS, outputs=outputs, embed_preprocess=embed)
 
 
