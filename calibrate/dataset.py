@@ -33,14 +33,14 @@ class Box:
 
 @dataclass(frozen=True)
 class Sample:
-    """An image of a data set, and what is known of it.
+    """An image of a data set, with its label or boxes.
 
     Attributes:
         path: the image file.
         name: unique in its data set.
-        label: the class as the data set writes it; None where it says nothing, or where
-            objects of several classes are in the image.
-        annotation: a VOC file with boxes, which ``boxes_of`` reads.
+        label: the class, as written in the data set; None if it states none, or objects of
+            several classes.
+        annotation: a VOC file with boxes, for ``read_boxes``.
     """
 
     path: Path
@@ -72,28 +72,28 @@ def open_dataset(path: str | Path) -> Dataset:
     """List the images of a data set, without reading them.
 
     Args:
-        path: a folder whose subfolders are classes (or a flat one, without labels); a CSV file
-            with the columns file and label, a header or none, paths relative to it; or a folder
-            with JPEGImages and Annotations as Pascal VOC has them.
+        path: a folder with a subfolder for each class, or a flat one without labels; a CSV file
+            with the columns image and label, with or without a header, paths relative to the
+            file; or a Pascal VOC folder with JPEGImages and Annotations.
 
     Returns:
-        The list, in a fixed order.
+        The images, in a fixed order.
 
     Raises:
-        DataError: nothing there, or it cannot be read.
+        DataError: there are no images, or the data set cannot be read.
     """
-    place = Path(path)
+    root = Path(path)
     if not os.path.exists(path):  # False, where pathlib raises: names too long, or with NUL
-        raise DataError(f"there is no folder or file {place}")
-    if place.is_file():
-        kind, samples = "csv", _from_csv(place)
-    elif (place / "JPEGImages").is_dir() and (place / "Annotations").is_dir():
-        kind, samples = "voc", _from_voc(place)
+        raise DataError(f"there is no folder or file {root}")
+    if root.is_file():
+        kind, samples = "csv", _from_csv(root)
+    elif (root / "JPEGImages").is_dir() and (root / "Annotations").is_dir():
+        kind, samples = "voc", _from_voc(root)
     else:
-        kind, samples = "folder", _from_folder(place)
+        kind, samples = "folder", _from_folder(root)
     if not samples:
-        raise DataError(f"no images in {place}")
-    return Dataset(place, kind, tuple(samples))
+        raise DataError(f"no images in {root}")
+    return Dataset(root, kind, tuple(samples))
 
 
 def shuffle_samples(samples: Sequence[Sample]) -> list[Sample]:
@@ -101,30 +101,30 @@ def shuffle_samples(samples: Sequence[Sample]) -> list[Sample]:
     return sorted(samples, key=lambda s: hashlib.sha256(s.name.encode()).digest())
 
 
-def _from_folder(place: Path) -> list[Sample]:
-    files = list_images(place)
+def _from_folder(folder: Path) -> list[Sample]:
+    files = list_images(folder)
     samples = []
     for file in files:
-        relative = file.relative_to(place)
+        relative = file.relative_to(folder)
         label = relative.parts[0] if len(relative.parts) > 1 else None
         samples.append(Sample(file, relative.as_posix(), label))
     return samples
 
 
-def _from_csv(place: Path) -> list[Sample]:
+def _from_csv(file: Path) -> list[Sample]:
     try:
-        text = place.read_text(encoding="utf-8-sig")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {place}: {error}") from error
+        raise DataError(f"cannot read {file}: {error}") from error
     rows = [row for row in csv.reader(text.splitlines()) if row]
     if rows and not _is_image(rows[0][0]):
         rows = rows[1:]  # a header
     samples: dict[str, Sample] = {}
     for number, row in enumerate(rows, 1):
         if not _is_image(row[0]):
-            raise DataError(f"{place}, image {number}: '{row[0]}' is not an image file")
+            raise DataError(f"{file}, image {number}: '{row[0]}' is not an image file")
         label = row[1].strip() if len(row) > 1 and row[1].strip() else None
-        samples[row[0]] = Sample(place.parent / row[0], row[0], label)
+        samples[row[0]] = Sample(file.parent / row[0], row[0], label)
     return list(samples.values())
 
 
@@ -132,12 +132,12 @@ def _is_image(name: str) -> bool:
     return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
-def _from_voc(place: Path) -> list[Sample]:
+def _from_voc(folder: Path) -> list[Sample]:
     samples = []
-    for file in sorted((place / "JPEGImages").iterdir()):
+    for file in sorted((folder / "JPEGImages").iterdir()):
         if file.suffix.lower() not in IMAGE_SUFFIXES:
             continue
-        annotation = place / "Annotations" / f"{file.stem}.xml"
+        annotation = folder / "Annotations" / f"{file.stem}.xml"
         known = annotation if annotation.is_file() else None
         names = {box.name for box in read_boxes(known)} if known else set()
         label = names.pop() if len(names) == 1 else None
@@ -195,10 +195,10 @@ class Classes:
                 for label, value in _read_pairs(Path(names))
             }
 
-    def _parse_class(self, value: str, place: Path) -> int:
+    def _parse_class(self, value: str, file: Path) -> int:
         index = self._network_class(value)
         if index is None:
-            raise DataError(f"{place}: the network has no class '{value}'")
+            raise DataError(f"{file}: the network has no class '{value}'")
         return index
 
     def _network_class(self, text: str) -> int | None:
@@ -223,11 +223,11 @@ def _normalise_label(label: str) -> str:
     return re.sub(r"[\s_-]+", " ", label).strip().casefold()
 
 
-def _read_pairs(place: Path) -> list[tuple[str, str]]:
+def _read_pairs(file: Path) -> list[tuple[str, str]]:
     try:
-        rows = list(csv.reader(place.read_text(encoding="utf-8-sig").splitlines()))
+        rows = list(csv.reader(file.read_text(encoding="utf-8-sig").splitlines()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot read class names from {place}: {error}") from error
+        raise DataError(f"cannot read class names from {file}: {error}") from error
     if any(len(row) != 2 for row in rows if row):
-        raise DataError(f"{place} must have two columns: the data's label, the network's class")
+        raise DataError(f"{file} must have two columns: the data's label, the network's class")
     return [(row[0].strip(), row[1].strip()) for row in rows if row]

@@ -24,23 +24,23 @@ __all__ = [
     "WrongAnswerError",
 ]
 
-_LONGEST = 1600  # characters of a message; what a damaged file says of itself may be megabytes
+_LONGEST = 1600  # characters of a message; text quoted from a damaged file may be megabytes
 _KEPT_AT_END = 400
 _BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
-# Terminals obey the first; the second are bytes of file names that are not UTF-8.
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")  # colours and the like, of other libraries
+# Control characters, and bytes of file names that are not UTF-8.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class WhyCamError(Exception):
-    """Base of every error whycam raises on purpose (the command line exits with code 2).
+    """Base of every error that whycam raises on purpose (the command line exits with code 2).
 
-    Messages quote file names, other libraries and what files hold. Whatever these are, a message
-    is one paragraph that any terminal can show.
+    A message is one paragraph that any terminal can show, whatever it quotes: file names, other
+    libraries' messages, contents of files.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(_shown(_BREAKS.sub(" ", _ESCAPES.sub("", message).strip())))
+        super().__init__(_make_printable(_BREAKS.sub(" ", _ESCAPES.sub("", message).strip())))
 
 
 class ImageError(WhyCamError):
@@ -52,7 +52,7 @@ class SourceError(WhyCamError):
 
 
 class WindowError(WhyCamError):
-    """No window can be opened here."""
+    """A window cannot be opened on this machine."""
 
 
 class ModelFileError(WhyCamError):
@@ -103,9 +103,9 @@ class MissingExtraError(WhyCamError):
     """An optional dependency is absent; the message holds the exact ``pip install``.
 
     Args:
-        package: what is absent.
-        extra: of whycam, that brings it.
-        purpose: what it is needed for.
+        package: that is absent.
+        extra: of whycam, that installs it.
+        purpose: that it is needed for.
     """
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
@@ -130,23 +130,24 @@ def reason_of(error: BaseException) -> str:
         error: of any library.
 
     Returns:
-        The first sentence of its message, without colours and line breaks; the kind of error where
-        it says nothing.
+        The first sentence of its message, without colours and line breaks; if it has no message,
+        the type of the error.
     """
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = [line.strip() for line in _ESCAPES.sub("", str(error)).splitlines() if line.strip()]
-    said = ""
+    text = ""
     for line in lines:
-        said = f"{said} {line}".strip()
-        if not line.endswith((":", ",")):  # what follows belongs to it
+        text = f"{text} {line}".strip()
+        if not line.endswith((":", ",")):  # then the sentence goes on in the next line
             break
-    sentence = re.split(r"(?<=[a-z\d)\]'\"]{2})\.\s+(?=[A-Z])", said, maxsplit=1)[0]
+    sentence = re.split(r"(?<=[a-z\d)\]'\"]{2})\.\s+(?=[A-Z])", text, maxsplit=1)[0]
     return sentence.rstrip(" .:,") or type(error).__name__
 
 
-def _shown(text: str) -> str:
-    text = _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+def _make_printable(text: str) -> str:
+    """Escape unprintable characters, and leave out the middle of a very long text."""
+    text = _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
     if len(text) <= _LONGEST:
         return text
     return f"{text[: _LONGEST - _KEPT_AT_END]} [...] {text[-_KEPT_AT_END:]}"

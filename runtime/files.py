@@ -14,15 +14,15 @@ from .errors import OutputError
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """Give a temporary name beside ``target`` that replaces it when the block succeeds.
+    """Yield a temporary file in the folder of ``target``, which replaces it if the block succeeds.
 
-    On any error, Ctrl-C included, nothing is left behind and an older file stays as it was.
+    On any error, Ctrl-C included, the temporary file is removed and an older ``target`` is kept.
 
     Raises:
-        OutputError: the place cannot be written.
+        OutputError: the folder cannot be written to.
     """
-    # Named before it exists, so that no signal comes between its making and its removal. The
-    # ending stays: some writers choose a format by it.
+    # Named before it is created, so that a signal in between leaves no file. The suffix stays:
+    # some writers choose a format by it.
     temporary = target.parent / f".{target.stem}.{secrets.token_hex(4)}{target.suffix}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -39,10 +39,10 @@ def replacing(target: Path) -> Iterator[Path]:
 
 
 def write_whole(target: Path, data: bytes) -> Path:
-    """Write ``data`` to ``target``, making its folder; returns ``target``.
+    """Write ``data`` to ``target``, making its folder, and return ``target``.
 
     Raises:
-        OutputError: the place cannot be written.
+        OutputError: it cannot be written.
     """
     with replacing(target) as temporary:
         temporary.write_bytes(data)
@@ -50,15 +50,15 @@ def write_whole(target: Path, data: bytes) -> Path:
 
 
 def writable_folder(folder: str | os.PathLike[str]) -> Path:
-    """Make a folder and check that files can be written there.
+    """Make a folder, check that files can be written to it, and return it.
 
     Raises:
         OutputError: they cannot.
     """
-    place = Path(folder)
+    path = Path(folder)
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=place):
-            return place
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
     except OSError as error:
-        raise OutputError(f"cannot write to {place}: {error.strerror or error}") from error
+        raise OutputError(f"cannot write to {path}: {error.strerror or error}") from error

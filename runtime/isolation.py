@@ -1,4 +1,4 @@
-"""Python in a process of its own: a library that crashes or hangs takes nobody along."""
+"""Run Python in a process of its own, so that a library that crashes or hangs ends only that."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def run_python(arguments: Sequence[str], limit_s: float | None = None) -> str:
 
     Args:
         arguments: of the interpreter, as ``["-m", "package.module", "argument"]``.
-        limit_s: seconds after which it is stopped; None: it may take as long as it likes.
+        limit_s: seconds after which it is stopped; None: no limit.
 
     Returns:
-        What it printed.
+        Its standard output.
 
     Raises:
-        EngineError: it crashed, or took too long; the message begins with "it" or "its process".
+        EngineError: it crashed or took too long; the message begins with "it" or "its process".
     """
     try:
         done = subprocess.run(
@@ -36,11 +36,11 @@ def run_python(arguments: Sequence[str], limit_s: float | None = None) -> str:
     if done.returncode == 0:
         return done.stdout.decode(errors="replace")
     lines = done.stderr.decode(errors="replace").strip().splitlines()
-    said = f": {lines[-1]}" if lines else ""
-    raise EngineError(f"its process {_ended(done.returncode)}{said}")
+    reason = f": {lines[-1]}" if lines else ""
+    raise EngineError(f"its process {_describe_end(done.returncode)}{reason}")
 
 
-def _ended(code: int) -> str:
+def _describe_end(code: int) -> str:
     if code >= 0:
         return f"ended with code {code}"
     try:

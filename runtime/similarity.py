@@ -18,7 +18,7 @@ def largest_difference(values: NDArray[Any], expected: NDArray[Any]) -> float:
 def relative_difference(values: NDArray[Any], expected: NDArray[Any]) -> float:
     """Compute the largest absolute difference as a share of the largest expected value.
 
-    Absolute where all that is expected is zero.
+    If all expected values are zero, the absolute difference.
     """
     scale = float(np.abs(expected).max())
     difference = largest_difference(values, expected)
@@ -27,7 +27,7 @@ def relative_difference(values: NDArray[Any], expected: NDArray[Any]) -> float:
 
 def norm_difference(values: NDArray[Any], expected: NDArray[Any]) -> float:
     """Compute the norm of the difference as a share of the expected norm."""
-    a, b = (np.asarray(each, np.float64).ravel() for each in (values, expected))
+    a, b = (np.asarray(one, np.float64).ravel() for one in (values, expected))
     return float(np.linalg.norm(a - b) / max(float(np.linalg.norm(b)), _TINY))
 
 

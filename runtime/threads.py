@@ -1,4 +1,4 @@
-"""Keeps NumPy's own threads out of the engine's way."""
+"""Keep NumPy's BLAS threads from slowing the engine's threads."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def _controller() -> ThreadpoolController:
 def one_blas_thread() -> Iterator[None]:
     """Limit matrix products to the calling thread while the block runs.
 
-    The products behind a map take a fraction of a millisecond, but the threads that OpenBLAS
-    wakes for them go on spinning for tens of milliseconds and take cores from the engine's next
-    run: a quarter of VGG-16's speed on two cores. Nested and concurrent uses count as one.
+    The matrix products of a map take a fraction of a millisecond, but OpenBLAS's threads go on
+    spinning for tens of milliseconds and take cores from the engine's next run: a quarter of
+    VGG-16's speed on two cores. Blocks may be nested and concurrent.
     """
     global _inside, _limit
     with _lock:

@@ -1,4 +1,4 @@
-"""Time alternatives so that they can be compared, on a machine that changes speed."""
+"""Time alternatives in turn, so that changes in the machine's speed affect all of them."""
 
 from __future__ import annotations
 
@@ -25,15 +25,13 @@ def run_interleaved(
     warm_up: int = WARM_UP,
     tick: Tick | None = None,
 ) -> dict[_Key, list[_Result]]:
-    """Run every contender once a round and keep what each returns; nothing is dropped.
-
-    So a machine that changes speed changes it for all.
+    """Run every contender once a round, and return all results of each.
 
     Args:
         contenders: functions by name, such as ``lambda: measure_seconds(run)``.
         rounds: how many results of each are kept.
         warm_up: runs of each before the first round.
-        tick: told of each round.
+        tick: called after each round.
     """
     for run in contenders.values():
         for _ in range(warm_up):
@@ -41,8 +39,8 @@ def run_interleaved(
     results: dict[_Key, list[_Result]] = {name: [] for name in contenders}
     for turn in range(rounds):
         for name, run in contenders.items():
-            # The threads of the contender before may still spin, and the caches be its own: let
-            # both settle, so that each is timed as in a loop of its own.
+            # Threads of the contender before may still spin, and caches hold its data: a pause and
+            # an untimed run let both settle.
             time.sleep(_PAUSE)
             run()
             results[name].append(run())
@@ -67,7 +65,7 @@ def format_duration(seconds: float) -> str:
     """Format a rough duration for people, as 40 s, 12 min or 1.6 h.
 
     Args:
-        seconds: how long it is; no less than a second is told.
+        seconds: the duration; below a second, it is formatted as 1 s.
     """
     if seconds < 90:
         return f"{max(1, round(seconds))} s"

@@ -1,9 +1,9 @@
-"""Compute logits without each channel of A, for Ablation-CAM, differentiably in PyTorch.
+"""Compute the logits without each channel of A, for Ablation-CAM, differentiably in PyTorch.
 
-The head is taken apart: operations that treat channels alone (pooling, activation functions,
-flatten) run once; behind them a channel's absence changes one block of numbers. A first linear
-layer turns that into a subtraction, and only what follows it runs once per channel. Where no linear
-layer comes next, the rest runs on copies.
+The head is split. Its first operations, if they act on each channel separately (pooling, activation
+functions, flatten), run once: setting a channel to zero changes one block of their output. In a
+linear layer behind them that is a subtraction, and only the operations after it run once for each
+channel. If no linear layer follows, the remaining head runs on copies with one block replaced.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _RESHAPES = {
     aten.squeeze.dims,
     aten.squeeze.dim,
 }
-# Element-wise, though ATen does not tag them so. Normalisation with frozen statistics is one
-# multiply-add per element.
+# Element-wise operations that ATen does not tag as such. Normalisation with frozen statistics is a
+# multiply-add for each element.
 _ELEMENTWISE = {
     aten.hardswish.default,
     aten.hardsigmoid.default,
@@ -122,7 +122,7 @@ def _keeps_channels_apart(node: fx.Node, source: fx.Node, channels: int) -> bool
 
 
 def _is_elementwise(node: fx.Node) -> bool:
-    """Tell whether every output element depends on the elements at the same place alone."""
+    """Tell whether every output element depends on the elements at its own position alone."""
     tags = getattr(node.target, "tags", ())
     return node.target in _ELEMENTWISE or torch.Tag.pointwise in tags
 
@@ -142,7 +142,7 @@ def compute_logit_drops(
     """
     n, channels = activations.shape[:2]
     present = head.channelwise(activations)
-    # What becomes of a channel of zeros; anew each time, for it may depend on trained weights.
+    # The output for channels of zeros; computed in each step, for it may depend on trained weights.
     absent = head.channelwise(torch.zeros_like(activations[:1]))
     if head.weight is None:
         return logits[:, None] - _on_copies(head, present, absent, channels)

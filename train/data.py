@@ -16,12 +16,12 @@ from ..runtime.errors import DataError
 from .cache import Cache
 from .prepare import RowComputer, read_views, to_input
 
-HELD_OUT = 0.1  # the share held out where the data has no part for it
+HELD_OUT = 0.1  # share of the images held out, if the data has no validation part
 
 
 @dataclass(frozen=True)
 class DataSplit:
-    """Images to train on, and others to evaluate on."""
+    """Images to train on, and held-out images to evaluate on."""
 
     train: Dataset
     held_out: Dataset
@@ -34,8 +34,8 @@ def split_data(
 
     Args:
         data: as ``open_dataset`` takes it; a folder with ``train`` and ``val`` inside is both.
-        held_out: a data set to evaluate on; without one a tenth of each class is held out.
-        seed: of that choice.
+        held_out: a data set to evaluate on; None: hold out a tenth of each class.
+        seed: of the choice of these images.
         labelled: leave out images without a label.
 
     Raises:
@@ -77,15 +77,16 @@ def _hold_out(data: Dataset, seed: int) -> tuple[Dataset, Dataset]:
 
 
 class Batches:
-    """Makes batches from the cache, or from the images where the cache lacks something.
+    """Makes batches from the cache, and from the image files if the cache holds no images.
 
     Args:
-        cache: what was computed once.
-        maker: of the rest.
-        paths: of the images, one an item.
-        labels: of the items, -1 where unknown.
-        names: what a batch has besides ``label``.
-        flip_seed: mirror half of the images, chosen by this seed and the step; None: none.
+        cache: of the arrays that stay the same throughout training.
+        maker: that filled the cache; has preprocessing and device.
+        paths: of the images, one for each item.
+        labels: classes of the items, -1 where unknown.
+        names: of the arrays of a batch, in addition to ``label``.
+        flip_seed: seed of the choice, in each step, of the half of the images to mirror; None:
+            mirror none.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class Batches:
             return np.concatenate(list(views))
 
     def _flip(self, batch: dict[str, torch.Tensor], items: Sequence[int], step: int) -> None:
-        # By item, so that it does not matter which process has it.
+        # Chosen by item, so that the choice does not depend on the process.
         chosen = [
             random.Random(f"{self._flip_seed} {step} {item}").random() < 0.5 for item in items
         ]

@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 CHECKPOINT, LOSSES = "checkpoint.safetensors", "losses.csv"
 Tick = Callable[[str, int], None]  # called with what is being done and steps done since
 Total = Callable[[int], None]  # called with the number of steps
-# The batch of a step, on the device: (items, step) to named tensors.
+# Returns the batch of some items in a step, on the device: named tensors.
 Fetch = Callable[[Sequence[int], int], Mapping[str, torch.Tensor]]
 
 
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Length, speed and seed of a training.
+    """Epochs, batch size, optimizer settings and seed of a training.
 
     Attributes:
         epochs: passes over the data.
-        batch: images a step, over all processes together.
-        lr: highest learning rate of AdamW; it rises over the first twentieth of the steps and
-            falls to 0 on a cosine.
+        batch: images of one step, over all processes together.
+        lr: highest learning rate of AdamW; it rises linearly over the first twentieth of the
+            steps, and falls to 0 on a cosine.
         weight_decay: of AdamW.
-        seed: of the order of images and of what is initialised.
+        seed: of the order of images and of initial weights.
     """
 
     epochs: int = 4
@@ -56,10 +56,10 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class Losses(torch.nn.Module):
-    """A module whose ``forward`` takes a batch and returns losses, their sum first.
+    """A module whose ``forward`` takes a batch and returns losses, their weighted sum first.
 
     Attributes:
-        names: of the losses.
+        names: of the losses, in order.
     """
 
     names: tuple[str, ...] = ("loss",)
@@ -96,15 +96,15 @@ def fit(
     images depends on seed and epoch alone, and optimizer and step are in the checkpoint.
 
     Args:
-        losses: on the CPU.
+        losses: the module to train, on the CPU.
         fetch: makes a batch.
-        items: what there is to train on.
-        plan: how.
-        fabric: devices, processes, precision; launched.
-        folder: for checkpoint and logs.
+        items: indices of the images to train on.
+        plan: of the training.
+        fabric: devices, processes and precision; launched.
+        folder: of checkpoint and logs.
         key: identifies the run; a checkpoint with another key is ignored.
-        checkpoint_minutes: between checkpoints.
-        tick: called with (text, steps) as it goes.
+        checkpoint_minutes: time between checkpoints.
+        tick: called with (text, steps done since).
 
     Raises:
         TrainingError: the loss is no longer a number.

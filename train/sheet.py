@@ -20,12 +20,12 @@ def draw_sheet(
     """Draw images and the maps of their most probable class before and after, as PNG.
 
     Args:
-        explainers: of the network before and after.
-        paths: of images; unreadable ones are left out.
-        method: whose maps.
+        explainers: of the network before and after tuning.
+        paths: of the images; those that cannot be read are left out.
+        method: of the maps.
 
     Returns:
-        None if no image can be read.
+        The PNG file, or None if no image can be read.
     """
     rows = [row for path in paths if (row := _row(explainers, path, method)) is not None]
     if not rows:
@@ -35,7 +35,7 @@ def draw_sheet(
     for column, row in enumerate(rows):
         panels = [
             (row[0].image, ""),
-            *(make_panel(each.overlay(), each.label, f"{each.probability:.3f}") for each in row),
+            *(make_panel(one.overlay(), one.label, f"{one.probability:.3f}") for one in row),
         ]
         for place, (image, title) in enumerate(panels):
             axis = axes[place][column]
