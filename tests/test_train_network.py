@@ -212,6 +212,58 @@ def test_maps_are_those_of_the_runtime(make, method):
     np.testing.assert_allclose(maps.detach().numpy(), expected, atol=1e-6)
 
 
+def class_token() -> nn.Module:
+    torch.manual_seed(0)
+    model = torchvision.models.VisionTransformer(16, 4, 2, 2, 16, 32, num_classes=5).eval()
+    nn.init.normal_(model.heads.head.weight)  # torchvision starts it at zero: no gradients
+    return model
+
+
+def windows() -> nn.Module:
+    torch.manual_seed(0)
+    return torchvision.models.SwinTransformer([2, 2], 8, [2], [2, 2], [2, 2], num_classes=5).eval()
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "is_ablated"),
+    [
+        (class_token, "encoder.layers.encoder_layer_1.ln_1", False),
+        (windows, "features.1.1.norm1", False),
+        (windows, None, True),
+    ],
+)
+def test_tokens_are_tuned_as_activations_with_the_gradient_of_autograd(make, name, is_ablated):
+    model, image = make(), torch.randn(3, 3, 16, 16)
+    tunable = TunableNetwork(model, (16, 16), name)
+    assert tunable.has_ablation is is_ablated
+    name = tunable.target.name
+    activations, logits = tunable(tunable.below(image))
+    taken = []
+    handle = model.get_submodule(name).register_forward_hook(lambda _m, _i, out: taken.append(out))
+    expected = model(image)
+    handle.remove()
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+    (gradient,) = torch.autograd.grad(expected[:, 1].sum(), taken[0])
+    height, width = tunable.target.shape[1:]
+
+    def by_hand(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.ndim == 4:  # [N, h, w, K]
+            return tensor.permute(0, 3, 1, 2)
+        return tensor[:, 1:].mT.reshape(3, -1, height, width)  # behind the class token
+
+    torch.testing.assert_close(activations, by_hand(taken[0]))
+    (own,) = torch.autograd.grad(logits[:, 1].sum(), activations, create_graph=True)
+    torch.testing.assert_close(own, by_hand(gradient))
+    own.square().sum().backward()  # the second derivative that training needs
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in tunable.tuned().values())
+
+
+def test_network_in_which_everything_is_tokens_starts_at_the_last_linear_layer_before():
+    tuned = TunableNetwork(class_token(), (16, 16)).tuned()
+    assert {"encoder.layers.encoder_layer_0.mlp.0.weight", "heads.head.bias"} <= set(tuned)
+    assert not any("layer_0.self_attention" in name or "conv_proj" in name for name in tuned)
+
+
 @pytest.mark.parametrize("make", [networks.linear, networks.curved])
 @pytest.mark.parametrize("method", METHODS)
 def test_gradient_of_a_map_goes_through_the_heads_own_gradient(make, method):

@@ -249,8 +249,8 @@ def _check_method(objective: Objective, tunable: TunableNetwork) -> None:
         )
     if objective.method == "ablation" and not tunable.has_ablation:
         raise RequestError(
-            f"'ablation' silences channels of the target layer ({tunable.target.name}), but part "
-            "of the network goes around it; tune 'gradcam'"
+            f"'ablation' needs a feature map that all of the network passes through, and the "
+            f"target layer ({tunable.target.name}) is none; tune 'gradcam'"
         )
 
 

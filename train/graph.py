@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch.nn.functional as F
 from torch import fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..export.arrangement import Arrangement
+from ..export.recorder import Size
 from ..runtime.errors import ExportError, TargetLayerError, reason_of
 from .target import Target
 
@@ -108,8 +111,14 @@ def find_target_node(path: Sequence[fx.Node], target: Target) -> fx.Node:
 
 
 def _matches(node: fx.Node, target: Target) -> bool:
-    shape = recorded_shape(node)
-    return len(shape) == 4 and tuple(shape[axis] for axis in target.order[1:]) == target.shape
+    shape, arrangement = recorded_shape(node), target.arrangement
+    if arrangement.is_feature_map:
+        return len(shape) == 4 and tuple(shape[i] for i in arrangement.order[1:]) == target.shape
+    sides = arrangement.array_shape(1)
+    return len(shape) == len(sides) and all(
+        isinstance(whole, Size) or own == side
+        for own, side, whole in zip(shape, sides, arrangement.dims, strict=True)
+    )
 
 
 def _module_outputs(path: Sequence[fx.Node]) -> Mapping[str, fx.Node]:
@@ -123,23 +132,66 @@ def _module_outputs(path: Sequence[fx.Node]) -> Mapping[str, fx.Node]:
     return {module: node for module, node in last.items() if module and len(calls[module]) == 1}
 
 
-def insert_channels_first(
-    owner: fx.GraphModule, node: fx.Node, order: tuple[int, int, int, int]
-) -> fx.Node:
-    """Return a node with the activations as [N, K, h, w], transposed there and back if needed."""
-    if order == (0, 1, 2, 3):
+def insert_activations(owner: fx.GraphModule, node: fx.Node, arrangement: Arrangement) -> fx.Node:
+    """Return a node with the activations as [N, K, h, w], from which the graph goes on.
+
+    What is arranged otherwise is arranged there and back: transposed, or taken from its places
+    among the tokens and put there again.
+    """
+    if arrangement.is_plain:
         return node
-    readers = list(node.users)
-    value = node.meta["val"]
+    readers, value = list(node.users), node.meta["val"]
     with owner.graph.inserting_after(node):
-        first = owner.graph.call_function(aten.permute.default, (node, list(order)))
+        if arrangement.is_feature_map:
+            first = owner.graph.call_function(aten.permute.default, (node, [*arrangement.order]))
+        else:
+            owner.add_submodule("take_places", _TakePlaces(arrangement))
+            first = owner.graph.call_module("take_places", (node,))
     with owner.graph.inserting_after(first):
-        inverse = [order.index(axis) for axis in range(4)]
-        back = owner.graph.call_function(aten.permute.default, (first, inverse))
+        if arrangement.is_feature_map:
+            back = owner.graph.call_function(aten.permute.default, (first, arrangement.inverse))
+        else:
+            owner.add_submodule("put_places", _PutPlaces(arrangement))
+            back = owner.graph.call_module("put_places", (node, first))
     for reader in readers:
         reader.replace_input_with(node, back)
-    first.meta["val"], back.meta["val"] = value.permute(order), value
+    image = next(node for node in owner.graph.nodes if node.op == "placeholder")
+    first.meta["val"] = value.new_empty((image.meta["val"].shape[0], *arrangement.shape))
+    back.meta["val"] = value
     return first
+
+
+class _Places(torch.nn.Module):
+    """Knows the positions of a feature map's elements in a tensor of tokens."""
+
+    def __init__(self, arrangement: Arrangement) -> None:
+        super().__init__()
+        self.arrangement = arrangement
+        self._positions: dict[tuple[int, torch.device], torch.Tensor] = {}
+
+    def positions(self, tokens: torch.Tensor) -> tuple[int, torch.Tensor]:
+        """Return how many images there are, and the positions [N K h w] in the flat tensor."""
+        images = tokens.numel() // math.prod(self.arrangement.array_shape(1))
+        key = images, tokens.device
+        if key not in self._positions:
+            flat = self.arrangement.positions(images).reshape(-1)
+            self._positions = {key: torch.from_numpy(flat).to(tokens.device)}
+        return images, self._positions[key]
+
+
+class _TakePlaces(_Places):
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Arrange tokens as activations [N, K, h, w]."""
+        images, positions = self.positions(tokens)
+        return tokens.reshape(-1)[positions].reshape(images, *self.arrangement.shape)
+
+
+class _PutPlaces(_Places):
+    def forward(self, tokens: torch.Tensor, activations: torch.Tensor) -> torch.Tensor:
+        """Replace the tokens that have places by activations [N, K, h, w]."""
+        _, positions = self.positions(tokens)
+        flat = tokens.reshape(-1).index_copy(0, positions, activations.reshape(-1))
+        return flat.reshape(tokens.shape)
 
 
 def extract_subgraph(

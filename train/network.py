@@ -15,7 +15,7 @@ from .graph import (
     find_cut_points,
     find_target_node,
     find_tensor_path,
-    insert_channels_first,
+    insert_activations,
     recorded_shape,
 )
 from .target import find_target
@@ -49,7 +49,7 @@ class TunableNetwork(torch.nn.Module):
         self.target = find_target(model, size, target_layer, channels)
         captured = capture(model, size, channels)
         node = find_target_node(find_tensor_path(captured.graph)[0], self.target)
-        end = insert_channels_first(captured, node, self.target.order)
+        end = insert_activations(captured, node, self.target.arrangement)
         path, image, logits = find_tensor_path(captured.graph)
         cut_points = find_cut_points(path)
         start = _before_last_layer(path, cut_points, end)
@@ -58,7 +58,7 @@ class TunableNetwork(torch.nn.Module):
         self.below = extract_subgraph(captured, image, start)
         self.above = extract_subgraph(captured, start, end, logits, batch_of=image)
         # The same weights once more, for Ablation-CAM, whole and in parts.
-        is_cut = end in cut_points
+        is_cut = end in cut_points and self.target.arrangement.is_feature_map
         self.head = extract_subgraph(captured, end, logits, batch_of=image) if is_cut else None
         self._parts = None if self.head is None else split_head(self.head)
         self.requires_grad_(False)
@@ -72,7 +72,7 @@ class TunableNetwork(torch.nn.Module):
 
     @property
     def has_ablation(self) -> bool:
-        """Tell whether the logits depend on the image through the target layer alone."""
+        """Tell whether all of the network passes through the target layer, a feature map."""
         return self._parts is not None
 
     def tuned(self) -> dict[str, torch.nn.Parameter]:

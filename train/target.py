@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 
 from ..export.ablation import split_head
+from ..export.arrangement import Arrangement
 from ..export.from_torch import to_ir
 from ..export.layers import Network
 from ..export.output_meaning import interpret_outputs
 from ..export.plain_model import LEAST_OPSET, to_plain
-from ..runtime.errors import ExportError, TargetLayerError
+from ..runtime.errors import ExportError
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,13 @@ class Target:
     Attributes:
         name: the module's path, or the node's name where the operation belongs to no module.
         shape: (K, h, w) of the activations.
-        order: how the tensor is transposed to [N, K, h, w].
+        arrangement: how the layer's tensor is arranged as [N, K, h, w].
         pooled_linear: whether global average pooling and one linear layer follow it.
     """
 
     name: str
     shape: tuple[int, int, int]
-    order: tuple[int, int, int, int]
+    arrangement: Arrangement
     pooled_linear: bool
 
 
@@ -61,14 +62,5 @@ def find_target(
         )
     network = Network(plain, meaning.logits)
     layer = network.find(name)
-    if not layer.arrangement.is_feature_map:
-        channels, height, width = layer.shape
-        raise TargetLayerError(
-            f"the target layer '{layer.name}' holds {height} x {width} places of {channels} "
-            "channels as a sequence of tokens, and training tunes feature maps [N, K, h, w]: name "
-            "a layer that has one with --target-layer"
-        )
     head = split_head(network, layer)
-    order = layer.arrangement.order
-    assert len(order) == 4
-    return Target(layer.name, layer.shape, order, head.is_pooled_linear)
+    return Target(layer.name, layer.shape, layer.arrangement, head.is_pooled_linear)
