@@ -124,6 +124,12 @@ def _from_csv(file: Path) -> list[Sample]:
         if not _is_image(row[0]):
             raise DataError(f"{file}, image {number}: '{row[0]}' is not an image file")
         label = row[1].strip() if len(row) > 1 and row[1].strip() else None
+        before = samples.get(row[0])
+        if before is not None and before.label != label:
+            raise DataError(
+                f"{file} gives the image '{row[0]}' several labels ({before.label}, {label}), and "
+                "one label an image is measured and trained: keep one row of each image"
+            )
         samples[row[0]] = Sample(file.parent / row[0], row[0], label)
     return list(samples.values())
 

@@ -39,6 +39,15 @@ def test_subfolders_are_labels_and_flat_images_have_none(tmp_path):
     assert data.labels() == ("cat", "dog")
 
 
+def test_csv_with_several_labels_of_an_image_is_refused_not_cut_to_the_last(tmp_path):
+    table = tmp_path / "list.csv"
+    table.write_text("a.png,cat\nb.png,dog\na.png,cat\n")
+    assert [sample.label for sample in open_dataset(table).samples] == ["cat", "dog"]
+    table.write_text("a.png,cat\nb.png,dog\na.png,dog\n")
+    with pytest.raises(DataError, match=r"'a\.png' several labels \(cat, dog\)"):
+        open_dataset(table)
+
+
 @pytest.mark.parametrize("header", ["file,label\n", ""], ids=["header", "no header"])
 def test_csv_paths_are_relative_to_the_file(tmp_path, header):
     table = tmp_path / "list.csv"
