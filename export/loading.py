@@ -106,8 +106,14 @@ def load_model(
 
     from .from_torch import to_ir
     from .model_outputs import return_tensors
+    from .open_clip_model import PREFIX
     from .source import Source, resolve
 
+    if not is_encoder and isinstance(model, str) and model.startswith(PREFIX):
+        raise RequestError(
+            f"{model} is an image encoder and has no classes of its own: add --classes input or "
+            "--classes FILE"
+        )
     if isinstance(model, Source):
         source = model
     else:

@@ -17,6 +17,8 @@ from .errors import DataError, RequestError
 from .files import replacing
 from .manifest import Manifest
 
+__all__ = ["Prompts", "read_prompts", "write_prompts"]
+
 EXAMPLES = 5  # classes with which a file that takes class embeddings is checked
 _MOST = 1 << 20
 
@@ -86,6 +88,12 @@ def check_embeddings(embeddings: object, source: str) -> NDArray[np.float32]:
 def read_prompts(path: str | os.PathLike[str]) -> Prompts:
     """Read a .npz file with the arrays ``names`` (text [C]) and ``embeddings`` (float [C, D]).
 
+    Args:
+        path: of the file.
+
+    Returns:
+        The prompts.
+
     Raises:
         DataError: it cannot be read, or holds something else.
     """
@@ -107,6 +115,13 @@ def read_prompts(path: str | os.PathLike[str]) -> Prompts:
 
 def write_prompts(path: str | os.PathLike[str], prompts: Prompts) -> Path:
     """Write a file that ``read_prompts`` reads.
+
+    Args:
+        path: of the .npz file.
+        prompts: to write.
+
+    Returns:
+        The path.
 
     Raises:
         RequestError: its name does not end in .npz.

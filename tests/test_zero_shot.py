@@ -449,8 +449,14 @@ def test_plan_takes_a_range_of_prompts(tmp_path: Path) -> None:
     from whycam.runtime.engines.plan import Range
 
     pytest.importorskip("tensorrt_rtx")
-    for index, options in enumerate(({}, {"outputs": ["tft"]})):
-        built = to_plan(zero_shot(**options), tmp_path / f"{index}.plan", prompts=Range(2, 4, 64))
+    variants = ({}, None), ({"outputs": ["tft"]}, None), ({}, ["7.5"])
+    for index, (options, compute) in enumerate(variants):
+        built = to_plan(
+            zero_shot(**options),
+            tmp_path / f"{index}.plan",
+            compute=compute,
+            prompts=Range(2, 4, 64),
+        )
         tensor = next(each for each in built.plan.inputs if each.name == "class_embeddings")
         assert (tensor.dtype, tensor.shape) == ("float32", (-1, LENGTH))
         assert built.plan.prompts == Range(2, 4, 64)
@@ -518,3 +524,60 @@ def test_small_probabilities_keep_their_digits(tmp_path: Path) -> None:
         expected = (logits(a, classes, "softmax") - 16.5).sigmoid().detach().numpy()
         assert expected.min() < 1e-8
         np.testing.assert_allclose(found["probabilities"], expected, rtol=1e-4)
+
+
+def test_classes_stay_an_input_at_every_image_size(tmp_path: Path) -> None:
+    model = network(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, LENGTH))
+    options = {"overrides": SMALL, "logit_scale": 3.0, "task": "softmax", "classes": "input"}
+    made = to_onnx(model, tmp_path / "x.onnx", dynamic_size=(32, 64), **options)
+    fixed = to_onnx(model, tmp_path / "fixed.onnx", **options)
+    classes = prompts(3)
+    for engine in ENGINES:
+        found = answers(made.path, classes, [[1]], RAW, engine=engine)
+        expected = answers(fixed.path, classes, [[1]], RAW)
+        for name in RAW:
+            np.testing.assert_allclose(found[name], expected[name], atol=1e-5)
+        wide = whycam.load(made.path, engine, prompts=classes).explain(IMAGES[0])
+        assert wide.map.shape == (40, 48)
+
+
+def test_encoder_of_open_clip_without_classes_asks_for_them(tmp_path: Path) -> None:
+    pytest.importorskip("open_clip")
+    with pytest.raises(ExportError, match=r"Write open_clip/RN50/TAG.*openai"):
+        to_onnx("open_clip/RN50", tmp_path / "x.onnx", classes="input")
+    with pytest.raises(RequestError, match="add --classes input"):
+        to_onnx("open_clip/RN50/openai", tmp_path / "x.onnx")
+    with pytest.raises(ExportError, match="no model 'RN51'"):
+        to_onnx("open_clip/RN51", tmp_path / "x.onnx", classes="input")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["CLIP", "Siglip"])
+def test_encoders_of_transformers_give_the_models_own_scores(kind: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    from whycam.export.image_encoder import find_image_encoder, read_logit_parameters
+    from whycam.runtime.cosine import cosine_logits, normalise
+
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(
+        vision_config={**small, "num_hidden_layers": 1, "image_size": 32, "patch_size": 8},
+        text_config={
+            **small, "num_hidden_layers": 1, "vocab_size": 50, "max_position_embeddings": 8,
+            "bos_token_id": 1, "eos_token_id": 2,
+        },
+    )  # fmt: skip
+    model = getattr(transformers, f"{kind}Model")(config).eval()
+    with torch.no_grad():
+        model.logit_scale.fill_(2.0)
+        if kind == "Siglip":
+            model.logit_bias.fill_(-5.0)
+        x, ids = torch.randn(2, 3, 32, 32), torch.randint(3, 50, (3, 8))
+        images = find_image_encoder(model, x)(x).numpy()
+        texts = model.get_text_features(input_ids=ids).pooler_output.numpy()
+        expected = model(pixel_values=x, input_ids=ids).logits_per_image.numpy()
+    said = read_logit_parameters(model)
+    assert said is not None
+    bias = said.logit_bias or 0.0
+    found = cosine_logits(images, normalise(texts), math.exp(said.logit_scale), bias)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
