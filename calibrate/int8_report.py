@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from ..runtime.files import write_whole
+from ..runtime.files import write_json, write_whole
 from .fidelity import Fidelity
 from .int8 import Int8Result
 
@@ -20,7 +20,7 @@ def write_int8_report(result: Int8Result, folder: Path) -> list[Path]:
         OutputError: the folder cannot be written.
     """
     return [
-        write_whole(folder / "int8.json", msgspec.json.format(msgspec.json.encode(result))),
+        write_json(folder / "int8.json", result),
         write_whole(folder / "int8.csv", _csv(result.proof).encode()),
     ]
 
@@ -28,7 +28,7 @@ def write_int8_report(result: Int8Result, folder: Path) -> list[Path]:
 def write_fidelity_report(result: Fidelity, folder: Path) -> list[Path]:
     """Write ``compare.json`` with everything, ``compare.csv`` with one line a method."""
     return [
-        write_whole(folder / "compare.json", msgspec.json.format(msgspec.json.encode(result))),
+        write_json(folder / "compare.json", result),
         write_whole(folder / "compare.csv", _csv(result).encode()),
     ]
 

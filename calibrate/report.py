@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
-
-from ..runtime.files import write_whole
+from ..runtime.files import write_json, write_whole
 from .summary import Evaluation
 
 
@@ -17,7 +15,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> list[Path]:
         OutputError: the folder cannot be written.
     """
     written = [
-        write_whole(folder / "report.json", msgspec.json.format(msgspec.json.encode(evaluation))),
+        write_json(folder / "report.json", evaluation),
         write_whole(folder / "report.csv", evaluation.to_csv().encode()),
     ]
     try:

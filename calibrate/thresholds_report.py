@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
-
-from ..runtime.files import write_whole
+from ..runtime.files import write_json, write_whole
 from .thresholds import LearntThresholds
 from .thresholds_curve import format_csv
 
@@ -17,9 +15,8 @@ def write_learnt(learnt: LearntThresholds, folder: Path) -> list[Path]:
     Raises:
         OutputError: the folder cannot be written.
     """
-    document = msgspec.json.format(msgspec.json.encode(learnt))
     written = [
-        write_whole(folder / "thresholds.json", document),
+        write_json(folder / "thresholds.json", learnt),
         write_whole(folder / "thresholds.csv", format_csv(learnt.curves).encode()),
     ]
     try:

@@ -8,6 +8,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from .errors import OutputError
 
@@ -47,6 +50,11 @@ def write_whole(target: Path, data: bytes) -> Path:
     with replacing(target) as temporary:
         temporary.write_bytes(data)
     return target
+
+
+def write_json(target: Path, value: Any) -> Path:
+    """Write ``value`` to ``target`` as indented JSON, as ``write_whole`` does."""
+    return write_whole(target, msgspec.json.format(msgspec.json.encode(value)))
 
 
 def writable_folder(folder: str | os.PathLike[str]) -> Path:

@@ -24,7 +24,7 @@ from ..runtime.errors import (
     WhyCamError,
     reason_of,
 )
-from ..runtime.files import write_whole
+from ..runtime.files import write_json
 
 try:
     from lightning_fabric import Fabric
@@ -170,8 +170,7 @@ def _claim(folder: Path, key: str, settings: Mapping[str, Any]) -> None:
             if left.is_file():
                 left.unlink(missing_ok=True)
         return
-    document = {"key": key, "settings": dict(settings)}
-    write_whole(path, msgspec.json.format(msgspec.json.encode(document)))
+    write_json(path, {"key": key, "settings": dict(settings)})
 
 
 def describe_model(

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from ..files import write_whole
+from ..files import write_json, write_whole
 from .bench import Benchmark
 from .report import document
 
@@ -18,8 +16,7 @@ def write_bench(benchmark: Benchmark, about: dict[str, Any], folder: Path) -> li
     Raises:
         OutputError: the folder cannot be written.
     """
-    encoded = msgspec.json.format(msgspec.json.encode(document(benchmark, about)))
-    written = [write_whole(folder / "bench.json", encoded)]
+    written = [write_json(folder / "bench.json", document(benchmark, about))]
     try:
         from ..figure import encode_png
         from .plot import plot_stages
