@@ -171,14 +171,20 @@ def _show_layers(layers: Sequence[Layer], chosen: Layer | None, as_json: bool) -
     if as_json:
         print_json(
             [
-                {"name": layer.name, "op": layer.op, "shape": layer.shape, "chosen": is_chosen}
+                {
+                    "name": layer.name,
+                    "op": layer.op,
+                    "shape": layer.shape,
+                    "chosen": is_chosen,
+                    "reason": chosen.reason if chosen is not None and is_chosen else "",
+                }
                 for is_chosen, layer in marked
             ]
         )
         return
     out.print(layers_table(marked))
     say(
-        f"-> is the default: {chosen.name}"
+        f"-> is the default: {chosen.name}, {chosen.reason}"
         if chosen
         else "there is no default: --target-layer NAME"
     )

@@ -54,6 +54,7 @@ def export_text(result: ExportResult) -> Text:
     lines = [
         f" {result.path} ({result.size / 1e6:.1f} MB, {result.seconds:.0f} s)",
         f"target layer   {manifest.target_layer} ({shape})",
+        *([f"chosen as      {why}"] if (why := manifest.target_layer_reason) else []),
         f"input          {input_line(manifest)}",
         f"outputs        {outputs_line(manifest)}",
         f"methods        {', '.join(manifest.methods)}",

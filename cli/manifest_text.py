@@ -41,7 +41,8 @@ def _facts(path: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
     for one in manifest.heads:
         yield f"head {one.name}", f"{one.num_classes} classes; {_TASKS[one.task]}"
     shape = " x ".join(map(str, manifest.activations))
-    yield "target layer", f"{manifest.target_layer} ({shape})"
+    reason = f": {manifest.target_layer_reason}" if manifest.target_layer_reason else ""
+    yield "target layer", f"{manifest.target_layer} ({shape}){reason}"
     head = "global average pooling and one linear layer" if manifest.pooled_linear else "other"
     yield "head", head
     yield "input", input_line(manifest)

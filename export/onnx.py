@@ -503,6 +503,7 @@ def _manifest(
             model=loaded.name,
             weights=loaded.weights,
             target_layer=layer.name,
+            target_layer_reason=layer.reason,
             activations=layer.shape,
             pooled_linear=head.is_pooled_linear and meaning.similarity is None,
             task="heads" if meaning.single is None else meaning.single.task,

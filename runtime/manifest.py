@@ -106,6 +106,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         model: where the network came from, as given to ``whycam export``; files without folders.
         weights: ``default``, ``none`` or the weight file's name.
         target_layer: the layer that is explained.
+        target_layer_reason: why that layer was chosen; empty where it was named.
         activations: (K, h, w) at that layer, of an input of ``preprocess.size``.
         pooled_linear: whether the head is global average pooling and one linear layer.
         task: what ``probabilities`` holds. ``softmax``: of classes that exclude each other;
@@ -161,6 +162,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     model: str
     weights: str
     target_layer: str
+    target_layer_reason: str = ""
     activations: tuple[int, int, int]
     pooled_linear: bool
     task: FileTask = "softmax"

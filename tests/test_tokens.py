@@ -153,7 +153,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], str, int]] = {
 
 def network_of(model: nn.Module, size: tuple[int, int] = (H, W)) -> Network:
     plain = to_plain(to_ir(model, size, 18))
-    return Network(plain, interpret_outputs(plain.graph.outputs, plain.shapes).logits)
+    return Network(plain, interpret_outputs(plain.graph.outputs, plain.shapes)[0].logits)
 
 
 def arrange(tokens: torch.Tensor, before: int) -> torch.Tensor:
