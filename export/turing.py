@@ -124,7 +124,7 @@ class _Rewriting:
         if min(ranks) < 2:
             return False
         if right in self._stored and ranks[1] == 2:
-            self._convolve_rows(node, left, right, False, [])
+            self._convolve_rows(node.output[0], left, right, False, [])
         elif left in self._stored and ranks[0] == 2:
             self._convolve_columns(node, left, right)
         else:
@@ -146,16 +146,22 @@ class _Rewriting:
 
         attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
         left, right, *bias = node.input
+        output = node.output[0]
+        if left in self._stored and attributes.get("transB") and not bias:  # W G' = (G W')'
+            scaled = self._scale(right, attributes.get("alpha", 1.0), f"{output}_scaled")
+            flipped = not attributes.get("transA")
+            self._convolve_rows(f"{output}_rows", scaled, left, flipped, [])
+            self._add("Transpose", [f"{output}_rows"], output, perm=[1, 0])
+            return True
         if right not in self._stored or any(len(self._shapes.get(b, ())) != 1 for b in bias):
             return False
-        output = node.output[0]
         if attributes.get("transA"):
             rows, columns = self._shapes[left]
             left = self._add("Transpose", [left], f"{output}_transposed", perm=[1, 0])
             self._shapes[left] = [columns, rows]
         left = self._scale(left, attributes.get("alpha", 1.0), f"{output}_scaled")
         bias = [self._scale(term, attributes.get("beta", 1.0), f"{output}_bias") for term in bias]
-        self._convolve_rows(node, left, right, bool(attributes.get("transB")), bias)
+        self._convolve_rows(output, left, right, bool(attributes.get("transB")), bias)
         return True
 
     def _scale(self, source: str, factor: float, output: str) -> str:
@@ -174,10 +180,9 @@ class _Rewriting:
         return self._add("Mul", [source, name], output)
 
     def _convolve_rows(
-        self, node: onnx.NodeProto, left: str, right: str, transposed: bool, bias: list[str]
+        self, output: str, left: str, right: str, transposed: bool, bias: list[str]
     ) -> None:
         """Compute [..., K] @ stored [K, N] (or [N, K] transposed): rows as pixels of K channels."""
-        output = node.output[0]
         sides = list(self._stored[right].dims)
         channels, width = sides[::-1] if transposed else sides
         pixels = self._add(

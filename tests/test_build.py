@@ -257,6 +257,29 @@ def test_a_scaled_gemm_becomes_a_convolution_of_the_same_numbers(scales, transpo
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
+@pytest.mark.parametrize("flipped", [0, 1])
+def test_a_gemm_whose_first_operand_is_stored_becomes_a_convolution(flipped, alpha):
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((4, 3) if flipped else (3, 4)).astype(np.float32)
+    x = rng.standard_normal((2, 4)).astype(np.float32)
+    kind = onnx.TensorProto.FLOAT
+    node = onnx.helper.make_node("Gemm", ["w", "x"], ["y"], alpha=alpha, transA=flipped, transB=1)
+    graph = onnx.helper.make_graph(
+        [node],
+        "gemm",
+        [onnx.helper.make_tensor_value_info("x", kind, x.shape)],
+        [onnx.helper.make_tensor_value_info("y", kind, (3, 2))],
+        [numpy_helper.from_array(w, "w")],
+    )
+    model = onnx.helper.make_model(graph)
+    assert turing.replace_matrix_products(model) == 1
+    assert "Gemm" not in {node.op_type for node in model.graph.node}
+    found = ReferenceEvaluator(model).run(None, {"x": x})[0]
+    expected = alpha * (w.T if flipped else w) @ x.T
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def _product(equation: str, shapes: list[tuple[int, ...]], made: tuple[int, ...]) -> Any:
     kind = onnx.TensorProto.FLOAT
     inputs = [onnx.helper.make_tensor_value_info(f"x{i}", kind, s) for i, s in enumerate(shapes)]

@@ -598,18 +598,12 @@ def early(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
     return model, file
 
 
-def test_openvino_is_refused_where_its_gradients_are_wrong(early: tuple[nn.Module, Path]) -> None:
-    """They were, here, without a word. Where they no longer are, it may load."""
+def test_openvino_explains_an_early_layer_of_a_transformer(early: tuple[nn.Module, Path]) -> None:
+    """Its square weights are multiplied by forwards, and transposed by the gradient."""
     pytest.importorskip("openvino")
     _, file = early
-    unchecked = whycam.load(file, "openvino", check=False)
-    found = selftest.check(unchecked.engine, unchecked.manifest)
-    if any(compared.problems for compared in found):
-        with pytest.raises(WhyCamError, match=r"answers wrongly for .*whycam verify"):
-            whycam.load(file, "openvino")
-    else:
-        whycam.load(file, "openvino")
-    assert whycam.load(file).engine.name == "onnxruntime"
+    explainer = whycam.load(file, "openvino")
+    assert not any(each.problems for each in selftest.check(explainer.engine, explainer.manifest))
 
 
 def test_early_layer_of_a_transformer_can_be_explained_when_named(

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import pytest
 from gradient_cases import CASES
-from gradients import Case, Recorded, record, run
+from gradients import Case, Recorded, node, record, run, weights
 
 from whycam.export.recorder import Size
 from whycam.export.turing import replace_matrix_products
@@ -36,6 +36,28 @@ def feeds(case: Case, recorded: Recorded, n: int, k: int) -> dict[str, np.ndarra
     sides[place] *= k
     images["seed"] = rng.normal(size=sides)
     return {name: each.astype(np.float32) for name, each in images.items()} | {"k": np.array([k])}
+
+
+@pytest.mark.parametrize(
+    ("kind", "attributes", "inner"),
+    [("MatMul", {}, (5, 6)), ("Gemm", {}, (6,)), ("Gemm", {"transB": 1, "alpha": 0.5}, (6,))],
+)
+def test_openvino_does_not_take_a_square_weight_for_its_transpose(kind, attributes, inner):
+    """It keeps packed weights by their sizes, so the forward product is in the graph as well."""
+    case = Case([node(kind, "x w", **attributes)], {"x": inner}, {"w": weights(6, 6)})
+    recorded = record(case)
+    given = feeds(case, recorded, 3, 2)
+    expected = run(recorded.proto, given)
+    assert {"y"} < set(expected)
+    core = pytest.importorskip("openvino").Core()
+    precise = {"INFERENCE_PRECISION_HINT": "f32"}
+    model = core.compile_model(core.read_model(recorded.proto.SerializeToString()), "CPU", precise)
+    names = {name for each in model.inputs for name in each.names}
+    found = model({name: each for name, each in given.items() if name in names})
+    for value in recorded.proto.graph.output:
+        np.testing.assert_allclose(
+            found[value.name], expected[value.name], rtol=1e-4, atol=1e-5, err_msg=value.name
+        )
 
 
 @pytest.mark.parametrize(("operator", "index"), NUMBERED)

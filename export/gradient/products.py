@@ -31,9 +31,34 @@ def _left_gradient(step: Step, g: Tensor, b: Tensor) -> Tensor:
     """Compute G B'; with a stored matrix B as one Gemm, which needs no transposed copy of B."""
     if b.ndim == 2 and step.is_initializer(1):
         rows = g.reshape((-1, g.shape[-1]))
-        product = step.recorder.op("Gemm", [rows, b], (rows.shape[0], b.shape[0]), transB=1)
+        product = _times_weight(step, rows, b, is_transposed=True)
         return product.reshape((*g.shape[:-1], b.shape[0]))
     return step.matmul(g, step.xp.matrix_transpose(b))
+
+
+def _times_weight(
+    step: Step, rows: Tensor, weight: Tensor, is_transposed: bool, alpha: float = 1.0
+) -> Tensor:
+    """Compute alpha G B' or alpha G B, for rows G [M, .] and a matrix B that the network uses.
+
+    OpenVINO (2026.4, CPU) keeps the weights of fully connected layers by their sizes, and would
+    take a square B of the network for its transpose. So B, if square, is the first operand:
+    G B' = (B G')'.
+    """
+    inner = weight.shape[0] if is_transposed else weight.shape[1]
+    if weight.shape[0] != weight.shape[1]:
+        return step.recorder.op(
+            "Gemm", [rows, weight], (rows.shape[0], inner), alpha=alpha, transB=int(is_transposed)
+        )
+    columns = step.recorder.op(
+        "Gemm",
+        [weight, rows],
+        (inner, rows.shape[0]),
+        alpha=alpha,
+        transA=int(not is_transposed),
+        transB=1,
+    )
+    return columns.transpose((1, 0))
 
 
 def _right_gradient(step: Step, a: Tensor, g: Tensor) -> Tensor:
@@ -48,11 +73,7 @@ def _gemm(step: Step) -> list[Tensor | None]:
         raise step.refusal("the batch is its matrix's last axis")
     g, left = step.g, None
     if step.needs_gradient(0):
-        b = step.x(1)
-        inner = b.shape[1] if flip_b else b.shape[0]
-        left = step.recorder.op(
-            "Gemm", [g, b], (g.shape[0], inner), alpha=alpha, transB=0 if flip_b else 1
-        )
+        left = _times_weight(step, g, step.x(1), is_transposed=not flip_b, alpha=alpha)
     shift = step.sum_to_input(step.multiply(g, beta), 2) if step.needs_gradient(2) else None
     return [left, None, shift]
 

@@ -21,6 +21,7 @@ def matrix_products() -> list[Case]:
         ((2, 3, 4), (2, 4, 3)),
         ((3, 4), (2, 1, 4, 3)),
         ((3, 4), (4,)),
+        ((3, 4), (4, 4)),  # square weights are the first operand of the gradient's product
     ):
         right = weights(*b)
         if len(b) == 4:  # a batch of 2 cannot be told from N
@@ -52,7 +53,18 @@ def computed_weights() -> list[Case]:
 
 def gemms() -> list[Case]:
     plain, flipped, bias = weights(4, 3), weights(3, 4), weights(3)
+    square = weights(4, 4)
+    squares = [
+        Case(
+            [node("Gemm", "x b", transB=flip, alpha=0.5)],
+            {"x": (4,)},
+            {"b": square},
+            lambda x, b=b: 0.5 * x @ in_double(b),
+        )
+        for flip, b in ((0, square), (1, square.T))
+    ]
     return [
+        *squares,
         Case([node("Gemm", "x b")], {"x": (4,)}, {"b": plain}, lambda x: x @ in_double(plain)),
         Case(
             [node("Gemm", "x b c", transB=1, alpha=0.5, beta=2.0)],
