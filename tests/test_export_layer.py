@@ -21,7 +21,7 @@ from whycam.export.output_meaning import interpret_outputs
 from whycam.export.plain_model import to_plain
 from whycam.export.subgraph import run
 from whycam.runtime.engines import selftest
-from whycam.runtime.errors import ExportError, TargetLayerError, WhyCamError
+from whycam.runtime.errors import ExportError, TargetLayerError
 
 slow = pytest.mark.slow
 SMALL = Overrides(image_size=32, preprocess="imagenet")
