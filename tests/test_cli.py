@@ -25,6 +25,7 @@ VERBS = (
     "explain",
     "evaluate",
     "info",
+    "prompts",
     "bench",
     "verify",
     "build",
@@ -68,7 +69,12 @@ def test_help_of_aft_names_the_defaults_that_it_uses(whycam):
 
 def test_help_of_export_names_every_kind_of_model(whycam):
     said = " ".join(whycam("export", "--help").out.split())
-    for kind in ("torchvision/NAME", "timm/NAME", "file.py:factory", "folder of a training"):
+    for kind in (
+        "torchvision/NAME",
+        "timm/NAME",
+        "file.py:factory",
+        "folder written by whycam train",
+    ):
         assert kind in said
 
 
