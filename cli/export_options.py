@@ -142,7 +142,8 @@ class OutputOptions:
         typer.Option(
             metavar="NAME,...",
             help=f"Methods that the file must support, of: {', '.join(METHODS)}. "
-            "[default: all but ablation, which makes every call slower]",
+            "[default: all but ablation and legrad, which make every call slower; legrad is for "
+            "transformers]",
             autocompletion=complete(METHODS),
         ),
     ] = None

@@ -43,6 +43,9 @@ def _facts(path: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
     shape = " x ".join(map(str, manifest.activations))
     reason = f": {manifest.target_layer_reason}" if manifest.target_layer_reason else ""
     yield "target layer", f"{manifest.target_layer} ({shape}){reason}"
+    if manifest.attention is not None:
+        heads, height, width = manifest.attention.shape
+        yield "attention", f"{manifest.attention.name} ({heads} heads, {height} x {width} places)"
     head = "global average pooling and one linear layer" if manifest.pooled_linear else "other"
     yield "head", head
     yield "input", input_line(manifest)

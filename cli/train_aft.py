@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from ..export.requirements import require_torch
-from ..runtime.cam import METHODS
+from ..runtime.cam import ACTIVATION_METHODS
 from ..runtime.errors import RequestError
 from . import parse
 from .console import out, print_json, say, say_all, unreadable_lines
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from ..calibrate.summary import Result
     from ..train.aft import AftResult
 
-_TUNED = [method for method in METHODS if method != "scorecam"]
+_TUNED = [method for method in ACTIVATION_METHODS if method != "scorecam"]
 
 
 def aft(

@@ -12,7 +12,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from ..runtime.cam import Method, Score, ablation_weights, finish, fuse, raw_map
+from ..runtime.cam import (
+    Method,
+    Score,
+    ablation_weights,
+    attention_relevance,
+    finish,
+    fuse,
+    raw_map,
+)
 from ..runtime.cosine import cosine_logits, embedding_gradient, normalise
 from ..runtime.errors import ExportError
 from ..runtime.manifest import Outputs, Preprocess, Task
@@ -20,6 +28,7 @@ from ..runtime.search import Prior
 from ..runtime.targets import RANKS, count_ranks
 from ..runtime.tft import Tft
 from .ablation import Head, logit_drops
+from .attention import AttentionMaps
 from .data_flow import Layer
 from .gradient.reverse import reverse
 from .heads import OutputMeaning
@@ -102,6 +111,7 @@ def assemble(
     layers: Sequence[Layer],
     head: Head | None,
     request: Request,
+    attention: AttentionMaps | None = None,
 ) -> Assembly:
     """Record all parts of an explaining graph.
 
@@ -111,6 +121,7 @@ def assemble(
         layers: to explain, in the network's order; the target layer is the last one.
         head: in parts, for Ablation-CAM; None without it.
         request: what to add.
+        attention: whose maps ``legrad`` reads; None without it.
 
     Raises:
         ExportError: a part cannot be added to this network.
@@ -130,7 +141,9 @@ def assemble(
         found["probabilities"], found["targets"] = builder.probabilities, builder.targets
         found |= builder.split_probabilities()
     with recorder.part("gradient"):
-        pairs, assembly.rules = builder.gradients(layers)
+        every = [*layers, attention.layer] if attention is not None else layers
+        pairs, assembly.rules = builder.gradients(every)
+    of_attention = None if attention is None else pairs.pop()
     (found["activations"], found["gradients"]) = pairs[-1]
     weights = None
     if head is not None:
@@ -139,10 +152,17 @@ def assemble(
         found["ablation_weights"] = weights
     for index, (activations, gradients) in enumerate(pairs[:-1]):
         found[f"activations_{index}"], found[f"gradients_{index}"] = activations, gradients
+    if of_attention is not None:
+        found["attention_maps"], found["attention_gradients"] = of_attention
     for method in request.map_methods:
         first = method == request.map_methods[0]
         with recorder.part(f"map/{method}"):
-            maps = builder.map(method, pairs if first else pairs[-1:], weights)
+            if method == "legrad":
+                assert attention is not None
+                assert of_attention is not None
+                maps = builder.map_of_attention(attention, of_attention[1])
+            else:
+                maps = builder.map(method, pairs if first else pairs[-1:], weights)
         name = "original_maps" if request.tft is not None else "maps"
         found[name if first else f"maps_{method}"] = maps
     if request.tft is not None:
@@ -163,6 +183,8 @@ CONTRACT = (
     "activations",
     "gradients",
     "ablation_weights",
+    "attention_maps",
+    "attention_gradients",
     "maps",
     "original_maps",
     "thresholds",
@@ -622,6 +644,11 @@ class _Builder:
         own = weights if method == "ablation" else None
         raws = [raw_map(method, a, g, own) for a, g in pairs]
         return finish(fuse(raws) if len(raws) > 1 else raws[0], self.size)  # type: ignore[no-any-return]
+
+    def map_of_attention(self, attention: AttentionMaps, gradients: Tensor) -> Tensor:
+        """Record LeGrad's finished map, [N, k, H, W], of gradients [N, k, keys, heads, queries]."""
+        raw = attention.record(attention_relevance(gradients))
+        return finish(raw, self.size)  # type: ignore[no-any-return]
 
     def sweep(self, maps: Tensor, tft: Tft) -> list[Tensor]:
         """Record thresholded maps, thresholds, rpi and masked probabilities."""

@@ -22,7 +22,7 @@ from ..runtime.engines.opening import open_engine
 from ..runtime.errors import ExportError, RequestError, VerificationError
 from ..runtime.files import replacing
 from ..runtime.input_format import DynamicSize
-from ..runtime.manifest import INPUTS, FusedLayer, Manifest, Task
+from ..runtime.manifest import INPUTS, Attention, FusedLayer, Manifest, Task
 from ..runtime.onnxfile import append_manifest, digest, read_manifest
 from ..runtime.prompts import Prompts, example_prompts
 from ..runtime.search import Prior
@@ -30,6 +30,7 @@ from ..runtime.tft import Tft
 from ..runtime.version import package_version
 from .ablation import Head, split_head
 from .assemble import Assembly, Request, assemble
+from .attention import AttentionMaps, find_attention
 from .data_flow import Layer
 from .graph_runner import GraphRunner
 from .heads import OutputMeaning, join_heads
@@ -50,7 +51,7 @@ from .recorder import lengths_at
 from .reference_answers import compute_reference_answers
 from .references import OnnxReference, Reference
 from .references_similarity import SimilarityReference
-from .verify import Subject, draw_natural_images, verify
+from .verify import AttentionReference, Subject, draw_natural_images, verify
 from .verify_sizes import subjects_of_all_sizes
 from .zero_shot import Similarity, choose_similarity, label_classes
 
@@ -232,12 +233,24 @@ def to_onnx(
         network = Network(plain, meaning.logits, is_embedding=is_encoder)
         layer = network.find(target_layer)
         earlier = network.find_earlier(layer, fused_layers)
-        _check_quantised(network, [*earlier, layer], straight_through)
+        attention = find_attention(network) if options.needs_attention else None
+        explained = [*earlier, layer, *([attention.layer] if attention is not None else [])]
+        _check_quantised(network, explained, straight_through)
         parts = split_head(network, layer)
         request, priors_kept, tft = plan_export(options, parts, meaning, loaded)
         names, label_notes = _labels(loaded.labels, meaning, is_stated=labels is not None)
         manifest = _manifest(
-            loaded, network, meaning, layer, earlier, parts, request, tft, names, show_bands
+            loaded,
+            network,
+            meaning,
+            layer,
+            earlier,
+            attention,
+            parts,
+            request,
+            tft,
+            names,
+            show_bands,
         )
         original = OriginalModel(plain, loaded.file)
         manifest = msgspec.structs.replace(
@@ -249,6 +262,12 @@ def to_onnx(
         references_earlier = tuple(
             _reference(loaded, network, meaning, other, manifest) for other in earlier
         )
+        gradients_of_attention = None
+        if attention is not None:
+            original_graph = OnnxReference(network, meaning, attention.layer)
+            gradients_of_attention = AttentionReference(
+                attention, _score_similarity(original_graph, meaning, manifest)
+            )
         for one in meaning.heads:
             if task is None and classes is None and may_be_probabilities(one.output):
                 _check_is_no_probability(one, original, manifest)
@@ -264,6 +283,7 @@ def to_onnx(
             [*earlier, layer],
             parts if "ablation" in request.methods else None,
             request,
+            attention,
         )
         manifest = msgspec.structs.replace(
             manifest,
@@ -281,11 +301,19 @@ def to_onnx(
             ir.DataType.BFLOAT16,
         )
         subject = Subject(
-            runner, manifest, {}, reference, plain.size, original, references_earlier, is_half
+            runner,
+            manifest,
+            {},
+            reference,
+            plain.size,
+            original,
+            references_earlier,
+            gradients_of_attention,
+            is_half,
         )
         subjects = subjects_of_all_sizes(subject, plain, runner.tensors)
         verification = verify(subjects, [_prepare_image(image, manifest) for image in check])
-        answers = compute_reference_answers(runner, reference, manifest, bool(earlier))
+        answers = compute_reference_answers(runner, reference, manifest, bool(earlier), attention)
         step(STEPS[4])
         _declare_only(plain.model, assembly, manifest)
         ir.save(plain.model, str(temporary))
@@ -355,8 +383,8 @@ def _check_quantised(network: Network, layers: Sequence[Layer], allowed: bool) -
     """Refuse quantisation between the target layer and the scores, unless it was allowed."""
     if allowed:
         return
-    first = layers[0].value.producer()
-    place = network.path.index(first) if first in network.path else 0
+    producers = [layer.value.producer() for layer in layers]
+    place = min(network.position.get(node, 0) for node in producers if node is not None)
     for node in network.path[place + 1 :]:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             raise ExportError(
@@ -383,14 +411,21 @@ def _reference(
     loaded: LoadedModel, network: Network, meaning: OutputMeaning, layer: Layer, manifest: Manifest
 ) -> Reference:
     """Open the original network, from which class scores follow by ``meaning``."""
-    network_reference = _network_reference(loaded, network, meaning, layer)
+    reference = _network_reference(loaded, network, meaning, layer)
+    return _score_similarity(reference, meaning, manifest)
+
+
+def _score_similarity(
+    reference: Reference, meaning: OutputMeaning, manifest: Manifest
+) -> Reference:
+    """Score the reference's embeddings against classes, where it is an image encoder."""
     similarity = meaning.similarity
     if similarity is None:
-        return network_reference
+        return reference
     embeddings = similarity.embeddings
     if embeddings is None:
         embeddings = example_prompts(manifest).embeddings
-    return SimilarityReference(network_reference, similarity, embeddings)
+    return SimilarityReference(reference, similarity, embeddings)
 
 
 def _network_reference(
@@ -490,6 +525,7 @@ def _manifest(
     meaning: OutputMeaning,
     layer: Layer,
     earlier: Sequence[Layer],
+    attention: AttentionMaps | None,
     head: Head,
     request: Request,
     tft: Tft,
@@ -521,6 +557,9 @@ def _manifest(
             methods=request.methods,
             map_methods=request.map_methods,
             fused_layers=tuple(FusedLayer(other.name, other.shape) for other in earlier),
+            attention=None
+            if attention is None
+            else Attention(attention.layer.name, attention.shape),
             class_embeddings=_length_of_input(network, meaning),
             embedded_preprocess=request.preprocess is not None,
             source_size=request.source_size,

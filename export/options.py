@@ -8,7 +8,7 @@ from typing import cast
 
 import msgspec
 
-from ..runtime.cam import METHODS, Method, Score
+from ..runtime.cam import ACTIVATION_METHODS, METHODS, Method, Score
 from ..runtime.errors import ExportError, RequestError
 from ..runtime.manifest import OUTPUTS, Outputs
 from ..runtime.search import Prior, prior_for
@@ -64,6 +64,11 @@ class ExportOptions:
             raise RequestError(
                 "Score-CAM takes one forward pass for each channel, which no graph should hold; "
                 "name another method for the outputs map and tft"
+            )
+        if self.needs_attention and self.groups == ("raw",):
+            raise RequestError(
+                "legrad is computed from attention maps, which are no raw outputs: add the output "
+                "map, or tft"
             )
         if self.top is not None and self.top < 1:
             raise RequestError(f"top must be 1 or more, not {self.top}")
@@ -123,6 +128,11 @@ class ExportOptions:
                 f"forwards={tft.forwards} is a search inside the graph: add the output tft. Files "
                 "without it are searched by: whycam explain --tft --forwards"
             )
+
+    @property
+    def needs_attention(self) -> bool:
+        """Whether a method reads attention maps."""
+        return "legrad" in (*(self.methods or ()), *(self.map_methods or ()))
 
     @property
     def groups(self) -> tuple[Outputs, ...]:
@@ -188,7 +198,7 @@ def _choose_methods(
     if options.methods is not None:
         supported: set[str] = {*options.methods, *(options.map_methods or ())}
     elif "raw" in groups:
-        supported = {m for m in METHODS if m not in ("ablation", "cam")}
+        supported = {m for m in ACTIVATION_METHODS if m not in ("ablation", "cam")}
         supported |= ({"cam"} if has_cam else set()) | set(options.map_methods or ())
     else:
         default = "layercam" if options.fused_layers else "gradcam"
@@ -225,6 +235,11 @@ def _choose_methods(
         raise RequestError(
             "Score-CAM takes one forward pass for each channel, which no graph should hold; name "
             "another method for the outputs map and tft"
+        )
+    if "legrad" in methods and "legrad" not in chosen:
+        raise RequestError(
+            "legrad is computed from attention maps, which are no raw outputs: add the output map, "
+            f"or name it with the methods whose maps the graph finishes ({', '.join(chosen)})"
         )
     if "raw" not in groups:
         surplus = [m for m in methods if m not in chosen]

@@ -7,13 +7,18 @@ import numpy as np
 from ..runtime import cam
 from ..runtime.engines import selftest
 from ..runtime.manifest import Manifest, Reference
+from .attention import AttentionMaps
 from .graph_runner import GraphRunner
 from .reference_scores import compute_probabilities, differentiate_score
 from .references import Reference as Network
 
 
 def compute_reference_answers(
-    runner: GraphRunner, network: Network, manifest: Manifest, is_fused: bool
+    runner: GraphRunner,
+    network: Network,
+    manifest: Manifest,
+    is_fused: bool,
+    attention: AttentionMaps | None = None,
 ) -> tuple[Reference, ...]:
     """Compute the network's answers for the built-in test patterns.
 
@@ -60,6 +65,10 @@ def compute_reference_answers(
                     cam.raw_map("layercam", outputs["activations"], outputs["gradients"][:, :1]),
                 ]
             )
+        elif method == "legrad":
+            assert attention is not None
+            relevance = cam.attention_relevance(outputs["attention_gradients"][:, :1])
+            raw_map = attention.take(relevance)
         else:
             method_weights = (
                 weights[:, :1] if weights is not None and method == "ablation" else None

@@ -25,6 +25,7 @@ from ..runtime.manifest import Manifest
 from ..runtime.preprocess import crop_resized, normalise
 from ..runtime.similarity import relative_difference
 from ..runtime.sweep import Request, make_choice
+from .attention import AttentionMaps
 from .original_model import OriginalModel
 from .reference_scores import compute_probabilities, compute_relative_drop, differentiate_score
 from .references import Floats, Reference, directional_differences
@@ -42,6 +43,7 @@ _LEAST_PROBABILITY = 1e-12
 # normalisation magnifies their rounding.
 _FLAT = 0.1
 _DRAWS = 6
+_OF_ATTENTION = ("attention_maps", "attention_gradients")
 
 
 class Runner(Protocol):
@@ -59,6 +61,14 @@ class Runner(Protocol):
 
 
 @dataclass(frozen=True)
+class AttentionReference:
+    """The attention whose maps are explained, and the original network from these maps on."""
+
+    attention: AttentionMaps
+    reference: Reference
+
+
+@dataclass(frozen=True)
 class Subject:
     """An explaining graph and the references to compare it with.
 
@@ -70,6 +80,7 @@ class Subject:
         size: (H, W) of the network's input.
         original: the model before anything was added.
         earlier: references for each fused layer.
+        attention: reference for the method ``legrad``; None without it.
         is_half: whether the network computes in half precision.
     """
 
@@ -80,6 +91,7 @@ class Subject:
     size: tuple[int, int]
     original: OriginalModel | None = None
     earlier: tuple[Reference, ...] = ()
+    attention: AttentionReference | None = None
     is_half: bool = False
 
     @property
@@ -103,7 +115,8 @@ def verify(subjects: Sequence[Subject], check: list[NDArray[Any]] | None = None)
         without operator fusion; ``probabilities``, absolute;
         ``activations``, ``gradients`` and ``ablation``, relative to the largest value;
         ``differences``: gradients against central differences in random directions, relative to
-        the gradient's norm; ``earlier``, the same at fused layers; ``pixels``, of 255; ``maps``
+        the gradient's norm; ``earlier``, the same at fused layers;
+        ``attention``, the same of attention maps; ``pixels``, of 255; ``maps``
         and ``tft``, absolute.
 
     Raises:
@@ -149,7 +162,14 @@ def _measure(
         if "tft" in subject.manifest.outputs:
             errors["tft"] = _sweep_difference(subject, view, outputs)
         if subject.earlier:
-            errors["earlier"] = _earlier_difference(subject, view, outputs, rng)
+            errors["earlier"] = max(
+                _gradient_error(subject, reference, _of_layer(index), view, outputs, rng)
+                for index, reference in enumerate(subject.earlier)
+            )
+        if subject.attention is not None:
+            errors["attention"] = _gradient_error(
+                subject, subject.attention.reference, _OF_ATTENTION, view, outputs, rng
+            )
         if subject.original is not None and "network_input" not in outputs:
             errors |= _original_output_differences(subject, image)
         if not _problems(subject, errors):
@@ -409,20 +429,7 @@ def _map_difference(subject: Subject, outputs: Mapping[str, NDArray[Any]]) -> fl
     manifest = subject.manifest
     worst = 0.0
     for method in manifest.map_methods:
-        weights = outputs.get("ablation_weights") if method == "ablation" else None
-        raw = cam.raw_map(method, outputs["activations"], outputs["gradients"], weights)
-        if subject.earlier and method == manifest.map_method:
-            before = [
-                cam.raw_map(method, outputs[f"activations_{i}"], outputs[f"gradients_{i}"])
-                for i in range(len(subject.earlier))
-            ]
-            raw = terms = cam.fuse([*before, raw])
-        else:
-            # A map's rounding error is proportional to the summed terms, which may cancel, as where
-            # a head ignores the scale of its activations.
-            terms = selftest.absolute_map(
-                method, outputs["activations"], outputs["gradients"], weights
-            )
+        raw, terms = _raw_map(subject, method, outputs)
         maps = outputs[manifest.map_output(method) or ""]
         differences = np.abs(maps - cam.finish(raw, subject.size)).max((-2, -1))
         largest = np.maximum(terms.max((-2, -1)), np.finfo(np.float32).tiny)
@@ -431,29 +438,59 @@ def _map_difference(subject: Subject, outputs: Mapping[str, NDArray[Any]]) -> fl
     return worst
 
 
-def _earlier_difference(
+def _raw_map(
+    subject: Subject, method: cam.Method, outputs: Mapping[str, NDArray[Any]]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Compute a method's raw map, and its summed absolute terms, [N, k, h, w] each.
+
+    A map's rounding error is proportional to the summed terms, which may cancel, as where a head
+    ignores the scale of its activations.
+    """
+    if method == "legrad":
+        assert subject.attention is not None
+        relevance = cam.attention_relevance(outputs[_OF_ATTENTION[1]])
+        raw = subject.attention.attention.take(relevance)
+        return raw, raw
+    weights = outputs.get("ablation_weights") if method == "ablation" else None
+    raw = cam.raw_map(method, outputs["activations"], outputs["gradients"], weights)
+    if subject.earlier and method == subject.manifest.map_method:
+        names = [_of_layer(index) for index in range(len(subject.earlier))]
+        before = [cam.raw_map(method, outputs[a], outputs[g]) for a, g in names]
+        fused = cam.fuse([*before, raw])
+        return fused, fused
+    terms = selftest.absolute_map(method, outputs["activations"], outputs["gradients"], weights)
+    return raw, terms
+
+
+def _of_layer(index: int) -> tuple[str, str]:
+    """Name the outputs with a fused layer's activations and gradients."""
+    return f"activations_{index}", f"gradients_{index}"
+
+
+def _gradient_error(
     subject: Subject,
+    reference: Reference,
+    names: tuple[str, str],
     view: NDArray[Any],
     outputs: Mapping[str, NDArray[Any]],
     rng: np.random.Generator,
 ) -> float:
-    """Compare the gradients at fused layers, by central differences in random directions."""
+    """Compare the gradients at a further layer, by central differences in random directions.
+
+    Args:
+        names: of the outputs with that layer's activations and gradients.
+    """
     manifest = subject.manifest
-    worst = 0.0
-    for index, reference in enumerate(subject.earlier):
-        own, targets, images = _rows(outputs, view, f"activations_{index}")
-        seed = differentiate_score(
-            reference.head(own, images), targets, manifest.gradient_score, manifest.output_heads
-        )
-        gradients = np.asarray(outputs[f"gradients_{index}"], np.float64).reshape(own.shape)
-        true = reference.gradient(own, seed, images)
-        if true is not None:
-            norm = float(np.linalg.norm(true))
-            error = float(np.linalg.norm(gradients - true)) / (norm or 1.0)
-        else:
-            error = _directional_error(reference, own, seed, images, gradients, rng)
-        worst = max(worst, error)
-    return worst
+    own, targets, images = _rows(outputs, view, names[0])
+    seed = differentiate_score(
+        reference.head(own, images), targets, manifest.gradient_score, manifest.output_heads
+    )
+    gradients = np.asarray(outputs[names[1]], np.float64).reshape(own.shape)
+    true = reference.gradient(own, seed, images)
+    if true is not None:
+        norm = float(np.linalg.norm(true))
+        return float(np.linalg.norm(gradients - true)) / (norm or 1.0)
+    return _directional_error(reference, own, seed, images, gradients, rng)
 
 
 def _sweep_difference(

@@ -17,9 +17,19 @@ import numpy as np
 
 Array = Any
 Method = Literal[
-    "cam", "gradcam", "gradcam++", "layercam", "ablation", "scorecam", "hirescam", "xgradcam"
+    "cam",
+    "gradcam",
+    "gradcam++",
+    "layercam",
+    "ablation",
+    "scorecam",
+    "hirescam",
+    "xgradcam",
+    "legrad",
 ]
 METHODS: tuple[Method, ...] = get_args(Method)
+# Those that sum activations; the others read attention maps, which are no raw outputs.
+ACTIVATION_METHODS: tuple[Method, ...] = tuple(m for m in METHODS if m != "legrad")
 Score = Literal["logit", "prob"]
 
 # Below this part of a map's magnitude, differences are float32 rounding: the map is constant.
@@ -34,7 +44,7 @@ def raw_map(
     """Sum the activations by their weights: phi(sum_k alpha_k A_k) (paper equation 3).
 
     Args:
-        method: one of ``METHODS``.
+        method: one of ``ACTIVATION_METHODS``.
         activations: A, float [N, K, h, w].
         gradients: G, float [N, k, K, h, w]; unused by ``ablation`` and ``scorecam``.
         weights: alpha, float [N, k, K], for the methods that do not take it from the gradients.
@@ -51,6 +61,22 @@ def raw_map(
     summed = alpha @ activations.reshape((n, channels, height * width))
     raw = summed.reshape((n, alpha.shape[1], height, width))
     return raw if method == "cam" else _relu(raw)
+
+
+def attention_relevance(gradients: Array) -> Array:
+    """Compute the relevance of each key of attention maps (LeGrad, Bousselham et al. 2024).
+
+    r_j = mean over heads h and queries i of ReLU(G_hij), with G = d score_c / d P and P the
+    attention probabilities, [N, heads, queries, keys].
+
+    Args:
+        gradients: G, float [N, k, keys, heads, queries].
+
+    Returns:
+        float [N, k, keys], no negative values; those of places make the raw map.
+    """
+    xp = array_api_compat.array_namespace(gradients)
+    return xp.mean(_relu(gradients), axis=(-2, -1))
 
 
 def fuse(raws: Sequence[Array]) -> Array:

@@ -22,6 +22,7 @@ EXPORT: Tolerances = {
     "differences": 1e-3,  # of central differences, which max-pooling near ties disturbs
     "ablation": 1e-3,
     "earlier": 1e-2,
+    "attention": 1e-3,
     "pixels": 1.01,
     "maps": 1e-4,
     "tft": 1e-3,  # of the network in float32 as well, on images mostly masked
@@ -67,6 +68,7 @@ _PHRASES = {
     "lead": "another class leads by",
     "differences": "gradients differ from central differences in float64 by",
     "earlier": "gradients at fused layers differ from central differences in float64 by",
+    "attention": "gradients of attention maps differ from central differences in float64 by",
     "pixels": "its preprocessing differs from Pillow's by",
     "tft": "its threshold sweep differs from the runtime's by",
     "masked": "probabilities of masked images are off by",

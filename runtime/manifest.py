@@ -70,6 +70,22 @@ class FusedLayer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"fused layer '{self.name}' has no activations: {self.activations}")
 
 
+class Attention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The attention whose maps the method ``legrad`` reads.
+
+    Attributes:
+        name: of the layer.
+        shape: (heads, h, w); the keys are h x w places, besides class tokens and the like.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+
+    def __post_init__(self) -> None:
+        if min(self.shape) < 1:
+            raise ValueError(f"attention '{self.name}' has no maps: {self.shape}")
+
+
 class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The right answer for one built-in test pattern, kept to check engines by.
 
@@ -138,6 +154,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             thresholded), those of every other method ``maps_METHOD``.
         fused_layers: whose Layer-CAM maps are fused with the target layer's in the maps of
             ``map_methods[0]``, from the image to the target layer; empty: the target layer alone.
+        attention: whose maps ``legrad`` reads; None without that method.
         class_embeddings: the length D of class embeddings, float32 [C, D], where the graph takes
             them as an input of that name; None: its classes are fixed.
         embedded_preprocess: whether the graph takes RGB images, uint8 [N, h, w, 3], and does
@@ -181,6 +198,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     methods: tuple[Method, ...]
     map_methods: tuple[Method, ...] = ()
     fused_layers: tuple[FusedLayer, ...] = ()
+    attention: Attention | None = None
     class_embeddings: int | None = None
     embedded_preprocess: bool = False
     source_size: tuple[int, int] | None = None
@@ -257,6 +275,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             )
         if self.fused_layers and first != "layercam":
             raise ValueError(f"layers are fused by layercam, not by {first}")
+        if ("legrad" in self.methods) != (self.attention is not None):
+            raise ValueError("the method legrad and an attention go together")
+        if "legrad" in self.methods and "legrad" not in distinct:
+            raise ValueError("legrad is computed in the graph alone: it must be in map_methods")
         if "raw" not in self.outputs and distinct != set(self.methods):
             raise ValueError(f"{self.methods} need raw outputs, or finished maps of each")
 
@@ -384,7 +406,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     @property
     def map_shape(self) -> tuple[int, int]:
-        """Return (h, w) of a map before it is resized: of the finest layer used."""
+        """Return (h, w) of a reference's map before it is resized: of the finest layer used."""
+        if self.map_method == "legrad" and self.attention is not None:
+            return self.attention.shape[1:]
         layers = [self.activations, *(layer.activations for layer in self.fused_layers)]
         return finest(layers)
 

@@ -133,6 +133,12 @@ def _check_method(method: str, manifest: Manifest) -> None:
             f"'{method}' weighs channels by probabilities, and {NOT_PROBABILITIES}. Use another "
             f"method: {', '.join(manifest.methods)}"
         )
+    if method == "legrad":
+        raise RequestError(
+            f"'legrad' is computed from attention maps inside the graph, and {manifest.model} was "
+            "exported without it. Where the model has attention maps with places, export again "
+            "with --method legrad"
+        )
     if "raw" not in manifest.outputs:
         raise RequestError(
             f"this file holds finished maps of {' and '.join(map(repr, manifest.map_methods))} "

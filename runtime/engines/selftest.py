@@ -192,6 +192,8 @@ def make_references(engine: Engine, manifest: Manifest) -> tuple[Reference, ...]
     """Make references of an engine's own answers; none where raw outputs make no maps."""
     if "raw" not in manifest.outputs or manifest.fused_layers:
         return ()
+    if method_of(manifest) not in cam.ACTIVATION_METHODS:
+        return ()
     engine = with_examples(engine, manifest)
     found = []
     for index in range(PATTERNS):

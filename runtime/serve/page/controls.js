@@ -1,7 +1,8 @@
 // The controls: they show the look in force, and ask for changes.
 
 const NAMES = { cam: "CAM", gradcam: "Grad-CAM", "gradcam++": "Grad-CAM++", layercam: "Layer-CAM",
-  ablation: "Ablation-CAM", scorecam: "Score-CAM (slow)", hirescam: "HiRes-CAM", xgradcam: "XGrad-CAM" };
+  ablation: "Ablation-CAM", scorecam: "Score-CAM (slow)", hirescam: "HiRes-CAM", xgradcam: "XGrad-CAM",
+  legrad: "LeGrad" };
 const SLIDERS = ["threshold", "opacity", "smoothing"];
 const OFTEN = 60; // ms between changes while a slider moves
 const MINE = 600; // ms for which a control that was just moved is not moved by others
