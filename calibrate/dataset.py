@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 from ..runtime.errors import DataError
 from ..runtime.images import IMAGE_SUFFIXES, list_images
+from .csv_labels import read_csv_labels
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,20 @@ class Sample:
     Attributes:
         path: the image file.
         name: unique in its data set.
-        label: the class, as written in the data set; None if it states none, or objects of
-            several classes.
+        labels: as written in the data set, each once; None if it states none; empty if it states
+            that the image has none.
         annotation: a VOC file with boxes, for ``read_boxes``.
     """
 
     path: Path
     name: str
-    label: str | None = None
+    labels: tuple[str, ...] | None = None
     annotation: Path | None = None
+
+    @property
+    def label(self) -> str | None:
+        """Return the one label; None if there is none, or several."""
+        return self.labels[0] if self.labels is not None and len(self.labels) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -57,24 +63,34 @@ class Dataset:
         path: as given.
         kind: ``folder``, ``csv`` or ``voc``.
         samples: in a fixed order.
+        columns: the labels of a CSV file with a column for each; some may have no image.
     """
 
     path: Path
     kind: str
     samples: tuple[Sample, ...]
+    columns: tuple[str, ...] = ()
 
     def labels(self) -> tuple[str, ...]:
-        """Return the labels that occur, sorted."""
+        """Return the labels that are the only one of some image, sorted."""
         return tuple(sorted({sample.label for sample in self.samples if sample.label is not None}))
+
+    def all_labels(self) -> tuple[str, ...]:
+        """Return the labels of all images and columns, sorted."""
+        labels = {label for sample in self.samples for label in sample.labels or ()}
+        return tuple(sorted(labels.union(self.columns)))
 
 
 def open_dataset(path: str | Path) -> Dataset:
     """List the images of a data set, without reading them.
 
     Args:
-        path: a folder with a subfolder for each class, or a flat one without labels; a CSV file
-            with the columns image and label, with or without a header, paths relative to the
-            file; or a Pascal VOC folder with JPEGImages and Annotations.
+        path: a folder with a subfolder for each class, or a flat one without labels; a CSV file,
+            paths relative to the file; or a Pascal VOC folder with JPEGImages and Annotations,
+            where an image has the labels of its objects. A CSV file has two columns, image and
+            label, with or without a header, where several labels of an image are separated by
+            ``;`` or ``|`` or have a row each, and an empty label states none; or it has a header
+            and a column for each label, with 1 where the image has it and 0 where not.
 
     Returns:
         The images, in a fixed order.
@@ -85,15 +101,41 @@ def open_dataset(path: str | Path) -> Dataset:
     root = Path(path)
     if not os.path.exists(path):  # False, where pathlib raises: names too long, or with NUL
         raise DataError(f"there is no folder or file {root}")
+    columns: tuple[str, ...] = ()
     if root.is_file():
-        kind, samples = "csv", _from_csv(root)
+        table = read_csv_labels(root)
+        kind, columns = "csv", table.columns
+        samples = [
+            Sample(root.parent / name, name, labels) for name, labels in table.images.items()
+        ]
     elif (root / "JPEGImages").is_dir() and (root / "Annotations").is_dir():
         kind, samples = "voc", _from_voc(root)
     else:
         kind, samples = "folder", _from_folder(root)
     if not samples:
         raise DataError(f"no images in {root}")
-    return Dataset(root, kind, tuple(samples))
+    return Dataset(root, kind, tuple(samples), columns)
+
+
+def check_one_label(data: Dataset, reason: str) -> None:
+    """Refuse a CSV file that gives an image several labels.
+
+    Other images of several classes, those of Pascal VOC, count as images without a label.
+
+    Args:
+        data: from ``open_dataset``.
+        reason: why one label an image is needed, and what to do.
+
+    Raises:
+        DataError: it does.
+    """
+    for sample in data.samples if data.kind == "csv" else ():
+        if sample.labels is not None and len(sample.labels) > 1:
+            several = ", ".join(sample.labels[:3]) + (" ..." if len(sample.labels) > 3 else "")
+            raise DataError(
+                f"{data.path} gives the image '{sample.name}' several labels ({several}), and "
+                f"{reason}"
+            )
 
 
 def shuffle_samples(samples: Sequence[Sample]) -> list[Sample]:
@@ -106,36 +148,9 @@ def _from_folder(folder: Path) -> list[Sample]:
     samples = []
     for file in files:
         relative = file.relative_to(folder)
-        label = relative.parts[0] if len(relative.parts) > 1 else None
-        samples.append(Sample(file, relative.as_posix(), label))
+        labels = relative.parts[:1] if len(relative.parts) > 1 else None
+        samples.append(Sample(file, relative.as_posix(), labels))
     return samples
-
-
-def _from_csv(file: Path) -> list[Sample]:
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {file}: {error}") from error
-    rows = [row for row in csv.reader(text.splitlines()) if row]
-    if rows and not _is_image(rows[0][0]):
-        rows = rows[1:]  # a header
-    samples: dict[str, Sample] = {}
-    for number, row in enumerate(rows, 1):
-        if not _is_image(row[0]):
-            raise DataError(f"{file}, image {number}: '{row[0]}' is not an image file")
-        label = row[1].strip() if len(row) > 1 and row[1].strip() else None
-        before = samples.get(row[0])
-        if before is not None and before.label != label:
-            raise DataError(
-                f"{file} gives the image '{row[0]}' several labels ({before.label}, {label}), and "
-                "one label an image is measured and trained: keep one row of each image"
-            )
-        samples[row[0]] = Sample(file.parent / row[0], row[0], label)
-    return list(samples.values())
-
-
-def _is_image(name: str) -> bool:
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def _from_voc(folder: Path) -> list[Sample]:
@@ -145,9 +160,8 @@ def _from_voc(folder: Path) -> list[Sample]:
             continue
         annotation = folder / "Annotations" / f"{file.stem}.xml"
         known = annotation if annotation.is_file() else None
-        names = {box.name for box in read_boxes(known)} if known else set()
-        label = names.pop() if len(names) == 1 else None
-        samples.append(Sample(file, file.name, label, known))
+        labels = tuple(sorted({box.name for box in read_boxes(known)})) if known else None
+        samples.append(Sample(file, file.name, labels, known))
     return samples
 
 

@@ -15,6 +15,7 @@ from ..runtime.errors import DataError, ImageError, RequestError
 from ..runtime.explainer import Explainer
 from ..runtime.explanation import Explanation
 from ..runtime.pipeline import Prepared, classify, prepare
+from ..runtime.request import NOT_PROBABILITIES
 from ..runtime.similarity import pearson, top_overlap
 from ..runtime.tft import Tft
 from ..runtime.timing import Tick
@@ -95,6 +96,11 @@ def compare(
         DataError: no image can be read.
     """
     chosen = select_common_methods(reference, other, methods)
+    if tft is not None and reference.manifest.task == "none":
+        raise RequestError(
+            f"TFT's thresholds are chosen by probabilities, and {NOT_PROBABILITIES}: compare maps "
+            "alone, with --no-tft (tft=None)"
+        )
     tally = _Tally(chosen)
     unreadable: dict[str, str] = {}
     work = partial(_compare_batch, reference, other, chosen, tft)

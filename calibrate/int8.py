@@ -22,7 +22,7 @@ from ..runtime.files import replacing
 from ..runtime.onnxfile import read_manifest
 from ..runtime.timing import Note, Tick, Total, measure_seconds, run_interleaved
 from .dataset import Dataset, Sample, shuffle_samples
-from .evaluate import check_one_head
+from .evaluate import check_one_classifier
 from .fidelity import Fidelity, compare, select_common_methods
 from .int8_file import write_int8
 from .int8_search import (
@@ -127,7 +127,7 @@ def calibrate_int8(
             f"{model} takes its classes as an input, and whether labels and maps survive INT8 is "
             "measured for some classes: export with --classes FILE.npz, and calibrate that file"
         )
-    check_one_head(manifest)
+    check_one_classifier(manifest)
     calibration, held_out = split_samples(data, settings)
     target = Path(path)
     if target.resolve() == Path(model).resolve():

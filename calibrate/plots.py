@@ -67,11 +67,11 @@ def plot_thresholds(evaluation: Evaluation) -> Figure:
     width = 0.8 / max(1, len(evaluation.chosen))
     for place, (method, counts) in enumerate(evaluation.chosen.items()):
         shift = (place - (len(evaluation.chosen) - 1) / 2) * width
-        shares = np.asarray(counts) / evaluation.images
+        shares = np.asarray(counts) / sum(counts)
         axis.bar(np.arange(len(labels)) + shift, shares, width, label=method)
     axis.set_xticks(range(len(labels)), labels)
     axis.set_xlabel(r"best threshold $\tau^*$")
-    axis.set_ylabel("share of images")
+    axis.set_ylabel("share of maps")
     axis.spines[["top", "right"]].set_visible(False)
     _place_legend(figure)
     return figure

@@ -11,6 +11,8 @@ from .summary import Evaluation
 def write_report(evaluation: Evaluation, folder: Path) -> list[Path]:
     """Write ``report.json``, ``report.csv`` and, where matplotlib is installed, plots.
 
+    Figures of independent labels are in ``labels.csv``.
+
     Raises:
         OutputError: the folder cannot be written.
     """
@@ -18,6 +20,9 @@ def write_report(evaluation: Evaluation, folder: Path) -> list[Path]:
         write_json(folder / "report.json", evaluation),
         write_whole(folder / "report.csv", evaluation.to_csv().encode()),
     ]
+    if evaluation.labels:
+        text = evaluation.labels_to_csv()
+        written.append(write_whole(folder / "labels.csv", text.encode()))
     try:
         from ..runtime.figure import encode_png
         from .plots import plot_quality, plot_rpi, plot_thresholds

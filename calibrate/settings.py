@@ -22,7 +22,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         variants: ``original``: the map as it is; ``naive``: cut where the method's users cut by
             habit (paper table 1); ``tft``: cut at the best threshold.
         tft: the reading; its ``mask`` is also how every variant's map masks the image.
-        target: the class to explain: the ``predicted`` one, or the data's ``label``.
+        target: the class to explain: the ``predicted`` one, or the data's ``label``, of independent
+            labels each one that the image has.
+        labels: classes whose figures are measured one by one, of a network with independent labels.
+        accuracy: whether the most probable class is compared with the data's label.
         curve_steps: of insertion and deletion; 0: not measured, for they take twice as many
             forward passes for each map.
     """
@@ -31,4 +34,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     variants: tuple[Variant, ...] = VARIANTS
     tft: Tft = Tft(mask="soft", thresholds="rank")
     target: Target = "predicted"
+    labels: tuple[int, ...] = ()
+    accuracy: bool = True
     curve_steps: int = 0

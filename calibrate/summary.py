@@ -1,10 +1,9 @@
-"""Sum up an evaluation: means and standard errors over its images."""
+"""Sum up an evaluation: means and standard errors over its maps."""
 
 from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,8 @@ import numpy as np
 from ..runtime.cam import Method
 from ..runtime.manifest import Manifest
 from .dataset import Dataset
+from .label_figures import LabelFigures, LabelTally, format_labels_csv
+from .running_mean import RunningMean
 from .settings import Settings
 
 # Measures of a map: the name in an image's row, and the name in the result.
@@ -29,17 +30,18 @@ MEASURES = {
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Results of one method in one variant: means over images, with standard errors.
+    """Results of one method in one variant: means over maps, with standard errors.
 
     Attributes:
         method, variant: of the maps.
         mask, thresholds: the reading of TFT.
         images: number of images.
-        accuracy: of the network; None if the data has no labels.
+        maps: number of maps, as many as images, or one for each label of each image.
+        accuracy: of the network; None if the data has no labels, or several an image.
         average_increase, average_drop: paper section 5.2.
         coverage: mean of the mask, the share of the image that it shows.
         mean_rpi: at the best threshold, for ``tft``.
-        improved: share of images that some threshold improves, for ``tft``.
+        improved: share of maps that some threshold improves, for ``tft``.
         insertion, deletion: areas under the curves, if measured.
         pointing_game, energy_in_box: on images with boxes.
     """
@@ -49,6 +51,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     mask: str
     thresholds: str
     images: int
+    maps: int
     accuracy: float | None
     accuracy_standard_error: float | None
     average_increase: float
@@ -77,14 +80,18 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
         target: the class explained, ``predicted`` or ``label``.
         images: number of images measured.
         labelled: of these, the number whose class is known.
-        accuracy, accuracy_standard_error: on the labelled images; None without any.
+        accuracy, accuracy_standard_error: share of labelled images whose label is the most probable
+            class; None without any, or where images have several.
+        labels: figures of each label, where the network's labels are independent (task sigmoid).
+        mean_average_precision: over the labels that some image has; None without any.
         results: one entry for each method and variant.
         taus: thresholds that TFT evaluated.
         rpi: for each method, the mean relative probability increase at each threshold.
         chosen: for each method, how often each threshold was chosen; last, how often none was.
         unreadable: images left out, and why (the first thousand).
         unreadable_count: number of all images left out.
-        skipped: number of images whose label is no class of the network, if labels are explained.
+        skipped: number of images without a label that is a class of the network, if labels are
+            explained.
         notes: remarks for the reader.
     """
 
@@ -98,6 +105,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float | None
     accuracy_standard_error: float | None
     results: tuple[Result, ...]
+    labels: tuple[LabelFigures, ...] = ()
+    mean_average_precision: float | None = None
     taus: tuple[float, ...] = ()
     rpi: dict[str, tuple[float, ...]] = msgspec.field(default_factory=dict)
     chosen: dict[str, tuple[int, ...]] = msgspec.field(default_factory=dict)
@@ -132,25 +141,9 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
         writer.writerows(msgspec.structs.asdict(result) for result in self.results)
         return text.getvalue()
 
-
-class _Mean:
-    """Running mean and standard error (Welford 1962)."""
-
-    def __init__(self) -> None:
-        self.count, self.mean, self._squares = 0, 0.0, 0.0
-
-    def add(self, value: float) -> None:
-        self.count += 1
-        step = value - self.mean
-        self.mean += step / self.count
-        self._squares += step * (value - self.mean)
-
-    @property
-    def error(self) -> float:
-        """Return the standard error of the mean; 0 for a single number."""
-        if self.count < 2:
-            return 0.0
-        return math.sqrt(self._squares / (self.count - 1) / self.count)
+    def labels_to_csv(self) -> str:
+        """Format the figures of the labels as CSV, a line for each label, method and variant."""
+        return format_labels_csv(self.labels)
 
 
 class Tally:
@@ -158,9 +151,10 @@ class Tally:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.count = self.skipped = self.unreadable_count = 0
-        self._accuracy = _Mean()
-        self._means: dict[tuple[str, str, str], _Mean] = {}
+        self.count = self.maps = self.skipped = self.unreadable_count = 0
+        self._labels = LabelTally(settings.labels)
+        self._accuracy = RunningMean()
+        self._means: dict[tuple[str, str, str], RunningMean] = {}
         self._rpi: dict[str, np.ndarray] = {}
         self._chosen: dict[str, np.ndarray] = {}
         self._unreadable: dict[str, str] = {}
@@ -178,16 +172,23 @@ class Tally:
         self.count += 1
         if row["label"] is not None:
             self._accuracy.add(row["label"] == row["predicted"])
-        for method, variants in row["methods"].items():
-            for variant, numbers in variants.items():
-                for measure in MEASURES:
-                    if measure in numbers:
-                        self._mean(method, variant, measure).add(float(numbers[measure]))
-            if "tft" in variants:
-                self._add_sweep(method, variants["tft"])
+        self._labels.add(row)
+        for explained in row["explained"]:
+            self.maps += 1
+            for method, variants in explained["methods"].items():
+                self._add_maps(method, variants)
 
-    def _mean(self, method: str, variant: str, measure: str) -> _Mean:
-        return self._means.setdefault((method, variant, measure), _Mean())
+    def _add_maps(self, method: str, variants: Mapping[str, Mapping[str, Any]]) -> None:
+        """Add the variants of one map."""
+        for variant, numbers in variants.items():
+            for measure in MEASURES:
+                if measure in numbers:
+                    self._mean(method, variant, measure).add(float(numbers[measure]))
+        if "tft" in variants:
+            self._add_sweep(method, variants["tft"])
+
+    def _mean(self, method: str, variant: str, measure: str) -> RunningMean:
+        return self._means.setdefault((method, variant, measure), RunningMean())
 
     def _add_sweep(self, method: str, numbers: Mapping[str, Any]) -> None:
         taus = self.settings.tft.taus
@@ -207,6 +208,8 @@ class Tally:
         labelled = self._accuracy.count
         accuracy = self._accuracy.mean if labelled else None
         error = self._accuracy.error if labelled else None
+        labels = self._labels.figures(manifest.labels)
+        precisions = [one.average_precision for one in labels if one.average_precision is not None]
         keys = {(method, variant) for method, variant, _ in self._means}
         return Evaluation(
             model=manifest.model,
@@ -215,7 +218,7 @@ class Tally:
             data=f"{data.path} ({data.kind})",
             target=settings.target,
             images=self.count,
-            labelled=labelled,
+            labelled=labels[0].images if labels else labelled,
             accuracy=accuracy,
             accuracy_standard_error=error,
             results=tuple(
@@ -225,6 +228,7 @@ class Tally:
                     mask=settings.tft.mask,
                     thresholds=settings.tft.thresholds,
                     images=self.count,
+                    maps=self.maps,
                     accuracy=accuracy,
                     accuracy_standard_error=error,
                     **self._numbers(method, variant),
@@ -233,8 +237,10 @@ class Tally:
                 for variant in settings.variants
                 if (method, variant) in keys
             ),
+            labels=labels,
+            mean_average_precision=sum(precisions) / len(precisions) if precisions else None,
             taus=settings.tft.taus if self._rpi else (),
-            rpi={m: tuple(map(float, total / self.count)) for m, total in self._rpi.items()},
+            rpi={m: tuple(map(float, total / self.maps)) for m, total in self._rpi.items()},
             chosen={m: tuple(map(int, counts)) for m, counts in self._chosen.items()},
             unreadable=self._unreadable,
             unreadable_count=self.unreadable_count,

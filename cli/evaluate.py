@@ -27,6 +27,7 @@ from .progress import progress
 from .tables import table
 
 if TYPE_CHECKING:
+    from ..calibrate.label_figures import LabelFigures
     from ..calibrate.summary import Evaluation, Result
 
 _TITLES = {
@@ -63,9 +64,12 @@ def evaluate(
         ),
     ] = ",".join(VARIANTS),
     target: Annotated[
-        Target,
-        typer.Option(help="The class to explain: the predicted one, or the data's label."),
-    ] = "predicted",
+        Target | None,
+        typer.Option(
+            help="The class to explain: the predicted one, or the data's label. [default: "
+            "predicted; for independent labels each label that an image has]"
+        ),
+    ] = None,
     classes: ClassMap = None,
     curves: Annotated[
         int,
@@ -73,7 +77,10 @@ def evaluate(
     ] = 0,
     as_json: Json = False,
 ) -> None:
-    """Measure how well maps explain: average increase and drop, rpi, pointing game and more."""
+    """Measure how well maps explain: average increase and drop, rpi, pointing game and more.
+
+    For a file of independent labels (task sigmoid) each label has figures of its own.
+    """
     import msgspec
 
     from ..calibrate.dataset import open_dataset
@@ -104,6 +111,10 @@ def evaluate(
         document = msgspec.to_builtins(evaluation)
         print_json({**document, "written": [str(path) for path in written]})
         return
+    if evaluation.labels:
+        out.print(labels_table(evaluation))
+        say(labels_lines(evaluation))
+        out.print()
     out.print(results_table(evaluation))
     say(summary_lines(evaluation))
     if output is not None:
@@ -119,6 +130,67 @@ def results_table(evaluation: Evaluation) -> Table:
         lines = measure_rows({name: results.get(name) for name in variants})
         rows += [[method, *line] for line in lines]
     return table(["method", "measure", *variants], rows, numbers=variants)
+
+
+_LABELS_SHOWN = 30
+
+
+def labels_table(evaluation: Evaluation) -> Table:
+    """Lay out a line for each label, the least average precision first."""
+    numbers = ["present", "AP", "acc.", "prec.", "recall", "incr.", "drop"]
+    rows = []
+    for label in _sort_labels(evaluation)[:_LABELS_SHOWN]:
+        maps = label.maps[0] if label.maps else None
+        rows.append(
+            [
+                label.label,
+                str(label.present),
+                _figure(label.average_precision),
+                _figure(label.accuracy),
+                _figure(label.precision),
+                _figure(label.recall),
+                _figure(None if maps is None else maps.average_increase),
+                _figure(None if maps is None else maps.average_drop),
+            ]
+        )
+    return table(["label", *numbers], rows, numbers=numbers)
+
+
+def _sort_labels(evaluation: Evaluation) -> list[LabelFigures]:
+    """Sort labels by average precision; those without any come last."""
+    return sorted(
+        evaluation.labels,
+        key=lambda one: 2.0 if one.average_precision is None else one.average_precision,
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def labels_lines(evaluation: Evaluation) -> str:
+    """Describe the columns of the labels' table, and the mean average precision."""
+    lines = []
+    more = len(evaluation.labels) - _LABELS_SHOWN
+    if more > 0:
+        lines.append(f"{more} labels more: see --json, or labels.csv with -o")
+    mean = _figure(evaluation.mean_average_precision)
+    counted = sum(one.average_precision is not None for one in evaluation.labels)
+    lines.append(
+        f"mean average precision {mean} over {counted} labels, {evaluation.labelled} images"
+    )
+    lines.append(
+        "present: images with the label; AP: average precision; accuracy, precision and recall of "
+        "a probability above 0.5"
+    )
+    first = next((one.maps[0] for one in evaluation.labels if one.maps), None)
+    if first is not None:
+        lines.append(
+            f"incr., drop: average increase and drop of {first.method} ({first.variant}), on the "
+            "images with the label"
+            + (" that is also predicted" if evaluation.target == "predicted" else "")
+        )
+    return "\n".join(lines)
 
 
 def measure_rows(results: Mapping[str, Result | None]) -> list[list[str]]:
@@ -149,12 +221,18 @@ def _cell(result: Result | None, original: Result | None, field: str) -> str:
     return f"{text} (x{above / below:.2f})" if below else text
 
 
+def _describe_target(evaluation: Evaluation) -> str:
+    if evaluation.target == "label" and evaluation.labels:
+        return f"each label that an image has, {evaluation.results[0].maps} in all"
+    return f"the {evaluation.target} class"
+
+
 def summary_lines(evaluation: Evaluation) -> str:
     """Describe what was evaluated, with the reading, accuracy and images left out."""
     reading = evaluation.results[0]
     lines = [
-        f"{evaluation.model}: {evaluation.images} images of {evaluation.data}, explaining the "
-        f"{evaluation.target} class",
+        f"{evaluation.model}: {evaluation.images} images of {evaluation.data}, explaining "
+        + _describe_target(evaluation),
         f"reading: mask {reading.mask}, thresholds by {reading.thresholds}; ± standard error; x: "
         "ratio to the original, above 1 is better",
     ]
@@ -166,6 +244,7 @@ def summary_lines(evaluation: Evaluation) -> str:
     lines += unreadable_lines(evaluation.unreadable, evaluation.unreadable_count)
     if evaluation.skipped:
         lines.append(
-            f"{evaluation.skipped} images left out: their label is no class of the network"
+            f"{evaluation.skipped} images left out: they have no label that is a class of the "
+            "network"
         )
     return "\n".join([*lines, *evaluation.notes])

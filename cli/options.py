@@ -67,8 +67,8 @@ Model = Annotated[
 Data = Annotated[
     Path,
     typer.Argument(
-        help="A folder with a subfolder for each class, a CSV file of image and label, or a Pascal "
-        "VOC folder (JPEGImages and Annotations)."
+        help="A folder with a subfolder for each class, a CSV file of image and label (or labels), "
+        "or a Pascal VOC folder (JPEGImages and Annotations)."
     ),
 ]
 ShowBands = Annotated[

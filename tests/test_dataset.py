@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from whycam.calibrate.dataset import Box, Classes, open_dataset, read_boxes
+from whycam.calibrate.dataset import Box, Classes, check_one_label, open_dataset, read_boxes
 from whycam.runtime.errors import DataError
 
 
@@ -39,12 +39,59 @@ def test_subfolders_are_labels_and_flat_images_have_none(tmp_path):
     assert data.labels() == ("cat", "dog")
 
 
-def test_csv_with_several_labels_of_an_image_is_refused_not_cut_to_the_last(tmp_path):
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a.png,cat;dog\nb.png,dog\n",
+        "image,labels\na.png, cat | dog|\nb.png,dog\nb.png,dog\n",
+        "a.png,cat\nb.png,dog\na.png,dog\na.png,\n",
+        "image,bird,cat,dog\na.png,0,1,1\nb.png,0.0,0, 1.0\n",
+    ],
+    ids=["semicolons", "bars", "rows", "columns"],
+)
+def test_csv_gives_an_image_several_labels_in_three_ways(tmp_path, text):
     table = tmp_path / "list.csv"
-    table.write_text("a.png,cat\nb.png,dog\na.png,cat\n")
-    assert [sample.label for sample in open_dataset(table).samples] == ["cat", "dog"]
-    table.write_text("a.png,cat\nb.png,dog\na.png,dog\n")
-    with pytest.raises(DataError, match=r"'a\.png' several labels \(cat, dog\)"):
+    table.write_text(text)
+    data = open_dataset(table)
+    assert [(s.name, s.labels) for s in data.samples] == [
+        ("a.png", ("cat", "dog")),
+        ("b.png", ("dog",)),
+    ]
+    assert [sample.label for sample in data.samples] == [None, "dog"]
+    assert data.columns == (("bird", "cat", "dog") if "bird" in text else ())
+    with pytest.raises(DataError, match=r"'a\.png' several labels \(cat, dog\), and one is needed"):
+        check_one_label(data, "one is needed")
+
+
+def test_csv_tells_no_label_stated_from_none_present(tmp_path):
+    table = tmp_path / "list.csv"
+    table.write_text("a.png,\nb.png,cat\n")
+    assert [sample.labels for sample in open_dataset(table).samples] == [None, ("cat",)]
+    table.write_text("image,cat,dog\na.png,0,0\nb.png,1,0\n")
+    data = open_dataset(table)
+    assert [sample.labels for sample in data.samples] == [(), ("cat",)]
+    assert (data.labels(), data.all_labels()) == (("cat",), ("cat", "dog"))
+    check_one_label(data, "columns with a single 1 are one label")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.png,cat;dog\nb.png,cat|dog\n", r"by both ; and \|: use one"),
+        ("a.png,cat,dog\n", "3 columns and no header"),
+        ("image,label,split\na.png,cat,train\n", "column 'label' holds 'cat' instead of 0 or 1"),
+        ("image,cat,dog\na.png,1,\n", "image 1: column 'dog' holds '' instead of 0 or 1"),
+        ("image,cat,dog\na.png,1\n", "image 1: column 'dog' holds ''"),
+        ("image,cat,dog\na.png,1,-1\n", "Leave out images whose labels are not known"),
+        ("image,cat\na.png,1,0\n", "3 columns, whose labels in the header"),
+        ("image,cat,cat\na.png,1,0\n", "each once"),
+        ("image,cat,dog\na.png,1,0\na.png,1,1\n", r"two rows of 'a\.png'"),
+    ],
+)
+def test_csv_whose_labels_are_not_clear_is_refused(tmp_path, text, message):
+    table = tmp_path / "list.csv"
+    table.write_text(text)
+    with pytest.raises(DataError, match=message):
         open_dataset(table)
 
 
@@ -73,6 +120,8 @@ def test_voc_label_is_the_one_class_in_the_image(tmp_path):
         ("2.jpg", None),
         ("3.jpg", None),
     ]
+    assert [s.labels for s in data.samples] == [("car",), ("car", "cat"), None]
+    check_one_label(data, "objects of several classes are no several labels of an image")
     # VOC counts from 1 and includes the last pixel.
     assert data.samples[0].annotation is not None
     assert read_boxes(data.samples[0].annotation)[0] == Box("car", 0, 1, 10, 20)

@@ -79,7 +79,7 @@ def test_label_can_be_explained_instead_of_the_prediction(tiny, image_folder, tm
     data = open_dataset(image_folder)
     evaluate(tiny, data, methods=["gradcam"], target="label", folder=tmp_path / "r")
     rows = [json.loads(line) for line in (tmp_path / "r" / "images.jsonl").open()][1:]
-    assert all(row["target"] == row["label"] for row in rows)
+    assert all([one["target"] for one in row["explained"]] == [row["label"]] for row in rows)
 
 
 def test_stopped_evaluation_goes_on_and_ends_the_same(tiny, image_folder, tmp_path):

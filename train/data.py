@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..calibrate.dataset import Dataset, Sample, open_dataset
+from ..calibrate.dataset import Dataset, Sample, check_one_label, open_dataset
 from ..runtime.errors import DataError
 from .cache import Cache
 from .prepare import RowComputer, read_views, to_input
@@ -39,7 +39,8 @@ def split_data(
         labelled: leave out images without a label.
 
     Raises:
-        DataError: there is nothing to train on or to evaluate on.
+        DataError: there is nothing to train on or to evaluate on, or an image of a CSV file has
+            several labels.
     """
     place = Path(data)
     if held_out is None and (place / "train").is_dir() and (place / "val").is_dir():
@@ -48,6 +49,8 @@ def split_data(
         train, other = open_dataset(place), open_dataset(held_out)
     else:
         train, other = _hold_out(open_dataset(place), seed)
+    for part in (train, other):
+        check_one_label(part, "training takes one label an image: keep one, or none")
     parts = DataSplit(_drop_unlabelled(train, labelled), _drop_unlabelled(other, labelled))
     for part, what in ((parts.train, "train on"), (parts.held_out, "evaluate on")):
         if not part.samples:
