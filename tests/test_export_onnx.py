@@ -246,9 +246,11 @@ def test_corrupted_scores_are_found_out_and_leave_no_file(
     step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest = getattr(assemble._Builder, step)
-    monkeypatch.setattr(
-        assemble._Builder, step, lambda *arguments: SCORE_FAULTS[step](honest(*arguments))
-    )
+
+    def corrupted(*arguments: Any, **options: Any) -> Any:
+        return SCORE_FAULTS[step](honest(*arguments, **options))
+
+    monkeypatch.setattr(assemble._Builder, step, corrupted)
     with pytest.raises(VerificationError, match="No file was written"):
         to_onnx(curved(), tmp_path / "model.onnx", overrides=SMALL)
     assert list(tmp_path.iterdir()) == []
