@@ -197,8 +197,12 @@ def _find_tokens(
     grids = set(zip(height.tolist(), width.tolist(), strict=True))
     if len(grids) != 1 or (image != 0).any():
         return None
-    h, w = grids.pop()
-    cells = y * w + x
+    sides = grids.pop()
+    rows, columns = _find_sampled(y, sides[0]), _find_sampled(x, sides[1])
+    if rows is None or columns is None:
+        return None
+    h, w = len(rows), len(columns)
+    cells = np.searchsorted(rows, y) * w + np.searchsorted(columns, x)
     if len(index) != h * w or len(set(cells.tolist())) != h * w:
         return None
     other = lines[1]
@@ -206,11 +210,25 @@ def _find_tokens(
     if not np.array_equal(of_second, index):
         return None
     _, _, image, y2, x2 = decode(other[index])
-    if (image != 1).any() or not np.array_equal(y2 * w + x2, cells):
+    if (image != 1).any() or not (np.array_equal(y2, y) and np.array_equal(x2, x)):
         return None
     tokens = np.empty(h * w, np.int64)
     tokens[cells] = index
     return (h, w), tuple(tokens.tolist())
+
+
+def _find_sampled(coordinates: NDArray[np.int64], side: int) -> NDArray[np.int64] | None:
+    """Find the rows (or columns) of a grid that occur; None if they do not cover it evenly.
+
+    All of them do as a rule; every second one where tokens are sampled with a stride of two, which
+    gives a coarser grid as a convolution with that stride does.
+    """
+    lines = np.unique(coordinates)
+    steps = np.unique(np.diff(lines))
+    if len(steps) > 1:
+        return None
+    step = int(steps[0]) if len(steps) else side
+    return lines if lines[0] < step and lines[-1] + step >= side else None
 
 
 def _invert(cells: NDArray[np.int64]) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import torch
 
 from ..runtime.errors import ExportError, VerificationError, reason_of
+from .attention_products import AttentionProducts
 from .data_flow import MODULE_KEY
 from .input_sizes import check_usual_size
 from .model_outputs import IMAGE, LOGITS, list_tensors
@@ -58,7 +59,7 @@ def to_ir(
         for axis, name in ((2, "height"), (3, "width")):
             free[axis] = torch.export.Dim(name, min=least, max=most)
     try:
-        with _reduced_noise():
+        with _reduced_noise(), AttentionProducts():
             program = torch.onnx.export(
                 model,
                 (example,),

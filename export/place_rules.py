@@ -19,6 +19,7 @@ from .places import (
     compact,
     contract,
     decode,
+    encode,
     merge,
     move,
     reshape,
@@ -326,13 +327,16 @@ def _windowed(op: Operation, places: Places, before: Sides, after: Sides) -> Pla
             return (whole_grid("BCXY", after[3], after[2]),)
         if before[2:] == after[2:] and (orientation is not None or _is_pointwise(op)):
             return (labels,)
+        blocks = _blocks(labels, after) if orientation == "mixed" else None
+        if blocks is not None:
+            return (blocks,)
         return unknown(4, SCRAMBLED)
     if before[2:] == after[2:] and _is_pointwise(op):
         return contract(places, [1]) if mixes else places
     if any((labels == SCRAMBLED).any() for labels in places):
         return unknown(4, SCRAMBLED)
     # Convolutions share weights over places: what they make has places, wherever the input lay.
-    return (whole_grid("BCYX", after[2], after[3]),) if is_whole else ()
+    return (whole_grid("BCYX", after[2], after[3]),) if is_whole else unknown(4)
 
 
 def _windowed_line(op: Operation, places: Places, before: Sides, after: Sides) -> Places:
@@ -375,6 +379,42 @@ def _orientation(labels: Labels) -> str | None:
         )
         return name if in_order else "mixed"
     return None
+
+
+def _blocks(labels: Labels, after: Sides) -> Labels | None:
+    """Label what a convolution makes of several blocks of each image.
+
+    A block is the whole image for each head of attention, or one of equal parts of it.
+
+    Args:
+        labels: [R, 1, h, w] for R blocks.
+        after: the result's shape, with R' x C x h' x w'.
+
+    Returns:
+        [R, 1, h', w']; None if a block holds several images, or its places are not in order.
+    """
+    height, width, image, y, x = decode(labels)
+    if (labels < 0).any() or height.min() != height.max() or width.min() != width.max():
+        return None
+    first = image.min((2, 3), keepdims=True)
+    rows = _block_along(y, int(height.max()), 2, after[2])
+    columns = _block_along(x, int(width.max()), 3, after[3])
+    if (image != first).any() or rows is None or columns is None:
+        return None
+    return compact(encode(np.int64(rows[1]), np.int64(columns[1]), first, rows[0], columns[0]))
+
+
+def _block_along(part: Labels, side: int, axis: int, after: int) -> tuple[Labels, int] | None:
+    """Compute a coordinate in the result of each block, and the grid's length there."""
+    line = _along(part, np.ones(part.shape, bool), axis)
+    length = part.shape[axis]
+    if line is None or side % length:
+        return None
+    start = line.take([0], axis)
+    steps = np.arange(max(length, after)).reshape((1,) * axis + (-1,) + (1,) * (3 - axis))
+    if (start % length).any() or (line != start + steps.take(range(length), axis)).any():
+        return None
+    return start // length * after + steps.take(range(after), axis), side // length * after
 
 
 def _along(part: Labels, known: NDArray[np.bool_], axis: int) -> Labels | None:

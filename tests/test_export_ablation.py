@@ -13,14 +13,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from whycam.export import ablation
-from whycam.export.ablation import Head, logit_drops, split_head
+from whycam.export.ablation import Head, explain_refusal, logit_drops, split_head
 from whycam.export.from_torch import to_ir
 from whycam.export.layers import Network
 from whycam.export.output_meaning import interpret_outputs
 from whycam.export.plain_model import to_plain
 from whycam.export.recorder import Recorder, Tensor
 from whycam.export.subgraph import run
-from whycam.runtime.errors import ExportError
 
 K, H, W = 8, 7, 9
 SIZE = (15, 19)
@@ -279,12 +278,13 @@ class ChannelsLast(nn.Module):
         return self.classifier(self.mix(x).relu().mean((1, 2)))
 
 
-def test_channels_last_activations_are_refused() -> None:
+def test_ablation_of_channels_last_activations_is_refused_by_reason() -> None:
     plain = to_plain(to_ir(ChannelsLast().eval(), SIZE, 18))
     network = Network(plain, interpret_outputs(plain.graph.outputs, plain.shapes)[0].logits)
     layer = network.find("relu_1")
+    assert layer.is_cut_point
     assert layer.arrangement.order == (0, 3, 1, 2)
-    recorder = Recorder(plain.graph)
-    value = Tensor(recorder, layer.value, plain.shapes.dims[layer.value], ir.DataType.FLOAT)
-    with pytest.raises(ExportError, match="leave out the method ablation"):
-        logit_drops(network, split_head(network, layer), recorder, value)
+    why = explain_refusal(layer)
+    assert why is not None
+    assert "'relu_1' are arranged otherwise" in why
+    assert explain_refusal(network.find("relu")) is None

@@ -6,9 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
+from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 import whycam
@@ -16,6 +19,7 @@ from whycam.export import Overrides, to_onnx
 from whycam.export.from_torch import to_ir
 from whycam.export.layers import Network
 from whycam.export.output_meaning import interpret_outputs
+from whycam.export.places import decode
 from whycam.export.plain_model import to_plain
 from whycam.runtime.errors import ExportError, TargetLayerError
 
@@ -111,6 +115,40 @@ class Windows(nn.Module):
         return self.head(self.norm(x).mean((1, 2)))
 
 
+class Coarser(nn.Module):
+    """A grid that attention makes coarser, for its queries are fewer.
+
+    Args:
+        way: ``sampled`` (every second token of every second row asks) or ``convolved`` (the
+            queries of each head are convolved with a stride, heads lying in the batch axis).
+    """
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 4, 4)
+        self.q, self.kv = nn.Linear(16, 16), nn.Linear(16, 32)
+        self.pool = nn.Conv2d(8, 8, 3, 2, 1)
+        self.block, self.norm = Block(), nn.LayerNorm(16)
+        self.head = nn.Linear(16, 5)
+        self.way = way
+
+    def queries(self, x: torch.Tensor) -> torch.Tensor:
+        n = x.shape[0]
+        if self.way == "sampled":
+            x = x.reshape(n, 6, 10, 16)[:, ::2, ::2].reshape(n, 15, 16)
+            return self.q(x).reshape(n, 15, 2, 8).transpose(1, 2)
+        q = self.q(x).reshape(n, 60, 2, 8).permute(0, 2, 3, 1).reshape(n * 2, 8, 6, 10)
+        return self.pool(q).reshape(n, 2, 8, 15).transpose(2, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        n = x.shape[0]
+        q, (k, v) = self.queries(x), self.kv(x).reshape(n, 60, 2, 2, 8).permute(2, 0, 3, 1, 4)
+        x = (q @ k.transpose(-2, -1)).softmax(-1) @ v + q
+        x = self.block(x.transpose(1, 2).reshape(n, 15, 16))
+        return self.head(self.norm(x).mean(1))
+
+
 class Mixer(nn.Module):
     """Linear layers over places and over channels in turn."""
 
@@ -148,6 +186,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], str, int]] = {
     "attention pooling": (lambda: Transformer(0, 0, "attention"), "norm", 0),
     "windows": (Windows, "norm", 0),
     "mixer": (Mixer, "norm", 0),
+    "sampled queries": (lambda: Coarser("sampled"), "norm", 0),
+    "queries convolved head by head": (lambda: Coarser("convolved"), "norm", 0),
 }
 
 
@@ -241,6 +281,67 @@ def test_reason_says_why_the_layer_is_the_last(class_token: Network) -> None:
     assert "read no place" in layer.reason
     assert not layer.determines_scores
     assert layer in class_token.layers
+
+
+@pytest.mark.parametrize("way", ["sampled", "convolved"])
+def test_a_grid_that_attention_makes_coarser_is_followed(way: str) -> None:
+    layer = network_of(seeded(lambda: Coarser(way))).find()
+    assert (layer.name, layer.shape, layer.is_cut_point) == ("norm", (16, *CELLS), True)
+    assert layer.arrangement.tokens == tuple(range(15))
+
+
+class PixelBlocks(nn.Module):
+    """Blocks of the image in the batch axis, convolved each, whose pixels make one token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pixels, self.join = nn.Conv2d(3, 4, 3, 2, 1), nn.Linear(64, 16)
+        self.block, self.norm = Block(), nn.LayerNorm(16)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n = x.shape[0]
+        x = x.reshape(n, 3, 3, 8, 5, 8).permute(0, 2, 4, 1, 3, 5).reshape(n * 15, 3, 8, 8)
+        x = self.join(self.pixels(x).reshape(n, 15, 64))
+        return self.head(self.norm(self.block(x)).mean(1))
+
+
+def test_blocks_of_the_image_in_the_batch_axis_are_followed() -> None:
+    network = network_of(seeded(PixelBlocks))
+    layer = network.find()
+    assert (layer.name, layer.shape) == ("norm", (16, *CELLS))
+    assert layer.arrangement.tokens == tuple(range(15))
+    pixels = next(node for node in network.path if node.op_type == "Conv").outputs[0]
+    height, width, image, y, x = decode(network.places[pixels][0])
+    assert (height.max(), width.max()) == (12, 20)
+    # The seventh block is the second row's second.
+    assert (image[6, 0, 0, 0], y[6, 0, 1, 0], x[6, 0, 0, 2]) == (0, 5, 6)
+
+
+class BlockedAttention(nn.Module):
+    """Attention within blocks, over five axes, then over all tokens with a bias of positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 8, 8)
+        self.bias = nn.Parameter(torch.randn(1, 2, 15, 15))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n = x.shape[0]
+        x = self.patches(x).flatten(2).reshape(n, 2, 8, 3, 5).permute(0, 3, 1, 4, 2)
+        x = F.scaled_dot_product_attention(x, x, x, scale=0.5).transpose(2, 3)
+        x = x.reshape(n, 15, 2, 8).transpose(1, 2)
+        x = F.scaled_dot_product_attention(x, x, x, attn_mask=self.bias)
+        return self.head(x.transpose(1, 2).reshape(n, 15, 16).mean(1))
+
+
+def test_attention_in_blocks_and_with_a_bias_is_translated() -> None:
+    model = seeded(BlockedAttention)
+    proto = ir.to_proto(to_ir(model, (H, W), 18))
+    image = torch.randn(3, 3, H, W)
+    (found,) = ReferenceEvaluator(proto).run(None, {"image": image.numpy()})
+    np.testing.assert_allclose(found, model(image).detach().numpy(), atol=1e-5)
 
 
 def test_attention_scores_are_no_layer(class_token: Network) -> None:
