@@ -49,6 +49,10 @@ from whycam.calibrate.int8_file import write_int8
 from whycam.calibrate.quantise import observe, quantise, read_graph
 from whycam.calibrate.ranges import magnitude
 from whycam.export import ExportResult, to_onnx, to_plan
+from whycam.export.from_torch import to_ir
+from whycam.export.layers import Network
+from whycam.export.output_meaning import interpret_outputs
+from whycam.export.plain_model import to_plain
 from whycam.export.source import Source, resolve
 from whycam.export.verify import draw_random_fields
 from whycam.runtime import cam
@@ -84,24 +88,37 @@ FAMILIES = (
 # Convolutions and attention together: tried, and not counted among convolutional families.
 # fmt: off
 HYBRIDS = (
-    "botnet26t_256", "csatv2", "edgenext_xx_small", "efficientformerv2_s0", "efficientvit_b0",
-    "efficientvit_m0", "levit_128s", "test_coatnet", "mobilevitv2_050", "shvit_s1",
-    "swiftformer_xs", "visformer_tiny",
+    "botnet26t_256", "csatv2", "edgenext_xx_small", "efficientformer_l1", "efficientformerv2_s0",
+    "efficientvit_b0", "efficientvit_m0", "levit_128s", "test_coatnet", "test_maxvit",
+    "mobilevit_xxs", "mobilevitv2_050", "nextvit_small", "poolformer_s12", "shvit_s1",
+    "swiftformer_xs", "tiny_vit_5m_224", "visformer_tiny", "vitamin_small_224",
+)
+# fmt: on
+# Networks of attention or of mixing over tokens, without or with few convolutions.
+# fmt: off
+TRANSFORMERS = (
+    "test_vit", "test_vit2", "test_vit3", "test_vit4", "test_vit_relpos", "mixer_s32_224",
+    "gmlp_ti16_224", "resmlp_12_224", "xcit_nano_12_p16_224", "vit_tiny_patch16_224",
+    "deit_tiny_distilled_patch16_224", "eva02_tiny_patch14_224", "beit_base_patch16_224",
+    "cait_xxs24_224", "convit_tiny", "crossvit_tiny_240", "coat_lite_tiny", "pit_ti_224",
+    "pvt_v2_b0", "twins_svt_small", "nest_tiny_jx", "tnt_s_patch16_224", "volo_d1_224",
+    "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "swinv2_cr_tiny_ns_224",
+    "mvitv2_tiny", "hiera_tiny_224", "davit_tiny", "gcvit_xxtiny", "sequencer2d_s",
 )
 # fmt: on
 # What must be refused, and say why.
-OTHERS = ("vit_tiny_patch16_224", "mixer_s32_224", "xcit_nano_12_p16_224")
 DETECTORS = ("detection.ssdlite320_mobilenet_v3_large", "segmentation.lraspp_mobilenet_v3_large")
 # As the graph's sweep with ten thresholds, in a third of the time.
 THRESHOLDS = Tft(taus=(0.2, 0.5, 0.8))
 COMPUTE = ("8.6", "8.9", "12.0")
 GROUPS: dict[str, Callable[[str], bool]] = {
-    "torchvision": lambda n: n.startswith("torchvision/") and not is_other(n) and not is_hybrid(n),
+    "torchvision": lambda n: n.startswith("torchvision/") and group_of(n) == "convolutional",
     "timm, one of each convolutional family": lambda n: n.removeprefix("timm/") in FAMILIES,
-    "Convolutions with attention": lambda n: is_hybrid(n),
-    "Transformers, detectors, segmenters": lambda n: is_other(n),
+    "Convolutions with attention": lambda n: group_of(n) == "hybrid",
+    "Transformers and mixers": lambda n: group_of(n) == "transformer",
+    "Detectors and segmenters": lambda n: group_of(n) == "detector",
 }
-_TRANSFORMERS = ("vit_", "swin_")
+_TORCHVISION_TRANSFORMERS = ("torchvision/vit_", "torchvision/swin_")
 _SPREAD = 3.0  # standard deviation of a trained classifier's logits
 _CANCELLED = 1e-3  # range of a map's values, as a share of the terms of its sums
 _FAR = 1e-4  # maps of two programs that differ by more are held against float64
@@ -120,20 +137,19 @@ def known() -> list[str]:
     return [
         *(f"timm/{name}" for name in FAMILIES),
         *(f"torchvision/{name}" for name in sorted(models, key=work)),
-        *(f"timm/{name}" for name in HYBRIDS + OTHERS),
+        *(f"timm/{name}" for name in HYBRIDS + TRANSFORMERS),
         *(f"torchvision/{name}" for name in DETECTORS),
     ]
 
 
-def is_hybrid(spec: str) -> bool:
-    """Whether convolutions and attention take turns in it."""
-    return spec.partition("/")[2] in (*HYBRIDS, "maxvit_t")
-
-
-def is_other(spec: str) -> bool:
-    """Whether it is no convolutional classifier."""
+def group_of(spec: str) -> str:
+    """Return what a network is: convolutional, hybrid, transformer or detector."""
     name = spec.partition("/")[2]
-    return name in OTHERS or name in DETECTORS or name.startswith(_TRANSFORMERS)
+    if name in DETECTORS:
+        return "detector"
+    if name in TRANSFORMERS or spec.startswith(_TORCHVISION_TRANSFORMERS):
+        return "transformer"
+    return "hybrid" if name in (*HYBRIDS, "maxvit_t") else "convolutional"
 
 
 def loaded(spec: str) -> Source:
@@ -376,7 +392,10 @@ class Attempt:
 def channels_first(
     model: torch.nn.Module, layer: torch.nn.Module, manifest: Manifest
 ) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """What brings a module's output [N, h, w, K] into the order [N, K, h, w]; None if it is so."""
+    """Find what brings a module's output into the order [N, K, h, w]; None if it is so.
+
+    Tokens are those of the graph's activations, which decide where in the sequence places are.
+    """
     shapes: list[tuple[int, ...]] = []
     handle = layer.register_forward_hook(lambda _m, _i, out: shapes.append(tuple(out.shape[1:])))
     with torch.no_grad():
@@ -387,6 +406,12 @@ def channels_first(
         return None
     if shapes[0] == (height, width, channels):
         return lambda out: out.permute(0, 3, 1, 2)
+    plain = to_plain(to_ir(model, manifest.preprocess.size, 18, manifest.preprocess.channels))
+    meaning = interpret_outputs(plain.graph.outputs, plain.shapes)[0]
+    arrangement = Network(plain, meaning.logits).find(manifest.target_layer).arrangement
+    if shapes[0] == arrangement.array_shape(1)[1:]:
+        positions = torch.from_numpy(arrangement.positions(1))  # images come one by one
+        return lambda out: out.reshape(-1)[positions.reshape(-1)].reshape(positions.shape)
     raise WhyCamError(f"its module gives out {shapes[0]}, not {manifest.activations}")
 
 
