@@ -10,12 +10,16 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 from tiny_file import write_tiny
 from typer.testing import CliRunner
 
 import whycam
+from whycam.calibrate import open_dataset
 from whycam.calibrate.evaluate import check_measurable
+from whycam.calibrate.fidelity import compare
+from whycam.calibrate.int8 import calibrate_int8
 from whycam.cli import app
 from whycam.cli.explain import explanations_table
 from whycam.cli.manifest_text import manifest_table
@@ -84,6 +88,20 @@ def test_values_have_no_best_threshold(explainer_of, tft):
         Controls(explainer.manifest, Look(tft="track"))
     with pytest.raises(RequestError, match="not probabilities"):
         check_measurable(explainer.manifest)
+
+
+def test_values_are_compared_by_maps_alone_and_have_no_int8(explainer_of, tmp_path):
+    explainer = explainer_of("none")
+    for index in range(20):
+        Image.fromarray(np.roll(PICTURE, index, 0)).save(tmp_path / f"{index}.png")
+    data = open_dataset(tmp_path)
+    found = compare(explainer, explainer, data.samples)
+    assert {maps.pearson for maps in found.maps.values()} == {pytest.approx(1)}
+    with pytest.raises(RequestError, match=r"not probabilities.*--no-tft"):
+        compare(explainer, explainer, data.samples, tft=whycam.Tft())
+    with pytest.raises(RequestError, match=r"not probabilities \(task none\)"):
+        calibrate_int8(tmp_path / "none.onnx", data, tmp_path / "int8.onnx")
+    assert not (tmp_path / "int8.onnx").exists()
 
 
 @pytest.mark.parametrize("method", ["scorecam", "ablation"])

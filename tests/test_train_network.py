@@ -164,6 +164,22 @@ def test_network_without_logits_of_several_classes_is_refused(end, message):
         TunableNetwork(nn.Sequential(networks.linear(), end).eval(), SIZE)
 
 
+class TwoHeads(nn.Module):
+    """Logits of two heads, in a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = networks.linear()
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"age": self.net(x), "sex": -self.net(x)}
+
+
+def test_network_of_several_heads_is_refused():
+    with pytest.raises(ExportError, match=r"returns a dict \('age', 'sex'\).*one head alone"):
+        TunableNetwork(TwoHeads().eval(), SIZE)
+
+
 def test_ablation_follows_weights_that_decide_what_becomes_of_zeros():
     tunable = tunable_of(normalised)
     with torch.no_grad():

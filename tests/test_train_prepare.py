@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from whycam.runtime.errors import DataError
 from whycam.runtime.input_format import Preprocess
 from whycam.runtime.preprocess import normalise
+from whycam.train.data import split_data
 from whycam.train.network import TunableNetwork
 from whycam.train.prepare import to_input
 
@@ -38,3 +40,12 @@ def test_network_of_grey_images_is_tuned():
     image = torch.randn(2, 1, *SIZE)
     torch.testing.assert_close(tunable.classify(image), model(image))
     assert tunable.feature_shape == (1, *SIZE)
+
+
+def test_images_with_several_labels_are_not_trained(tmp_path):
+    table = tmp_path / "list.csv"
+    table.write_text("a.png,cat\nb.png,cat;dog\nc.png,dog\n")
+    with pytest.raises(
+        DataError, match=r"'b\.png' several labels \(cat, dog\).*one label an image"
+    ):
+        split_data(table)

@@ -10,6 +10,7 @@ from ..export.ablation import split_head
 from ..export.arrangement import Arrangement
 from ..export.from_torch import to_ir
 from ..export.layers import Network
+from ..export.model_outputs import name_outputs
 from ..export.output_meaning import interpret_outputs
 from ..export.plain_model import LEAST_OPSET, to_plain
 from ..runtime.errors import ExportError
@@ -48,6 +49,7 @@ def find_target(
             classes that exclude each other.
         TargetLayerError: there is no usable target layer.
     """
+    _check_one_output(model, size, channels)
     plain = to_plain(to_ir(model, size, LEAST_OPSET, channels))
     (meaning,) = interpret_outputs(plain.graph.outputs, plain.shapes)
     if meaning.activation is not None or meaning.task != "softmax":
@@ -64,3 +66,23 @@ def find_target(
     layer = network.find(name)
     head = split_head(network, layer)
     return Target(layer.name, layer.shape, layer.arrangement, head.is_pooled_linear)
+
+
+def _check_one_output(model: torch.nn.Module, size: tuple[int, int], channels: int) -> None:
+    """Refuse a model that returns its logits in a dict, tuple or dataclass.
+
+    Raises:
+        ExportError: it does.
+    """
+    try:
+        with torch.no_grad():
+            returned = model(torch.zeros(2, channels, *size))
+    except Exception:  # reported when the model is translated
+        return
+    if not isinstance(returned, torch.Tensor):
+        names = ", ".join(map(repr, name_outputs(returned))) or "no tensors"
+        raise ExportError(
+            f"the model returns a {type(returned).__name__} ({names}), but training needs one "
+            "tensor, the logits of two classes or more: write a factory whose model returns the "
+            "logits of one head alone"
+        )
