@@ -76,8 +76,9 @@ def bench(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure how long explanations take here, beside plain classification and other tools.
+    """Measure how long explanations take here.
 
+    Plain classification and other tools are timed beside them.
     Several values are separated by commas. Every combination is timed once in each round.
     """
     from ..runtime.bench.bench import count_steps, measure

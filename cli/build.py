@@ -86,7 +86,10 @@ def build(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Build a TensorRT plan, with a sidecar file that holds its manifest."""
+    """Build a TensorRT plan.
+
+    A sidecar file beside it holds the manifest.
+    """
     from ..export import to_plan
 
     with progress("reading the graph", None, as_json) as advance:

@@ -44,7 +44,10 @@ def compare(
     ] = True,
     as_json: Json = False,
 ) -> None:
-    """Check that labels, maps and thresholds survive another precision, file or engine."""
+    """Check what survives another precision, file or engine.
+
+    Compares labels, maps and thresholds.
+    """
     import msgspec
 
     from ..calibrate.dataset import open_dataset, shuffle_samples

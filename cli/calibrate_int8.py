@@ -59,7 +59,10 @@ def int8(
     report: Annotated[Path | None, typer.Option(help="Folder for int8.json and int8.csv.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Quantise a file to INT8 and prove, on images held out, that labels and maps survive."""
+    """Quantise a file to INT8, and prove that it still explains.
+
+    Labels and maps are compared on images held out.
+    """
     import msgspec
 
     from ..calibrate.dataset import open_dataset

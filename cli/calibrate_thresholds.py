@@ -49,8 +49,9 @@ def thresholds(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Learn which thresholds are worth trying, so that a few evaluations replace TFT's ten.
+    """Learn which of TFT's thresholds are worth trying.
 
+    A few evaluations then replace ten.
     Takes 20 evaluations of the network for each image, method and reading. Then whycam explain
     --tft --forwards 4 searches, and whycam export --outputs tft --forwards 4 --search FILE puts the
     search into a graph.

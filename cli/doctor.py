@@ -68,8 +68,9 @@ def doctor(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check which engines run here, what the others lack, and whether their answers are right.
+    """Check which engines run here, and what the others lack.
 
+    With --check, also whether their answers are right.
     Each engine is tried in a process of its own, so that a crashing driver is a line in the report.
     The report names no folder, user or image.
     """

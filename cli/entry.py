@@ -45,18 +45,18 @@ _SETTINGS: dict[str, Any] = {
 }
 app = typer.Typer(
     name="whycam",
-    help="Make deployed CNN classifiers explain themselves.",
+    help="Make deployed image classifiers explain themselves.",
     epilog="Any command takes --debug, which shows the traceback of an error.",
     **_SETTINGS,
 )
 calibrate = typer.Typer(
     name="calibrate",
-    help="Fit a model file to your images: INT8, thresholds worth trying, and the proof.",
+    help="Fit a model file to your images: INT8, fewer thresholds.",
     **_SETTINGS,
 )
 train = typer.Typer(
     name="train",
-    help="Train on your own images: a classifier, or cleaner maps for one (AFT).",
+    help="Train on your images: a classifier, or cleaner maps (AFT).",
     **_SETTINGS,
 )
 
@@ -110,7 +110,7 @@ app.add_typer(train)
 def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
 ) -> None:
-    """Make deployed CNN classifiers explain themselves."""
+    """Make deployed image classifiers explain themselves."""
     if version:
         say(f"whycam {package_version()}")
         raise typer.Exit
@@ -167,6 +167,9 @@ def _run(arguments: list[str], debug: bool) -> int:
         return _fail(error, str(error), 2, arguments, debug)
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's: its class is click's in some versions
+            if type(error).__name__ == "NoArgsIsHelpError":  # its message is the whole help
+                print(error.format_message())
+                return 2
             return _fail(error, _usage(error), 2, arguments, debug)
         text = f"{type(error).__name__}: {error} (a fault of whycam; --debug shows where)"
         return _fail(error, text, 1, arguments, debug)
@@ -178,7 +181,8 @@ def _usage(error: Any) -> str:
     command = "whycam" if context is None else context.command_path
     message = error.format_message().strip().replace("Value error, ", "")
     # A WhyCamError shows what any terminal can.
-    return str(RequestError(f"{message.rstrip('.?')}; see {command} --help"))
+    then = " See" if message.endswith("?") else "; see"
+    return str(RequestError(f"{message.rstrip('.')}{then} {command} --help"))
 
 
 def _fail(error: Exception, text: str, code: int, arguments: list[str], debug: bool) -> int:

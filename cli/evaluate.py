@@ -73,13 +73,14 @@ def evaluate(
     classes: ClassMap = None,
     curves: Annotated[
         int,
-        typer.Option(help="Steps of insertion and deletion, as 20 [default: 0, not measured]."),
+        typer.Option(help="Steps of insertion and deletion, as 20; 0: not measured."),
     ] = 0,
     as_json: Json = False,
 ) -> None:
-    """Measure how well maps explain: average increase and drop, rpi, pointing game and more.
+    """Measure how well maps explain.
 
-    For a file of independent labels (task sigmoid) each label has figures of its own.
+    Measures average increase and drop, rpi, the pointing game and more. For a file of independent
+    labels (task sigmoid) each label has figures of its own.
     """
     import msgspec
 

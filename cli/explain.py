@@ -165,7 +165,8 @@ def _cells(row: dict[str, Any], tft: bool) -> list[Cell]:
     name = Path(row["file"]).name
     if "error" in row:
         return [name, "", colored("unreadable", "red")]
-    label = f"{row['label']} ({row['index']})"
+    named = row["label"] != str(row["index"])
+    label = f"{row['label']} ({row['index']})" if named else row["label"]
     cells: list[Cell] = [name, row["method"], label]
     cells.append(format_probability(row["probability"], row["task"], 4))
     if not tft:

@@ -85,7 +85,10 @@ def export(
     opset: Annotated[int, typer.Option(help="ONNX operator set.")] = 18,
     as_json: Json = False,
 ) -> None:
-    """Turn a classifier into one ONNX file that classifies and explains, and check it."""
+    """Turn a classifier into one ONNX file that explains itself.
+
+    The file classifies as before, which is checked before it is written.
+    """
     from ..export import list_layers as layers_of
     from ..export import to_onnx
     from ..export.onnx import STEPS

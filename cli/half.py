@@ -26,7 +26,10 @@ def half(
     ] = "fp16",
     as_json: Json = False,
 ) -> None:
-    """Convert a file's backbone to half precision and check it; the head stays float32."""
+    """Convert a file's backbone to half precision, and check it.
+
+    The head stays float32.
+    """
     from ..export import to_half
 
     with progress(f"converting to {precision}", None, as_json):

@@ -18,7 +18,7 @@ def info(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show a model file's manifest, and which engines here can run it."""
+    """Show what a model file holds, and which engines can run it."""
     import msgspec
 
     from ..runtime.engines.base import EngineSettings

@@ -132,7 +132,10 @@ def limits(option: str, text: str | None) -> tuple[int, int] | None:
         return None
     least, _, most = text.partition(":")
     if not (least.isdecimal() and most.isdecimal() and 0 < int(least) < int(most)):
-        raise RequestError(f"{option} must be LEAST:MOST in pixels, as 160:640; not '{text}'")
+        raise RequestError(
+            f"{option} must be LEAST:MOST in pixels, the least below the most, as 160:640; not "
+            f"'{text}'"
+        )
     return int(least), int(most)
 
 

@@ -41,7 +41,7 @@ def prompts(
     ] = "default",
     as_json: Json = False,
 ) -> None:
-    """Compute the class embeddings of prompts, for zero-shot classifiers (CLIP, SigLIP)."""
+    """Compute class embeddings of prompts, for CLIP and SigLIP."""
     from ..export.prompts import embed_prompts, load_text_encoder
     from ..runtime.prompts import check_names, write_prompts
 

@@ -111,7 +111,10 @@ def aft(
     checkpoint_minutes: Checkpoints = 5.0,
     as_json: Json = False,
 ) -> None:
-    """Tune a classifier so that its plain maps need no clean-up, and measure the gain."""
+    """Tune a classifier until its plain maps need no clean-up.
+
+    The gain is measured.
+    """
     require_torch("training", "train")
     from ..export import Overrides
     from ..train.aft import train_aft

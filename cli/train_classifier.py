@@ -40,7 +40,7 @@ def classifier(
     checkpoint_minutes: Checkpoints = 5.0,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune the last stage of a pretrained network on your own classes."""
+    """Fine-tune a pretrained network's last stage on your classes."""
     require_torch("training", "train")
     from ..export import Overrides
     from ..train.classifier import train_classifier

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 def verify(model: Model, engine: EngineOptions, as_json: Json = False) -> None:
-    """Check a file and the engine here against the reference answers of the export."""
+    """Check that the engine here gives the export's answers.
+
+    The file holds the reference answers.
+    """
     from ..runtime.engines.plan import is_plan
     from ..runtime.engines.selftest import check, method_of, tolerances_of
     from ..runtime.onnxfile import check_digest, read_manifest

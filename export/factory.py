@@ -9,11 +9,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import ExportError
+
+if TYPE_CHECKING:  # a function that returns a text encoder may do without torch
+    import torch
 
 
 def call_factory(spec: str) -> torch.nn.Module:
@@ -25,6 +26,8 @@ def call_factory(spec: str) -> torch.nn.Module:
     Raises:
         ExportError: there is no such function, it fails, or it returns something else.
     """
+    import torch
+
     model = call_function(spec)
     if not isinstance(model, torch.nn.Module):
         raise ExportError(f"{spec} returned {type(model).__name__}, not a torch.nn.Module")
@@ -82,6 +85,10 @@ def _run_import(run: Callable[[], ModuleType], name: str) -> ModuleType:
 
 def call_seeded(create: Callable[..., Any]) -> Any:
     """Call a function that creates a model, with the same random weights each time."""
+    try:
+        import torch
+    except ImportError:  # then no random weights are torch's
+        return create()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return create()

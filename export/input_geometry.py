@@ -70,7 +70,8 @@ def _count_channels(image: ir.Value, found: int | None, stated: int | None) -> i
         )
     if found is not None and stated not in (None, found):
         raise ExportError(
-            f"the input '{image.name}' takes {found} channels, and {stated} were stated"
+            f"the input '{image.name}' takes {found} channels, and the preprocessing is for "
+            f"{stated}: --mean and --std take a number for each channel"
         )
     return found or stated or 0
 

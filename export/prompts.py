@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..runtime.cosine import normalise
 from ..runtime.errors import DataError, ExportError, MissingExtraError, RequestError, reason_of
 from ..runtime.prompts import Prompts, check_embeddings
+from .requirements import require_torch
 
 TextEncoder = Callable[[Sequence[str]], Any]
 _BATCH = 64
@@ -92,6 +93,7 @@ def load_text_encoder(spec: str, weights: str = "default") -> TextEncoder:
 
 
 def _of_open_clip(spec: str, weights: str) -> TextEncoder:
+    require_torch(f"the model {spec}", "zero-shot")
     import torch
 
     from .open_clip_model import PREFIX, import_open_clip, load_open_clip
@@ -108,6 +110,7 @@ def _of_open_clip(spec: str, weights: str) -> TextEncoder:
 
 
 def _of_transformers(spec: str) -> TextEncoder:
+    require_torch(f"the model {spec}", "zero-shot")
     import torch
 
     try:

@@ -106,6 +106,46 @@ def test_wrong_usage_is_one_red_line_that_names_the_help(whycam, arguments, comp
     assert command is None or result.err.endswith(f"see {command} --help\n")
 
 
+@pytest.mark.parametrize("group", [[], ["calibrate"], ["train"]])
+def test_a_bare_command_shows_its_help_as_laid_out(whycam, group):
+    result = whycam(*group)
+    assert result.code == 2
+    assert result.out.rstrip() == whycam(*group, "--help").out.rstrip()
+    assert not result.err
+
+
+@pytest.mark.parametrize("group", [[], ["calibrate"], ["train"]])
+def test_lists_of_verbs_are_not_cut_at_80_columns(whycam, group, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    listed = whycam(*group, "--help").out.partition("Commands:")[2]
+    assert listed.strip()
+    assert "..." not in listed
+
+
+def test_a_misspelt_verb_is_asked_about(whycam):
+    assert "Did you mean 'explain'? See whycam --help" in whycam("explian").err
+
+
+@pytest.mark.parametrize("model", ["open_clip/RN50/openai", "transformers/clip"])
+def test_prompts_without_torch_say_what_to_install(whycam, model, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    result = whycam("prompts", "a cat", "--model", model, "-o", tmp_path / "it.npz")
+    assert result.code == 2
+    assert 'pip install "whycam[zero-shot]"' in result.err
+
+
+def test_prompts_of_an_encoder_of_ones_own_need_no_torch(tmp_path):
+    encoder = tmp_path / "texts.py"
+    encoder.write_text("def load():\n    return lambda texts: [[len(t), 1.0] for t in texts]\n")
+    code = "import sys; sys.modules['torch'] = None; from whycam.cli import main; main()"
+    arguments = ("prompts", "a", "bcd", "--model", f"{encoder}:load", "-o", tmp_path / "it.npz")
+    subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True)
+    with np.load(tmp_path / "it.npz") as made:
+        assert made["names"].tolist() == ["a", "bcd"]
+        lengths = np.array([1, 3])
+        np.testing.assert_allclose(made["embeddings"][:, 0], lengths / np.hypot(lengths, 1))
+
+
 def test_wrong_usage_is_json_too_when_asked_for(whycam):
     assert "'model'" in whycam("explain", "--json").json()["error"]
 

@@ -82,7 +82,7 @@ def test_layout_that_the_graph_contradicts_is_refused(tmp_path):
 
 
 def test_channels_that_the_file_contradicts_are_refused(tmp_path):
-    with pytest.raises(ExportError, match="takes 13 channels, and 4 were stated"):
+    with pytest.raises(ExportError, match="takes 13 channels, and the preprocessing is for 4"):
         explained(network(tmp_path, 13), channels=4)
 
 
