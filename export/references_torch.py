@@ -131,25 +131,25 @@ class TorchReference:
             with self._hooked(self._model, replace):
                 return self._scores(self._model, torch.from_numpy(images).double())
         if arrangement.is_feature_map:
-            return self._head_alone(replace(activations))
+            return self._head_alone(replace(activations), rows)
         shape = arrangement.array_shape(rows)
-        return self._head_alone(replace(torch.zeros(shape, dtype=torch.float64)))
+        return self._head_alone(replace(torch.zeros(shape, dtype=torch.float64)), rows)
 
-    def _head_alone(self, activations: torch.Tensor) -> torch.Tensor:
-        """Run the model with the module's output replaced; the image does not matter.
+    def _head_alone(self, activations: torch.Tensor, rows: int) -> torch.Tensor:
+        """Run the model with the module's output for ``rows`` images replaced; the image is any.
 
         One image suffices, unless the model takes the batch size from its input.
         """
-        for count in dict.fromkeys((1, len(activations))):
+        for count in dict.fromkeys((1, rows)):
             image = torch.zeros(count, *self._inner, dtype=torch.float64)
             with self._hooked(self._model, lambda _: activations):
                 try:
                     scores = self._scores(self._model, image)
                 except RuntimeError:
-                    if count == len(activations):
+                    if count == rows:
                         raise
                     continue
-            if len(scores) == len(activations):
+            if len(scores) == rows:
                 return scores
         raise ExportError("the model's scores do not follow from the activations of its layer")
 

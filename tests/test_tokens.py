@@ -149,6 +149,23 @@ class Coarser(nn.Module):
         return self.head(self.norm(x).mean(1))
 
 
+class FoldedWindows(nn.Module):
+    """Windows lie along the batch until the last normalisation, and are pooled there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 4, 4)
+        self.block, self.norm = Block(), nn.LayerNorm(16)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patches(x).permute(0, 2, 3, 1)
+        n, h, w, c = x.shape
+        x = x.reshape(n, h // 2, 2, w // 2, 2, c).transpose(2, 3).reshape(-1, 4, c)
+        x = self.norm(self.block(x))
+        return self.head(x.reshape(n, h * w, c).mean(1))
+
+
 class Mixer(nn.Module):
     """Linear layers over places and over channels in turn."""
 
@@ -245,6 +262,23 @@ def test_layer_gradients_and_maps_are_those_of_pytorch(name: str, tmp_path: Path
         alone = engine.run(feeds, ["gradients", "maps"])
         np.testing.assert_allclose(alone["maps"][0], found["maps"][i], atol=1e-4)
     check_maps(model, layer, before, image, found["maps"])
+
+
+@slow
+def test_windows_that_lie_along_the_batch_are_put_back(tmp_path: Path) -> None:
+    model = seeded(FoldedWindows)
+    file = tmp_path / "model.onnx"
+    result = to_onnx(model, file, overrides=Overrides(image_size=(H, W), preprocess="imagenet"))
+    assert (result.manifest.target_layer, result.manifest.activations) == ("norm", (16, 6, 10))
+    image = np.random.default_rng(1).standard_normal((2, 3, H, W)).astype(np.float32)
+    feeds = {"image": image, "target": np.array([[2], [4]])}
+    found = whycam.load(file, threads=1).engine.run(feeds, ["activations", "gradients"])
+    both = differentiate(model, "norm", torch.from_numpy(image), [2, 4])
+    for key, tensor in zip(("activations", "gradients"), both, strict=True):
+        windows = tensor.reshape(2, 3, 5, 2, 2, 16)
+        expected = windows.permute(0, 5, 1, 3, 2, 4).reshape(2, 16, 6, 10).numpy()
+        actual = found[key].reshape(expected.shape)
+        assert np.abs(actual - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 def check_maps(
