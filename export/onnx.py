@@ -40,13 +40,12 @@ from .loading import LoadedModel, load_model
 from .options import ExportOptions, plan_export
 from .original_model import OriginalModel
 from .output_meaning import (
-    HeadMeaning,
     interpret_embedding,
     interpret_outputs,
-    may_be_probabilities,
 )
 from .plain_model import PlainModel
 from .preprocessing import Overrides
+from .probabilities import check_is_no_probability
 from .recorder import lengths_at
 from .reference_answers import compute_reference_answers
 from .references import OnnxReference, Reference
@@ -268,9 +267,11 @@ def to_onnx(
             gradients_of_attention = AttentionReference(
                 attention, _score_similarity(original_graph, meaning, manifest)
             )
-        for one in meaning.heads:
-            if task is None and classes is None and may_be_probabilities(one.output):
-                _check_is_no_probability(one, original, manifest)
+        if task is None and classes is None:
+            rng = np.random.default_rng(0)
+            images = draw_natural_images(rng, 4, _without_preprocess(manifest))
+            for one in meaning.heads:
+                check_is_no_probability(network, one, original, images)
         if loaded.module is not None and not reference.is_exact:
             from .references_torch import check_translation
 
@@ -452,26 +453,6 @@ def _network_reference(
 def _without_preprocess(manifest: Manifest) -> Manifest:
     """Describe the network itself, which takes prepared images."""
     return msgspec.structs.replace(manifest, embedded_preprocess=False, source_size=None)
-
-
-def _check_is_no_probability(
-    head: HeadMeaning, original: OriginalModel, manifest: Manifest
-) -> None:
-    """Refuse outputs that are probabilities though the graph does not end in Softmax or Sigmoid.
-
-    A softmax written as exp, sum and quotient would silently get a second softmax.
-    """
-    rng = np.random.default_rng(0)
-    images = draw_natural_images(rng, 2, _without_preprocess(manifest))
-    outputs = dict(zip(original.names, original.run(images), strict=True))
-    values = np.asarray(outputs[head.name], np.float64).reshape(2, -1)
-    within = bool(values.min() >= 0 and values.max() <= 1)
-    if within and (values.shape[1] == 1 or np.abs(values.sum(-1) - 1).max() < 1e-3):
-        raise ExportError(
-            f"the output '{head.name}' holds probabilities already, but the graph does "
-            "not end in Softmax or Sigmoid. Name the logits with --head if they are an "
-            "output, or pass --task none to explain the values as they are"
-        )
 
 
 def _is_declared(name: str, manifest: Manifest) -> bool:

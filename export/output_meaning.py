@@ -18,7 +18,6 @@ _RESHAPES = {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout"
 _INDICES = {"ArgMax", "TopK"}
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 LOGITS = "logits"  # what Hugging Face's models, and many others, call class scores
-_LAST_OF_AN_ACTIVATION = {"Div", "Reciprocal", "Exp", "Clip", "Mul", "HardSigmoid"}
 
 
 @dataclass(frozen=True)
@@ -209,14 +208,6 @@ def _find_activation(value: ir.Value, shapes: Shapes) -> tuple[str | None, ir.Va
         else:
             break
     return None, value
-
-
-def may_be_probabilities(value: ir.Value) -> bool:
-    """Tell whether an output may end in a softmax or sigmoid written in other operators."""
-    node = value.producer()
-    while node is not None and node.op_type in _RESHAPES and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
-    return node is not None and node.op_type in _LAST_OF_AN_ACTIVATION
 
 
 def _is_flat(value: ir.Value, shapes: Shapes) -> bool:

@@ -210,6 +210,65 @@ def test_several_outputs_are_listed_and_one_is_chosen(tmp_path):
         check_answers(file, made, head)
 
 
+def reordered(file, z):
+    order = file.constant([3, 1, 0, 4, 2], np.int64)
+    return file.add("Gather", file.add("Softmax", z, axis=1), order, to="y", axis=1)
+
+
+def without_the_first(file, z):
+    bounds = (file.constant([number], np.int64) for number in (1, CLASSES, 1))
+    return file.add("Slice", file.add("Softmax", z, axis=1), *bounds, to="y")
+
+
+def averaged(file, z):
+    shared = file.add("Mul", z, file.constant(0.5))
+    parts = [file.add("Softmax", scores, axis=1) for scores in (z, shared)]
+    return file.add("Mean", *parts, to="y")
+
+
+def smoothed(file, z):
+    kept = file.add("Mul", file.add("Softmax", z, axis=1), file.constant(0.9))
+    return file.add("Add", kept, file.constant(0.02), to="y")
+
+
+def in_percent(file, z):
+    return file.add("Mul", file.add("Softmax", z, axis=1), file.constant(100.0), to="y")
+
+
+def of_two_sigmoids(file, z):
+    halves = (file.add("Slice", z, *(file.constant([n], np.int64) for n in (a, b, 1)))
+              for a, b in ((0, 2), (2, CLASSES)))  # fmt: skip
+    return file.add("Concat", *(file.add("Sigmoid", half) for half in halves), to="y", axis=1)
+
+
+def complement(file, z):
+    return file.add("Sub", file.constant(1.0), file.add("Sigmoid", z), to="y")
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [reordered, without_the_first, averaged, smoothed, in_percent, of_two_sigmoids, complement,
+     written_sigmoid],
+)  # fmt: skip
+def test_probabilities_that_anything_follows_are_refused(ending, tmp_path):
+    """They would have got a second softmax."""
+    count = CLASSES - 1 if ending is without_the_first else CLASSES
+    file, _ = with_head(ending, {"y": ["N", count]}, tmp_path)
+    with pytest.raises(ExportError, match=r"'y' holds probabilities already.*--task none"):
+        explain(file)
+
+
+def test_scores_between_zero_and_one_that_no_activation_makes_are_logits(tmp_path):
+    def near_one_half(file, z):
+        scaled = file.add("Mul", z, file.constant(0.01))
+        return file.add("Add", scaled, file.constant(0.5), to="y")
+
+    file, head = with_head(near_one_half, Y, tmp_path)
+    made = explain(file)
+    assert made.manifest.task == "softmax"
+    check_answers(file, made, lambda activations: 0.01 * head(activations) + 0.5)
+
+
 def test_output_that_holds_no_scores_needs_no_choice(tmp_path):
     file = File()
     features = file.add("Identity", file.features(), to="features")
