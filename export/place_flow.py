@@ -51,6 +51,9 @@ def describe(node: ir.Node, found: dict[ir.Value, Places], shapes: Shapes) -> Op
         None if value is None else shapes.constants.get(value, varying.get(value, (None,))[0])
         for value in node.inputs
     ]
+    if node.op_type in ("Gather", "GatherND") and numbers[1] is None:
+        tensor = None if node.inputs[1] is None else node.inputs[1].const_value
+        numbers[1] = None if tensor is None else tensor.numpy()  # of any size
     return Operation(
         node,
         [() if value is None else found.get(value, ()) for value in node.inputs],

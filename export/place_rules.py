@@ -10,10 +10,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .place_windows import Reading, covers_image, read_resized, read_transposed, read_windows
 from .places import (
     IMAGES,
     NONE,
     SCRAMBLED,
+    UNKNOWN,
     Labels,
     Places,
     compact,
@@ -181,6 +183,17 @@ def _gather(op: Operation) -> list[Places]:
     return [move(op.places[0], take)]
 
 
+def _gather_nd(op: Operation) -> list[Places]:
+    """Label what an index tensor picks along the first axes, as indexing in PyTorch is written."""
+    index = op.numbers[1]
+    if op.places[1] or index is None or op.integer("batch_dims", 0):
+        return [unknown(len(op.after[0]))]
+    picked = tuple(np.moveaxis(index, -1, 0))
+    return [
+        move(op.places[0], lambda labels: spread(labels, op.before[0], range(len(picked)))[picked])
+    ]
+
+
 def reshape_axis(labels: Labels, axis: int, rank: int) -> Labels:
     """Replace an axis of length 1 by ``rank`` such axes."""
     return labels.reshape((*labels.shape[:axis], *(1,) * rank, *labels.shape[axis + 1 :]))
@@ -317,26 +330,46 @@ def _windowed(op: Operation, places: Places, before: Sides, after: Sides) -> Pla
     if after[2:] == (1, 1) and before[2:] != (1, 1):
         return contract(places, [1, 2, 3])
     mixes = op.node.op_type in ("Conv", "ConvTranspose")
-    is_whole = after[0] == IMAGES and after[2] * after[3] > 1
-    if len(places) == 1 and (places[0] >= NONE).all():
-        labels = contract(places, [1])[0] if mixes and contract(places, [1]) else places[0]
-        orientation = _orientation(labels)
-        if is_whole and orientation == "YX":
-            return (whole_grid("BCYX", after[2], after[3]),)
-        if is_whole and orientation == "XY":
-            return (whole_grid("BCXY", after[3], after[2]),)
-        if before[2:] == after[2:] and (orientation is not None or _is_pointwise(op)):
-            return (labels,)
-        blocks = _blocks(labels, after) if orientation == "mixed" else None
-        if blocks is not None:
-            return (blocks,)
-        return unknown(4, SCRAMBLED)
     if before[2:] == after[2:] and _is_pointwise(op):
         return contract(places, [1]) if mixes else places
-    if any((labels == SCRAMBLED).any() for labels in places):
-        return unknown(4, SCRAMBLED)
-    # Convolutions share weights over places: what they make has places, wherever the input lay.
-    return (whole_grid("BCYX", after[2], after[3]),) if is_whole else unknown(4)
+    if not places:
+        return ()
+    if len(places) > 1 or (places[0] < NONE).any():
+        return unknown(4, min(UNKNOWN, *(int(labels.min()) for labels in places)))
+    labels = places[0]
+    if mixes:
+        summed = contract(places, [1])
+        known = (labels >= 0).any(1, keepdims=True)
+        if not summed or ((summed[0] < 0) & known).any():
+            return unknown(4, SCRAMBLED)  # what is read at one position is of several places
+        labels = summed[0]
+    orientation = _orientation(labels)
+    if orientation in ("YX", "XY") and after[0] == IMAGES:
+        axes = (2, 3) if orientation == "YX" else (3, 2)
+        readings = [_read(op, axis, before[axis], after[axis]) for axis in axes]
+        if covers_image(spread(labels, before, (2, 3)), readings, axes):
+            rows, columns = (after[axis] for axis in axes)
+            return (whole_grid("BCYX" if axes == (2, 3) else "BCXY", rows, columns),)
+    if before[2:] == after[2:] and orientation is not None:
+        return (labels,)
+    blocks = _blocks(labels, after) if orientation == "mixed" else None
+    return (blocks,) if blocks is not None else unknown(4, SCRAMBLED)
+
+
+def _read(op: Operation, axis: int, before: int, after: int) -> Reading:
+    """Describe what an operator reads along one of the last two axes."""
+    kind, index = op.node.op_type, axis - 2
+    if kind not in ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"):
+        return read_resized(before, after)
+    sides = op.integers("kernel_shape") or list(op.before[1][2:])
+    strides, dilations = op.integers("strides") or [1, 1], op.integers("dilations") or [1, 1]
+    pads = op.integers("pads") or [0] * 4
+    attribute = op.node.attributes.get("auto_pad")
+    automatic = attribute is not None and attribute.as_string().startswith("SAME")
+    kernel, stride, dilation = sides[index], strides[index], dilations[index]
+    if kind == "ConvTranspose":
+        return read_transposed(after, kernel, stride, dilation, pads[index])
+    return read_windows(before, after, kernel, stride, dilation, None if automatic else pads[index])
 
 
 def _windowed_line(op: Operation, places: Places, before: Sides, after: Sides) -> Places:
@@ -480,6 +513,7 @@ RULES: dict[str, Rule] = {
     "Split": _split,
     "Concat": _concat,
     "Gather": _gather,
+    "GatherND": _gather_nd,
     "Pad": _pad,
     "Expand": _expand,
     "Tile": _tile,

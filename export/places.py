@@ -23,7 +23,7 @@ Places = tuple[Labels, ...]
 
 # Of no place: class tokens, constants, what was summed over many places.
 NONE = -1
-# It is not known which; a convolution's result has places all the same.
+# It is not known which.
 UNKNOWN = -2
 # Known to be no arrangement over which a convolution makes sense.
 SCRAMBLED = -3

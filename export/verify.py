@@ -20,7 +20,7 @@ from ..runtime.comparison import (
     summarise,
 )
 from ..runtime.engines import selftest
-from ..runtime.errors import VerificationError
+from ..runtime.errors import TargetLayerError, VerificationError
 from ..runtime.manifest import Manifest
 from ..runtime.preprocess import crop_resized, normalise
 from ..runtime.similarity import relative_difference
@@ -121,6 +121,7 @@ def verify(subjects: Sequence[Subject], check: list[NDArray[Any]] | None = None)
 
     Raises:
         VerificationError: an output is missing, has another shape, or differs too much.
+        TargetLayerError: activations or gradients are zero on all test images.
     """
     rng = np.random.default_rng(0)
     subject = subjects[0]
@@ -130,10 +131,20 @@ def verify(subjects: Sequence[Subject], check: list[NDArray[Any]] | None = None)
     counts = ((1, top or 1), (2, top or min(2, manifest.num_classes)))
     runs = [(subject, counts[0]), (subject, counts[1])]
     runs += [(other, counts[index % 2]) for index, other in enumerate(subjects[1:], 1)]
+    is_lively = False
     for each, (batch, classes) in runs:
-        samples.append(_measure(each, rng, batch, classes))
+        errors, has_terms = _measure(each, rng, batch, classes)
+        samples.append(errors)
+        is_lively = is_lively or has_terms
         size = "" if len(subjects) == 1 else f", {each.size[0]} x {each.size[1]} pixels"
         _raise_on_problems(each, samples[-1], f"batch {batch}, {classes} classes{size}")
+    if not is_lively:
+        raise TargetLayerError(
+            f"layer '{manifest.target_layer}' cannot be the target layer: on all test images its "
+            "activations at places of the image, or the class scores' gradients there, are zero, "
+            "so that all maps would be empty. Perhaps what follows reads other elements, as a "
+            "class token. Name an earlier layer with --target-layer (--list-layers shows them)"
+        )
     for image in check or []:
         samples.append(_original_output_differences(subject, image))
         _raise_on_problems(subject, samples[-1], "an image of yours")
@@ -143,10 +154,13 @@ def verify(subjects: Sequence[Subject], check: list[NDArray[Any]] | None = None)
 
 def _measure(
     subject: Subject, rng: np.random.Generator, batch: int, classes: int
-) -> dict[str, float]:
+) -> tuple[dict[str, float], bool]:
     """Measure the differences on a test image on which the network is numerically stable.
 
     It is not where its float32 and float64 differ much, or its gradient jumps.
+
+    Returns:
+        The differences, and whether any activation and any gradient is other than zero.
 
     Raises:
         VerificationError: there was no such image.
@@ -172,18 +186,19 @@ def _measure(
             )
         if subject.original is not None and "network_input" not in outputs:
             errors |= _original_output_differences(subject, image)
+        is_lively = bool(outputs["activations"].any() and outputs["gradients"].any())
         if not _problems(subject, errors):
-            return errors
+            return errors, is_lively
         rounding = _float32_error(subject, view)
         if rounding <= 0.5 and not _at_a_kink(subject, view, outputs, rng):
-            return errors
+            return errors, is_lively
     if not rounding <= 1:
         raise VerificationError(
             f"the network magnifies rounding: on {_DRAWS} test images its float32 and float64 "
             f"answers differ too much, on the last by {rounding:.1g} times the tolerance. Batch "
             "normalisation of untrained networks does this. No file was written"
         )
-    return errors
+    return errors, is_lively
 
 
 def _raise_on_problems(subject: Subject, errors: dict[str, float], where: str) -> None:
