@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -187,6 +188,31 @@ def imagenet():
     )
     return model
 """
+
+_FACES = """
+import torch
+from torch import nn
+
+
+class Faces(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()
+        )
+        self.age, self.gender = nn.Linear(8, 4), nn.Linear(8, 2)
+
+    def forward(self, x):
+        pooled = self.features(x).mean((2, 3))
+        return {"age": self.age(pooled), "gender": self.gender(pooled)}
+
+
+def build():
+    torch.manual_seed(0)
+    return Faces().eval()
+"""
+_FACE_CLASSES = {"age": ["child", "youth", "adult", "old"], "gender": ["female", "male"]}
+
 STAND_IN = "standin"  # a folder, as whycam train writes it: a network that has class names
 CLASSES = ("tabby", "espresso", "missile")  # those that it finds likely
 _PHOTOGRAPHS = 14  # of each class; whycam calibrate thresholds wants 40
@@ -217,6 +243,8 @@ def materials(folder: Path) -> Path:
 
     folder.mkdir(parents=True)
     (folder / "my_model.py").write_text(_NETWORKS)
+    (folder / "faces.py").write_text(_FACES)
+    (folder / "classes.json").write_text(json.dumps(_FACE_CLASSES))
     (folder / "names.txt").write_text("\n".join(CLASSES) + "\n")
     scenes = [Image.fromarray(getattr(data, n)()) for n in ("chelsea", "coffee", "rocket")]
     for name in ("cat.jpg", "cat.png", "a.jpg", "b.jpg"):

@@ -29,7 +29,7 @@ from whycam.runtime.onnxfile import read_manifest
 from whycam.runtime.search import FEATURES, Prior
 from whycam.runtime.tft import Tft, by_sorting
 
-OWN = [m for m in cam.METHODS if m != "scorecam"]
+OWN = [m for m in cam.ACTIVATION_METHODS if m != "scorecam"]
 TAUS = tuple(step / 20 for step in range(20))
 BINARY, SOFT = Tft("binary", "value"), Tft("soft", "rank")
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 import whycam
 from whycam.export import Overrides, to_onnx
-from whycam.runtime.cam import METHODS
+from whycam.runtime.cam import ACTIVATION_METHODS
 from whycam.runtime.images import read_image
 from whycam.runtime.preprocess import crop_resized, normalise
 from whycam.train.network import TunableNetwork
@@ -84,7 +84,7 @@ def paired(model: torch.nn.Module, file: Path) -> Pair:
 def network(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     file = tmp_path_factory.mktemp(request.param) / "model.onnx"
     model = lively(request.param)
-    methods = [m for m in METHODS if m != "cam"]
+    methods = [m for m in ACTIVATION_METHODS if m != "cam"]
     to_onnx(model, file, score="logit", methods=methods, overrides=IMAGENET)
     yield paired(model, file)
     file.unlink()  # VGG-16 is half a gigabyte
