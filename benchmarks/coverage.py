@@ -176,8 +176,10 @@ def lively(model: torch.nn.Module, images: torch.Tensor) -> torch.nn.Module:
     with torch.no_grad():
         if norms:
             model(images)
-        spread = float(model.eval()(images[:2]).std(dim=1).mean())
         last = [m for m in model.modules() if isinstance(getattr(m, "weight", None), torch.Tensor)]
+        if not last[-1].weight.any():  # as some transformers start it: no gradient passes
+            torch.nn.init.normal_(last[-1].weight)
+        spread = float(model.eval()(images[:2]).std(dim=1).mean())
         for values in last[-1].parameters(recurse=False):
             values *= _SPREAD / max(spread, 1e-6)
     return model
