@@ -292,8 +292,7 @@ class Attempt:
         if layer is None:
             spec = manifest.preprocess
             parts = TunableNetwork(model, spec.size, channels=spec.channels)
-            backbone = torch.nn.Sequential(parts.below, parts.stage)
-            model = torch.nn.Sequential(backbone, parts.head).requires_grad_(True)
+            model = torch.nn.Sequential(parts.backbone, parts.head).requires_grad_(True)
             layer, where = model[0], "recorded backbone"
         engine = open_engine(self.path, manifest, "onnxruntime")
         arrange = channels_first(model, layer, manifest)

@@ -75,8 +75,7 @@ def lively(name: str) -> torch.nn.Module:
 
 def paired(model: torch.nn.Module, file: Path) -> Pair:
     parts = TunableNetwork(model, (224, 224))
-    backbone = torch.nn.Sequential(parts.below, parts.stage)
-    sequence = torch.nn.Sequential(backbone, parts.head).requires_grad_(True)
+    sequence = torch.nn.Sequential(parts.backbone, parts.head).requires_grad_(True)
     return Pair(model, whycam.load(file, threads=2), sequence)
 
 

@@ -31,6 +31,7 @@ class TunableNetwork(torch.nn.Module):
 
     Attributes:
         target: the target layer.
+        backbone: makes the activations of images.
         head: makes logits of the activations, if they depend on the image through these alone.
         feature_shape: of what ``below`` returns for one image.
         size: (H, W) of the image.
@@ -55,6 +56,7 @@ class TunableNetwork(torch.nn.Module):
         start = _before_last_layer(path, cut_points, end)
         self.num_classes = int(recorded_shape(logits)[1])
         self.feature_shape = tuple(int(side) for side in recorded_shape(start)[1:])
+        self.backbone = extract_subgraph(captured, image, end)
         self.below = extract_subgraph(captured, image, start)
         self.above = extract_subgraph(captured, start, end, logits, batch_of=image)
         # The same weights once more, for Ablation-CAM, whole and in parts.
