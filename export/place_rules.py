@@ -475,10 +475,25 @@ def _depth_to_space(op: Operation) -> list[Places]:
 
 
 def _fold(op: Operation) -> list[Places]:
-    after = op.after[0]
-    if len(after) == 4 and after[0] == IMAGES:
+    """Label what Col2Im adds up: [N, C k k, L] for L blocks, in rows, to [N, C, H, W]."""
+    after, block = op.after[0], op.constants(2)
+    labels = contract(op.places[0], [1])
+    if block is None or len(after) != 4 or after[0] != IMAGES or len(labels) != 1:
+        return [unknown(len(after))]
+    strides, dilations = op.integers("strides") or [1, 1], op.integers("dilations") or [1, 1]
+    pads = op.integers("pads") or [0] * 4
+    counts = [
+        (after[i + 2] + pads[i] + pads[i + 2] - dilations[i] * (block[i] - 1) - 1) // strides[i] + 1
+        for i in (0, 1)
+    ]
+    before = (after[0], 1, *counts)
+    grid = reshape(labels[0], (op.before[0][0], 1, op.before[0][2]), before)
+    readings = [
+        read_transposed(after[i + 2], block[i], strides[i], dilations[i], pads[i]) for i in (0, 1)
+    ]
+    if _orientation(grid) == "YX" and covers_image(spread(grid, before, (2, 3)), readings, (2, 3)):
         return [(whole_grid("BCYX", after[2], after[3]),)]
-    return [unknown(len(after))]
+    return [unknown(len(after), SCRAMBLED)]
 
 
 _ELEMENT_WISE = (

@@ -18,6 +18,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runtime.errors import ExportError
+
 Labels = NDArray[np.int64]
 Places = tuple[Labels, ...]
 
@@ -44,10 +46,13 @@ def whole_grid(axes: str, height: int, width: int) -> Labels:
     """Label a feature map whose axes are B, Y, X and C, in any order, in the order of the image.
 
     Raises:
-        OverflowError: more than 16383 rows or columns.
+        ExportError: more than 16383 rows or columns.
     """
     if max(height, width) > _LARGEST:
-        raise OverflowError(f"{height} x {width} places")
+        raise ExportError(
+            f"a feature map of {height} x {width} has more than {_LARGEST} rows or columns, beyond "
+            "which places are not followed: choose a smaller --image-size"
+        )
     n, y, x = np.ogrid[:IMAGES, :height, :width]
     labels = encode(np.int64(height), np.int64(width), n, y, x)
     labels = labels.transpose(["BYX".index(axis) for axis in axes if axis != "C"])

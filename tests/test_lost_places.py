@@ -178,3 +178,19 @@ def test_layer_whose_places_no_score_reads_is_refused(tmp_path: Path) -> None:
     path = saved(file.model(CLASSES), tmp_path)
     with pytest.raises(TargetLayerError, match="gradients there, are zero"):
         explain(path, target_layer="tokens")
+
+
+@pytest.mark.parametrize("is_reversed", [False, True])
+def test_blocks_that_are_added_up_have_places_where_they_lie_in_order(
+    is_reversed: bool, tmp_path: Path
+) -> None:
+    file = File()
+    blocks = file.add("Conv", "x", file.weight(8 * 9, 3, 3, 3), strides=[2, 2], pads=[1] * 4)
+    blocks = file.add("Reshape", blocks, integers(file, 0, 8 * 9, 64))
+    if is_reversed:
+        blocks = file.add("Gather", blocks, integers(file, *range(63, -1, -1)), axis=2)
+    sizes = integers(file, SIDE, SIDE), integers(file, 3, 3)
+    whole = file.add("Col2Im", blocks, *sizes, strides=[2, 2], pads=[1] * 4)
+    file.linear(file.pooled(file.add("Relu", whole, to="whole")), to="y")
+    layers, _ = list_layers(saved(file.model(CLASSES), tmp_path), overrides=AS_IS)
+    assert ("whole" in [layer.name for layer in layers]) is not is_reversed
