@@ -15,7 +15,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .place_flow import describe
-from .place_rules import RULES, Operation, Sides
+from .place_operation import Operation, Sides
+from .place_rules import RULES
 from .places import Places
 from .shapes import Shapes
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from .place_rules import Operation, Sides, follow
+from .place_operation import Operation, Sides
+from .place_rules import follow
 from .places import IMAGES, Places, unknown, whole_grid
 from .recorder import Dims, lengths_at
 from .shapes import Shapes
