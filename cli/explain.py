@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -81,28 +82,50 @@ def explain(
     save_maps: Annotated[
         bool, typer.Option("--save-maps", help="Write maps as .npy, at the image's size.")
     ] = False,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report",
+            help="Write report.html instead of overlays: one page to search and sort all images "
+            "and see the maps of their five most probable classes.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Classify images, and show where the network looked."""
-    if output is None and (figure or save_maps):
-        raise RequestError("--figure and --save-maps need a folder to write to: -o DIR")
+    if output is None and (figure or save_maps or report):
+        raise RequestError("--figure, --save-maps and --report need a folder to write to: -o DIR")
+    from ..runtime.report.document import Report, check_count
+    from .explain_report import add_to_report, describe_report, report_classes
+
     tft.check()
+    files = parse.images(images)
+    if report:
+        if figure or save_maps:
+            raise RequestError("--report is written instead of --figure and --save-maps")
+        check_count(len(files))
     methods = parse.methods(method)
     explainer = engine.load(model, show_bands=parse.show_bands(show_bands))
     thresholding = tft.thresholding(explainer.manifest)
-    count = len(explainer.plan(methods, thresholding).methods)
-    files = parse.images(images)
+    plan = explainer.plan(methods, thresholding)
+    count = len(plan.methods)
     rows: list[dict[str, Any]] = []
     failed: list[str] = []
     takes_grey = explainer.manifest.preprocess.color == "L"
     coloured = 0
-    with progress("explaining", len(files) * count, as_json) as advance:
+    classes = [parse.target(target) if target is not None else -1]
+    shown = [*classes, *(report_classes(explainer.manifest) if report else ())]
+    with (
+        progress("explaining", len(files) * count, as_json) as advance,
+        Report(output / "report.html", len(files)) if report and output else nullcontext() as page,
+    ):
         results = explainer.iter_explanations(
             [file for file, _ in files],
-            parse.target(target),
+            shown,
             methods,
             thresholding,
             progress=lambda done, total: advance(f"{done} of {total} passes", 0),
+            thresholded=len(classes),
         )
         for (file, name), (_, outcome) in zip(files, results, strict=True):
             if isinstance(outcome, ImageError):
@@ -112,17 +135,27 @@ def explain(
                 rows.append({"file": str(file), "error": str(outcome)})
                 advance(name, count)
                 continue
-            if takes_grey and is_coloured(next(iter(outcome.values())).image):
+            if takes_grey and is_coloured(next(iter(outcome.values()))[0].image):
                 coloured += 1
-            for method_name, explanation in outcome.items():
+            if page is not None:
+                add_to_report(page, file, outcome)
+            for method_name, explanations in outcome.items():
+                explanation = explanations[0]
                 row: dict[str, Any] = {"file": str(file), **explanation.to_dict()}
-                if output is not None:
+                if output is not None and page is None:
                     stem = f"{name}.{method_name}"
                     row["written"] = _write(explanation, output, stem, figure, save_maps)
                 rows.append(row)
                 advance(name, 1)
+        if page is not None:
+            page.write(
+                describe_report(
+                    model, explainer, plan, thresholding, len(files) - len(failed), failed
+                )
+            )
     if as_json:
-        print_json({"model": str(model), "explanations": rows})
+        written = {} if page is None else {"report": str(page.path)}
+        print_json({"model": str(model), "explanations": rows, **written})
     else:
         out.print(explanations_table(rows, tft.tft))
         for line in failed:
@@ -130,7 +163,7 @@ def explain(
         if coloured:
             say(f"{coloured} colour images were converted to grey, which the network takes")
         if output is not None:
-            say(f"written to {output}/")
+            say(f"written to {output}/" if page is None else f"written to {page.path}")
     if failed:
         raise typer.Exit(2)
 

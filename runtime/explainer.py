@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import msgspec
@@ -169,6 +170,7 @@ class Explainer:
         tft: Thresholding = None,
         geometry: Geometry = "input",
         progress: Progress | None = None,
+        thresholded: int | None = None,
     ) -> Iterator[tuple[ImageSource, dict[Method, Any] | ImageError]]:
         """Explain any number of images, holding only a few in memory.
 
@@ -176,6 +178,7 @@ class Explainer:
             images: as in ``explain``, one by one.
             target: the class to explain in each, or a list of several.
             method, tft, geometry, progress: see ``explain``.
+            thresholded: how many of the classes have thresholded maps, from the first; None: all.
 
         Returns:
             Each image as it was given, in order, with its explanation by each method (a list of
@@ -184,7 +187,7 @@ class Explainer:
         Raises:
             RequestError, EngineError: see ``explain``.
         """
-        plan = self.plan(method, tft)
+        plan = replace(self.plan(method, tft), thresholded=thresholded)
         _check_geometry(geometry)
         (entry,) = resolve_targets(target, 1, False, self.manifest)
         return self._explained(((image, entry) for image in images), plan, geometry, progress)

@@ -294,13 +294,16 @@ def threshold(
         plan: the same as there.
 
     Returns:
-        A choice for each map, in the same order; None without thresholding.
+        A choice for each map, in the same order; None without thresholding, and for classes beyond
+        ``plan.thresholded``.
     """
     by_method = {one.method: one for one in plan.methods}
     choices: dict[int, Choice] = {}
     swept: dict[tuple[Tft, int], list[int]] = {}
     for index, each in enumerate(maps):
         one = by_method[each.method]
+        if plan.thresholded is not None and each.column >= plan.thresholded:
+            continue
         if one.settings == "naive":
             choices[index] = mute_lowest(each, tft.NAIVE[each.method])
         elif isinstance(one.settings, Tft) and one.in_graph:

@@ -49,10 +49,13 @@ class RequestPlan:
     Attributes:
         methods: one plan a method, in the order asked for.
         outputs: the graph's outputs that are needed, each once.
+        thresholded: maps of how many of an image's classes are thresholded, from the first; None:
+            all.
     """
 
     methods: tuple[MethodPlan, ...]
     outputs: tuple[str, ...]
+    thresholded: int | None = None
 
     @property
     def in_graph(self) -> bool:

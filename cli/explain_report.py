@@ -1,0 +1,101 @@
+"""Write the report of explain: a page with every image, its most probable classes and maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ..runtime.report.document import About, Report
+from ..runtime.report.entry import encode_explanations
+from ..runtime.targets import RANKS, count_ranks
+from ..runtime.version import package_version
+
+if TYPE_CHECKING:
+    from ..runtime.cam import Method
+    from ..runtime.explainer import Explainer
+    from ..runtime.explanation import Explanation
+    from ..runtime.manifest import Manifest
+    from ..runtime.request import RequestPlan
+    from ..runtime.tft import Tft
+
+
+def report_classes(manifest: Manifest) -> list[int]:
+    """List the classes that a report shows of each image: the ranks of the five most probable."""
+    count = manifest.top or count_ranks(manifest.output_heads[0].num_classes)
+    return [-rank for rank in range(1, min(RANKS, count) + 1)]
+
+
+def add_to_report(
+    report: Report, file: Path, outcome: Mapping[Method, Sequence[Explanation]]
+) -> None:
+    """Add an image with the explanations of all methods."""
+    listed = [explanation for explanations in outcome.values() for explanation in explanations]
+    report.add(encode_explanations(str(file), [listed]))
+
+
+def describe_report(
+    model: Path,
+    explainer: Explainer,
+    plan: RequestPlan,
+    thresholding: Tft | Literal["naive"] | None,
+    images: int,
+    failed: Sequence[str],
+) -> About:
+    """Describe what the report of explain is of.
+
+    Args:
+        model: the file.
+        explainer: that made the explanations.
+        plan: how its maps were computed.
+        thresholding: of the first class of each image.
+        images: how many there are.
+        failed: why each of the others could not be read.
+    """
+    manifest = explainer.manifest
+    facts = [
+        ("model", f"{model.name} ({manifest.model})"),
+        ("images", f"{images:,}"),
+        ("method", ", ".join(one.method for one in plan.methods)),
+        ("threshold", describe_thresholding(thresholding)),
+        ("engine", explainer.engine.description),
+        ("written", describe_time()),
+    ]
+    taus: tuple[float, ...] = ()
+    reading: dict[str, str] = {}
+    if thresholding is not None and thresholding != "naive":
+        taus = thresholding.taus
+        reading = {"mask": thresholding.mask, "thresholds": thresholding.thresholds}
+    return About(
+        kind="explain",
+        title=f"{model.stem}: {images:,} image{'s' * (images != 1)} explained",
+        sources=(model.name,),
+        facts=tuple(facts),
+        notes=describe_unreadable(failed),
+        task=manifest.task,
+        taus=taus,
+        reading=reading,
+    )
+
+
+def describe_thresholding(thresholding: Tft | Literal["naive"] | None) -> str:
+    """Name how maps are thresholded, with the reading of TFT."""
+    if thresholding is None:
+        return "none, whole maps"
+    if thresholding == "naive":
+        return "customary for the method"
+    return f"TFT, mask {thresholding.mask}, thresholds by {thresholding.thresholds}"
+
+
+def describe_time() -> str:
+    """Name the date and the version that wrote a report."""
+    return f"{datetime.now().astimezone():%Y-%m-%d %H:%M}, whycam {package_version()}"
+
+
+def describe_unreadable(failed: Sequence[str]) -> tuple[str, ...]:
+    """Tell which images are missing, in one sentence or none."""
+    if not failed:
+        return ()
+    examples = "; ".join(failed[:3]) + ("; ..." if len(failed) > 3 else "")
+    return (f"{len(failed):,} images could not be read and are not shown: {examples}",)

@@ -1,0 +1,186 @@
+"""Describe the explanations of an image as a report's page reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from ..explanation import Explanation
+from ..preprocess import Placement
+from .encode import encode_thumbnail, reduce_map
+
+Edges = tuple[float, float, float, float]
+
+
+class MapEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One map of an image. Numbers are of the explanation, see there.
+
+    Attributes:
+        source: which of the report's models made it, from 0.
+        method, index, probability: how it was made, of which class.
+        shape: rows and columns of its grid, see ``encode.Grid``.
+        low, high: values of the grid's levels 0 and 255.
+        threshold, cut, rpi, improved, masked: of thresholding; absent without it.
+        naive: whether the threshold is the method's customary one.
+        share: of the image's pixels that lie in the region above the threshold.
+        box: left, top, right, bottom of that region, in pixels of the image; absent where it is
+            empty.
+        increase, drop: whether the class is more probable in the masked image, and by which share
+            it is less probable, as an evaluation measured them.
+    """
+
+    method: str
+    index: int
+    probability: float
+    shape: tuple[int, int]
+    low: float
+    high: float
+    source: int = 0
+    threshold: float | None = None
+    cut: float = 0.0
+    rpi: tuple[float | None, ...] | None = None
+    improved: bool | None = None
+    masked: float | None = None
+    naive: bool = False
+    share: float | None = None
+    box: tuple[int, int, int, int] | None = None
+    increase: bool | None = None
+    drop: float | None = None
+
+
+class ImageEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One image.
+
+    Attributes:
+        name: of the file.
+        size: (width, height) in pixels.
+        inputs: for each model where its input lies, in shares of the image's width and height.
+        maps: in the order in which they are shown.
+        top: for each model its most probable classes, with their probabilities.
+        label: the class that the data states.
+        similarity: of two models' maps, by method: their correlation.
+    """
+
+    name: str
+    size: tuple[int, int]
+    inputs: tuple[Edges, ...]
+    maps: tuple[MapEntry, ...]
+    top: tuple[tuple[tuple[int, float], ...], ...]
+    label: int | None = None
+    similarity: dict[str, float] = msgspec.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An image's entry and what is drawn of it, in base64.
+
+    Attributes:
+        entry: its numbers.
+        parts: the image, then the grid of each map of the entry.
+        labels: names of the classes that the entry has, by their indices.
+    """
+
+    entry: ImageEntry
+    parts: tuple[str, ...]
+    labels: dict[int, str]
+
+
+def encode_explanations(
+    name: str,
+    explanations: Sequence[Sequence[Explanation]],
+    label: tuple[int, str] | None = None,
+    top: int = 5,
+) -> Encoded:
+    """Encode the explanations of one image.
+
+    Args:
+        name: of the file.
+        explanations: for each model, at least one, of any methods and classes; those of a class
+            and method that came before are left out.
+        label: the class that the data states, with its name.
+        top: how many of the explained classes count as the most probable ones.
+    """
+    first = explanations[0][0]
+    height, width = first.image.shape[:2]
+    maps: list[MapEntry] = []
+    parts = [encode_thumbnail(first.image)]
+    labels = {} if label is None else {label[0]: label[1]}
+    ranking: list[dict[int, float]] = []
+    for source, listed in enumerate(explanations):
+        ranking.append({})
+        known: set[tuple[str, int]] = set()
+        for one in listed:
+            labels[one.index] = one.label
+            ranking[-1][one.index] = one.probability
+            if (one.method, one.index) in known:
+                continue
+            known.add((one.method, one.index))
+            grid = reduce_map(one.original_map)
+            parts.append(grid.encode())
+            maps.append(_entry(one, source, grid.levels.shape, (grid.low, grid.high)))
+    entry = ImageEntry(
+        name=name,
+        size=(width, height),
+        inputs=tuple(_edges(listed[0].placement) for listed in explanations),
+        maps=tuple(maps),
+        top=tuple(
+            tuple(sorted(found.items(), key=lambda item: -item[1])[:top]) for found in ranking
+        ),
+        label=None if label is None else label[0],
+    )
+    return Encoded(entry, tuple(parts), labels)
+
+
+def _edges(placement: Placement) -> Edges:
+    height, width = placement.image
+    return (
+        placement.left / width,
+        placement.top / height,
+        placement.right / width,
+        placement.bottom / height,
+    )
+
+
+def _entry(
+    one: Explanation, source: int, shape: tuple[int, ...], values: tuple[float, float]
+) -> MapEntry:
+    entry = MapEntry(
+        source=source,
+        method=one.method,
+        index=one.index,
+        probability=one.probability,
+        shape=(shape[0], shape[1]),
+        low=values[0],
+        high=values[1],
+    )
+    if one.threshold is None and one.rpi is None:
+        return entry
+    share, box = _region(one)
+    rpi = None
+    if one.rpi is not None:
+        rpi = tuple(None if np.isnan(value) else float(value) for value in one.rpi)
+    return msgspec.structs.replace(
+        entry,
+        threshold=one.threshold,
+        cut=one.cut,
+        rpi=rpi,
+        improved=one.improved,
+        masked=one.masked_probability,
+        naive=one.tft is None,
+        share=share,
+        box=box,
+    )
+
+
+def _region(one: Explanation) -> tuple[float, tuple[int, int, int, int] | None]:
+    """Compute the share of the image's pixels above the threshold, and their bounding box."""
+    values = one.on_image(one.original_map)
+    inside = (values >= one.cut) & (values > 0)
+    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+    if not rows.size:
+        return 0.0, None
+    box = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    return float(inside.mean()), box
