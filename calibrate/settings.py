@@ -32,7 +32,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     methods: tuple[Method, ...]
     variants: tuple[Variant, ...] = VARIANTS
-    tft: Tft = Tft(mask="soft", thresholds="rank")
+    tft: Tft = Tft()
     target: Target = "predicted"
     labels: tuple[int, ...] = ()
     accuracy: bool = True

@@ -11,16 +11,17 @@ from rich.table import Table
 
 from ..calibrate.settings import VARIANTS, Target
 from ..runtime.errors import RequestError
+from ..runtime.tft import Tft
 from . import parse
 from .console import out, print_json, say, say_written, unreadable_lines
 from .options import (
-    AuthorsReading,
     ClassMap,
     Data,
     Json,
     Model,
     PaperMethod,
     PromptedEngineOptions,
+    ReadingOptions,
     complete,
 )
 from .progress import progress
@@ -45,7 +46,7 @@ def evaluate(
     model: Model,
     data: Data,
     engine: PromptedEngineOptions,
-    tft: AuthorsReading,
+    tft: ReadingOptions,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -93,6 +94,7 @@ def evaluate(
     methods = parse.methods(method)
     dataset = open_dataset(data)
     explainer = engine.load(model)
+    reading = explainer.manifest.tft
     with progress("evaluating", len(dataset.samples), as_json) as advance:
         advance("evaluating", 0)
         evaluation = run_evaluation(
@@ -100,7 +102,7 @@ def evaluate(
             dataset,
             methods=methods,
             variants=parse.choices("--variants", variants, VARIANTS),  # type: ignore[arg-type]
-            tft=tft.reading(),
+            tft=tft.reading(Tft(mask=reading.mask, thresholds=reading.thresholds)),
             target=target,
             curve_steps=curves,
             classes=classes,
@@ -234,7 +236,7 @@ def summary_lines(evaluation: Evaluation) -> str:
     lines = [
         f"{evaluation.model}: {evaluation.images} images of {evaluation.data}, explaining "
         + _describe_target(evaluation),
-        f"reading: mask {reading.mask}, thresholds by {reading.thresholds}; ± standard error; x: "
+        f"TFT: {reading.mask} mask, {reading.thresholds} thresholds; ± standard error; x: "
         "ratio to the original, above 1 is better",
     ]
     if evaluation.accuracy is not None:

@@ -211,11 +211,11 @@ class ReadingOptions:
 
 
 @dataclass(frozen=True)
-class AuthorsReading:
-    """The reading of TFT; by default that of the paper's authors' code."""
+class PaperReading:
+    """The reading of TFT, for networks that are no file yet; by default the paper's equations."""
 
-    mask: Annotated[tft.Mask, _mask("")] = "soft"
-    thresholds: Annotated[tft.Thresholds, _thresholds("")] = "rank"
+    mask: Annotated[tft.Mask, _mask("")] = "binary"
+    thresholds: Annotated[tft.Thresholds, _thresholds("")] = "value"
 
     def reading(self) -> tft.Tft:
         """Return the reading."""

@@ -15,12 +15,12 @@ from . import parse
 from .console import out, print_json, say, say_all, unreadable_lines
 from .evaluate import measure_rows
 from .options import (
-    AuthorsReading,
     ClassMap,
     ImageSize,
     Json,
     Labels,
     NumClasses,
+    PaperReading,
     Preprocess,
     TargetLayer,
     Weights,
@@ -54,7 +54,7 @@ def aft(
     model: TrainedModel,
     data: TrainingData,
     output: RunFolder,
-    tft: AuthorsReading,
+    tft: PaperReading,
     machines: MachineOptions,
     method: Annotated[
         str,

@@ -54,7 +54,7 @@ def by_hand(explainer: whycam.Explainer, files: list[Path], method: str) -> dict
 @pytest.mark.parametrize("method", ["gradcam", "layercam"])
 def test_figures_are_those_of_one_image_at_a_time(tiny, image_folder, method):
     data = open_dataset(image_folder)
-    found = evaluate(tiny, data, methods=[method])
+    found = evaluate(tiny, data, methods=[method], tft=SOFT)
     expected = by_hand(tiny, [sample.path for sample in data.samples], method)
     for variant, (increase, drop) in expected.items():
         own = found.result(method, variant)
@@ -106,8 +106,8 @@ def test_stopped_evaluation_goes_on_and_ends_the_same(tiny, image_folder, tmp_pa
 def test_rows_of_other_settings_are_not_mixed_in(tiny, image_folder, tmp_path):
     data = open_dataset(image_folder)
     evaluate(tiny, data, methods=["gradcam"], folder=tmp_path)
-    other = evaluate(tiny, data, methods=["gradcam"], tft=Tft(), folder=tmp_path)
-    assert other == evaluate(tiny, data, methods=["gradcam"], tft=Tft())
+    other = evaluate(tiny, data, methods=["gradcam"], tft=SOFT, folder=tmp_path)
+    assert other == evaluate(tiny, data, methods=["gradcam"], tft=SOFT)
 
 
 def test_unreadable_images_are_named_and_counted(tiny, image_folder):

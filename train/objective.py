@@ -44,7 +44,7 @@ class Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     )
     classification: float = 1.0
     distillation: float = DISTILLATION
-    tft: Tft = Tft(mask="soft", thresholds="rank")
+    tft: Tft = Tft()
     score: Score | None = None
 
     def __post_init__(self) -> None:
