@@ -4,20 +4,25 @@ What a product imports; needs neither torch nor the package that trained the mod
 """
 
 from .runtime.errors import WhyCamError
-from .runtime.explainer import Explainer, load
+from .runtime.explainer import Explainer, explain, load
 from .runtime.explanation import Explanation
 from .runtime.live.annotate import Overlay
 from .runtime.live.stream import Stream, stream
+from .runtime.overlay import Style
+from .runtime.region import Region
 from .runtime.tft import Tft
 
 __all__ = [
     "Explainer",
     "Explanation",
     "Overlay",
+    "Region",
     "Stream",
+    "Style",
     "Tft",
     "WhyCamError",
     "__version__",
+    "explain",
     "load",
     "stream",
 ]

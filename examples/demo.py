@@ -37,9 +37,7 @@ def main(folder: Path) -> None:
 
     explainer = whycam.load(model)
     images = [Path(skimage.data.__file__).parent / name for name in IMAGES]
-    # The reading of TFT that its authors' code has; Tft() is that of the paper's equations.
-    reading = whycam.Tft(mask="soft", thresholds="rank")
-    found = {method: explainer.explain(images, method=method, tft=reading) for method in METHODS}
+    found = {method: explainer.explain(images, method=method, tft=True) for method in METHODS}
 
     table = Table("image", "class", "p", "method", "tau*", "p under the mask")
     for i, image in enumerate(images):
@@ -48,7 +46,7 @@ def main(folder: Path) -> None:
             tau = f"{e.threshold:.1f}" if e.improved else "none helps"
             after = f"{e.masked_probability:.3f}" if e.improved else "-"
             table.add_row(image.name, e.label, f"{e.probability:.3f}", method, tau, after)
-            e.save(folder / f"{image.stem}.{method}.png", figure=True)
+            e.save(folder / f"{image.stem}.{method}.png", "figure")
         table.add_section()
     console.print(table)
     sheet = folder / "overview.png"

@@ -335,12 +335,13 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             return (OutputHead("probabilities", self.task, self.num_classes),)
         return self.heads
 
-    def task_of(self, index: int) -> Task:
-        """Return the task of the head that a class belongs to."""
+    def head_of(self, index: int) -> tuple[OutputHead, int]:
+        """Return the head that a class belongs to, and the index of its first class."""
+        first = 0
         for head in self.output_heads:
-            if index < head.num_classes:
-                return head.task
-            index -= head.num_classes
+            if index < first + head.num_classes:
+                return head, first
+            first += head.num_classes
         raise IndexError(index)
 
     @property

@@ -42,6 +42,12 @@ class Placement:
     bottom: float
     right: float
 
+    def enlarged(self, scale: int) -> Placement:
+        """Locate the input in the image with each pixel repeated ``scale`` times."""
+        height, width = self.image
+        edges = (scale * edge for edge in (self.top, self.left, self.bottom, self.right))
+        return Placement((scale * height, scale * width), *edges)
+
 
 def place(image: tuple[int, int], spec: Preprocess) -> tuple[Placement, tuple[int, int]]:
     """Locate the network's input in an image of (height, width), and its resized size."""
@@ -257,6 +263,19 @@ def to_image(values: NDArray[np.float32], placement: Placement) -> NDArray[np.fl
     found = np.zeros(placement.image, np.float32)
     found[rows.inside, columns.inside] = inside
     return found
+
+
+def seen_window(placement: Placement) -> tuple[int, int, int, int]:
+    """Return top, left, bottom, right of the image pixels that the network saw, the last two not.
+
+    A pixel is seen where its centre is, as in ``to_image``.
+    """
+    edges = (placement.top, placement.bottom), (placement.left, placement.right)
+    (top, bottom), (left, right) = (
+        (max(0, math.ceil(low - 0.5)), min(full, math.floor(high - 0.5) + 1))
+        for full, (low, high) in zip(placement.image, edges, strict=True)
+    )
+    return top, left, bottom, right
 
 
 class _Axis(NamedTuple):

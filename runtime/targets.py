@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,14 @@ from .manifest import Manifest
 
 # The graph resolves the ranks -1 .. -RANKS, as far as there are classes.
 RANKS = 5
+
+
+class ClassScore(NamedTuple):
+    """A class and its probability; its value where the task is ``none``."""
+
+    index: int  # type: ignore[assignment]  # tuples have a method of that name
+    label: str
+    probability: float
 
 
 def resolve_targets(
@@ -91,6 +99,25 @@ def most_probable(probabilities: NDArray[Any], manifest: Manifest) -> NDArray[np
     """Find the class of rank -1, of several heads the first one's: [N, C] to int64 [N]."""
     first = manifest.output_heads[0]
     return np.asarray(probabilities[:, : first.num_classes].argmax(1), np.int64)
+
+
+def rank_classes(
+    probabilities: NDArray[Any], manifest: Manifest, first: int = 0, count: int | None = None
+) -> tuple[ClassScore, ...]:
+    """List the most probable classes, ``RANKS`` at most, the most probable first.
+
+    Args:
+        probabilities: float [C], of one image.
+        manifest: knows the classes' names.
+        first, count: which of the classes are ranked: those of one head; by default all.
+    """
+    ranked = probabilities[first : None if count is None else first + count]
+    most = min(RANKS, len(ranked))
+    best = np.argpartition(-ranked, most - 1)[:most]
+    order = best[np.argsort(-ranked[best], kind="stable")]
+    return tuple(
+        ClassScore(first + int(i), manifest.label(first + int(i)), float(ranked[i])) for i in order
+    )
 
 
 def _rank_of_head(text: str, manifest: Manifest) -> int | None:

@@ -1,12 +1,15 @@
 """Write text of any script on an image.
 
-OpenCV 5 brings a face with most of Unicode. Under OpenCV 4, which draws ASCII alone, Pillow draws
-with the first font found on this machine that has every letter of the text.
+OpenCV 5 brings a face with the letters of Latin, Greek, Cyrillic, Hebrew, Arabic and East Asian
+scripts, and writes from left to right, letter by letter. Everything else - other scripts, scripts
+that run from right to left or join their letters, OpenCV 4, which draws ASCII alone - is left to
+Pillow, with the first font found on this machine that has every letter of the text.
 """
 
 from __future__ import annotations
 
 import threading
+import unicodedata
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -34,13 +37,13 @@ def width_of(text: str, size: int) -> int:
         text: one line.
         size: of the letters, in pixels.
     """
-    face = _face()
-    if face is None:
-        return int(np.ceil(_pillow_font(text, size).getlength(text)))
+    font = _pillow_font(text, size)
+    if font is not None:
+        return int(np.ceil(font.getlength(text)))
     import cv2
 
     # The advance width, for the bounding box leaves out trailing spaces.
-    _, _, width, _ = cv2.getTextSize((1, 1), text, (0, 0), face, size)
+    _, _, width, _ = cv2.getTextSize((1, 1), text, (0, 0), _face(), size)
     return int(width)
 
 
@@ -53,17 +56,26 @@ def write(image: RGBImage, text: str, left: int, top: int, size: int) -> None:
         left, top: of the line; what lies outside the image is cut off.
         size: of the letters, in pixels.
     """
-    face = _face()
-    if face is not None:
+    font = _pillow_font(text, size)
+    if font is None:
         import cv2
 
-        cv2.putText(image, text, (left, top + size), (255, 255, 255), face, size)
+        cv2.putText(image, text, (left, top + size), (255, 255, 255), _face(), size)
         return
     letters = _pillow_line(text, size)
     height = max(0, min(letters.shape[0], image.shape[0] - top))
     width = max(0, min(letters.shape[1], image.shape[1] - left))
     region = image[top : top + height, left : left + width]
     np.maximum(region, letters[:height, :width, None], out=region)
+
+
+def shorten(line: str, width: int, size: int) -> str:
+    """Shorten a line that is wider than ``width`` pixels, with an ellipsis at its end."""
+    if width_of(line, size) <= width:
+        return line
+    while line and width_of(line + "…", size) > width:
+        line = line[:-1]
+    return line + "…"
 
 
 def _face() -> Any:
@@ -75,21 +87,55 @@ def _face() -> Any:
     return _faces.face
 
 
-@lru_cache(maxsize=64)
+def is_left_to_right(text: str) -> bool:
+    """Tell whether a text is written from left to right, letter by letter."""
+    return not any(
+        unicodedata.bidirectional(letter) in ("R", "AL", "AN") or unicodedata.combining(letter)
+        for letter in text
+    )
+
+
+@lru_cache(maxsize=1024)
+def _is_simple(text: str) -> bool:
+    """Tell whether OpenCV's face has all letters and its order of writing is right for them."""
+    return is_left_to_right(text) and all(map(_has_face_letter, text))
+
+
+@lru_cache(maxsize=4096)
+def _has_face_letter(letter: str) -> bool:
+    if letter.isascii():
+        return True
+    import cv2
+
+    # A missing letter is drawn as a question mark.
+    drawn = []
+    for each in (letter, "?"):
+        image = np.zeros((24, 40, 3), np.uint8)
+        cv2.putText(image, each, (4, 18), (255, 255, 255), _face(), 16)
+        drawn.append(image)
+    return bool((drawn[0] != drawn[1]).any())
+
+
+@lru_cache(maxsize=1024)
 def _pillow_font(text: str, size: int) -> Any:
-    """Find the first font with every letter of the text, else return Pillow's own and warn."""
+    """Find the font for Pillow to write a text with; None: OpenCV writes it."""
+    has_face = _face() is not None
+    if has_face and _is_simple(text):
+        return None
     own = _load_font(None, size)
     for name in (None, *_bundled(), *_FONTS):
         font = _load_font(name, size)
         if font is not None and _covers(font, text):
             return font
-    missing = "".join(sorted({letter for letter in text if not _covers(own, letter)}))
-    warnings.warn(
-        f"no font on this machine draws '{missing}': these letters are boxes in images; install "
-        "OpenCV 5 (pip install -U opencv-python-headless) or a font of that script",
-        stacklevel=2,
-    )
-    return own
+    if not has_face or any(not _covers(own, letter) for letter in text):
+        missing = "".join(sorted({letter for letter in text if not _covers(own, letter)}))
+        remedy = "" if has_face else "OpenCV 5 (pip install -U opencv-python-headless) or "
+        warnings.warn(
+            f"no font on this machine draws '{missing}': these letters are missing in images; "
+            f"install {remedy}a font of that script, as Noto Sans",
+            stacklevel=2,
+        )
+    return None if has_face else own
 
 
 @lru_cache(maxsize=64)

@@ -64,6 +64,11 @@ class Tft(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.forwards is not None and not _is_count(self.forwards):
             raise RequestError(f"forwards must be None or 1 or more, not {self.forwards!r}")
 
+    @property
+    def reading(self) -> str:
+        """Name the reading in words, as figures and tables do."""
+        return f"{self.mask} mask, {self.thresholds} thresholds"
+
 
 def _is_count(number: Any) -> bool:
     return isinstance(number, int) and not isinstance(number, bool) and number >= 1

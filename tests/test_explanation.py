@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import io
 import json
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -13,8 +16,9 @@ import pytest
 from PIL import Image
 
 import whycam
-from whycam import WhyCamError
+from whycam import Style, WhyCamError
 from whycam.runtime.errors import MissingExtraError, RequestError
+from whycam.runtime.targets import ClassScore
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +32,47 @@ def explained(lite0, chelsea) -> dict[str, whycam.Explanation]:
 
 
 KINDS = ("plain", "naive", "tft", "geometry image")
+
+
+def test_an_explanation_is_one_line(explained):
+    assert repr(explained["plain"]) == (
+        "Explanation('tiger cat' (282), p 0.393, gradcam, image 300 x 451)"
+    )
+    assert ", tau* 0.4, " in repr(explained["tft"])
+    assert ", naive 0.85, " in repr(explained["naive"])
+    whole = dataclasses.replace(explained["tft"], threshold=None, improved=False, cut=0.0)
+    assert ", tau* none, " in repr(whole)
+
+
+def test_top_holds_the_five_most_probable_classes(explained, lite0, chelsea):
+    probabilities = lite0.classify(chelsea)[0]
+    order = np.argsort(-probabilities)[:5]
+    found = explained["plain"].top
+    assert [one.index for one in found] == order.tolist()
+    np.testing.assert_allclose([one.probability for one in found], probabilities[order], rtol=1e-4)
+    assert found[0].label == "tiger cat"
+
+
+def test_a_notebook_shows_the_picture_and_escapes_labels(explained):
+    named = dataclasses.replace(
+        explained["tft"], label="<script>", top=(ClassScore(0, "<b>bold</b>", 0.5),)
+    )
+    shown = named._repr_html_()
+    assert "<script>" not in shown
+    assert "&lt;script&gt; 0.393" in shown
+    assert "&lt;b&gt;bold&lt;/b&gt;" in shown
+    data = base64.b64decode(re.search(r"data:image/jpeg;base64,([^']+)", shown)[1])
+    assert Image.open(io.BytesIO(data)).size == (451, 300)
+
+
+def test_where_no_threshold_helps_none_is_said(tiny, tmp_path):
+    """Never 0, which is a threshold like the others."""
+    whole = tiny.explain(np.zeros((8, 8, 3), np.uint8), tft=True)
+    assert (whole.improved, whole.threshold) == (False, None)
+    assert whole.to_dict()["threshold"] is None
+    said = " ".join([*whole.caption_lines(), *(text.get_text() for text in whole.figure().texts)])
+    assert "no threshold helps" in said
+    assert "tau* 0" not in said
 
 
 def test_explanation_is_frozen(explained):
@@ -44,11 +89,12 @@ def test_overlay_has_the_size_of_the_image(explained, kind):
 
 
 def test_overlay_leaves_the_image_alone_where_the_map_is_zero(explained):
-    found = explained["plain"]
+    found, bare = explained["plain"], Style(crop="none")
     outside = found.on_image(found.map) == 0
     assert outside.any()
-    np.testing.assert_array_equal(found.overlay()[outside], found.image[outside])
-    np.testing.assert_array_equal(found.overlay(opacity=0), found.image)
+    np.testing.assert_array_equal(found.overlay(bare)[outside], found.image[outside])
+    transparent = Style(crop="none", opacity=0)
+    np.testing.assert_array_equal(found.overlay(transparent), found.image)
 
 
 def test_original_overlay_ignores_the_threshold(explained):
@@ -56,7 +102,7 @@ def test_original_overlay_ignores_the_threshold(explained):
     np.testing.assert_array_equal(shown, explained["plain"].overlay())
 
 
-@pytest.mark.parametrize("draw", [lambda e: e.figure(), lambda e: e.save("x.png", figure=True)])
+@pytest.mark.parametrize("draw", [lambda e: e.figure(), lambda e: e.save("x.png", "figure")])
 def test_without_matplotlib_a_figure_names_the_extra(tiny, monkeypatch, tmp_path, draw):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "whycam.runtime.figure", raising=False)
@@ -68,39 +114,61 @@ def test_without_matplotlib_a_figure_names_the_extra(tiny, monkeypatch, tmp_path
 
 
 @pytest.mark.parametrize("opacity", [-0.1, 1.1, float("nan")])
-def test_unusable_opacity_is_refused(explained, opacity):
+def test_unusable_opacity_is_refused(opacity):
     with pytest.raises(RequestError, match="opacity"):
-        explained["plain"].overlay(opacity)
+        Style(opacity=opacity)
 
 
-@pytest.mark.parametrize("name", ["map.npz", "map.txt", "map"])
-def test_a_map_is_not_written_under_an_ending_that_promises_another_format(tiny, tmp_path, name):
-    found = tiny.explain(np.zeros((8, 8, 3), np.uint8))
+def test_an_unknown_colormap_is_refused_with_those_there_are():
+    with pytest.raises(RequestError, match=r"inferno, .*, jet; not 'rainbow'"):
+        Style(colormap="rainbow")
+
+
+@pytest.mark.parametrize("kind", ["map", "mask"])
+@pytest.mark.parametrize("name", ["map.npz", "map.txt", "map", "map.jpg"])
+def test_a_map_is_not_written_under_an_ending_that_promises_another_format(
+    tiny, tmp_path, name, kind
+):
+    found = tiny.explain(np.zeros((8, 8, 3), np.uint8), tft=True)
     with pytest.raises(RequestError, match=r"end .* with \.npy"):
-        found.save_map(tmp_path / name)
+        found.save(tmp_path / name, kind)
     assert not list(tmp_path.iterdir())
 
 
-LABELS = ["日本語", "кошка", "ελληνικά", "Ärger"]
+def test_a_mask_without_thresholding_is_refused(tiny, tmp_path):
+    found = tiny.explain(np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(RequestError, match="no mask without thresholding"):
+        found.save(tmp_path / "mask.png", "mask")
+
+
+def test_saved_maps_and_masks_lie_over_the_images_own_pixels(explained, tmp_path):
+    found = explained["tft"]
+    values = np.load(found.save(tmp_path / "map.npy", "map"))
+    np.testing.assert_array_equal(values, found.on_image(found.map))
+    grey = np.asarray(Image.open(found.save(tmp_path / "map.png", "map")))
+    np.testing.assert_array_equal(grey, np.rint(255 * values))
+    mask = np.asarray(Image.open(found.save(tmp_path / "mask.png", "mask")))
+    np.testing.assert_array_equal(mask, 255 * found.region.mask)
+
+
+LABELS = ["日本語", "кошка", "ελληνικά", "Ärger", "قطة", "חתול"]
 
 
 @pytest.mark.parametrize("label", LABELS)
-@pytest.mark.parametrize("figure", [False, True])
-def test_a_label_of_any_script_is_written_in_saved_images(tiny, tmp_path, label, figure):
+@pytest.mark.parametrize("kind", ["overlay", "figure"])
+def test_a_label_of_any_script_is_written_in_saved_images(tiny, tmp_path, label, kind):
     """No two labels look alike, as they would as question marks or boxes."""
     found = tiny.explain(np.full((200, 300, 3), 9, np.uint8))
     others = ["?" * len(label), "\ue000" * len(label), *(each for each in LABELS if each != label)]
     drawn = [
         np.asarray(
-            Image.open(
-                dataclasses.replace(found, label=each).save(tmp_path / "a.png", figure=figure)
-            )
+            Image.open(dataclasses.replace(found, label=each).save(tmp_path / "a.png", kind))
         )
         for each in (label, *others)
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # as matplotlib's of missing glyphs
-        dataclasses.replace(found, label=label).save(tmp_path / "a.png", figure=figure)
+        dataclasses.replace(found, label=label).save(tmp_path / "a.png", kind)
     for other in drawn[1:]:
         assert drawn[0].shape != other.shape or (drawn[0] != other).any()
 
@@ -160,13 +228,15 @@ def test_full_disk_leaves_the_older_file_whole(explained, tmp_path, monkeypatch)
 @pytest.mark.parametrize(("kind", "panels"), zip(KINDS, (2, 3, 4, 4), strict=True))
 def test_figure_shows_what_there_is(explained, kind, panels):
     figure = explained[kind].figure()
-    assert len(figure.axes) == panels
-    assert "tiger cat" in figure.axes[0].get_title()
+    assert len(figure.axes) == panels + 1  # and a colour bar
+    words = [text.get_text() for text in figure.texts]
+    assert words[:3] == ["tiger cat", "p = 0.393", "gradcam"]
+    assert ("binary mask, value thresholds" in words) is (explained[kind].tft is not None)
 
 
 @pytest.mark.parametrize("ending", [".png", ".jpg", ".webp", ".tiff", ".bmp"])
 def test_figure_is_saved(explained, tmp_path, ending):
-    path = explained["tft"].save(tmp_path / f"figure{ending}", figure=True)
+    path = explained["tft"].save(tmp_path / f"figure{ending}", "figure")
     assert Image.open(path).width > 600
 
 

@@ -23,8 +23,8 @@ from whycam.calibrate.int8 import calibrate_int8
 from whycam.cli import app
 from whycam.cli.explain import explanations_table
 from whycam.cli.manifest_text import manifest_table
+from whycam.runtime.attribution import format_probability
 from whycam.runtime.errors import ModelFileError, RequestError
-from whycam.runtime.explanation import format_probability
 from whycam.runtime.live.controls import Controls, Look
 from whycam.runtime.manifest import Preprocess, parse
 from whycam.runtime.onnxfile import read_manifest

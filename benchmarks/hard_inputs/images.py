@@ -45,7 +45,7 @@ def run(case: Case) -> str:
             first = found[0] if isinstance(found, list) and found else found
             if case.odds(0.1) and isinstance(first, whycam.Explanation):
                 first.save(case.out / f"overlay{chance.choice(['.png', '.jpg', '.webp', '.xyz'])}")
-                first.save_map(case.out / "map.npy")
+                first.save(case.out / "map.npy", "map")
     except whycam.WhyCamError as error:
         return refusal(str(error))
     finally:

@@ -6,11 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import text
+from ..attribution import format_probability
 from ..errors import RequestError
-from ..explanation import Explanation, format_probability
+from ..explanation import Explanation
 from ..images import RGBImage
-from ..overlay import outline, tables
-from ..preprocess import Placement
+from ..overlay import Window, outline, tables
+from ..preprocess import seen_window
 
 _SAMPLES = 24  # rows and columns of a frame that are compared with the frame before
 _NEW_SCENE = 40.0  # mean difference of these samples, of 255, from which on the scene is new
@@ -88,7 +89,7 @@ class Overlay:
             # By the threshold of this frame alone, not the smoothed one, which never reaches 0.
             threshold = explanation.cut if self.threshold is None else self.threshold
             if self.contour and threshold > 0:
-                outline(drawn, levels, top, left)
+                outline(drawn, levels, top, left, _window(explanation))
         if self.caption:
             _caption(drawn, explanation, note)
         return drawn
@@ -128,10 +129,7 @@ def _levels(
     import cv2
 
     height, width = explanation.placement.image
-    if explanation.geometry == "image":
-        top, left, bottom, right = 0, 0, height, width
-    else:
-        top, left, bottom, right = _edges(explanation.placement)
+    top, left, bottom, right = _edges(explanation)
     levels = cv2.convertScaleAbs(values, alpha=255)
     if levels.shape != (bottom - top, right - left):
         levels = cv2.resize(levels, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
@@ -145,10 +143,22 @@ def _levels(
     return region, top + row, left + column
 
 
-def _edges(placement: Placement) -> tuple[int, int, int, int]:
-    """Round the edges of the network's input to whole image pixels."""
+def _edges(explanation: Explanation) -> Window:
+    """Round the edges of what the map lies over to whole image pixels."""
+    placement = explanation.placement
+    if explanation.geometry == "image":
+        return 0, 0, *placement.image
     top, left = round(placement.top), round(placement.left)
     return top, left, max(round(placement.bottom), top + 1), max(round(placement.right), left + 1)
+
+
+def _window(explanation: Explanation) -> Window:
+    """Locate what the network saw of the image."""
+    if explanation.geometry == "image":
+        return seen_window(explanation.placement)
+    height, width = explanation.placement.image
+    top, left, bottom, right = _edges(explanation)
+    return max(0, top), max(0, left), min(height, bottom), min(width, right)
 
 
 def _tint(region: RGBImage, levels: NDArray[np.uint8], overlay: Overlay) -> None:
@@ -171,12 +181,14 @@ def _caption(drawn: RGBImage, explanation: Explanation, note: str) -> None:
     details: list[str] = [explanation.method]
     if explanation.threshold is not None:
         details.append(f"tau {explanation.threshold:.2g}")
+    elif explanation.tft is not None:
+        details.append("no threshold helps")
     if explanation.rpi is not None and explanation.improved:
         details.append(f"rpi {np.nanmax(explanation.rpi):+.0%}")
     number = f" {format_probability(explanation.probability, explanation.task, 2)}"
     lines = [
-        _shorten(explanation.label, width - text.width_of(number, size) - size, size) + number,
-        _shorten("  ".join([*details, note] if note else details), width - size, size),
+        text.shorten(explanation.label, width - text.width_of(number, size) - size, size) + number,
+        text.shorten("  ".join([*details, note] if note else details), width - size, size),
     ]
     space = round(1.4 * size)
     longest = max(text.width_of(line, size) for line in lines) + size
@@ -185,12 +197,3 @@ def _caption(drawn: RGBImage, explanation: Explanation, note: str) -> None:
     shade[:] = cv2.convertScaleAbs(shade, alpha=0.35)
     for row, line in enumerate(lines):
         text.write(drawn, line, size // 2, height - (2 - row) * space - size // 4, size)
-
-
-def _shorten(line: str, width: int, size: int) -> str:
-    """Shorten a line that is wider than ``width`` pixels."""
-    if text.width_of(line, size) <= width:
-        return line
-    while line and text.width_of(line + "…", size) > width:
-        line = line[:-1]
-    return line + "…"

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .. import pipeline
 from ..cam import Method
@@ -16,13 +15,11 @@ from ..explanation import Explanation, make_explanation
 from ..pipeline import Prepared
 from ..request import plan_request
 from ..sweep import Choice, Floats
-from ..targets import class_rows, resolve_targets
+from ..targets import ClassScore, class_rows, rank_classes, resolve_targets
 from ..tft import Tft
 from .capture_thread import Frame
 from .controls import Controls, Look
 from .track import Tracker
-
-_RANKED = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +37,7 @@ class Explained:
 
     Attributes:
         frame, explanation: of one another.
-        ranking: the most probable classes: index, label, probability; five at most.
+        ranking: the most probable classes, five at most.
         look: that it was explained with.
         seconds: of preprocessing and explaining.
         forwards: evaluations of masked images.
@@ -48,7 +45,7 @@ class Explained:
 
     frame: Frame
     explanation: Explanation
-    ranking: tuple[tuple[int, str, float], ...]
+    ranking: tuple[ClassScore, ...]
     look: Look
     seconds: float
     forwards: int
@@ -94,7 +91,7 @@ class FrameExplainer:
         return Explained(
             prepared.frame,
             explanation,
-            self._rank(probabilities),
+            rank_classes(probabilities, self._explainer.manifest),
             look,
             prepared.seconds + time.perf_counter() - begun,
             self._tracker.forwards if tracked else _count_evaluated(explanation),
@@ -121,15 +118,9 @@ class FrameExplainer:
             settings,
             prepared.images[0],
             prepared.placements[0],
+            inference.probabilities[0],
         )
         return explanation, inference.probabilities[0]
-
-    def _rank(self, probabilities: NDArray[np.float32]) -> tuple[tuple[int, str, float], ...]:
-        count = min(_RANKED, len(probabilities))
-        best = np.argpartition(-probabilities, count - 1)[:count]
-        order = best[np.argsort(-probabilities[best], kind="stable")]
-        label = self._explainer.manifest.label
-        return tuple((int(i), label(int(i)), float(probabilities[i])) for i in order)
 
 
 def _count_evaluated(explanation: Explanation) -> int:
