@@ -67,7 +67,7 @@ VERBS = (
     Verb("explain {model} {image} -o {out} --tft", (_RUNS,)),
     Verb("explain {model} {image} -o {out} --engine onnxruntime", (_CPU,)),
     Verb("explain {model} {image} -o {out} --engine openvino", (("openvino", "openvino"),)),
-    Verb("explain {model} {image} -o {out} --figure", (_RUNS, ("matplotlib", "plot"))),
+    Verb("explain {model} {image} -o {out} --save figure", (_RUNS, ("matplotlib", "plot"))),
     Verb("evaluate {model} {few} -o {out} --method gradcam", (_RUNS,)),
     Verb("bench {model} --rounds 1 --tft off", (_RUNS,)),
     Verb("stream {model} --source {few} --record {out}/why.jsonl", (_RUNS,)),

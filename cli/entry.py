@@ -68,7 +68,7 @@ _VERBS: tuple[tuple[typer.Typer, Callable[..., None], str], ...] = (
         "export torchvision/resnet50 -o resnet50.onnx; or of the file that is deployed: "
         "whycam export deployed.onnx -o explained.onnx --preprocess imagenet",
     ),
-    (app, explain, "explain resnet50.onnx cat.jpg dog.jpg -o maps/ --tft --figure"),
+    (app, explain, "explain resnet50.onnx cat.jpg dog.jpg -o maps/ --tft --save overlay,figure"),
     (app, stream, "stream lite0.onnx --source walk.mp4 --tft track --output why.mp4"),
     (app, evaluate, "evaluate resnet50.onnx images/ -o report/ --method gradcam,layercam"),
     (

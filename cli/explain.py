@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.table import Table
 
+from ..runtime import tft as runtime_tft
+from ..runtime.attribution import format_probability
 from ..runtime.errors import ImageError, RequestError
 from ..runtime.images import is_coloured
+from ..runtime.saving import file_name
 from . import parse
 from .console import out, print_error, print_json, say
+from .explain_output import OutputOptions, plan_output
 from .options import (
     Json,
     Method,
@@ -29,7 +33,6 @@ from .progress import progress
 from .tables import Cell, colored, table
 
 if TYPE_CHECKING:
-    from ..runtime.explanation import Explanation
     from ..runtime.manifest import Manifest
     from ..runtime.tft import Tft
 
@@ -67,21 +70,15 @@ class TftOptions(ReadingOptions):
 
 def explain(
     model: Model,
-    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    images: Annotated[
+        list[str], typer.Argument(help="Images, folders of images, or patterns as 'a/*.jpg'.")
+    ],
+    writing: OutputOptions,
     tft: TftOptions,
     engine: PromptedEngineOptions,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder for the overlays.")
-    ] = None,
     method: Method = None,
     target: Target = None,
     show_bands: ShowBands = None,
-    figure: Annotated[
-        bool, typer.Option("--figure", help="Write image, map, TFT map and rpi curve as well.")
-    ] = False,
-    save_maps: Annotated[
-        bool, typer.Option("--save-maps", help="Write maps as .npy, at the image's size.")
-    ] = False,
     report: Annotated[
         bool,
         typer.Option(
@@ -92,19 +89,19 @@ def explain(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Classify images, and show where the network looked."""
-    if output is None and (figure or save_maps or report):
-        raise RequestError("--figure, --save-maps and --report need a folder to write to: -o DIR")
-    from ..runtime.report.document import Report, check_count
+    """Classify images, and show where the network looked.
+
+    Files are named after image, class, method and threshold; none is overwritten.
+    """
+    from ..runtime.report.document import check_count
     from .explain_report import add_to_report, describe_report, report_classes
 
     tft.check()
-    files = parse.images(images)
-    if report:
-        if figure or save_maps:
-            raise RequestError("--report is written instead of --figure and --save-maps")
-        check_count(len(files))
     methods = parse.methods(method)
+    files = parse.images(images)
+    output = plan_output(writing, len(files) * len(methods or [""]), tft.tft or tft.naive, report)
+    if report:
+        check_count(len(files))
     explainer = engine.load(model, show_bands=parse.show_bands(show_bands))
     thresholding = tft.thresholding(explainer.manifest)
     plan = explainer.plan(methods, thresholding)
@@ -112,13 +109,13 @@ def explain(
     rows: list[dict[str, Any]] = []
     failed: list[str] = []
     takes_grey = explainer.manifest.preprocess.color == "L"
-    coloured = 0
+    coloured, example = 0, ""
     classes = [parse.target(target) if target is not None else -1]
     shown = [*classes, *(report_classes(explainer.manifest) if report else ())]
-    with (
-        progress("explaining", len(files) * count, as_json) as advance,
-        Report(output / "report.html", len(files)) if report and output else nullcontext() as page,
-    ):
+    with ExitStack() as stack:
+        advance = stack.enter_context(progress("explaining", len(files) * count, as_json))
+        add = None if output is None else stack.enter_context(output.tables_of(explainer.manifest))
+        page = None if output is None else stack.enter_context(output.report_of(len(files)))
         results = explainer.iter_explanations(
             [file for file, _ in files],
             shown,
@@ -133,18 +130,21 @@ def explain(
                     raise outcome
                 failed.append(str(outcome))
                 rows.append({"file": str(file), "error": str(outcome)})
+                if add is not None:
+                    add(str(file), str(outcome))
                 advance(name, count)
                 continue
             if takes_grey and is_coloured(next(iter(outcome.values()))[0].image):
                 coloured += 1
             if page is not None:
                 add_to_report(page, file, outcome)
-            for method_name, explanations in outcome.items():
-                explanation = explanations[0]
+            for explanation, *_ in outcome.values():
                 row: dict[str, Any] = {"file": str(file), **explanation.to_dict()}
-                if output is not None and page is None:
-                    stem = f"{name}.{method_name}"
-                    row["written"] = _write(explanation, output, stem, figure, save_maps)
+                if output is None:
+                    example = example or file_name(name, explanation, "overlay")
+                elif add is not None:
+                    row["written"] = output.write(explanation, name)
+                    add(str(file), explanation)
                 rows.append(row)
                 advance(name, 1)
         if page is not None:
@@ -158,25 +158,18 @@ def explain(
         print_json({"model": str(model), "explanations": rows, **written})
     else:
         out.print(explanations_table(rows, tft.tft))
+        if isinstance(thresholding, runtime_tft.Tft):
+            say(f"TFT: {thresholding.reading}")
         for line in failed:
             print_error(line)
         if coloured:
             say(f"{coloured} colour images were converted to grey, which the network takes")
         if output is not None:
-            say(f"written to {output}/" if page is None else f"written to {page.path}")
+            say(output.summary())
+        elif example:
+            say(f"nothing was written; with -o maps/ the overlay goes to maps/{example}")
     if failed:
         raise typer.Exit(2)
-
-
-def _write(
-    explanation: Explanation, folder: Path, name: str, figure: bool, save_maps: bool
-) -> list[str]:
-    written = [explanation.save(folder / f"{name}.png")]
-    if figure:
-        written.append(explanation.save(folder / f"{name}.figure.png", figure=True))
-    if save_maps:
-        written.append(explanation.save_map(folder / f"{name}.npy"))
-    return [str(path) for path in written]
 
 
 def explanations_table(rows: Sequence[dict[str, Any]], tft: bool) -> Table:
@@ -193,8 +186,6 @@ def explanations_table(rows: Sequence[dict[str, Any]], tft: bool) -> Table:
 
 
 def _cells(row: dict[str, Any], tft: bool) -> list[Cell]:
-    from ..runtime.explanation import format_probability
-
     name = Path(row["file"]).name
     if "error" in row:
         return [name, "", colored("unreadable", "red")]
@@ -204,9 +195,9 @@ def _cells(row: dict[str, Any], tft: bool) -> list[Cell]:
     cells.append(format_probability(row["probability"], row["task"], 4))
     if not tft:
         return cells
+    if not row["improved"]:
+        return [*cells, "none", "-", f"{row['probability']:.4f}"]
     # A search also tries thresholds between the tenths.
     tau = f"{row['threshold']:.2f}".removesuffix("0")
-    if not row["improved"]:
-        return [*cells, tau, "-", f"{row['probability']:.4f}"]
     rpi = max(value for value in row["rpi"] if value is not None)
     return [*cells, tau, f"{rpi:.3f}", f"{row['masked_probability']:.4f}"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..runtime.cam import METHODS, Method
 from ..runtime.engines.plan import Range
 from ..runtime.errors import RequestError
-from ..runtime.images import list_images
+from ..runtime.images import find_images
 
 
 def names(text: str) -> list[str]:
@@ -167,28 +167,23 @@ def capabilities(text: str) -> list[str]:
     return versions
 
 
-def images(paths: Sequence[Path]) -> list[tuple[Path, str]]:
-    """List images, those inside folders too.
+def images(sources: Sequence[str | os.PathLike[str]]) -> list[tuple[Path, str]]:
+    """List images, those of folders and patterns too.
 
     Returns:
         Each file with a name for its outputs, unique even where stems repeat.
 
     Raises:
-        RequestError: a folder holds no images.
+        ImageError: a folder or a pattern without images, or an address.
     """
-    files: list[Path] = []
-    for path in paths:
-        if os.path.isdir(path):  # False, where pathlib raises: names too long
-            inside = list_images(path)
-            if not inside:
-                raise RequestError(f"no images in the folder {path}")
-            files.extend(inside)
-        else:
-            files.append(path)
-    repeats: dict[str, int] = {}
+    files = [file for source in sources for file in find_images(source) or [Path(source)]]
+    used: set[str] = set()
     named = []
     for file in files:
-        repeats[file.stem] = repeats.get(file.stem, 0) + 1
-        count = repeats[file.stem]
-        named.append((file, file.stem if count == 1 else f"{file.stem}-{count}"))
+        name, count = file.stem, 1
+        while name in used:
+            count += 1
+            name = f"{file.stem}-{count}"
+        used.add(name)
+        named.append((file, name))
     return named

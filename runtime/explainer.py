@@ -20,7 +20,7 @@ from .engines.plan import is_plan
 from .engines.prompted import PromptedEngine
 from .errors import ImageError, RequestError
 from .explanation import Explanation, make_explanation
-from .images import ImageSource
+from .images import ChannelOrder, ImageSource, find_images, to_rgb
 from .manifest import Manifest
 from .onnxfile import check_digest, read_manifest
 from .pipeline import Model, Prepared
@@ -110,6 +110,8 @@ class Explainer:
         tft: Thresholding = None,
         geometry: Geometry = "input",
         progress: Progress | None = None,
+        *,
+        color: ChannelOrder = "RGB",
     ) -> Any:
         """Explain one image or many, by one method or several.
 
@@ -117,8 +119,9 @@ class Explainer:
         methods share one run of it.
 
         Args:
-            images: a path, a uint8 array [h, w, 3] in RGB order or a Pillow image; or a list,
-                tuple or array [N, h, w, 3] of them. Networks of bands or of more than 8 bits take
+            images: a path, the bytes of an image file, a uint8 array [h, w, 3] or a Pillow image;
+                a list, tuple or array [N, h, w, 3] of them; or a folder or a pattern as
+                ``a/*.jpg``, which are many images. Networks of bands or of more than 8 bits take
                 arrays [h, w, C] or [C, h, w], see ``pixels.read_pixels``.
             targets: the class to explain: its index, its label, or a rank from -1 (the most
                 probable, the default) to -5; only a rank where the file was exported with
@@ -130,6 +133,7 @@ class Explainer:
                 table 1), ``True`` (TFT in the model's default reading) or a ``Tft``.
             geometry: whether maps lie over the network's input, or over the image's own pixels.
             progress: called with (done, total) evaluations while Score-CAM runs.
+            color: order of the channels of arrays: ``BGR`` for OpenCV's.
 
         Returns:
             An ``Explanation`` for one image, a list of them for many; where several classes
@@ -140,10 +144,24 @@ class Explainer:
             ImageError: an image cannot be read.
             RequestError: a class, method or setting that does not exist.
             EngineError: the engine failed, or the network returned NaN.
+
+        Example:
+            >>> explainer = whycam.load("model.onnx")
+            >>> explainer.explain("cat.jpg").label
+            'tabby'
+            >>> both = explainer.explain("cat.jpg", method=["gradcam", "layercam"], tft=True)
+            >>> both["layercam"].threshold
+            0.2
+            >>> first, second = explainer.explain("cat.jpg", targets=[-1, "espresso"])
+            >>> frame = cv2.imread("cat.jpg")
+            >>> explainer.explain(frame, color="BGR").label
+            'tabby'
+            >>> len(explainer.explain("images/*/1.jpg"))
+            3
         """
         plan = self.plan(method, tft)
         _check_geometry(geometry)
-        sources, many = _listed(images)
+        sources, many = _listed(images, color)
         entries = resolve_targets(targets, len(sources), many, self.manifest)
         found: dict[Method, list[Any]] = {one.method: [] for one in plan.methods}
         items = list(zip(sources, entries, strict=True))
@@ -164,20 +182,22 @@ class Explainer:
 
     def iter_explanations(
         self,
-        images: Iterable[ImageSource],
+        images: Iterable[ImageSource] | str | os.PathLike[str],
         target: Any = None,
         method: Method | Sequence[Method] | None = None,
         tft: Thresholding = None,
         geometry: Geometry = "input",
         progress: Progress | None = None,
         thresholded: int | None = None,
+        *,
+        color: ChannelOrder = "RGB",
     ) -> Iterator[tuple[ImageSource, dict[Method, Any] | ImageError]]:
         """Explain any number of images, holding only a few in memory.
 
         Args:
-            images: as in ``explain``, one by one.
+            images: as in ``explain``, one by one; or a folder or a pattern.
             target: the class to explain in each, or a list of several.
-            method, tft, geometry, progress: see ``explain``.
+            method, tft, geometry, progress, color: see ``explain``.
             thresholded: how many of the classes have thresholded maps, from the first; None: all.
 
         Returns:
@@ -186,11 +206,20 @@ class Explainer:
 
         Raises:
             RequestError, EngineError: see ``explain``.
+
+        Example:
+            >>> explainer = whycam.load("model.onnx")
+            >>> for path, result in explainer.iter_explanations("images/tabby/", tft=True):
+            ...     if not isinstance(result, whycam.WhyCamError):
+            ...         (explanation,) = result.values()
         """
         plan = replace(self.plan(method, tft), thresholded=thresholded)
         _check_geometry(geometry)
         (entry,) = resolve_targets(target, 1, False, self.manifest)
-        return self._explained(((image, entry) for image in images), plan, geometry, progress)
+        if isinstance(images, str | os.PathLike):
+            images = _listed(images)[0]
+        items = ((image if color == "RGB" else to_rgb(image, color), entry) for image in images)
+        return self._explained(items, plan, geometry, progress)
 
     def plan(
         self, method: Method | Sequence[Method] | None = None, tft: Thresholding = None
@@ -242,20 +271,30 @@ class Explainer:
             {method: [] for method in settings} for _ in prepared.images
         ]
         for one, choice in zip(maps, choices, strict=True):
-            image, placement = prepared.images[one.row], prepared.placements[one.row]
             found[one.row][one.method].append(
-                make_explanation(self.manifest, one, choice, settings[one.method], image, placement)
+                make_explanation(
+                    self.manifest,
+                    one,
+                    choice,
+                    settings[one.method],
+                    prepared.images[one.row],
+                    prepared.placements[one.row],
+                    inference.probabilities[one.row],
+                )
             )
         return found
 
-    def classify(self, images: Any) -> NDArray[np.float32]:
+    def classify(self, images: Any, *, color: ChannelOrder = "RGB") -> NDArray[np.float32]:
         """Compute class probabilities of one image or many, float32 [N, C].
+
+        Args:
+            images, color: see ``explain``.
 
         Raises:
             ImageError: an image cannot be read.
             EngineError: the engine failed, or the network returned NaN.
         """
-        sources, _ = _listed(images)
+        sources, _ = _listed(images, color)
         rows = [np.zeros((0, self.manifest.num_classes), np.float32)]
         found = run_batches(
             self.model, self.memory, sources, lambda source: source, self._classified
@@ -324,10 +363,14 @@ def _several(method: Method | Sequence[Method] | None) -> bool:
     return method is not None and not isinstance(method, str)
 
 
-def _listed(images: Any) -> tuple[list[Any], bool]:
+def _listed(images: Any, color: ChannelOrder = "RGB") -> tuple[list[Any], bool]:
     """List the images, and tell whether the caller passed many."""
+    if isinstance(images, str | os.PathLike):
+        found = find_images(images)
+        images = images if found is None else found
     many = isinstance(images, list | tuple) or (isinstance(images, np.ndarray) and images.ndim == 4)
-    return (list(images), True) if many else ([images], False)
+    listed = list(images) if many else [images]
+    return [to_rgb(image, color) for image in listed], many
 
 
 def load(
@@ -376,6 +419,11 @@ def load(
         MissingExtraError: the engine's package is not installed.
         RequestError: the file needs prompts, has classes of its own, or takes other embeddings.
         DataError: the prompts cannot be read.
+
+    Example:
+        >>> explainer = whycam.load("model.onnx", engine="onnxruntime", threads=1)
+        >>> explainer.explain("cat.jpg").label
+        'tabby'
     """
     manifest = read_manifest(path)
     if show_bands is not None:
@@ -398,3 +446,34 @@ def load(
         return Explainer(opened, manifest, memory_mb)
     engine_with_prompts = PromptedEngine(opened, classes)
     return Explainer(engine_with_prompts, apply_prompts(manifest, classes), memory_mb)
+
+
+def explain(
+    model: Explainer | str | os.PathLike[str],
+    images: Any,
+    targets: Any = None,
+    method: Method | Sequence[Method] | None = None,
+    tft: Thresholding = None,
+    **options: Any,
+) -> Any:
+    """Explain one image or many in one line.
+
+    Loads the model for this call: for many calls, ``load`` it once.
+
+    Args:
+        model: a file, see ``load``; or an ``Explainer``.
+        images, targets, method, tft: see ``Explainer.explain``.
+        options: ``geometry``, ``progress`` and ``color`` of ``Explainer.explain``.
+
+    Returns:
+        As ``Explainer.explain``.
+
+    Raises:
+        WhyCamError: see ``load`` and ``Explainer.explain``.
+
+    Example:
+        >>> whycam.explain("model.onnx", "cat.jpg").label
+        'tabby'
+    """
+    explainer = model if isinstance(model, Explainer) else load(model)
+    return explainer.explain(images, targets, method, tft, **options)

@@ -16,14 +16,19 @@ from .errors import OutputError
 
 
 @contextmanager
-def replacing(target: Path) -> Iterator[Path]:
+def replacing(target: Path, overwrite: bool = True) -> Iterator[Path]:
     """Yield a temporary file in the folder of ``target``, which replaces it if the block succeeds.
 
     On any error, Ctrl-C included, the temporary file is removed and an older ``target`` is kept.
 
     Raises:
-        OutputError: the folder cannot be written to.
+        OutputError: the folder cannot be written to, or ``target`` exists and ``overwrite`` is
+            false.
     """
+    if not overwrite and target.exists():
+        raise OutputError(
+            f"{target} exists already: choose another place, or allow it to be overwritten"
+        )
     # Named before it is created, so that a signal in between leaves no file. The suffix stays:
     # some writers choose a format by it.
     temporary = target.parent / f".{target.stem}.{secrets.token_hex(4)}{target.suffix}"
@@ -41,13 +46,13 @@ def replacing(target: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
-def write_whole(target: Path, data: bytes) -> Path:
+def write_whole(target: Path, data: bytes, overwrite: bool = True) -> Path:
     """Write ``data`` to ``target``, making its folder, and return ``target``.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: it cannot be written, or exists and ``overwrite`` is false.
     """
-    with replacing(target) as temporary:
+    with replacing(target, overwrite) as temporary:
         temporary.write_bytes(data)
     return target
 

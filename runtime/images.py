@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import glob
+import io
 import os
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ImageError, reason_of
+from .errors import ImageError, RequestError, reason_of
 from .npy import read_npy
 from .tiff import is_tiff
 
@@ -21,8 +24,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 RGBImage = NDArray[np.uint8]
-# Anything `read_image` takes: a file, an array of uint8, a Pillow image; `read_pixels` takes more.
+# Anything `read_image` takes: a file, its bytes, an array of uint8, a Pillow image; `read_pixels`
+# takes more.
 ImageSource = Any
+ChannelOrder = Literal["RGB", "BGR"]
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy"}
 MAX_PIXELS = 178_956_970  # Pillow's own bound against decompression bombs
@@ -43,6 +48,56 @@ def list_images(folder: Path) -> list[Path]:
     )
 
 
+def find_images(source: str | os.PathLike[str]) -> list[Path] | None:
+    """List the images of a folder or of a pattern as ``a/*.jpg``; None: it names one image.
+
+    Raises:
+        ImageError: there are none, or it is the address of a web page.
+    """
+    text = os.fspath(source)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
+        raise ImageError(
+            f"{text} is an address, and whycam downloads nothing: save the image and pass its "
+            "path, or pass its bytes"
+        )
+    if os.path.isdir(text):  # False, where pathlib raises: names too long
+        found, what = list_images(Path(text)), "the folder"
+    elif glob.has_magic(text) and not os.path.lexists(text):
+        paths = (Path(path) for path in sorted(glob.glob(text, recursive=True)))
+        found, what = (
+            [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES],
+            "the pattern",
+        )
+    else:
+        return None
+    if not found:
+        raise ImageError(f"no images in {what} {text}")
+    return found
+
+
+def to_rgb(source: ImageSource, color: ChannelOrder) -> ImageSource:
+    """Turn an array in OpenCV's order of channels into RGB.
+
+    Args:
+        source: with ``BGR`` an array [..., 3] or [..., 4].
+        color: the order of its channels.
+
+    Raises:
+        RequestError: another order, or ``BGR`` for what is no such array.
+    """
+    if color not in ("RGB", "BGR"):
+        raise RequestError(f"color must be 'RGB' or 'BGR', not {color!r}")
+    if color == "RGB":
+        return source
+    if not isinstance(source, np.ndarray) or source.ndim < 3 or source.shape[-1] not in (3, 4):
+        what = f"an array {list(source.shape)}" if isinstance(source, np.ndarray) else "this image"
+        raise RequestError(
+            f"color='BGR' is for arrays [h, w, 3] as OpenCV reads them, not for {what}; files, "
+            "bytes and Pillow images say their order themselves"
+        )
+    return np.ascontiguousarray(source[..., [2, 1, 0, 3][: source.shape[-1]]])
+
+
 def read_image(source: ImageSource) -> RGBImage:
     """Read an image as RGB.
 
@@ -50,8 +105,9 @@ def read_image(source: ImageSource) -> RGBImage:
     do; a file's EXIF orientation is applied. Arrays are RGB, not OpenCV's BGR.
 
     Args:
-        source: a path, of a ``.npy`` file as well; a uint8 array [H, W], [H, W, C], or [C, H, W]
-            where it can be no other, with 1, 3 or 4 channels; or a Pillow image.
+        source: a path, of a ``.npy`` file as well; the bytes of an image file; a uint8 array
+            [H, W], [H, W, C], or [C, H, W] where it can be no other, with 1, 3 or 4 channels; or a
+            Pillow image.
 
     Returns:
         uint8 [H, W, 3]; an array of that shape is returned as it is, not copied.
@@ -65,6 +121,9 @@ def read_image(source: ImageSource) -> RGBImage:
             return _from_array(read_npy(path, 4 * MAX_PIXELS), str(path))
         with without_warnings():
             return open_image(path, lambda image: _from_pillow(image, str(path)))
+    if isinstance(source, bytes | bytearray | memoryview):
+        with without_warnings():
+            return open_image(bytes(source), lambda image: _from_pillow(image, _BYTES))
     if isinstance(source, np.ndarray):
         return _from_array(source, "an image array")
     from PIL import Image
@@ -73,8 +132,8 @@ def read_image(source: ImageSource) -> RGBImage:
         with without_warnings():
             return _from_pillow(source, "the Pillow image")
     raise ImageError(
-        f"cannot read an image from {type(source).__name__}: pass a path, a uint8 array "
-        "[H, W, 3] in RGB order, or a Pillow image"
+        f"cannot read an image from {type(source).__name__}: pass a path, the bytes of an image "
+        "file, a uint8 array [H, W, 3] in RGB order, or a Pillow image"
     )
 
 
@@ -106,11 +165,14 @@ def without_warnings() -> Iterator[None]:
                 _filters.__exit__(None, None, None)
 
 
-def open_image(path: Path, read: Callable[[Image], _Read]) -> _Read:
+_BYTES = "the image of these bytes"
+
+
+def open_image(file: Path | bytes, read: Callable[[Image], _Read]) -> _Read:
     """Open a file with Pillow and read it.
 
     Args:
-        path: of the file.
+        file: its path, or what it holds.
         read: from the open image.
 
     Raises:
@@ -118,8 +180,9 @@ def open_image(path: Path, read: Callable[[Image], _Read]) -> _Read:
     """
     from PIL import Image, UnidentifiedImageError
 
+    path = _BYTES if isinstance(file, bytes) else file
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             if image.format == "EPS":
                 raise ImageError(
                     f"{path} is a PostScript program, which would have to be run to see it; "
@@ -133,12 +196,13 @@ def open_image(path: Path, read: Callable[[Image], _Read]) -> _Read:
     except IsADirectoryError as error:
         raise ImageError(f"{path} is a folder, not an image") from error
     except UnidentifiedImageError as error:
-        if is_tiff(path):
+        if isinstance(file, Path) and is_tiff(file):
             raise ImageError(
                 f"{path} is a TIFF file of other bands or another depth than 8-bit RGB or grey, "
                 "which is what the network takes"
             ) from error
-        what = "is empty" if path.stat().st_size == 0 else "is no image that Pillow can read"
+        size = len(file) if isinstance(file, bytes) else file.stat().st_size
+        what = "is empty" if size == 0 else "is no image that Pillow can read"
         raise ImageError(f"{path} {what}") from error
     except Image.DecompressionBombError as error:
         raise ImageError(

@@ -87,6 +87,11 @@ def _read(source: ImageSource, spec: Preprocess) -> tuple[str, NDArray[Any]]:
     if isinstance(source, Image.Image):
         with without_warnings():
             return "the Pillow image", _from_pillow(source, None)
+    if isinstance(source, bytes | bytearray | memoryview):
+        raise ImageError(
+            f"bytes are read as 8-bit RGB or grey images, and the network takes "
+            f"{describe_images(spec)}: pass a path or an array"
+        )
     raise ImageError(
         f"cannot read an image from {type(source).__name__}: pass a path, an array "
         f"[H, W, {spec.channels}], or a Pillow image"

@@ -240,20 +240,6 @@ def test_version_is_printed(whycam):
     assert whycam("--version").out.strip() == f"whycam {version('whycam')}"
 
 
-@pytest.mark.slow
-def test_explain_writes_overlay_figure_and_map(whycam, lite0_onnx, photographs, tmp_path):
-    result = whycam(
-        "explain", lite0_onnx, photographs[0], "-o", tmp_path, "--tft", "--figure", "--save-maps"
-    )
-    assert result.code == 0, result.err
-    stem = photographs[0].stem
-    names = {f"{stem}.gradcam.png", f"{stem}.gradcam.figure.png", f"{stem}.gradcam.npy"}
-    assert {path.name for path in tmp_path.iterdir()} == names
-    values = np.load(tmp_path / f"{stem}.gradcam.npy")
-    assert values.shape == (300, 451)  # the photograph's own size
-    assert 0 < values.max() <= 1
-
-
 def test_explain_json_has_one_row_a_picture_and_method(whycam, lite0_onnx, photographs):
     found = whycam(
         "explain", lite0_onnx, *photographs[:2], "--method", "gradcam,layercam", "--tft",
@@ -307,7 +293,14 @@ def test_a_broken_picture_among_good_ones_is_named_and_the_rest_explained(
         (["--mask", "soft"], "--tft"),
         (["--tft", "--naive"], "exclude"),
         (["--tft", "--mask", "hard"], "binary"),
-        (["--figure"], "-o"),
+        (["--save", "figure"], "-o"),
+        (["--save", "overlays"], "overlay, figure, map, mask, csv, jsonl, coco"),
+        (["--opacity", "1.5"], "[0, 1]"),
+        (["--colormap", "rainbow"], "inferno"),
+        (["-o", "maps", "--save", "mask"], "--tft or --naive"),
+        (["-o", "map.npy", "--save", "overlay"], ".png"),
+        (["-o", "both.png", "--method", "gradcam,layercam"], "name a folder"),
+        (["-o", "table.csv", "--save", "coco"], "--save csv"),
     ],
 )
 def test_wrong_requests_are_one_red_line_and_exit_code_two(
@@ -420,7 +413,7 @@ def test_evaluate_prints_a_table_and_writes_a_report(whycam, lite0_onnx, photogr
     assert again["images"] == 4
     assert again["labelled"] == 3
     row = again["results"][0]
-    assert (row["method"], row["variant"], row["mask"]) == ("gradcam", "original", "soft")
+    assert (row["method"], row["variant"], row["mask"]) == ("gradcam", "original", "binary")
     assert (tmp_path / "report" / "report.json").is_file()
 
 

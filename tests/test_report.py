@@ -229,7 +229,7 @@ def test_a_report_shows_the_class_asked_for_first(run, model, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [([], "need a folder to write to"), (["-o", "x", "--figure"], "instead of")],
+    [([], "needs a place to write to"), (["-o", "x.png"], "needs a folder")],
 )
 def test_report_options_that_exclude_each_other_are_refused(run, model, arguments, message):
     code, _, err = run("explain", model, ".", "--report", *arguments)

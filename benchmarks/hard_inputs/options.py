@@ -143,7 +143,8 @@ def _usual(case: Case, verb: str) -> list[str]:
     out = str(case.out)
     if verb == "explain":
         place = ["-o", out] if case.odds(0.6) else []
-        extra = [flag for flag in ("--tft", "--save-maps") if place and case.odds(0.3)]
+        flags = ("--tft", "--save=map,csv,coco", "--colormap=jet", "--crop=dim")
+        extra = [flag for flag in flags if place and case.odds(0.3)]
         return [model, *_images(case, 2), *place, *extra]
     if verb in ("evaluate", "calibrate compare", "calibrate thresholds", "calibrate int8"):
         data = folder / "images"

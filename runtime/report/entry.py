@@ -158,7 +158,6 @@ def _entry(
     )
     if one.threshold is None and one.rpi is None:
         return entry
-    share, box = _region(one)
     rpi = None
     if one.rpi is not None:
         rpi = tuple(None if np.isnan(value) else float(value) for value in one.rpi)
@@ -170,17 +169,6 @@ def _entry(
         improved=one.improved,
         masked=one.masked_probability,
         naive=one.tft is None,
-        share=share,
-        box=box,
+        share=one.region.share,
+        box=one.region.box,
     )
-
-
-def _region(one: Explanation) -> tuple[float, tuple[int, int, int, int] | None]:
-    """Compute the share of the image's pixels above the threshold, and their bounding box."""
-    values = one.on_image(one.original_map)
-    inside = (values >= one.cut) & (values > 0)
-    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-    if not rows.size:
-        return 0.0, None
-    box = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-    return float(inside.mean()), box

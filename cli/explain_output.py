@@ -1,0 +1,222 @@
+"""Where whycam explain writes to, and what: options, and the plan of files made of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from ..runtime.drawing import require_matplotlib
+from ..runtime.errors import OutputError, RequestError
+from ..runtime.overlay import COLORMAPS, Colormap, Crop, Style
+from ..runtime.report.document import Report
+from ..runtime.results import TABLE_FILES, TABLES, Add, Table, table_writers
+from ..runtime.saving import IMAGE_TYPES, KINDS, Kind, check_type, file_name
+from . import parse
+from .options import complete
+
+if TYPE_CHECKING:
+    from ..runtime.explanation import Explanation
+    from ..runtime.manifest import Manifest
+
+_ENDINGS: dict[str, Table] = {".csv": "csv", ".jsonl": "jsonl"}
+ImageFormat = Literal["png", "jpg", "webp"]
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What is written, and how it is drawn."""
+
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Folder to write to; or a file: an image or .npy for one explanation, .csv or "
+            ".jsonl for any number.",
+        ),
+    ] = None
+    save: Annotated[
+        str | None,
+        typer.Option(
+            "--save",
+            metavar="KIND,...",
+            help=f"What is written, of: {', '.join((*KINDS, *TABLES))} [default: overlay]. Maps "
+            "(.npy) and masks (.png) lie over the image's own pixels; figures need matplotlib; "
+            "csv, jsonl and coco are one file each.",
+            autocompletion=complete((*KINDS, *TABLES)),
+        ),
+    ] = None
+    format: Annotated[ImageFormat, typer.Option(help="Type of overlays and figures.")] = "png"
+    colormap: Annotated[
+        Colormap,
+        typer.Option(help="Colours of the map.", autocompletion=complete(COLORMAPS)),
+    ] = "inferno"
+    opacity: Annotated[float, typer.Option(help="Opacity of the colours, 0 to 1.")] = 0.6
+    no_contour: Annotated[
+        bool, typer.Option("--no-contour", help="Do not outline the region above the threshold.")
+    ] = False
+    crop: Annotated[
+        Crop,
+        typer.Option(
+            help="How the part of the image that the network saw is shown: a thin frame, the rest "
+            "dimmed, or not at all."
+        ),
+    ] = "frame"
+    no_caption: Annotated[
+        bool,
+        typer.Option("--no-caption", help="No text above overlays: they have the image's size."),
+    ] = False
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that exist already.")
+    ] = False
+
+    def style(self) -> Style:
+        """Return how explanations are drawn."""
+        return Style(
+            self.opacity, self.colormap, not self.no_contour, self.crop, not self.no_caption
+        )
+
+
+@dataclass(frozen=True)
+class OutputPlan:
+    """The files of one run.
+
+    Attributes:
+        folder: of the files of each explanation.
+        file: the file of the only explanation, in place of a folder.
+        report: the page with all images.
+        kinds: what is written of each explanation.
+        tables: files that hold all of them.
+        options: how they are drawn, and whether older files are replaced.
+        counts: how many files of a kind were written.
+    """
+
+    folder: Path | None
+    file: Path | None
+    report: Path | None
+    kinds: tuple[Kind, ...]
+    tables: dict[Table, Path]
+    options: OutputOptions
+    counts: Counter[Kind] = field(default_factory=Counter)
+
+    @contextmanager
+    def report_of(self, images: int) -> Iterator[Report | None]:
+        """Begin the report of so many images, if one is written."""
+        if self.report is None:
+            yield None
+            return
+        with Report(self.report, images) as report:
+            yield report
+
+    @contextmanager
+    def tables_of(self, manifest: Manifest) -> Iterator[Add]:
+        """Begin the tables; they are written when the block ends without an error."""
+        with table_writers(self.tables, manifest, self.options.overwrite) as add:
+            yield add
+
+    def write(self, explanation: Explanation, stem: str) -> list[str]:
+        """Write the files of one explanation, and return where they are.
+
+        Args:
+            explanation: what is written.
+            stem: name of its image.
+
+        Raises:
+            OutputError: a file exists and may not be overwritten, or cannot be written.
+        """
+        written = []
+        style, overwrite = self.options.style(), self.options.overwrite
+        for kind in self.kinds:
+            target = self.file or self.place_of(stem, explanation, kind)
+            _check_absent(target, overwrite)
+            written.append(str(explanation.save(target, kind, style, overwrite)))
+            self.counts[kind] += 1
+        return written
+
+    def place_of(self, stem: str, explanation: Explanation, kind: Kind) -> Path:
+        """Name the file of one explanation in the folder."""
+        folder = self.folder or Path("maps")
+        return folder / file_name(stem, explanation, kind, f".{self.options.format}")
+
+    def summary(self) -> str:
+        """Say what was written, in one line."""
+        if self.file is not None:
+            return f"written to {self.file}"
+        parts = [f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in self.counts.items()]
+        if self.folder is None:
+            return f"written to {', '.join(map(str, self.tables.values()))}"
+        parts += [path.name for path in self.tables.values()]
+        parts += [] if self.report is None else [self.report.name]
+        return f"written to {self.folder}/: {', '.join(parts)}"
+
+
+def plan_output(
+    options: OutputOptions, explanations: int, is_thresholded: bool, report: bool
+) -> OutputPlan | None:
+    """Decide which files a run writes; None: none at all.
+
+    Args:
+        options: as given.
+        explanations: how many there will be.
+        is_thresholded: whether they have masks.
+        report: whether the page is written; overlays are then on request only.
+
+    Raises:
+        RequestError: options that contradict each other or need ``-o``, or one file for several
+            explanations.
+        OutputError: a file exists that would be overwritten.
+    """
+    options.style()  # refuses what is out of range
+    output, given = options.output, _given(options)
+    kinds = tuple(kind for kind in given if kind in KINDS)
+    tables = tuple(kind for kind in given if kind in TABLES)
+    if output is None:
+        if given or report:
+            option = "--report" if report else "--save"
+            raise RequestError(f"{option} needs a place to write to: -o FOLDER")
+        return None
+    if "figure" in given:
+        require_matplotlib()
+    suffix = output.suffix.lower()
+    if output.is_dir() or suffix not in (*IMAGE_TYPES, ".npy", *_ENDINGS):
+        named = {kind: output / TABLE_FILES[kind] for kind in tables}
+        chosen = kinds if given or report else ("overlay",)
+        page = output / "report.html" if report else None
+        plan = OutputPlan(output, None, page, chosen, named, options)
+    elif report:
+        raise RequestError(f"{output} is one file, and --report needs a folder: -o FOLDER")
+    elif suffix in _ENDINGS:
+        kind = _ENDINGS[suffix]
+        if given not in ((), (kind,)):
+            raise RequestError(f"{output} is one file of --save {kind}: name a folder for more")
+        plan = OutputPlan(None, None, None, (), {kind: output}, options)
+    else:
+        chosen = kinds or (("map",) if suffix == ".npy" else ("overlay",))
+        if explanations > 1 or len(chosen) + len(tables) > 1 or (tables and not kinds):
+            raise RequestError(
+                f"{output} is one file, and there is more to write: name a folder, as -o maps/"
+            )
+        check_type(output, chosen[0])
+        plan = OutputPlan(None, output, None, chosen, {}, options)
+    if "mask" in plan.kinds and not is_thresholded:
+        raise RequestError("there are no masks without thresholding: add --tft or --naive")
+    for target in filter(None, (plan.file, plan.report, *plan.tables.values())):
+        _check_absent(target, options.overwrite)
+    return plan
+
+
+def _given(options: OutputOptions) -> tuple[str, ...]:
+    if options.save is None:
+        return ()
+    return tuple(dict.fromkeys(parse.choices("--save", options.save, (*KINDS, *TABLES))))
+
+
+def _check_absent(target: Path, overwrite: bool) -> None:
+    if target.exists() and not overwrite:
+        raise OutputError(f"{target} exists already: choose another place, or add --overwrite")
