@@ -209,7 +209,7 @@ def test_explain_writes_a_report_of_a_folder(run, model, tmp_path):
     assert "broken.png" in data["about"]["notes"][0]
     assert data["about"]["reading"] == {"mask": "binary", "thresholds": "value"}
     first = data["images"][0]
-    assert [(one["method"], "threshold" in one) for one in first["maps"]].count(
+    assert [(one["method"], "share" in one) for one in first["maps"]].count(
         ("gradcam", True)
     ) == 1
     assert len(first["maps"]) == 6

@@ -23,7 +23,8 @@ class MapEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         method, index, probability: how it was made, of which class.
         shape: rows and columns of its grid, see ``encode.Grid``.
         low, high: values of the grid's levels 0 and 255.
-        threshold, cut, rpi, improved, masked: of thresholding; absent without it.
+        threshold, cut, rpi, improved, masked: of thresholding; absent without it, ``threshold``
+            also where none improves.
         naive: whether the threshold is the method's customary one.
         share: of the image's pixels that lie in the region above the threshold.
         box: left, top, right, bottom of that region, in pixels of the image; absent where it is

@@ -35,6 +35,8 @@ const score = (value) => (ABOUT.task === "none" ? String(Number(value.toPrecisio
 
 const gain = (map) => (map.improved ? Math.max(...map.rpi.filter((value) => value !== null && value !== undefined)) : 0);
 const number = (value, digits = 3) => (value === null || value === undefined ? "–" : value.toFixed(digits));
+const isThresholded = (map) => map.share !== undefined;
+
 const describeThreshold = (map) => (map.improved === false ? "none" : number(map.threshold, 2).replace(/0$/, ""));
 const isWrong = (image) => image.label !== undefined && image.top[0][0][0] !== image.label;
 

@@ -2,7 +2,7 @@
 
 const look = { method: 0, source: 0, mode: "tft", opacity: 0.7 };
 const METHODS = [...new Set(IMAGES.flatMap((image) => image.maps.map((map) => map.method)))];
-const SWEPT = IMAGES.some((image) => image.maps.some((map) => map.threshold !== undefined));
+const SWEPT = IMAGES.some((image) => image.maps.some(isThresholded));
 const filters = { text: "", chosen: "", only: null };
 let order = [];
 
@@ -54,7 +54,7 @@ function captionOf(image) {
   }
   if (image.similarity?.[map.method] !== undefined) {
     lines.push(make("span", { class: "note" }, `maps correlate by ${number(likeness(image), 3)}`));
-  } else if (map.threshold !== undefined) {
+  } else if (isThresholded(map)) {
     const brought = map.naive ? "" : map.improved ? ` +${percent(gain(map))}` : "";
     lines.push(make("span", { class: "note" }, `τ ${describeThreshold(map)}${brought}`));
   }

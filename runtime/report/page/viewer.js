@@ -66,7 +66,7 @@ function makePanel(map, place) {
   const { picture, shown: photo, canvases } = makePicture(shown.image, map.source, ["heat", "outline"]);
   photo.src = `data:image/webp;base64,${shown.parts[0]}`;
   photo.alt = `${shown.image.name} with the ${map.method} map of ${labelOf(map.index)}`;
-  const number = map.threshold === undefined || look.mode !== "tft" ? "" : `, τ ${describeThreshold(map)}`;
+  const number = !isThresholded(map) || look.mode !== "tft" ? "" : `, τ ${describeThreshold(map)}`;
   const figure = make("figure", { class: place }, picture,
     make("figcaption", {}, make("b", {}, labelOf(map.index)), ` ${score(map.probability)}`,
       make("span", { class: "note" }, ` ${ABOUT.sources.length > 1 ? `${ABOUT.sources[map.source]}, ` : ""}${map.method}${number}`)));
@@ -176,7 +176,7 @@ function makeRankings() {
 function makeThreshold() {
   const { image, map, other } = shown;
   const swept = [map, other].filter((one) => one?.rpi);
-  if (map.threshold === undefined) {
+  if (!isThresholded(map)) {
     return SWEPT ? [make("section", {}, make("h3", {}, "Threshold"), make("p", { class: "note" }, "This class's map was not thresholded."))] : [];
   }
   const facts = [];
