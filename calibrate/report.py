@@ -1,4 +1,4 @@
-"""Write an evaluation as a folder of tables and plots."""
+"""Write the figures of an evaluation as tables."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from .summary import Evaluation
 
 
 def write_report(evaluation: Evaluation, folder: Path) -> list[Path]:
-    """Write ``report.json``, ``report.csv`` and, where matplotlib is installed, plots.
-
-    Figures of independent labels are in ``labels.csv``.
+    """Write ``report.json`` and ``report.csv``; figures of independent labels to ``labels.csv``.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -23,17 +21,4 @@ def write_report(evaluation: Evaluation, folder: Path) -> list[Path]:
     if evaluation.labels:
         text = evaluation.labels_to_csv()
         written.append(write_whole(folder / "labels.csv", text.encode()))
-    try:
-        from ..runtime.figure import encode_png
-        from .plots import plot_quality, plot_rpi, plot_thresholds
-    except ImportError:  # no matplotlib
-        return written
-    plots = {"quality.png": plot_quality(evaluation)}
-    if evaluation.taus:
-        plots |= {
-            "rpi.png": plot_rpi(evaluation),
-            "thresholds.png": plot_thresholds(evaluation),
-        }
-    return written + [
-        write_whole(folder / name, encode_png(figure)) for name, figure in plots.items()
-    ]
+    return written

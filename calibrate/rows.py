@@ -85,3 +85,19 @@ class Rows:
 
     def _head(self) -> bytes:
         return json.dumps({"evaluation": self._key}).encode() + b"\n"
+
+
+def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows that an evaluation wrote to a folder.
+
+    Raises:
+        OutputError: they cannot be read.
+    """
+    path = folder / ROWS
+    try:
+        with path.open("rb") as file:
+            file.readline()
+            for line in file:
+                yield dict(json.loads(line))
+    except (OSError, ValueError) as error:
+        raise OutputError(f"cannot read {path}: {error}") from error

@@ -52,9 +52,17 @@ def evaluate(
         typer.Option(
             "-o",
             "--output",
-            help="Folder for report and plots; a stopped evaluation resumes from it.",
+            help="Folder for the figures; a stopped evaluation resumes from it.",
         ),
     ] = None,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report",
+            help="Write report.html too: figures by class, confusion matrix, worst cases, and "
+            "images with their maps on one page.",
+        ),
+    ] = False,
     method: PaperMethod = None,
     variants: Annotated[
         str,
@@ -87,8 +95,11 @@ def evaluate(
 
     from ..calibrate.dataset import open_dataset
     from ..calibrate.evaluate import evaluate as run_evaluation
+    from ..calibrate.evaluation_page import write_evaluation_page
     from ..calibrate.report import write_report
 
+    if report and output is None:
+        raise RequestError("--report needs a place to write to: -o FOLDER")
     if curves < 0:
         raise RequestError(f"--curves must be 0 or more, not {curves}")
     methods = parse.methods(method)
@@ -110,6 +121,10 @@ def evaluate(
             tick=advance,
         )
     written = [] if output is None else write_report(evaluation, output)
+    if report and output is not None:
+        with progress("writing the report", evaluation.images, as_json) as advance:
+            advance("writing the report", 0)
+            written.append(write_evaluation_page(explainer, dataset, evaluation, output, advance))
     if as_json:
         document = msgspec.to_builtins(evaluation)
         print_json({**document, "written": [str(path) for path in written]})

@@ -94,7 +94,8 @@ def explain(
     Files are named after image, class, method and threshold; none is overwritten.
     """
     from ..runtime.report.document import check_count
-    from .explain_report import add_to_report, describe_report, report_classes
+    from ..runtime.report.entry import ranks_to_show
+    from .explain_report import add_to_report, describe_report
 
     tft.check()
     methods = parse.methods(method)
@@ -111,7 +112,7 @@ def explain(
     takes_grey = explainer.manifest.preprocess.color == "L"
     coloured, example = 0, ""
     classes = [parse.target(target) if target is not None else -1]
-    shown = [*classes, *(report_classes(explainer.manifest) if report else ())]
+    shown = [*classes, *(ranks_to_show(explainer.manifest) if report else ())]
     with ExitStack() as stack:
         advance = stack.enter_context(progress("explaining", len(files) * count, as_json))
         add = None if output is None else stack.enter_context(output.tables_of(explainer.manifest))

@@ -9,22 +9,14 @@ from typing import TYPE_CHECKING, Literal
 
 from ..runtime.report.document import About, Report
 from ..runtime.report.entry import encode_explanations
-from ..runtime.targets import RANKS, count_ranks
 from ..runtime.version import package_version
 
 if TYPE_CHECKING:
     from ..runtime.cam import Method
     from ..runtime.explainer import Explainer
     from ..runtime.explanation import Explanation
-    from ..runtime.manifest import Manifest
     from ..runtime.request import RequestPlan
     from ..runtime.tft import Tft
-
-
-def report_classes(manifest: Manifest) -> list[int]:
-    """List the classes that a report shows of each image: the ranks of the five most probable."""
-    count = manifest.top or count_ranks(manifest.output_heads[0].num_classes)
-    return [-rank for rank in range(1, min(RANKS, count) + 1)]
 
 
 def add_to_report(

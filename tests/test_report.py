@@ -6,15 +6,14 @@ import base64
 import hashlib
 import html
 import io
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from report_pages import data_of, parts_of, write_images, write_report
 from tiny_file import write_tiny
 
 import whycam
@@ -25,43 +24,6 @@ from whycam.runtime.report.encode import Grid, enlarge, reduce_map
 from whycam.runtime.report.entry import encode_explanations
 
 EVIL = "</script><script>document.title='taken'</script>"
-
-
-def write_images(folder: Path, count: int = 3, size: tuple[int, int] = (24, 16)) -> list[Path]:
-    folder.mkdir(exist_ok=True)
-    rng = np.random.default_rng(3)
-    paths = [folder / f"{number}.png" for number in range(count)]
-    for path in paths:
-        Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8)).save(path)
-    return paths
-
-
-def write_report(tiny: whycam.Explainer, folder: Path, **about: Any) -> Path:
-    """Three images, each with its three classes, the first one thresholded."""
-    images = write_images(folder / "images")
-    with Report(folder / "report.html", len(images)) as report:
-        for image, found in tiny.iter_explanations(
-            images, [-1, -2, -3], "gradcam", True, thresholded=1
-        ):
-            assert isinstance(found, dict)
-            report.add(encode_explanations(Path(image).name, [found["gradcam"]]))
-        taus = tiny.manifest.tft.taus
-        return report.write(
-            About(kind="explain", title="tiny", sources=("tiny",), taus=taus, **about)
-        )
-
-
-def data_of(page: Path) -> dict[str, Any]:
-    text = page.read_text("utf-8")
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
-    assert found is not None
-    return dict(json.loads(found[1]))
-
-
-def parts_of(page: Path, number: int) -> list[bytes]:
-    found = re.search(rf'<script type="text/plain" id="i{number}">(.*?)</script>', page.read_text())
-    assert found is not None
-    return [base64.b64decode(part) for part in found[1].split(" ")]
 
 
 @pytest.mark.parametrize(
@@ -209,9 +171,7 @@ def test_explain_writes_a_report_of_a_folder(run, model, tmp_path):
     assert "broken.png" in data["about"]["notes"][0]
     assert data["about"]["reading"] == {"mask": "binary", "thresholds": "value"}
     first = data["images"][0]
-    assert [(one["method"], "share" in one) for one in first["maps"]].count(
-        ("gradcam", True)
-    ) == 1
+    assert [(one["method"], "share" in one) for one in first["maps"]].count(("gradcam", True)) == 1
     assert len(first["maps"]) == 6
     assert len(first["top"][0]) == 3
 

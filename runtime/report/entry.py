@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 
 from ..explanation import Explanation
+from ..manifest import Manifest
 from ..preprocess import Placement
-from .encode import encode_thumbnail, reduce_map
+from ..targets import RANKS, count_ranks
+from .encode import Grid, encode_thumbnail, reduce_map
 
 Edges = tuple[float, float, float, float]
 
@@ -89,11 +91,18 @@ class Encoded:
     labels: dict[int, str]
 
 
+def ranks_to_show(manifest: Manifest) -> list[int]:
+    """List the ranks of the classes that a report shows of each image: the five most probable."""
+    count = manifest.top or count_ranks(manifest.output_heads[0].num_classes)
+    return [-rank for rank in range(1, min(RANKS, count) + 1)]
+
+
 def encode_explanations(
     name: str,
     explanations: Sequence[Sequence[Explanation]],
     label: tuple[int, str] | None = None,
-    top: int = 5,
+    quality: Mapping[tuple[str, int], tuple[bool, float]] | None = None,
+    similarity: Mapping[str, float] | None = None,
 ) -> Encoded:
     """Encode the explanations of one image.
 
@@ -102,35 +111,37 @@ def encode_explanations(
         explanations: for each model, at least one, of any methods and classes; those of a class
             and method that came before are left out.
         label: the class that the data states, with its name.
-        top: how many of the explained classes count as the most probable ones.
+        quality: increase and drop of the first model's maps, by method and class.
+        similarity: of the two models' maps, by method.
     """
     first = explanations[0][0]
     height, width = first.image.shape[:2]
     maps: list[MapEntry] = []
     parts = [encode_thumbnail(first.image)]
     labels = {} if label is None else {label[0]: label[1]}
-    ranking: list[dict[int, float]] = []
     for source, listed in enumerate(explanations):
-        ranking.append({})
+        labels |= {score.index: score.label for score in listed[0].top}
         known: set[tuple[str, int]] = set()
         for one in listed:
             labels[one.index] = one.label
-            ranking[-1][one.index] = one.probability
             if (one.method, one.index) in known:
                 continue
             known.add((one.method, one.index))
             grid = reduce_map(one.original_map)
             parts.append(grid.encode())
-            maps.append(_entry(one, source, grid.levels.shape, (grid.low, grid.high)))
+            measured = None if source or quality is None else quality.get((one.method, one.index))
+            maps.append(_entry(one, source, grid, measured))
     entry = ImageEntry(
         name=name,
         size=(width, height),
         inputs=tuple(_edges(listed[0].placement) for listed in explanations),
         maps=tuple(maps),
         top=tuple(
-            tuple(sorted(found.items(), key=lambda item: -item[1])[:top]) for found in ranking
+            tuple((score.index, score.probability) for score in listed[0].top)
+            for listed in explanations
         ),
         label=None if label is None else label[0],
+        similarity=dict(similarity or {}),
     )
     return Encoded(entry, tuple(parts), labels)
 
@@ -146,16 +157,20 @@ def _edges(placement: Placement) -> Edges:
 
 
 def _entry(
-    one: Explanation, source: int, shape: tuple[int, ...], values: tuple[float, float]
+    one: Explanation, source: int, grid: Grid, measured: tuple[bool, float] | None
 ) -> MapEntry:
+    rows, columns = grid.levels.shape
+    increase, drop = measured or (None, None)
     entry = MapEntry(
         source=source,
         method=one.method,
         index=one.index,
         probability=one.probability,
-        shape=(shape[0], shape[1]),
-        low=values[0],
-        high=values[1],
+        shape=(rows, columns),
+        low=grid.low,
+        high=grid.high,
+        increase=increase,
+        drop=drop,
     )
     if one.threshold is None and one.rpi is None:
         return entry
