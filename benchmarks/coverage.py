@@ -88,8 +88,10 @@ FAMILIES = (
 # Convolutions and attention together: tried, and not counted among convolutional families.
 # fmt: off
 HYBRIDS = (
-    "botnet26t_256", "csatv2", "edgenext_xx_small", "efficientformer_l1", "efficientformerv2_s0",
-    "efficientvit_b0", "efficientvit_m0", "levit_128s", "test_coatnet", "test_maxvit",
+    "botnet26t_256", "cpubone_b0_bfrobust", "csatv2", "edgenext_xx_small", "efficientformer_l1",
+    "efficientformerv2_s0",
+    "efficientvim_m1", "efficientvit_b0", "efficientvit_m0", "iformer_m", "levit_128s",
+    "lowformer_b0", "mobilenetv5_base", "test_coatnet", "test_maxvit",
     "mobilevit_xxs", "mobilevitv2_050", "nextvit_small", "poolformer_s12", "shvit_s1",
     "swiftformer_xs", "tiny_vit_5m_224", "visformer_tiny", "vitamin_small_224",
 )
@@ -99,11 +101,13 @@ HYBRIDS = (
 TRANSFORMERS = (
     "test_vit", "test_vit2", "test_vit3", "test_vit4", "test_vit_relpos", "mixer_s32_224",
     "gmlp_ti16_224", "resmlp_12_224", "xcit_nano_12_p16_224", "vit_tiny_patch16_224",
-    "deit_tiny_distilled_patch16_224", "eva02_tiny_patch14_224", "beit_base_patch16_224",
+    "deit_tiny_distilled_patch16_224", "eva02_tiny_patch14_336", "beit_base_patch16_224",
     "cait_xxs24_224", "convit_tiny", "crossvit_tiny_240", "coat_lite_tiny", "pit_ti_224",
     "pvt_v2_b0", "twins_svt_small", "nest_tiny_jx", "tnt_s_patch16_224", "volo_d1_224",
     "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "swinv2_cr_tiny_ns_224",
     "mvitv2_tiny", "hiera_tiny_224", "davit_tiny", "gcvit_xxtiny", "sequencer2d_s",
+    "hieradet_small", "naflexvit_base_patch16_gap", "samvit_base_patch16_224",
+    "vit_base_r26_s32_224",
 )
 # fmt: on
 # What must be refused, and say why.

@@ -116,13 +116,17 @@ class DataFlow:
     def layers(self) -> list[Layer]:
         """The layers that are offered: cut points, and the normalisations that read them.
 
-        All have places, for which there is a gradient.
+        All have places, for which there is a gradient. A layer that only moves the elements of the
+        one before it, under the same name, is not listed again.
         """
-        layers = []
+        layers: list[Layer] = []
         for node in self.path:
             if node in self._cut_nodes or self._normalises_cut_point(node):
                 layer = self.layer_at(node)
-                if layer is not None and self.has_gradient(layer):
+                if layer is None or not self.has_gradient(layer):
+                    continue
+                is_moved = node.op_type == "Transpose" and layers and layers[-1].name == layer.name
+                if not is_moved:
                     layers.append(layer)
         return layers
 
@@ -135,11 +139,17 @@ class DataFlow:
 
     def has_gradient(self, layer: Layer) -> bool:
         """Tell whether the class scores have a gradient with respect to any place of a layer."""
+        return self.gradient_share(layer) > 0
+
+    def gradient_share(self, layer: Layer) -> float:
+        """Compute the share of a layer's places for which the class scores have a gradient."""
         reach = self.reach.get(layer.value)
         if reach is None:
-            return False
+            return 0.0
         labels, needed = np.broadcast_arrays(self.places[layer.value][0], reach)
-        return bool((needed & (labels >= 0)).any())
+        is_place = labels >= 0
+        reached = np.unique(labels[needed & is_place])
+        return float(len(reached) / max(1, len(np.unique(labels[is_place]))))
 
     @cached_property
     def modules(self) -> dict[ir.Node, list[str]]:
@@ -166,9 +176,18 @@ class DataFlow:
         return {name: node for name, node in last.items() if runs[name] == 1}
 
     def module_of(self, node: ir.Node) -> str | None:
-        """Find the innermost module whose output a node computes."""
-        names = [name for name in self.modules[node] if self._module_outputs.get(name) is node]
-        return names[-1] if names else None
+        """Find the innermost module whose output a node computes.
+
+        A Transpose behind it, with which a channels-last layer may end, is the same output.
+        """
+        ends, following = [node], tuple(node.outputs[0].uses())
+        if len(following) == 1 and following[0].node.op_type == "Transpose":
+            ends.append(following[0].node)
+        for end in ends:
+            names = [name for name in self.modules[end] if self._module_outputs.get(name) is end]
+            if names:
+                return names[-1]
+        return None
 
     def layer_at(self, node: ir.Node) -> Layer | None:
         """Describe a node's output as a layer, if its elements have channels and places."""

@@ -30,11 +30,14 @@ ELEMENTWISE = {
 # Alone on the path, one of these begins a pooling layer (generalised mean).
 _POOLING_STEPS = {"Pow", "Sqrt", "Exp", "Log", "Abs", "Reciprocal"}
 _PRODUCTS = {"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum"}
+_RECURRENT = {"LSTM", "GRU", "RNN"}
 _LINEAR = {"Conv", "ConvTranspose", "MatMul", "Gemm", "BatchNormalization", "Add", "Sub"}
 # A larger share of the arithmetic after the target layer means that it is not near the end.
 _MAX_HEAD_SHARE = 0.5
 # A hybrid's last block may have attention within and across windows; more is a transformer.
 _MAX_ATTENTION = 2
+# The class scores must read most places, and not the last step of a sequence alone.
+_LEAST_PLACES = 0.5
 # Data movement: the layer is what was moved.
 _MOVEMENT = {
     "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Concat",
@@ -51,10 +54,12 @@ def choose_layer(flow: DataFlow) -> tuple[Layer | None, str]:
     """
     layer = find_last_features(flow)
     late = None if layer is None else _describe_rest(flow, layer)
+    tokens = _find_last_tokens(flow)
+    if layer is not None and tokens is not None and _lies_deeper(flow, tokens, layer):
+        return tokens, ""
     if layer is not None and late is None and not _is_linear_in_image(flow, layer):
         reason = "the output of the last convolution that learned layers follow"
         return dataclasses.replace(layer, reason=reason), ""
-    tokens = _find_last_tokens(flow)
     if tokens is not None:
         return tokens, ""
     if layer is not None and late is None:
@@ -62,13 +67,22 @@ def choose_layer(flow: DataFlow) -> tuple[Layer | None, str]:
     if layer is not None:
         return None, (
             f"the network's last convolution ({layer.name}) comes early: {late}, and no later "
-            "tensor has elements that are proved to belong to places of the image"
+            "tensor has elements that are proved to belong to places of the image and that the "
+            "class scores read"
         )
     return None, (
         "no convolution with spatial extent is followed by a point that every path to the class "
         "scores passes, and no other tensor there has elements that are proved to belong to "
         "places of the image"
     )
+
+
+def _lies_deeper(flow: DataFlow, tokens: Layer, convolution: Layer) -> bool:
+    """Tell whether learned layers lie between the last convolution and a later tensor's places."""
+    first, last = (layer.value.producer() for layer in (convolution, tokens))
+    assert first is not None
+    assert last is not None
+    return has_weights(flow, flow.path[flow.position[first] + 1 : flow.position[last] + 1])
 
 
 def _find_last_tokens(flow: DataFlow) -> Layer | None:
@@ -80,7 +94,7 @@ def _find_last_tokens(flow: DataFlow) -> Layer | None:
         if _is_projection(flow, node):
             continue
         layer = flow.layer_at(node)
-        if layer is None or not flow.has_gradient(layer):
+        if layer is None or flow.gradient_share(layer) < _LEAST_PLACES:
             continue
         if flow.is_embedding or has_weights(flow, flow.path[flow.position[node] + 1 :]):
             cut = layer
@@ -97,7 +111,7 @@ def _find_last_tokens(flow: DataFlow) -> Layer | None:
         return dataclasses.replace(norm, reason=reason)
     for node in reversed(flow.path):
         layer = flow.layer_at(node) if node.op_type in NORMALISATIONS else None
-        if layer is not None and flow.has_gradient(layer):
+        if layer is not None and flow.gradient_share(layer) >= _LEAST_PLACES:
             reason = (
                 "the last normalisation whose places have a gradient; no later tensor is read by "
                 "all of the network"
@@ -132,7 +146,7 @@ def _find_normalisation(flow: DataFlow, cut: Layer) -> Layer | None:
     for node in flow.path[flow.position[cut.value.producer()] :]:  # type: ignore[index]
         if node in readers and node.op_type in NORMALISATIONS:
             layer = flow.layer_at(node)
-            if layer is not None and flow.has_gradient(layer):
+            if layer is not None and flow.gradient_share(layer) >= _LEAST_PLACES:
                 return layer
     return None
 
@@ -249,6 +263,11 @@ def _describe_rest(flow: DataFlow, layer: Layer) -> str | None:
 def _count_multiplications(node: ir.Node, plain: PlainModel) -> int:
     """Count the multiplications of one node for one image."""
     dims = plain.shapes.dims
+    if node.op_type in _RECURRENT:
+        features = dims[node.inputs[0]][-1]  # type: ignore[index]
+        elements = plain.shapes.count_largest(node.inputs[0])
+        steps = elements // (features if isinstance(features, int) else 1)
+        return steps * sum(plain.shapes.count_largest(value) for value in node.inputs[1:3])
     if node.op_type not in _PRODUCTS or node.outputs[0] not in dims:
         return 0
     out = plain.shapes.count_largest(node.outputs[0])

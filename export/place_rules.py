@@ -262,6 +262,18 @@ def _attention(op: Operation) -> list[Places]:
     return [contract(query, [3]), *(unknown(len(after)) for after in op.after[1:])]
 
 
+def _recurrent(op: Operation) -> list[Places]:
+    """Label a recurrent layer's sequence with the places of its steps; its states have none.
+
+    X is [steps, images, features], Y [steps, directions, images, units].
+    """
+    if op.integer("layout", 0) or op.has(4):
+        return [unknown(len(after)) for after in op.after]
+    steps = move(contract(op.places[0], [2]), lambda labels: np.expand_dims(labels, 1))
+    states = contract(steps, [0])
+    return [steps, *(tuple(state[0] for state in states) for _ in op.after[1:])]
+
+
 _ELEMENT_WISE = (
     "Abs", "Add", "And", "BitShift", "Cast", "CastLike", "Ceil", "Celu", "Clip", "Cos", "Cosh",
     "Div", "Dropout", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater", "GreaterOrEqual",
@@ -303,4 +315,5 @@ RULES: dict[str, Rule] = {
     "Einsum": _einsum,
     "Attention": _attention,
     "Col2Im": label_added_blocks,
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), _recurrent),
 }

@@ -324,6 +324,103 @@ def test_a_grid_that_attention_makes_coarser_is_followed(way: str) -> None:
     assert layer.arrangement.tokens == tuple(range(15))
 
 
+class ConvolutionThenAttention(nn.Module):
+    """A hybrid: its last convolution is followed by attention over the same places, and a norm.
+
+    Args:
+        channels_last: whether the last normalisation ends with a Transpose.
+    """
+
+    def __init__(self, channels_last: bool) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1))
+        self.block, self.norm = Block(), Norm2d(16) if channels_last else nn.LayerNorm(16)
+        self.head = nn.Linear(16, 5)
+        self.channels_last = channels_last
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.block(self.stem(x).relu().flatten(2).transpose(1, 2))
+        if self.channels_last:
+            x = self.norm(x.transpose(1, 2).unflatten(2, CELLS))
+            return self.head(x.mean((2, 3)))
+        return self.head(self.norm(x).mean(1))
+
+
+class Norm2d(nn.LayerNorm):
+    """Normalisation over the channels of [N, C, H, W]."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_attention_after_the_last_convolution_belongs_to_the_backbone(channels_last: bool) -> None:
+    network = network_of(seeded(lambda: ConvolutionThenAttention(channels_last)))
+    layer = network.find()
+    assert (layer.name, layer.shape) == ("norm", (16, *CELLS))
+    assert "all of the network reads it" in layer.reason
+    names = [other.name for other in network.layers]
+    assert len(names) == len(set(names))
+
+
+def test_pooling_by_attention_belongs_to_the_head() -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = nn.Sequential(
+                nn.Conv2d(3, 16, 8, 8), nn.ReLU(), nn.Conv2d(16, 16, 3, 1, 1)
+            )
+            self.query = nn.Parameter(torch.randn(1, 1, 16))
+            self.pool, self.head = nn.MultiheadAttention(16, 2, batch_first=True), nn.Linear(16, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.features(x).relu().flatten(2).transpose(1, 2)
+            pooled, _ = self.pool(self.query.expand(x.shape[0], -1, -1), x, x, need_weights=False)
+            return self.head(pooled[:, 0])
+
+    layer = network_of(seeded(Pooled)).find()
+    assert layer.shape == (16, *CELLS)
+    assert "last convolution" in layer.reason
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer in both directions over rows and columns each, as in Sequencer.
+
+    Args:
+        reads: ``all`` (the mean of the places) or ``last`` (the last step of the rows' sequence).
+    """
+
+    def __init__(self, reads: str) -> None:
+        super().__init__()
+        self.patches, self.norm = nn.Conv2d(3, 16, 8, 8), nn.LayerNorm(16)
+        self.rows, self.columns = (
+            nn.LSTM(16, 8, batch_first=True, bidirectional=True) for _ in range(2)
+        )
+        self.join, self.head = nn.Linear(32, 16), nn.Linear(16, 5)
+        self.reads = reads
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patches(x).permute(0, 2, 3, 1)
+        n, h, w, c = x.shape
+        along, _ = self.rows(x.reshape(n * h, w, c))
+        down, _ = self.columns(x.transpose(1, 2).reshape(n * w, h, c))
+        both = [along.reshape(n, h, w, c), down.reshape(n, w, h, c).transpose(1, 2)]
+        x = self.norm(x + self.join(torch.cat(both, -1)))
+        return self.head(x.mean((1, 2)) if self.reads == "all" else x[:, -1, -1])
+
+
+def test_places_are_followed_through_recurrent_layers() -> None:
+    layer = network_of(seeded(lambda: Recurrent("all"))).find()
+    assert (layer.name, layer.shape) == ("norm", (16, *CELLS))
+    assert layer.arrangement.order == (0, 3, 1, 2)
+
+
+def test_a_layer_of_which_one_place_is_read_is_not_the_default() -> None:
+    network = network_of(seeded(lambda: Recurrent("last")))
+    with pytest.raises(TargetLayerError, match="comes early"):
+        network.find()
+
+
 class PixelBlocks(nn.Module):
     """Blocks of the image in the batch axis, convolved each, whose pixels make one token."""
 
