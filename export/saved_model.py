@@ -22,7 +22,7 @@ class SavedModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         model: the architecture, as ``whycam export`` takes it.
         num_classes: None for the architecture's default.
         labels: class names, or empty.
-        preprocess: how a picture becomes the input.
+        preprocess: how an image becomes the input.
         history: one entry for each training.
     """
 

@@ -21,7 +21,7 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def assert_same(own: Sequence[Any], computed: Sequence[Any]) -> None:
-    """Equal answers for pictures times classes: maps within 1e-4, the same thresholds."""
+    """Equal answers for images times classes: maps within 1e-4, the same thresholds."""
     for a_row, b_row in zip(own, computed, strict=True):
         for a, b in zip(a_row, b_row, strict=True):
             assert a.index == b.index

@@ -162,12 +162,12 @@ def needs() -> Callable[..., None]:
 def shared_data() -> Path:
     path = ROOT.parent / "shared" / "data"
     if not path.is_dir():
-        pytest.skip(f"the research photographs are not here: no folder {path}")
+        pytest.skip(f"the research images are not here: no folder {path}")
     return path
 
 
 @pytest.fixture(scope="session")
-def photographs() -> list[Path]:
+def sample_images() -> list[Path]:
     """Chelsea the cat, coffee, a rocket, an astronaut."""
     data = pytest.importorskip("skimage.data")
     folder = Path(data.__file__).parent
@@ -175,8 +175,8 @@ def photographs() -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def chelsea(photographs: list[Path]) -> Path:
-    return photographs[0]
+def chelsea(sample_images: list[Path]) -> Path:
+    return sample_images[0]
 
 
 @pytest.fixture(scope="session")

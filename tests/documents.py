@@ -215,7 +215,7 @@ _FACE_CLASSES = {"age": ["child", "youth", "adult", "old"], "gender": ["female",
 
 STAND_IN = "standin"  # a folder, as whycam train writes it: a network that has class names
 CLASSES = ("tabby", "espresso", "missile")  # those that it finds likely
-_PHOTOGRAPHS = 14  # of each class; whycam calibrate thresholds wants 40
+_IMAGES = 14  # of each class; whycam calibrate thresholds wants 40
 
 
 # What other pages, or make demo, have left behind; as they write it, so that it is not done twice.
@@ -252,7 +252,7 @@ def materials(folder: Path) -> Path:
     rng = np.random.default_rng(0)
     for scene, name in zip(scenes, CLASSES, strict=True):
         (folder / "images" / name).mkdir(parents=True)
-        for number in range(_PHOTOGRAPHS):
+        for number in range(_IMAGES):
             left, top = (int(n) for n in rng.integers(0, 60, 2))
             part = scene.crop((left, top, left + 300, top + 220)).resize((96, 72))
             part.save(folder / "images" / name / f"{number}.jpg")

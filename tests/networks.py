@@ -26,7 +26,7 @@ def linear() -> nn.Module:
 
 
 def curved() -> nn.Module:
-    """A head whose gradient depends on the picture."""
+    """A head whose gradient depends on the image."""
     return network(
         nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8 * 36, 9), nn.SiLU(), nn.Linear(9, CLASSES)
     )

@@ -19,10 +19,10 @@ def build_errors(graph: bytes | str, manifest: Manifest) -> list[str]:
     config = builder.create_builder_config()
     profile = builder.create_optimization_profile()
 
-    def picture(n: int, free: int) -> Sequence[int]:
+    def image_shape(n: int, free: int) -> Sequence[int]:
         return (n, *(free if side is None else side for side in manifest.image_shape))
 
-    profile.set_shape("image", picture(1, 64), picture(1, 480), picture(4, 1280))
+    profile.set_shape("image", image_shape(1, 64), image_shape(1, 480), image_shape(4, 1280))
     profile.set_shape("target", (1, 1), (1, 1), (4, 5))
     config.add_optimization_profile(profile)
     capabilities = [trt.ComputeCapability.SM86, trt.ComputeCapability.SM89]

@@ -58,9 +58,9 @@ def found(lite0_onnx) -> Benchmark:
 
 @pytest.mark.parametrize("tft", [False, True])
 @pytest.mark.parametrize("method", ["gradcam", "ablation"])
-def test_what_is_timed_in_stages_is_what_explain_answers(lite0, photographs, method, tft):
-    seconds, timed = explain_in_stages(lite0, photographs[:2], lite0.plan(method, tft))
-    wanted = lite0.explain(photographs[:2], method=method, tft=tft)
+def test_what_is_timed_in_stages_is_what_explain_answers(lite0, sample_images, method, tft):
+    seconds, timed = explain_in_stages(lite0, sample_images[:2], lite0.plan(method, tft))
+    wanted = lite0.explain(sample_images[:2], method=method, tft=tft)
     assert ("sweep" in seconds) == tft
     for ours, theirs in zip(timed, wanted, strict=True):
         assert (ours.index, ours.threshold) == (theirs.index, theirs.threshold)

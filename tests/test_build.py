@@ -164,7 +164,7 @@ def test_file_in_half_precision_builds_as_it_is(mixed_files, tmp_path):
 
 
 @pytest.mark.slow
-def test_pictures_of_any_size_have_ranges(tmp_path):
+def test_images_of_any_size_have_ranges(tmp_path):
     from networks import SMALL, linear
 
     from whycam.export import to_onnx

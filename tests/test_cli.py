@@ -198,7 +198,7 @@ def test_verbs_share_their_words():
     verbs = dict(options_of(typer.main.get_command(app)))
     assert set(verbs) == {*VERBS, "help"}
     for verb, options in verbs.items():
-        plural = {"--methods", "--engines", "--precisions", "--batches", "--pictures"}
+        plural = {"--methods", "--engines", "--precisions", "--batches", "--images"}
         assert not options & plural, verb
         assert verb == "help" or "--json" in options
         assert ("--output" in options) == ("-o" in options)
@@ -240,42 +240,42 @@ def test_version_is_printed(whycam):
     assert whycam("--version").out.strip() == f"whycam {version('whycam')}"
 
 
-def test_explain_json_has_one_row_a_picture_and_method(whycam, lite0_onnx, photographs):
+def test_explain_json_has_one_row_an_image_and_method(whycam, lite0_onnx, sample_images):
     found = whycam(
-        "explain", lite0_onnx, *photographs[:2], "--method", "gradcam,layercam", "--tft",
+        "explain", lite0_onnx, *sample_images[:2], "--method", "gradcam,layercam", "--tft",
         "--mask", "soft", "--thresholds", "rank", "--json",
     ).json()  # fmt: skip
     rows = found["explanations"]
     assert [(Path(row["file"]).name, row["method"]) for row in rows] == [
-        (path.name, method) for path in photographs[:2] for method in ("gradcam", "layercam")
+        (path.name, method) for path in sample_images[:2] for method in ("gradcam", "layercam")
     ]
     assert rows[0]["label"] == "tiger cat"
     assert (rows[0]["mask"], rows[0]["thresholds"]) == ("soft", "rank")
     assert len(rows[0]["rpi"]) == len(rows[0]["taus"]) == 10
 
 
-def test_a_class_is_chosen_by_label(whycam, lite0_onnx, photographs):
-    command = ["explain", lite0_onnx, photographs[0], "--target", "Egyptian cat", "--json"]
+def test_a_class_is_chosen_by_label(whycam, lite0_onnx, sample_images):
+    command = ["explain", lite0_onnx, sample_images[0], "--target", "Egyptian cat", "--json"]
     assert whycam(*command).json()["explanations"][0]["index"] == 285
 
 
-def test_pictures_of_the_same_name_do_not_overwrite_each_other(
-    whycam, lite0_onnx, photographs, tmp_path
+def test_images_of_the_same_name_do_not_overwrite_each_other(
+    whycam, lite0_onnx, sample_images, tmp_path
 ):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        shutil.copy(photographs[0], tmp_path / folder)
+        shutil.copy(sample_images[0], tmp_path / folder)
     result = whycam("explain", lite0_onnx, tmp_path / "a", tmp_path / "b", "-o", tmp_path / "out")
     assert result.code == 0, result.err
     assert len(list((tmp_path / "out").iterdir())) == 2
 
 
-def test_a_broken_picture_among_good_ones_is_named_and_the_rest_explained(
-    whycam, lite0_onnx, photographs, tmp_path
+def test_a_broken_image_among_good_ones_is_named_and_the_rest_explained(
+    whycam, lite0_onnx, sample_images, tmp_path
 ):
     (tmp_path / "broken.jpg").write_bytes(b"")
     result = whycam(
-        "explain", lite0_onnx, tmp_path / "broken.jpg", photographs[0], "-o", tmp_path / "out"
+        "explain", lite0_onnx, tmp_path / "broken.jpg", sample_images[0], "-o", tmp_path / "out"
     )
     assert result.code == 2
     assert "broken.jpg" in result.err
@@ -304,9 +304,9 @@ def test_a_broken_picture_among_good_ones_is_named_and_the_rest_explained(
     ],
 )
 def test_wrong_requests_are_one_red_line_and_exit_code_two(
-    whycam, lite0_onnx, photographs, arguments, complaint
+    whycam, lite0_onnx, sample_images, arguments, complaint
 ):
-    result = whycam("explain", lite0_onnx, photographs[0], *arguments)
+    result = whycam("explain", lite0_onnx, sample_images[0], *arguments)
     assert result.code == 2
     assert result.err.startswith("error: ")
     assert complaint in result.err
@@ -399,10 +399,10 @@ def test_unusable_export_options_are_refused(whycam, tmp_path, arguments):
 
 
 @pytest.mark.slow
-def test_evaluate_prints_a_table_and_writes_a_report(whycam, lite0_onnx, photographs, tmp_path):
+def test_evaluate_prints_a_table_and_writes_a_report(whycam, lite0_onnx, sample_images, tmp_path):
     table = tmp_path / "photos.csv"
     labels = ("tabby", "espresso", "missile", "no such class")
-    rows = zip(photographs, labels, strict=True)
+    rows = zip(sample_images, labels, strict=True)
     table.write_text("".join(f"{path},{label}\n" for path, label in rows))
     given = ["--method", "gradcam", "-o", tmp_path / "report", "--threads", 2]
     result = whycam("evaluate", lite0_onnx, table, *given)
@@ -463,14 +463,14 @@ def test_any_file_name_can_be_complained_of(whycam, curved_onnx, command, name):
 @pytest.mark.parametrize(
     "name", ["[red].png", "a\\[b]", "\x1b[2J", "two\nlines", "\udcff", "a\\"], ids=ascii
 )
-def test_a_picture_with_any_name_is_explained(whycam, curved_onnx, chelsea, tmp_path, name):
-    picture = tmp_path / f"{name}.png"
-    shutil.copy(chelsea, picture)
-    result = whycam("explain", curved_onnx, picture, "-o", tmp_path / "out")
+def test_an_image_with_any_name_is_explained(whycam, curved_onnx, chelsea, tmp_path, name):
+    image = tmp_path / f"{name}.png"
+    shutil.copy(chelsea, image)
+    result = whycam("explain", curved_onnx, image, "-o", tmp_path / "out")
     assert result.code == 0, result.err
     assert len(list((tmp_path / "out").iterdir())) == 1
-    row = whycam("explain", curved_onnx, picture, "--json").json()["explanations"][0]
-    assert row["file"] == str(picture)
+    row = whycam("explain", curved_onnx, image, "--json").json()["explanations"][0]
+    assert row["file"] == str(image)
 
 
 @pytest.mark.parametrize("text", ["[/b]", "\\[/b]", "[red]", "\\", "\u200f\U0001f431"], ids=ascii)

@@ -97,13 +97,13 @@ QUICK = Settings(engines=("openvino",), rounds=1)
 
 @pytest.mark.slow
 def test_a_file_is_checked_in_every_engine_and_the_report_names_no_place(
-    doctor, curved_onnx, photographs, tmp_path
+    doctor, curved_onnx, sample_images, tmp_path
 ):
     home = tmp_path / "secret user"
     (home / "private images").mkdir(parents=True)
     model = home / "model.onnx"
     model.write_bytes(curved_onnx.read_bytes())
-    (home / "private images" / "ex.png").write_bytes(photographs[0].read_bytes())
+    (home / "private images" / "ex.png").write_bytes(sample_images[0].read_bytes())
     target = home / "report.json"
     code, out, err = doctor(
         "--check", model, "--images", home / "private images", "--rounds", 2, "-o", target

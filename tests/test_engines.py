@@ -41,9 +41,9 @@ def same(ours: list[whycam.Explanation], theirs: list[whycam.Explanation], apart
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", FAST)
-def test_engines_agree_on_maps_and_thresholds(openvino, onnxruntime, photographs, method):
+def test_engines_agree_on_maps_and_thresholds(openvino, onnxruntime, sample_images, method):
     ours, theirs = (
-        e.explain(photographs, method=method, tft=True) for e in (openvino, onnxruntime)
+        e.explain(sample_images, method=method, tft=True) for e in (openvino, onnxruntime)
     )
     same(ours, theirs, 1e-5)
     for a, b in zip(ours, theirs, strict=True):
@@ -51,7 +51,7 @@ def test_engines_agree_on_maps_and_thresholds(openvino, onnxruntime, photographs
         assert a.threshold == b.threshold
 
 
-def test_bf16_is_close_and_only_when_asked_for(openvino, lite0_onnx, photographs):
+def test_bf16_is_close_and_only_when_asked_for(openvino, lite0_onnx, sample_images):
     able = openvino.engine._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if "BF16" not in able:
         with pytest.raises(EngineError, match="no bf16"):
@@ -61,7 +61,7 @@ def test_bf16_is_close_and_only_when_asked_for(openvino, lite0_onnx, photographs
     assert reduced.engine.name == "openvino"
     assert "bf16" in reduced.engine.description
     assert "bf16" in reduced.engine.reason
-    a, b = openvino.explain(photographs), reduced.explain(photographs)
+    a, b = openvino.explain(sample_images), reduced.explain(sample_images)
     same(a, b, 0.02)
     assert max(abs(x.probability - y.probability) for x, y in zip(a, b, strict=True)) > 1e-5
     for x, y in zip(a, b, strict=True):
@@ -69,15 +69,15 @@ def test_bf16_is_close_and_only_when_asked_for(openvino, lite0_onnx, photographs
 
 
 @pytest.mark.slow
-def test_any_batch_and_any_number_of_classes(openvino, onnxruntime, photographs):
+def test_any_batch_and_any_number_of_classes(openvino, onnxruntime, sample_images):
     """More shapes than are compiled one by one, batches that are filled up, and back again."""
     for count in (1, 2, 3, 4, 5, 7, 8, 12, 1):
-        pictures = (photographs * 3)[:count]
-        same(openvino.explain(pictures), onnxruntime.explain(pictures), 1e-5)
+        images = (sample_images * 3)[:count]
+        same(openvino.explain(images), onnxruntime.explain(images), 1e-5)
     for classes in ([-1, -2], [-1, -2, -3], [7], [-5, 0, 1, 2]):
         same(
-            openvino.explain(photographs[0], targets=classes),
-            onnxruntime.explain(photographs[0], targets=classes),
+            openvino.explain(sample_images[0], targets=classes),
+            onnxruntime.explain(sample_images[0], targets=classes),
             1e-5,
         )
     assert all(len(part._compiled) <= 5 for part in openvino.engine._parts.values())
@@ -92,28 +92,28 @@ def test_each_row_of_a_filled_batch_is_its_own(openvino):
     np.testing.assert_allclose(nine, ten[1:], atol=1e-6)
 
 
-def test_throughput_divides_batches_and_answers_the_same(lite0_onnx, onnxruntime, photographs):
+def test_throughput_divides_batches_and_answers_the_same(lite0_onnx, onnxruntime, sample_images):
     divided = whycam.load(lite0_onnx, "openvino", threads=2, hint="throughput")
-    same(divided.explain(photographs * 2), onnxruntime.explain(photographs * 2), 1e-5)
+    same(divided.explain(sample_images * 2), onnxruntime.explain(sample_images * 2), 1e-5)
     assert divided.engine._part(frozenset({"map"})).streams == 2
 
 
-def test_results_stay_when_the_engine_runs_again(openvino, photographs):
-    first = openvino.explain(photographs[0])
+def test_results_stay_when_the_engine_runs_again(openvino, sample_images):
+    first = openvino.explain(sample_images[0])
     before = first.map.copy()
-    openvino.explain(photographs[1])
+    openvino.explain(sample_images[1])
     np.testing.assert_array_equal(first.map, before)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
-def test_threads_share_an_engine(request, name, photographs):
+def test_threads_share_an_engine(request, name, sample_images):
     explainer = request.getfixturevalue(name)
-    expected = [e.probability for e in explainer.explain(photographs)]
+    expected = [e.probability for e in explainer.explain(sample_images)]
     found: dict[int, list[float]] = {}
 
     def work(index: int) -> None:
-        found[index] = [explainer.explain(p, tft=True).probability for p in photographs]
+        found[index] = [explainer.explain(p, tft=True).probability for p in sample_images]
 
     workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
     for worker in workers:
@@ -135,19 +135,19 @@ def test_classification_alone_runs_no_gradient(lite0_onnx, chelsea):
     assert "gradients" not in names
 
 
-def test_engines_agree_on_a_small_network(curved_onnx, photographs):
+def test_engines_agree_on_a_small_network(curved_onnx, sample_images):
     a, b = (whycam.load(curved_onnx, name, threads=1) for name in ("openvino", "onnxruntime"))
     for method in (each for each in a.manifest.methods if each in FAST):
-        same(a.explain(photographs, method=method), b.explain(photographs, method=method), 1e-5)
+        same(a.explain(sample_images, method=method), b.explain(sample_images, method=method), 1e-5)
 
 
-def test_thresholds_in_the_graph_agree_between_engines(exports, photographs):
+def test_thresholds_in_the_graph_agree_between_engines(exports, sample_images):
     from networks import SMALL, linear
 
     soft = Tft(mask="soft", thresholds="rank")
     path = exports(linear, outputs=["tft", "raw"], tft=soft, overrides=SMALL)
     a, b = (
-        whycam.load(path, name, threads=1).explain(photographs, tft=True)
+        whycam.load(path, name, threads=1).explain(sample_images, tft=True)
         for name in ("openvino", "onnxruntime")
     )
     same(a, b, 1e-5)
@@ -156,13 +156,13 @@ def test_thresholds_in_the_graph_agree_between_engines(exports, photographs):
 
 
 @pytest.mark.slow
-def test_pictures_of_any_size_in_a_graph_that_takes_pixels(pixels_onnx, photographs):
-    """More picture sizes than are compiled one by one."""
+def test_images_of_any_size_in_a_graph_that_takes_pixels(pixels_onnx, sample_images):
+    """More image sizes than are compiled one by one."""
     a, b = (whycam.load(pixels_onnx, name) for name in ("openvino", "onnxruntime"))
     rng = np.random.default_rng(0)
     sizes = [(200, 300), (301, 240), (250, 250), (333, 222), (225, 400)]
-    pictures = [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
-    same(a.explain(pictures), b.explain(pictures), 1e-4)
+    images = [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+    same(a.explain(images), b.explain(images), 1e-4)
 
 
 # Which engine, and why.

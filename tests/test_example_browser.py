@@ -86,9 +86,9 @@ def page(browser, address, model, wait, status) -> Any:
     return browser
 
 
-def choose(page: Any, wait: Any, picture: Path) -> None:
+def choose(page: Any, wait: Any, image: Path) -> None:
     page.execute_script("window.whycam.answer = null")
-    page.find_element("id", "file").send_keys(str(picture))
+    page.find_element("id", "file").send_keys(str(image))
     wait(lambda: page.execute_script("return window.whycam.answer !== null"))
 
 
@@ -104,12 +104,12 @@ def shown(page: Any) -> str:
 
 
 @pytest.mark.parametrize("index", [0, 3])
-def test_answer_is_pythons(page, wait, model, photographs, tmp_path, index):
-    photograph = tmp_path / "photograph.png"
-    Image.open(photographs[index]).convert("RGB").save(photograph)
-    choose(page, wait, photograph)
+def test_answer_is_pythons(page, wait, model, sample_images, tmp_path, index):
+    sample = tmp_path / "sample.png"
+    Image.open(sample_images[index]).convert("RGB").save(sample)
+    choose(page, wait, sample)
     found = answer(page)
-    expected = whycam.load(model, threads=2).explain(photograph, tft=True)
+    expected = whycam.load(model, threads=2).explain(sample, tft=True)
     assert found["index"] == found["top"][0] == expected.index
     assert found["probabilities"][expected.index] == pytest.approx(expected.probability, abs=1e-3)
     assert found["threshold"] == pytest.approx(expected.threshold, abs=1e-6)
@@ -255,9 +255,9 @@ def test_prompts_are_chosen_in_the_page_without_another_export(
     path, first = zero_shot
     browser.get(address)
     wait(lambda: status().startswith("ready"))
-    photograph = tmp_path / "photograph.png"
-    Image.open(chelsea).convert("RGB").save(photograph)
-    choose(browser, wait, photograph)
+    sample = tmp_path / "sample.png"
+    Image.open(chelsea).convert("RGB").save(sample)
+    choose(browser, wait, sample)
     other = Prompts(("eine Katze", "Füchslein 🦊", "x", "y"), prompts(4, seed=9).embeddings)
     second = write_prompts(tmp_path / "other.npz", other)
     for file in (first, second):
@@ -267,10 +267,8 @@ def test_prompts_are_chosen_in_the_page_without_another_export(
             wait(lambda: browser.execute_script("return window.whycam.answer !== null"))
         found = answer(browser)
         explainer = whycam.load(path, prompts=file)
-        expected = explainer.explain(photograph, tft=True)
-        np.testing.assert_allclose(
-            found["probabilities"], explainer.classify(photograph)[0], atol=1e-3
-        )
+        expected = explainer.explain(sample, tft=True)
+        np.testing.assert_allclose(found["probabilities"], explainer.classify(sample)[0], atol=1e-3)
         assert found["index"] == expected.index
         assert expected.label in browser.find_element("id", "classes").text
         assert found["threshold"] == pytest.approx(expected.threshold, abs=1e-6)

@@ -44,16 +44,16 @@ def explain(program: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.mark.parametrize(("index", "target"), [(0, -1), (3, -1), (0, 285)])
-def test_answer_is_pythons(explain, pixels_onnx, photographs, tmp_path, index, target):
-    photograph = tmp_path / "photograph.png"  # PNG: JPEG decoders differ
-    Image.open(photographs[index]).convert("RGB").save(photograph)
+def test_answer_is_pythons(explain, pixels_onnx, sample_images, tmp_path, index, target):
+    sample = tmp_path / "sample.png"  # PNG: JPEG decoders differ
+    Image.open(sample_images[index]).convert("RGB").save(sample)
     done = explain(
-        pixels_onnx, photograph, "--class", target, "--json", tmp_path / "a.json",
+        pixels_onnx, sample, "--class", target, "--json", tmp_path / "a.json",
         "-o", tmp_path / "why.png",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "a.json").read_text())
-    expected = whycam.load(pixels_onnx, threads=2).explain(photograph, target, tft=True)
+    expected = whycam.load(pixels_onnx, threads=2).explain(sample, target, tft=True)
     assert (found["index"], found["label"]) == (expected.index, expected.label)
     assert expected.label in done.stdout
     assert found["probability"] == pytest.approx(expected.probability, abs=1e-3)
@@ -64,17 +64,17 @@ def test_answer_is_pythons(explain, pixels_onnx, photographs, tmp_path, index, t
         np.reshape(found["original_map"], shape), expected.original_map, atol=1e-3
     )
     assert overlap(np.reshape(found["map"], shape), expected.map) > 0.99
-    assert Image.open(tmp_path / "why.png").size == Image.open(photograph).size
+    assert Image.open(tmp_path / "why.png").size == Image.open(sample).size
 
 
 def test_overlay_colours_what_the_map_marks_and_nothing_else(
     explain, pixels_onnx, chelsea, tmp_path
 ):
     assert explain(pixels_onnx, chelsea, "-o", tmp_path / "why.png").returncode == 0
-    picture = np.asarray(Image.open(chelsea).convert("RGB"), int)
+    image = np.asarray(Image.open(chelsea).convert("RGB"), int)
     drawn = np.asarray(Image.open(tmp_path / "why.png"), int)
     expected = whycam.load(pixels_onnx).explain(chelsea, tft=True, geometry="image").map
-    changed = (drawn != picture).any(-1)
+    changed = (drawn != image).any(-1)
     assert overlap(changed, expected > 0.02) > 0.95
     assert not changed[expected == 0].mean() > 0.01
 

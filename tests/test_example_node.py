@@ -56,16 +56,16 @@ def explain(home) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.mark.parametrize(("index", "target"), [(0, -1), (3, -1), (0, 285)])
-def test_answer_is_pythons(explain, model, photographs, tmp_path, index, target):
-    photograph = tmp_path / "photograph.png"  # PNG: JPEG decoders differ
-    Image.open(photographs[index]).convert("RGB").save(photograph)
+def test_answer_is_pythons(explain, model, sample_images, tmp_path, index, target):
+    sample = tmp_path / "sample.png"  # PNG: JPEG decoders differ
+    Image.open(sample_images[index]).convert("RGB").save(sample)
     done = explain(
-        model, photograph, f"--class={target}", "--json", tmp_path / "a.json",
+        model, sample, f"--class={target}", "--json", tmp_path / "a.json",
         "-o", tmp_path / "why.png",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "a.json").read_text())
-    expected = whycam.load(model, threads=2).explain(photograph, target, tft=True)
+    expected = whycam.load(model, threads=2).explain(sample, target, tft=True)
     assert (found["index"], found["label"]) == (expected.index, expected.label)
     assert expected.label in done.stdout
     assert found["probability"] == pytest.approx(expected.probability, abs=1e-3)
@@ -76,16 +76,16 @@ def test_answer_is_pythons(explain, model, photographs, tmp_path, index, target)
         np.reshape(found["original_map"], shape), expected.original_map, atol=1e-3
     )
     assert overlap(np.reshape(found["map"], shape), expected.map) > 0.99
-    assert Image.open(tmp_path / "why.png").size == Image.open(photograph).size
+    assert Image.open(tmp_path / "why.png").size == Image.open(sample).size
 
 
 def test_overlay_colours_what_the_map_marks_and_nothing_else(explain, model, chelsea, tmp_path):
     done = explain(model, chelsea, "-o", tmp_path / "why.png")
     assert done.returncode == 0, done.stderr
-    picture = np.asarray(Image.open(chelsea).convert("RGB"), int)
+    image = np.asarray(Image.open(chelsea).convert("RGB"), int)
     drawn = np.asarray(Image.open(tmp_path / "why.png").convert("RGB"), int)
     expected = whycam.load(model).explain(chelsea, tft=True, geometry="image").map
-    changed = np.abs(drawn - picture).max(-1) > 3
+    changed = np.abs(drawn - image).max(-1) > 3
     assert overlap(changed, expected > 0.02) > 0.9
 
 

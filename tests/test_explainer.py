@@ -1,4 +1,4 @@
-"""What a product sees: load a file, explain pictures, save what was found."""
+"""What a product sees: load a file, explain images, save what was found."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def assert_same(one: whycam.Explanation, other: whycam.Explanation) -> None:
     np.testing.assert_allclose(one.original_map, other.original_map, atol=1e-3)
 
 
-# Real pictures, real network.
+# Real images, real network.
 
 
 def test_the_cat_is_seen(lite0, chelsea):
@@ -40,7 +40,7 @@ def test_the_cat_is_seen(lite0, chelsea):
     assert found.probability == pytest.approx(lite0.classify(chelsea)[0, TIGER_CAT], abs=1e-6)
     assert found.map.shape == (224, 224)
     assert found.map.dtype == np.float32
-    # Her face fills the middle of the picture.
+    # Her face fills the middle of the image.
     middle = found.map[56:168, 56:168].mean()
     assert middle > 1.5 * found.map[np.r_[:28, 196:224]].mean()
 
@@ -62,26 +62,26 @@ def test_gradcam_and_hirescam_agree_behind_a_pooled_linear_head(lite0, chelsea):
     np.testing.assert_allclose(averaged.map, element_wise.map, atol=1e-3)
 
 
-def test_many_pictures_give_what_each_gives_alone(lite0, photographs):
-    many = lite0.explain(photographs, method="layercam")
-    assert len({found.index for found in many}) == len(photographs)
-    for path, found in zip(photographs, many, strict=True):
+def test_many_images_give_what_each_gives_alone(lite0, sample_images):
+    many = lite0.explain(sample_images, method="layercam")
+    assert len({found.index for found in many}) == len(sample_images)
+    for path, found in zip(sample_images, many, strict=True):
         assert_same(found, lite0.explain(path, method="layercam"))
 
 
-def test_list_tuple_and_array_of_pictures_are_the_same(lite0, chelsea):
-    picture = np.asarray(Image.open(chelsea))
-    for images in ([picture, picture], (picture, picture), np.stack([picture, picture])):
+def test_list_tuple_and_array_of_images_are_the_same(lite0, chelsea):
+    image = np.asarray(Image.open(chelsea))
+    for images in ([image, image], (image, image), np.stack([image, image])):
         found = lite0.explain(images)
         assert [one.index for one in found] == [TIGER_CAT, TIGER_CAT]
 
 
-def test_list_of_one_picture_gives_a_list_of_one(lite0, chelsea):
+def test_list_of_one_image_gives_a_list_of_one(lite0, chelsea):
     (found,) = lite0.explain([chelsea])
     assert found.index == TIGER_CAT
 
 
-def test_no_pictures_give_no_explanations(tiny):
+def test_no_images_give_no_explanations(tiny):
     assert tiny.explain([]) == []
     assert tiny.classify([]).shape == (0, 3)
 
@@ -108,44 +108,44 @@ def test_explanations_of_several_classes_differ(lite0, chelsea):
     assert np.abs(cat.map - dog.map).max() > 0.3
 
 
-def test_each_picture_may_have_targets_of_its_own(lite0, photographs):
+def test_each_image_may_have_targets_of_its_own(lite0, sample_images):
     wanted = [[7, -1], 8, [9], ["tench", 1, 2]]
-    found = lite0.explain(photographs, targets=wanted)
+    found = lite0.explain(sample_images, targets=wanted)
     assert [one.index for one in found[0]] == [7, TIGER_CAT]
     assert found[1].index == 8
     assert [one.index for one in found[2]] == [9]
     assert [one.index for one in found[3]] == [0, 1, 2]
     # The narrower rows are filled up for the engine; that must not show.
-    assert_same(found[1], lite0.explain(photographs[1], targets=8))
-    assert_same(found[3][2], lite0.explain(photographs[3], targets=2))
+    assert_same(found[1], lite0.explain(sample_images[1], targets=8))
+    assert_same(found[3][2], lite0.explain(sample_images[3], targets=2))
 
 
-def test_one_target_serves_all_pictures(lite0, photographs):
-    assert [one.index for one in lite0.explain(photographs, targets=5)] == [5] * 4
+def test_one_target_serves_all_images(lite0, sample_images):
+    assert [one.index for one in lite0.explain(sample_images, targets=5)] == [5] * 4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("memory_mb", [1, 1024])
 @pytest.mark.parametrize("tft", [None, True, Tft("soft", "rank")], ids=["none", "value", "rank"])
-def test_small_batches_give_the_same_answers(lite0, photographs, memory_mb, tft):
+def test_small_batches_give_the_same_answers(lite0, sample_images, memory_mb, tft):
     explainer = Explainer(lite0.engine, lite0.manifest, memory_mb)
     assert (explainer.batch == 1) is (memory_mb == 1)
-    expected = lite0.explain(photographs, tft=tft)
-    for one, other in zip(explainer.explain(photographs, tft=tft), expected, strict=True):
+    expected = lite0.explain(sample_images, tft=tft)
+    for one, other in zip(explainer.explain(sample_images, tft=tft), expected, strict=True):
         assert_same(one, other)
     np.testing.assert_allclose(
-        explainer.classify(photographs), lite0.classify(photographs), atol=1e-5
+        explainer.classify(sample_images), lite0.classify(sample_images), atol=1e-5
     )
 
 
 @pytest.mark.slow
-def test_eight_threads_give_what_one_gives(lite0, photographs):
+def test_eight_threads_give_what_one_gives(lite0, sample_images):
     def explain(path: Path) -> whycam.Explanation:
         return lite0.explain(path, method="gradcam++", tft=True)
 
-    expected = [explain(path) for path in photographs]
+    expected = [explain(path) for path in sample_images]
     with ThreadPoolExecutor(8) as pool:
-        for one, other in zip(pool.map(explain, 4 * photographs), 4 * expected, strict=True):
+        for one, other in zip(pool.map(explain, 4 * sample_images), 4 * expected, strict=True):
             assert_same(one, other)
 
 
@@ -177,9 +177,9 @@ def test_table_1_is_as_printed():
     }  # fmt: skip
 
 
-def test_maps_over_the_picture_have_its_size(lite0, photographs):
-    found = lite0.explain(photographs, tft=True, geometry="image")
-    for one, path in zip(found, photographs, strict=True):
+def test_maps_over_the_image_have_its_size(lite0, sample_images):
+    found = lite0.explain(sample_images, tft=True, geometry="image")
+    for one, path in zip(found, sample_images, strict=True):
         width, height = Image.open(path).size
         assert one.geometry == "image"
         for values in (one.map, one.original_map, one.mask):
@@ -187,11 +187,11 @@ def test_maps_over_the_picture_have_its_size(lite0, photographs):
         np.testing.assert_array_equal(one.on_image(one.map), one.map)
 
 
-def test_geometry_input_is_carried_to_the_picture_on_demand(lite0, chelsea):
+def test_geometry_input_is_carried_to_the_image_on_demand(lite0, chelsea):
     found = lite0.explain(chelsea)
     expected = lite0.explain(chelsea, geometry="image").map
     np.testing.assert_allclose(found.on_image(found.map), expected, atol=1e-5)
-    # The centre crop leaves out the sides of a wide picture.
+    # The centre crop leaves out the sides of a wide image.
     assert not expected[:, :50].any()
     assert not expected[:, -50:].any()
 
@@ -231,9 +231,9 @@ def test_evaluation_needs_no_torch(run_python):
 
 
 def test_scorecam_equals_a_plain_loop(tiny, tiny_engine):
-    picture = noise(8, 8)
+    pixels = noise(8, 8)
     engine = tiny_engine()
-    image = ((picture / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)).transpose(2, 0, 1)
+    image = ((pixels / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)).transpose(2, 0, 1)
 
     def run(x: np.ndarray, output: str) -> np.ndarray:
         feeds = {"image": x[None].astype(np.float32), "target": np.array([[1]])}
@@ -247,7 +247,7 @@ def test_scorecam_equals_a_plain_loop(tiny, tiny_engine):
             mask = (up - up.min()) / (up.max() - up.min())
             total += run(image * mask, "probabilities")[1] * channel
     expected = cam.finish(np.maximum(total, 0), (8, 8))
-    found = tiny.explain(picture, targets=1, method="scorecam")
+    found = tiny.explain(pixels, targets=1, method="scorecam")
     assert expected.max() > 0.99
     np.testing.assert_allclose(found.map, expected, atol=1e-4)
 
@@ -273,15 +273,15 @@ def test_scorecam_tells_its_progress(tiny_engine, manifest_of):
 def test_memory_bounds_every_batch(tiny_engine, manifest_of):
     explainer = Explainer(tiny_engine(), manifest_of(image_bytes=2**19 // 3), memory_mb=1)
     assert explainer.batch == 3
-    pictures = [noise(8, 8, seed) for seed in range(7)]
-    explainer.explain(pictures, targets=[[0, 1]] * 7, tft=True)
-    explainer.classify(pictures)
+    images = [noise(8, 8, seed) for seed in range(7)]
+    explainer.explain(images, targets=[[0, 1]] * 7, tft=True)
+    explainer.classify(images)
     assert max(explainer.engine.batches) == 3
 
 
 @pytest.mark.shared
 @pytest.mark.slow
-def test_research_photographs_are_classified(lite0, shared_data):
+def test_research_images_are_classified(lite0, shared_data):
     # Only if the whole way in is right: with ImageNet's mean and std it is some 10 % lower.
     folder = shared_data / "imagenet-samples"
     with (folder / "labels.csv").open(newline="") as file:

@@ -53,7 +53,7 @@ def test_top_holds_the_five_most_probable_classes(explained, lite0, chelsea):
     assert found[0].label == "tiger cat"
 
 
-def test_a_notebook_shows_the_picture_and_escapes_labels(explained):
+def test_a_notebook_shows_the_image_and_escapes_labels(explained):
     named = dataclasses.replace(
         explained["tft"], label="<script>", top=(ClassScore(0, "<b>bold</b>", 0.5),)
     )

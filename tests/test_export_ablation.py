@@ -67,7 +67,7 @@ class Moments(nn.Module):
         return torch.cat([mean.flatten(1), ((x - mean) ** 2).mean((2, 3))], 1)
 
 
-class ScaledByPicture(nn.Module):
+class ScaledByImage(nn.Module):
     """Divided by its own largest value: ablating one channel changes them all."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -138,7 +138,7 @@ HEADS: dict[str, Callable[[], list[nn.Module]]] = {
     "transposed": lambda: [Transposed(), *flat(K * H * W)],
     "average and maximum": lambda: [Both(), nn.Linear(2 * K, 5)],
     "moments": lambda: [Moments(), nn.Linear(2 * K, 5)],
-    "scaled by picture": lambda: [ScaledByPicture(), *pooled(nn.Linear(K, 5))],
+    "scaled by image": lambda: [ScaledByImage(), *pooled(nn.Linear(K, 5))],
     "convolution": lambda: [nn.Conv2d(K, 6, 3), nn.ReLU(), *pooled(nn.Linear(6, 5))],
     "convolution as classifier": lambda: [nn.Conv2d(K, 5, 1), nn.ReLU(), *pooled()],
     "max-pool, then convolution": lambda: [nn.MaxPool2d(2), nn.Conv2d(K, 5, 2), *pooled()],

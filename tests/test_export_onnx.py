@@ -94,7 +94,7 @@ def test_ranks_and_classes_mix_in_one_call(run) -> None:
     assert found["targets"].tolist() == [[ranked[0, 0], 4], [2, ranked[1, 2]]]
 
 
-def test_gradients_follow_the_picture_where_the_head_is_curved(run) -> None:
+def test_gradients_follow_the_image_where_the_head_is_curved(run) -> None:
     gradients = run(PIXELS[:2], [[1], [1]])["gradients"]
     difference = np.abs(gradients[0] - gradients[1]).max()
     assert difference > 0.1 * np.abs(gradients).max()
@@ -665,11 +665,11 @@ def test_preprocessing_of_torchvision_weights_is_theirs() -> None:
 
 @pytest.mark.parametrize("name", ["squeezenet1_1", "efficientnet_b0", "mobilenet_v3_small"])
 def test_view_of_torchvision_weights_equals_their_own_transform(
-    name: str, photographs: list[Path]
+    name: str, sample_images: list[Path]
 ) -> None:
     spec = resolve(f"torchvision/{name}", "none").preprocess
     preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
-    for path in photographs:
+    for path in sample_images:
         ours = normalise(crop_resized(read_image(path), spec)[0], spec)
         theirs = preset(Image.open(path).convert("RGB")).numpy()
         np.testing.assert_allclose(ours, theirs, atol=2e-6)
@@ -678,12 +678,14 @@ def test_view_of_torchvision_weights_equals_their_own_transform(
 @pytest.mark.parametrize(
     "name", ["tf_efficientnet_lite0", "mobilenetv3_small_050", "resnet18.a1_in1k", "convnext_atto"]
 )
-def test_view_of_timm_models_equals_their_own_transform(name: str, photographs: list[Path]) -> None:
+def test_view_of_timm_models_equals_their_own_transform(
+    name: str, sample_images: list[Path]
+) -> None:
     timm = pytest.importorskip("timm")
     source = resolve(f"timm/{name}", "none")
     config = timm.data.resolve_data_config({}, model=source.model)
     chain = timm.data.create_transform(**config, is_training=False)
-    for path in photographs:
+    for path in sample_images:
         view = crop_resized(read_image(path), source.preprocess)[0]
         theirs = chain(Image.open(path).convert("RGB")).numpy()
         np.testing.assert_allclose(normalise(view, source.preprocess), theirs, atol=2e-6)
@@ -703,7 +705,7 @@ def test_manifest_holds_the_preprocessing_and_what_was_overridden(tmp_path: Path
 @pytest.mark.parametrize(
     "wanted", [{"image_size": 10**400}, {"resize": 10**400}, {"image_size": -3}, {"resize": -1}]
 )
-def test_sizes_that_no_picture_has_are_refused(tmp_path: Path, wanted: dict[str, int]) -> None:
+def test_sizes_that_no_image_has_are_refused(tmp_path: Path, wanted: dict[str, int]) -> None:
     with pytest.raises(ExportError, match="unusable preprocessing"):
         to_onnx(linear(), tmp_path / "model.onnx", overrides=Overrides(preprocess="tf", **wanted))
 
@@ -721,18 +723,18 @@ def test_preprocessing_that_nobody_says_is_asked_for_with_a_complete_command(
 
 @pytest.mark.slow
 @pytest.mark.shared
-def test_top_5_of_lite0_on_400_photographs_are_those_of_torch(
+def test_top_5_of_lite0_on_400_images_are_those_of_torch(
     lite0: whycam.Explainer, shared_data: Path
 ) -> None:
     model = resolve(f"{EXAMPLES}/efficientnet_lite0.py:model").model
     spec = lite0.manifest.preprocess
-    pictures = sorted((shared_data / "imagenet-samples").glob("*.JPEG"))
-    assert len(pictures) == 400
-    for picture in pictures:
-        pixels = normalise(crop_resized(read_image(picture), spec)[0], spec)[None]
+    images = sorted((shared_data / "imagenet-samples").glob("*.JPEG"))
+    assert len(images) == 400
+    for image in images:
+        pixels = normalise(crop_resized(read_image(image), spec)[0], spec)[None]
         with torch.no_grad():
             expected = model(torch.from_numpy(pixels)).topk(5).indices[0].tolist()
         found = lite0.engine.run(
             {"image": pixels, "target": np.array([[-1, -2, -3, -4, -5]])}, ["targets"]
         )
-        assert found["targets"][0].tolist() == expected, picture.name
+        assert found["targets"][0].tolist() == expected, image.name

@@ -27,8 +27,8 @@ MODELS = {
     "torchvision/mobilenet_v3_large": Tft("binary", "rank"),
     LITE0: Tft("soft", "rank"),
 }
-# How many photographs are compared; a hundred take an hour.
-PHOTOGRAPHS = int(os.environ.get("WHYCAM_PHOTOGRAPHS", "3"))
+# How many images are compared; a hundred take an hour.
+IMAGES = int(os.environ.get("WHYCAM_IMAGES", "3"))
 
 
 @pytest.fixture(scope="module", params=MODELS, ids=lambda name: Path(name).stem)
@@ -45,12 +45,12 @@ def large(request: pytest.FixtureRequest) -> Path:
 @pytest.mark.shared
 def test_graph_and_runtime_make_the_same_maps_and_choose_the_same_thresholds(large, shared_data):
     explainer = whycam.load(large, threads=2)
-    # All masked images of three pictures and classes at once.
+    # All masked copies of three images and classes at once.
     explainer.model = replace(explainer.model, batch=3 * 3 * 10 + 3)
     computing = without_own_maps(explainer)
     files = sorted((shared_data / "imagenet-samples").glob("*.JPEG"))
-    files = files[:: len(files) // PHOTOGRAPHS][:PHOTOGRAPHS]
-    assert len(files) == PHOTOGRAPHS
+    files = files[:: len(files) // IMAGES][:IMAGES]
+    assert len(files) == IMAGES
     computing.model = replace(computing.model, batch=16)
     for classes in ([-1], [-1, -2, 7]):
         expected = computing.explain(files, [classes] * len(files), tft=True)
@@ -101,8 +101,8 @@ def test_tensorrt_parses_and_builds_every_kind_of_graph(large, outputs):
     ],
     ids=["lite0", "mobilenet_v3_large", "resnet50"],
 )
-def test_tensorrt_builds_graphs_that_take_pictures(model, options, tmp_path):
-    path = tmp_path / "pictures.onnx"
+def test_tensorrt_builds_graphs_that_take_images(model, options, tmp_path):
+    path = tmp_path / "images.onnx"
     made = to_onnx(model, path, weights="none", embed_preprocess=True, **options)
     assert build_errors(str(path), made.manifest) == []
 

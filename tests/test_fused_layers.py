@@ -23,7 +23,7 @@ from whycam.runtime.pipeline import prepare
 from whycam.runtime.tft import Tft
 
 EARLIER = ("relu", "hardswish")  # in any order
-PICTURE = np.random.default_rng(3).integers(0, 256, (SIZE, SIZE, 3)).astype(np.uint8)
+IMAGE = np.random.default_rng(3).integers(0, 256, (SIZE, SIZE, 3)).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +72,8 @@ def by_hand(model: torch.nn.Module, image: NDArray[np.float32], target: int) -> 
 @pytest.mark.parametrize("rank", [-1, -3])
 def test_fused_map_is_that_of_autograd_on_the_model(model, file, rank):
     explainer = whycam.load(file, threads=1)
-    images = prepare([PICTURE], explainer.manifest).inputs
-    found = explainer.explain(PICTURE, rank, method="layercam")
+    images = prepare([IMAGE], explainer.manifest).inputs
+    found = explainer.explain(IMAGE, rank, method="layercam")
     expected = cam.finish(by_hand(model, images, found.index)[None, None], (SIZE, SIZE))[0, 0]
     assert expected.max() > 0.99
     np.testing.assert_allclose(found.original_map, expected, atol=1e-4)
@@ -83,7 +83,7 @@ def test_fused_map_is_that_of_autograd_on_the_model(model, file, rank):
 def test_fused_map_shows_finer_detail_than_the_target_layers_alone(model, file, tmp_path):
     alone = tmp_path / "alone.onnx"
     to_onnx(model, alone, overrides=SMALL, outputs=["map"], map_methods=["layercam"])
-    maps = [whycam.load(path, threads=1).explain(PICTURE).map for path in (file, alone)]
+    maps = [whycam.load(path, threads=1).explain(IMAGE).map for path in (file, alone)]
     steps = [np.abs(np.diff(each, axis=0)).mean() for each in maps]
     assert steps[0] > steps[1]
 
@@ -98,18 +98,18 @@ def test_file_says_which_layers_it_fuses_in_the_networks_order(file):
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_several_classes_of_several_pictures_are_each_explained(file, engine):
+def test_several_classes_of_several_images_are_each_explained(file, engine):
     explainer = whycam.load(file, engine, threads=1)
-    pictures = [PICTURE, PICTURE[::-1].copy()]
-    together = explainer.explain(pictures, [[-1, 2, -2]] * 2)
-    for picture, row in zip(pictures, together, strict=True):
+    images = [IMAGE, IMAGE[::-1].copy()]
+    together = explainer.explain(images, [[-1, 2, -2]] * 2)
+    for image, row in zip(images, together, strict=True):
         for each in row:
-            one = explainer.explain(picture, each.index)
+            one = explainer.explain(image, each.index)
             np.testing.assert_allclose(each.map, one.map, atol=1e-3)
 
 
 def test_sweep_inside_the_graph_cuts_the_fused_map(file):
-    found = whycam.load(file, threads=1).explain(PICTURE, tft=True)
+    found = whycam.load(file, threads=1).explain(IMAGE, tft=True)
     assert found.threshold in (np.float32(0.2), np.float32(0.5))
     kept = found.map > 0
     np.testing.assert_array_equal(found.map[kept], found.original_map[kept])
@@ -143,7 +143,7 @@ def test_fused_file_without_a_sweep_is_halved(model, tmp_path):
     path = tmp_path / "fused.onnx"
     to_onnx(model, path, overrides=SMALL, outputs=["raw", "map"], fused_layers=["relu"])
     half = to_half(path, tmp_path / "half.onnx")
-    maps = [whycam.load(each, threads=1).explain(PICTURE).map for each in (path, half.path)]
+    maps = [whycam.load(each, threads=1).explain(IMAGE).map for each in (path, half.path)]
     assert np.corrcoef(maps[0].ravel(), maps[1].ravel())[0, 1] > 0.99
 
 

@@ -60,8 +60,8 @@ def test_it_is_the_provider_that_was_asked_for(on_gpu, place):
 
 
 @pytest.mark.parametrize("method", ["gradcam", "layercam", "ablation"])
-def test_maps_and_thresholds_are_those_of_the_cpu(on_gpu, lite0, photographs, method):
-    ours, theirs = (e.explain(photographs, method=method, tft=True) for e in (on_gpu, lite0))
+def test_maps_and_thresholds_are_those_of_the_cpu(on_gpu, lite0, sample_images, method):
+    ours, theirs = (e.explain(sample_images, method=method, tft=True) for e in (on_gpu, lite0))
     for a, b in zip(ours, theirs, strict=True):
         assert a.index == b.index
         assert abs(a.probability - b.probability) < 1e-3
@@ -70,10 +70,10 @@ def test_maps_and_thresholds_are_those_of_the_cpu(on_gpu, lite0, photographs, me
         np.testing.assert_allclose(a.rpi, b.rpi, atol=1e-2)
 
 
-def test_float32_is_float32(on_gpu, lite0, photographs):
+def test_float32_is_float32(on_gpu, lite0, sample_images):
     """With TF32, which has 10 bits, the difference is some 1e-4 and more."""
     images = prepare(
-        [whycam.runtime.images.read_image(p) for p in photographs], lite0.manifest
+        [whycam.runtime.images.read_image(p) for p in sample_images], lite0.manifest
     ).inputs
     a, b = classify(on_gpu.model, images), classify(lite0.model, images)
     assert np.abs(a - b).max() < 3e-5
@@ -92,19 +92,19 @@ def test_any_batch_and_any_number_of_classes(on_gpu, lite0):
             assert np.abs(ours[name] - theirs[name]).max() <= 1e-3 * scale, name
 
 
-def test_results_stay_when_the_engine_runs_again(on_gpu, photographs):
-    first = on_gpu.explain(photographs[0])
+def test_results_stay_when_the_engine_runs_again(on_gpu, sample_images):
+    first = on_gpu.explain(sample_images[0])
     before = first.map.copy()
-    on_gpu.explain(photographs[1])
+    on_gpu.explain(sample_images[1])
     np.testing.assert_array_equal(first.map, before)
 
 
-def test_threads_share_an_engine(on_gpu, photographs):
-    expected = [each.probability for each in on_gpu.explain(photographs)]
+def test_threads_share_an_engine(on_gpu, sample_images):
+    expected = [each.probability for each in on_gpu.explain(sample_images)]
     found: dict[int, list[float]] = {}
 
     def work(index: int) -> None:
-        found[index] = [on_gpu.explain(p, tft=True).probability for p in photographs]
+        found[index] = [on_gpu.explain(p, tft=True).probability for p in sample_images]
 
     workers = [threading.Thread(target=work, args=(index,)) for index in range(2)]
     for worker in workers:
@@ -116,9 +116,9 @@ def test_threads_share_an_engine(on_gpu, photographs):
         np.testing.assert_allclose(each, expected, atol=1e-5)
 
 
-def test_a_sweep_in_the_graph_is_that_of_the_cpu(place, curved_onnx, photographs):
+def test_a_sweep_in_the_graph_is_that_of_the_cpu(place, curved_onnx, sample_images):
     ours, theirs = (
-        whycam.load(curved_onnx, name).explain(photographs, tft=True)
+        whycam.load(curved_onnx, name).explain(sample_images, tft=True)
         for name in (place.engine, "onnxruntime")
     )
     for a, b in zip(ours, theirs, strict=True):

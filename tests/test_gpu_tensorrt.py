@@ -126,9 +126,9 @@ def test_activations_gradients_and_probabilities_agree(plan_of, reference, preci
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_maps_agree(plan_of, reference, photographs, precision, method):
-    ours = whycam.load(plan_of("raw", precision)).explain(photographs, method=method)
-    for a, b in zip(ours, reference["raw"].explain(photographs, method=method), strict=True):
+def test_maps_agree(plan_of, reference, sample_images, precision, method):
+    ours = whycam.load(plan_of("raw", precision)).explain(sample_images, method=method)
+    for a, b in zip(ours, reference["raw"].explain(sample_images, method=method), strict=True):
         assert a.index == b.index
         assert np.corrcoef(a.map.ravel(), b.map.ravel())[0, 1] > (
             0.9999 if precision == "fp32" else 0.999
@@ -136,10 +136,10 @@ def test_maps_agree(plan_of, reference, photographs, precision, method):
 
 
 @pytest.mark.parametrize("graph", ["raw", "tft"])
-def test_thresholds_agree(plan_of, reference, photographs, graph):
+def test_thresholds_agree(plan_of, reference, sample_images, graph):
     """Chosen by the runtime's sweep, and by the graph's own."""
-    ours = whycam.load(plan_of(graph)).explain(photographs, tft=True)
-    for a, b in zip(ours, reference[graph].explain(photographs, tft=True), strict=True):
+    ours = whycam.load(plan_of(graph)).explain(sample_images, tft=True)
+    for a, b in zip(ours, reference[graph].explain(sample_images, tft=True), strict=True):
         np.testing.assert_allclose(a.rpi, b.rpi, atol=1e-2)
         assert a.threshold == b.threshold
         assert overlap(a.map, b.map) > 0.99

@@ -19,12 +19,12 @@ from PIL import Image
 from whycam.runtime.errors import ImageError
 from whycam.runtime.images import list_images, read_image
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (13, 17, 3), np.uint8)
-GREY = PICTURE[..., 0]
+IMAGE = np.random.default_rng(0).integers(0, 256, (13, 17, 3), np.uint8)
+GREY = IMAGE[..., 0]
 
 
-def test_path_array_and_pillow_give_the_same_image(photographs):
-    for path in photographs:
+def test_path_array_and_pillow_give_the_same_image(sample_images):
+    for path in sample_images:
         array = np.asarray(Image.open(path).convert("RGB"))
         for source in (path, str(path), array, Image.open(path), Image.fromarray(array)):
             found = read_image(source)
@@ -33,7 +33,7 @@ def test_path_array_and_pillow_give_the_same_image(photographs):
 
 
 def test_image_array_is_not_copied():
-    assert np.shares_memory(read_image(PICTURE), PICTURE)
+    assert np.shares_memory(read_image(IMAGE), IMAGE)
 
 
 @pytest.mark.parametrize("array", [GREY, GREY[..., None]], ids=["HW", "HW1"])
@@ -42,14 +42,14 @@ def test_grey_array_becomes_three_equal_channels(array):
 
 
 def test_alpha_is_dropped():
-    transparent = np.dstack([PICTURE, np.zeros_like(GREY)])
+    transparent = np.dstack([IMAGE, np.zeros_like(GREY)])
     for source in (transparent, Image.fromarray(transparent, "RGBA")):
-        np.testing.assert_array_equal(read_image(source), PICTURE)
+        np.testing.assert_array_equal(read_image(source), IMAGE)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "1", "P", "PA", "CMYK", "YCbCr", "HSV"])
 def test_pillow_modes_become_rgb(mode):
-    image = Image.fromarray(GREY if mode in ("L", "LA", "PA") else PICTURE).convert(mode)
+    image = Image.fromarray(GREY if mode in ("L", "LA", "PA") else IMAGE).convert(mode)
     expected = np.asarray(image.convert("RGB"))
     np.testing.assert_array_equal(read_image(image), expected)
 
@@ -61,7 +61,7 @@ def test_grey_file_becomes_three_equal_channels(tmp_path):
 
 
 def test_palette_file_is_looked_up(tmp_path):
-    few = (PICTURE // 128) * 255  # eight colours fit any palette
+    few = (IMAGE // 128) * 255  # eight colours fit any palette
     Image.fromarray(few).quantize(8).save(tmp_path / "palette.gif")
     assert Image.open(tmp_path / "palette.gif").mode == "P"
     np.testing.assert_array_equal(read_image(tmp_path / "palette.gif"), few)
@@ -106,8 +106,8 @@ def test_cmyk_jpeg_becomes_rgb(tmp_path):
 def test_exif_orientation_is_applied(tmp_path, orientation, upright):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(PICTURE).save(tmp_path / "phone.png", exif=exif)
-    np.testing.assert_array_equal(read_image(tmp_path / "phone.png"), upright(PICTURE))
+    Image.fromarray(IMAGE).save(tmp_path / "phone.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "phone.png"), upright(IMAGE))
 
 
 def png(width: int, height: int) -> bytes:
@@ -134,7 +134,7 @@ def test_decompression_bomb_is_refused(tmp_path, side):
 
 
 def jpeg_bytes(tmp_path: Path) -> bytes:
-    Image.fromarray(PICTURE).resize((200, 200)).save(tmp_path / "whole.jpg")
+    Image.fromarray(IMAGE).resize((200, 200)).save(tmp_path / "whole.jpg")
     return (tmp_path / "whole.jpg").read_bytes()
 
 
@@ -187,7 +187,7 @@ def test_image_type_that_pillow_does_not_know_in_full_is_refused(tmp_path):
 @given(data=st.data())
 def test_damaged_file_is_read_or_an_image_error(tmp_path, kind, data):
     path = tmp_path / "damaged"
-    Image.fromarray(PICTURE).save(path, kind)
+    Image.fromarray(IMAGE).save(path, kind)
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, min(200, len(content) - 1)))
@@ -202,7 +202,7 @@ def test_damaged_file_is_read_or_an_image_error(tmp_path, kind, data):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.uint16, bool, object])
 def test_array_of_another_type_is_refused(dtype):
     with pytest.raises(ImageError, match="uint8"):
-        read_image(PICTURE.astype(dtype))
+        read_image(IMAGE.astype(dtype))
 
 
 @pytest.mark.parametrize(
@@ -264,6 +264,6 @@ def test_threads_that_read_leave_the_filters_of_warnings_as_they_were(tmp_path):
 def test_a_program_is_not_run_to_see_an_image(tmp_path):
     """Pillow would hand PostScript to Ghostscript, by any name the file has."""
     path = tmp_path / "cat.jpg"
-    Image.fromarray(PICTURE).save(path, "EPS")
+    Image.fromarray(IMAGE).save(path, "EPS")
     with pytest.raises(ImageError, match=r"cat\.jpg is a PostScript program"):
         read_image(path)

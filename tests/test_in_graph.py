@@ -34,7 +34,7 @@ TAUS = tuple(step / 20 for step in range(20))
 BINARY, SOFT = Tft("binary", "value"), Tft("soft", "rank")
 
 
-def pictures(count: int, size: tuple[int, int] = (41, 47)) -> list[np.ndarray]:
+def random_images(count: int, size: tuple[int, int] = (41, 47)) -> list[np.ndarray]:
     rng = np.random.default_rng(7)
     coarse = rng.integers(0, 256, (count, 5, 6, 3))
     return [np.ascontiguousarray(np.kron(c, np.ones((9, 9, 1)))[: size[0], : size[1]])
@@ -52,10 +52,10 @@ def made(exports: Callable[..., Path]) -> Callable[..., Path]:
 
 
 def test_class_that_is_all_but_impossible_does_not_make_an_export_wrong(tmp_path):
-    """Masking the picture brings a class of probability 1e-34 to life."""
+    """Masking the image brings a class of probability 1e-34 to life."""
     model = linear()
     with torch.no_grad():
-        # Class 0 wins by some 75 where there is a picture; where there is none, all are equal.
+        # Class 0 wins by some 75 where there is an image; where there is none, all are equal.
         for name, values in model.named_parameters():
             if name.endswith("bias"):
                 values.zero_()
@@ -90,7 +90,7 @@ def test_map_whose_sum_cancels_to_rounding_does_not_make_an_export_wrong(tmp_pat
     made = to_onnx(model, path, overrides=SMALL, outputs=["raw", "map"], map_methods=[method])
     assert made.verification.worst["maps"] <= 1e-4
     for engine in ("onnxruntime", "openvino"):
-        assert whycam.load(path, engine).explain(pictures(1))[0].map.shape == (32, 32)
+        assert whycam.load(path, engine).explain(random_images(1))[0].map.shape == (32, 32)
 
 
 @pytest.mark.parametrize("method", OWN)
@@ -100,8 +100,8 @@ def test_finished_map_of_each_method_is_the_runtimes(made, method):
     explainer = whycam.load(path, threads=1)
     assert explainer.manifest.output_shapes["maps"] == (None, 32, 32)
     for each, computed in zip(
-        explainer.explain(pictures(3), [[-1, 2, -2]] * 3),
-        without_own_maps(explainer).explain(pictures(3), [[-1, 2, -2]] * 3, method),
+        explainer.explain(random_images(3), [[-1, 2, -2]] * 3),
+        without_own_maps(explainer).explain(random_images(3), [[-1, 2, -2]] * 3, method),
         strict=True,
     ):
         for a, b in zip(each, computed, strict=True):
@@ -118,7 +118,7 @@ def test_sweep_in_the_graph_chooses_as_the_runtimes_sweep(made, settings, n, k):
     explainer = whycam.load(path, threads=1)
     targets = [[-1, 3, -2][:k]] * n
     for start in range(0, 6, n):
-        shown = pictures(6)[start : start + n]
+        shown = random_images(6)[start : start + n]
         own = explainer.explain(shown, targets, tft=True)
         computed = without_own_maps(explainer).explain(shown, targets, tft=True)
         assert_same(own, computed)
@@ -167,7 +167,7 @@ def test_search_in_the_graph_chooses_as_the_runtimes_search(searching, settings,
     tried = set()
     for start, n in ((0, 1), (1, 2), (3, 3)):
         targets = [[-1, 3, -2]] * n
-        shown = pictures(6)[start : start + n]
+        shown = random_images(6)[start : start + n]
         own = explainer.explain(shown, targets, tft=True)
         computed = without_own_maps(explainer).explain(shown, targets, tft=True)
         assert_same(own, computed)
@@ -191,17 +191,17 @@ def test_searching_graph_takes_its_batches_by_its_forwards(searching):
         run(feeds, outputs),
     )[1]
     assert_same(
-        small.explain(pictures(2), [[-1, 2]] * 2, tft=True),
-        whole.explain(pictures(2), [[-1, 2]] * 2, tft=True),
+        small.explain(random_images(2), [[-1, 2]] * 2, tft=True),
+        whole.explain(random_images(2), [[-1, 2]] * 2, tft=True),
     )
     assert sizes == [(1, 2), (1, 2)]
 
 
 def test_other_searches_of_a_searching_file_run_in_the_runtime(searching):
     explainer = whycam.load(searching(BINARY), threads=1)
-    found = explainer.explain(pictures(1)[0], tft=Tft(forwards=2))
+    found = explainer.explain(random_images(1)[0], tft=Tft(forwards=2))
     assert np.isfinite(found.rpi).sum() == 2
-    every = explainer.explain(pictures(1)[0], tft=Tft())
+    every = explainer.explain(random_images(1)[0], tft=Tft())
     assert np.isfinite(every.rpi).all()
 
 
@@ -254,7 +254,8 @@ def test_raw_graph_and_finishing_graph_of_one_network_agree(made):
     raw, own = (whycam.load(made(outputs=outputs), threads=1) for outputs in [("raw",), ("tft",)])
     targets = [[-1, -2]] * 4
     assert_same(
-        own.explain(pictures(4), targets, tft=True), raw.explain(pictures(4), targets, tft=True)
+        own.explain(random_images(4), targets, tft=True),
+        raw.explain(random_images(4), targets, tft=True),
     )
 
 
@@ -263,16 +264,17 @@ def test_sweep_larger_than_memory_is_run_in_parts(made):
     targets = [[-1, 2, -2]] * 3
     whole = whycam.load(path, threads=1)
     small = whycam.load(path, threads=1)
-    small.model = replace(small.model, batch=13)  # one class of one picture at a time
+    small.model = replace(small.model, batch=13)  # one class of one image at a time
     assert_same(
-        small.explain(pictures(3), targets, tft=True), whole.explain(pictures(3), targets, tft=True)
+        small.explain(random_images(3), targets, tft=True),
+        whole.explain(random_images(3), targets, tft=True),
     )
 
 
 def test_other_settings_and_methods_fall_back_to_the_runtime(made):
     both = whycam.load(made(outputs=("raw", "tft")), threads=1)
     raw = whycam.load(made(outputs=("raw",)), threads=1)
-    shown = pictures(1)[0]
+    shown = random_images(1)[0]
     for method, wanted in [("gradcam", SOFT), ("layercam", True), ("scorecam", None)]:
         a, b = (each.explain(shown, [-1], method, wanted) for each in (both, raw))
         np.testing.assert_allclose(a[0].map, b[0].map, atol=1e-4)
@@ -283,7 +285,7 @@ def test_other_settings_and_methods_fall_back_to_the_runtime(made):
 
 def test_plain_map_from_a_sweeping_graph_is_not_thresholded(made):
     explainer = whycam.load(made(outputs=("tft",), tft=SOFT), threads=1)
-    shown = pictures(1)[0]
+    shown = random_images(1)[0]
     plain, swept = explainer.explain(shown), explainer.explain(shown, tft=True)
     np.testing.assert_allclose(plain.map, swept.original_map, atol=1e-6)
     assert plain.threshold is None
@@ -302,15 +304,20 @@ def test_plain_map_from_a_sweeping_graph_is_not_thresholded(made):
 def test_what_a_file_cannot_do_is_refused_with_the_option_that_can(made, options, request_, told):
     explainer = whycam.load(made(**options), threads=1)
     with pytest.raises(RequestError, match=told):
-        explainer.explain(pictures(1)[0], **request_)
+        explainer.explain(random_images(1)[0], **request_)
 
 
 @pytest.mark.parametrize("outputs", [("raw",), ("map",), ("tft",)])
-def test_graph_that_takes_pictures_answers_as_the_one_that_takes_tensors(made, outputs):
+def test_graph_that_takes_images_answers_as_the_one_that_takes_tensors(made, outputs):
     taking = whycam.load(made(outputs=outputs, embed_preprocess=True), threads=1)
     given = whycam.load(made(outputs=outputs), threads=1)
     assert taking.manifest.image_shape == (None, None, 3)
-    mixed = [*pictures(2), *pictures(1, (33, 45)), *pictures(1), np.zeros((1, 1, 3), np.uint8)]
+    mixed = [
+        *random_images(2),
+        *random_images(1, (33, 45)),
+        *random_images(1),
+        np.zeros((1, 1, 3), np.uint8),
+    ]
     tft = outputs == ("tft",)
     for a, b in zip(taking.explain(mixed, tft=tft), given.explain(mixed, tft=tft), strict=True):
         assert a.index == b.index
@@ -325,9 +332,9 @@ def test_graph_for_one_source_size_takes_no_other(made):
     path = made(outputs=("map",), embed_preprocess=True, source_size=(41, 47))
     explainer = whycam.load(path, threads=1)
     assert explainer.manifest.image_shape == (41, 47, 3)
-    assert explainer.explain(pictures(1)[0]).map.shape == (32, 32)
+    assert explainer.explain(random_images(1)[0]).map.shape == (32, 32)
     with pytest.raises(RequestError, match=r"41 x 47 pixels .* not 33 x 45"):
-        explainer.explain(pictures(1, (33, 45))[0])
+        explainer.explain(random_images(1, (33, 45))[0])
 
 
 @pytest.mark.parametrize(
@@ -373,7 +380,7 @@ def test_wrong_inputs_end_in_an_engine_error(made, feeds, outputs):
 def test_class_that_does_not_exist_is_refused_and_not_mapped(made, target, outputs):
     explainer = whycam.load(made(outputs=outputs), threads=1)
     with pytest.raises(RequestError):
-        explainer.explain(pictures(1)[0], target, tft=outputs == ("tft",))
+        explainer.explain(random_images(1)[0], target, tft=outputs == ("tft",))
 
 
 def test_graph_whose_maps_are_not_numbers_is_an_error(made):
@@ -386,7 +393,7 @@ def test_graph_whose_maps_are_not_numbers_is_an_error(made):
 
     explainer.engine.run = broken
     with pytest.raises(EngineError, match="NaN"):
-        explainer.explain(pictures(1)[0])
+        explainer.explain(random_images(1)[0])
 
 
 def test_manifest_that_promises_other_outputs_than_the_file_has_is_refused(made, tmp_path):
@@ -417,7 +424,7 @@ def test_graph_with_another_arithmetic_than_the_runtimes_is_not_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_graph_that_sees_pictures_otherwise_than_pillow_is_not_written(tmp_path, monkeypatch):
+def test_graph_that_sees_images_otherwise_than_pillow_is_not_written(tmp_path, monkeypatch):
     from whycam.export import resample
 
     monkeypatch.setattr(resample, "_start", lambda new, wanted: (new - wanted) // 2 + 2)

@@ -53,7 +53,7 @@ ENGINES = ("onnxruntime", "openvino")
 Files = Callable[..., Path]
 
 
-def picture(seed: int = 0, size: tuple[int, int] = (11, 9)) -> np.ndarray:
+def random_image(seed: int = 0, size: tuple[int, int] = (11, 9)) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
 
 
@@ -109,21 +109,21 @@ def assert_same(found: Any, expected: Any, tolerance: float = 1e-4) -> None:
 def test_explanations_are_those_of_the_plain_network(file_of, reference, name, fields, spec):
     explainer = whycam.load(file_of(**fields), name, threads=1)
     expected = reference(spec)
-    pictures = [picture(seed) for seed in range(3)]
+    images = [random_image(seed) for seed in range(3)]
     for method in ("gradcam", "layercam", "scorecam"):
         for found, wanted in zip(
-            explainer.explain(pictures, method=method, tft=Tft()),
-            expected.explain(pictures, method=method, tft=Tft()),
+            explainer.explain(images, method=method, tft=Tft()),
+            expected.explain(images, method=method, tft=Tft()),
             strict=True,
         ):
             assert_same(found, wanted)
     for found, wanted in zip(
-        explainer.explain(pictures[0], [2, -1, -3], "gradcam"),
-        expected.explain(pictures[0], [2, -1, -3], "gradcam"),
+        explainer.explain(images[0], [2, -1, -3], "gradcam"),
+        expected.explain(images[0], [2, -1, -3], "gradcam"),
         strict=True,
     ):
         assert_same(found, wanted)
-    np.testing.assert_allclose(explainer.classify(pictures), expected.classify(pictures), atol=1e-5)
+    np.testing.assert_allclose(explainer.classify(images), expected.classify(images), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -131,11 +131,13 @@ def test_bgr_network_gets_blue_first(file_of, reference, tiny_engine, name):
     explainer = whycam.load(
         file_of(mix=tiny_engine().mix[:, ::-1], preprocess=BGR), name, threads=1
     )
-    assert_same(explainer.explain(picture(), tft=True), reference().explain(picture(), tft=True))
+    assert_same(
+        explainer.explain(random_image(), tft=True), reference().explain(random_image(), tft=True)
+    )
 
 
 def test_gray_is_pillows():
-    view = picture(3, (40, 50))
+    view = random_image(3, (40, 50))
     np.testing.assert_array_equal(
         in_color(view, "L")[..., 0], np.asarray(Image.fromarray(view).convert("L"))
     )
@@ -144,7 +146,7 @@ def test_gray_is_pillows():
 @pytest.mark.parametrize("name", ENGINES)
 def test_half_precision_input_is_fed_halves(file_of, reference, name):
     explainer = whycam.load(file_of(image_dtype="float16"), name, threads=1)
-    assert_same(explainer.explain(picture()), reference().explain(picture()), 1e-2)
+    assert_same(explainer.explain(random_image()), reference().explain(random_image()), 1e-2)
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -152,8 +154,8 @@ def test_half_precision_input_is_fed_halves(file_of, reference, name):
 def test_uint8_input_is_fed_pixels_of_the_networks_size(file_of, reference, name, layout):
     path = file_of(bias=BIAS, image_dtype="uint8", preprocess=RAW, layout=layout)
     explainer = whycam.load(path, name, threads=1)
-    assert_same(explainer.explain(picture()), reference().explain(picture()))
-    images = prepare([picture()], explainer.manifest).inputs
+    assert_same(explainer.explain(random_image()), reference().explain(random_image()))
+    images = prepare([random_image()], explainer.manifest).inputs
     assert (images.dtype, images.shape[1:]) == (np.uint8, explainer.manifest.image_shape)
 
 
@@ -162,26 +164,26 @@ def test_pixels_cannot_be_masked_after_normalising(file_of, method, tft):
     path = file_of(bias=BIAS, image_dtype="uint8", preprocess=RAW)
     explainer = whycam.load(path, threads=1)
     with pytest.raises(RequestError, match="takes uint8 pixels and normalises them itself"):
-        explainer.explain(picture(), method=method, tft=tft)
+        explainer.explain(random_image(), method=method, tft=tft)
 
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_file_without_input_for_the_class_explains_the_most_probable(file_of, reference, name):
     path = file_of(top=2, outputs=("raw", "map"), map_methods=("gradcam",))
     explainer = whycam.load(path, name, threads=1)
-    pictures = [picture(seed) for seed in range(3)]
+    images = [random_image(seed) for seed in range(3)]
     entries = [[-1, -2], [-2], -1]
     for row, wanted in zip(
-        explainer.explain(pictures, entries, tft=True),
-        reference().explain(pictures, entries, tft=True),
+        explainer.explain(images, entries, tft=True),
+        reference().explain(images, entries, tft=True),
         strict=True,
     ):
         pairs = zip(row, wanted, strict=True) if isinstance(row, list) else [(row, wanted)]
         for found, expected in pairs:
             assert_same(found, expected)
     assert_same(
-        explainer.explain(pictures[0], -2, "layercam"),
-        reference().explain(pictures[0], -2, "layercam"),
+        explainer.explain(images[0], -2, "layercam"),
+        reference().explain(images[0], -2, "layercam"),
     )
 
 
@@ -189,7 +191,7 @@ def test_file_without_input_for_the_class_explains_the_most_probable(file_of, re
 def test_other_classes_than_the_most_probable_need_an_input_for_the_class(file_of, target):
     explainer = whycam.load(file_of(top=2), threads=1)
     with pytest.raises(RequestError, match=r"ranks -1 to -2 alone.*Export again without --top"):
-        explainer.explain(picture(), target)
+        explainer.explain(random_image(), target)
     feeds = {
         "image": selftest.make_input(explainer.manifest, 0),
         "target": np.zeros((1, 1), np.int64),
@@ -235,9 +237,9 @@ def test_finished_maps_are_asked_for_alone_and_together_in_one_run(file_of, refe
     loaded = whycam.load(path, threads=1)
     engine = Recorder(loaded.engine)
     explainer = whycam.Explainer(engine, loaded.manifest)
-    explainer.explain(picture())
-    explainer.explain(picture(), method="gradcam")
-    found = explainer.explain(picture(), method=["gradcam", "layercam"])
+    explainer.explain(random_image())
+    explainer.explain(random_image(), method="gradcam")
+    found = explainer.explain(random_image(), method=["gradcam", "layercam"])
     always = {"probabilities", "targets"}
     assert engine.asked == [
         always | {"maps"},
@@ -247,7 +249,7 @@ def test_finished_maps_are_asked_for_alone_and_together_in_one_run(file_of, refe
     assert list(found) == ["gradcam", "layercam"]
     for method, one in found.items():
         assert one.method == method
-        expected = reference().explain(picture(), method=method)
+        expected = reference().explain(random_image(), method=method)
         np.testing.assert_allclose(one.map, expected.map, atol=1e-4)
 
 
@@ -358,7 +360,7 @@ def test_engines_give_the_reference_answers_of_such_files(file_of, name, fields)
 @pytest.mark.parametrize(
     ("spec", "low", "high"), [(RGB, -4, 4), (RAW, 60, 160), (GRAY, -4, 4), (BGR, -4, 4)]
 )
-def test_patterns_lie_where_the_networks_photographs_do(manifest_of, spec, low, high):
+def test_patterns_lie_where_the_networks_images_do(manifest_of, spec, low, high):
     manifest = manifest_of(preprocess=spec, layout="NHWC")
     fed = selftest.make_input(manifest, 1)
     assert (fed.dtype, fed.shape[1:]) == (np.float32, manifest.image_shape)
@@ -372,7 +374,7 @@ def test_masks_of_an_evaluation_follow_the_layout(file_of, manifest_of, tiny_eng
     for index in range(3):
         place = tmp_path / "data" / "ant" / f"{index}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture(index)).save(place)
+        Image.fromarray(random_image(index)).save(place)
     data = open_dataset(tmp_path / "data")
     results = []
     for explainer in (
@@ -391,7 +393,7 @@ def test_tracked_thresholds_of_frames_follow_the_layout(file_of, reference):
     explanations = []
     for explainer in (whycam.load(file_of(layout="NHWC"), threads=1), reference()):
         frames = FrameExplainer(explainer, Controls(explainer.manifest, Look(tft="track")), 10)
-        frame = Frame(0, 0.0, picture(), 0.0, 0.0)
+        frame = Frame(0, 0.0, random_image(), 0.0, 0.0)
         explanations.append(frames.prepare_and_explain(frame).explanation)
     assert_same(*explanations)
 
@@ -401,7 +403,7 @@ def test_int8_file_keeps_the_interface_and_checks_itself(file_of, tmp_path):
     path = file_of(names=names, layout="NHWC", batch=2)
     before = whycam.load(path, threads=1)
     graph = read_graph(path)
-    images = [prepare([picture(seed)], before.manifest).inputs for seed in range(4)]
+    images = [prepare([random_image(seed)], before.manifest).inputs for seed in range(4)]
     histograms = observe(graph, images, threads=1)
     assert set(histograms) == set(graph.tensors)
     ranges = {name: magnitude(each, "minmax") for name, each in histograms.items()}
@@ -410,5 +412,5 @@ def test_int8_file_keeps_the_interface_and_checks_itself(file_of, tmp_path):
     manifest = onnxfile.read_manifest(after)
     assert (manifest.precision, manifest.names) == ("int8", names)
     assert len(manifest.references) == selftest.PATTERNS
-    found = whycam.load(after, threads=1).explain(picture())
-    assert found.probability == pytest.approx(before.explain(picture()).probability, abs=0.05)
+    found = whycam.load(after, threads=1).explain(random_image())
+    assert found.probability == pytest.approx(before.explain(random_image()).probability, abs=0.05)

@@ -134,9 +134,9 @@ def assert_same_map(found: NDArray[np.float32], expected: NDArray[np.float32]) -
 @pytest.mark.parametrize("rank", [-1, -3])
 @pytest.mark.parametrize("method", REFERENCES)
 def test_map_equals_pytorch_grad_cam(
-    network: Pair, photographs: list[Path], method: str, rank: int
+    network: Pair, sample_images: list[Path], method: str, rank: int
 ) -> None:
-    for image in photographs:
+    for image in sample_images:
         ours = network.explainer.explain(image, targets=rank, method=method)
         theirs = reference_map(
             method,
@@ -153,12 +153,12 @@ def test_map_equals_pytorch_grad_cam(
 def test_map_of_trained_lite0_equals_pytorch_grad_cam(
     lite0: whycam.Explainer,
     lite0_model: torch.nn.Module,
-    photographs: list[Path],
+    sample_images: list[Path],
     method: str,
     rank: int,
 ) -> None:
     spec = lite0.manifest.preprocess
-    for image in photographs:
+    for image in sample_images:
         pixels = normalise(crop_resized(read_image(image), spec)[0], spec)[None]
         ours = lite0.explain(image, targets=rank, method=method)
         # timm's bn2 is followed by nothing but pooling and the classifier.
@@ -169,40 +169,40 @@ def test_map_of_trained_lite0_equals_pytorch_grad_cam(
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["gradcam", "gradcam++", "layercam"])
 def test_map_of_resnet50_equals_that_of_the_untouched_torchvision_model(
-    tmp_path: Path, photographs: list[Path], method: str
+    tmp_path: Path, sample_images: list[Path], method: str
 ) -> None:
     model = lively("resnet50")
     to_onnx(copy.deepcopy(model), tmp_path / "model.onnx", overrides=IMAGENET)
     pair = Pair(model, whycam.load(tmp_path / "model.onnx", threads=2), torch.nn.Sequential())
-    for image in photographs:
+    for image in sample_images:
         ours = pair.explainer.explain(image, method=method)
         theirs = reference_map(method, model, model.layer4[-1], pair.pixels(image), ours.index)
         assert_same_map(ours.map, theirs)
 
 
 @pytest.mark.slow
-def test_ablation_map_equals_pytorch_grad_cam(network: Pair, photographs: list[Path]) -> None:
-    pixels = network.pixels(photographs[0])
+def test_ablation_map_equals_pytorch_grad_cam(network: Pair, sample_images: list[Path]) -> None:
+    pixels = network.pixels(sample_images[0])
     with torch.no_grad():
         lowest = network.backbone_and_head[0](torch.from_numpy(pixels)).min()
     if lowest < 0:
         # Where activations can be negative, pytorch-grad-cam leaves the paper and puts -1e7
         # in a channel's place. The loop below holds there.
         pytest.skip("this network's activations can be negative")
-    ours = network.explainer.explain(photographs[0], method="ablation")
+    ours = network.explainer.explain(sample_images[0], method="ablation")
     theirs = reference_ablation(network.backbone_and_head, pixels, ours.index)
     assert_same_map(ours.map, theirs)
 
 
 @pytest.mark.slow
 def test_ablation_map_of_trained_lite0_equals_pytorch_grad_cam(
-    lite0_model: torch.nn.Module, photographs: list[Path], tmp_path: Path
+    lite0_model: torch.nn.Module, sample_images: list[Path], tmp_path: Path
 ) -> None:
     file = tmp_path / "lite0.onnx"
     to_onnx(copy.deepcopy(lite0_model), file, score="logit", methods=["ablation"])
     pair = paired(lite0_model, file)
-    ours = pair.explainer.explain(photographs[0], method="ablation")
-    theirs = reference_ablation(pair.backbone_and_head, pair.pixels(photographs[0]), ours.index)
+    ours = pair.explainer.explain(sample_images[0], method="ablation")
+    theirs = reference_ablation(pair.backbone_and_head, pair.pixels(sample_images[0]), ours.index)
     assert_same_map(ours.map, theirs)
 
 
@@ -233,9 +233,9 @@ def raw_outputs(explainer: whycam.Explainer, pixels: NDArray[np.float32], target
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [-1, -2])
 def test_ablation_weights_equal_a_float64_loop_over_the_channels(
-    network: Pair, photographs: list[Path], rank: int
+    network: Pair, sample_images: list[Path], rank: int
 ) -> None:
-    found = raw_outputs(network.explainer, network.pixels(photographs[1]), rank)
+    found = raw_outputs(network.explainer, network.pixels(sample_images[1]), rank)
     head = copy.deepcopy(network.backbone_and_head[1]).double()
     activations = torch.from_numpy(found["activations"]).double()
     expected = ablated_one_by_one(head, activations, int(found["targets"][0, 0]), "logit").numpy()
@@ -245,11 +245,11 @@ def test_ablation_weights_equal_a_float64_loop_over_the_channels(
 
 @pytest.mark.parametrize("rank", [-1, -2])
 def test_ablation_weights_of_the_probability_equal_a_float64_loop_over_the_channels(
-    lite0: whycam.Explainer, lite0_model: torch.nn.Module, photographs: list[Path], rank: int
+    lite0: whycam.Explainer, lite0_model: torch.nn.Module, sample_images: list[Path], rank: int
 ) -> None:
     spec = lite0.manifest.preprocess
     head = copy.deepcopy(lite0_model).double().forward_head
-    for image in photographs:
+    for image in sample_images:
         pixels = normalise(crop_resized(read_image(image), spec)[0], spec)[None]
         found = raw_outputs(lite0, pixels, rank)
         activations = torch.from_numpy(found["activations"]).double()

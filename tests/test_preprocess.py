@@ -60,9 +60,9 @@ def test_view_equals_torchvision(shape, interpolation, resize, size):
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_view_of_images_equals_torchvision(photographs, interpolation):
+def test_view_of_images_equals_torchvision(sample_images, interpolation):
     spec = Preprocess(size=(224, 224), resize=(256,), interpolation=interpolation)
-    for path in photographs:
+    for path in sample_images:
         image = np.asarray(Image.open(path).convert("RGB"))
         view, _ = crop_resized(image, spec)
         expected = torchvision_view(image, 256, (224, 224), interpolation)
@@ -96,7 +96,7 @@ def test_view_without_resize_is_a_plain_crop():
 @pytest.mark.parametrize(
     ("interpolation", "crop_pct", "size"), [("bicubic", 0.875, 224), ("bilinear", 0.95, 160)]
 )
-def test_view_equals_timm(photographs, interpolation, crop_pct, size):
+def test_view_equals_timm(sample_images, interpolation, crop_pct, size):
     from timm.data import create_transform
 
     chain = create_transform(
@@ -105,7 +105,7 @@ def test_view_equals_timm(photographs, interpolation, crop_pct, size):
     on_pillow = transforms.Compose(chain.transforms[:2])
     assert [type(step).__name__ for step in on_pillow.transforms] == ["Resize", "CenterCrop"]
     spec = Preprocess((size, size), (int(size / crop_pct),), interpolation)
-    for path in photographs:
+    for path in sample_images:
         image = Image.open(path).convert("RGB")
         view, _ = crop_resized(np.asarray(image), spec)
         np.testing.assert_array_equal(view, np.asarray(on_pillow(image)))

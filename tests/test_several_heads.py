@@ -28,7 +28,7 @@ from whycam.runtime.manifest import OutputHead, parse
 
 AGES, SEXES, TAGS = 4, 2, 3
 PIXELS = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
-PICTURE = np.random.default_rng(1).integers(0, 256, (40, 40, 3), np.uint8)
+IMAGE = np.random.default_rng(1).integers(0, 256, (40, 40, 3), np.uint8)
 
 
 class Faces(nn.Module):
@@ -136,18 +136,18 @@ def test_ablation_weights_come_from_the_classs_own_head(faces: SimpleNamespace) 
 
 def test_ranks_go_by_head(faces: SimpleNamespace) -> None:
     explainer = whycam.load(faces.path, threads=1)
-    (row,) = explainer.classify([PICTURE])
-    first = explainer.explain(PICTURE)
+    (row,) = explainer.classify([IMAGE])
+    first = explainer.explain(IMAGE)
     assert first.index == row[:AGES].argmax()
     assert first.label == f"age:{first.index}"
-    second = explainer.explain(PICTURE, "sex:-2", tft=True)
+    second = explainer.explain(IMAGE, "sex:-2", tft=True)
     assert (second.index, second.task) == (AGES + row[AGES : AGES + 2].argmin(), "binary")
-    last = explainer.explain(PICTURE, "tags:-3")
+    last = explainer.explain(IMAGE, "tags:-3")
     assert (last.index, last.task) == (6 + row[6:].argmin(), "sigmoid")
-    assert explainer.explain(PICTURE, "tags:1").index == 7
+    assert explainer.explain(IMAGE, "tags:1").index == 7
     for wrong in ("sex:-3", "age:9", "size:0", -5):
         with pytest.raises(RequestError, match=r"class"):
-            explainer.explain(PICTURE, wrong)
+            explainer.explain(IMAGE, wrong)
 
 
 def test_measurements_of_one_heads_classes_are_refused_before_any_work(

@@ -29,7 +29,7 @@ from whycam.runtime.live.controls import Controls, Look
 from whycam.runtime.manifest import Preprocess, parse
 from whycam.runtime.onnxfile import read_manifest
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (11, 9, 3), np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (11, 9, 3), np.uint8)
 
 
 @pytest.fixture
@@ -49,9 +49,9 @@ def explainer_of(tmp_path, manifest_of, tiny_engine):
 
 def test_independent_labels_need_not_sum_to_one(explainer_of):
     explainer = explainer_of("sigmoid")
-    (row,) = explainer.classify([PICTURE])
+    (row,) = explainer.classify([IMAGE])
     assert abs(row.sum() - 1) > 0.1
-    for index, found in enumerate(explainer.explain(PICTURE, [0, 1, 2], tft=True)):
+    for index, found in enumerate(explainer.explain(IMAGE, [0, 1, 2], tft=True)):
         assert found.probability == pytest.approx(row[index])
         # rpi = max(p_masked - p, 0) / p of this label alone.
         assert found.rpi.max() <= (1 - row[index]) / row[index] + 1e-4
@@ -62,18 +62,18 @@ def test_independent_labels_need_not_sum_to_one(explainer_of):
 
 def test_one_logit_is_two_classes_with_names(explainer_of):
     explainer = explainer_of("binary", num_classes=2, labels=("not cat", "cat"))
-    (row,) = explainer.classify([PICTURE])
+    (row,) = explainer.classify([IMAGE])
     assert row.sum() == pytest.approx(1)
-    both = explainer.explain(PICTURE, ["not cat", "cat"])
+    both = explainer.explain(IMAGE, ["not cat", "cat"])
     assert [each.index for each in both] == [0, 1]
     assert [each.probability for each in both] == pytest.approx(row.tolist())
 
 
 def test_values_are_explained_as_they_are(explainer_of):
     explainer = explainer_of("none", 40.0)
-    (row,) = explainer.classify([PICTURE])
+    (row,) = explainer.classify([IMAGE])
     assert np.abs(row).max() > 1
-    found = explainer.explain(PICTURE, tft="naive")
+    found = explainer.explain(IMAGE, tft="naive")
     assert (found.index, found.probability) == (row.argmax(), pytest.approx(row.max()))
     assert found.task == found.to_dict()["task"] == "none"
     assert found.threshold is not None
@@ -83,7 +83,7 @@ def test_values_are_explained_as_they_are(explainer_of):
 def test_values_have_no_best_threshold(explainer_of, tft):
     explainer = explainer_of("none")
     with pytest.raises(RequestError, match=r"outputs are values, not probabilities.*naive"):
-        explainer.explain(PICTURE, tft=tft)
+        explainer.explain(IMAGE, tft=tft)
     with pytest.raises(RequestError, match="not probabilities"):
         Controls(explainer.manifest, Look(tft="track"))
     with pytest.raises(RequestError, match="not probabilities"):
@@ -93,7 +93,7 @@ def test_values_have_no_best_threshold(explainer_of, tft):
 def test_values_are_compared_by_maps_alone_and_have_no_int8(explainer_of, tmp_path):
     explainer = explainer_of("none")
     for index in range(20):
-        Image.fromarray(np.roll(PICTURE, index, 0)).save(tmp_path / f"{index}.png")
+        Image.fromarray(np.roll(IMAGE, index, 0)).save(tmp_path / f"{index}.png")
     data = open_dataset(tmp_path)
     found = compare(explainer, explainer, data.samples)
     assert [maps.pearson for maps in found.maps.values()] == pytest.approx([1, 1])
@@ -107,7 +107,7 @@ def test_values_are_compared_by_maps_alone_and_have_no_int8(explainer_of, tmp_pa
 @pytest.mark.parametrize("method", ["scorecam", "ablation"])
 def test_values_weigh_no_channels(explainer_of, method):
     with pytest.raises(RequestError, match=r"not probabilities.*gradcam, layercam"):
-        explainer_of("none").explain(PICTURE, method=method)
+        explainer_of("none").explain(IMAGE, method=method)
 
 
 def test_values_are_printed_with_digits_of_their_own():
@@ -119,7 +119,7 @@ def test_values_are_printed_with_digits_of_their_own():
 
 def test_tables_call_values_values(explainer_of):
     explainer = explainer_of("none", 40.0, labels=())
-    found = explainer.explain(PICTURE)
+    found = explainer.explain(IMAGE)
     text = printed(explanations_table([{"file": "a.png", **found.to_dict()}], tft=False))
     assert "value" in text
     assert "probability" not in text
@@ -178,7 +178,7 @@ TFT_OF_VALUES = {
         ({"top": 4}, "top 4 of 3 classes"),
         ({"top": 0}, "top 0 of 3 classes"),
         ({"batch": 0}, "a batch of 0"),
-        ({"names": {"picture": "x"}}, r"\['picture'\]"),
+        ({"names": {"frame": "x"}}, r"\['frame'\]"),
         ({"names": {"image": "target"}}, "one name"),
         ({"names": {"image": ""}}, "or none"),
         ({"image_dtype": "uint8"}, "mean 0 and std 1/255"),
@@ -266,5 +266,5 @@ def strip_metadata(path: Path) -> None:
 
 
 def test_json_of_an_explanation_says_its_task(explainer_of):
-    found = explainer_of("sigmoid").explain(PICTURE)
+    found = explainer_of("sigmoid").explain(IMAGE)
     assert json.loads(msgspec.json.encode(found.to_dict()))["task"] == "sigmoid"

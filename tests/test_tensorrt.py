@@ -148,14 +148,14 @@ def assert_right(engine: Any, feeds: dict[str, np.ndarray], expected: Any, outpu
 def test_a_plan_explains_as_its_network_does(rig_of, tiny, library):
     rig = rig_of(library)
     rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 256, (9, 12, 3), np.uint8) for _ in range(11)]
+    images = [rng.integers(0, 256, (9, 12, 3), np.uint8) for _ in range(11)]
     explainer = whycam.load(rig.path)
     assert explainer.engine.name == "tensorrt"
     assert VERSIONS[library] in explainer.engine.description
     assert "Stand-in 0 (compute capability 8.6), fp32" in explainer.engine.description
     for _ in range(3):  # plain, recorded, replayed
-        found = explainer.explain(pictures, targets=[[-1, -2]] * 11, tft=True)
-        right = tiny.explain(pictures, targets=[[-1, -2]] * 11, tft=True)
+        found = explainer.explain(images, targets=[[-1, -2]] * 11, tft=True)
+        right = tiny.explain(images, targets=[[-1, -2]] * 11, tft=True)
         for row, expected in zip(found, right, strict=True):
             for a, b in zip(row, expected, strict=True):
                 assert (a.index, a.probability, a.threshold) == (
@@ -164,7 +164,7 @@ def test_a_plan_explains_as_its_network_does(rig_of, tiny, library):
                     b.threshold,
                 )
                 np.testing.assert_array_equal(a.map, b.map)
-    np.testing.assert_array_equal(explainer.classify(pictures), tiny.classify(pictures))
+    np.testing.assert_array_equal(explainer.classify(images), tiny.classify(images))
 
 
 @pytest.mark.parametrize("library", ["tensorrt", "tensorrt-rtx"])
@@ -197,12 +197,12 @@ def test_a_plan_of_a_file_that_kept_its_interface_explains_the_same(
         library, targets=(2, 2, 2) if "top" in fields else (1, 1, 3), network=network, **fields
     )
     rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 256, (9, 12, 3), np.uint8) for _ in range(11)]
+    images = [rng.integers(0, 256, (9, 12, 3), np.uint8) for _ in range(11)]
     explainer = whycam.load(rig.path)
     tolerance = 2e-2 if "image_dtype" in fields else 1e-6
     for targets in ([[-1, -2]] * 11, -2):
-        found = explainer.explain(pictures, targets)
-        right = tiny.explain(pictures, targets)
+        found = explainer.explain(images, targets)
+        right = tiny.explain(images, targets)
         for a, b in zip(np.ravel(found), np.ravel(right), strict=True):
             assert a.index == b.index
             np.testing.assert_allclose(a.map, b.map, atol=tolerance)
@@ -338,7 +338,7 @@ def test_only_what_is_asked_for_leaves_the_gpu(rig_of):
                 feeds = feeds_of(1, 1, seed)
                 rig.driver.copied = {up: 0, down: 0}
                 found = engine.run(feeds, list(outputs))
-                # One picture goes up; the sweep's masked pictures are made on the GPU.
+                # One image goes up; the sweep's masked images are made on the GPU.
                 assert rig.driver.copied == {up: 3 * 64 * 4 + 8, down: size}
                 for name in set(outputs) - {"targets"}:
                     mean = feeds["image"].mean() + np.float32(names.index(name))
@@ -589,7 +589,7 @@ def test_wrong_inputs_are_refused_before_anything_is_copied(rig_of):
         assert rig.driver.calls == []
 
 
-def test_pictures_that_the_plan_was_not_built_for_are_refused(rig_of):
+def test_images_that_the_plan_was_not_built_for_are_refused(rig_of):
     def network(feeds: Any, outputs: Any) -> dict[str, Any]:
         return {"maps": feeds["image"].mean()}
 

@@ -80,7 +80,7 @@ def _input(manifest: Manifest, index: int) -> NDArray[Any]:
 
 _GREY = (0.449,), (0.226,)
 # Mean and standard deviation of ImageNet's pixels in [0, 1], channel by channel.
-_PHOTOGRAPHS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+_NATURAL_IMAGES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "RGB": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "BGR": ((0.406, 0.456, 0.485), (0.225, 0.224, 0.229)),
     "L": _GREY,
@@ -93,7 +93,7 @@ def pixel_statistics(spec: Preprocess) -> tuple[tuple[float, ...], tuple[float, 
     ImageNet's for colours and grey; of other images what normalisation says of them, where it does.
     """
     if spec.accepts_rgb:
-        return _PHOTOGRAPHS[spec.color]
+        return _NATURAL_IMAGES[spec.color]
     if spec.value_range is not None and set(spec.std) != {1.0}:
         return spec.mean, spec.std
     return _GREY[0] * spec.channels, _GREY[1] * spec.channels
