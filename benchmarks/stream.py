@@ -25,7 +25,7 @@ from rich.table import Table
 import whycam
 from whycam.cli.progress import progress
 from whycam.runtime.live.controls import SWEEPS
-from whycam.runtime.live.track import FORWARDS
+from whycam.runtime.live.track import EVALUATIONS
 from whycam.runtime.live.video import VideoFile
 from whycam.runtime.machine import describe_machine
 
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--written", default="off,on", help="whether an .mp4 is written: off,on")
     parser.add_argument("--threads", default="1,2", help="of the engine")
     parser.add_argument("--method", default="gradcam")
-    parser.add_argument("--forwards", type=float, default=FORWARDS)
+    parser.add_argument("--evaluations", type=float, default=EVALUATIONS)
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--frames", type=int, help="of each video")
@@ -81,7 +81,7 @@ def measured(
     options: argparse.Namespace,
 ) -> dict[str, Any]:
     """One run over a video; the first frames, in which everything warms up, do not count."""
-    settings = {"tft": tft, "method": options.method, "forwards": options.forwards}
+    settings = {"tft": tft, "method": options.method, "evaluations": options.evaluations}
     for _ in whycam.stream(explainer, video, limit=8, **settings):
         pass
     with tempfile.TemporaryDirectory() as folder:
@@ -110,7 +110,7 @@ def measured(
         "read ms": median("read"),
         "explain ms": median("explain"),
         "draw ms": median("draw"),
-        "forwards": statistics.mean(timing.forwards for timing in timings),
+        "evaluations": statistics.mean(timing.evaluations for timing in timings),
         "cpu ms": 1e3 * worked / len(timings),
     }
 

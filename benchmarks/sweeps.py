@@ -2,7 +2,7 @@
 
     python benchmarks/sweeps.py lite0.onnx images/ --search 3,4
 
-For each search: forwards, time beside the exact sweep in the same run, and what is kept of TFT's
+For each search: evaluations, time beside the exact sweep in the same run, and what is kept of TFT's
 gain in average increase and of the mean rpi. The file must hold what ``whycam calibrate
 thresholds`` learnt from other images.
 """
@@ -39,14 +39,14 @@ Way = Callable[[list[Request]], list[Choice]]
 
 def ways(
     exact: whycam.Explainer,
-    forwards: list[int],
+    evaluations: list[int],
     method: str,
     reading: Tft,
 ) -> dict[str, tuple[int, Way]]:
-    """Name to forwards, and how."""
+    """Name to evaluations, and how."""
     run, batch = partial(pipeline.classify, exact.model), exact.batch
     found: dict[str, tuple[int, Way]] = {EXACT: (10, lambda r: sweep(run, r, reading, batch))}
-    for count in forwards:
+    for count in evaluations:
         prior = prior_for(exact.manifest.priors, method, reading)
         settings = Tft(reading.mask, reading.thresholds, prior.taus, count)
         found[f"search of {count}"] = (
@@ -60,19 +60,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("data")
-    parser.add_argument("--search", default="4", help="forwards, as 3,4")
+    parser.add_argument("--search", default="4", help="evaluations, as 3,4")
     parser.add_argument("--methods", default="gradcam")
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     exact = whycam.load(options.model, threads=options.threads)
-    forwards = [int(count) for count in options.search.split(",") if count]
+    evaluations = [int(count) for count in options.search.split(",") if count]
     samples = shuffle_samples(open_dataset(options.data).samples)[: options.images]
     rows = []
     for method in options.methods.split(","):
         for reading in READINGS:
-            tried = ways(exact, forwards, method, reading)
+            tried = ways(exact, evaluations, method, reading)
             rows += measured(exact, samples, method, reading, tried)
     about = environment(options.threads)
     if options.json:
@@ -80,7 +80,7 @@ def main() -> None:
         return
     out = Console(highlight=False, width=140)
     table = Table(
-        "method", "reading", "way", "forwards", "ms", "/ exact", "of the gain", "of the rpi"
+        "method", "reading", "way", "evaluations", "ms", "/ exact", "of the gain", "of the rpi"
     )
     for row in rows:
         table.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()))
@@ -114,7 +114,7 @@ def measured(exact, samples, method, reading, tried) -> list[dict]:
             "method": method,
             "reading": f"{reading.mask}, {reading.thresholds}",
             "way": name,
-            "forwards": count,
+            "evaluations": count,
             "milliseconds": 1e3 * statistics.median(seconds[name]),
             "of exact": statistics.median(seconds[name]) / exactly,
             "gain kept": float(

@@ -2,7 +2,7 @@
 
     python benchmarks/track.py lite0.onnx cockatoo.mp4 bikes.mp4 --methods gradcam,layercam
 
-Both choose from the same maps. For each video, method and reading of TFT: forwards a frame, the
+Both choose from the same maps. For each video, method and reading of TFT: evaluations a frame, the
 mean rpi beside the full sweep's, and the IoU of what the two masks keep. Accuracy only: a busy
 machine does not change the figures.
 """
@@ -25,7 +25,7 @@ from whycam.runtime import pipeline
 from whycam.runtime.live.capture_thread import Frame
 from whycam.runtime.live.reader import Reader
 from whycam.runtime.live.source import find_source
-from whycam.runtime.live.track import FORWARDS, Tracker
+from whycam.runtime.live.track import EVALUATIONS, Tracker
 from whycam.runtime.machine import describe_machine
 from whycam.runtime.request import plan_request
 from whycam.runtime.sweep import Choice, Request, sweep
@@ -39,14 +39,14 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("videos", nargs="+")
     parser.add_argument("--methods", default="gradcam")
-    parser.add_argument("--forwards", type=float, default=FORWARDS)
+    parser.add_argument("--evaluations", type=float, default=EVALUATIONS)
     parser.add_argument("--frames", type=int, help="of each video")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     explainer = whycam.load(options.model, threads=options.threads)
     rows = [
-        measured(explainer, video, method, reading, options.forwards, options.frames)
+        measured(explainer, video, method, reading, options.evaluations, options.frames)
         for video in options.videos
         for method in options.methods.split(",")
         for reading in READINGS
@@ -68,12 +68,12 @@ def measured(
     video: str,
     method: str,
     reading: Tft,
-    forwards: float,
+    evaluations: float,
     limit: int | None,
 ) -> dict[str, Any]:
     run = partial(pipeline.classify, explainer.model)
     plan = plan_request(explainer.manifest, method, True, sweep_outside=True)
-    tracker = Tracker(run, forwards)
+    tracker = Tracker(run, evaluations)
     seen: list[tuple[int, float, float, float, bool]] = []
 
     def compare(request: Request) -> None:
@@ -81,7 +81,7 @@ def measured(
         followed = tracker.choose(request, reading)
         best, found = (float(np.nanmax(each.rpi)) for each in (full, followed))
         same = full.threshold == followed.threshold
-        seen.append((tracker.forwards, best, found, overlap(full, followed), same))
+        seen.append((tracker.evaluations, best, found, overlap(full, followed), same))
 
     indices = []
     for frame in frames_of(video, limit, f"{Path(video).name} {method} {reading.mask}"):
@@ -97,7 +97,7 @@ def measured(
         "reading": f"{reading.mask}, {reading.thresholds}",
         "frames": len(seen),
         "class changes": int(np.count_nonzero(np.diff(indices))),
-        "forwards": float(spent.mean()),
+        "evaluations": float(spent.mean()),
         "rpi, swept": float(swept.mean()),
         "rpi, tracked": float(tracked.mean()),
         "ratio": float(tracked.mean() / swept.mean()) if swept.any() else 1.0,

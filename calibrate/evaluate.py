@@ -8,7 +8,7 @@ from which average precision is computed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,13 +21,12 @@ from ..runtime.explainer import Explainer
 from ..runtime.manifest import Manifest
 from ..runtime.request import NOT_PROBABILITIES
 from ..runtime.tft import Tft
+from ..runtime.timing import Tick
 from .dataset import Classes, Dataset, Sample, check_one_label
 from .measure import measure_batch
 from .rows import Rows
 from .settings import VARIANTS, Settings, Target, Variant
 from .summary import Evaluation, Tally
-
-Tick = Callable[[str, int], None]
 
 
 def evaluate(
@@ -72,9 +71,9 @@ def evaluate(
     """
     manifest = explainer.manifest
     check_measurable(manifest)
-    if tft is not None and tft.forwards is not None:
+    if tft is not None and tft.evaluations is not None:
         raise RequestError(
-            "an evaluation tries every threshold: leave forwards out. whycam calibrate thresholds "
+            "every threshold is tried here: leave out evaluations. whycam calibrate thresholds "
             "measures what a search of fewer keeps"
         )
     if target == "label" and manifest.top is not None:

@@ -30,7 +30,7 @@ from ..runtime.tft import Mask, Tft, Thresholds
 from ..runtime.timing import Tick
 from .dataset import Dataset, Sample
 from .evaluate import check_measurable, select_methods
-from .thresholds_curve import FORWARDS, Curve, measure_curve
+from .thresholds_curve import EVALUATIONS, Curve, measure_curve
 from .thresholds_prior import SweepRecord, fit_prior, is_held_out
 
 TAUS = tuple(step / 20 for step in range(20))
@@ -209,7 +209,9 @@ def _measure_times(
     explainer: Explainer, requests: Sequence[Request], prior: Prior
 ) -> dict[int, float]:
     """Measure median milliseconds to threshold one map, by number of evaluations."""
-    settings = {k: Tft(prior.mask, prior.thresholds, prior.taus, k) for k in range(1, FORWARDS + 1)}
+    settings = {
+        k: Tft(prior.mask, prior.thresholds, prior.taus, k) for k in range(1, EVALUATIONS + 1)
+    }
     settings[len(Tft().taus)] = Tft(prior.mask, prior.thresholds)
     seconds: dict[int, list[float]] = {k: [] for k in settings}
     for request in requests:

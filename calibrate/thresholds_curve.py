@@ -18,7 +18,7 @@ from ..runtime.sweep import Floats
 from ..runtime.tft import Mask, Tft, Thresholds
 from .thresholds_prior import SweepRecord, compute_gains, held_out_mask
 
-FORWARDS = 8  # evaluations that a search is measured with, at most
+EVALUATIONS = 8  # evaluations that a search is measured with, at most
 _FIXED = (3, 4)  # sizes of the fixed sets that it is compared with
 
 
@@ -26,7 +26,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     """What a number of evaluations achieves on the held-out images.
 
     Attributes:
-        forwards: evaluations of the network for each map, at most.
+        evaluations: evaluations of the network for each map, at most.
         taus: the thresholds, where they are the same for every map; empty for a search.
         average_increase: share of images whose masked image has the higher probability.
         average_increase_standard_error: of that share.
@@ -37,7 +37,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
         milliseconds: median time to threshold one map; None where it was not measured.
     """
 
-    forwards: int
+    evaluations: int
     taus: tuple[float, ...] = ()
     average_increase: float
     average_increase_standard_error: float
@@ -102,7 +102,7 @@ def replay(prior: Prior, features: Floats, probability: Floats, masked: Floats) 
     gains = compute_gains(probability, masked)
     belief = search.begin(prior, features)
     tried = []
-    for _ in range(min(FORWARDS, len(prior.taus))):
+    for _ in range(min(EVALUATIONS, len(prior.taus))):
         step = search.next_step(belief)
         tried.append(step.argmax(-1))
         belief = search.observe(belief, step, (gains * step).sum(-1))
@@ -168,7 +168,7 @@ class _Measure:
         share, rpi = float(increase.mean()), self._mean_rpi(best)
         gained = share - float(self._original.mean())
         return Point(
-            forwards=masked.shape[1],
+            evaluations=masked.shape[1],
             taus=taus,
             average_increase=share,
             average_increase_standard_error=float(np.sqrt(share * (1 - share) / len(best))),

@@ -23,13 +23,13 @@ def plot_kept(learnt: LearntThresholds) -> Figure:
         ):
             for curve in curves:
                 colour = axis.plot(
-                    [point.forwards for point in curve.search],
+                    [point.evaluations for point in curve.search],
                     [_percent(getattr(point, name)) for point in curve.search],
                     marker="o",
                     label=curve.method,
                 )[0].get_color()
                 axis.plot(
-                    [point.forwards for point in curve.fixed],
+                    [point.evaluations for point in curve.fixed],
                     [_percent(getattr(point, name)) for point in curve.fixed],
                     marker="x",
                     linestyle="",

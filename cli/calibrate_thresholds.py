@@ -53,8 +53,8 @@ def thresholds(
 
     A few evaluations then replace ten.
     Takes 20 evaluations of the network for each image, method and reading. Then whycam explain
-    --tft --forwards 4 searches, and whycam export --outputs tft --forwards 4 --search FILE puts the
-    search into a graph.
+    --tft --evaluations 4 searches, and whycam export --outputs tft --evaluations 4 --search FILE
+    puts the search into a graph.
     """
     import msgspec
 
@@ -95,7 +95,7 @@ def thresholds(
         say(
             f"stored in {model}\n"
             f"next: whycam explain {model} IMAGE -o maps --method {first.method} --tft "
-            f"--mask {first.mask} --thresholds {first.thresholds} --forwards 4"
+            f"--mask {first.mask} --thresholds {first.thresholds} --evaluations 4"
         )
 
 
@@ -104,7 +104,7 @@ def curve_table(curve: Curve) -> Table:
     columns = ["increase", "of the gain", "rpi", "of all ten", "ms"]
     rows = [
         ["unchanged map", f"{curve.original_average_increase:.3f}"],
-        *([f"search of {point.forwards}", *_cells(point)] for point in curve.search),
+        *([f"search of {point.evaluations}", *_cells(point)] for point in curve.search),
         *(
             ["only " + " ".join(f"{tau:g}" for tau in point.taus), *_cells(point)]
             for point in curve.fixed

@@ -54,8 +54,7 @@ def note(text: str) -> None:
 
 def print_json(document: Any) -> None:
     """Print one JSON document on standard output, in ASCII: any terminal and pipe can take it."""
-    text = document if isinstance(document, str) else json.dumps(document)
-    out.print_json(text, ensure_ascii=True)
+    out.print_json(json.dumps(document), ensure_ascii=True)
 
 
 def print_error(text: str) -> None:

@@ -79,7 +79,7 @@ def doctor(
     from ..runtime.doctor.check import Settings
     from ..runtime.doctor.doctor import count_steps, examine
     from ..runtime.errors import OutputError
-    from ..runtime.files import writable_folder, write_whole
+    from ..runtime.files import writable_folder, write_json
 
     models = check or []
     if images is not None and not models:
@@ -101,11 +101,10 @@ def doctor(
             raise OutputError(f"cannot write {output}: it is a folder")
     with progress("inspecting the machine", count_steps(models), as_json) as advance:
         report = examine(models, image_files, settings, advance)
-    document = msgspec.json.encode(report)
     if output is not None:
-        write_whole(output, msgspec.json.format(document, indent=2) + b"\n")
+        write_json(output, report)
     if as_json:
-        print_json(document.decode())
+        print_json(msgspec.to_builtins(report))
     else:
         say_all(report_parts(report))
         if output is not None:

@@ -42,7 +42,7 @@ class TftOptions(ReadingOptions):
     """Thresholding of the maps."""
 
     tft: Annotated[bool, typer.Option("--tft", help="Find the best threshold of each map.")] = False
-    forwards: Annotated[
+    evaluations: Annotated[
         int | None,
         typer.Option(
             help="TFT: number of thresholds to try; needs whycam calibrate thresholds "
@@ -56,16 +56,16 @@ class TftOptions(ReadingOptions):
 
     def check(self) -> None:
         """Refuse options that exclude each other or need --tft."""
-        settings = self.mask or self.thresholds or self.forwards is not None
+        settings = self.mask or self.thresholds or self.evaluations is not None
         if self.naive and self.tft:
             raise RequestError("--naive and --tft exclude each other")
-        require("--mask, --thresholds or --forwards", bool(settings), "--tft", self.tft)
+        require("--mask, --thresholds or --evaluations", bool(settings), "--tft", self.tft)
 
     def thresholding(self, manifest: Manifest) -> Tft | Literal["naive"] | None:
         """Return what ``Explainer.explain`` takes as ``tft``."""
         if self.naive:
             return "naive"
-        return self.reading(manifest.tft, self.forwards) if self.tft else None
+        return self.reading(manifest.tft, self.evaluations) if self.tft else None
 
 
 def explain(

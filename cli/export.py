@@ -119,9 +119,9 @@ def export(
         return
     if output is None and triton is None:
         raise RequestError("no output file was named: add -o FILE.onnx")
-    if tft.forwards is not None and tft.search is None:
+    if tft.evaluations is not None and tft.search is None:
         raise RequestError(
-            "--forwards needs what whycam calibrate thresholds learnt: add --search FILE"
+            "--evaluations needs what whycam calibrate thresholds learnt: add --search FILE"
         )
     if triton is not None:
         refuse_class_input(text.classes)
@@ -138,7 +138,7 @@ def export(
             task=task,
             head=heads,
             target_layer=target_layer,
-            tft=tft.reading(Tft(), tft.forwards),
+            tft=tft.reading(Tft(), tft.evaluations),
             priors=() if tft.search is None else read_priors(tft.search),
             straight_through=straight_through,
             check=check or (),

@@ -117,7 +117,7 @@ class ZeroShotOptions:
 class SearchOptions(ReadingOptions):
     """The file's reading of TFT, and how many thresholds its graph tries."""
 
-    forwards: Annotated[
+    evaluations: Annotated[
         int | None,
         typer.Option(
             help="With the output tft: number of thresholds to try, chosen one after the other by "

@@ -138,7 +138,9 @@ def outputs_line(manifest: Manifest) -> str:
 def tft_line(manifest: Manifest) -> str:
     """Describe the file's reading of TFT."""
     reading = manifest.tft
-    searched = "" if reading.forwards is None else f", a search of {reading.forwards} evaluations"
+    searched = (
+        "" if reading.evaluations is None else f", a search of {reading.evaluations} evaluations"
+    )
     return f"mask {reading.mask}, thresholds by {reading.thresholds}{searched}"
 
 

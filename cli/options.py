@@ -200,13 +200,13 @@ class ReadingOptions:
     mask: Annotated[tft.Mask | None, _mask(" [default: the file's]")] = None
     thresholds: Annotated[tft.Thresholds | None, _thresholds(" [default: the file's]")] = None
 
-    def reading(self, default: tft.Tft, forwards: int | None = None) -> tft.Tft:
+    def reading(self, default: tft.Tft, evaluations: int | None = None) -> tft.Tft:
         """Return the reading; options that are not set are as in ``default``."""
         return tft.Tft(
             mask=self.mask or default.mask,
             thresholds=self.thresholds or default.thresholds,
             taus=default.taus,
-            forwards=default.forwards if forwards is None else forwards,
+            evaluations=default.evaluations if evaluations is None else evaluations,
         )
 
 

@@ -16,7 +16,7 @@ from ..runtime.errors import RequestError, WhyCamError
 from ..runtime.live.capture_thread import Event
 from ..runtime.live.controls import StreamFrame, Sweep
 from ..runtime.live.stream import Stream
-from ..runtime.live.track import FORWARDS
+from ..runtime.live.track import EVALUATIONS
 from . import parse
 from .console import note, print_json, say
 from .options import Json, Model, PromptedEngineOptions, Target, complete, require
@@ -75,12 +75,12 @@ def stream(
             "followed from frame to frame)."
         ),
     ] = "off",
-    forwards: Annotated[
+    evaluations: Annotated[
         float,
         typer.Option(
             help="With --tft track: evaluations of the network for each frame, on average."
         ),
-    ] = FORWARDS,
+    ] = EVALUATIONS,
     target: Target = None,
     threshold: Annotated[
         float | None,
@@ -175,7 +175,7 @@ def stream(
             loop=loop,
             limit=limit,
             caption=caption,
-            forwards=forwards,
+            evaluations=evaluations,
             retries=retries,
             tell=tell,
         )

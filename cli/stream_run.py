@@ -43,7 +43,7 @@ def run(
         done = 0
         for frame in opened:
             frames += 1
-            passes += frame.timing.forwards
+            passes += frame.timing.evaluations
             latencies.append(frame.timing.latency)
             if not min((sink(frame) for sink in sinks), default=True):  # all take it, even the last
                 break
@@ -61,7 +61,7 @@ def run(
             "median": statistics.median(latencies) if latencies else None,
             "p95": sorted(latencies)[int(0.95 * len(latencies))] if latencies else None,
         },
-        "forwards": passes / max(1, frames),
+        "evaluations": passes / max(1, frames),
         "dropped": opened.dropped,
         "corrupt": opened.corrupt,
         "reconnects": opened.reconnects,
@@ -97,7 +97,7 @@ def summary(report: dict[str, Any]) -> str:
     parts = [
         f"{report['frames']} frames in {report['took']:.1f} s, {report['fps']:.1f} a second",
         *([f"latency {1e3 * median:.0f} ms"] if median is not None else []),
-        *([f"{report['forwards']:.1f} evaluations a frame"] if report["forwards"] else []),
+        *([f"{report['evaluations']:.1f} evaluations a frame"] if report["evaluations"] else []),
         *(f"{report[name]} {name}" for name in ("dropped", "corrupt") if report[name]),
         *([f"reconnected {report['reconnects']} times"] if report["reconnects"] else []),
     ]

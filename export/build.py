@@ -25,6 +25,7 @@ from ..runtime.engines.plan import (
 from ..runtime.errors import ModelFileError, OutputError, RequestError
 from ..runtime.files import replacing, write_whole
 from ..runtime.manifest import FilePrecision, Manifest
+from ..runtime.timing import Tick, Total
 from .build_options import (
     TURING,
     check_plan_path,
@@ -35,7 +36,7 @@ from .build_options import (
     read_checked_manifest,
     read_timing_cache,
 )
-from .plan_builder import BuildConfig, Tick, Total, build_plan
+from .plan_builder import BuildConfig, build_plan
 
 
 @dataclass(frozen=True)

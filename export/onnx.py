@@ -158,7 +158,7 @@ def to_onnx(
             exp(logit_scale) times the cosine similarities, plus logit_bias.
         logit_scale, logit_bias: of the trained model, where it does not have them itself.
         tft: TFT's settings, which the file recommends and a sweep inside the graph follows. With
-            ``forwards`` the graph searches, which needs ``priors`` and the output ``tft``.
+            ``evaluations`` the graph searches, which needs ``priors`` and the output ``tft``.
         priors: learned distributions of good thresholds, see ``runtime.search``; kept in the file.
         embed_preprocess: let the graph take uint8 images [N, h, w, 3] and resize, crop and
             normalise them itself.

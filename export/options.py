@@ -123,10 +123,10 @@ class ExportOptions:
 
     def _check_tft(self) -> None:
         tft, swept = self.tft, "tft" in self.outputs
-        if tft is not None and tft.forwards is not None and not swept:
+        if tft is not None and tft.evaluations is not None and not swept:
             raise RequestError(
-                f"forwards={tft.forwards} is a search inside the graph: add the output tft. Files "
-                "without it are searched by: whycam explain --tft --forwards"
+                f"evaluations={tft.evaluations} is a search inside the graph: add the output tft. "
+                "Files without it are searched by: whycam explain --tft --evaluations"
             )
 
     @property
@@ -169,7 +169,7 @@ def plan_export(
     own = map_methods[0] if map_methods else None
     tft = options.tft or Tft()
     prior = None
-    if own is not None and tft.forwards is not None and "tft" in options.groups:
+    if own is not None and tft.evaluations is not None and "tft" in options.groups:
         prior = prior_for(options.priors, own, tft)
         tft = msgspec.structs.replace(tft, taus=prior.taus)
     request = Request(

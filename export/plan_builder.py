@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 from ..runtime.engines.plan import Library, Tensor
 from ..runtime.engines.trt_load import Log, import_library, shape_of
 from ..runtime.errors import EngineError, ModelFileError, RequestError
+from ..runtime.timing import Tick, Total
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
 Shape = tuple[int, ...]
-Tick = Callable[[str, int], None]
-Total = Callable[[int], None]
 _DTYPES = {"FLOAT": "float32", "INT64": "int64", "UINT8": "uint8"}
 _MEGABYTE = 1 << 20
 _NOT_TARGETS = ("NONE", "CURRENT")

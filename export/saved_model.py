@@ -9,7 +9,7 @@ import msgspec
 import torch
 
 from ..runtime.errors import ExportError
-from ..runtime.files import replacing, write_whole
+from ..runtime.files import replacing, write_json
 from ..runtime.manifest import Preprocess
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
@@ -49,7 +49,7 @@ def save_model(folder: Path, description: SavedModel, state: dict[str, torch.Ten
     with replacing(folder / WEIGHTS) as temporary:
         # Copies: tensors that share memory are refused.
         save_file({k: v.detach().cpu().clone() for k, v in state.items()}, str(temporary))
-    write_whole(folder / DESCRIPTION, msgspec.json.format(msgspec.json.encode(description)))
+    write_json(folder / DESCRIPTION, description)
 
 
 def read_saved_model(folder: str | os.PathLike[str]) -> SavedModel:

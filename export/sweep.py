@@ -51,7 +51,7 @@ def record_search(
     steps = len(tft.taus)
     belief = begin(prior, features(maps, probability))
     masked = cuts = 0.0 * belief.mean
-    for _ in range(min(tft.forwards or steps, steps)):
+    for _ in range(min(tft.evaluations or steps, steps)):
         step = next_step(belief)  # one-hot [N, k, T]
         cut = _cut_of(maps, step, tft)
         mask = mask_of(threshold_map(maps, cut), tft.mask)

@@ -54,9 +54,9 @@ def _are_expected(
 ) -> bool:
     """Tell whether a search on the graph's answers tries these thresholds, but for near ties."""
     tft = manifest.tft
-    if tft.forwards is None:
+    if tft.evaluations is None:
         return bool(tried.all())
-    if tried.sum() != min(tft.forwards, len(tried)):
+    if tried.sum() != min(tft.evaluations, len(tried)):
         return False
     assert manifest.map_method is not None
     prior = prior_for(manifest.priors, manifest.map_method, tft)

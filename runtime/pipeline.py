@@ -209,7 +209,7 @@ def _limits(model: Model, classes: int, plan: RequestPlan) -> tuple[int, int]:
         return batch, classes
     # A sweep inside the graph takes one evaluation for each threshold of each class; a search
     # there takes them one after the other.
-    steps = len(manifest.tft.taus) if manifest.tft.forwards is None else 1
+    steps = len(manifest.tft.taus) if manifest.tft.evaluations is None else 1
     columns = classes if manifest.top is not None else max(1, min(classes, batch // steps))
     if manifest.batch is not None:
         return batch, columns

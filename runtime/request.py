@@ -185,7 +185,7 @@ def _searched(
     settings: Settings, method: Method, manifest: Manifest
 ) -> tuple[Settings, Prior | None]:
     """Take the thresholds that the search's prior was learnt for."""
-    if not isinstance(settings, Tft) or settings.forwards is None:
+    if not isinstance(settings, Tft) or settings.evaluations is None:
         return settings, None
     prior = prior_for(manifest.priors, method, settings)
     return msgspec.structs.replace(settings, taus=prior.taus), prior
@@ -211,7 +211,7 @@ def _check_masks(method: Method, manifest: Manifest) -> None:
         why = (
             "this graph's own TFT is "
             f"{manifest.map_method}, mask {own.mask}, thresholds {own.thresholds}, "
-            f"{'all' if own.forwards is None else own.forwards} forwards"
+            f"{'all' if own.evaluations is None else own.evaluations} evaluations"
         )
         how = "with the settings you want"
     raise RequestError(

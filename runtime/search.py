@@ -85,7 +85,7 @@ def prior_for(priors: Iterable[Prior], method: str, settings: Tft) -> Prior:
         return prior
     learnt = ", ".join(f"{name} ({mask}, {by})" for name, mask, by in known) or "none"
     raise RequestError(
-        f"forwards={settings.forwards} needs a prior of '{method}', mask {settings.mask}, "
+        f"evaluations={settings.evaluations} needs a prior of '{method}', mask {settings.mask}, "
         f"thresholds {settings.thresholds}, and the file has none; learnt: {learnt}. Run: whycam "
         f"calibrate thresholds MODEL DATA --method {method} --mask {settings.mask} --thresholds "
         f"{settings.thresholds}"

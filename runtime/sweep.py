@@ -75,20 +75,20 @@ def sweep(
     Args:
         classify: runs the network.
         requests: maps; their masked images share batches of at most ``batch``.
-        settings: with ``forwards``, only that many thresholds of each map are evaluated, one after
-            the other, see ``search``.
+        settings: with ``evaluations``, only that many thresholds of each map are evaluated, one
+            after the other, see ``search``.
         batch: images of one run of the network, at most.
         prior: for the search; its taus are those of ``settings``.
 
     Raises:
         RequestError: a search without a prior, or with one for other thresholds.
     """
-    if settings.forwards is None:
+    if settings.evaluations is None:
         masked = masked_probabilities(classify, requests, settings, batch)
     elif prior is None or prior.taus != settings.taus:
         raise RequestError(
-            f"forwards={settings.forwards} needs a prior for the thresholds {settings.taus}. Run: "
-            "whycam calibrate thresholds"
+            f"evaluations={settings.evaluations} needs a prior for the thresholds {settings.taus}. "
+            "Run: whycam calibrate thresholds"
         )
     else:
         masked = _search(classify, requests, settings, batch, prior)
@@ -135,7 +135,7 @@ def _search(
     whole = np.array([r.probability for r in requests], np.float32)
     features = [search.features(r.map, p) for r, p in zip(requests, whole, strict=True)]
     belief = search.begin(prior, np.stack(features))
-    for _ in range(min(settings.forwards or steps, steps)):
+    for _ in range(min(settings.evaluations or steps, steps)):
         chosen = search.next_step(belief)
         tried = [int(step) for step in chosen.argmax(-1)]
         pairs, same = [], []

@@ -41,16 +41,16 @@ class Tft(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             is not zero (equation 5); ``soft``: the thresholded map itself.
         thresholds: meaning of tau. ``value``: keep map values >= tau (equation 4); ``rank``: set
             the lowest share tau of the pixels to 0; pixels that tie with the last kept one stay.
-        taus: the thresholds, increasing, in [0, 1). Ignored with ``forwards``: a search has those
-            of its prior.
-        forwards: None: evaluate every threshold. k: evaluate k of them, chosen by a search that
+        taus: the thresholds, increasing, in [0, 1). Ignored with ``evaluations``: a search has
+            those of its prior.
+        evaluations: None: evaluate every threshold. k: evaluate k of them, chosen by a search that
             needs ``whycam calibrate thresholds``, see ``search``.
     """
 
     mask: Mask = "binary"
     thresholds: Thresholds = "value"
     taus: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-    forwards: int | None = None
+    evaluations: int | None = None
 
     def __post_init__(self) -> None:
         if self.mask not in ("binary", "soft"):
@@ -61,8 +61,8 @@ class Tft(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise RequestError(
                 f"taus must be a tuple of increasing numbers from 0 to below 1, not {self.taus!r}"
             )
-        if self.forwards is not None and not _is_count(self.forwards):
-            raise RequestError(f"forwards must be None or 1 or more, not {self.forwards!r}")
+        if self.evaluations is not None and not _is_count(self.evaluations):
+            raise RequestError(f"evaluations must be None or 1 or more, not {self.evaluations!r}")
 
     @property
     def reading(self) -> str:

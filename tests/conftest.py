@@ -128,7 +128,7 @@ def mixed_files(exports: Callable[..., Path]) -> Callable[[str], Path]:
         "raw": {"methods": ["gradcam", "layercam", "ablation"]},
         "map": {"outputs": ["map"]},
         "tft": {"outputs": ["tft"]},
-        "search": {"outputs": ["tft"], "tft": Tft(forwards=2), "priors": [prior]},
+        "search": {"outputs": ["tft"], "tft": Tft(evaluations=2), "priors": [prior]},
     }
     return lambda name: exports(mixed, overrides=SMALL, **options[name])
 

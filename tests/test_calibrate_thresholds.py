@@ -102,7 +102,8 @@ def test_curve_is_what_searching_the_held_out_images_finds(tiny, image_folder):
     assert gain > 0, "the images show nothing"
     for point in curve.search:
         explained = [
-            tiny.explain(file, tft=Tft("binary", "rank", forwards=point.forwards)) for file in files
+            tiny.explain(file, tft=Tft("binary", "rank", evaluations=point.evaluations))
+            for file in files
         ]
         increase = np.array([e.improved for e in explained]) | original
         assert point.average_increase == pytest.approx(increase.mean())
@@ -110,10 +111,10 @@ def test_curve_is_what_searching_the_held_out_images_finds(tiny, image_folder):
         rpi = np.mean([np.nanmax(e.rpi) for e in explained])
         assert point.mean_rpi == pytest.approx(rpi, rel=1e-3)
         assert point.milliseconds > 0
-    assert [point.forwards for point in curve.search] == list(range(1, 9))
+    assert [point.evaluations for point in curve.search] == list(range(1, 9))
     assert curve.every.increase_kept == curve.every.rpi_kept == 1
     shares = [point.rpi_kept for point in curve.search]
-    assert shares == sorted(shares), "more forwards found less"
+    assert shares == sorted(shares), "more evaluations found less"
 
 
 def test_fixed_thresholds_are_the_best_of_those_learnt_from(tiny, image_folder):
@@ -122,7 +123,7 @@ def test_fixed_thresholds_are_the_best_of_those_learnt_from(tiny, image_folder):
     train = np.arange(COUNT) % 4 != 3
     above = masked[train] > p[train][:, None]
     for point, size in zip(found.curves[0].fixed, (3, 4), strict=True):
-        assert point.forwards == len(point.taus) == size
+        assert point.evaluations == len(point.taus) == size
         own = above[:, [TAUS.index(tau) for tau in point.taus]].any(1) | above[:, 0]
         best = max(
             (above[:, list(places)].any(1) | above[:, 0]).mean()
@@ -189,7 +190,7 @@ def test_file_without_raw_outputs_is_refused(tiny_engine, manifest_of, image_fol
 
 def test_evaluation_with_a_search_is_refused(tiny, image_folder):
     with pytest.raises(RequestError, match="whycam calibrate thresholds"):
-        evaluate(tiny, open_dataset(image_folder), methods=["gradcam"], tft=Tft(forwards=3))
+        evaluate(tiny, open_dataset(image_folder), methods=["gradcam"], tft=Tft(evaluations=3))
 
 
 def test_report_holds_priors_curve_and_plot(tiny, image_folder, tmp_path):
@@ -236,7 +237,7 @@ def test_what_is_learnt_is_stored_and_used_by_every_engine(small, tmp_path):
     assert digest(small) == manifest.digest == before.digest
     for engine in ("onnxruntime", "openvino"):
         explainer = whycam.load(small, engine, threads=1)
-        e = explainer.explain(data / "000.png", method="gradcam", tft=Tft(forwards=3))
+        e = explainer.explain(data / "000.png", method="gradcam", tft=Tft(evaluations=3))
         assert np.isfinite(e.rpi).sum() == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "small.onnx"]
 
@@ -280,21 +281,21 @@ def test_command_learns_stores_and_reports(capsys, small, tmp_path):
     assert code == 0, err
     assert [(p.mask, p.thresholds) for p in read_manifest(small).priors] == [("soft", "value")]
     assert "search of 4" in out
-    assert "--forwards 4" in out
+    assert "--evaluations 4" in out
     assert read_priors(tmp_path / "r" / "thresholds.json") == read_manifest(small).priors
     info = run(capsys, "info", small)[1]
     assert "threshold search" in info
     explain = ["explain", small, data / "000.png", "--method", "gradcam", "--mask", "soft"]
-    code, out, err = run(capsys, *explain, "--tft", "--forwards", "2", "--json")
+    code, out, err = run(capsys, *explain, "--tft", "--evaluations", "2", "--json")
     assert code == 0, err
     (row,) = json.loads(out)["explanations"]
     assert sum(value is not None for value in row["rpi"]) == 2
-    code, out, err = run(capsys, *explain, "--tft", "--forwards", "2")
+    code, out, err = run(capsys, *explain, "--tft", "--evaluations", "2")
     assert code == 0, err
-    code, _, err = run(capsys, *explain, "--tft", "--forwards", "2", "--thresholds", "rank")
+    code, _, err = run(capsys, *explain, "--tft", "--evaluations", "2", "--thresholds", "rank")
     assert code == 2
     assert "whycam calibrate thresholds" in err
-    code, _, err = run(capsys, "explain", small, data / "000.png", "--forwards", "2")
+    code, _, err = run(capsys, "explain", small, data / "000.png", "--evaluations", "2")
     assert code == 2
     assert "--tft" in err
 
@@ -309,7 +310,7 @@ def test_export_command_puts_the_search_into_the_graph(capsys, small, tmp_path):
     )
     store_priors(small, learnt.priors)
     write_learnt(learnt, tmp_path)
-    export = ["export", NETWORK, "--image-size", "32", "--outputs", "tft", "--forwards", "2"]
+    export = ["export", NETWORK, "--image-size", "32", "--outputs", "tft", "--evaluations", "2"]
     export += ["--preprocess", "imagenet"]
     code, _, err = run(capsys, *export, "-o", tmp_path / "x.onnx")
     assert code == 2
@@ -318,6 +319,6 @@ def test_export_command_puts_the_search_into_the_graph(capsys, small, tmp_path):
         target = tmp_path / "searching.onnx"
         code, _, err = run(capsys, *export, "-o", target, "--search", source)
         assert code == 0, err
-        assert read_manifest(target).tft == Tft(taus=TAUS, forwards=2)
+        assert read_manifest(target).tft == Tft(taus=TAUS, evaluations=2)
         found = whycam.load(target, threads=1).explain(data / "000.png", tft=True)
         assert np.isfinite(found.rpi).sum() == 2

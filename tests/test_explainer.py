@@ -16,7 +16,7 @@ from whycam.runtime import cam
 from whycam.runtime.tft import NAIVE
 
 TIGER_CAT = 282
-# Few forwards, none of them slow: scorecam has tests of its own.
+# Few evaluations, none of them slow: scorecam has tests of its own.
 QUICK = ("cam", "gradcam", "gradcam++", "layercam", "ablation", "hirescam", "xgradcam")
 
 

@@ -597,7 +597,7 @@ def early(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
 
 
 def test_openvino_explains_an_early_layer_of_a_transformer(early: tuple[nn.Module, Path]) -> None:
-    """Its square weights are multiplied by forwards, and transposed by the gradient."""
+    """Its square weights are multiplied by the forward pass, and transposed by the gradient."""
     pytest.importorskip("openvino")
     _, file = early
     explainer = whycam.load(file, "openvino")

@@ -124,10 +124,10 @@ def test_sweep_in_the_graph_chooses_as_the_runtimes_sweep(made, settings, n, k):
         assert_same(own, computed)
 
 
-@pytest.mark.parametrize("forwards", [0, 1.5, True])
-def test_settings_that_make_no_sense_are_refused(forwards):
-    with pytest.raises(RequestError, match="forwards"):
-        Tft(forwards=forwards)
+@pytest.mark.parametrize("evaluations", [0, 1.5, True])
+def test_settings_that_make_no_sense_are_refused(evaluations):
+    with pytest.raises(RequestError, match="evaluations"):
+        Tft(evaluations=evaluations)
 
 
 def prior_of(settings: Tft) -> Prior:
@@ -150,7 +150,7 @@ def prior_of(settings: Tft) -> Prior:
 @pytest.fixture(scope="module")
 def searching(made) -> Callable[[Tft], Path]:
     def export(settings: Tft) -> Path:
-        wanted = msgspec.structs.replace(settings, forwards=4)
+        wanted = msgspec.structs.replace(settings, evaluations=4)
         return made(outputs=("raw", "tft"), tft=wanted, priors=(prior_of(settings),))
 
     return export
@@ -178,7 +178,7 @@ def test_search_in_the_graph_chooses_as_the_runtimes_search(searching, settings,
     assert len(tried) > 5, "the cases are all alike"
 
 
-def test_searching_graph_takes_its_batches_by_its_forwards(searching):
+def test_searching_graph_takes_its_batches_by_its_evaluations(searching):
     whole = whycam.load(searching(BINARY), threads=1)
     small = whycam.load(searching(BINARY), threads=1)
     small.model = replace(
@@ -199,7 +199,7 @@ def test_searching_graph_takes_its_batches_by_its_forwards(searching):
 
 def test_other_searches_of_a_searching_file_run_in_the_runtime(searching):
     explainer = whycam.load(searching(BINARY), threads=1)
-    found = explainer.explain(random_images(1)[0], tft=Tft(forwards=2))
+    found = explainer.explain(random_images(1)[0], tft=Tft(evaluations=2))
     assert np.isfinite(found.rpi).sum() == 2
     every = explainer.explain(random_images(1)[0], tft=Tft())
     assert np.isfinite(every.rpi).all()
@@ -214,7 +214,7 @@ def test_other_searches_of_a_searching_file_run_in_the_runtime(searching):
     ],
 )
 def test_search_without_what_it_needs_is_not_exported(tmp_path, options, told):
-    wanted = {"tft": Tft(forwards=4), "priors": (prior_of(BINARY),)} | options
+    wanted = {"tft": Tft(evaluations=4), "priors": (prior_of(BINARY),)} | options
     with pytest.raises(RequestError, match=told):
         to_onnx(curved(), tmp_path / "x.onnx", overrides=SMALL, **wanted)
     assert not list(tmp_path.iterdir())
@@ -244,7 +244,7 @@ def test_graph_that_searches_otherwise_than_the_runtime_is_not_written(
             tmp_path / "x.onnx",
             overrides=SMALL,
             outputs=("tft",),
-            tft=Tft(forwards=3),
+            tft=Tft(evaluations=3),
             priors=(prior_of(BINARY),),
         )
     assert not list(tmp_path.iterdir())

@@ -147,7 +147,7 @@ def slope_request(seed: int) -> Request:
 
 def test_search_of_all_thresholds_finds_what_the_sweep_finds():
     settings = Tft(taus=TAUS)
-    searching = msgspec.structs.replace(settings, forwards=T)
+    searching = msgspec.structs.replace(settings, evaluations=T)
     for seed in range(5):
         (full,) = sweep(Slope(), [slope_request(seed)], settings, 100)
         (found,) = sweep(Slope(), [slope_request(seed)], searching, 100, prior_of())
@@ -157,10 +157,10 @@ def test_search_of_all_thresholds_finds_what_the_sweep_finds():
         np.testing.assert_array_equal(found.map, full.map)
 
 
-def test_search_runs_as_many_forwards_as_asked_and_says_what_was_not_tried():
+def test_search_runs_as_many_evaluations_as_asked_and_says_what_was_not_tried():
     for k in (1, 3, 5):
         classifier = Slope()
-        settings = Tft(taus=TAUS, forwards=k)
+        settings = Tft(taus=TAUS, evaluations=k)
         (found,) = sweep(classifier, [slope_request(0)], settings, 100, prior_of())
         assert classifier.batches == [1] * k
         assert np.isfinite(found.rpi).sum() == k
@@ -172,7 +172,7 @@ def test_search_runs_as_many_forwards_as_asked_and_says_what_was_not_tried():
 def test_thresholds_that_keep_the_same_pixels_cost_one_forward():
     classifier = Slope()
     constant = Request(np.ones((3, 4, 4), np.float32), np.zeros((4, 4), np.float32), 1, 0.5)
-    (found,) = sweep(classifier, [constant], Tft(taus=TAUS, forwards=4), 100, prior_of())
+    (found,) = sweep(classifier, [constant], Tft(taus=TAUS, evaluations=4), 100, prior_of())
     assert classifier.batches == [1]
     assert np.isfinite(found.rpi).sum() == 4
     assert not found.improved
@@ -181,7 +181,7 @@ def test_thresholds_that_keep_the_same_pixels_cost_one_forward():
 
 def test_maps_searched_together_share_batches_and_choose_as_alone():
     requests = [slope_request(seed) for seed in range(5)]
-    settings = Tft(taus=TAUS, forwards=4)
+    settings = Tft(taus=TAUS, evaluations=4)
     together = Slope()
     batch = sweep(together, requests, settings, 100, prior_of())
     assert together.batches == [5] * 4
@@ -197,13 +197,13 @@ def test_maps_searched_together_share_batches_and_choose_as_alone():
 
 
 def test_search_of_nothing_is_empty():
-    assert sweep(Slope(), [], Tft(taus=TAUS, forwards=4), 10, prior_of()) == []
+    assert sweep(Slope(), [], Tft(taus=TAUS, evaluations=4), 10, prior_of()) == []
 
 
 def test_map_stays_as_it_is_where_nothing_tried_improves():
     request = slope_request(0)
     certain = Request(request.image, request.map, 1, 0.95)  # above the peak
-    (found,) = sweep(Slope(), [certain], Tft(taus=TAUS, forwards=3), 10, prior_of())
+    (found,) = sweep(Slope(), [certain], Tft(taus=TAUS, evaluations=3), 10, prior_of())
     assert not found.improved
     assert found.threshold == 0
     np.testing.assert_array_equal(found.map, request.map)
@@ -235,17 +235,17 @@ def test_explainer_searches_with_the_prior_of_the_method_and_reading(searching):
     engine = searching.engine
     for reading in (("binary", "value"), ("soft", "rank")):
         engine.batches.clear()
-        found = searching.explain(IMAGES[0], tft=Tft(*reading, forwards=3))
+        found = searching.explain(IMAGES[0], tft=Tft(*reading, evaluations=3))
         assert engine.batches[0] == 1
         assert len(engine.batches) <= 4
         assert set(engine.batches) == {1}
-        assert found.tft == Tft(*reading, taus=TAUS, forwards=3)
+        assert found.tft == Tft(*reading, taus=TAUS, evaluations=3)
         assert found.rpi.shape == (T,)
         assert np.isfinite(found.rpi).sum() == 3
 
 
-def test_classes_and_images_take_their_forwards_together(searching):
-    settings = Tft("soft", "rank", forwards=3)
+def test_classes_and_images_take_their_evaluations_together(searching):
+    settings = Tft("soft", "rank", evaluations=3)
     together = searching.explain(list(IMAGES), [[0, 1]] * 3, tft=settings)
     # One for the maps, then six masked images, unless two of one map are the same.
     assert len(searching.engine.batches) == 4
@@ -258,7 +258,8 @@ def test_classes_and_images_take_their_forwards_together(searching):
 
 
 @pytest.mark.parametrize(
-    ("method", "settings"), [("layercam", Tft(forwards=3)), ("gradcam", Tft("soft", forwards=3))]
+    ("method", "settings"),
+    [("layercam", Tft(evaluations=3)), ("gradcam", Tft("soft", evaluations=3))],
 )
 def test_search_without_a_prior_is_refused_with_the_command_that_learns_one(
     searching, method, settings
@@ -272,20 +273,20 @@ def test_search_without_a_prior_is_refused_with_the_command_that_learns_one(
 def test_sweep_refuses_a_prior_of_other_thresholds():
     for prior in (None, prior_of()):
         with pytest.raises(RequestError, match="whycam calibrate thresholds"):
-            sweep(Slope(), [slope_request(0)], Tft(forwards=3), 10, prior)
+            sweep(Slope(), [slope_request(0)], Tft(evaluations=3), 10, prior)
 
 
-@pytest.mark.parametrize("forwards", [0, -1, 1.5, True, "4"])
-def test_unusable_numbers_of_forwards_are_refused(forwards):
-    with pytest.raises(RequestError, match="forwards"):
-        Tft(forwards=forwards)
+@pytest.mark.parametrize("evaluations", [0, -1, 1.5, True, "4"])
+def test_unusable_numbers_of_evaluations_are_refused(evaluations):
+    with pytest.raises(RequestError, match="evaluations"):
+        Tft(evaluations=evaluations)
 
 
 def test_numbers_and_tables_cope_with_thresholds_not_tried(searching):
-    found = searching.explain(IMAGES[0], tft=Tft("soft", "rank", forwards=2))
+    found = searching.explain(IMAGES[0], tft=Tft("soft", "rank", evaluations=2))
     numbers = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert numbers["taus"] == list(TAUS)
-    assert numbers["forwards"] == 2
+    assert numbers["evaluations"] == 2
     assert sum(value is not None for value in numbers["rpi"]) == 2
     for improved, masked in ((True, 0.5), (False, None)):
         row = {"file": "a.png", **numbers, "improved": improved, "masked_probability": masked}
@@ -294,7 +295,7 @@ def test_numbers_and_tables_cope_with_thresholds_not_tried(searching):
 
 def test_figure_draws_the_thresholds_tried(searching):
     pytest.importorskip("matplotlib")
-    found = searching.explain(IMAGES[0], tft=Tft("soft", "rank", forwards=4))
+    found = searching.explain(IMAGES[0], tft=Tft("soft", "rank", evaluations=4))
     (line, *_) = found.figure().axes[-1].lines
     assert len(line.get_xdata()) == 4
     assert np.isfinite(line.get_ydata()).all()
@@ -349,4 +350,4 @@ def test_info_says_what_can_be_searched(manifest_of, tmp_path):
     text = shown(priors=(prior_of(), prior_of(method="layercam")))
     assert "learnt for gradcam, layercam (mask binary, by value); from 7 images" in text
     assert "threshold search" not in shown()
-    assert "search of 3 evaluations" in shown(tft=Tft(forwards=3))
+    assert "search of 3 evaluations" in shown(tft=Tft(evaluations=3))

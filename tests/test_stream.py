@@ -53,10 +53,10 @@ def test_frames_come_in_order_explained_as_images_are(tiny, film, tft):
         assert frame.dropped == 0
         assert frame.look.tft == tft
     if tft == "every":
-        tried = [frame.timing.forwards for frame in frames]
+        tried = [frame.timing.evaluations for frame in frames]
         assert tried == [10] * 12
     if tft == "off":
-        assert {frame.timing.forwards for frame in frames} == {0}
+        assert {frame.timing.evaluations for frame in frames} == {0}
     assert frames[-1].timing.fps > 0
     assert all(frame.timing.latency > 0 for frame in frames)
 
@@ -193,7 +193,7 @@ def test_a_long_stream_holds_on_to_no_frame_and_makes_no_threads(tiny, film):
         {"limit": 0},
         {"stall": 0},
         {"retries": -1},
-        {"forwards": 0},
+        {"evaluations": 0},
         {"tft": "sometimes"},
         {"opacity": 2},
         {"target": "dog"},
@@ -233,7 +233,7 @@ def test_records_are_json_lines_with_the_numbers_of_each_frame(tiny, film, tmp_p
         assert line["threshold"] == frame.explanation.threshold
         assert len(line["rpi"]) == 10
         assert line["ranking"][0]["label"] == frame.ranking[0][1]
-        assert set(line["timing"]) == {"read", "explain", "draw", "latency", "fps", "forwards"}
+        assert set(line["timing"]) == {"read", "explain", "draw", "latency", "fps", "evaluations"}
 
 
 def test_importing_whycam_reads_no_video_library(run_python):

@@ -36,14 +36,14 @@ class Scene:
 
 
 @pytest.mark.parametrize("reading", READINGS)
-def test_with_forwards_for_all_thresholds_it_is_the_full_sweep(reading):
+def test_with_evaluations_for_all_thresholds_it_is_the_full_sweep(reading):
     scene = Scene()
     tracker = Tracker(scene.classify, 10)
     for seed in range(4):
         request = scene.request(seed)
         (full,) = sweep(scene.classify, [request], reading, 64)
         followed = tracker.choose(request, reading)
-        assert tracker.forwards == 10
+        assert tracker.evaluations == 10
         np.testing.assert_allclose(followed.rpi, full.rpi, atol=1e-6)
         assert (followed.threshold, followed.cut) == (full.threshold, full.cut)
         assert np.array_equal(followed.mask, full.mask)
@@ -51,7 +51,7 @@ def test_with_forwards_for_all_thresholds_it_is_the_full_sweep(reading):
 
 
 @pytest.mark.parametrize("reading", READINGS)
-def test_a_wandering_threshold_is_followed_with_the_forwards_allowed(reading):
+def test_a_wandering_threshold_is_followed_with_the_evaluations_allowed(reading):
     rng = np.random.default_rng(1)
     scene, tracker = Scene(), None
     tracker = Tracker(scene.classify, 3)
@@ -61,8 +61,8 @@ def test_a_wandering_threshold_is_followed_with_the_forwards_allowed(reading):
         request = scene.request()
         before = scene.asked
         followed = tracker.choose(request, reading)
-        assert scene.asked - before == tracker.forwards
-        spent.append(tracker.forwards)
+        assert scene.asked - before == tracker.evaluations
+        spent.append(tracker.evaluations)
         kept.append(np.nanmax(followed.rpi))
         swept.append(sweep(scene.classify, [request], reading, 64)[0].rpi.max())
     assert spent[0] == 10
@@ -71,7 +71,7 @@ def test_a_wandering_threshold_is_followed_with_the_forwards_allowed(reading):
 
 
 @pytest.mark.parametrize("budget", [2, 5])
-def test_as_many_forwards_are_spent_as_are_allowed(budget):
+def test_as_many_evaluations_are_spent_as_are_allowed(budget):
     rng = np.random.default_rng(2)
     scene = Scene(width=0.05)
     tracker = Tracker(scene.classify, budget)
@@ -79,7 +79,7 @@ def test_as_many_forwards_are_spent_as_are_allowed(budget):
     for _ in range(120):
         scene.best = float(rng.uniform(0.1, 0.9))  # nothing to follow: all it may spend is worth it
         tracker.choose(scene.request(seed=int(rng.integers(1000))), READINGS[0])
-        spent.append(tracker.forwards)
+        spent.append(tracker.evaluations)
     assert np.mean(spent[30:]) == pytest.approx(budget, abs=0.4)
 
 
@@ -88,10 +88,10 @@ def test_a_still_scene_costs_less_than_a_new_class():
     tracker = Tracker(scene.classify, 3)
     for _ in range(60):
         tracker.choose(scene.request(), READINGS[0])
-    still = tracker.forwards
+    still = tracker.evaluations
     scene.best = 0.7
     tracker.choose(scene.request(seed=9, target=1), READINGS[0])
-    assert still < tracker.forwards
+    assert still < tracker.evaluations
 
 
 def test_a_class_that_comes_back_is_remembered():
@@ -111,7 +111,7 @@ def test_thresholds_that_keep_the_same_pixels_are_tried_once():
     flat = np.where(request.map > 0.5, np.float32(1), np.float32(0))
     tracker = Tracker(scene.classify, 10)
     found = tracker.choose(Request(request.image, flat, 0, 0.25), READINGS[0])
-    assert tracker.forwards == 1
+    assert tracker.evaluations == 1
     assert len(set(found.rpi.tolist())) == 1
 
 
@@ -131,7 +131,7 @@ def test_another_reading_begins_anew():
     tracker = Tracker(scene.classify, 2)
     for reading in (*READINGS, Tft(taus=(0.0, 0.5))):
         found = tracker.choose(scene.request(), reading)
-        assert tracker.forwards == len(reading.taus)
+        assert tracker.evaluations == len(reading.taus)
         assert found.rpi.shape == (len(reading.taus),)
 
 

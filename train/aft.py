@@ -23,11 +23,12 @@ from ..export.saved_model import save_model
 from ..export.source import Source, resolve
 from ..runtime.errors import DataError, MissingExtraError, RequestError, TrainingError
 from ..runtime.explainer import Explainer, load
-from ..runtime.files import write_whole
+from ..runtime.files import write_json, write_whole
 from ..runtime.input_format import Preprocess
+from ..runtime.timing import Tick, Total
 from .cache import Cache
 from .data import Batches, DataSplit, split_data
-from .loop import Plan, Tick, Total, count_steps, fit
+from .loop import Plan, count_steps, fit
 from .network import TunableNetwork
 from .objective import AftLosses, Objective
 from .prepare import RowComputer, layout
@@ -354,8 +355,7 @@ def _evaluate_both(
         place, evaluations[0], evaluations[1], trained_on, dict(unreadable), tuple(notes)
     )
     _write_sheet(place / SHEET, explainers, parts, objective)
-    document = msgspec.json.format(msgspec.json.encode(tuned.to_dict()))
-    write_whole(place / REPORT, document)  # last: with it the run is done
+    write_json(place / REPORT, tuned.to_dict())  # last: with it the run is done
     return tuned
 
 

@@ -15,9 +15,10 @@ from ..export.preprocessing import Overrides
 from ..export.saved_model import save_model
 from ..export.source import resolve
 from ..runtime.errors import DataError
+from ..runtime.timing import Tick, Total
 from .cache import Cache
 from .data import Batches, split_data
-from .loop import Losses, Plan, Tick, Total, count_steps, fit
+from .loop import Losses, Plan, count_steps, fit
 from .network import TunableNetwork
 from .prepare import RowComputer, layout
 from .run import Machines, claim_folder, describe_model, fingerprint

@@ -15,13 +15,12 @@ import torch
 
 from ..runtime.errors import RequestError, TrainingError, reason_of
 from ..runtime.files import replacing
+from ..runtime.timing import Tick
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 CHECKPOINT, LOSSES = "checkpoint.safetensors", "losses.csv"
-Tick = Callable[[str, int], None]  # called with what is being done and steps done since
-Total = Callable[[int], None]  # called with the number of steps
 # Returns the batch of some items in a step, on the device: named tensors.
 Fetch = Callable[[Sequence[int], int], Mapping[str, torch.Tensor]]
 

@@ -21,8 +21,8 @@ from ..runtime.pixels import Pixels, pixel_format, read_pixels
 from ..runtime.preprocess import crop_resized, in_color
 from ..runtime.request import plan_request
 from ..runtime.tft import Tft
+from ..runtime.timing import Tick
 from .cache import Cache
-from .loop import Tick
 from .network import TunableNetwork
 
 _BATCH = 16

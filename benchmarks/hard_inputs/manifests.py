@@ -37,7 +37,7 @@ def explained(case: Case, path: object, engines: Sequence[str] = ENGINES) -> str
                 image if case.odds(0.8) else [image, image[:20]],
                 chance.choice([None, -1, -2, 0]),
                 chance.choice([None, None, None, *METHODS]),
-                tft=chance.choice([None, None, True, whycam.Tft(forwards=2)]),
+                tft=chance.choice([None, None, True, whycam.Tft(evaluations=2)]),
                 geometry=chance.choice(["input", "image"]),
             )
             explainer.classify(image)

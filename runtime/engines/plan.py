@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from ..errors import ModelFileError, RequestError
-from ..files import write_whole
+from ..files import write_json
 from ..manifest import Manifest
 
 VERSION = 1
@@ -150,5 +150,4 @@ def write_sidecar(path: str | os.PathLike[str], plan: Plan) -> Path:
     Raises:
         OutputError: it cannot be written.
     """
-    text = msgspec.json.format(msgspec.json.encode(plan), indent=2)
-    return write_whole(sidecar_of(path), text)
+    return write_json(sidecar_of(path), plan)

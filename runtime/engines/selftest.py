@@ -12,7 +12,7 @@ from ..comparison import ENGINE, ENGINE_REDUCED, Comparison, Tolerances, summari
 from ..input_format import Preprocess
 from ..manifest import Manifest, Reference
 from ..pixels import Pixels
-from ..preprocess import arrange, crop_resized, normalise
+from ..preprocess import arrange
 from ..similarity import largest_difference
 from ..targets import most_probable
 from .base import Engine, Precision
@@ -112,19 +112,6 @@ def make_pattern(index: int, size: tuple[int, int], spec: Preprocess) -> Pixels:
     mean, spread = (np.asarray(values) for values in pixel_statistics(spec))
     waves = np.moveaxis(wave_pattern(index, size, spec.channels), 0, -1)
     return (low + (high - low) * (mean + spread * waves)).astype(np.float32)
-
-
-def network_view(manifest: Manifest, index: int) -> NDArray[Any]:
-    """Preprocess a test pattern as the graph does: what the backbone gets.
-
-    [1, C, H, W], or [1, H, W, C] for a file's own input in that layout; float32, or uint8 where the
-    file's own input is.
-    """
-    fed = make_input(manifest, index)
-    if not manifest.embedded_preprocess:
-        return fed
-    spec = manifest.preprocess
-    return normalise(crop_resized(fed[0], spec)[0], spec)[None]
 
 
 def method_of(manifest: Manifest) -> cam.Method:

@@ -126,7 +126,7 @@ class Timing:
         draw: the overlay.
         latency: from the arrival of the frame until it was drawn.
         fps: frames drawn a second, over the last 30.
-        forwards: evaluations of masked images.
+        evaluations: evaluations of masked images.
     """
 
     read: float
@@ -134,7 +134,7 @@ class Timing:
     draw: float
     latency: float
     fps: float
-    forwards: int
+    evaluations: int
 
 
 @dataclass(frozen=True, eq=False)

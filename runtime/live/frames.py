@@ -40,7 +40,7 @@ class Explained:
         ranking: the most probable classes, five at most.
         look: that it was explained with.
         seconds: of preprocessing and explaining.
-        forwards: evaluations of masked images.
+        evaluations: evaluations of masked images.
     """
 
     frame: Frame
@@ -48,7 +48,7 @@ class Explained:
     ranking: tuple[ClassScore, ...]
     look: Look
     seconds: float
-    forwards: int
+    evaluations: int
 
 
 class FrameExplainer:
@@ -57,12 +57,12 @@ class FrameExplainer:
     Args:
         explainer: from ``whycam.load``.
         controls: their look is read at each frame.
-        forwards: budget of ``Tracker``.
+        evaluations: budget of ``Tracker``.
     """
 
-    def __init__(self, explainer: Explainer, controls: Controls, forwards: float) -> None:
+    def __init__(self, explainer: Explainer, controls: Controls, evaluations: float) -> None:
         self._explainer, self._controls = explainer, controls
-        self._tracker = Tracker(partial(pipeline.classify, explainer.model), forwards)
+        self._tracker = Tracker(partial(pipeline.classify, explainer.model), evaluations)
         self._tracked: tuple[Method | None, bool] = (None, False)
 
     def prepare(self, frame: Frame) -> PreparedFrame:
@@ -94,7 +94,7 @@ class FrameExplainer:
             rank_classes(probabilities, self._explainer.manifest),
             look,
             prepared.seconds + time.perf_counter() - begun,
-            self._tracker.forwards if tracked else _count_evaluated(explanation),
+            self._tracker.evaluations if tracked else _count_evaluated(explanation),
         )
 
     def _explain(self, prepared: Prepared, look: Look) -> tuple[Explanation, Floats]:

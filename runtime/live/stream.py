@@ -20,7 +20,7 @@ from .frames import Explained, FrameExplainer, PreparedFrame
 from .pipe import Pipe, start_stage
 from .reader import Reader
 from .source import find_source
-from .track import FORWARDS
+from .track import EVALUATIONS
 
 _FPS_FRAMES = 30  # frames that the rate is measured over
 _JOIN_SECONDS = 5.0  # to wait for the network's current run
@@ -49,7 +49,7 @@ class Stream:
         loop: whether a file starts again when it ends.
         limit: number of frames to end after.
         caption: whether to write label, probability, threshold and speed over the frames.
-        forwards: evaluations a frame that ``tft="track"`` spends on thresholds, on average.
+        evaluations: evaluations a frame that ``tft="track"`` spends on thresholds, on average.
         stall: seconds without a frame after which a live source counts as lost.
         retries: attempts to open a lost source again; None: until it comes back.
         tell: called with each ``Event``, on another thread.
@@ -70,7 +70,7 @@ class Stream:
         loop: bool = False,
         limit: int | None = None,
         caption: bool = True,
-        forwards: float = FORWARDS,
+        evaluations: float = EVALUATIONS,
         stall: float = 5.0,
         retries: int | None = None,
         tell: Callable[[Event], None] = lambda _: None,
@@ -83,7 +83,7 @@ class Stream:
                 "explain its images with whycam explain"
             )
         self.controls = Controls(explainer.manifest, look)
-        frames = FrameExplainer(explainer, self.controls, forwards)
+        frames = FrameExplainer(explainer, self.controls, evaluations)
         self._overlay = Overlay(caption=caption)
         self._limit, self._yielded = limit, 0
         self._tell = tell
@@ -176,7 +176,7 @@ class Stream:
             draw=now - begun,
             latency=self._latency,
             fps=self._rate(),
-            forwards=explained.forwards,
+            evaluations=explained.evaluations,
         )
         return StreamFrame(
             index=frame.index,

@@ -31,7 +31,7 @@ from ..sweep import Choice, Classify, Floats, Request, count_kept, make_choice, 
 from ..tft import Tft
 
 # Chosen on Grad-CAM of EfficientNet-Lite0 over two videos; see benchmarks/track.py.
-FORWARDS = 3.9
+EVALUATIONS = 3.9
 # S before the first frame: a variance that neighbouring thresholds share, one that they do not, and
 # the distance in tau over which the shared part falls to about half.
 _VARIANCE, _OWN_VARIANCE, _LENGTH = 2.0, 0.05, 0.15
@@ -60,7 +60,7 @@ class Tracker:
     """Chooses the threshold of each frame of a video, as the module says.
 
     Attributes:
-        forwards: evaluations of the network for the last frame.
+        evaluations: evaluations of the network for the last frame.
 
     Args:
         classify: runs the network.
@@ -68,10 +68,10 @@ class Tracker:
             frame is swept in full.
     """
 
-    def __init__(self, classify: Classify, budget: float = FORWARDS) -> None:
+    def __init__(self, classify: Classify, budget: float = EVALUATIONS) -> None:
         if not budget >= 1:
             raise RequestError(f"a tracker needs 1 evaluation a frame or more, not {budget}")
-        self.forwards = 0
+        self.evaluations = 0
         self._classify, self._budget = classify, budget
         self.reset()
 
@@ -87,7 +87,7 @@ class Tracker:
 
         Args:
             request: the frame's map.
-            settings: the reading of TFT, and the thresholds; ``forwards`` is ignored.
+            settings: the reading of TFT, and the thresholds; ``evaluations`` is ignored.
 
         Returns:
             As from ``sweep``; rpi is NaN where a threshold was not evaluated.
@@ -103,7 +103,7 @@ class Tracker:
         full = is_first or self._budget >= len(settings.taus)
         masked, belief = self._evaluate(request, settings, belief, full)
         if not full:
-            self._worth *= float(np.exp(_STEERING * (self.forwards - self._budget)))
+            self._worth *= float(np.exp(_STEERING * (self.evaluations - self._budget)))
             self._worth = min(max(self._worth, 1e-5), 1e5)
         self._remember(request.target, _Remembered(belief.mean, belief.covariance, unit))
         probability = np.asarray(request.probability, np.float32)
@@ -131,17 +131,17 @@ class Tracker:
         masked = np.full(steps, np.nan, np.float32)
         whole = search.logit(np.float64(request.probability))
         known: dict[int, int] = {}  # pixels kept: the step that kept them
-        self.forwards = 0
+        self.evaluations = 0
         while not belief.tried.all():
             rise = expected_rise(belief)
             step = int(rise.argmax())
-            if not full and self.forwards and rise[step] < self._worth:
+            if not full and self.evaluations and rise[step] < self._worth:
                 break
             same = known.setdefault(int(count_kept(request.map, cuts[step])), step)
             if same == step:
                 image = mask_input(request, cuts[step], settings)
                 masked[step] = self._classify(image[None])[0, request.target]
-                self.forwards += 1
+                self.evaluations += 1
             else:
                 masked[step] = masked[same]
             gain = search.logit(np.float64(masked[step])) - whole

@@ -67,7 +67,7 @@ function showFigures({ timing, dropped, index, seconds, explanation, size }) {
   figure("fps", timing.fps.toFixed(timing.fps < 100 ? 1 : 0));
   figure("latency", milliseconds(timing.latency), "ms");
   figure("explain", milliseconds(timing.explain), "ms");
-  figure("forwards", timing.forwards);
+  figure("evaluations", timing.evaluations);
   figure("dropped", dropped);
   figure("index", index, clock(seconds));
   $("image").setAttribute("aria-label", `Image of ${size[1]} by ${size[0]} pixels; ` +
