@@ -198,7 +198,7 @@ def test_verbs_share_their_words():
     verbs = dict(options_of(typer.main.get_command(app)))
     assert set(verbs) == {*VERBS, "help"}
     for verb, options in verbs.items():
-        plural = {"--methods", "--engines", "--precisions", "--batches", "--images"}
+        plural = {"--methods", "--engines", "--precisions", "--batches"}
         assert not options & plural, verb
         assert verb == "help" or "--json" in options
         assert ("--output" in options) == ("-o" in options)
