@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from ..runtime.errors import ExportError
 from .data_flow import Layer
 from .default_layer import ELEMENTWISE
+from .dims import BATCH, Dim, Size, divide, product
 from .layers import Network
-from .recorder import BATCH, Dim, Recorder, Size, Tensor, divide, product
+from .recorder import Recorder, Tensor
 from .subgraph import copy_between, run
 
 # What the copies of one image may occupy at once while the head runs per channel.

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .dims import BATCH, Dim, Dims, Size
 from .place_flow import concrete
 from .places import IMAGES, NONE, Places, decode, spread
-from .recorder import BATCH, Dim, Dims, Size, Tensor
+from .recorder import Tensor
 from .shapes import Shapes
 
 

@@ -30,22 +30,12 @@ from ..runtime.tft import Tft
 from .ablation import Head, logit_drops
 from .attention import AttentionMaps
 from .data_flow import Layer
+from .dims import BATCH, CLASSES, PROMPTS, Dim, Size, dim_text, product
 from .gradient.reverse import reverse
 from .heads import OutputMeaning
 from .layers import Network
 from .output_meaning import HeadMeaning
-from .recorder import (
-    BATCH,
-    CLASSES,
-    FLOAT32_MAX,
-    PROMPTS,
-    Dim,
-    Recorder,
-    Size,
-    Tensor,
-    dim_text,
-    product,
-)
+from .recorder import FLOAT32_MAX, Recorder, Tensor
 from .resample import record_preprocess
 from .subgraph import copy_between
 from .sweep import record_search, record_sweep

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from ..runtime.errors import ExportError
 from .arrangement import Arrangement, find_arrangement
 from .data_flow import DataFlow, Layer
+from .dims import BATCH, Dims, Size, dim_text
 from .place_flow import concrete
 from .places import IMAGES, Labels
-from .recorder import BATCH, Dims, Size, Tensor, dim_text
+from .recorder import Tensor
 
 
 @dataclass(frozen=True)

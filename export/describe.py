@@ -16,12 +16,12 @@ from .ablation import Head
 from .assemble import Request
 from .attention import AttentionMaps
 from .data_flow import Layer
+from .dims import lengths_at
 from .heads import OutputMeaning
 from .labels import name_classes
 from .layers import Network
 from .loading import LoadedModel
 from .plain_model import PlainModel
-from .recorder import lengths_at
 from .zero_shot import label_classes
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ..runtime.manifest import OutputHead
+from .dims import BATCH
 from .output_meaning import HeadMeaning
-from .recorder import BATCH
 from .shapes import Shapes
 from .zero_shot import Similarity
 

@@ -13,7 +13,7 @@ from fractions import Fraction
 import onnx_ir as ir
 
 from ..runtime.errors import ExportError, RequestError
-from .recorder import Dim, Size
+from .dims import Dim, Size
 from .shapes import Probes, propagate
 
 # A height and width that every stride in use divides.

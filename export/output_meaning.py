@@ -10,7 +10,7 @@ import onnx_ir as ir
 from ..runtime.errors import ExportError
 from ..runtime.manifest import Task
 from ..runtime.prompts import EXAMPLES
-from .recorder import Dims, Size
+from .dims import Dims, Size
 from .shapes import Shapes
 from .zero_shot import Similarity, check_length
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
+from .dims import Dims, lengths_at
 from .place_operation import Operation, Sides
 from .place_rules import follow
 from .places import IMAGES, Places, unknown, whole_grid
-from .recorder import Dims, lengths_at
 from .shapes import Shapes
 
 

@@ -20,9 +20,9 @@ import onnx_ir.passes.common as passes
 
 from ..runtime.errors import ExportError, ModelFileError, reason_of
 from ..runtime.input_format import Layout
+from .dims import Dim, Size, dim_text, product
 from .input_geometry import read_geometry
 from .input_sizes import InputSizes, find_input_sizes
-from .recorder import Dim, Size, dim_text, product
 from .shapes import Shapes, find_shapes, propagate
 
 LEAST_OPSET = 18

@@ -7,143 +7,28 @@ operators that every engine takes are recorded (opset 18 and later).
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..runtime.errors import ExportError
+from .dims import (
+    INT64_MAX,
+    Dim,
+    Dims,
+    Size,
+    broadcast,
+    dim_text,
+    divide,
+    product,
+    read_linear,
+    slice_length,
+)
 
-INT64_MAX = 2**63 - 1
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-
-
-@dataclass(frozen=True)
-class Size:
-    """A dimension that is known only at run time: ``factor`` times the product of ``symbols``.
-
-    Attributes:
-        factor: an integer, 1 or more.
-        symbols: in alphabetical order: ``N`` images, ``k`` explained classes of each, ``h`` and
-            ``w`` of an image of any size, ``H`` and ``W`` steps of a network's input of any size
-            (see ``input_sizes``), or a linear form of one of these, as ``8*H-1``; ``C`` classes
-            where their embeddings are an input.
-    """
-
-    factor: int
-    symbols: tuple[str, ...]
-
-    @property
-    def counts_images(self) -> bool:
-        """Whether it grows with the batch, not with the size of images alone."""
-        return "N" in self.symbols
-
-    def at(self, lengths: Mapping[str, int]) -> int:
-        """Compute its value where every symbol has a known one."""
-        total = self.factor
-        for symbol in self.symbols:
-            slope, base, offset = _read_linear(symbol)
-            total *= slope * lengths[base] + offset
-        return total
-
-    def __add__(self, other: Dim) -> Dim:
-        slope, base, offset = self._linear()
-        if isinstance(other, int):
-            return linear(slope, base, offset + other)
-        other_slope, other_base, other_offset = other._linear()
-        if base != other_base:
-            raise ExportError(f"the lengths {self} and {other} cannot be added")
-        return linear(slope + other_slope, base, offset + other_offset)
-
-    __radd__ = __add__
-
-    def __neg__(self) -> Size:
-        return Size(-self.factor, self.symbols)
-
-    def __sub__(self, other: Dim) -> Dim:
-        return self + -other
-
-    def __rsub__(self, other: int) -> Dim:
-        return -self + other
-
-    def _linear(self) -> tuple[int, str, int]:
-        if len(self.symbols) != 1:
-            raise ExportError(f"nothing can be added to the length {dim_text(self)}")
-        slope, base, offset = _read_linear(self.symbols[0])
-        return self.factor * slope, base, self.factor * offset
-
-    def __mul__(self, other: Dim) -> Size:
-        if isinstance(other, int):
-            return Size(self.factor * other, self.symbols)
-        return Size(self.factor * other.factor, tuple(sorted(self.symbols + other.symbols)))
-
-    __rmul__ = __mul__
-
-
-_LINEAR = re.compile(r"(-?\d+)\*(\w+)([+-]\d+)")
-
-
-def _read_linear(symbol: str) -> tuple[int, str, int]:
-    """Read slope, symbol and offset of a linear form."""
-    form = _LINEAR.fullmatch(symbol)
-    return (1, symbol, 0) if form is None else (int(form[1]), form[2], int(form[3]))
-
-
-_Bool = bool  # for annotations in a class that has an attribute ``bool``
-Dim = int | Size
-Dims = tuple[Dim, ...]
-BATCH, CLASSES, PROMPTS = Size(1, ("N",)), Size(1, ("k",)), Size(1, ("C",))
-
-
-def linear(slope: int, symbol: str, offset: int) -> Dim:
-    """Make the dimension ``slope * symbol + offset``, equal ones in one form."""
-    if slope == 0:
-        return offset
-    if offset == 0:
-        return Size(slope, (symbol,))
-    common = math.gcd(slope, offset)
-    return Size(common, (f"{slope // common}*{symbol}{offset // common:+d}",))
-
-
-def dim_text(dim: Dim) -> int | str:
-    """Write a dimension as ONNX declares it: a number, or a name such as ``2*N``."""
-    if isinstance(dim, int):
-        return dim
-    name = "*".join(dim.symbols)
-    return name if dim.factor == 1 else f"{dim.factor}*{name}"
-
-
-def lengths_at(dims: Sequence[Dim], lengths: Mapping[str, int]) -> tuple[int, ...]:
-    """Compute a shape where every symbol has a known value."""
-    return tuple(dim if isinstance(dim, int) else dim.at(lengths) for dim in dims)
-
-
-def product(dims: Sequence[Dim]) -> Dim:
-    """Multiply dimensions; 1 of none."""
-    return math.prod(dims)
-
-
-def broadcast(*shapes: Dims) -> Dims:
-    """Compute the shape to which operands broadcast, by NumPy's rule.
-
-    Raises:
-        ExportError: they do not fit.
-    """
-    rank = max(map(len, shapes))
-    padded = [(1,) * (rank - len(shape)) + tuple(shape) for shape in shapes]
-    dims: list[Dim] = []
-    for sides in zip(*padded, strict=True):
-        others = {side for side in sides if side != 1}
-        if len(others) > 1:
-            raise ExportError(f"shapes {shapes} cannot be broadcast together")
-        dims.append(others.pop() if others else 1)
-    return tuple(dims)
 
 
 class Recorder:
@@ -273,7 +158,7 @@ class Recorder:
 
     def _symbol_length(self, symbol: str) -> Tensor:
         if symbol not in self.symbols:
-            slope, base, offset = _read_linear(symbol)
+            slope, base, offset = read_linear(symbol)
             scaled = self.symbols[base] if slope == 1 else self.symbols[base] * slope
             self.symbols[symbol] = scaled + offset
         return self.symbols[symbol]
@@ -281,6 +166,21 @@ class Recorder:
 
 def _ir_shape(dims: Sequence[Dim]) -> ir.Shape:
     return ir.Shape([dim_text(dim) for dim in dims])
+
+
+def _operator(
+    kind: str, swap: bool = False, boolean: bool = False
+) -> Callable[[Tensor, Any], Tensor]:
+    """Make the method that records a binary operator, of a tensor and another or a number."""
+
+    def record(self: Tensor, other: Any) -> Tensor:
+        if not isinstance(other, Tensor):
+            other = self.recorder.constant(other, self.dtype)
+        operands = [other, self] if swap else [self, other]
+        dtype = ir.DataType.BOOL if boolean else None
+        return self.recorder.op(kind, operands, broadcast(self.shape, other.shape), dtype)
+
+    return record
 
 
 class Tensor:
@@ -315,75 +215,27 @@ class Tensor:
         """How many axes it has."""
         return len(self.shape)
 
-    def _other(self, other: Any) -> Tensor:
-        return other if isinstance(other, Tensor) else self.recorder.constant(other, self.dtype)
-
-    def _binary(self, kind: str, other: Any, swap: bool = False, boolean: bool = False) -> Tensor:
-        a, b = self, self._other(other)
-        if swap:
-            a, b = b, a
-        dtype = ir.DataType.BOOL if boolean else None
-        return self.recorder.op(kind, [a, b], broadcast(a.shape, b.shape), dtype)
-
-    def __add__(self, other: Any) -> Tensor:
-        return self._binary("Add", other)
-
-    def __radd__(self, other: Any) -> Tensor:
-        return self._binary("Add", other, swap=True)
-
-    def __sub__(self, other: Any) -> Tensor:
-        return self._binary("Sub", other)
-
-    def __rsub__(self, other: Any) -> Tensor:
-        return self._binary("Sub", other, swap=True)
-
-    def __mul__(self, other: Any) -> Tensor:
-        return self._binary("Mul", other)
-
-    def __rmul__(self, other: Any) -> Tensor:
-        return self._binary("Mul", other, swap=True)
-
-    def __truediv__(self, other: Any) -> Tensor:
-        return self._binary("Div", other)
-
-    def __rtruediv__(self, other: Any) -> Tensor:
-        return self._binary("Div", other, swap=True)
-
-    def __floordiv__(self, other: int) -> Tensor:
-        """Divide non-negative integers, the only operands that occur."""
-        return self._binary("Div", other)
+    __add__, __radd__ = _operator("Add"), _operator("Add", swap=True)
+    __sub__, __rsub__ = _operator("Sub"), _operator("Sub", swap=True)
+    __mul__, __rmul__ = _operator("Mul"), _operator("Mul", swap=True)
+    __truediv__, __rtruediv__ = _operator("Div"), _operator("Div", swap=True)
+    __pow__ = _operator("Pow")
+    __floordiv__ = _operator("Div")  # of non-negative integers, the only operands that occur
+    __ge__, __gt__ = _operator("GreaterOrEqual", boolean=True), _operator("Greater", boolean=True)
+    __le__, __lt__ = _operator("LessOrEqual", boolean=True), _operator("Less", boolean=True)
+    __and__, __or__ = _operator("And"), _operator("Or")
+    __eq__ = _operator("Equal", boolean=True)  # type: ignore[assignment]
 
     def __neg__(self) -> Tensor:
         return self.recorder.op("Neg", [self], self.shape)
 
-    def __ge__(self, other: Any) -> Tensor:
-        return self._binary("GreaterOrEqual", other, boolean=True)
-
-    def __gt__(self, other: Any) -> Tensor:
-        return self._binary("Greater", other, boolean=True)
-
-    def __le__(self, other: Any) -> Tensor:
-        return self._binary("LessOrEqual", other, boolean=True)
-
-    def __lt__(self, other: Any) -> Tensor:
-        return self._binary("Less", other, boolean=True)
-
-    def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
-        return self._binary("Equal", other, boolean=True)
-
     def __ne__(self, other: Any) -> Tensor:  # type: ignore[override]
-        return ~self._binary("Equal", other, boolean=True)
+        return self.recorder.op("Not", [self == other], self.shape)
 
     __hash__ = None  # type: ignore[assignment]
 
     def __bool__(self) -> bool:
         raise TypeError("a recorded tensor has no truth value: decide with where()")
-
-    def __and__(self, other: Tensor) -> Tensor:
-        return self._binary("And", other)
-
-    def __or__(self, other: Tensor) -> Tensor:
-        return self._binary("Or", other)
 
     def __invert__(self) -> Tensor:
         return self.recorder.op("Not", [self], self.shape)
@@ -394,41 +246,10 @@ class Tensor:
 
     def __getitem__(self, key: Any) -> Tensor:
         """Index with slices, integers, None and one ellipsis."""
-        keys = list(key) if isinstance(key, tuple) else [key]
-        taken = sum(each is not None and each is not Ellipsis for each in keys)
-        if Ellipsis in [each for each in keys if each is Ellipsis]:
-            at = next(i for i, each in enumerate(keys) if each is Ellipsis)
-            keys[at : at + 1] = [slice(None)] * (self.ndim - taken)
-        else:
-            keys += [slice(None)] * (self.ndim - taken)
-        cuts: list[tuple[int, int, int, int]] = []
-        squeezed: list[int] = []
-        axis = 0
-        for each in keys:
-            if each is None:
-                continue
-            if isinstance(each, int):
-                side = self.shape[axis]
-                index = each + side if each < 0 and isinstance(side, int) else each
-                cuts.append((axis, index, index + 1, 1))
-                squeezed.append(axis)
-            elif each != slice(None):
-                step = each.step or 1
-                ends = (0, INT64_MAX) if step > 0 else (-1, -INT64_MAX)
-                start = ends[0] if each.start is None else each.start
-                stop = ends[1] if each.stop is None else each.stop
-                cuts.append((axis, start, stop, step))
-            axis += 1
+        cuts, squeezed, inserted = _read_index(key, self.shape)
         found = _sliced(self, cuts) if cuts else self
-        if squeezed:
-            found = squeeze(found, squeezed)
-        places, axis = [], 0
-        for each in keys:
-            if each is None:
-                places.append(axis)
-            if not isinstance(each, int):
-                axis += 1
-        return unsqueeze(found, places) if places else found
+        found = squeeze(found, squeezed) if squeezed else found
+        return unsqueeze(found, inserted) if inserted else found
 
     def reshape(self, shape: Sequence[Dim]) -> Tensor:
         """Reshape; -1 stands for the remaining elements, as in NumPy."""
@@ -472,64 +293,45 @@ class Tensor:
         return self.recorder.op("Transpose", [self], dims, perm=list(order))
 
 
-def divide(whole: Dim, part: Dim) -> Dim:
-    """Divide dimensions exactly.
-
-    Raises:
-        ExportError: there is a remainder.
-    """
-    a = whole if isinstance(whole, Size) else Size(whole, ())
-    b = part if isinstance(part, Size) else Size(part, ())
-    symbols = list(a.symbols)
-    for symbol in b.symbols:
-        if symbol not in symbols:
-            raise ExportError(f"a tensor of {whole} elements cannot be divided into {part}")
-        symbols.remove(symbol)
-    if b.factor == 0 or a.factor % b.factor:
-        raise ExportError(f"a tensor of {whole} elements cannot be divided into {part}")
-    factor = a.factor // b.factor
-    return Size(factor, tuple(symbols)) if symbols else factor
-
-
-def divide_up(dim: Dim, step: int) -> Dim:
-    """Divide a dimension and round up.
-
-    Raises:
-        ExportError: the result is no linear form of the dimension's symbol.
-    """
-    if isinstance(dim, int):
-        return -(-dim // step)
-    slope, base, offset = dim._linear()
-    if slope % step:
-        raise ExportError(f"the length {dim_text(dim)} is no multiple of {step}")
-    return linear(slope // step, base, -(-offset // step))
-
-
-def _slice_length(side: Size, start: int, stop: int, step: int) -> Dim:
-    """Compute how many elements a slice takes that begins near one end and ends near the other."""
-    if start < 0 or step < 1 or (stop >= 0 and stop != INT64_MAX):
-        raise ExportError(f"cannot slice an axis of length {dim_text(side)} by {start}:{stop}")
-    return divide_up(side + ((0 if stop == INT64_MAX else stop) - start), step)
+def _read_index(
+    key: Any, shape: Dims
+) -> tuple[list[tuple[int, int, int, int]], list[int], list[int]]:
+    """Read cuts (axis, start, stop, step), then axes to squeeze, then axes to insert."""
+    keys = list(key) if isinstance(key, tuple) else [key]
+    taken = sum(each is not None and each is not Ellipsis for each in keys)
+    at = next((i for i, each in enumerate(keys) if each is Ellipsis), len(keys))
+    keys[at : at + 1] = [slice(None)] * (len(shape) - taken)
+    cuts: list[tuple[int, int, int, int]] = []
+    squeezed: list[int] = []
+    inserted: list[int] = []
+    axis = place = 0  # of the tensor, of the result
+    for each in keys:
+        if each is None:
+            inserted.append(place)
+            place += 1
+            continue
+        if isinstance(each, int):
+            side = shape[axis]
+            index = each + side if each < 0 and isinstance(side, int) else each
+            cuts.append((axis, index, index + 1, 1))
+            squeezed.append(axis)
+        else:
+            if each != slice(None):
+                step = each.step or 1
+                ends = (0, INT64_MAX) if step > 0 else (-1, -INT64_MAX)
+                start = ends[0] if each.start is None else each.start
+                cuts.append((axis, start, ends[1] if each.stop is None else each.stop, step))
+            place += 1
+        axis += 1
+    return cuts, squeezed, inserted
 
 
 def _sliced(x: Tensor, cuts: Sequence[tuple[int, int, int, int]]) -> Tensor:
     dims = list(x.shape)
-    for axis, start, stop, step in cuts:
-        side = dims[axis]
-        if not isinstance(side, int):
-            dims[axis] = _slice_length(side, start, stop, step)
-            continue
-        dims[axis] = len(
-            range(*slice(start, None if stop == INT64_MAX else stop, step).indices(side))
-        )
+    for axis, *ends in cuts:
+        dims[axis] = slice_length(dims[axis], *ends)
     axes, starts, stops, steps = (
-        x.recorder.constant(np.array(column, np.int64))
-        for column in (
-            [cut[0] for cut in cuts],
-            [cut[1] for cut in cuts],
-            [cut[2] for cut in cuts],
-            [cut[3] for cut in cuts],
-        )
+        x.recorder.constant(np.array(column, np.int64)) for column in zip(*cuts, strict=True)
     )
     return x.recorder.op("Slice", [x, starts, stops, axes, steps], dims)
 
@@ -552,13 +354,8 @@ def unsqueeze(x: Tensor, axes: Sequence[int]) -> Tensor:
     return found
 
 
-def _axes(x: Tensor, axis: int | Sequence[int]) -> list[int]:
-    axes = [axis] if isinstance(axis, int) else list(axis)
-    return sorted(each % x.ndim for each in axes)
-
-
 def _reduce(kind: str, x: Tensor, axis: int | Sequence[int], keepdims: bool) -> Tensor:
-    axes = _axes(x, axis)
+    axes = sorted(each % x.ndim for each in ([axis] if isinstance(axis, int) else axis))
     dims = [1 if i in axes else dim for i, dim in enumerate(x.shape) if keepdims or i not in axes]
     constant = x.recorder.constant(np.array(axes, np.int64))
     return x.recorder.op(kind, [x, constant], dims, keepdims=int(keepdims))
@@ -589,6 +386,16 @@ def expand(x: Tensor, shape: Dims) -> Tensor:
     if x.shape == tuple(shape):
         return x
     return x.recorder.op("Expand", [x, x.recorder.shape_tensor(shape)], shape)
+
+
+_Bool = bool  # for annotations in a class that has an attribute ``bool``
+
+
+def _unary(kind: str) -> Callable[[Namespace, Tensor], Tensor]:
+    def record(namespace: Namespace, x: Tensor) -> Tensor:
+        return namespace._recorder.op(kind, [x], x.shape)
+
+    return record
 
 
 class Namespace:
@@ -665,41 +472,9 @@ class Namespace:
         """Smallest along axes."""
         return _reduce("ReduceMin", x, axis, keepdims)
 
-    def maximum(self, a: Tensor, b: Any) -> Tensor:
-        """The larger of two, by element."""
-        return a._binary("Max", b)
-
-    def minimum(self, a: Tensor, b: Any) -> Tensor:
-        """The smaller of two, by element."""
-        return a._binary("Min", b)
-
-    def abs(self, x: Tensor) -> Tensor:
-        """Magnitude."""
-        return self._recorder.op("Abs", [x], x.shape)
-
-    def exp(self, x: Tensor) -> Tensor:
-        """e to the x."""
-        return self._recorder.op("Exp", [x], x.shape)
-
-    def log(self, x: Tensor) -> Tensor:
-        """Natural logarithm."""
-        return self._recorder.op("Log", [x], x.shape)
-
-    def sqrt(self, x: Tensor) -> Tensor:
-        """Square root."""
-        return self._recorder.op("Sqrt", [x], x.shape)
-
-    def sin(self, x: Tensor) -> Tensor:
-        """Sine."""
-        return self._recorder.op("Sin", [x], x.shape)
-
-    def tanh(self, x: Tensor) -> Tensor:
-        """Hyperbolic tangent."""
-        return self._recorder.op("Tanh", [x], x.shape)
-
-    def floor(self, x: Tensor) -> Tensor:
-        """The next whole number below."""
-        return self._recorder.op("Floor", [x], x.shape)
+    maximum, minimum = staticmethod(_operator("Max")), staticmethod(_operator("Min"))
+    abs, exp, log, sqrt = _unary("Abs"), _unary("Exp"), _unary("Log"), _unary("Sqrt")
+    sin, tanh, floor = _unary("Sin"), _unary("Tanh"), _unary("Floor")
 
     def matrix_transpose(self, x: Tensor) -> Tensor:
         """The last two axes exchanged."""

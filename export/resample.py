@@ -22,7 +22,8 @@ import onnx_ir as ir
 
 from ..runtime.errors import ExportError
 from ..runtime.input_format import Interpolation, Layout, Preprocess
-from .recorder import Recorder, Size, Tensor
+from .dims import Size
+from .recorder import Recorder, Tensor
 
 Array = Any
 _GREY = np.array([19595, 38470, 7471], np.float32)  # of 65536, as Pillow weighs red, green, blue

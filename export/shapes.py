@@ -20,7 +20,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..runtime.errors import ExportError
-from .recorder import BATCH, Dim, Dims, Size, lengths_at, linear
+from .dims import BATCH, Dim, Dims, Size, lengths_at, linear
 
 # Lengths of the symbols of ``Size`` for which shapes are inferred.
 Probes = Sequence[Mapping[str, int]]

@@ -10,8 +10,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..runtime.errors import ExportError, reason_of
+from .dims import BATCH, Size, divide
 from .gradient.reverse import find_path
-from .recorder import BATCH, Size, Tensor, divide
+from .recorder import Tensor
 from .shapes import Shapes
 
 

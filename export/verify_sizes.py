@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from .dims import CLASSES, lengths_at
 from .plain_model import PlainModel
-from .recorder import CLASSES, Tensor, lengths_at
+from .recorder import Tensor
 from .verify import Subject
 
 

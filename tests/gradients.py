@@ -15,8 +15,9 @@ import torch
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
+from whycam.export.dims import BATCH, CLASSES, Size
 from whycam.export.gradient.reverse import reverse
-from whycam.export.recorder import BATCH, CLASSES, Recorder, Size, Tensor
+from whycam.export.recorder import Recorder, Tensor
 from whycam.export.shapes import find_shapes
 
 # What ONNX Runtime, OpenVINO and TensorRT all take.

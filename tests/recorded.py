@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
-from whycam.export.recorder import Dim, Recorder, Tensor
+from whycam.export.dims import Dim
+from whycam.export.recorder import Recorder, Tensor
 
 _TYPES = {
     np.dtype(np.float32): ir.DataType.FLOAT,

@@ -10,7 +10,7 @@ import pytest
 from gradient_cases import CASES
 from gradients import Case, Recorded, node, record, run, weights
 
-from whycam.export.recorder import Size
+from whycam.export.dims import Size
 from whycam.export.turing import replace_matrix_products
 
 # The forward operator itself is refused there: a free batch; p = 3.

@@ -10,10 +10,10 @@ from documents import ROOT
 from gradient_cases import CASES
 from gradients import Case, differences, node, numbers, record, weights
 
+from whycam.export.dims import BATCH, CLASSES
 from whycam.export.gradient import operator_table, shaping
 from whycam.export.gradient.rules import RULES
 from whycam.export.gradient.step import Step
-from whycam.export.recorder import BATCH, CLASSES
 from whycam.runtime.errors import ExportError
 
 PLACES = {"x": (4, 6, 5)}

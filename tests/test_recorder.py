@@ -10,7 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from onnx import helper
 
-from whycam.export.recorder import BATCH, Recorder, Size, Tensor, divide
+from whycam.export.dims import BATCH, Size, divide
+from whycam.export.recorder import Recorder, Tensor
 from whycam.export.shapes import find_shapes
 from whycam.runtime.errors import ExportError
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from recorded import run_recorded
 
-from whycam.export.recorder import BATCH, Size
+from whycam.export.dims import BATCH, Size
 from whycam.export.resample import check_interpolation, record_preprocess
 from whycam.runtime.errors import ExportError
 from whycam.runtime.manifest import Preprocess

@@ -12,7 +12,7 @@ from torch import fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..export.arrangement import Arrangement
-from ..export.recorder import Size
+from ..export.dims import Size
 from ..runtime.errors import ExportError, TargetLayerError, reason_of
 from .target import Target
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from ..recorder import Dims, Tensor
+from ..dims import Dims
+from ..recorder import Tensor
 from .step import Step
 
 

@@ -212,14 +212,14 @@ def _power(step: Step) -> list[Tensor | None]:
     x, exponent = step.x(), step.constant_or_none(1)
     if exponent is None:
         p = step.x(1)
-        slope = p * x._binary("Pow", p - 1.0)
+        slope = p * x ** (p - 1.0)
     elif exponent.size == 1 and float(exponent.item()) == 2.0:
         slope = x * 2.0
     else:
         p32 = exponent.astype(np.float32)
         # The derivative of x^0 is 0 at 0 as well, where 0 x^-1 is not a number.
         reduced = step.recorder.constant(np.where(p32 == 0, np.float32(0), p32 - np.float32(1)))
-        slope = x._binary("Pow", reduced) * step.recorder.constant(p32)
+        slope = x**reduced * step.recorder.constant(p32)
     return [step.sum_to_input(step.multiply(step.g, slope), 0), None]
 
 

@@ -115,7 +115,7 @@ def _lrn(step: Step) -> list[Tensor | None]:
         return step.recorder.op("Conv", [t, kernel], t.shape)
 
     d = bias + (alpha / size) * sum_channels(window, x * x)
-    power = d._binary("Pow", -beta)
+    power = d**-beta
     through = step.multiply(step.g, x * power / d)
     back = sum_channels(np.ascontiguousarray(window.T), through)
     return [step.multiply(step.g, power) - step.multiply(back, (2.0 * alpha * beta / size) * x)]

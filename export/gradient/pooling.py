@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..recorder import Tensor, concat, divide, pad, unsqueeze
+from ..dims import divide
+from ..recorder import Tensor, concat, pad, unsqueeze
 from .reductions import differentiate_norm, select_first_extreme
 from .step import Step
 from .windows import Windows, find_windows

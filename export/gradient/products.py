@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from string import ascii_letters
 
-from ..recorder import Dim, Tensor, unsqueeze
+from ..dims import Dim
+from ..recorder import Tensor, unsqueeze
 from .step import Step
 from .windows import resolve_padding
 

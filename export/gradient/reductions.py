@@ -8,7 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from ..recorder import Dim, Tensor, lengths_at, product, unsqueeze
+from ..dims import Dim, lengths_at, product
+from ..recorder import Tensor, unsqueeze
 from .step import Step
 
 # Below this a norm counts as 0, where it has no derivative.
@@ -65,8 +66,8 @@ def differentiate_norm(
         return step.multiply(spread(g), step.recorder.op("Sign", [x], x.shape))
     norm, slope = xp.maximum(y, _SMALLEST_NORM), x
     if power > 2:
-        norm = norm._binary("Pow", float(power - 1))
-        slope = x * xp.abs(x)._binary("Pow", float(power - 2))
+        norm = norm ** float(power - 1)
+        slope = x * xp.abs(x) ** float(power - 2)
     return step.multiply(spread(step.divide(g, norm)), slope)
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from ...runtime.errors import ExportError
-from ..recorder import Dim, Recorder, Size, Tensor
+from ..dims import Dim, Size
+from ..recorder import Recorder, Tensor
 from ..shapes import Shapes
 from .rules import RULES
 from .step import Step

@@ -10,7 +10,8 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..recorder import Dim, Tensor, concat, divide, expand, pad, unsqueeze
+from ..dims import Dim, divide
+from ..recorder import Tensor, concat, expand, pad, unsqueeze
 from .pooling import multiply_along_axes
 from .step import Step
 

@@ -10,18 +10,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ...runtime.errors import ExportError
-from ..recorder import (
-    BATCH,
-    Dim,
-    Dims,
-    Recorder,
-    Size,
-    Tensor,
-    divide,
-    expand,
-    product,
-    unsqueeze,
-)
+from ..dims import BATCH, Dim, Dims, Size, divide, product
+from ..recorder import Recorder, Tensor, expand, unsqueeze
 from ..shapes import Shapes
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..recorder import Dim, divide_up
+from ..dims import Dim, divide_up
 from .step import Step
 
 
