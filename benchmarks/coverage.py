@@ -53,8 +53,9 @@ from whycam.export.from_torch import to_ir
 from whycam.export.layers import Network
 from whycam.export.output_meaning import interpret_outputs
 from whycam.export.plain_model import to_plain
-from whycam.export.source import Source, resolve
-from whycam.export.verify import draw_random_fields
+from whycam.export.resolve import resolve
+from whycam.export.source import Source
+from whycam.export.verify_subject import draw_random_fields
 from whycam.runtime import cam
 from whycam.runtime.engines import selftest
 from whycam.runtime.engines.opening import open_engine

@@ -27,7 +27,8 @@ from ..runtime.manifest import Outputs, Preprocess, Task
 from ..runtime.search import Prior
 from ..runtime.targets import RANKS, count_ranks
 from ..runtime.tft import Tft
-from .ablation import Head, logit_drops
+from .ablation import logit_drops
+from .ablation_head import Head
 from .attention import AttentionMaps
 from .data_flow import Layer
 from .dims import BATCH, CLASSES, PROMPTS, Dim, Size, dim_text, product

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..runtime.bench.bench import BASELINES, TORCH
 from ..runtime.errors import ExportError, RequestError
 from ..runtime.manifest import Manifest
-from .source import resolve
+from .resolve import resolve
 
 Run = Callable[[], Any]
 

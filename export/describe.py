@@ -12,7 +12,7 @@ from ..runtime.input_format import DynamicSize
 from ..runtime.manifest import Attention, FusedLayer, Manifest
 from ..runtime.tft import Tft
 from ..runtime.version import package_version
-from .ablation import Head
+from .ablation_head import Head
 from .assemble import Request
 from .attention import AttentionMaps
 from .data_flow import Layer

@@ -47,13 +47,13 @@ class GraphRunner:
     def run(
         self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]
     ) -> dict[str, NDArray[Any]]:
-        """Compute outputs by contract name, see ``verify.Runner``."""
+        """Compute outputs by contract name, see ``verify_subject.Runner``."""
         inputs = self._inputs(feeds["image"], feeds["target"])
         arrays = self._session.run([self._names[name] for name in outputs], inputs)
         return dict(zip(outputs, arrays, strict=True))
 
     def run_original_outputs(self, image: NDArray[Any]) -> list[NDArray[Any]]:
-        """Compute the outputs that the file had before, see ``verify.Runner``."""
+        """Compute the outputs that the file had before, see ``verify_subject.Runner``."""
         target = np.full((len(image), 1), -1, np.int64)
         return list(self._session.run(list(self._own_outputs), self._inputs(image, target)))
 

@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 from ..runtime.errors import ExportError, RequestError
 from .dims import Dim, Size
-from .shapes import Probes, propagate
+from .propagation import propagate
+from .shapes import Probes
 
 # A height and width that every stride in use divides.
 _LARGE = 2**7 * 3 * 5 * 7

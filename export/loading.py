@@ -15,14 +15,14 @@ from ..runtime.input_format import Preprocess
 from ..runtime.manifest import METADATA_KEY
 from .labels import read_labels
 from .metadata import ModelMetadata, read_metadata
-from .plain_model import PlainModel, read_onnx_file, to_plain
+from .onnx_reading import read_onnx_file
+from .plain_model import PlainModel, to_plain
 from .preprocessing import (
     Overrides,
     choose_preprocess,
     count_stated_channels,
     find_input_size,
     format_example_command,
-    neutral_preprocess,
 )
 from .requirements import require_torch
 from .zero_shot import LogitParameters
@@ -107,7 +107,8 @@ def load_model(
     from .from_torch import to_ir
     from .model_outputs import return_tensors
     from .open_clip_model import PREFIX
-    from .source import Source, resolve
+    from .resolve import resolve
+    from .source import Source
 
     if not is_encoder and isinstance(model, str) and model.startswith(PREFIX):
         raise RequestError(
@@ -179,12 +180,11 @@ def _load_onnx(
         size = find_input_size(overrides, known)
     channels = count_stated_channels(overrides)
     plain = to_plain(loaded, size, overrides.layout, metadata, dynamic_size, channels)
-    if needs_preprocess:
-        target = str(path.with_suffix(".explained.onnx"))
-        example = format_example_command(str(path), target, overrides, plain.channels)
-        spec = choose_preprocess(overrides, known, plain.size, plain.channels, path.name, example)
-    else:
-        spec = neutral_preprocess(plain.size, plain.channels)
+    target = str(path.with_suffix(".explained.onnx"))
+    example = format_example_command(str(path), target, overrides, plain.channels)
+    spec = choose_preprocess(
+        overrides, known, plain.size, plain.channels, path.name, example, needs_preprocess
+    )
     names = read_labels(labels) if labels is not None else () if known is None else known.labels
     notes = _notes(known, overrides, labels)
     return LoadedModel(path.name, path.name, plain, spec, names, notes, file=path)

@@ -25,7 +25,7 @@ from ..runtime.onnxfile import append_manifest, digest, read_manifest
 from ..runtime.prompts import Prompts, example_prompts
 from ..runtime.search import Prior
 from ..runtime.tft import Tft
-from .ablation import split_head
+from .ablation_head import split_head
 from .assemble import Assembly, assemble
 from .attention import find_attention
 from .data_flow import Layer
@@ -46,8 +46,9 @@ from .probabilities import check_is_no_probability
 from .reference_answers import compute_reference_answers
 from .references import OnnxReference, Reference
 from .references_similarity import SimilarityReference
-from .verify import AttentionReference, Subject, draw_natural_images, verify
+from .verify import verify
 from .verify_sizes import subjects_of_all_sizes
+from .verify_subject import AttentionReference, Subject, draw_natural_images
 from .zero_shot import Similarity, choose_similarity
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from ..runtime.errors import ExportError, RequestError
 from ..runtime.manifest import OUTPUTS, Outputs
 from ..runtime.search import Prior, prior_for
 from ..runtime.tft import Tft
-from .ablation import Head, explain_refusal
+from .ablation_head import Head, explain_refusal
 from .assemble import Request
 from .heads import OutputMeaning
 from .loading import LoadedModel

@@ -110,6 +110,7 @@ def choose_preprocess(
     channels: int,
     name: str,
     example: str,
+    is_needed: bool = True,
 ) -> Preprocess:
     """Decide how images are prepared: as the user states, else as the model does.
 
@@ -120,11 +121,15 @@ def choose_preprocess(
         channels: of the network input.
         name: of the model, for the message.
         example: a command that states the preprocessing, for the message.
+        is_needed: whether its numbers matter; else they are 0 and 1, of the right shape.
 
     Raises:
         PreprocessError: neither the user nor the model states it.
         ExportError: what is stated is invalid.
     """
+    if not is_needed:
+        ones = (1.0,) * channels
+        return Preprocess(size, size, color=color_of(channels), mean=ones, std=ones)
     with _as_export_error():
         base = _base(overrides, size, channels)
         stated = None if known is None else known.preprocess
@@ -199,12 +204,6 @@ def count_stated_channels(overrides: Overrides) -> int | None:
         stated = _from_file(Path(name), (1, 1))
         return None if stated is None else stated.channels
     return None
-
-
-def neutral_preprocess(size: tuple[int, int], channels: int) -> Preprocess:
-    """Make preprocessing of the right shape for work in which its numbers do not matter."""
-    ones = (1.0,) * channels
-    return Preprocess(size, size, color=color_of(channels), mean=ones, std=ones)
 
 
 def _count_channels(overrides: Overrides, channels: int | None) -> int:

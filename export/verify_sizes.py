@@ -7,7 +7,7 @@ from dataclasses import replace
 from .dims import CLASSES, lengths_at
 from .plain_model import PlainModel
 from .recorder import Tensor
-from .verify import Subject
+from .verify_subject import Subject
 
 
 def subjects_of_all_sizes(

@@ -238,8 +238,8 @@ def materials(folder: Path) -> Path:
     from skimage import data
     from torchvision.models import ResNet50_Weights
 
+    from whycam.export.resolve import resolve
     from whycam.export.saved_model import SavedModel, save_model
-    from whycam.export.source import resolve
 
     folder.mkdir(parents=True)
     (folder / "my_model.py").write_text(_NETWORKS)

@@ -12,7 +12,7 @@ from networks import SMALL
 from torch import nn
 
 from whycam.export.checkpoint import load_weights
-from whycam.export.source import resolve
+from whycam.export.resolve import resolve
 from whycam.runtime.errors import ExportError
 
 FACTORY = f"{networks.__file__}:linear"

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from whycam.export import ablation
-from whycam.export.ablation import Head, explain_refusal, logit_drops, split_head
+from whycam.export.ablation import logit_drops
+from whycam.export.ablation_head import Head, explain_refusal, split_head
 from whycam.export.from_torch import to_ir
 from whycam.export.layers import Network
 from whycam.export.output_meaning import interpret_outputs

@@ -22,7 +22,7 @@ from torch import nn
 import whycam
 from whycam.export import Overrides, assemble, to_onnx, verify
 from whycam.export.plain_model import rename_einsum_indices
-from whycam.export.source import resolve
+from whycam.export.resolve import resolve
 from whycam.runtime.errors import (
     ExportError,
     OutputError,

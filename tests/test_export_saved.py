@@ -12,8 +12,9 @@ import torchvision
 from torch import nn
 
 from whycam.export.classifier import replace_classifier
+from whycam.export.resolve import resolve
 from whycam.export.saved_model import SavedModel, read_saved_model, save_model
-from whycam.export.source import Overrides, resolve
+from whycam.export.source import Overrides
 from whycam.runtime.errors import ExportError
 from whycam.runtime.manifest import Preprocess
 

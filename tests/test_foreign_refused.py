@@ -12,7 +12,7 @@ from foreign import CHANNELS, CLASSES, PLACES, SIDE, File, check_answers, classi
 from hypothesis import settings
 from onnx import TensorProto, helper
 
-from whycam.export import Overrides, plain_model, to_onnx
+from whycam.export import Overrides, onnx_reading, to_onnx
 from whycam.runtime.errors import ExportError, ModelFileError, VerificationError, WhyCamError
 
 Y = {"y": ["N", CLASSES]}
@@ -111,7 +111,7 @@ def test_a_wrong_conversion_is_noticed(tmp_path, monkeypatch):
     file = File()
     file.add("Softmax", file.linear(file.pooled(file.features())), to="y", axis=1)
     path = saved(file.model(Y), tmp_path)
-    convert = plain_model._upgrade
+    convert = onnx_reading._upgrade
 
     def wrong(proto):
         converted = convert(proto)
@@ -122,7 +122,7 @@ def test_a_wrong_conversion_is_noticed(tmp_path, monkeypatch):
         return other
 
     explain(path)
-    monkeypatch.setattr(plain_model, "_upgrade", wrong)
+    monkeypatch.setattr(onnx_reading, "_upgrade", wrong)
     with pytest.raises(VerificationError, match="the file's own outputs changed"):
         explain(path)
 

@@ -20,7 +20,8 @@ from whycam.calibrate.evaluate import evaluate
 from whycam.export import Overrides, to_onnx
 from whycam.export.input_channels import read_input_channels
 from whycam.export.input_geometry import read_geometry
-from whycam.export.plain_model import read_onnx_file, to_plain
+from whycam.export.onnx_reading import read_onnx_file
+from whycam.export.plain_model import to_plain
 from whycam.runtime.errors import ExportError
 from whycam.runtime.manifest import Manifest
 

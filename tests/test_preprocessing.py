@@ -21,7 +21,7 @@ from whycam.export import Overrides, to_onnx
 from whycam.export.loading import LoadedModel, load_model
 from whycam.export.metadata import from_huggingface, from_timm, read_metadata
 from whycam.export.preprocessing import PRESETS, choose_preprocess
-from whycam.export.source import resolve
+from whycam.export.resolve import resolve
 from whycam.runtime.errors import ExportError, PreprocessError
 from whycam.runtime.input_format import Preprocess
 from whycam.train.classifier import train_classifier

@@ -12,7 +12,7 @@ import torch
 
 from whycam.export import Overrides, to_onnx
 from whycam.export.metadata import is_trained_on_imagenet, read_class_names
-from whycam.export.source import resolve
+from whycam.export.resolve import resolve
 from whycam.runtime.errors import ExportError, MissingExtraError
 
 NAMES = ("cat", "dog", "fish")

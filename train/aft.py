@@ -19,8 +19,9 @@ from ..calibrate.report import write_report
 from ..calibrate.summary import Evaluation, Result
 from ..export.onnx import to_onnx
 from ..export.preprocessing import Overrides
+from ..export.resolve import resolve
 from ..export.saved_model import save_model
-from ..export.source import Source, resolve
+from ..export.source import Source
 from ..runtime.errors import DataError, MissingExtraError, RequestError, TrainingError
 from ..runtime.explainer import Explainer, load
 from ..runtime.files import write_json, write_whole

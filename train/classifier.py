@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from ..export.classifier import replace_classifier
 from ..export.preprocessing import Overrides
+from ..export.resolve import resolve
 from ..export.saved_model import save_model
-from ..export.source import resolve
 from ..runtime.errors import DataError
 from ..runtime.timing import Tick, Total
 from .cache import Cache

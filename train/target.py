@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import torch
 
-from ..export.ablation import split_head
+from ..export.ablation_head import split_head
 from ..export.arrangement import Arrangement
 from ..export.from_torch import to_ir
 from ..export.layers import Network
 from ..export.model_outputs import name_outputs
+from ..export.onnx_reading import LEAST_OPSET
 from ..export.output_meaning import interpret_outputs
-from ..export.plain_model import LEAST_OPSET, to_plain
+from ..export.plain_model import to_plain
 from ..runtime.errors import ExportError
 
 
