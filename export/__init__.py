@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from .build import BuildResult, to_plan
     from .data_flow import Layer
     from .half import HalfResult, to_half
-    from .onnx import ExportResult, list_layers, to_onnx
+    from .layer_list import list_layers
+    from .onnx import ExportResult, to_onnx
     from .preprocessing import Overrides
 
 __all__ = [
@@ -39,7 +40,7 @@ _HOMES = {
     "HalfResult": "half",
     "Layer": "data_flow",
     "Overrides": "preprocessing",
-    "list_layers": "onnx",
+    "list_layers": "layer_list",
     "to_half": "half",
     "to_onnx": "onnx",
     "to_plan": "build",
@@ -49,6 +50,6 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if _HOMES[name] in ("onnx", "layers"):
+    if _HOMES[name] in ("onnx", "layer_list"):
         require_onnx("export")
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from .source import Source
 
+DEFAULT_OPSET = 18
+
 
 @dataclass(frozen=True)
 class LoadedModel:

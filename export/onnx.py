@@ -22,7 +22,7 @@ from ..runtime.errors import ExportError, RequestError, VerificationError
 from ..runtime.files import replacing
 from ..runtime.manifest import INPUTS, Manifest, Task
 from ..runtime.onnxfile import append_manifest, digest, read_manifest
-from ..runtime.prompts import Prompts, example_prompts
+from ..runtime.prompts import Prompts
 from ..runtime.search import Prior
 from ..runtime.tft import Tft
 from .ablation_head import split_head
@@ -32,20 +32,20 @@ from .data_flow import Layer
 from .describe import choose_labels, describe
 from .graph_runner import GraphRunner
 from .heads import OutputMeaning, join_heads
+from .layer_list import interpret
 from .layers import Network
-from .loading import LoadedModel, load_model
+from .loading import DEFAULT_OPSET, load_model
+from .open_reference import open_reference, score_similarity
 from .options import ExportOptions, plan_export
 from .original_model import OriginalModel
 from .output_meaning import (
     interpret_embedding,
-    interpret_outputs,
 )
 from .plain_model import PlainModel
 from .preprocessing import Overrides
 from .probabilities import check_is_no_probability
 from .reference_answers import compute_reference_answers
-from .references import OnnxReference, Reference
-from .references_similarity import SimilarityReference
+from .references import OnnxReference
 from .verify import verify
 from .verify_sizes import subjects_of_all_sizes
 from .verify_subject import AttentionReference, Subject, draw_natural_images
@@ -56,7 +56,6 @@ if TYPE_CHECKING:
 
     from .source import Source
 
-DEFAULT_OPSET = 18
 STEPS = (
     "loading the model",
     "finding the target layer",
@@ -220,7 +219,7 @@ def to_onnx(
         step(STEPS[1])
         plain = loaded.plain
         if classes is None:
-            meaning = _interpret(plain, task, head)
+            meaning = interpret(plain, task, head)
         else:
             similarity = choose_similarity(
                 classes, logit_scale, logit_bias, task, loaded.logit_parameters
@@ -254,15 +253,15 @@ def to_onnx(
             priors=priors_kept,
             own_outputs=original.names,
         )
-        reference = _reference(loaded, network, meaning, layer, manifest)
+        reference = open_reference(loaded, network, meaning, layer, manifest)
         references_earlier = tuple(
-            _reference(loaded, network, meaning, other, manifest) for other in earlier
+            open_reference(loaded, network, meaning, other, manifest) for other in earlier
         )
         gradients_of_attention = None
         if attention is not None:
             original_graph = OnnxReference(network, meaning, attention.layer)
             gradients_of_attention = AttentionReference(
-                attention, _score_similarity(original_graph, meaning, manifest)
+                attention, score_similarity(original_graph, meaning, manifest)
             )
         if task is None and classes is None:
             rng = np.random.default_rng(0)
@@ -334,49 +333,6 @@ def to_onnx(
     )
 
 
-def list_layers(
-    model: str | os.PathLike[str] | torch.nn.Module | Source,
-    *,
-    weights: str = "none",
-    num_classes: int | None = None,
-    overrides: Overrides | None = None,
-    task: Task | None = None,
-    head: str | Sequence[str] | None = None,
-    is_encoder: bool = False,
-) -> tuple[list[Layer], Layer | None]:
-    """List the layers at which a model can be explained, and the one ``to_onnx`` would choose.
-
-    Args:
-        model, weights, num_classes, overrides, task, head: as for ``to_onnx``; weights and
-            preprocessing make no difference here.
-        is_encoder: whether it is an image encoder, as ``to_onnx`` takes with ``classes``.
-
-    Returns:
-        The layers from image to logits, and the target layer by default, or None.
-
-    Raises:
-        ExportError: the model cannot be loaded or translated.
-    """
-    loaded = load_model(
-        model,
-        weights,
-        None,
-        None,
-        num_classes,
-        overrides,
-        DEFAULT_OPSET,
-        needs_preprocess=False,
-        is_encoder=is_encoder,
-    )
-    meaning = _interpret(loaded.plain, task, head)
-    network = Network(loaded.plain, meaning.logits, is_embedding=is_encoder)
-    try:
-        chosen = network.find()
-    except ExportError:
-        chosen = None
-    return network.layers, chosen
-
-
 def _check_quantised(network: Network, layers: Sequence[Layer], allowed: bool) -> None:
     """Refuse quantisation between the target layer and the scores, unless it was allowed."""
     if allowed:
@@ -403,48 +359,6 @@ def _check_classes(
         )
     if classes is not None and num_classes is not None:
         raise RequestError("with --classes the classes are known: leave out the number of classes")
-
-
-def _reference(
-    loaded: LoadedModel, network: Network, meaning: OutputMeaning, layer: Layer, manifest: Manifest
-) -> Reference:
-    """Open the original network, from which class scores follow by ``meaning``."""
-    reference = _network_reference(loaded, network, meaning, layer)
-    return _score_similarity(reference, meaning, manifest)
-
-
-def _score_similarity(
-    reference: Reference, meaning: OutputMeaning, manifest: Manifest
-) -> Reference:
-    """Score the reference's embeddings against classes, where it is an image encoder."""
-    similarity = meaning.similarity
-    if similarity is None:
-        return reference
-    embeddings = similarity.embeddings
-    if embeddings is None:
-        embeddings = example_prompts(manifest).embeddings
-    return SimilarityReference(reference, similarity, embeddings)
-
-
-def _network_reference(
-    loaded: LoadedModel, network: Network, meaning: OutputMeaning, layer: Layer
-) -> Reference:
-    if loaded.module is not None:
-        from .references_torch import TorchReference
-
-        plain, outputs = network.plain, list(network.plain.graph.outputs)
-        try:
-            return TorchReference(
-                loaded.module,
-                layer,
-                (plain.channels, *plain.size),
-                places=[outputs.index(head.output) for head in meaning.heads],
-                ends_in_activation=any(head.logits is not head.output for head in meaning.heads),
-            )
-        except LookupError:
-            pass
-    description = "the original file" if loaded.module is None else "the graph that PyTorch wrote"
-    return OnnxReference(network, meaning, layer, description)
 
 
 def _without_preprocess(manifest: Manifest) -> Manifest:
@@ -495,15 +409,6 @@ def _check_file(path: Path) -> None:
             raise VerificationError(
                 f"the finished file answers wrongly: {comparison.complaint}. No file was written"
             )
-
-
-def _interpret(
-    plain: PlainModel, task: Task | None, head: str | Sequence[str] | None
-) -> OutputMeaning:
-    """Decide what the outputs mean, and join the heads that the user chose."""
-    names = [head] if isinstance(head, str) else head
-    found = interpret_outputs(plain.graph.outputs, plain.shapes, task, names)
-    return join_heads(plain.graph, plain.shapes, found)
 
 
 def _interpret_embedding(

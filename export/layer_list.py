@@ -1,0 +1,76 @@
+"""List the layers at which a model can be explained."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..runtime.errors import ExportError
+from ..runtime.manifest import Task
+from .data_flow import Layer
+from .heads import OutputMeaning, join_heads
+from .layers import Network
+from .loading import DEFAULT_OPSET, load_model
+from .output_meaning import (
+    interpret_outputs,
+)
+from .plain_model import PlainModel
+from .preprocessing import Overrides
+
+if TYPE_CHECKING:
+    import torch
+
+    from .source import Source
+
+
+def list_layers(
+    model: str | os.PathLike[str] | torch.nn.Module | Source,
+    *,
+    weights: str = "none",
+    num_classes: int | None = None,
+    overrides: Overrides | None = None,
+    task: Task | None = None,
+    head: str | Sequence[str] | None = None,
+    is_encoder: bool = False,
+) -> tuple[list[Layer], Layer | None]:
+    """List the layers at which a model can be explained, and the one ``to_onnx`` would choose.
+
+    Args:
+        model, weights, num_classes, overrides, task, head: as for ``to_onnx``; weights and
+            preprocessing make no difference here.
+        is_encoder: whether it is an image encoder, as ``to_onnx`` takes with ``classes``.
+
+    Returns:
+        The layers from image to logits, and the target layer by default, or None.
+
+    Raises:
+        ExportError: the model cannot be loaded or translated.
+    """
+    loaded = load_model(
+        model,
+        weights,
+        None,
+        None,
+        num_classes,
+        overrides,
+        DEFAULT_OPSET,
+        needs_preprocess=False,
+        is_encoder=is_encoder,
+    )
+    meaning = interpret(loaded.plain, task, head)
+    network = Network(loaded.plain, meaning.logits, is_embedding=is_encoder)
+    try:
+        chosen = network.find()
+    except ExportError:
+        chosen = None
+    return network.layers, chosen
+
+
+def interpret(
+    plain: PlainModel, task: Task | None, head: str | Sequence[str] | None
+) -> OutputMeaning:
+    """Decide what the outputs mean, and join the heads that the user chose."""
+    names = [head] if isinstance(head, str) else head
+    found = interpret_outputs(plain.graph.outputs, plain.shapes, task, names)
+    return join_heads(plain.graph, plain.shapes, found)
