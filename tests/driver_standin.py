@@ -5,8 +5,6 @@ documentation of the calls that whycam makes, where it errs on the strict side:
 
 - Work enqueued on a stream runs when the stream is waited for, not before: copies read and write
   the host's memory then. Memory nobody has written holds garbage.
-- While a thread records a stream (``cudaStreamCaptureModeThreadLocal``), its taking or giving back
-  memory and its waiting are refused and spoil the recording, which then ends without a graph.
 - Only page-locked memory is copied asynchronously. Memory given back that work still uses is an
   illegal access, after which every call fails.
 - An execution context initialises in the first run after its shape or memory was set, which cannot
@@ -44,8 +42,6 @@ class Status(enum.IntEnum):
     cudaErrorIllegalAddress = 700
     cudaErrorLaunchFailure = 719
     cudaErrorStreamCaptureUnsupported = 900
-    cudaErrorStreamCaptureInvalidated = 901
-    cudaErrorStreamCaptureWrongThread = 908
 
 
 class Kind(enum.IntEnum):
@@ -67,16 +63,12 @@ class Fault(Exception):
 
 
 Work = Callable[[], None]
-# Not to be called by a thread that records.
-SPOILING = {"cudaMalloc", "cudaFree", "cudaHostAlloc", "cudaFreeHost", "cudaStreamSynchronize"}
 
 
 class _Stream:
     def __init__(self) -> None:
         self.queue: list[Work] = []
         self.recorded: list[Work] | None = None
-        self.recorder: int | None = None
-        self.spoilt = False
 
     def push(self, work: Work) -> None:
         (self.queue if self.recorded is None else self.recorded).append(work)
@@ -109,16 +101,16 @@ class Driver:
         self.executables: dict[int, list[Work]] = {}
         self.busy: set[int] = set()
         self.pause = 0.0
-        self._refusals: dict[str, tuple[int, Status]] = {}
+        self._refusals: dict[str, Status] = {}
         self._lost: Status | None = None
         self._next = 0x7F0000000000
         self._lock = threading.RLock()
 
     # What tests ask.
 
-    def refuse(self, function: str, status: Status, after: int = 0) -> None:
-        """From its call number ``after`` on, counted from 0, a function returns a status."""
-        self._refusals[function] = (after, status)
+    def refuse(self, function: str, status: Status) -> None:
+        """From now on, a function returns a status."""
+        self._refusals[function] = status
 
     def relent(self) -> None:
         self._refusals.clear()
@@ -148,32 +140,15 @@ class Driver:
             with self._lock:
                 self.calls.append(name)
                 if name in self._refusals:
-                    after, status = self._refusals[name]
-                    self._refusals[name] = (after - 1, status)
-                    if after <= 0:
-                        return status, None
+                    return self._refusals[name], None
                 if self._lost is not None and name not in (
                     "cudaGetErrorString",
                     "cudaGetLastError",
                 ):
                     return self._lost, None
-                if name in SPOILING and self.spoil():
-                    return Status.cudaErrorStreamCaptureUnsupported, None
             return function(*arguments)
 
         return call
-
-    def recording(self) -> _Stream | None:
-        """The stream that this thread records."""
-        me = threading.get_ident()
-        return next((s for s in list(self.streams.values()) if s.recorder == me), None)
-
-    def spoil(self) -> bool:
-        """What cannot be recorded, while this thread records: the recording is of no use."""
-        stream = self.recording()
-        if stream is not None:
-            stream.spoilt = True
-        return stream is not None
 
     def memory(self, address: int, size: int) -> np.ndarray:
         """Bytes on the GPU."""
@@ -290,21 +265,13 @@ class Driver:
 
     def cudaStreamBeginCapture(self, handle: int, mode: Mode) -> tuple[Status]:
         stream = self.streams[handle]
-        if stream.recorded is not None:
-            return (Status.cudaErrorIllegalState,)
-        assert mode == Mode.cudaStreamCaptureModeThreadLocal  # the one whose rules are played here
-        stream.recorded, stream.recorder, stream.spoilt = [], threading.get_ident(), False
+        stream.recorded = []
         return (Status.cudaSuccess,)
 
     def cudaStreamEndCapture(self, handle: int) -> tuple[Status, int]:
         stream = self.streams[handle]
-        if stream.recorded is None:
-            return Status.cudaErrorIllegalState, 0
-        if stream.recorder != threading.get_ident():
-            return Status.cudaErrorStreamCaptureWrongThread, 0
-        work, stream.recorded, stream.recorder = stream.recorded, None, None
-        if stream.spoilt:
-            return Status.cudaErrorStreamCaptureInvalidated, 0
+        work, stream.recorded = stream.recorded, None
+        assert work is not None
         graph = self._handle()
         self.graphs[graph] = work
         return Status.cudaSuccess, graph
@@ -541,7 +508,6 @@ class Context:
             return False
         # What TensorRT-RTX records itself cannot be recorded from outside at the same time.
         if recorded and not (self.ready and self.library.recordable and self.config is None):
-            driver.spoil()
             self.engine.runtime.logger.log(
                 _ILogger.ERROR, "operation not permitted when stream is capturing"
             )

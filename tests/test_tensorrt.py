@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import hashlib
-import random
 import subprocess
 import sys
 import threading
@@ -261,37 +260,7 @@ def test_results_stay_when_the_engine_runs_again_and_is_closed(rig_of):
         np.testing.assert_array_equal(first[name], values)
 
 
-# What is asked of the driver, in which order.
-
-
-def run_calls(rig: Rig, engine: TensorRtEngine, feeds: Any, outputs: list[str]) -> list[str]:
-    """Calls of one run; those that find and set the GPU left out."""
-    rig.driver.calls.clear()
-    engine.run(feeds, outputs)
-    return [call for call in rig.driver.calls if call not in ("cudaGetDevice", "cudaSetDevice")]
-
-
-def test_a_shape_runs_once_is_recorded_and_from_then_on_replayed(rig_of):
-    rig = rig_of()
-    engine = rig.open()
-    feeds = feeds_of(2)
-    copies = ["cudaMemcpyAsync"] * 4  # image, target; probabilities, targets
-    first, second, third = (
-        run_calls(rig, engine, feeds, ["probabilities", "targets"]) for _ in range(3)
-    )
-    memory = [call for call in first if "Alloc" in call or "Malloc" in call]
-    assert first[len(memory) :] == [*copies, "cudaStreamSynchronize"]
-    assert len(memory) == 6 + 4  # every input and output on the GPU, those copied on the host
-    replay = ["cudaGraphLaunch", "cudaStreamSynchronize"]
-    assert second == [
-        "cudaStreamBeginCapture",
-        *copies,
-        "cudaStreamEndCapture",
-        "cudaGraphInstantiate",
-        "cudaGraphDestroy",
-        *replay,
-    ]
-    assert third == replay
+# Recording, and what is copied.
 
 
 def test_replays_follow_changing_inputs(rig_of, tiny_engine):
@@ -302,17 +271,6 @@ def test_replays_follow_changing_inputs(rig_of, tiny_engine):
             assert_right(engine, feeds_of(3, 2, seed), expected)
         assert rig.driver.calls.count("cudaGraphLaunch") == 19
         assert rig.driver.calls.count("cudaStreamBeginCapture") == 1
-
-
-def test_other_outputs_get_a_graph_of_their_own_and_few_are_kept(rig_of, tiny_engine):
-    rig = rig_of()
-    expected = tiny_engine()
-    wishes = [RAW[:1], RAW[1:2], RAW[2:3], RAW[3:], RAW[:2], RAW[2:], RAW]
-    with rig.open() as engine:
-        for seed in range(3):
-            for outputs in wishes:
-                assert_right(engine, feeds_of(2, 1, seed), expected, outputs)
-                assert rig.driver.held["executables"] <= 4
 
 
 def test_only_what_is_asked_for_leaves_the_gpu(rig_of):
@@ -363,38 +321,6 @@ def test_a_refused_recording_is_said_once_and_answers_stay(rig_of, tiny_engine):
     assert not any(rig.driver.held.values())
 
 
-@pytest.mark.parametrize(
-    "call", ["cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate"]
-)
-def test_a_driver_that_cannot_record_is_done_without(rig_of, tiny_engine, call):
-    rig = rig_of()
-    engine = rig.open()
-    assert_right(engine, feeds_of(2), tiny_engine())
-    rig.driver.refuse(call, Status.cudaErrorStreamCaptureUnsupported)
-    if call == "cudaStreamEndCapture":  # the stream goes on recording: it can only be given up
-        with pytest.warns(UserWarning, match=call), pytest.raises(EngineError):
-            engine.run(feeds_of(2), RAW)
-        rig.driver.relent()
-    else:
-        with pytest.warns(UserWarning, match=call):
-            assert_right(engine, feeds_of(2, 1, 1), tiny_engine())
-    assert_right(engine, feeds_of(2, 1, 2), tiny_engine())
-    engine.close()
-    assert not any(rig.driver.held.values())
-
-
-def test_rtx_records_by_itself_in_one_context(rig_of, tiny_engine):
-    """What it records changes when better kernels are compiled: only it knows when."""
-    rig = rig_of("tensorrt-rtx")
-    expected = tiny_engine()
-    with rig.open() as engine:
-        for n in (1, 2, 1, 4, 4, 4):
-            assert_right(engine, feeds_of(n), expected)
-    assert "cudaStreamBeginCapture" not in rig.driver.calls
-    assert [c.cuda_graph_strategy.name for c in rig.library.configs] == ["WHOLE_GRAPH_CAPTURE"]
-    assert len(rig.library.contexts) == 1
-
-
 def test_rtx_keeps_compiled_kernels_in_the_cache(rig_of, tmp_path, tiny_engine):
     rig = rig_of("tensorrt-rtx")
     folder = tmp_path / "cache"
@@ -412,31 +338,6 @@ def test_rtx_keeps_compiled_kernels_in_the_cache(rig_of, tmp_path, tiny_engine):
 
 
 # Memory and threads.
-
-
-def test_ten_thousand_runs_take_no_more_memory_than_ten(rig_of):
-    def network(feeds: Any, outputs: Any) -> dict[str, Any]:
-        return {"probabilities": feeds["image"][:, :, 0, 0], "targets": 0 * feeds["target"]}
-
-    rig = rig_of(network=network)
-    choices = random.Random(0)
-    shapes = [(n, k) for n in (1, 2, 3, 8) for k in (1, 3)]
-    fed = {shape: feeds_of(*shape) for shape in shapes}
-    with rig.open() as engine:
-        for shape in shapes * 3:
-            engine.run(fed[shape], RAW)
-        before = rig.driver.held
-        for _ in range(10_000):
-            shape = choices.choice(shapes)
-            found = engine.run(fed[shape], RAW[:1])["probabilities"]
-            assert np.array_equal(found, fed[shape]["image"][:, :, 0, 0])
-            rig.driver.calls.clear()
-        after = rig.driver.held
-    assert after["device bytes"] == before["device bytes"]
-    assert after["host bytes"] == before["host bytes"]
-    assert after["streams"] == 1
-    assert after["graphs"] == 0
-    assert not any(rig.driver.held.values())
 
 
 @pytest.mark.parametrize("hint", ["latency", "throughput"])
@@ -506,13 +407,10 @@ CALLS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("call", "after"),
-    [("cudaStreamCreateWithFlags", 0), *((call, after) for call in CALLS for after in (0, 1, 3))],
-)
-def test_every_status_is_an_error_that_names_the_call(rig_of, call, after):
+@pytest.mark.parametrize("call", ["cudaStreamCreateWithFlags", *CALLS])
+def test_every_status_is_an_error_that_names_the_call(rig_of, call):
     rig = rig_of()
-    rig.driver.refuse(call, Status.cudaErrorMemoryAllocation, after)
+    rig.driver.refuse(call, Status.cudaErrorMemoryAllocation)
 
     def use() -> None:
         with rig.open() as engine:
