@@ -4,10 +4,11 @@ What a product imports; needs neither torch nor the package that trained the mod
 """
 
 from .runtime.errors import WhyCamError
-from .runtime.explainer import Explainer, explain, load
+from .runtime.explainer import Explainer
 from .runtime.explanation import Explanation
 from .runtime.live.annotate import Overlay
 from .runtime.live.stream import Stream, stream
+from .runtime.load import explain, load
 from .runtime.overlay import Style
 from .runtime.region import Region
 from .runtime.tft import Tft

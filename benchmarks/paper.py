@@ -33,7 +33,8 @@ from whycam.runtime.figure import encode_png
 from whycam.runtime.files import write_whole
 from whycam.runtime.images import read_image
 from whycam.runtime.pipeline import classify, prepare
-from whycam.train.aft import AFTER, BEFORE, REPORT, train_aft
+from whycam.train.aft import AFTER, BEFORE, train_aft
+from whycam.train.aft_result import REPORT
 from whycam.train.classifier import train_classifier
 from whycam.train.data import split_data
 from whycam.train.loop import Plan

@@ -17,8 +17,9 @@ import numpy as np
 
 from ..runtime.engines import selftest
 from ..runtime.errors import DataError, RequestError, VerificationError
-from ..runtime.explainer import Explainer, load
+from ..runtime.explainer import Explainer
 from ..runtime.files import replacing
+from ..runtime.load import load
 from ..runtime.onnxfile import read_manifest
 from ..runtime.timing import Note, Tick, Total, measure_seconds, run_interleaved
 from .dataset import Dataset, Sample, shuffle_samples

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from ..runtime import pipeline
 from ..runtime.cam import Method
 from ..runtime.errors import DataError, ImageError, VerificationError
-from ..runtime.explainer import Explainer, load
+from ..runtime.explainer import Explainer
+from ..runtime.load import load
 from ..runtime.pipeline import prepare
 from ..runtime.pixels import read_pixels
 from ..runtime.similarity import pearson

@@ -53,7 +53,7 @@ def compare(
     from ..calibrate.dataset import open_dataset, shuffle_samples
     from ..calibrate.fidelity import compare as run_comparison
     from ..calibrate.int8_report import write_fidelity_report
-    from ..runtime.explainer import load
+    from ..runtime.load import load
 
     if images < 1:
         raise RequestError(f"--images must be 1 or more, not {images}")

@@ -169,7 +169,7 @@ class EngineOptions(RunOptions):
 
     def load(self, model: Path, **rest: Any) -> Explainer:
         """Load a model file; ``rest`` goes to ``whycam.load``."""
-        from ..runtime.explainer import load
+        from ..runtime.load import load
 
         return load(
             model,

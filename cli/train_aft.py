@@ -45,7 +45,7 @@ from .train_options import (
 
 if TYPE_CHECKING:
     from ..calibrate.summary import Result
-    from ..train.aft import AftResult
+    from ..train.aft_result import AftResult
 
 _TUNED = [method for method in ACTIVATION_METHODS if method != "scorecam"]
 

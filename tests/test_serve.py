@@ -470,7 +470,7 @@ def free_port() -> int:
 
 
 def test_stream_serves_its_page_while_it_runs(tiny, images, monkeypatch, capsys):
-    monkeypatch.setattr("whycam.runtime.explainer.load", lambda *_, **__: tiny)
+    monkeypatch.setattr("whycam.runtime.load.load", lambda *_, **__: tiny)
     port, heard = free_port(), []
 
     def visit() -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ..export.requirements import require_torch
 
 if TYPE_CHECKING:
-    from .aft import AftResult, train_aft
+    from .aft import train_aft
+    from .aft_result import AftResult
     from .classifier import ClassifierResult, train_classifier
     from .loop import Plan
     from .objective import Objective

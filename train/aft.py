@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import copy
-import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import torch
 
 from ..calibrate.dataset import Classes
-from ..calibrate.evaluate import evaluate
-from ..calibrate.report import write_report
-from ..calibrate.summary import Evaluation, Result
 from ..export.onnx import to_onnx
 from ..export.preprocessing import Overrides
 from ..export.resolve import resolve
 from ..export.saved_model import save_model
 from ..export.source import Source
-from ..runtime.errors import DataError, MissingExtraError, RequestError, TrainingError
-from ..runtime.explainer import Explainer, load
-from ..runtime.files import write_json, write_whole
+from ..runtime.errors import DataError, RequestError
 from ..runtime.input_format import Preprocess
+from ..runtime.load import load
 from ..runtime.timing import Tick, Total
+from .aft_result import (
+    AFTER,
+    BEFORE,
+    ENGINE,
+    REPORT,
+    AftResult,
+    evaluate_both,
+    note_labels,
+    read_result,
+)
 from .cache import Cache
-from .data import Batches, DataSplit, split_data
+from .data import Batches, split_data
 from .loop import Plan, count_steps, fit
 from .network import TunableNetwork
 from .objective import AftLosses, Objective
@@ -37,54 +41,6 @@ from .run import Machines, claim_folder, describe_model, fingerprint
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-# Whatever else is installed: its answers do not depend on how images are batched, so a run that was
-# resumed or shared among processes finds the same masks.
-ENGINE = "onnxruntime"
-BEFORE, AFTER, REPORT, SHEET = "before.onnx", "after.onnx", "aft.json", "sheet.png"
-
-
-@dataclass(frozen=True)
-class AftResult:
-    """The tuned network, and evaluations before and after.
-
-    Attributes:
-        folder: a model for ``whycam export``, with ``after.onnx`` exported already.
-        before, after: evaluations of the network on the images held out.
-        trained_on: images.
-        unreadable: images left out, and why.
-        notes: for people.
-    """
-
-    folder: Path
-    before: Evaluation
-    after: Evaluation
-    trained_on: int
-    unreadable: dict[str, str]
-    notes: tuple[str, ...]
-
-    def rows(self) -> dict[str, Result]:
-        """Return the columns of the paper's table 3: original, TFT, AFT."""
-        method = self.before.results[0].method
-        return {
-            "original": self.before.result(method, "original"),
-            "tft": self.before.result(method, "tft"),
-            "aft": self.after.result(method, "original"),
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result ready for JSON."""
-        rows = {name: msgspec.to_builtins(row) for name, row in self.rows().items()}
-        return {
-            "folder": str(self.folder),
-            "rows": rows,
-            "accuracy_before": self.before.accuracy,
-            "accuracy_after": self.after.accuracy,
-            "trained_on": self.trained_on,
-            "held_out": self.after.images,
-            "unreadable": self.unreadable,
-            "notes": list(self.notes),
-        }
 
 
 def train_aft(
@@ -163,7 +119,7 @@ def train_aft(
     key = fingerprint(source, both, settings, classes)
     claim_folder(place, key, settings, fabric)
     if (place / REPORT).is_file():
-        return _read(place) if fabric.is_global_zero else None
+        return read_result(place) if fabric.is_global_zero else None
     spec = source.preprocess
     tunable = TunableNetwork(source.model, spec.size, target_layer, spec.channels)
     _check_method(objective, tunable)
@@ -206,7 +162,7 @@ def train_aft(
         raise DataError(f"no image of {data} can be read: {next(iter(errors.values()))}")
     lookup = Classes(source.labels, tunable.num_classes, classes)
     known = [lookup.index(sample.label) for sample in samples]
-    notes += _label_notes(known, [sample.label for sample in samples])
+    notes += note_labels(known, [sample.label for sample in samples])
     batches = Batches(
         store,
         maker,
@@ -236,7 +192,7 @@ def train_aft(
     unreadable = {samples[i].name: why for i, why in errors.items()}
     if not fabric.is_global_zero:
         return None
-    tuned = _evaluate_both(
+    tuned = evaluate_both(
         place, (before, after), parts, objective, classes, unreadable, len(items), notes, tick
     )
     if cache in ("auto", "off"):
@@ -308,87 +264,3 @@ def _batch_columns(store: Cache, objective: Objective) -> list[str]:
     if objective.needs_images or "features" not in store.layout:
         columns.append("image")
     return columns
-
-
-def _label_notes(known: list[int | None], labels: list[str | None]) -> list[str]:
-    without = sum(index is None for index in known)
-    if not without:
-        return []
-    example = next(
-        (label for label, i in zip(labels, known, strict=True) if label and i is None), ""
-    )
-    hint = f" ('{example}' is no class of the network; see --classes)" if example else ""
-    return [
-        f"{without} of {len(known)} images have no label of the network's{hint}: on these "
-        "only distillation preserves the classifier"
-    ]
-
-
-def _evaluate_both(
-    place: Path,
-    files: tuple[Path, Path],
-    parts: DataSplit,
-    objective: Objective,
-    classes: str | Path | None,
-    unreadable: Mapping[str, str],
-    trained_on: int,
-    notes: list[str],
-    tick: Tick | None,
-) -> AftResult:
-    """Evaluate before and after, and write reports and the sheet of images."""
-    explainers = [load(file, ENGINE) for file in files]
-    evaluations = []
-    for explainer, name in zip(explainers, ("before", "after"), strict=True):
-        count = None if tick is None else lambda _, n, name=name: tick(f"evaluating {name}", n)
-        evaluation = evaluate(
-            explainer,
-            parts.held_out,
-            methods=[objective.method],
-            variants=("original", "tft"),
-            tft=objective.tft,
-            classes=classes,
-            folder=place / name,
-            tick=count,
-        )
-        write_report(evaluation, place / name)
-        evaluations.append(evaluation)
-    tuned = AftResult(
-        place, evaluations[0], evaluations[1], trained_on, dict(unreadable), tuple(notes)
-    )
-    _write_sheet(place / SHEET, explainers, parts, objective)
-    write_json(place / REPORT, tuned.to_dict())  # last: with it the run is done
-    return tuned
-
-
-def _read(place: Path) -> AftResult:
-    """Read the result of a finished run."""
-    try:
-        document = json.loads((place / REPORT).read_text())
-        before, after = (
-            msgspec.json.decode((place / name / "report.json").read_bytes(), type=Evaluation)
-            for name in ("before", "after")
-        )
-        return AftResult(
-            place,
-            before,
-            after,
-            document["trained_on"],
-            document["unreadable"],
-            tuple(document["notes"]),
-        )
-    except (OSError, ValueError, KeyError, msgspec.MsgspecError) as error:
-        raise TrainingError(f"cannot read the finished run in {place}: {error}") from error
-
-
-def _write_sheet(
-    path: Path, explainers: list[Explainer], parts: DataSplit, objective: Objective
-) -> None:
-    try:
-        from .sheet import draw_sheet
-    except (ImportError, MissingExtraError):  # matplotlib is not part of what training needs
-        return
-    samples = parts.held_out.samples
-    step = max(1, len(samples) // 8)
-    image = draw_sheet(explainers, [s.path for s in samples[::step]][:8], objective.method)
-    if image is not None:
-        write_whole(path, image)

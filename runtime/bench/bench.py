@@ -13,7 +13,8 @@ import numpy as np
 from ..cam import Method
 from ..engines.selftest import make_pattern, wave_pattern
 from ..errors import EngineError, MissingExtraError, ModelFileError, RequestError
-from ..explainer import Explainer, load
+from ..explainer import Explainer
+from ..load import load
 from ..manifest import Manifest
 from ..onnxfile import read_manifest
 from ..pixels import read_pixels

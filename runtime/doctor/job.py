@@ -25,8 +25,9 @@ from ..engines.prompted import PromptedEngine
 from ..engines.registry import ENGINES
 from ..engines.selftest import check, tolerances_of
 from ..errors import EngineError, WhyCamError
-from ..explainer import Explainer, load
+from ..explainer import Explainer
 from ..isolation import run_python
+from ..load import load
 from ..manifest import Manifest
 from ..onnxfile import read_manifest
 from ..pipeline import prepare
@@ -47,7 +48,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         kind: ``driver``: query NVIDIA's driver; ``survey``: load an engine's library; ``answers``:
             explain images with an engine.
-        engine, model, precision, gpu, threads, cache: see ``explainer.load``.
+        engine, model, precision, gpu, threads, cache: see ``load.load``.
         prompts: of a file that takes class embeddings; None: the example ones of its references.
         targets: the class to explain in each image; None: the most probable one.
         rounds: how often each kind of call is timed.
