@@ -23,6 +23,7 @@ import whycam
 from whycam.export import Overrides, assemble, to_onnx, verify
 from whycam.export.plain_model import rename_einsum_indices
 from whycam.export.resolve import resolve
+from whycam.export.scores import Scores
 from whycam.runtime.errors import (
     ExportError,
     OutputError,
@@ -235,8 +236,8 @@ def test_corrupted_gradient_is_found_out_and_leaves_no_file(
 
 
 SCORE_FAULTS = {
-    "_scores": lambda z: z.recorder.xp.concat([z[:, 1:], z[:, :1]], axis=1),  # of other classes
-    "_probabilities": lambda p: 0.99 * p,
+    "scores_of": lambda z: z.recorder.xp.concat([z[:, 1:], z[:, :1]], axis=1),  # of other classes
+    "probabilities_of": lambda p: 0.99 * p,
     "_resolve_targets": lambda c: 0 * c,  # class 0 whatever was asked
 }
 
@@ -245,12 +246,12 @@ SCORE_FAULTS = {
 def test_corrupted_scores_are_found_out_and_leave_no_file(
     step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = getattr(assemble._Builder, step)
+    honest = getattr(Scores, step)
 
     def corrupted(*arguments: Any, **options: Any) -> Any:
         return SCORE_FAULTS[step](honest(*arguments, **options))
 
-    monkeypatch.setattr(assemble._Builder, step, corrupted)
+    monkeypatch.setattr(Scores, step, corrupted)
     with pytest.raises(VerificationError, match="No file was written"):
         to_onnx(curved(), tmp_path / "model.onnx", overrides=SMALL)
     assert list(tmp_path.iterdir()) == []
