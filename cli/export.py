@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..runtime.errors import RequestError
-from ..runtime.manifest import Task
+from ..runtime.manifest_parts import Task
 from . import parse
 from .console import out, print_json, say
 from .export_options import OutputOptions, PreprocessOptions, SearchOptions, ZeroShotOptions

@@ -9,7 +9,8 @@ import onnx_ir as ir
 
 from ..runtime.errors import ExportError
 from ..runtime.input_format import DynamicSize
-from ..runtime.manifest import Attention, FusedLayer, Manifest
+from ..runtime.manifest import Manifest
+from ..runtime.manifest_parts import Attention, FusedLayer
 from ..runtime.tft import Tft
 from ..runtime.version import package_version
 from .ablation_head import Head

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ..runtime.manifest import OutputHead
+from ..runtime.manifest_parts import OutputHead
 from .dims import BATCH
 from .output_meaning import HeadMeaning
 from .shapes import Shapes

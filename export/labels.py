@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..runtime.errors import ExportError, MissingExtraError
-from ..runtime.manifest import OutputHead
+from ..runtime.manifest_parts import OutputHead
 
 
 def read_labels(labels: str | Sequence[str]) -> tuple[str, ...]:

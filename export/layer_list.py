@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..runtime.errors import ExportError
-from ..runtime.manifest import Task
+from ..runtime.manifest_parts import Task
 from .data_flow import Layer
 from .heads import OutputMeaning, join_heads
 from .layers import Network

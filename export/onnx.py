@@ -20,7 +20,8 @@ from ..runtime.engines import selftest
 from ..runtime.engines.opening import open_engine
 from ..runtime.errors import ExportError, RequestError, VerificationError
 from ..runtime.files import replacing
-from ..runtime.manifest import INPUTS, Manifest, Task
+from ..runtime.manifest import INPUTS, Manifest
+from ..runtime.manifest_parts import Task
 from ..runtime.onnxfile import append_manifest, digest, read_manifest
 from ..runtime.prompts import Prompts
 from ..runtime.search import Prior

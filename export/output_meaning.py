@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from ..runtime.errors import ExportError
-from ..runtime.manifest import Task
+from ..runtime.manifest_parts import Task
 from ..runtime.prompts import EXAMPLES
 from .dims import Dims, Size
 from .shapes import Shapes

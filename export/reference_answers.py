@@ -6,7 +6,8 @@ import numpy as np
 
 from ..runtime import cam
 from ..runtime.engines import selftest
-from ..runtime.manifest import Manifest, Reference
+from ..runtime.manifest import Manifest
+from ..runtime.manifest_parts import Reference
 from .attention import AttentionMaps
 from .graph_runner import GraphRunner
 from .reference_scores import compute_probabilities, differentiate_score

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.cam import Score
-from ..runtime.manifest import OutputHead, Task
+from ..runtime.manifest_parts import OutputHead, Task
 
 Floats = NDArray[np.float64]
 Heads = Sequence[OutputHead]

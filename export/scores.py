@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..runtime.cosine import cosine_logits
-from ..runtime.manifest import Task
+from ..runtime.manifest_parts import Task
 from ..runtime.targets import RANKS, count_ranks
 from .dims import BATCH, CLASSES, PROMPTS, Dim
 from .graph_inputs import GraphInputs, tensor_of

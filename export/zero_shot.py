@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..runtime.cosine import normalise
 from ..runtime.errors import DataError, ExportError, RequestError
-from ..runtime.manifest import Task
+from ..runtime.manifest_parts import Task
 from ..runtime.prompts import Prompts, check_embeddings, read_prompts
 
 INPUT = "input"

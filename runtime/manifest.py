@@ -7,7 +7,6 @@ from typing import Literal, get_args
 import msgspec
 
 from .cam import Method, Score, finest
-from .errors import ModelFileError, RequestError
 from .input_format import (
     BYTE_RANGE,
     MOST,
@@ -17,101 +16,22 @@ from .input_format import (
     Preprocess,
     describe_images,
 )
+from .manifest_parts import Attention, FusedLayer, OutputHead, Reference, Task
 from .search import Prior
 from .tft import Tft
+from .versioned import decode_versioned
 
 __all__ = ["Manifest", "Preprocess", "Reference"]
 
 VERSION = 2
 METADATA_KEY = "whycam"
-_FLOAT32 = 3.4e38
 _SAME_STD = 1e-3  # JSON may have rounded 1/255
-_PATTERNS = 100  # that may ever be used; each is made by a formula with its number in it
 
 Outputs = Literal["raw", "map", "tft"]
 OUTPUTS: tuple[Outputs, ...] = get_args(Outputs)
 FilePrecision = Literal["fp32", "fp16", "bf16", "int8"]
-Task = Literal["softmax", "sigmoid", "binary", "none"]
 FileTask = Literal["softmax", "sigmoid", "binary", "none", "heads"]
 INPUTS = ("image", "target", "class_embeddings")
-
-
-class OutputHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One of several classification heads, whose classes follow those of the heads before it.
-
-    Attributes:
-        name: of the network's output that holds its scores.
-        task: what its probabilities are, see ``Manifest.task``.
-        num_classes: of this head; 2 for ``binary``.
-    """
-
-    name: str
-    task: Task
-    num_classes: int
-
-    def __post_init__(self) -> None:
-        if self.num_classes < 1 or (self.task == "binary" and self.num_classes != 2):
-            raise ValueError(f"head '{self.name}' has {self.num_classes} classes: {self.task}")
-
-
-class FusedLayer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A layer before the target layer, whose Layer-CAM map is fused with the target layer's.
-
-    Attributes:
-        name: of the layer.
-        activations: (K, h, w) there.
-    """
-
-    name: str
-    activations: tuple[int, int, int]
-
-    def __post_init__(self) -> None:
-        if min(self.activations) < 1:
-            raise ValueError(f"fused layer '{self.name}' has no activations: {self.activations}")
-
-
-class Attention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The attention whose maps the method ``legrad`` reads.
-
-    Attributes:
-        name: of the layer.
-        shape: (heads, h, w); the keys are h x w places, besides class tokens and the like.
-    """
-
-    name: str
-    shape: tuple[int, int, int]
-
-    def __post_init__(self) -> None:
-        if min(self.shape) < 1:
-            raise ValueError(f"attention '{self.name}' has no maps: {self.shape}")
-
-
-class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The right answer for one built-in test pattern, kept to check engines by.
-
-    From PyTorch in float64 or, for ONNX sources, from the original file; for an INT8 file with raw
-    outputs, its own in ONNX Runtime.
-
-    Attributes:
-        pattern: which pattern of ``selftest.wave_pattern``.
-        target: the class explained, the most probable one.
-        probability: its probability, or its value where the task is ``none``.
-        raw_map: its map before resizing, row by row, the numbers of ``Manifest.map_shape``; by the
-            method that the graph finishes itself, else Grad-CAM.
-        size: (H, W) of the pattern, where the graph takes several sizes.
-    """
-
-    pattern: int
-    target: int
-    probability: float
-    raw_map: tuple[float, ...]
-    size: tuple[int, int] | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.pattern < _PATTERNS:
-            raise ValueError(f"there is no test pattern {self.pattern}")
-        if not all(-_FLOAT32 <= value <= _FLOAT32 for value in self.raw_map):
-            raise ValueError("a reference map with numbers that are too large")
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -460,10 +380,6 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return msgspec.json.encode(self).decode()
 
 
-class _Versioned(msgspec.Struct):
-    version: int
-
-
 def parse(text: str | bytes, source: str) -> Manifest:
     """Read a manifest.
 
@@ -471,13 +387,5 @@ def parse(text: str | bytes, source: str) -> Manifest:
         ModelFileError: not JSON, of another version, or with fields missing or wrong; names
             ``source``.
     """
-    try:
-        version = msgspec.json.decode(text, type=_Versioned).version
-        if version != VERSION:
-            raise ModelFileError(
-                f"{source}: its manifest has version {version}, this whycam reads {VERSION}. "
-                "Export the model again, or install the whycam that made it"
-            )
-        return msgspec.json.decode(text, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, RequestError) as error:
-        raise ModelFileError(f"{source}: its manifest is damaged: {error}") from error
+    remedy = "Export the model again, or install the whycam that made it"
+    return decode_versioned(text, Manifest, VERSION, f"{source}: its manifest", remedy)

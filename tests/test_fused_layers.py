@@ -17,7 +17,7 @@ from whycam.export import to_half, to_onnx, to_plan
 from whycam.runtime import cam
 from whycam.runtime.engines.plan import Range, read_plan
 from whycam.runtime.errors import RequestError, TargetLayerError
-from whycam.runtime.manifest import FusedLayer
+from whycam.runtime.manifest_parts import FusedLayer
 from whycam.runtime.onnxfile import read_manifest
 from whycam.runtime.pipeline import prepare
 from whycam.runtime.tft import Tft

@@ -24,7 +24,8 @@ from whycam.export import to_onnx
 from whycam.export.labels import name_classes, read_labels
 from whycam.export.reference_scores import compute_relative_drop
 from whycam.runtime.errors import ExportError, ModelFileError, RequestError
-from whycam.runtime.manifest import OutputHead, parse
+from whycam.runtime.manifest import parse
+from whycam.runtime.manifest_parts import OutputHead
 
 AGES, SEXES, TAGS = 4, 2, 3
 PIXELS = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)

@@ -12,9 +12,10 @@ from typing import Literal
 
 import msgspec
 
-from ..errors import ModelFileError, RequestError
+from ..errors import ModelFileError
 from ..files import write_json
 from ..manifest import Manifest
+from ..versioned import decode_versioned
 
 VERSION = 1
 Library = Literal["tensorrt", "tensorrt-rtx"]
@@ -81,10 +82,6 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     outputs: tuple[Tensor, ...]
 
 
-class _Versioned(msgspec.Struct):
-    version: int
-
-
 def sidecar_of(path: str | os.PathLike[str]) -> Path:
     """Return the path of a plan's sidecar."""
     return Path(f"{os.fspath(path)}.json")
@@ -132,16 +129,8 @@ def read_plan(path: str | os.PathLike[str]) -> Plan:
             f"{name} has no readable sidecar {sidecar} ({error.strerror}): without it nobody "
             "knows what the plan computes. Keep the two together, or build again: whycam build"
         ) from error
-    try:
-        version = msgspec.json.decode(text, type=_Versioned).version
-        if version != VERSION:
-            raise ModelFileError(
-                f"{sidecar} has version {version}, this whycam reads {VERSION}. Build the plan "
-                "again: whycam build"
-            )
-        return msgspec.json.decode(text, type=Plan)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, RequestError) as error:
-        raise ModelFileError(f"{sidecar} is damaged: {error}") from error
+    remedy = "Build the plan again: whycam build"
+    return decode_versioned(text, Plan, VERSION, str(sidecar), remedy)
 
 
 def write_sidecar(path: str | os.PathLike[str], plan: Plan) -> Path:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from .. import cam
 from ..comparison import ENGINE, ENGINE_REDUCED, Comparison, Tolerances, summarise
 from ..input_format import Preprocess
-from ..manifest import Manifest, Reference
+from ..manifest import Manifest
+from ..manifest_parts import Reference
 from ..pixels import Pixels
 from ..preprocess import arrange
 from ..similarity import largest_difference
