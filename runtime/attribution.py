@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .cam import Method
 from .images import RGBImage
-from .manifest import Task
+from .manifest_parts import Task
 from .preprocess import Placement, to_image
 from .region import Region
 from .targets import ClassScore
@@ -105,7 +105,7 @@ class Attribution:
                 "mask": self.tft.mask,
                 "thresholds": self.tft.thresholds,
                 "taus": list(self.tft.taus),
-                "forwards": self.tft.forwards,
+                "evaluations": self.tft.evaluations,
                 "rpi": [None if np.isnan(value) else float(value) for value in self.rpi],
             }
         return numbers

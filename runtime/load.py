@@ -14,6 +14,7 @@ from .engines.opening import open_engine
 from .engines.plan import is_plan
 from .engines.prompted import PromptedEngine
 from .errors import RequestError
+from .explainer import Explainer
 from .onnxfile import check_digest, read_manifest
 from .prompts import Prompts, apply_prompts, choose_prompts
 from .request import Thresholding

@@ -16,7 +16,7 @@ from .input_format import (
     Preprocess,
     describe_images,
 )
-from .manifest_parts import Attention, FusedLayer, OutputHead, Reference, Task
+from .manifest_parts import Attention, FusedLayer, OutputHead, Reference
 from .search import Prior
 from .tft import Tft
 from .versioned import decode_versioned
