@@ -281,10 +281,13 @@ class Explainer:
         return found
 
     def classify(self, images: Any, *, color: ChannelOrder = "RGB") -> NDArray[np.float32]:
-        """Compute class probabilities of one image or many, float32 [N, C].
+        """Compute class probabilities of one image or many.
 
         Args:
             images, color: see ``explain``.
+
+        Returns:
+            float32 [N, C].
 
         Raises:
             ImageError: an image cannot be read.
