@@ -78,7 +78,7 @@ VERBS = (
         "--mask binary --thresholds value",
         (_RUNS,),
     ),
-    Verb("calibrate compare {model} {model} {few}", (_RUNS,)),
+    Verb("compare {model} {model} {few}", (_RUNS,)),
     Verb("calibrate int8 {model} {few} -o {out}/int8.onnx --calibrator minmax", (_ONNX, _CPU)),
     Verb("half {model} -o {out}/half.onnx", (_ONNX, _CPU)),
     Verb(

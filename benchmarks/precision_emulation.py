@@ -15,7 +15,7 @@ from pathlib import Path
 import whycam
 from whycam.calibrate.dataset import open_dataset, shuffle_samples
 from whycam.calibrate.fidelity import compare
-from whycam.cli.calibrate_compare import fidelity_lines, fidelity_table
+from whycam.cli.compare import fidelity_lines, fidelity_table
 from whycam.cli.console import out
 from whycam.cli.progress import progress
 from whycam.export import to_half

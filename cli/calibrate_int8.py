@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ..calibrate.ranges import CALIBRATORS
 from . import parse
-from .calibrate_compare import fidelity_lines, fidelity_table
+from .compare import fidelity_lines, fidelity_table
 from .console import note, out, print_json, say, say_written
 from .options import Data, Json, Model, PaperMethod, RunOptions, complete
 from .progress import progress

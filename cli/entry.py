@@ -19,9 +19,9 @@ from ..runtime.errors import RequestError, WhyCamError
 from ..runtime.version import package_version
 from .bench import bench
 from .build import build
-from .calibrate_compare import compare
 from .calibrate_int8 import int8
 from .calibrate_thresholds import thresholds
+from .compare import compare
 from .console import note, print_error, say
 from .doctor import doctor
 from .evaluate import evaluate
@@ -71,6 +71,7 @@ _VERBS: tuple[tuple[typer.Typer, Callable[..., None], str], ...] = (
     (app, explain, "explain resnet50.onnx cat.jpg dog.jpg -o maps/ --tft --save overlay,figure"),
     (app, stream, "stream lite0.onnx --source walk.mp4 --tft track --output why.mp4"),
     (app, evaluate, "evaluate resnet50.onnx images/ -o report/ --method gradcam,layercam"),
+    (app, compare, "compare resnet50.onnx resnet50.int8.onnx images/ -o compared/ --report"),
     (
         app,
         prompts,
@@ -91,11 +92,6 @@ _VERBS: tuple[tuple[typer.Typer, Callable[..., None], str], ...] = (
         calibrate,
         thresholds,
         "calibrate thresholds resnet50.onnx images/ --method gradcam -o learnt/",
-    ),
-    (
-        calibrate,
-        compare,
-        "calibrate compare resnet50.onnx resnet50.onnx images/ --precision bf16",
     ),
     (train, classifier, "train classifier torchvision/resnet50 images/ -o run/"),
     (train, aft, "train aft run/ images/ --method gradcam -o tuned/"),

@@ -20,7 +20,7 @@ from whycam.cli import progress as progress_module
 VERBS = (
     "calibrate thresholds",
     "calibrate int8",
-    "calibrate compare",
+    "compare",
     "export",
     "explain",
     "evaluate",
@@ -170,7 +170,7 @@ def test_the_package_itself_runs_the_command_line():
         ("explain --method", "gradcam,lay", ["gradcam,layercam"]),
         ("verify --precision", "", ["fp32", "bf16"]),
         ("stream --tft", "t", ["track"]),
-        ("calibrate compare --mask", "", ["binary", "soft"]),
+        ("compare --mask", "", ["binary", "soft"]),
         ("export --task", "s", ["softmax", "sigmoid"]),
     ],
 )

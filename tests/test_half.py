@@ -192,7 +192,7 @@ def test_what_cannot_be_converted_is_said(files, tmp_path):
 @pytest.mark.slow
 @pytest.mark.shared
 def test_labels_and_maps_survive_fp16_on_images(lite0_onnx, shared_data, tmp_path):
-    """As ``whycam calibrate compare`` does it; docs/tensorrt.md has all 200 images."""
+    """As ``whycam compare`` does it; docs/tensorrt.md has all 200 images."""
     made = to_half(lite0_onnx, tmp_path / "half.onnx")
     samples = shuffle_samples(open_dataset(shared_data / "imagenet-samples").samples)[:40]
     first, second = whycam.load(lite0_onnx), whycam.load(made.path)

@@ -26,7 +26,7 @@ from .trees import TEXTS
 # How often, of a hundred. What imports torch or starts processes takes seconds.
 SHARES = {
     "explain": 40, "info": 8, "verify": 8, "stream": 10, "evaluate": 8, "half": 8, "bench": 1,
-    "calibrate thresholds": 3, "calibrate compare": 2, "calibrate int8": 1, "doctor": 0.5,
+    "calibrate thresholds": 3, "compare": 2, "calibrate int8": 1, "doctor": 0.5,
     "export": 0.5, "build": 0.3, "train classifier": 0.5, "train aft": 0.5,
 }  # fmt: skip
 # Said last, which wins: nothing may run for hours, or without end.
@@ -146,12 +146,12 @@ def _usual(case: Case, verb: str) -> list[str]:
         flags = ("--tft", "--save=map,csv,coco", "--colormap=jet", "--crop=dim")
         extra = [flag for flag in flags if place and case.odds(0.3)]
         return [model, *_images(case, 2), *place, *extra]
-    if verb in ("evaluate", "calibrate compare", "calibrate thresholds", "calibrate int8"):
+    if verb in ("evaluate", "compare", "calibrate thresholds", "calibrate int8"):
         data = folder / "images"
         data.mkdir()
         for number in range(chance.choice([0, 1, 3])):
             (data / f"{number}.png").write_bytes(images.content(case))
-        many = [model, model] if verb == "calibrate compare" else [model]
+        many = [model, model] if verb == "compare" else [model]
         kept = ["-o", f"{out}/small.onnx"] if verb == "calibrate int8" else []
         return [*many, str(data) if case.odds(0.9) else _path(case), *kept]
     if verb == "stream":

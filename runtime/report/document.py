@@ -16,7 +16,7 @@ import numpy as np
 from .. import overlay
 from ..errors import RequestError
 from ..files import replacing
-from .entry import Encoded
+from .entry import Encoded, merge_labels
 
 # In this order, each may use what stands before it.
 _SCRIPTS = ("data", "maps", "charts", "gallery", "viewer", "tables", "overview", "app")
@@ -83,7 +83,7 @@ class Report:
         tag = f'<script type="text/plain" id="i{len(self._entries)}">'
         self._parts.write(f"{tag}{' '.join(encoded.parts)}</script>\n".encode())
         self._entries.append(msgspec.json.encode(encoded.entry))
-        self._labels |= encoded.labels
+        merge_labels(self._labels, encoded.labels)
 
     def write(self, about: About) -> Path:
         """Write the file, whole or not at all, and return where it is.

@@ -120,10 +120,10 @@ def encode_explanations(
     parts = [encode_thumbnail(first.image)]
     labels = {} if label is None else {label[0]: label[1]}
     for source, listed in enumerate(explanations):
-        labels |= {score.index: score.label for score in listed[0].top}
+        merge_labels(labels, {score.index: score.label for score in listed[0].top})
         known: set[tuple[str, int]] = set()
         for one in listed:
-            labels[one.index] = one.label
+            merge_labels(labels, {one.index: one.label})
             if (one.method, one.index) in known:
                 continue
             known.add((one.method, one.index))
@@ -144,6 +144,13 @@ def encode_explanations(
         similarity=dict(similarity or {}),
     )
     return Encoded(entry, tuple(parts), labels)
+
+
+def merge_labels(labels: dict[int, str], others: Mapping[int, str]) -> None:
+    """Add names of classes; where only one of two files holds names, these are kept."""
+    for index, name in others.items():
+        if name != str(index) or index not in labels:
+            labels[index] = name
 
 
 def _edges(placement: Placement) -> Edges:

@@ -3,11 +3,15 @@
 const HEAT = DATA.colours.heat;
 const MORE = [224, 96, 16], LESS = [46, 110, 214];
 
-/** For one axis: the two grid values that a pixel lies between, and how far from the first. */
-function neighbours(few, full) {
+/**
+ * For one axis: the two grid values that a pixel lies between, and how far from the first.
+ * The grid covers the pixels from `start` to `end`, in shares of all.
+ */
+function neighbours(few, full, start = 0, end = 1) {
   const first = new Int32Array(full), second = new Int32Array(full), part = new Float32Array(full);
   for (let i = 0; i < full; i += 1) {
-    const place = Math.min(Math.max((i + 0.5) * few / full - 0.5, 0), few - 1);
+    const share = ((i + 0.5) / full - start) / (end - start);
+    const place = Math.min(Math.max(share * few - 0.5, 0), few - 1);
     first[i] = Math.floor(place);
     second[i] = Math.min(first[i] + 1, few - 1);
     part[i] = place - first[i];
@@ -15,9 +19,12 @@ function neighbours(few, full) {
   return { first, second, part };
 }
 
-/** Enlarge a grid: bilinear, half-pixel centres, edges repeated; values in [0, 1]. */
-function enlarge({ rows, columns, values }, width, height) {
-  const down = neighbours(rows, height), across = neighbours(columns, width);
+/**
+ * Enlarge a grid: bilinear, half-pixel centres, edges repeated; values in [0, 1].
+ * @param box where the grid lies in the pixels, in shares of width and height.
+ */
+function enlarge({ rows, columns, values }, width, height, [left, top, right, bottom] = [0, 0, 1, 1]) {
+  const down = neighbours(rows, height, top, bottom), across = neighbours(columns, width, left, right);
   const enlarged = new Float32Array(width * height);
   const line = new Float32Array(columns);
   for (let y = 0, at = 0; y < height; y += 1) {
@@ -26,8 +33,8 @@ function enlarge({ rows, columns, values }, width, height) {
       line[c] = values[top + c] + (values[bottom + c] - values[top + c]) * share;
     }
     for (let x = 0; x < width; x += 1, at += 1) {
-      const left = line[across.first[x]];
-      const value = left + (line[across.second[x]] - left) * across.part[x];
+      const low = line[across.first[x]];
+      const value = low + (line[across.second[x]] - low) * across.part[x];
       enlarged[at] = value < 0 ? 0 : value > 1 ? 1 : value;
     }
   }
@@ -48,16 +55,25 @@ function paintHeat(canvas, grid, cut) {
   paint.putImageData(pixels, 0, 0);
 }
 
-/** Colour the difference of two maps: orange where the first is larger, blue where the second. */
-function paintDifference(canvas, first, second) {
+/**
+ * Colour the difference of two maps: orange where the first is larger, blue where the second.
+ * @param boxes where each map's input lies in the image; only what both networks saw is coloured.
+ */
+function paintDifference(canvas, grids, boxes) {
   const { width, height } = canvas;
   const paint = canvas.getContext("2d");
   const pixels = paint.createImageData(width, height);
-  const a = enlarge(first, width, height), b = enlarge(second, width, height);
-  for (let i = 0; i < a.length; i += 1) {
-    const difference = a[i] - b[i];
-    pixels.data.set(difference > 0 ? MORE : LESS, 4 * i);
-    pixels.data[4 * i + 3] = 255 * Math.min(1, Math.abs(difference) ** 0.7);
+  const [a, b] = grids.map((grid, at) => enlarge(grid, width, height, boxes[at]));
+  const [left, top, right, bottom] = boxes[0].map((edge, side) => (side < 2 ? Math.max : Math.min)(edge, boxes[1][side]));
+  for (let y = 0, i = 0; y < height; y += 1) {
+    const down = (y + 0.5) / height;
+    for (let x = 0; x < width; x += 1, i += 1) {
+      const across = (x + 0.5) / width;
+      if (down < top || down > bottom || across < left || across > right) continue;
+      const difference = a[i] - b[i];
+      pixels.data.set(difference > 0 ? MORE : LESS, 4 * i);
+      pixels.data[4 * i + 3] = 255 * Math.min(1, Math.abs(difference) ** 0.7);
+    }
   }
   paint.putImageData(pixels, 0, 0);
 }
@@ -104,9 +120,10 @@ function paintOutline(canvas, grid, cut) {
 /**
  * An image with what lies over it: the network's input, in which `layers` canvases are drawn.
  * What the network did not see is dimmed.
+ * @param source which model's input; null: the canvases cover the whole image.
  */
 function makePicture(image, source, layers) {
-  const [left, top, right, bottom] = image.inputs[source];
+  const [left, top, right, bottom] = source === null ? [0, 0, 1, 1] : image.inputs[source];
   const canvases = layers.map((name) => make("canvas", { class: name, width: 1, height: 1 }));
   const input = make("span", { class: "input" }, ...canvases);
   Object.assign(input.style, {

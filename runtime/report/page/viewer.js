@@ -81,7 +81,7 @@ function makePanel(map, place) {
 }
 
 function makeDifference(map, other) {
-  const { picture, shown: photo, canvases } = makePicture(shown.image, map.source, ["heat"]);
+  const { picture, shown: photo, canvases } = makePicture(shown.image, null, ["heat"]);
   photo.src = `data:image/webp;base64,${shown.parts[0]}`;
   photo.className = "grey";
   photo.alt = "difference of the two maps";
@@ -89,7 +89,8 @@ function makeDifference(map, other) {
     make("span", { class: "note" }, " of the two whole maps, each scaled to its own 0 to 1")));
   const draw = () => {
     fit(canvases[0], 900);
-    paintDifference(canvases[0], gridOf(map, shown.parts), gridOf(other, shown.parts));
+    const both = [map, other];
+    paintDifference(canvases[0], both.map((one) => gridOf(one, shown.parts)), both.map((one) => shown.image.inputs[one.source]));
   };
   return { figure, draw };
 }

@@ -1,7 +1,9 @@
-"""The verb calibrate compare."""
+"""The verb compare."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,13 +20,13 @@ from .options import (
     PaperMethod,
     PromptedEngineOptions,
     ReadingOptions,
-    ReportFolder,
 )
 from .progress import progress
 from .tables import table
 
 if TYPE_CHECKING:
     from ..calibrate.fidelity import Fidelity
+    from ..runtime.explainer import Explainer
 
 
 def compare(
@@ -33,7 +35,15 @@ def compare(
     data: Data,
     engine: PromptedEngineOptions,
     reading: ReadingOptions,
-    output: ReportFolder = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for compare.json and compare.csv.")
+    ] = None,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report", help="Write report.html too: every image with both maps and the difference."
+        ),
+    ] = False,
     images: Annotated[int, typer.Option(help="Images to compare on, at most.")] = 200,
     method: PaperMethod = None,
     tft: Annotated[
@@ -44,34 +54,46 @@ def compare(
     ] = True,
     as_json: Json = False,
 ) -> None:
-    """Check what survives another precision, file or engine.
+    """Compare the labels, maps and thresholds of two files.
 
-    Compares labels, maps and thresholds.
+    As before and after AFT, fp32 and INT8, two networks of the same classes, or one file in two
+    engines or precisions.
     """
     import msgspec
 
-    from ..calibrate.dataset import open_dataset, shuffle_samples
+    from ..calibrate.comparison_page import add_compared, describe_comparison
+    from ..calibrate.dataset import Classes, open_dataset, shuffle_samples
     from ..calibrate.fidelity import compare as run_comparison
     from ..calibrate.int8_report import write_fidelity_report
     from ..runtime.load import load
+    from ..runtime.report.document import Report, check_count
 
+    if report and output is None:
+        raise RequestError("--report needs a place to write to: -o FOLDER")
     if images < 1:
         raise RequestError(f"--images must be 1 or more, not {images}")
     methods = parse.methods(method)
+    dataset = open_dataset(data)
     first = load(reference, threads=engine.threads, prompts=engine.prompts)
     second = engine.load(model, check=False)  # differences are measured below, not refused
-    samples = shuffle_samples(open_dataset(data).samples)[:images]
-    with progress("comparing", len(samples), as_json) as advance:
+    samples = shuffle_samples(dataset.samples)[:images]
+    settings = reading.reading(first.manifest.tft) if tft else None
+    names = _name_both((reference, first), (model, second))
+    if report:
+        check_count(len(samples))
+    with ExitStack() as stack:
+        advance = stack.enter_context(progress("comparing", len(samples), as_json))
         advance("comparing", 0)
-        fidelity = run_comparison(
-            first,
-            second,
-            samples,
-            methods,
-            reading.reading(first.manifest.tft) if tft else None,
-            advance,
-        )
-    written = [] if output is None else write_fidelity_report(fidelity, output)
+        page, collect = None, None
+        if report and output is not None:
+            page = stack.enter_context(Report(output / "report.html", len(samples)))
+            classes = Classes(first.manifest.labels, first.manifest.num_classes)
+            collect = partial(add_compared, page, classes, first.manifest.labels)
+        fidelity = run_comparison(first, second, samples, methods, settings, advance, collect)
+        written = [] if output is None else write_fidelity_report(fidelity, output)
+        if page is not None:
+            about = describe_comparison(first, names, str(data), fidelity, settings)
+            written.append(page.write(about))
     if as_json:
         document = msgspec.to_builtins(fidelity)
         print_json({**document, "written": [str(path) for path in written]})
@@ -80,6 +102,19 @@ def compare(
     say(fidelity_lines(fidelity))
     if output is not None:
         say_written(output, written)
+
+
+def _name_both(first: tuple[Path, Explainer], second: tuple[Path, Explainer]) -> tuple[str, str]:
+    """Name two files so that they are told apart: by name, engine, or folder."""
+    (one, a), (other, b) = first, second
+    if one.name != other.name:
+        return one.name, other.name
+    if a.engine.description != b.engine.description:
+        names = (f"{p.name} ({e.engine.description})" for p, e in (first, second))
+        return next(names), next(names)
+    if one != other:
+        return str(one), str(other)
+    return f"{one} (first)", f"{other} (second)"
 
 
 def fidelity_table(fidelity: Fidelity) -> Table:
