@@ -129,6 +129,7 @@ def load_model(
             options,
             weights_key=weights_key,
             needs_preprocess=needs_preprocess,
+            is_encoder=is_encoder,
         )
     parameters = None
     spec = source.preprocess

@@ -14,6 +14,7 @@ from ..runtime.errors import ExportError
 from ..runtime.input_format import Interpolation, Preprocess, color_of
 from .paddle import CONFIGURATIONS, from_paddle
 
+_PROCESSOR = "preprocessor_config.json"
 _BYTE = 1 / 255
 # Pillow's numbers, as Hugging Face's image processors store them.
 _RESAMPLE: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -43,8 +44,8 @@ def read_metadata(metadata: Mapping[str, str], path: Path) -> ModelMetadata | No
     """Read preprocessing and labels from an ONNX file's metadata or the files beside it.
 
     That is Ultralytics' metadata, or beside the file Hugging Face's
-    ``preprocessor_config.json`` with ``config.json``, timm's ``config.json``, and Paddle's
-    ``inference.yml`` or ``infer_cfg.yml``.
+    ``preprocessor_config.json`` or ``processor_config.json`` with ``config.json``, timm's
+    ``config.json``, and Paddle's ``inference.yml`` or ``infer_cfg.yml``.
 
     Args:
         metadata: of the file.
@@ -60,11 +61,13 @@ def read_metadata(metadata: Mapping[str, str], path: Path) -> ModelMetadata | No
     if metadata.get("task") == "classify" and "names" in metadata:
         return _ultralytics(metadata)
     config = _json_beside(path, "config.json")
-    processor = _json_beside(path, "preprocessor_config.json")
     labels = read_class_names(config)
-    if processor is not None:
-        where = str(path.with_name("preprocessor_config.json"))
-        return ModelMetadata(where, from_huggingface(processor, where), labels)
+    for name in (_PROCESSOR, "processor_config.json"):
+        settings = _json_beside(path, name)
+        if settings is not None and (name == _PROCESSOR or "image_processor" in settings):
+            processor = image_processor_of(settings)
+            where = str(path.with_name(name))
+            return ModelMetadata(where, from_huggingface(processor, where), labels)
     where = str(path.with_name("config.json"))
     if config is not None and isinstance(config.get("pretrained_cfg"), dict):
         return ModelMetadata(where, from_timm(config["pretrained_cfg"], where), labels)
@@ -75,6 +78,16 @@ def read_metadata(metadata: Mapping[str, str], path: Path) -> ModelMetadata | No
         if beside.is_file():
             return ModelMetadata(str(beside), *from_paddle(beside))
     return None
+
+
+def image_processor_of(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the image processor's settings in a file of Hugging Face.
+
+    A ``preprocessor_config.json`` is these settings; a ``processor_config.json``, of models that
+    take images and text, holds them under a key.
+    """
+    inner = data.get("image_processor")
+    return inner if isinstance(inner, dict) else data
 
 
 def _json_beside(path: Path, name: str) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ import msgspec
 
 from ..runtime.errors import ExportError, PreprocessError
 from ..runtime.input_format import Color, Interpolation, Preprocess, color_of
-from .metadata import ModelMetadata, from_huggingface
+from .metadata import ModelMetadata, from_huggingface, image_processor_of
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _BYTE = 1 / 255
@@ -314,7 +314,7 @@ def _from_file(path: Path, size: tuple[int, int] | None) -> Preprocess | None:
         raise ExportError(f"cannot read preprocessing from {path}: {error}") from error
     if not isinstance(data, dict):
         raise ExportError(f"{path} does not hold an object with preprocessing")
-    data = data.get("preprocess", data)
+    data = image_processor_of(data.get("preprocess", data))
     if not _HUGGINGFACE.isdisjoint(data):
         return from_huggingface(data, str(path))
     stated = data.get("size", size)

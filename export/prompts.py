@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.cosine import normalise
-from ..runtime.errors import DataError, ExportError, MissingExtraError, RequestError, reason_of
+from ..runtime.errors import DataError, ExportError, RequestError, WhyCamError, reason_of
 from ..runtime.prompts import Prompts, check_embeddings
 from .requirements import require_torch
 
@@ -49,7 +50,14 @@ def embed_prompts(
 
 
 def _embed(encoder: TextEncoder, texts: Sequence[str]) -> NDArray[np.float32]:
-    found = encoder(texts)
+    try:
+        found = encoder(texts)
+    except WhyCamError:
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"the text encoder does not take the texts: {reason_of(error)}"
+        ) from error
     if hasattr(found, "detach"):
         found = found.detach().cpu().float().numpy()
     embeddings = check_embeddings(found, "the text encoder")
@@ -77,7 +85,7 @@ def load_text_encoder(spec: str, weights: str = "default") -> TextEncoder:
         return _of_open_clip(spec, weights)
     if weights != "default":
         raise RequestError("weights are chosen for models of open_clip only")
-    if spec.startswith("transformers/"):
+    if spec.startswith("transformers/") or os.path.isdir(spec):
         return _of_transformers(spec)
     if ":" in spec:
         from .factory import call_function
@@ -94,17 +102,26 @@ def load_text_encoder(spec: str, weights: str = "default") -> TextEncoder:
 
 def _of_open_clip(spec: str, weights: str) -> TextEncoder:
     require_torch(f"the model {spec}", "zero-shot")
-    import torch
-
     from .open_clip_model import PREFIX, import_open_clip, load_open_clip
 
     model: Any = load_open_clip(spec, weights)
     name = spec.removeprefix(PREFIX).partition("/")[0]
-    tokenizer = import_open_clip(spec).get_tokenizer(name)
+    return encode_by_open_clip(model, import_open_clip(spec).get_tokenizer(name))
+
+
+def encode_by_open_clip(model: Any, tokenizer: Any) -> TextEncoder:
+    """Return the text encoder of a model of open_clip; a text that it would cut off is refused."""
+    import torch
 
     def encode(texts: Sequence[str]) -> Any:
+        tokens = tokenizer(list(texts))
+        length = tokens.shape[1]
+        longer = tokenizer(list(texts), context_length=length + 1)
+        cut = (longer[:, :length] != tokens).any(1)
+        if cut.any():
+            raise _too_long(texts[int(cut.int().argmax())], length)
         with torch.no_grad():
-            return model.encode_text(tokenizer(list(texts)))
+            return model.encode_text(tokens)
 
     return encode
 
@@ -113,26 +130,40 @@ def _of_transformers(spec: str) -> TextEncoder:
     require_torch(f"the model {spec}", "zero-shot")
     import torch
 
+    from .transformers_model import find_transformers_folder, import_transformers, load_transformers
+
+    name = spec if os.path.isdir(spec) else spec.removeprefix("transformers/")
+    transformers = import_transformers(name)
+    model: Any
+    model, _ = load_transformers(name, True, is_encoder=True)
     try:
-        from transformers import AutoModel, AutoTokenizer
-    except ImportError as error:
-        raise MissingExtraError("transformers", "zero-shot", f"the model {spec}") from error
-    name = spec.removeprefix("transformers/")
-    try:
-        model: Any = AutoModel.from_pretrained(name).eval()
-        tokenizer: Any = AutoTokenizer.from_pretrained(name)
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(find_transformers_folder(name))
     except Exception as error:
-        raise ExportError(f"transformers cannot load {name}: {reason_of(error)}") from error
-    if not hasattr(model, "get_text_features"):
-        raise ExportError(f"{name} has no text encoder beside an image encoder (CLIP, SigLIP)")
+        raise ExportError(
+            f"transformers cannot load the tokenizer of {name}: {reason_of(error)}"
+        ) from error
+    length = min(
+        tokenizer.model_max_length,
+        getattr(model.config.text_config, "max_position_embeddings", tokenizer.model_max_length),
+    )
     # SigLIP was trained on texts filled up to their full length.
     is_siglip = getattr(model, "logit_bias", None) is not None
     padding = "max_length" if is_siglip else True
 
     def encode(texts: Sequence[str]) -> Any:
-        given = tokenizer(list(texts), padding=padding, truncation=True, return_tensors="pt")
+        for text in texts:
+            if len(tokenizer(text)["input_ids"]) > length:
+                raise _too_long(text, length)
+        given = tokenizer(list(texts), padding=padding, max_length=length, return_tensors="pt")
         with torch.no_grad():
             found = model.get_text_features(**given)
         return found if isinstance(found, torch.Tensor) else found.pooler_output
 
     return encode
+
+
+def _too_long(text: str, length: int) -> DataError:
+    return DataError(
+        f"the text '{text}' is longer than the {length} tokens that the text encoder reads: "
+        "shorten it"
+    )

@@ -36,6 +36,7 @@ def resolve(
     weights_key: str | None = None,
     needs_preprocess: bool = True,
     example: str | None = None,
+    is_encoder: bool = False,
 ) -> Source:
     """Load a PyTorch model from a name, a factory, a folder or a module.
 
@@ -53,6 +54,7 @@ def resolve(
         weights_key: which of several sets of weights in the file.
         needs_preprocess: whether it matters how images are prepared.
         example: a command that states the preprocessing, for commands other than ``whycam export``.
+        is_encoder: whether a model with an image and a text encoder is needed, as CLIP.
 
     Raises:
         ExportError: unknown model, unusable weights, labels or sizes.
@@ -73,7 +75,9 @@ def resolve(
             raise ExportError(
                 "num_classes does not go with a model of transformers: its config.json says it"
             )
-        source = load_from_transformers(model, weights, overrides, example, needs_preprocess)
+        source = load_from_transformers(
+            model, weights, overrides, example, needs_preprocess, is_encoder
+        )
     elif model.startswith("torchvision/"):
         if overrides.channels not in (None, 3):
             raise ExportError(

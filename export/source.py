@@ -154,7 +154,8 @@ def _read_module_metadata(model: torch.nn.Module, name: str) -> ModelMetadata | 
 
 def _read_image_size(model: torch.nn.Module) -> tuple[int, int] | None:
     """Read the input size from a Hugging Face model's configuration."""
-    size = getattr(getattr(model, "config", None), "image_size", None)
+    config = getattr(model, "config", None)
+    size = getattr(getattr(config, "vision_config", config), "image_size", None)
     is_stated = isinstance(size, int) or (
         isinstance(size, list | tuple)
         and len(size) == 2

@@ -101,11 +101,16 @@ def load_from_timm(
 
 
 def load_from_transformers(
-    model: str, weights: str, overrides: Overrides, example: str | None, needs_preprocess: bool
+    model: str,
+    weights: str,
+    overrides: Overrides,
+    example: str | None,
+    needs_preprocess: bool,
+    is_encoder: bool,
 ) -> Source:
     """Load a model of transformers, with what its files state."""
     name = model if is_transformers_folder(model) else model.removeprefix(TRANSFORMERS)
-    module, known = load_transformers(name, weights == "default")
+    module, known = load_transformers(name, weights == "default", is_encoder)
     shown = name.replace("\\", "/").rstrip("/").split("/")[-1]
     target = f"{shown}.onnx"
     example = example or format_example_command(model, target, overrides)
