@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,17 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+_PIPED = 200  # columns in a pipe or a file, which have no width of their own
+
+
+def _width() -> int | None:
+    """Choose the width of what is printed; None: the terminal's, or that of COLUMNS."""
+    has_width = sys.stdout is not None and sys.stdout.isatty()
+    return None if has_width or "COLUMNS" in os.environ else _PIPED
+
+
 # No markup: file names, labels and what files hold may look like it.
-out = Console(highlight=False, markup=False, emoji=False)
+out = Console(highlight=False, markup=False, emoji=False, width=_width())
 err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 

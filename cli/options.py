@@ -18,13 +18,14 @@ import typer
 from ..runtime import tft
 from ..runtime.cam import METHODS
 from ..runtime.engines import base, registry
-from ..runtime.errors import RequestError
+from ..runtime.errors import RequestError, WhyCamError
 
 if TYPE_CHECKING:
     from ..runtime.explainer import Explainer
 
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 ENGINES = sorted(registry.ENGINES)
+_COMPLETIONS = 100  # labels that a shell is offered
 
 
 def complete(values: Sequence[str]) -> Callable[[str], list[str]]:
@@ -35,6 +36,21 @@ def complete(values: Sequence[str]) -> Callable[[str], list[str]]:
         return [f"{before}{comma}{value}" for value in values if value.startswith(last)]
 
     return completions
+
+
+def complete_labels(context: typer.Context, incomplete: str) -> list[str]:
+    """Complete the name of a class of the model that stands before it on the command line."""
+    model = context.params.get("model")
+    if model is None:
+        return []
+    from ..runtime.onnxfile import read_manifest
+
+    try:
+        labels = read_manifest(model).labels
+    except WhyCamError:
+        return []
+    begun = incomplete.lower()
+    return [label for label in labels if label.lower().startswith(begun)][:_COMPLETIONS]
 
 
 def _method(default: str, of: Sequence[str] = METHODS) -> Any:
@@ -106,7 +122,10 @@ Method = Annotated[str | None, _method("what the graph finishes itself, or gradc
 PaperMethod = Annotated[str | None, _method("the paper's four, as far as the file has them")]
 Target = Annotated[
     str | None,
-    typer.Option(help="Class to explain: index, label, or rank -1 to -5 [default: -1]."),
+    typer.Option(
+        help="Class to explain: index, label, or rank -1 to -5 [default: -1].",
+        autocompletion=complete_labels,
+    ),
 ]
 Weights = Annotated[
     str,

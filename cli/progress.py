@@ -18,7 +18,7 @@ from rich.progress import (
 from ..runtime.timing import format_duration
 from .console import err
 
-_INTERVAL = 15.0  # seconds between two lines
+_FIRST, _INTERVAL = 2.0, 5.0  # seconds until the first line, and between two lines
 
 
 class Advance:
@@ -36,7 +36,8 @@ class Advance:
         self._total = total
         self._done = 0
         self._started = False
-        self._start = self._printed = time.monotonic()
+        self._start = time.monotonic()
+        self._next = self._start + _FIRST
 
     def __call__(self, name: str, steps: int) -> None:
         """Advance by ``steps``; the first call only names what begins."""
@@ -44,8 +45,8 @@ class Advance:
         self._started = True
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, description=name, completed=self._done)
-        elif time.monotonic() - self._printed >= _INTERVAL:
-            self._printed = time.monotonic()
+        elif time.monotonic() >= self._next:
+            self._next = time.monotonic() + _INTERVAL
             err.print(self._line(name), soft_wrap=True)
 
     def total(self, steps: int) -> None:

@@ -4,10 +4,92 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 Cell = str | Text
+
+_GAP = 2  # columns of the terminal between two columns of a table
+_WORDS = 20  # a column that is no wider is never broken: its cells are numbers and names
+_NARROWEST = 16  # of a column whose long words are broken
+
+
+class FittingTable(Table):
+    """A table that is printed as records, one name and value a line, where it is too wide.
+
+    On the way there, columns of long text are broken over several lines; numbers never are.
+
+    Attributes:
+        cells: the rows.
+    """
+
+    def __init__(self, columns: Sequence[str], numbers: Collection[str], title: str | None) -> None:
+        super().__init__(
+            title=title,
+            title_justify="left",
+            box=None,
+            pad_edge=False,
+            padding=(0, _GAP, 0, 0),
+        )
+        self.cells: list[tuple[list[Text], bool]] = []
+        self._numbers = [name in numbers for name in columns]
+        for name in columns:
+            justify = "right" if name in numbers else "left"
+            self.add_column(Text(name), justify=justify, overflow="fold")  # type: ignore[arg-type]
+
+    def append(self, cells: Sequence[Cell], bold: bool) -> None:
+        """Add a row."""
+        texts = [Text(cell) if isinstance(cell, str) else cell for cell in cells]
+        self.cells.append((texts, bold))
+        self.add_row(*texts, style="bold" if bold else None)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Print the table, or its records."""
+        widths = self._fitting(options.max_width)
+        if widths is None:
+            yield from self._records()
+            return
+        for column, width in zip(self.columns, widths, strict=True):
+            column.width = width
+        yield from super().__rich_console__(console, options)
+
+    def _fitting(self, room: int) -> list[int] | None:
+        """Choose the columns' widths; None where some cell would be cut."""
+        headers = [column.header for column in self.columns]
+        rows = [headers, *(cells for cells, _ in self.cells)]
+        widths, least = [0] * len(headers), [0] * len(headers)
+        for cells in rows:
+            for place, cell in enumerate(cells):
+                assert isinstance(cell, Text)
+                longest = max((Text(word).cell_len for word in cell.plain.split()), default=0)
+                widths[place] = max(widths[place], cell.cell_len)
+                least[place] = max(least[place], min(longest, _NARROWEST))
+        for place, width in enumerate(widths):
+            if width <= _WORDS or self._numbers[place]:
+                least[place] = width
+        room -= _GAP * (len(widths) - 1)
+        while sum(widths) > room:
+            spares = [wide - low for wide, low in zip(widths, least, strict=True)]
+            spare, place = max((spare, place) for place, spare in enumerate(spares))
+            if spare <= 0:
+                return None
+            widths[place] -= 1
+        return widths
+
+    def _records(self) -> RenderResult:
+        if self.title:
+            yield Text(str(self.title), "italic")
+        names = [column.header for column in self.columns]
+        wide = max(name.cell_len for name in names if isinstance(name, Text))
+        for number, (cells, bold) in enumerate(self.cells):
+            if number:
+                yield Text("")
+            for name, cell in zip(names, cells, strict=False):
+                assert isinstance(name, Text)
+                if cell.plain:
+                    label = Text(name.plain.ljust(wide + _GAP), "bold")
+                    yield Text.assemble(label, cell, style="bold" if bold else "")
 
 
 def colored(text: str, color: str) -> Text:
@@ -22,7 +104,7 @@ def table(
     title: str | None = None,
     bold: Collection[int] = (),
 ) -> Table:
-    """Lay out rows under named columns.
+    """Lay out rows under named columns; as records where the terminal is too narrow.
 
     Args:
         columns: headings.
@@ -31,12 +113,9 @@ def table(
         title: a line above.
         bold: rows that are printed bold, by their number from 0.
     """
-    grid = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in columns:
-        grid.add_column(Text(name), justify="right" if name in numbers else "left")
+    grid = FittingTable(columns, numbers, title)
     for number, row in enumerate(rows):
-        cells = [Text(cell) if isinstance(cell, str) else cell for cell in row]
-        grid.add_row(*cells, style="bold" if number in bold else None)
+        grid.append(row, number in bold)
     return grid
 
 

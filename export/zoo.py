@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import logging
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from typing import Any, cast
 import torch
 
 from ..runtime.errors import ExportError, MissingExtraError, reason_of
+from ..runtime.suggest import suggest
 from .factory import call_seeded
 from .labels import read_labels
 from .metadata import (
@@ -156,5 +156,5 @@ def _download(create: Callable[[], Any], spec: str) -> torch.nn.Module:
 
 
 def _suggest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=3)
+    close = suggest(name, known)
     return f"; did you mean {', '.join(close)}?" if close else ""

@@ -51,6 +51,13 @@ class Explainer:
 
     Raises:
         RequestError: no memory.
+
+    Example:
+        >>> explainer = whycam.load("model.onnx", engine="onnxruntime")
+        >>> explainer.manifest.labels
+        ('tabby', 'espresso', 'missile')
+        >>> explainer.classify(["cat.jpg", "images/missile/0.jpg"]).shape
+        (2, 3)
     """
 
     def __init__(self, engine: Engine, manifest: Manifest, memory_mb: int = 256) -> None:

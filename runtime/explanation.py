@@ -62,13 +62,13 @@ class Explanation(Attribution):
     Example:
         >>> e = whycam.load("model.onnx").explain("cat.jpg", tft=True)
         >>> e
-        Explanation('tabby' (281), p 0.906, gradcam, tau* 0.1, image 75 x 113)
+        Explanation('tabby' (0), p 0.891, gradcam, tau* 0.2, image 75 x 113)
         >>> e.map.shape, e.map.dtype, e.region.box
-        ((64, 64), dtype('float32'), (24, 5, 89, 70))
+        ((8, 8), dtype('float32'), (33, 0, 94, 60))
         >>> [(one.label, round(one.probability, 2)) for one in e.top[:2]]
-        [('tabby', 0.91), ('espresso', 0.06)]
-        >>> e.save("why.png", style=whycam.Style(colormap="viridis"))
-        PosixPath('why.png')
+        [('tabby', 0.89), ('espresso', 0.07)]
+        >>> e.save("why.png", style=whycam.Style(colormap="viridis")).name
+        'why.png'
     """
 
     def _repr_html_(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from .errors import RequestError
 from .manifest import Manifest
+from .suggest import suggest
 
 # The graph resolves the ranks -1 .. -RANKS, as far as there are classes.
 RANKS = 5
@@ -159,6 +159,6 @@ def _index_of(label: str, labels: Sequence[str]) -> int:
         return matches[0]
     if matches:
         raise RequestError(f"'{label}' names the classes {matches}: pass the index")
-    close = difflib.get_close_matches(label, labels, n=3, cutoff=0.5)
+    close = suggest(label, labels)
     hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
     raise RequestError(f"no class is called '{label}'{hint}")

@@ -45,6 +45,12 @@ class Tft(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             those of its prior.
         evaluations: None: evaluate every threshold. k: evaluate k of them, chosen by a search that
             needs ``whycam calibrate thresholds``, see ``search``.
+
+    Example:
+        >>> Tft().reading
+        'binary mask, value thresholds'
+        >>> Tft(mask="soft", thresholds="rank", taus=(0.0, 0.25, 0.5, 0.75)).reading
+        'soft mask, rank thresholds'
     """
 
     mask: Mask = "binary"

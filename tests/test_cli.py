@@ -187,6 +187,22 @@ def test_values_complete_in_the_shell(words, incomplete, expected):
     assert [value.split('":')[0] for value in found] == expected, done.stdout + done.stderr
 
 
+def test_class_names_complete_from_the_model_on_the_command_line(manifest_of, tiny, tmp_path):
+    from tiny_file import write_tiny
+
+    model = tmp_path / "tiny.onnx"
+    write_tiny(model, manifest_of(methods=("gradcam",)), tiny.engine.mix, tiny.engine.linear)
+    line = f"whycam explain {model} cat.jpg --target b"
+    asked = {"_WHYCAM_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": line}
+    done = subprocess.run(
+        [sys.executable, "-c", "from whycam.cli import app; app(prog_name='whycam')"],
+        env={**os.environ, **asked},
+        capture_output=True,
+        text=True,
+    )
+    assert [value.split('":')[0] for value in re.findall(r'"([^"]+)"', done.stdout)] == ["bee"]
+
+
 def options_of(command, path=()):
     for name, each in getattr(command, "commands", {}).items():
         yield from options_of(each, (*path, name))
@@ -226,8 +242,9 @@ def test_in_a_pipe_progress_is_a_line_now_and_then(capsys, monkeypatch):
             now[0] += 1
             advance("evaluating", 10)
     lines = capsys.readouterr().err.splitlines()
-    assert 4 <= len(lines) <= 10
-    assert lines[2] == "evaluating: 440 of 1000, about 57 s left"
+    assert 15 <= len(lines) <= 21  # the first after two seconds, then one every five
+    assert lines[0] == "evaluating: 10 of 1000, about 3 min left"
+    assert lines[2] == "evaluating: 110 of 1000, about 97 s left"
     with progress_module.progress("evaluating", 1000, quiet=True) as advance:
         now[0] += 100
         advance("evaluating", 10)

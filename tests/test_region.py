@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import cv2
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whycam import Region
+from whycam.runtime.errors import RequestError
 from whycam.runtime.region import Polygon
 
 MASKS = st.tuples(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32 - 1)).map(
@@ -89,20 +92,29 @@ def test_runs_are_what_pycocotools_reads():
     assert coco.area(encoded) == mask.sum()
 
 
-def test_the_region_of_an_explanation_is_where_its_cut_map_lies(lite0, chelsea):
-    found = lite0.explain(chelsea, tft=True)
+SCENE = np.random.default_rng(4).integers(0, 256, (40, 60, 3), np.uint8)
+
+
+def test_the_region_of_an_explanation_is_where_its_cut_map_lies(tiny):
+    found = tiny.explain(SCENE, tft="naive")
     assert found.region.mask.shape == found.image.shape[:2]
     original = found.on_image(found.original_map)
-    assert np.array_equal(found.region.mask, original >= found.cut)
-    assert found.region_above(0.7).area < found.region.area
+    assert np.array_equal(found.region.mask, (original >= found.cut) & (original > 0))
+    assert 0 < found.region_above(0.95).area < found.region.area < found.region_above(0).area
     filled = [fill(polygon, found.region.mask.shape) for polygon in found.region.polygons]
     assert np.array_equal(np.sum(filled, 0), found.region.mask)
 
 
-def test_detections_are_those_of_supervision(lite0, chelsea):
+def test_detections_are_those_of_supervision(tiny):
     pytest.importorskip("supervision")
-    found = lite0.explain(chelsea, tft=True)
+    found = tiny.explain(SCENE, tft="naive")
     detections = found.to_detections()
     assert detections.xyxy.tolist() == [list(found.region.box)]
     assert detections.area.tolist() == [found.region.area]
-    assert detections["class_name"].tolist() == ["tiger cat"]
+    assert detections["class_name"].tolist() == [found.label]
+
+
+def test_without_supervision_detections_say_what_to_install(tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(RequestError, match="pip install supervision"):
+        tiny.explain(SCENE).to_detections()

@@ -32,6 +32,12 @@ class Overlay:
 
     Raises:
         RequestError: a number out of its range.
+
+    Example:
+        >>> explainer, overlay = whycam.load("model.onnx"), whycam.Overlay(opacity=0.5)
+        >>> frame = cv2.imread("cat.jpg")[..., ::-1]
+        >>> overlay.draw(frame, explainer.explain(frame)).shape
+        (75, 113, 3)
     """
 
     def __init__(

@@ -57,6 +57,14 @@ class Stream:
     Raises:
         SourceError: the source cannot be opened.
         RequestError: a setting that cannot be used with this file.
+
+    Example:
+        >>> from whycam.runtime.live.controls import Look
+        >>> explainer = whycam.load("model.onnx")
+        >>> with whycam.Stream(explainer, "walk.avi", Look(tft="track"), limit=2) as frames:
+        ...     images = [frame.image for frame in frames]
+        >>> len(images)
+        2
     """
 
     def __init__(
@@ -218,9 +226,6 @@ def stream(
 ) -> Stream:
     """Explain a camera, a video or a folder of images, frame by frame.
 
-    >>> for frame in whycam.stream(explainer, 0, tft="track"):  # doctest: +SKIP
-    ...     print(frame.explanation.label, frame.timing.fps)
-
     Args:
         explainer: from ``whycam.load``.
         source: a camera's number, a file, an address, a folder, a ``cv2.VideoCapture`` or an
@@ -234,6 +239,14 @@ def stream(
     Raises:
         SourceError: the source cannot be opened.
         RequestError: a setting that cannot be used with this file.
+
+    Example:
+        >>> explainer = whycam.load("model.onnx")
+        >>> for frame in whycam.stream(explainer, "walk.avi", tft="track"):
+        ...     print(frame.image.shape, frame.explanation.label)
+        (48, 64, 3) tabby
+        (48, 64, 3) tabby
+        (48, 64, 3) tabby
     """
     look = Look(
         method=method,

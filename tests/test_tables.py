@@ -1,0 +1,60 @@
+"""Tables in terminals of any width: no number is cut."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from whycam.cli.tables import table
+
+COLUMNS = ["image", "method", "class", "probability", "tau*", "rpi", "p masked"]
+NUMBERS = ["tau*", "rpi", "p masked"]
+ROWS = [
+    ["astronaut.png", "gradcam", "football helmet (560)", "0.1616", "0.2", "1.354", "0.3804"],
+    ["n" * 50 + ".JPEG", "gradcam++", "a class of many long words", "0.1616", "none", "-", "0.38"],
+]
+
+
+def printed(width: int, rows: list[list[str]] = ROWS, columns: list[str] = COLUMNS) -> str:
+    file = io.StringIO()
+    numbers = [name for name in columns if name in NUMBERS]
+    Console(width=width, file=file).print(table(columns, rows, numbers))
+    return file.getvalue()
+
+
+def test_columns_of_text_are_broken_before_a_table_becomes_records():
+    wide, middle, narrow = (printed(width).splitlines() for width in (160, 80, 50))
+    assert len(wide) == 3
+    assert middle[0].split()[-2:] == ["p", "masked"]
+    assert len(middle) > 3
+    assert narrow[0].split() == ["image", "astronaut.png"]
+    assert narrow[4].split() == ["tau*", "0.2"]
+    assert narrow[7] == ""
+
+
+@pytest.mark.parametrize("width", [160, 120, 100, 80, 60, 40])
+def test_no_line_is_wider_than_the_terminal_and_no_number_is_cut(width):
+    text = printed(width)
+    assert max(map(len, text.splitlines())) <= width
+    for cell in ("0.1616", "1.354", "0.3804", "none", "560", "gradcam++", "0.38"):
+        assert cell in text
+
+
+@given(
+    st.lists(st.floats(0, 1e6).map(lambda number: f"{number:,.3f}"), min_size=12, max_size=12),
+    st.integers(60, 200),
+)
+def test_every_number_of_a_wide_table_is_printed_whole(numbers, width):
+    text = printed(width, [numbers], [f"column {place}" for place in range(12)])
+    for number in numbers:
+        assert number in text.split()
+
+
+def test_records_leave_out_what_a_row_does_not_have():
+    text = printed(40, [["broken.png", "", "unreadable"]])
+    assert "method" not in text
+    assert "probability" not in text
