@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
@@ -57,11 +58,10 @@ class FittingTable(Table):
     def _fitting(self, room: int) -> list[int] | None:
         """Choose the columns' widths; None where some cell would be cut."""
         headers = [column.header for column in self.columns]
-        rows = [headers, *(cells for cells, _ in self.cells)]
+        rows: list[list[Any]] = [headers, *(cells for cells, _ in self.cells)]
         widths, least = [0] * len(headers), [0] * len(headers)
         for cells in rows:
             for place, cell in enumerate(cells):
-                assert isinstance(cell, Text)
                 longest = max((Text(word).cell_len for word in cell.plain.split()), default=0)
                 widths[place] = max(widths[place], cell.cell_len)
                 least[place] = max(least[place], min(longest, _NARROWEST))

@@ -14,10 +14,10 @@ from PIL import Image
 from tiny_file import write_tiny
 
 import whycam
-from whycam.runtime import explainer, explanation, overlay, region, suggest, tft
+from whycam.runtime import explainer, explanation, load, overlay, region, suggest, tft
 from whycam.runtime.live import annotate, stream
 
-MODULES = (explainer, explanation, overlay, region, suggest, tft, annotate, stream)
+MODULES = (explainer, explanation, load, overlay, region, suggest, tft, annotate, stream)
 
 
 def examples(module: ModuleType) -> list[doctest.DocTest]:

@@ -100,7 +100,8 @@ def images(tmp_path: Path) -> Path:
 
 def test_each_label_is_measured_on_the_images_that_have_it(explainer_of, images):
     explainer = explainer_of("sigmoid")
-    found = evaluate(explainer, open_dataset(images / "list.csv"))
+    soft = whycam.Tft(mask="soft", thresholds="rank")
+    found = evaluate(explainer, open_dataset(images / "list.csv"), tft=soft)
     assert (found.target, found.accuracy) == ("label", None)
     assert (found.images, found.labelled, found.skipped) == (6, 6, 1)
     assert [label.label for label in found.labels] == list(NAMES)
