@@ -11,6 +11,7 @@ import numpy as np
 
 import whycam
 from whycam.runtime.live.controls import Controls, StreamFrame, Timing
+from whycam.runtime.overlay import Style
 from whycam.runtime.serve.protocol import unpack
 from whycam.runtime.serve.server import Server
 
@@ -33,7 +34,7 @@ def frame_of(
         index=index,
         seconds=index / 25,
         original=image,
-        image=found.overlay(look.opacity),
+        image=found.overlay(Style(opacity=look.opacity)),
         explanation=found,
         ranking=tuple((int(i), label(int(i)), float(probabilities[i])) for i in order),
         timing=Timing(0.001, 0.002, 0.001, 0.005, 25.0, 9),
