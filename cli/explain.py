@@ -15,10 +15,11 @@ from ..runtime import tft as runtime_tft
 from ..runtime.attribution import format_probability
 from ..runtime.errors import ImageError, RequestError
 from ..runtime.images import is_coloured
-from ..runtime.saving import file_name
+from ..runtime.report.document import check_count
+from ..runtime.report.entry import ranks_to_show
 from . import parse
 from .console import out, print_error, print_json, say
-from .explain_output import OutputOptions, plan_output
+from .explain_output import OutputOptions, example_name, plan_output
 from .options import (
     Json,
     Method,
@@ -26,7 +27,7 @@ from .options import (
     PromptedEngineOptions,
     ReadingOptions,
     ShowBands,
-    Target,
+    Targets,
     require,
 )
 from .progress import progress
@@ -77,7 +78,13 @@ def explain(
     tft: TftOptions,
     engine: PromptedEngineOptions,
     method: Method = None,
-    target: Target = None,
+    target: Targets = None,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            help="Explain so many of the most probable classes, 1 to 5, and compare them."
+        ),
+    ] = None,
     show_bands: ShowBands = None,
     report: Annotated[
         bool,
@@ -93,14 +100,18 @@ def explain(
 
     Files are named after image, class, method and threshold; none is overwritten.
     """
-    from ..runtime.report.document import check_count
-    from ..runtime.report.entry import ranks_to_show
     from .explain_report import add_to_report, describe_report
 
     tft.check()
     methods = parse.methods(method)
     files = parse.images(images)
-    output = plan_output(writing, len(files) * len(methods or [""]), tft.tft or tft.naive, report)
+    if top is not None and target is not None:
+        raise RequestError("--top and --target exclude each other")
+    # Before the model file says whether a comma belongs to a label.
+    several = top or (2 if target is not None and "," in target else 1)
+    images_of_methods = len(files) * len(methods or [""])
+    is_thresholded = tft.tft or tft.naive
+    output = plan_output(writing, images_of_methods, several, is_thresholded, report)
     if report:
         check_count(len(files))
     explainer = engine.load(model, show_bands=parse.show_bands(show_bands))
@@ -111,7 +122,8 @@ def explain(
     failed: list[str] = []
     takes_grey = explainer.manifest.preprocess.color == "L"
     coloured, example = 0, ""
-    classes = [parse.target(target) if target is not None else -1]
+    classes = _choose_classes(explainer.manifest, target, top)
+    output = plan_output(writing, images_of_methods, len(classes), is_thresholded, report)
     shown = [*classes, *(ranks_to_show(explainer.manifest) if report else ())]
     with ExitStack() as stack:
         advance = stack.enter_context(progress("explaining", len(files) * count, as_json))
@@ -139,14 +151,19 @@ def explain(
                 coloured += 1
             if page is not None:
                 add_to_report(page, file, outcome)
-            for explanation, *_ in outcome.values():
-                row: dict[str, Any] = {"file": str(file), **explanation.to_dict()}
-                if output is None:
-                    example = example or file_name(name, explanation, "overlay")
-                elif add is not None:
-                    row["written"] = output.write(explanation, name)
-                    add(str(file), explanation)
-                rows.append(row)
+            for listed in outcome.values():
+                # Two targets, as a rank and a label, may be one class.
+                explanations = list({one.index: one for one in listed[: len(classes)]}.values())
+                if output is None and not example:
+                    example = example_name(name, explanations)
+                for explanation in explanations:
+                    row: dict[str, Any] = {"file": str(file), **explanation.to_dict()}
+                    if output is not None and add is not None:
+                        row["written"] = output.write(explanation, name)
+                        add(str(file), explanation)
+                    rows.append(row)
+                if output is not None:
+                    rows[-1]["written"] += output.write_comparison(explanations, name)
                 advance(name, 1)
         if page is not None:
             page.write(
@@ -168,9 +185,23 @@ def explain(
         if output is not None:
             say(output.summary())
         elif example:
-            say(f"nothing was written; with -o maps/ the overlay goes to maps/{example}")
+            say(f"nothing was written; with -o maps/ the {example}")
     if failed:
         raise typer.Exit(2)
+
+
+def _choose_classes(manifest: Manifest, target: str | None, top: int | None) -> list[int | str]:
+    """List the classes to explain: those named, or the ranks of the most probable ones.
+
+    Raises:
+        RequestError: there are fewer ranks.
+    """
+    if top is None:
+        return parse.targets(target, manifest.labels)
+    most = len(ranks_to_show(manifest))
+    if not 1 <= top <= most:
+        raise RequestError(f"--top must be 1 to {most} for this file, not {top}")
+    return [-rank for rank in range(1, top + 1)]
 
 
 def explanations_table(rows: Sequence[dict[str, Any]], tft: bool) -> Table:

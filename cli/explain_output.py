@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +13,19 @@ import typer
 
 from ..runtime.drawing import require_matplotlib
 from ..runtime.errors import OutputError, RequestError
+from ..runtime.files import write_whole
 from ..runtime.overlay import COLORMAPS, Colormap, Crop, Style
 from ..runtime.report.document import Report
 from ..runtime.results import TABLE_FILES, TABLES, Add, Table, table_writers
-from ..runtime.saving import IMAGE_TYPES, KINDS, Kind, check_type, file_name
+from ..runtime.saving import (
+    IMAGE_TYPES,
+    KINDS,
+    Kind,
+    check_type,
+    comparison_name,
+    encode_comparison,
+    file_name,
+)
 from . import parse
 from .options import complete
 
@@ -25,6 +34,8 @@ if TYPE_CHECKING:
     from ..runtime.manifest import Manifest
 
 _ENDINGS: dict[str, Table] = {".csv": "csv", ".jsonl": "jsonl"}
+# Of all classes of an image together.
+COMPARISON = "comparison"
 ImageFormat = Literal["png", "jpg", "webp"]
 
 
@@ -46,10 +57,11 @@ class OutputOptions:
         typer.Option(
             "--save",
             metavar="KIND,...",
-            help=f"What is written, of: {', '.join((*KINDS, *TABLES))} [default: overlay]. Maps "
-            "(.npy) and masks (.png) lie over the image's own pixels; figures need matplotlib; "
-            "csv, jsonl and coco are one file each.",
-            autocompletion=complete((*KINDS, *TABLES)),
+            help=f"What is written, of: {', '.join((*KINDS, COMPARISON, *TABLES))} [default: "
+            "overlay, of several classes their comparison]. Maps (.npy) and masks (.png) lie over "
+            "the image's own pixels; figures need matplotlib; csv, jsonl and coco are one file "
+            "each.",
+            autocompletion=complete((*KINDS, COMPARISON, *TABLES)),
         ),
     ] = None
     format: Annotated[ImageFormat, typer.Option(help="Type of overlays and figures.")] = "png"
@@ -92,6 +104,7 @@ class OutputPlan:
         file: the file of the only explanation, in place of a folder.
         report: the page with all images.
         kinds: what is written of each explanation.
+        comparison: whether the classes of each image are compared in a figure.
         tables: files that hold all of them.
         options: how they are drawn, and whether older files are replaced.
         counts: how many files of a kind were written.
@@ -103,7 +116,8 @@ class OutputPlan:
     kinds: tuple[Kind, ...]
     tables: dict[Table, Path]
     options: OutputOptions
-    counts: Counter[Kind] = field(default_factory=Counter)
+    comparison: bool = False
+    counts: Counter[str] = field(default_factory=Counter)
 
     @contextmanager
     def report_of(self, images: int) -> Iterator[Report | None]:
@@ -139,6 +153,33 @@ class OutputPlan:
             self.counts[kind] += 1
         return written
 
+    def write_comparison(self, explanations: Sequence[Explanation], stem: str) -> list[str]:
+        """Write the figure of several classes of an image, if asked for, and return where it is.
+
+        Where all of them are one class of this image, its overlay is written.
+
+        Args:
+            explanations: of one method, one a class.
+            stem: name of the image.
+
+        Raises:
+            OutputError: the file exists and may not be overwritten, or cannot be written.
+        """
+        if not self.comparison:
+            return []
+        style, overwrite = self.options.style(), self.options.overwrite
+        if len(explanations) == 1:  # all targets are one class of this image
+            target = self.file or self.place_of(stem, explanations[0], "overlay")
+            _check_absent(target, overwrite)
+            self.counts["overlay"] += 1
+            return [str(explanations[0].save(target, "overlay", style, overwrite))]
+        name = comparison_name(stem, explanations, f".{self.options.format}")
+        target = self.file or (self.folder or Path("maps")) / name
+        _check_absent(target, overwrite)
+        data = encode_comparison(explanations, target.suffix, style)
+        self.counts[COMPARISON] += 1
+        return [str(write_whole(target, data, overwrite))]
+
     def place_of(self, stem: str, explanation: Explanation, kind: Kind) -> Path:
         """Name the file of one explanation in the folder."""
         folder = self.folder or Path("maps")
@@ -157,13 +198,14 @@ class OutputPlan:
 
 
 def plan_output(
-    options: OutputOptions, explanations: int, is_thresholded: bool, report: bool
+    options: OutputOptions, images: int, classes: int, is_thresholded: bool, report: bool
 ) -> OutputPlan | None:
     """Decide which files a run writes; None: none at all.
 
     Args:
         options: as given.
-        explanations: how many there will be.
+        images: how many there are, times the methods.
+        classes: how many of each are explained.
         is_thresholded: whether they have masks.
         report: whether the page is written; overlays are then on request only.
 
@@ -176,6 +218,12 @@ def plan_output(
     output, given = options.output, _given(options)
     kinds = tuple(kind for kind in given if kind in KINDS)
     tables = tuple(kind for kind in given if kind in TABLES)
+    if COMPARISON in given and classes < 2:
+        raise RequestError(
+            "--save comparison needs several classes: --target CLASS,CLASS or --top 2 and more"
+        )
+    several = classes > 1 and not given and not report
+    comparison = COMPARISON in given or several
     if output is None:
         if given or report:
             option = "--report" if report else "--save"
@@ -186,9 +234,9 @@ def plan_output(
     suffix = output.suffix.lower()
     if output.is_dir() or suffix not in (*IMAGE_TYPES, ".npy", *_ENDINGS):
         named = {kind: output / TABLE_FILES[kind] for kind in tables}
-        chosen = kinds if given or report else ("overlay",)
+        chosen = kinds if given or report or several else ("overlay",)
         page = output / "report.html" if report else None
-        plan = OutputPlan(output, None, page, chosen, named, options)
+        plan = OutputPlan(output, None, page, chosen, named, options, comparison)
     elif report:
         raise RequestError(f"{output} is one file, and --report needs a folder: -o FOLDER")
     elif suffix in _ENDINGS:
@@ -197,13 +245,16 @@ def plan_output(
             raise RequestError(f"{output} is one file of --save {kind}: name a folder for more")
         plan = OutputPlan(None, None, None, (), {kind: output}, options)
     else:
-        chosen = kinds or (("map",) if suffix == ".npy" else ("overlay",))
-        if explanations > 1 or len(chosen) + len(tables) > 1 or (tables and not kinds):
+        comparison = comparison and suffix != ".npy"
+        default: tuple[Kind, ...] = ("map",) if suffix == ".npy" else ("overlay",)
+        chosen = () if comparison and not kinds else kinds or default
+        count = images * (comparison + len(chosen) * classes)
+        if count > 1 or tables:
             raise RequestError(
                 f"{output} is one file, and there is more to write: name a folder, as -o maps/"
             )
-        check_type(output, chosen[0])
-        plan = OutputPlan(None, output, None, chosen, {}, options)
+        check_type(output, chosen[0] if chosen else "overlay")
+        plan = OutputPlan(None, output, None, chosen, {}, options, comparison)
     if "mask" in plan.kinds and not is_thresholded:
         raise RequestError("there are no masks without thresholding: add --tft or --naive")
     for target in filter(None, (plan.file, plan.report, *plan.tables.values())):
@@ -211,10 +262,19 @@ def plan_output(
     return plan
 
 
+def example_name(stem: str, explanations: Sequence[Explanation]) -> str:
+    """Say what would be written of an image, and where in the folder ``maps``."""
+    if len(explanations) > 1:
+        return f"comparison goes to maps/{comparison_name(stem, explanations, '.png')}"
+    return f"overlay goes to maps/{file_name(stem, explanations[0], 'overlay')}"
+
+
 def _given(options: OutputOptions) -> tuple[str, ...]:
     if options.save is None:
         return ()
-    return tuple(dict.fromkeys(parse.choices("--save", options.save, (*KINDS, *TABLES))))
+    return tuple(
+        dict.fromkeys(parse.choices("--save", options.save, (*KINDS, COMPARISON, *TABLES)))
+    )
 
 
 def _check_absent(target: Path, overwrite: bool) -> None:

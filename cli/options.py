@@ -127,6 +127,15 @@ Target = Annotated[
         autocompletion=complete_labels,
     ),
 ]
+Targets = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        metavar="CLASS,...",
+        help="Class to explain: index, label, or rank -1 to -5; several with commas are compared "
+        "[default: -1].",
+    ),
+]
 Weights = Annotated[
     str,
     typer.Option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,6 +98,24 @@ def target(text: str | None) -> int | str | None:
         return int(text)
     except ValueError:
         return text
+
+
+def targets(text: str | None, labels: Sequence[str]) -> list[int | str]:
+    """Read one class or several with commas; a label that has commas is one class.
+
+    Args:
+        text: as given; None: the most probable class.
+        labels: of the network.
+    """
+    if text is None:
+        return [-1]
+    if text.lower() in {label.lower() for label in labels}:
+        return [text]
+    try:
+        parts = next(csv.reader([text], skipinitialspace=True, strict=True))
+    except csv.Error as error:
+        raise RequestError(f"--target cannot be read: {error}, in '{text}'") from error
+    return [found for part in parts if (found := target(part.strip())) is not None]
 
 
 def size(option: str, text: str | None) -> tuple[int, int] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .attribution import Attribution
+from .class_comparison import draw_comparison
 from .drawing import draw_figure, saved_overlay
 from .errors import RequestError
 from .images import RGBImage
@@ -80,6 +82,23 @@ def _encode_image(image: RGBImage | NDArray[np.uint8], suffix: str) -> bytes:
     return bytes(data)
 
 
+def encode_comparison(explanations: Sequence[Attribution], suffix: str, style: Style) -> bytes:
+    """Encode the comparison of several classes as an image file, see ``draw_comparison``."""
+    return _encode_image(draw_comparison(explanations, style), suffix)
+
+
+def comparison_name(stem: str, explanations: Sequence[Attribution], image_type: str) -> str:
+    """Name the comparison of several classes, as ``file_name``.
+
+    ``cat.281-tabby-vs-282-tiger-cat.gradcam.tft.comparison.png``.
+    """
+    names = "-vs-".join(class_name(one) for one in explanations[:2])
+    if len(explanations) > 2:
+        names += f"-and-{len(explanations) - 2}-more"
+    parts = [stem, names, explanations[0].method, *_threshold_name(explanations[0]), "comparison"]
+    return ".".join(parts) + image_type
+
+
 def file_name(stem: str, explanation: Attribution, kind: Kind, image_type: str = ".png") -> str:
     """Name a file by image, class, method and threshold.
 
@@ -92,16 +111,18 @@ def file_name(stem: str, explanation: Attribution, kind: Kind, image_type: str =
         kind: of ``KINDS``.
         image_type: ending of images; maps end in ``.npy``, masks in ``.png``.
     """
-    parts = [stem, class_name(explanation), explanation.method]
-    if explanation.tft is not None:
-        tft = explanation.tft
-        default = (tft.mask, tft.thresholds) == ("binary", "value")
-        parts.append("tft" if default else f"tft-{tft.mask}-{tft.thresholds}")
-    elif explanation.threshold is not None:
-        parts.append("naive")
+    parts = [stem, class_name(explanation), explanation.method, *_threshold_name(explanation)]
     if kind != "overlay":
         parts.append(kind)
     return ".".join(parts) + {"map": ".npy", "mask": ".png"}.get(kind, image_type)
+
+
+def _threshold_name(explanation: Attribution) -> list[str]:
+    tft = explanation.tft
+    if tft is not None:
+        default = (tft.mask, tft.thresholds) == ("binary", "value")
+        return ["tft" if default else f"tft-{tft.mask}-{tft.thresholds}"]
+    return [] if explanation.threshold is None else ["naive"]
 
 
 def class_name(explanation: Attribution) -> str:

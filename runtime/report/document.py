@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from .. import overlay
+from ..class_comparison import LESS, MORE
 from ..errors import RequestError
 from ..files import replacing
 from .entry import Encoded, merge_labels
@@ -151,9 +152,13 @@ def render(title: str, data: bytes) -> str:
 
 
 def _colours() -> dict[str, list[list[int]]]:
-    """List what overlays are made of: the colour and opacity [256][4] of each level of a map."""
+    """List the colours of overlays and differences.
+
+    ``heat``: the colour and opacity [256][4] of each level of a map; ``difference``: the colours
+    where the first map is larger and where the second is.
+    """
     kept, laid = (table.reshape(256, 3).astype(np.float64) for table in overlay.tables(1.0))
     weight = np.clip(1 - kept[:, 0] / 255, 0, 1)
     colour = laid / np.maximum(weight, 1 / 255)[:, None]
     table = np.column_stack([np.clip(colour, 0, 255), 255 * weight])
-    return {"heat": np.rint(table).astype(int).tolist()}
+    return {"heat": np.rint(table).astype(int).tolist(), "difference": [list(MORE), list(LESS)]}

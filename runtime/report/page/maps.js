@@ -1,7 +1,7 @@
 // Drawing of maps: enlarged, coloured and outlined here, so that a file holds few numbers of each.
 
 const HEAT = DATA.colours.heat;
-const MORE = [224, 96, 16], LESS = [46, 110, 214];
+const [MORE, LESS] = DATA.colours.difference;
 
 /**
  * For one axis: the two grid values that a pixel lies between, and how far from the first.
