@@ -9,15 +9,19 @@ import typer
 from rich.table import Table
 
 from ..calibrate.ranges import CALIBRATORS
+from ..runtime.engines import registry
+from ..runtime.engines.base import EngineSettings
+from ..runtime.onnxfile import read_manifest
 from . import parse
 from .compare import fidelity_lines, fidelity_table
 from .console import note, out, print_json, say, say_written
-from .options import Data, Json, Model, PaperMethod, RunOptions, complete
+from .options import SLOW_INT8, Data, Json, Model, PaperMethod, RunOptions, complete
 from .progress import progress
 from .tables import table
 
 if TYPE_CHECKING:
     from ..calibrate.int8 import Int8Result
+    from ..runtime.manifest import Manifest
 
 
 def int8(
@@ -83,6 +87,12 @@ def int8(
         gpu=run.gpu,
     )
     dataset = open_dataset(data)
+    quantised = msgspec.structs.replace(read_manifest(model), precision="int8")
+    if registry.is_slower_in_int8(quantised, _engine_for(quantised, run)):
+        note(
+            f"note: {SLOW_INT8}: the result will be slower on this machine; with OpenVINO it would "
+            'be faster (pip install "whycam[openvino]")'
+        )
     with progress("reading the graph", None, as_json) as advance:
         result = calibrate_int8(model, dataset, output, settings, advance, advance.total, note)
     written = [] if report is None else write_int8_report(result, report)
@@ -99,6 +109,15 @@ def int8(
     if report is not None:
         say_written(report, written)
     say(f"next: whycam explain {output} IMAGE -o maps")
+
+
+def _engine_for(manifest: Manifest, run: RunOptions) -> str:
+    """Name the engine that a file will run in."""
+    if run.engine != "auto":
+        return run.engine
+    settings = EngineSettings(threads=run.threads, gpu=run.gpu)
+    usable = (each.name for each in registry.candidates(manifest, settings) if each.usable)
+    return next(usable, "")
 
 
 def trials_table(result: Int8Result) -> Table:

@@ -19,12 +19,16 @@ from ..runtime import tft
 from ..runtime.cam import METHODS
 from ..runtime.engines import base, registry
 from ..runtime.errors import RequestError, WhyCamError
+from .console import note
 
 if TYPE_CHECKING:
     from ..runtime.explainer import Explainer
 
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 ENGINES = sorted(registry.ENGINES)
+SLOW_INT8 = (
+    "ONNX Runtime runs INT8 files on CPUs slower than the float files that they were made of"
+)
 _COMPLETIONS = 100  # labels that a shell is offered
 
 
@@ -40,7 +44,8 @@ def complete(values: Sequence[str]) -> Callable[[str], list[str]]:
 
 def complete_labels(context: typer.Context, incomplete: str) -> list[str]:
     """Complete the name of a class of the model that stands before it on the command line."""
-    model = context.params.get("model")
+    # An option that still has no value ends the parsing: the model is then among what is left.
+    model = context.params.get("model") or next(iter(context.args), None)
     if model is None:
         return []
     from ..runtime.onnxfile import read_manifest
@@ -199,7 +204,7 @@ class EngineOptions(RunOptions):
         """Load a model file; ``rest`` goes to ``whycam.load``."""
         from ..runtime.load import load
 
-        return load(
+        explainer = load(
             model,
             self.engine,
             self.threads,
@@ -208,6 +213,9 @@ class EngineOptions(RunOptions):
             gpu=self.gpu,
             **rest,
         )
+        if registry.is_slower_in_int8(explainer.manifest, explainer.engine.name):
+            note(f"note: {SLOW_INT8}: use that one here, or --engine openvino")
+        return explainer
 
 
 @dataclass(frozen=True)

@@ -203,6 +203,24 @@ def test_class_names_complete_from_the_model_on_the_command_line(manifest_of, ti
     assert [value.split('":')[0] for value in re.findall(r'"([^"]+)"', done.stdout)] == ["bee"]
 
 
+def test_an_int8_file_that_is_slower_here_says_so_before_work_begins(tiny, monkeypatch, capsys):
+    import msgspec
+
+    from whycam.cli.options import EngineOptions
+    from whycam.runtime import load
+
+    def loaded(precision, engine):
+        tiny.engine.name = engine
+        manifest = msgspec.structs.replace(tiny.manifest, precision=precision)
+        explainer = whycam_package.Explainer(tiny.engine, manifest)
+        monkeypatch.setattr(load, "load", lambda *_, **__: explainer)
+        assert EngineOptions().load(Path("tiny.onnx")) is explainer
+        return capsys.readouterr().err
+
+    assert "slower than the float files" in " ".join(loaded("int8", "onnxruntime").split())
+    assert loaded("int8", "openvino") == loaded("fp32", "onnxruntime") == ""
+
+
 def options_of(command, path=()):
     for name, each in getattr(command, "commands", {}).items():
         yield from options_of(each, (*path, name))
@@ -244,7 +262,7 @@ def test_in_a_pipe_progress_is_a_line_now_and_then(capsys, monkeypatch):
     lines = capsys.readouterr().err.splitlines()
     assert 15 <= len(lines) <= 21  # the first after two seconds, then one every five
     assert lines[0] == "evaluating: 10 of 1000, about 3 min left"
-    assert lines[2] == "evaluating: 110 of 1000, about 97 s left"
+    assert lines[9] == "evaluating: 460 of 1000, about 55 s left"
     with progress_module.progress("evaluating", 1000, quiet=True) as advance:
         now[0] += 100
         advance("evaluating", 10)

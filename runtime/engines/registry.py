@@ -151,12 +151,24 @@ def candidates(
             found.append(Candidate(name, True, "installed; used if the one before it fails"))
         elif name == order[0]:
             found.append(Candidate(name, True, why))
-        elif manifest.precision == "int8" and name == "onnxruntime":
+        elif is_slower_in_int8(manifest, name):
             slow = "the one that can be used here, but INT8 is slower than fp32 in it"
             found.append(Candidate(name, True, slow))
         else:
             found.append(Candidate(name, True, "the one that can be used here"))
     return [*found, *_reserved(settings)]
+
+
+def is_slower_in_int8(manifest: Manifest, engine: str) -> bool:
+    """Tell whether an engine runs an INT8 file slower than the float file that it was made of.
+
+    ONNX Runtime does on CPUs; docs/performance.md has the figures.
+
+    Args:
+        manifest: of the file.
+        engine: in ``ENGINES``.
+    """
+    return manifest.precision == "int8" and engine == "onnxruntime"
 
 
 def _reserved(settings: EngineSettings) -> Iterator[Candidate]:
