@@ -29,6 +29,8 @@ TESTED_BY: dict[str, str] = {
     "runtime/live/*": "serve stream",
     "runtime/serve/*": "serve",
     "runtime/serve/page/*": "serve",
+    "runtime/report/*": "report",
+    "runtime/report/page/*": "report",
     "runtime/bench/*": "bench",
     "runtime/doctor/*": "doctor",
     "cli/*": "cli docs hard_inputs signals",
