@@ -88,7 +88,7 @@ def read_graph(path: str | os.PathLike[str]) -> Graph:
     weights = {weight.name: weight for weight in model.graph.initializer}
     shapes = _shapes(model)
     manifest = read_manifest(path)
-    runs = backbone_runs(model.graph, graph_name("activations", manifest))
+    runs = backbone_runs(model.graph, manifest.target_tensor)
     chosen = [model.graph.node[index] for run in runs for index in run]
     of_weights: dict[str, list[onnx.NodeProto]] = {}
     for node in chosen:

@@ -92,6 +92,7 @@ def describe(
             gradient_score=request.gradient_score,
             ablation_score=request.ablation_score,
             tft=tft,
+            precision=plain.shapes.precision,
             opset=plain.graph.opset_imports[""],
             image_bytes=network.image_bytes(),
             tools=_tools(loaded.module is not None),

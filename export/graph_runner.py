@@ -32,7 +32,7 @@ class GraphRunner:
             self.tensors["network_input"] = assembly.network_input
             self._names["network_input"] = str(extra.name)
             outputs.append(extra)
-        self._session = open_model_session(model)
+        self._session = open_model_session(model, manifest.precision)
         if extra is not None:
             outputs.remove(extra)
         self._image_type = manifest.image_type

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from ..runtime.backbone import backbone_runs
 from ..runtime.comparison import Comparison
-from ..runtime.engines.interface import graph_name
 from ..runtime.errors import ExportError, RequestError
 from ..runtime.files import replacing
 from ..runtime.manifest import Manifest
@@ -125,7 +124,7 @@ def to_half(
         converted = read_onnx(model)
         if precision == "bf16":
             converted = convert_opset(converted, _BF16_OPSET)
-        operations = convert_backbone(converted, precision, graph_name("activations", manifest))
+        operations = convert_backbone(converted, precision, manifest.target_tensor)
         write_onnx(converted, temporary)
         half_manifest = msgspec.structs.replace(
             manifest,
@@ -148,9 +147,14 @@ def to_half(
 
 
 def convert_backbone(
-    model: onnx.ModelProto, precision: HalfPrecision, activations: str = "activations"
+    model: onnx.ModelProto, precision: HalfPrecision, target_tensor: str = "activations"
 ) -> int:
     """Convert a graph in place; returns how many operations compute in half precision now.
+
+    Args:
+        model: an explaining graph.
+        precision: see ``to_half``.
+        target_tensor: where the backbone ends, see ``Manifest``.
 
     Raises:
         ExportError: a weight does not fit.
@@ -158,11 +162,11 @@ def convert_backbone(
     import onnx
 
     graph = model.graph
-    fuse_batch_norms(graph, {index for run in backbone_runs(graph, activations) for index in run})
+    fuse_batch_norms(graph, {index for run in backbone_runs(graph, target_tensor) for index in run})
     types = element_types(model)
     half = onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.BFLOAT16
     conversion = _Conversion(graph, types, half)
-    inside = {index for run in backbone_runs(graph, activations) for index in run}
+    inside = {index for run in backbone_runs(graph, target_tensor) for index in run}
     floating = _FLOAT if precision == "fp16" else _FLOAT | _FLOAT_IN_BF16
     for index, node in enumerate(list(graph.node)):
         if index in inside and node.op_type not in floating:

@@ -200,6 +200,7 @@ def to_onnx(
         source_size=source_size,
         top=top,
         dynamic_size=dynamic_size,
+        task=task,
     )
     options.check()
     _check_classes(classes, logit_scale, logit_bias, num_classes)
@@ -294,10 +295,6 @@ def to_onnx(
         _clean_up(plain.model)
         step(STEPS[3])
         runner = GraphRunner(plain.model, assembly, manifest)
-        is_half = plain.shapes.dtypes[meaning.logits] in (
-            ir.DataType.FLOAT16,
-            ir.DataType.BFLOAT16,
-        )
         subject = Subject(
             runner,
             manifest,
@@ -307,7 +304,6 @@ def to_onnx(
             original,
             references_earlier,
             gradients_of_attention,
-            is_half,
         )
         subjects = subjects_of_all_sizes(subject, plain, runner.tensors)
         verification = verify(subjects, [_prepare_image(image, manifest) for image in check])
@@ -315,7 +311,12 @@ def to_onnx(
         step(STEPS[4])
         _declare_only(plain.model, assembly, manifest)
         ir.save(plain.model, str(temporary))
-        manifest = msgspec.structs.replace(manifest, references=answers, digest=digest(temporary))
+        manifest = msgspec.structs.replace(
+            manifest,
+            target_tensor=str(layer.value.name),
+            references=answers,
+            digest=digest(temporary),
+        )
         append_manifest(temporary, manifest)
         _check_file(temporary)
         size = temporary.stat().st_size

@@ -10,7 +10,7 @@ import msgspec
 
 from ..runtime.cam import ACTIVATION_METHODS, METHODS, Method, Score
 from ..runtime.errors import ExportError, RequestError
-from ..runtime.manifest import OUTPUTS, Outputs
+from ..runtime.manifest import OUTPUTS, Outputs, Task
 from ..runtime.search import Prior, prior_for
 from ..runtime.tft import Tft
 from .ablation_head import Head, explain_refusal
@@ -36,6 +36,7 @@ class ExportOptions:
     source_size: tuple[int, int] | None
     top: int | None
     dynamic_size: tuple[int, int] | None = None
+    task: Task | None = None
 
     def check(self) -> None:
         """Refuse options that contradict each other, before any work is done.
@@ -75,6 +76,7 @@ class ExportOptions:
         self._check_source_size()
         self._check_dynamic_size()
         self._check_tft()
+        self._check_task()
         if self.fused_layers and self.groups == ("raw",):
             raise RequestError(
                 "layers are fused in maps of layercam that the graph finishes: choose the outputs "
@@ -129,6 +131,22 @@ class ExportOptions:
                 "Files without it are searched by: whycam explain --tft --evaluations"
             )
 
+    def _check_task(self) -> None:
+        if self.task != "none":
+            return
+        if "tft" in self.outputs:
+            raise RequestError(
+                "TFT maximises a class's probability, and with task none there are no "
+                "probabilities: leave out the output tft"
+            )
+        stated = (*(self.methods or ()), *(self.map_methods or ()))
+        if refused := [method for method in ("ablation", "scorecam") if method in stated]:
+            raise RequestError(
+                f"{refused[0]} compares probabilities, and with task none there are none"
+            )
+        if self.score == "prob":
+            raise RequestError("score prob needs probabilities, and with task none there are none")
+
     @property
     def needs_attention(self) -> bool:
         """Whether a method reads attention maps."""
@@ -151,11 +169,6 @@ def plan_export(
     Raises:
         ExportError, RequestError: the options do not fit the network.
     """
-    if not meaning.has_probabilities and "tft" in options.outputs:
-        raise ExportError(
-            "TFT maximises a class's probability, and with task none there are no probabilities: "
-            "leave out the output tft"
-        )
     is_fixed = meaning.similarity is None or meaning.similarity.embeddings is not None
     if options.top is not None and meaning.single is None:
         raise RequestError(
@@ -204,10 +217,6 @@ def _choose_methods(
         default = "layercam" if options.fused_layers else "gradcam"
         supported = set(options.map_methods or (default,))
     if not meaning.has_probabilities:
-        if refused := sorted({"ablation"} & supported):
-            raise ExportError(
-                f"{refused[0]} compares probabilities, and with task none there are none"
-            )
         supported.discard("scorecam")
     if options.fused_layers:
         supported.add("layercam")

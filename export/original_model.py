@@ -30,6 +30,7 @@ class OriginalModel:
             ExportError: ONNX Runtime cannot run it.
         """
         self._file = file
+        self._precision = plain.shapes.precision
         self.names = tuple(str(value.name) for value in plain.graph.outputs)
         self._image = str(plain.image.name)
         # Copied now, before the export adds to the graph.
@@ -55,17 +56,17 @@ class OriginalModel:
 
     def _open(self, is_fused: bool) -> Any:
         if self._graph is not None:
-            return open_model_session(self._graph, is_fused=is_fused)
+            return open_model_session(self._graph, self._precision, is_fused=is_fused)
         assert self._file is not None
         try:
-            return open_session(str(self._file), is_fused=is_fused)
+            return open_session(str(self._file), self._precision, is_fused=is_fused)
         except ExportError:
             # A newer ONNX wrote the file than this ONNX Runtime reads; the operators may be older.
             proto = onnx.load(str(self._file))
             if proto.ir_version <= _LATEST_IR_VERSION:
                 raise
             proto.ir_version = _LATEST_IR_VERSION
-            return open_session(proto.SerializeToString(), is_fused=is_fused)
+            return open_session(proto.SerializeToString(), self._precision, is_fused=is_fused)
 
     def _run_session(self, session: Any, image: NDArray[Any]) -> list[NDArray[Any]]:
         names = list(self.names)

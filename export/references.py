@@ -85,7 +85,9 @@ class OnnxReference:
         self._bypasses = [str(value.name) for value in bypasses]
         outputs = [layer.value, meaning.logits, *bypasses]
         whole = submodel(graph, [network.plain.image], outputs, shapes)
-        self._whole = open_model_session(whole, is_fused=False)  # fusion may change rounding
+        self._whole = open_model_session(  # fusion may change rounding
+            whole, shapes.precision, is_fused=False
+        )
         head = submodel(graph, [layer.value, *bypasses], [meaning.logits], shapes)
         _skip_rounding(head.graph)
         self._head = _in_float64(ir.to_proto(head))

@@ -7,7 +7,6 @@ import onnx_ir as ir
 
 from ..runtime.cam import Score
 from ..runtime.cosine import embedding_gradient
-from ..runtime.errors import ExportError
 from .dims import BATCH, Size
 from .graph_inputs import tensor_of
 from .recorder import Tensor
@@ -23,13 +22,8 @@ def record_seed(scores: Scores, score: Score) -> tuple[ir.Value, Tensor]:
 
     Returns:
         A tensor of the network, and the gradient there.
-
-    Raises:
-        ExportError: the network has no probabilities.
     """
     if score == "prob":
-        if not scores.meaning.has_probabilities:
-            raise ExportError("score prob needs probabilities, and task none has none")
         return scores.meaning.logits, _flat_seed(scores, _seed_of_probability(scores), score)
     rows = _rows_of_last_layer(scores)
     if rows is not None:

@@ -19,6 +19,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..runtime.errors import ExportError
+from ..runtime.manifest import FilePrecision
 from .dims import BATCH, Dim, Dims, Size, lengths_at, linear
 from .propagation import propagate
 
@@ -48,6 +49,19 @@ class Shapes:
     varying: dict[ir.Value, tuple[NDArray[Any], ...]]
     one: Mapping[str, int] = field(default_factory=lambda: {"N": 1})
     largest: Mapping[str, int] = field(default_factory=lambda: {"N": 1})
+
+    @property
+    def precision(self) -> FilePrecision:
+        """The precision that the network computes in: half where any tensor of images is."""
+        computed = {
+            self.dtypes.get(value)
+            for value, dims in self.dims.items()
+            if value.producer() is not None
+            and any(isinstance(side, Size) and side.counts_images for side in dims)
+        }
+        if ir.DataType.BFLOAT16 in computed:
+            return "bf16"
+        return "fp16" if ir.DataType.FLOAT16 in computed else "fp32"
 
     def count_largest(self, value: ir.Value | None) -> int:
         """Count a tensor's elements for one image of the largest size; 1 if it is not known."""

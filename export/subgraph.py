@@ -9,7 +9,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ..runtime.engines.ort_options import disabled_optimizers
 from ..runtime.errors import ExportError, reason_of
+from ..runtime.manifest import FilePrecision
 from .dims import BATCH, Size, divide
 from .gradient.reverse import find_path
 from .recorder import Tensor
@@ -153,16 +155,21 @@ def submodel(
     return ir.Model(part, ir_version=10)
 
 
-def open_model_session(model: ir.Model, threads: int = 0, is_fused: bool = True) -> Any:
+def open_model_session(
+    model: ir.Model, precision: FilePrecision, threads: int = 0, is_fused: bool = True
+) -> Any:
     """Open an inference session of ONNX Runtime on the CPU for a model in memory."""
-    return open_session(ir.to_proto(model).SerializeToString(), threads, is_fused)
+    return open_session(ir.to_proto(model).SerializeToString(), precision, threads, is_fused)
 
 
-def open_session(source: str | bytes, threads: int = 0, is_fused: bool = True) -> Any:
+def open_session(
+    source: str | bytes, precision: FilePrecision, threads: int = 0, is_fused: bool = True
+) -> Any:
     """Open an inference session of ONNX Runtime on the CPU.
 
     Args:
         source: a file's path or its content.
+        precision: that the network computes in.
         threads: for one operator; 0: as many as the processor has cores.
         is_fused: whether the engine may optimise the graph, as it does by default.
 
@@ -177,7 +184,12 @@ def open_session(source: str | bytes, threads: int = 0, is_fused: bool = True) -
     if not is_fused:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            source,
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=disabled_optimizers(precision),
+        )
     except Exception as error:
         raise ExportError(f"ONNX Runtime cannot run the graph: {reason_of(error)}") from error
 
@@ -186,9 +198,10 @@ def run(
     graph: ir.Graph,
     feeds: Mapping[ir.Value, NDArray[Any]],
     outputs: Sequence[ir.Value],
-    shapes: Shapes | None = None,
+    shapes: Shapes,
 ) -> list[NDArray[Any]]:
     """Compute tensors of a graph from others, in ONNX Runtime."""
-    session = open_model_session(submodel(graph, list(feeds), outputs, shapes))
+    part = submodel(graph, list(feeds), outputs, shapes)
+    session = open_model_session(part, shapes.precision)
     named = {str(value.name): np.ascontiguousarray(array) for value, array in feeds.items()}
     return list(session.run(None, named))

@@ -59,7 +59,6 @@ class Subject:
         original: the model before anything was added.
         earlier: references for each fused layer.
         attention: reference for the method ``legrad``; None without it.
-        is_half: whether the network computes in half precision.
     """
 
     engine: Runner
@@ -70,12 +69,11 @@ class Subject:
     original: OriginalModel | None = None
     earlier: tuple[Reference, ...] = ()
     attention: AttentionReference | None = None
-    is_half: bool = False
 
     @property
     def tolerance(self) -> Tolerances:
         """The allowed differences; larger where the network computes in half precision."""
-        return EXPORT_OF_HALF if self.is_half else EXPORT
+        return EXPORT if self.manifest.precision == "fp32" else EXPORT_OF_HALF
 
 
 def draw_random_fields(

@@ -1,7 +1,7 @@
 """Find the nodes of an explaining graph that belong to its backbone.
 
-The backbone leads from the image to ``activations``; a graph with a sweep runs copies of it on the
-masked images. Node names tell: what export added is called ``whycam/...``, a copy
+The backbone leads from the image to the target layer; a graph with a sweep runs copies of it on
+the masked images. Node names tell: what export added is called ``whycam/...``, a copy
 ``whycam/sweep/<number>/<the node's own name>``.
 """
 
@@ -18,24 +18,27 @@ if TYPE_CHECKING:
 _COPY = re.compile(r"whycam/sweep/(\d+)/(.+)", re.DOTALL)
 
 
-def backbone_runs(graph: onnx.GraphProto, activations: str = "activations") -> list[list[int]]:
-    """List the nodes of each run of the backbone, from its first convolution on.
+def backbone_runs(graph: onnx.GraphProto, target_tensor: str = "activations") -> list[list[int]]:
+    """List the nodes of each run of the backbone, from its first layer with weights on.
 
     What stands before that, such as preprocessing, is not among them: pixels need float32.
 
     Args:
         graph: of a file made by ``whycam export``.
-        activations: what the graph calls the output of that name.
+        target_tensor: where the backbone ends, see ``Manifest``.
 
     Returns:
-        Indices into ``graph.node``, in order; the run that makes ``activations`` is first.
+        Indices into ``graph.node``, in order; the run that reads the image itself is first.
 
     Raises:
-        ExportError: there is no convolution before ``activations``.
+        ExportError: there is no convolution or linear layer before ``target_tensor``.
     """
-    first = _first_run(graph, activations)
+    first = _first_run(graph, target_tensor)
     if not first:
-        raise ExportError("the graph has no convolution before its 'activations': export it again")
+        raise ExportError(
+            "the graph has no convolution or linear layer between the image and its target layer "
+            f"(the tensor '{target_tensor}'), so there is nothing to convert"
+        )
     names = {graph.node[index].name for index in first}
     copies: dict[int, list[int]] = {}
     for index, node in enumerate(graph.node):
@@ -45,8 +48,9 @@ def backbone_runs(graph: onnx.GraphProto, activations: str = "activations") -> l
     return [first, *(copies[number] for number in sorted(copies))]
 
 
-def _first_run(graph: onnx.GraphProto, activations: str) -> list[int]:
-    needed = {activations}
+def _first_run(graph: onnx.GraphProto, target_tensor: str) -> list[int]:
+    weights = {tensor.name for tensor in graph.initializer}
+    needed = {target_tensor}
     upstream = []
     for index in range(len(graph.node) - 1, -1, -1):
         if needed.intersection(graph.node[index].output):
@@ -58,7 +62,8 @@ def _first_run(graph: onnx.GraphProto, activations: str) -> list[int]:
         node = graph.node[index]
         if node.name.startswith("whycam/"):
             continue
-        if node.op_type == "Conv" or reached.intersection(node.input):
+        is_linear = node.op_type in ("Gemm", "MatMul") and weights.intersection(node.input)
+        if node.op_type == "Conv" or is_linear or reached.intersection(node.input):
             found.append(index)
             reached.update(node.output)
     return found

@@ -43,6 +43,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         weights: ``default``, ``none`` or the weight file's name.
         target_layer: the layer that is explained.
         target_layer_reason: why that layer was chosen; empty where it was named.
+        target_tensor: the graph's own tensor at that layer, where the backbone ends.
         activations: (K, h, w) at that layer, of an input of ``preprocess.size``.
         pooled_linear: whether the head is global average pooling and one linear layer.
         task: what ``probabilities`` holds. ``softmax``: of classes that exclude each other;
@@ -100,6 +101,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     weights: str
     target_layer: str
     target_layer_reason: str = ""
+    target_tensor: str = "activations"
     activations: tuple[int, int, int]
     pooled_linear: bool
     task: FileTask = "softmax"

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 import whycam
 from whycam.runtime.engines import selftest
-from whycam.runtime.errors import ExportError, WhyCamError
+from whycam.runtime.errors import ExportError, RequestError, WhyCamError
 
 
 def with_head(add, outputs, folder, opset=18, **options):
@@ -346,3 +346,18 @@ def test_saturated_sigmoid_whose_probabilities_tie_keeps_reference_answers_of_on
         probabilities, targets = session.run(["probabilities", "targets"], feeds)
         assert (probabilities == 1).all()
         assert targets[0, 0] == reference.target
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"outputs": ["tft"]}, "TFT maximises a class's probability"),
+        ({"methods": ["gradcam", "ablation"]}, "ablation compares probabilities"),
+        ({"methods": ["scorecam"]}, "scorecam compares probabilities"),
+        ({"score": "prob"}, "score prob needs probabilities"),
+    ],
+)
+def test_what_needs_probabilities_is_refused_for_values_before_any_work(options, message, tmp_path):
+    absent = tmp_path / "absent.onnx"  # which would be refused first if it were read
+    with pytest.raises(RequestError, match=message):
+        explain(absent, task="none", **options)

@@ -125,11 +125,16 @@ class OnnxRuntimeEngine:
         cache = self._cache(parts)
         providers = ort_options.providers(self._place, self._manifest, self._settings, parts, cache)
         surplus = surplus_outputs(parts, self._manifest)
+        disabled = ort_options.disabled_optimizers(self._manifest.precision)
         model = without_outputs(self._path, surplus) if surplus else self._path
         try:
             # Without its fallback, which prints a line and goes on in the CPU.
             session = self._library.InferenceSession(
-                model, options, providers=providers, enable_fallback=0
+                model,
+                options,
+                providers=providers,
+                disabled_optimizers=disabled,
+                enable_fallback=0,
             )
         except Exception as error:
             raise self._not_loaded(error) from error

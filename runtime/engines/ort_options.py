@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import EngineError
-from ..manifest import Manifest
+from ..manifest import FilePrecision, Manifest
 from .base import EngineSettings
 from .interface import graph_name
 from .plan import Range
@@ -65,6 +65,15 @@ class Cache:
 
     engines: str
     timing: str
+
+
+def disabled_optimizers(precision: FilePrecision) -> list[str]:
+    """List the optimizers of ONNX Runtime that crash the process on the CPU, by a file's precision.
+
+    On x86-64 processors, ONNX Runtime 1.24 to 1.32 reads a null pointer where it has fused the
+    transpose of a half-precision tensor into a matrix product, as in transformers (issue 28392).
+    """
+    return ["MatmulTransposeFusion"] if precision in ("fp16", "bf16") else []
 
 
 def providers(
