@@ -10,7 +10,8 @@ import msgspec
 
 from ..runtime.cam import ACTIVATION_METHODS, METHODS, Method, Score
 from ..runtime.errors import ExportError, RequestError
-from ..runtime.manifest import OUTPUTS, Outputs, Task
+from ..runtime.manifest import OUTPUTS, Outputs
+from ..runtime.manifest_parts import Task
 from ..runtime.search import Prior, prior_for
 from ..runtime.tft import Tft
 from .ablation_head import Head, explain_refusal
