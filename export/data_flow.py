@@ -26,6 +26,8 @@ NORMALISATIONS = {
     "LayerNormalization", "RMSNormalization", "BatchNormalization", "GroupNormalization",
     "InstanceNormalization", "LpNormalization",
 }  # fmt: skip
+# Operators that change neither which elements there are nor their values.
+_MOVING = {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"}
 
 
 @dataclass(frozen=True)
@@ -116,18 +118,22 @@ class DataFlow:
     def layers(self) -> list[Layer]:
         """The layers that are offered: cut points, and the normalisations that read them.
 
-        All have places, for which there is a gradient. A layer that only moves the elements of the
-        one before it, under the same name, is not listed again.
+        All have places, for which there is a gradient. Where a node only moves the elements of the
+        layer before it, that is the same layer.
         """
         layers: list[Layer] = []
+        sources: set[ir.Value | None] = set()
         for node in self.path:
             if node in self._cut_nodes or self._normalises_cut_point(node):
                 layer = self.layer_at(node)
                 if layer is None or not self.has_gradient(layer):
                     continue
-                is_moved = node.op_type == "Transpose" and layers and layers[-1].name == layer.name
-                if not is_moved:
-                    layers.append(layer)
+                is_moved = node.op_type in _MOVING and sources & set(node.inputs)
+                if is_moved:
+                    sources.add(layer.value)
+                    continue
+                sources = {layer.value}
+                layers.append(layer)
         return layers
 
     def _normalises_cut_point(self, node: ir.Node) -> bool:
@@ -178,16 +184,18 @@ class DataFlow:
     def module_of(self, node: ir.Node) -> str | None:
         """Find the innermost module whose output a node computes.
 
-        A Transpose behind it, with which a channels-last layer may end, is the same output.
+        Its elements may be moved at the end of the module, as channels-last layers do.
         """
-        ends, following = [node], tuple(node.outputs[0].uses())
-        if len(following) == 1 and following[0].node.op_type == "Transpose":
-            ends.append(following[0].node)
-        for end in ends:
+        inside, end = set(self.modules[node]), node
+        while True:
             names = [name for name in self.modules[end] if self._module_outputs.get(name) is end]
-            if names:
-                return names[-1]
-        return None
+            enclosing = [name for name in names if name in inside]
+            if enclosing:
+                return enclosing[-1]
+            uses = tuple(end.outputs[0].uses())
+            if len(uses) != 1 or uses[0].node.op_type not in _MOVING:
+                return None
+            end = uses[0].node
 
     def layer_at(self, node: ir.Node) -> Layer | None:
         """Describe a node's output as a layer, if its elements have channels and places."""

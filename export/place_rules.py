@@ -204,7 +204,8 @@ def product(operands: Sequence[tuple[Places, Sequence[str]]], result: Sequence[s
     """Label a sum of products (Einstein's notation), each operand with the names of its axes.
 
     A result keeps a place that does not vary over what is summed: so attention scores times values
-    belong to the place of the query.
+    belong to the place of the query. Attention reads keys and values from everywhere, so theirs
+    need not be known.
     """
     aligned: list[Places] = []
     for places, names in operands:
@@ -220,7 +221,9 @@ def product(operands: Sequence[tuple[Places, Sequence[str]]], result: Sequence[s
                     inner = np.expand_dims(inner, place)
             arranged.append(inner)
         aligned.append(tuple(arranged))
-    return merge(aligned, len(result))
+    known = [places for places in aligned if places and all((p >= NONE).all() for p in places)]
+    is_attention = len(operands) == 2 and all(aligned) and len(known) == 1
+    return merge(known if is_attention else aligned, len(result))
 
 
 def _matmul(op: Operation) -> list[Places]:

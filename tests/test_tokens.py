@@ -363,6 +363,26 @@ def test_attention_after_the_last_convolution_belongs_to_the_backbone(channels_l
     assert len(names) == len(set(names))
 
 
+def test_attention_belongs_to_its_queries_where_places_of_keys_are_not_known() -> None:
+    class FewerKeys(nn.Module):
+        """Keys and values are averages of four tokens in reading order, which are no grid."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches, self.norm = nn.Conv2d(3, 16, 8, 8), nn.LayerNorm(16)
+            self.q, self.kv, self.head = nn.Linear(16, 16), nn.Linear(16, 32), nn.Linear(16, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.patches(x).flatten(2).transpose(1, 2)
+            fewer = F.avg_pool1d(x.transpose(1, 2), 4).transpose(1, 2)
+            k, v = self.kv(fewer).chunk(2, -1)
+            x = x + (self.q(x) @ k.transpose(1, 2)).softmax(-1) @ v
+            return self.head(self.norm(x).mean(1))
+
+    layer = network_of(seeded(FewerKeys)).find()
+    assert (layer.name, layer.shape) == ("norm", (16, *CELLS))
+
+
 def test_pooling_by_attention_belongs_to_the_head() -> None:
     class Pooled(nn.Module):
         def __init__(self) -> None:
