@@ -16,30 +16,22 @@ from .console import out, print_json, say, say_all, unreadable_lines
 from .evaluate import measure_rows
 from .options import (
     ClassMap,
-    ImageSize,
     Json,
     Labels,
     NumClasses,
     PaperReading,
-    Preprocess,
     TargetLayer,
-    Weights,
     complete,
 )
 from .progress import progress
 from .tables import table
 from .train_options import (
     Batch,
-    Checkpoints,
     Epochs,
-    HeldOut,
-    LearningRate,
-    MachineOptions,
     RunFolder,
-    Seed,
     TrainedModel,
     TrainingData,
-    WeightDecay,
+    TrainingOptions,
     is_quiet,
 )
 
@@ -55,7 +47,7 @@ def aft(
     data: TrainingData,
     output: RunFolder,
     tft: PaperReading,
-    machines: MachineOptions,
+    training: TrainingOptions,
     method: Annotated[
         str,
         typer.Option(
@@ -85,19 +77,12 @@ def aft(
     classification: Annotated[
         float, typer.Option(help="Weight of the cross-entropy with the labels.")
     ] = 1.0,
-    held_out: HeldOut = None,
     classes: ClassMap = None,
-    weights: Weights = "default",
     labels: Labels = None,
     num_classes: NumClasses = None,
-    preprocess: Preprocess = None,
-    image_size: ImageSize = None,
     target_layer: TargetLayer = None,
     epochs: Epochs = 4,
     batch: Batch = 16,
-    lr: LearningRate = 1e-3,
-    weight_decay: WeightDecay = 0.0,
-    seed: Seed = 0,
     cache: Annotated[
         str,
         typer.Option(
@@ -108,7 +93,6 @@ def aft(
     flip: Annotated[
         bool, typer.Option("--flip", help="Mirror half of the images; nothing is cached then.")
     ] = False,
-    checkpoint_minutes: Checkpoints = 5.0,
     as_json: Json = False,
 ) -> None:
     """Tune a classifier until its plain maps need no clean-up.
@@ -116,9 +100,7 @@ def aft(
     The gain is measured.
     """
     require_torch("training", "train")
-    from ..export import Overrides
     from ..train.aft import train_aft
-    from ..train.loop import Plan
     from ..train.objective import DISTILLATION, Objective
 
     terms = _terms(variant, weight)
@@ -134,22 +116,15 @@ def aft(
                 distillation=DISTILLATION if distillation is None else distillation,
                 tft=tft.reading(),
             ),
-            held_out=held_out,
             classes=classes,
-            weights=weights,
             labels=labels,
             num_classes=num_classes,
-            overrides=Overrides(
-                preprocess=preprocess, image_size=parse.size("--image-size", image_size)
-            ),
             target_layer=target_layer,
-            plan=Plan(epochs=epochs, batch=batch, lr=lr, weight_decay=weight_decay, seed=seed),
-            machines=machines.machines(),
             cache=cache,
             flip=flip,
-            checkpoint_minutes=checkpoint_minutes,
             tick=advance,
             total=advance.total,
+            **training.arguments(epochs, batch),
         )
     if tuned is None:  # not the first process
         return

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-if TYPE_CHECKING:
-    from ..train.run import Machines
+from . import parse
+from .options import ImageSize, Preprocess, Weights
 
 TrainedModel = Annotated[
     str,
@@ -26,28 +26,34 @@ TrainingData = Annotated[
         "CSV file of image and label, or a Pascal VOC folder.",
     ),
 ]
-HeldOut = Annotated[
-    Path | None,
-    typer.Option(help="Images to evaluate on [default: DATA's val, or a tenth of each class]."),
-]
 RunFolder = Annotated[
     Path,
     typer.Option("-o", "--output", help="Folder of the run; an interrupted run resumes from it."),
 ]
 Epochs = Annotated[int, typer.Option(help="Passes over the images.")]
 Batch = Annotated[int, typer.Option(help="Images in each step.")]
-LearningRate = Annotated[float, typer.Option("--lr", help="Highest learning rate.")]
-WeightDecay = Annotated[float, typer.Option(help="Weight decay of AdamW.")]
-Seed = Annotated[int, typer.Option(help="Seed of image order and initialisation.")]
-Checkpoints = Annotated[
-    float,
-    typer.Option("--checkpoint-minutes", help="Minutes between checkpoints; 0: after every step."),
-]
 
 
 @dataclass(frozen=True)
-class MachineOptions:
-    """Where to train."""
+class TrainingOptions:
+    """The network before the training, the images held out, and where and how to train."""
+
+    held_out: Annotated[
+        Path | None,
+        typer.Option(help="Images to evaluate on [default: DATA's val, or a tenth of each class]."),
+    ] = None
+    weights: Weights = "default"
+    preprocess: Preprocess = None
+    image_size: ImageSize = None
+    lr: Annotated[float, typer.Option("--lr", help="Highest learning rate.")] = 1e-3
+    weight_decay: Annotated[float, typer.Option(help="Weight decay of AdamW.")] = 0.0
+    seed: Annotated[int, typer.Option(help="Seed of image order and initialisation.")] = 0
+    checkpoint_minutes: Annotated[
+        float,
+        typer.Option(
+            "--checkpoint-minutes", help="Minutes between checkpoints; 0: after every step."
+        ),
+    ] = 5.0
 
     accelerator: Annotated[
         Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Kind of device to train on.")
@@ -64,17 +70,34 @@ class MachineOptions:
         typer.Option(help="Of the arithmetic; weights stay float32."),
     ] = "fp32"
 
-    def machines(self) -> Machines:
-        """Return these options as the trainings take them."""
+    def arguments(self, epochs: int, batch: int) -> dict[str, Any]:
+        """Return these options as keywords of the trainings."""
+        from ..export import Overrides
+        from ..train.loop import Plan
         from ..train.run import Machines
 
-        return Machines(
+        size = parse.size("--image-size", self.image_size)
+        machines = Machines(
             accelerator=self.accelerator,
             devices=int(self.devices) if self.devices.isdigit() else self.devices,
             nodes=self.nodes,
             strategy=self.strategy,
             precision=self.precision,
         )
+        return {
+            "held_out": self.held_out,
+            "weights": self.weights,
+            "overrides": Overrides(preprocess=self.preprocess, image_size=size),
+            "plan": Plan(
+                epochs=epochs,
+                batch=batch,
+                lr=self.lr,
+                weight_decay=self.weight_decay,
+                seed=self.seed,
+            ),
+            "machines": machines,
+            "checkpoint_minutes": self.checkpoint_minutes,
+        }
 
 
 def is_quiet(as_json: bool) -> bool:
