@@ -50,19 +50,21 @@ def main(folder: Path) -> None:
         table.add_section()
     console.print(table)
     sheet = folder / "overview.png"
-    overview(found).savefig(sheet, dpi=110)
+    overview(found).savefig(sheet, dpi=110, bbox_inches="tight")
     console.print(f"\nLook at {sheet} and the other images in {folder}/", soft_wrap=True)
 
 
 def overview(found: dict[str, list[whycam.Explanation]]) -> Figure:
     """One row an image, one column a method, each map cut at its own best threshold."""
     rows = len(next(iter(found.values())))
-    figure = Figure(figsize=(3 * (len(found) + 1), 2.6 * rows), layout="constrained")
+    figure = Figure(figsize=(3 * (len(found) + 1), 2.5 * rows), layout="compressed")
     axes = figure.subplots(rows, len(found) + 1)
     for i in range(rows):
         first = next(iter(found.values()))[i]
         panels = [(first.image, f"{first.label} {first.probability:.2f}")]
-        panels += [(e[i].overlay(), method) for method, e in found.items()]
+        for method, e in found.items():
+            tau = f"{e[i].threshold:.1f}" if e[i].improved else "none helps"
+            panels.append((e[i].overlay(), f"{method}  τ* {tau}"))
         for axis, (image, title) in zip(axes[i], panels, strict=True):
             axis.imshow(image)
             axis.set_title(title, fontsize=9)
