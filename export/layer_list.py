@@ -12,9 +12,7 @@ from .data_flow import Layer
 from .heads import OutputMeaning, join_heads
 from .layers import Network
 from .loading import DEFAULT_OPSET, load_model
-from .output_meaning import (
-    interpret_outputs,
-)
+from .output_meaning import interpret_outputs
 from .plain_model import PlainModel
 from .preprocessing import Overrides
 

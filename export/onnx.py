@@ -10,46 +10,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..runtime.cam import Score
-from ..runtime.comparison import ENGINE, Comparison
-from ..runtime.engines import selftest
-from ..runtime.engines.opening import open_engine
-from ..runtime.errors import ExportError, RequestError, VerificationError
+from ..runtime.comparison import Comparison
+from ..runtime.errors import ExportError, RequestError
 from ..runtime.files import replacing
-from ..runtime.manifest import INPUTS, Manifest
+from ..runtime.manifest import Manifest
 from ..runtime.manifest_parts import Task
-from ..runtime.onnxfile import append_manifest, digest, read_manifest
 from ..runtime.prompts import Prompts
 from ..runtime.search import Prior
 from ..runtime.tft import Tft
 from .ablation_head import split_head
-from .assemble import Assembly, assemble
+from .assemble import assemble
 from .attention import find_attention
-from .data_flow import Layer
 from .describe import choose_labels, describe
+from .finished_file import clean_up, name_tensors, write_model
 from .graph_runner import GraphRunner
 from .heads import OutputMeaning, join_heads
 from .layer_list import interpret
 from .layers import Network
 from .loading import DEFAULT_OPSET, load_model
-from .open_reference import open_reference, score_similarity
+from .network_checks import check_network, check_quantised
+from .open_reference import open_references
 from .options import ExportOptions, plan_export
 from .original_model import OriginalModel
-from .output_meaning import (
-    interpret_embedding,
-)
+from .output_meaning import interpret_embedding
 from .plain_model import PlainModel
 from .preprocessing import Overrides
-from .probabilities import check_is_no_probability
 from .reference_answers import compute_reference_answers
-from .references import OnnxReference
 from .verify import verify
 from .verify_sizes import subjects_of_all_sizes
-from .verify_subject import AttentionReference, Subject, draw_natural_images
+from .verify_subject import Subject, prepare_image
 from .zero_shot import Similarity, choose_similarity
 
 if TYPE_CHECKING:
@@ -232,7 +224,7 @@ def to_onnx(
         earlier = network.find_earlier(layer, fused_layers)
         attention = find_attention(network) if options.needs_attention else None
         explained = [*earlier, layer, *([attention.layer] if attention is not None else [])]
-        _check_quantised(network, explained, straight_through)
+        check_quantised(network, explained, straight_through)
         parts = split_head(network, layer)
         request, priors_kept, tft = plan_export(options, parts, meaning, loaded)
         names, label_notes = choose_labels(loaded.labels, meaning, is_stated=labels is not None)
@@ -255,26 +247,11 @@ def to_onnx(
             priors=priors_kept,
             own_outputs=original.names,
         )
-        reference = open_reference(loaded, network, meaning, layer, manifest)
-        references_earlier = tuple(
-            open_reference(loaded, network, meaning, other, manifest) for other in earlier
+        references = open_references(
+            loaded, network, meaning, [*earlier, layer], attention, manifest
         )
-        gradients_of_attention = None
-        if attention is not None:
-            original_graph = OnnxReference(network, meaning, attention.layer)
-            gradients_of_attention = AttentionReference(
-                attention, score_similarity(original_graph, meaning, manifest)
-            )
-        if task is None and classes is None:
-            rng = np.random.default_rng(0)
-            images = draw_natural_images(rng, 4, _without_preprocess(manifest))
-            for one in meaning.heads:
-                check_is_no_probability(network, one, original, images)
-        if loaded.module is not None and not reference.is_exact:
-            from .references_torch import check_translation
-
-            image = draw_natural_images(np.random.default_rng(0), 2, _without_preprocess(manifest))
-            check_translation(loaded.module, original.run(image), image)
+        is_stated = task is not None or classes is not None
+        check_network(loaded, network, meaning, references, original, manifest, is_stated)
         step(STEPS[2])
         assembly = assemble(
             network,
@@ -284,41 +261,30 @@ def to_onnx(
             request,
             attention,
         )
-        manifest = msgspec.structs.replace(
-            manifest,
-            names={
-                name: actual
-                for name, actual in assembly.names.items()
-                if _is_declared(name, manifest)
-            },
-        )
-        _clean_up(plain.model)
+        manifest = name_tensors(manifest, assembly)
+        clean_up(plain.model)
         step(STEPS[3])
         runner = GraphRunner(plain.model, assembly, manifest)
         subject = Subject(
             runner,
             manifest,
             {},
-            reference,
+            references.target,
             plain.size,
             original,
-            references_earlier,
-            gradients_of_attention,
+            references.earlier,
+            references.attention,
         )
         subjects = subjects_of_all_sizes(subject, plain, runner.tensors)
-        verification = verify(subjects, [_prepare_image(image, manifest) for image in check])
-        answers = compute_reference_answers(runner, reference, manifest, bool(earlier), attention)
-        step(STEPS[4])
-        _declare_only(plain.model, assembly, manifest)
-        ir.save(plain.model, str(temporary))
-        manifest = msgspec.structs.replace(
-            manifest,
-            target_tensor=str(layer.value.name),
-            references=answers,
-            digest=digest(temporary),
+        verification = verify(subjects, [prepare_image(image, manifest) for image in check])
+        answers = compute_reference_answers(
+            runner, references.target, manifest, bool(earlier), attention
         )
-        append_manifest(temporary, manifest)
-        _check_file(temporary)
+        step(STEPS[4])
+        manifest = msgspec.structs.replace(
+            manifest, target_tensor=str(layer.value.name), references=answers
+        )
+        manifest = write_model(plain.model, assembly, manifest, temporary)
         size = temporary.stat().st_size
     notes = (*loaded.notes, *label_notes, *meaning.notes, *plain.changes)
     if meaning.similarity is not None:
@@ -335,21 +301,6 @@ def to_onnx(
     )
 
 
-def _check_quantised(network: Network, layers: Sequence[Layer], allowed: bool) -> None:
-    """Refuse quantisation between the target layer and the scores, unless it was allowed."""
-    if allowed:
-        return
-    producers = [layer.value.producer() for layer in layers]
-    place = min(network.position.get(node, 0) for node in producers if node is not None)
-    for node in network.path[place + 1 :]:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            raise ExportError(
-                f"the node '{node.name}' ({node.op_type}) quantises between the target layer and "
-                "the class scores, and rounding has no gradient. Explain the float file and "
-                "quantise that, or pass --straight-through to treat it as the identity"
-            )
-
-
 def _check_classes(
     classes: Any, logit_scale: float | None, logit_bias: float | None, num_classes: int | None
 ) -> None:
@@ -361,56 +312,6 @@ def _check_classes(
         )
     if classes is not None and num_classes is not None:
         raise RequestError("with --classes the classes are known: leave out the number of classes")
-
-
-def _without_preprocess(manifest: Manifest) -> Manifest:
-    """Describe the network itself, which takes prepared images."""
-    return msgspec.structs.replace(manifest, embedded_preprocess=False, source_size=None)
-
-
-def _is_declared(name: str, manifest: Manifest) -> bool:
-    return name in INPUTS or name in manifest.output_shapes
-
-
-def _prepare_image(path: str | os.PathLike[str], manifest: Manifest) -> NDArray[Any]:
-    """Read an image as the graph takes it, [1, ...]."""
-    from ..runtime.pixels import read_pixels
-    from ..runtime.preprocess import arrange, crop_resized
-
-    image = read_pixels(path, manifest.preprocess)
-    if manifest.embedded_preprocess:
-        return image[None]
-    return np.ascontiguousarray(
-        arrange(crop_resized(image, manifest.preprocess)[0][None], manifest)
-    ).astype(manifest.image_dtype)
-
-
-def _clean_up(model: ir.Model) -> None:
-    """Sort the nodes topologically and remove those that nothing reads."""
-    import onnx_ir.passes.common as passes
-
-    model.graph.sort()
-    passes.RemoveUnusedNodesPass()(model)
-
-
-def _declare_only(model: ir.Model, assembly: Assembly, manifest: Manifest) -> None:
-    """Remove the outputs that only verification needed."""
-    kept = {*assembly.own_outputs, *(manifest.names.get(n, n) for n in manifest.output_shapes)}
-    outputs = model.graph.outputs
-    for value in [value for value in outputs if value.name not in kept]:
-        outputs.remove(value)
-    _clean_up(model)
-
-
-def _check_file(path: Path) -> None:
-    """Load the finished file as users will, and check its reference answers."""
-    manifest = read_manifest(path)
-    engine = open_engine(path, manifest, "onnxruntime")
-    for comparison in selftest.check(engine, manifest, ENGINE):
-        if comparison.complaint:
-            raise VerificationError(
-                f"the finished file answers wrongly: {comparison.complaint}. No file was written"
-            )
 
 
 def _interpret_embedding(

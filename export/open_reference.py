@@ -2,30 +2,68 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ..runtime.manifest import Manifest
 from ..runtime.prompts import example_prompts
+from .attention import AttentionMaps
 from .data_flow import Layer
 from .heads import OutputMeaning
 from .layers import Network
 from .loading import LoadedModel
 from .references import OnnxReference, Reference
 from .references_similarity import SimilarityReference
-
-if TYPE_CHECKING:
-    pass
+from .verify_subject import AttentionReference
 
 
-def open_reference(
-    loaded: LoadedModel, network: Network, meaning: OutputMeaning, layer: Layer, manifest: Manifest
+@dataclass(frozen=True)
+class References:
+    """The original network from each layer that is explained.
+
+    Attributes:
+        target: from the target layer.
+        earlier: from each fused layer.
+        attention: from the attention whose maps are explained; None without it.
+    """
+
+    target: Reference
+    earlier: tuple[Reference, ...]
+    attention: AttentionReference | None
+
+
+def open_references(
+    loaded: LoadedModel,
+    network: Network,
+    meaning: OutputMeaning,
+    layers: Sequence[Layer],
+    attention: AttentionMaps | None,
+    manifest: Manifest,
+) -> References:
+    """Open the original network, from which class scores follow by ``meaning``.
+
+    Args:
+        loaded: the model.
+        network: its graph.
+        meaning: of its outputs.
+        layers: the fused layers, and last the target layer.
+        attention: whose maps are explained; None without it.
+        manifest: of the file.
+    """
+    *earlier, target = (
+        _score_similarity(_open_layer(loaded, network, meaning, layer), meaning, manifest)
+        for layer in layers
+    )
+    of_attention = None
+    if attention is not None:
+        graph = OnnxReference(network, meaning, attention.layer)
+        of_attention = AttentionReference(attention, _score_similarity(graph, meaning, manifest))
+    return References(target, tuple(earlier), of_attention)
+
+
+def _score_similarity(
+    reference: Reference, meaning: OutputMeaning, manifest: Manifest
 ) -> Reference:
-    """Open the original network, from which class scores follow by ``meaning``."""
-    reference = _network_reference(loaded, network, meaning, layer)
-    return score_similarity(reference, meaning, manifest)
-
-
-def score_similarity(reference: Reference, meaning: OutputMeaning, manifest: Manifest) -> Reference:
     """Score the reference's embeddings against classes, where it is an image encoder."""
     similarity = meaning.similarity
     if similarity is None:
@@ -36,7 +74,7 @@ def score_similarity(reference: Reference, meaning: OutputMeaning, manifest: Man
     return SimilarityReference(reference, similarity, embeddings)
 
 
-def _network_reference(
+def _open_layer(
     loaded: LoadedModel, network: Network, meaning: OutputMeaning, layer: Layer
 ) -> Reference:
     if loaded.module is not None:

@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.comparison import (
-    EXPORT,
-)
+from ..runtime.comparison import EXPORT
 from ..runtime.errors import VerificationError
 from ..runtime.similarity import relative_difference
 from .reference_scores import compute_probabilities, compute_relative_drop, differentiate_score

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,6 +18,8 @@ from ..runtime.comparison import (
 )
 from ..runtime.engines import selftest
 from ..runtime.manifest import Manifest
+from ..runtime.pixels import read_pixels
+from ..runtime.preprocess import arrange, crop_resized
 from .attention import AttentionMaps
 from .original_model import OriginalModel
 from .references import Floats, Reference
@@ -113,3 +116,13 @@ def rows_of_classes(
     activations = np.asarray(outputs[name], np.float64)
     count = targets.shape[1]
     return np.repeat(activations, count, axis=0), targets.ravel(), np.repeat(view, count, axis=0)
+
+
+def prepare_image(path: str | os.PathLike[str], manifest: Manifest) -> NDArray[Any]:
+    """Read an image as the graph takes it, [1, ...]."""
+    image = read_pixels(path, manifest.preprocess)
+    if manifest.embedded_preprocess:
+        return image[None]
+    return np.ascontiguousarray(
+        arrange(crop_resized(image, manifest.preprocess)[0][None], manifest)
+    ).astype(manifest.image_dtype)
