@@ -16,8 +16,9 @@ from ..runtime.errors import ExportError
 from .ablation_head import Head, is_flat_copy
 from .dims import BATCH, Dim, Size, divide, product
 from .layers import Network
-from .recorder import Recorder, Tensor
+from .recorder import Recorder
 from .subgraph import copy_between, run
+from .tensors import Tensor
 
 # What the copies of one image may occupy at once while the head runs per channel.
 CHUNK_BYTES = 64 * 2**20

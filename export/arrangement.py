@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from .dims import BATCH, Dim, Dims, Size
 from .place_flow import concrete
 from .places import IMAGES, NONE, Places, decode, spread
-from .recorder import Tensor
 from .shapes import Shapes
+from .tensors import Tensor
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,12 @@ from .gradient.reverse import reverse
 from .graph_inputs import GraphInputs, add_inputs, tensor_of
 from .heads import OutputMeaning
 from .layers import Network
-from .recorder import Recorder, Tensor
+from .recorder import Recorder
 from .scores import Scores
 from .seeds import record_seed
 from .subgraph import copy_between
 from .sweep import record_search, record_sweep
+from .tensors import Tensor
 
 
 @dataclass(frozen=True)

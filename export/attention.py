@@ -15,7 +15,7 @@ from .data_flow import DataFlow, Layer
 from .dims import BATCH, Dims, Size, dim_text
 from .place_flow import concrete
 from .places import IMAGES, Labels
-from .recorder import Tensor
+from .tensors import Tensor
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from ..runtime.input_format import Preprocess
 from .dims import BATCH, CLASSES, PROMPTS, Dim, Size, dim_text, product
 from .heads import OutputMeaning
 from .layers import Network
-from .recorder import Recorder, Tensor
+from .recorder import Recorder
 from .resample import record_preprocess
 from .shapes import Shapes
+from .tensors import Tensor
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ import onnx_ir as ir
 from ..runtime.errors import ExportError
 from ..runtime.input_format import Interpolation, Layout, Preprocess
 from .dims import Size
-from .recorder import Recorder, Tensor
+from .recorder import Namespace, Recorder
+from .tensors import Tensor
 
 Array = Any
 _GREY = np.array([19595, 38470, 7471], np.float32)  # of 65536, as Pillow weighs red, green, blue
@@ -121,7 +122,7 @@ def _trim(matrix: np.ndarray) -> tuple[int, np.ndarray]:
 
 def _round_to_uint8(values: Tensor) -> Tensor:
     """Round half up and clip to 0 .. 255, as a uint8 image between two passes."""
-    xp = values.recorder.xp
+    xp: Namespace = values.recorder.xp
     return xp.clip(xp.floor(values + 0.5), 0.0, 255.0)
 
 

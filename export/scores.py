@@ -15,7 +15,8 @@ from .graph_inputs import GraphInputs, tensor_of
 from .heads import OutputMeaning
 from .layers import Network
 from .output_meaning import HeadMeaning
-from .recorder import FLOAT32_MAX, Recorder, Tensor
+from .recorder import FLOAT32_MAX, Recorder
+from .tensors import Tensor
 
 
 class Scores:

@@ -9,8 +9,8 @@ from ..runtime.cam import Score
 from ..runtime.cosine import embedding_gradient
 from .dims import BATCH, Size
 from .graph_inputs import tensor_of
-from .recorder import Tensor
 from .scores import Scores
+from .tensors import Tensor
 
 
 def record_seed(scores: Scores, score: Score) -> tuple[ir.Value, Tensor]:

@@ -16,7 +16,8 @@ from ..runtime.tft import (
     relative_probability_increase,
     threshold_map,
 )
-from .recorder import Tensor
+from .recorder import Namespace
+from .tensors import Tensor
 
 # Masks [N, k, T, H, W] to the class's probability under each, [N, k, T].
 Evaluate = Callable[[Tensor], Tensor]
@@ -65,7 +66,7 @@ def _tried_outputs(
     maps: Tensor, cuts: Tensor, masked: Tensor, probability: Tensor, tried: Tensor, tft: Tft
 ) -> list[Tensor]:
     """Record the outputs of a sweep for the thresholds tried; NaN for the others."""
-    xp = maps.recorder.xp
+    xp: Namespace = maps.recorder.xp
     rpi = xp.where(tried, relative_probability_increase(masked, probability), -1.0)
     threshold, cut = best(rpi, cuts, tft.taus)
     untried = [xp.where(tried, values, float("nan")) for values in (rpi, masked)]
@@ -97,7 +98,7 @@ def _order_statistics(values: Tensor, position: Tensor) -> Tensor:
     value lies until only neighbouring numbers are left, then take the smallest
     value in it.
     """
-    xp = values.recorder.xp
+    xp: Namespace = values.recorder.xp
     low = 0.0 * values[..., :1] + 0.0 * position
     high = low + 2.0
     for _ in range(_HALVINGS):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from .dims import CLASSES, lengths_at
 from .plain_model import PlainModel
-from .recorder import Tensor
+from .tensors import Tensor
 from .verify_subject import Subject
 
 

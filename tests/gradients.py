@@ -17,8 +17,9 @@ from onnx.reference import ReferenceEvaluator
 
 from whycam.export.dims import BATCH, CLASSES, Size
 from whycam.export.gradient.reverse import reverse
-from whycam.export.recorder import Recorder, Tensor
+from whycam.export.recorder import Recorder
 from whycam.export.shapes import find_shapes
+from whycam.export.tensors import Tensor
 
 # What ONNX Runtime, OpenVINO and TensorRT all take.
 PORTABLE = {

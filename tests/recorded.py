@@ -10,7 +10,8 @@ import onnx_ir as ir
 import onnxruntime
 
 from whycam.export.dims import Dim
-from whycam.export.recorder import Recorder, Tensor
+from whycam.export.recorder import Recorder
+from whycam.export.tensors import Tensor
 
 _TYPES = {
     np.dtype(np.float32): ir.DataType.FLOAT,

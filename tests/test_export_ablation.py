@@ -19,8 +19,9 @@ from whycam.export.from_torch import to_ir
 from whycam.export.layers import Network
 from whycam.export.output_meaning import interpret_outputs
 from whycam.export.plain_model import to_plain
-from whycam.export.recorder import Recorder, Tensor
+from whycam.export.recorder import Recorder
 from whycam.export.subgraph import run
+from whycam.export.tensors import Tensor
 
 K, H, W = 8, 7, 9
 SIZE = (15, 19)

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from whycam.export.dims import BATCH, Size, divide
-from whycam.export.recorder import Recorder, Tensor
+from whycam.export.recorder import Recorder
 from whycam.export.shapes import find_shapes
+from whycam.export.tensors import Tensor
 from whycam.runtime.errors import ExportError
 
 

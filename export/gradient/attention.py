@@ -8,7 +8,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from ..dims import Dims
-from ..recorder import Tensor
+from ..tensors import Tensor
 from .step import Step
 
 

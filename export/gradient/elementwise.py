@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from ..recorder import Tensor
+from ..tensors import Tensor
 from .step import Step
 
 _GELU_SCALE = math.sqrt(2.0 / math.pi)

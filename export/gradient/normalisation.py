@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..recorder import Tensor, expand, unsqueeze
+from ..tensors import Tensor, expand, unsqueeze
 from .step import Step
 
 

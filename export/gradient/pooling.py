@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..dims import divide
-from ..recorder import Tensor, concat, pad, unsqueeze
+from ..tensors import Tensor, concat, pad, unsqueeze
 from .reductions import differentiate_norm, select_first_extreme
 from .step import Step
 from .windows import Windows, find_windows

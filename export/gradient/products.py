@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from string import ascii_letters
 
 from ..dims import Dim
-from ..recorder import Tensor, unsqueeze
+from ..tensors import Tensor, unsqueeze
 from .step import Step
 from .windows import resolve_padding
 

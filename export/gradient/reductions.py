@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..dims import Dim, lengths_at, product
-from ..recorder import Tensor, unsqueeze
+from ..tensors import Tensor, unsqueeze
 from .step import Step
 
 # Below this a norm counts as 0, where it has no derivative.

@@ -8,8 +8,9 @@ import onnx_ir as ir
 
 from ...runtime.errors import ExportError
 from ..dims import Dim, Size
-from ..recorder import Recorder, Tensor
+from ..recorder import Recorder
 from ..shapes import Shapes
+from ..tensors import Tensor
 from .rules import RULES
 from .step import Step
 

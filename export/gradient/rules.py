@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..recorder import Tensor
+from ..tensors import Tensor
 from . import attention, elementwise, normalisation, pooling, products, reductions, shaping
 from .step import Step
 

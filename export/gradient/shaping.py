@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..dims import Dim, divide
-from ..recorder import Tensor, concat, expand, pad, unsqueeze
+from ..tensors import Tensor, concat, expand, pad, unsqueeze
 from .pooling import multiply_along_axes
 from .step import Step
 

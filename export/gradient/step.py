@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from ...runtime.errors import ExportError
 from ..dims import BATCH, Dim, Dims, Size, divide, product
-from ..recorder import Recorder, Tensor, expand, unsqueeze
+from ..recorder import Recorder
 from ..shapes import Shapes
+from ..tensors import Tensor, expand, unsqueeze
 
 
 class Step:
