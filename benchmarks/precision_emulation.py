@@ -20,7 +20,7 @@ from whycam.cli.console import out
 from whycam.cli.progress import progress
 from whycam.export import to_half
 from whycam.export.onnx_graph import read_onnx
-from whycam.export.precision_emulation import PrecisionEmulator
+from whycam.export.precision_emulation import emulate_half
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
     for precision in options.precisions.split(","):
         with tempfile.TemporaryDirectory() as folder:
             made = to_half(options.model, Path(folder) / "half.onnx", precision)
-            engine = PrecisionEmulator(read_onnx(made.path), made.manifest)
+            engine = emulate_half(read_onnx(made.path), made.manifest)
         with progress(precision, len(samples), False) as advance:
             found = compare(
                 reference, whycam.Explainer(engine, made.manifest), samples, None, None, advance

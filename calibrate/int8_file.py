@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
-from numpy.typing import NDArray
 
 from ..runtime.engines import selftest
-from ..runtime.engines.chunks import Arrays
-from ..runtime.engines.interface import rename_to_contract, run_graph
+from ..runtime.engines.cpu_session import SessionEngine, open_session
 from ..runtime.manifest import Manifest
 from ..runtime.onnxfile import append_manifest, digest
 
@@ -60,39 +57,14 @@ def write_int8(model: onnx.ModelProto, manifest: Manifest, path: Path) -> None:
     import onnx
 
     written = write_candidate(model, manifest, path)
-    engine = _UnoptimisedEngine(path, written)
+    # No operations are fused, so none of the processor's integer arithmetic is used.
+    engine = SessionEngine(
+        open_session(str(path), fusion="none"),
+        written,
+        "onnxruntime",
+        "ONNX Runtime without optimisation",
+        "to compute reference answers of a quantised file",
+    )
     references = selftest.make_references(engine, written) or manifest.references
     onnx.save(model, str(path))
     append_manifest(path, msgspec.structs.replace(written, references=references))
-
-
-class _UnoptimisedEngine:
-    """ONNX Runtime without optimisation: quantised numbers are dequantised, then computed in float.
-
-    No operations are fused, so none of the processor's integer arithmetic is used.
-    """
-
-    name = "onnxruntime"
-    description = "ONNX Runtime without optimisation"
-    reason = "to compute reference answers of a quantised file"
-
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self._session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
-        self._manifest = manifest
-
-    def run(self, feeds: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """See ``base.Engine.run``."""
-        return run_graph(
-            rename_to_contract(self._run, self._manifest), feeds, outputs, self._manifest
-        )
-
-    def _run(self, feeds: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
-        values = self._session.run(list(outputs), dict(feeds))
-        return dict(zip(outputs, values, strict=True))

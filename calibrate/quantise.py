@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.backbone import backbone_runs
+from ..runtime.engines.cpu_session import open_session
 from ..runtime.engines.interface import graph_name, pad_batch
 from ..runtime.errors import EngineError, MissingExtraError, ModelFileError, RequestError, reason_of
 from ..runtime.manifest import Manifest
@@ -177,7 +178,6 @@ def observe(
         EngineError: the engine failed, or an activation is not finite.
     """
     import onnx
-    import onnxruntime
 
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
@@ -185,17 +185,10 @@ def observe(
     names = [name for name in graph.tensors if name not in inputs]
     del model.graph.output[:]
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    # Fused operations would hide the tensors between them.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    if threads is not None:
-        options.intra_op_num_threads = threads
     histograms = {name: Histogram() for name in graph.tensors}
     try:
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        # Fused operations would hide the tensors between them.
+        session = open_session(model.SerializeToString(), fusion="basic", threads=threads)
         for batch in images:
             feeds = _feeds(batch, graph.manifest)
             values = dict(zip(names, session.run(names, feeds), strict=True))

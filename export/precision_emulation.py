@@ -9,7 +9,6 @@ That is the worst that tensor cores do, and it shows what overflows.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,10 +19,10 @@ from ..runtime.comparison import HALF, Comparison, summarise
 from ..runtime.engines import selftest
 from ..runtime.engines.base import Engine
 from ..runtime.engines.chunks import Arrays
-from ..runtime.engines.interface import rename_to_contract, run_graph
+from ..runtime.engines.cpu_session import SessionEngine, open_session
 from ..runtime.engines.opening import open_engine
 from ..runtime.engines.prompted import with_examples
-from ..runtime.errors import EngineError, MissingExtraError, VerificationError, reason_of
+from ..runtime.errors import VerificationError
 from ..runtime.manifest import Manifest
 from ..runtime.similarity import norm_difference, pearson
 
@@ -71,55 +70,18 @@ def with_explicit_rounding(model: onnx.ModelProto) -> onnx.ModelProto:
     return explicit
 
 
-class PrecisionEmulator:
-    """An engine that emulates half precision: explicit rounding, in ONNX Runtime on the CPU.
+def emulate_half(model: onnx.ModelProto, manifest: Manifest) -> SessionEngine:
+    """Open an engine that emulates half precision: explicit rounding, in ONNX Runtime on the CPU.
 
     Raises:
         EngineError: ONNX Runtime cannot run it.
         MissingExtraError: it is not installed.
     """
-
-    name = "emulated"
+    session = open_session(with_explicit_rounding(model).SerializeToString())
     description = "ONNX Runtime, CPU, emulating half precision"
-    reason = "the CPU has no half precision"
-
-    def __init__(
-        self, model: onnx.ModelProto, manifest: Manifest, threads: int | None = None
-    ) -> None:
-        self._manifest = manifest
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingExtraError("onnxruntime", "cpu", "checking half precision") from error
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        try:
-            self._session = onnxruntime.InferenceSession(
-                with_explicit_rounding(model).SerializeToString(),
-                options,
-                providers=["CPUExecutionProvider"],
-            )
-        except Exception as error:
-            raise EngineError(
-                f"ONNX Runtime cannot run the converted graph: {reason_of(error)}"
-            ) from error
-
-    def run(self, feeds: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """Run the graph, see ``Engine.run``."""
-        return run_graph(
-            rename_to_contract(self._run, self._manifest), feeds, outputs, self._manifest
-        )
-
-    def _run(self, feeds: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
-        try:
-            arrays = self._session.run(list(outputs), dict(feeds))
-        except Exception as error:
-            raise EngineError(
-                f"ONNX Runtime failed on the converted graph: {reason_of(error)}"
-            ) from error
-        return dict(zip(outputs, arrays, strict=True))
+    return SessionEngine(
+        session, manifest, "emulated", description, "the CPU has no half precision"
+    )
 
 
 def check_half(
@@ -145,7 +107,7 @@ def check_half(
         VerificationError: a difference exceeds its tolerance, or an output is not finite.
     """
     float_engine = with_examples(open_engine(reference, manifest, "onnxruntime"), manifest)
-    emulator: Engine = with_examples(PrecisionEmulator(model, manifest), manifest)
+    emulator: Engine = with_examples(emulate_half(model, manifest), manifest)
     samples = [
         _measure_differences(float_engine, emulator, images, classes, manifest)
         for images, classes in _test_inputs(manifest)

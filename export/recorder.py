@@ -61,9 +61,9 @@ class Namespace:
             return self._recorder.range(count)
         return self._recorder.constant(np.arange(count))
 
-    def ones_like(self, x: Tensor, dtype: ir.DataType | None = None) -> Tensor:
+    def ones_like(self, x: Tensor) -> Tensor:
         """Record ones of the shape of ``x``."""
-        one: NDArray[Any] = np.ones((), (dtype or x.dtype).numpy())
+        one: NDArray[Any] = np.ones((), x.dtype.numpy())
         return expand(self._recorder.constant(one), x.shape)
 
     def astype(self, x: Tensor, dtype: ir.DataType) -> Tensor:

@@ -9,13 +9,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..runtime.engines.ort_options import disabled_optimizers
-from ..runtime.errors import ExportError, reason_of
+from ..runtime.engines import cpu_session
+from ..runtime.errors import EngineError, ExportError
 from ..runtime.manifest import FilePrecision
 from .dims import BATCH, Size, divide
 from .gradient.reverse import find_path
+from .recorder import Tensor
 from .shapes import Shapes
-from .tensors import Tensor
 
 
 def copy_between(
@@ -155,43 +155,26 @@ def submodel(
     return ir.Model(part, ir_version=10)
 
 
-def open_model_session(
-    model: ir.Model, precision: FilePrecision, threads: int = 0, is_fused: bool = True
-) -> Any:
+def open_model_session(model: ir.Model, precision: FilePrecision, is_fused: bool = True) -> Any:
     """Open an inference session of ONNX Runtime on the CPU for a model in memory."""
-    return open_session(ir.to_proto(model).SerializeToString(), precision, threads, is_fused)
+    return open_session(ir.to_proto(model).SerializeToString(), precision, is_fused)
 
 
-def open_session(
-    source: str | bytes, precision: FilePrecision, threads: int = 0, is_fused: bool = True
-) -> Any:
+def open_session(source: str | bytes, precision: FilePrecision, is_fused: bool = True) -> Any:
     """Open an inference session of ONNX Runtime on the CPU.
 
     Args:
         source: a file's path or its content.
         precision: that the network computes in.
-        threads: for one operator; 0: as many as the processor has cores.
-        is_fused: whether the engine may optimise the graph, as it does by default.
+        is_fused: whether the engine may fuse operators, as it does by default.
 
     Raises:
         ExportError: it cannot run the graph.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    if not is_fused:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return onnxruntime.InferenceSession(
-            source,
-            options,
-            providers=["CPUExecutionProvider"],
-            disabled_optimizers=disabled_optimizers(precision),
-        )
-    except Exception as error:
-        raise ExportError(f"ONNX Runtime cannot run the graph: {reason_of(error)}") from error
+        return cpu_session.open_session(source, precision, "all" if is_fused else "none")
+    except EngineError as error:
+        raise ExportError(str(error)) from error
 
 
 def run(

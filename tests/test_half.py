@@ -18,7 +18,7 @@ from whycam.calibrate.fidelity import compare
 from whycam.export import half, to_half
 from whycam.export.half import convert_backbone
 from whycam.export.onnx_graph import read_onnx
-from whycam.export.precision_emulation import PrecisionEmulator
+from whycam.export.precision_emulation import emulate_half
 from whycam.runtime.backbone import backbone_runs
 from whycam.runtime.engines import selftest
 from whycam.runtime.engines.base import EngineSettings
@@ -102,7 +102,7 @@ def test_check_rounds_every_result(files, precision):
     model = read_onnx(files("raw"))
     convert_backbone(model, precision)
     manifest = read_manifest(files("raw"))
-    engine = PrecisionEmulator(model, manifest)
+    engine = emulate_half(model, manifest)
     feeds = {"image": selftest.make_input(manifest, 0), "target": np.full((1, 1), -1, np.int64)}
     found = engine.run(feeds, ["activations", "probabilities"])
     activations = found["activations"]
@@ -197,9 +197,7 @@ def test_labels_and_maps_survive_fp16_on_images(lite0_onnx, shared_data, tmp_pat
     samples = shuffle_samples(open_dataset(shared_data / "imagenet-samples").samples)[:40]
     first, second = whycam.load(lite0_onnx), whycam.load(made.path)
     # ONNX Runtime leaves most roundings of an fp16 file out; the rounded engine leaves none out.
-    rounded = whycam.Explainer(
-        PrecisionEmulator(read_onnx(made.path), made.manifest), made.manifest
-    )
+    rounded = whycam.Explainer(emulate_half(read_onnx(made.path), made.manifest), made.manifest)
     for other in (second, rounded):
         found = compare(first, other, samples, ["gradcam", "layercam"], None)
         assert found.top1 >= 0.97  # all but one of 40

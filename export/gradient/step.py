@@ -116,9 +116,9 @@ class Step:
             raise self.refusal(f"its input {index} is missing")
         return self._forward(value)
 
-    def y(self, index: int = 0) -> Tensor:
-        """Return an output as the forward pass has it, float32."""
-        return self._forward(self.node.outputs[index])
+    def y(self) -> Tensor:
+        """Return the first output as the forward pass has it, float32."""
+        return self._forward(self.node.outputs[0])
 
     def _forward(self, value: ir.Value) -> Tensor:
         if value not in self._shapes.dims:
@@ -173,15 +173,15 @@ class Step:
         attribute = self.node.attributes.get(name)
         return default if attribute is None else attribute.value
 
-    def axis(self, name: str, default: int, index: int = 0) -> int:
+    def axis(self, name: str, default: int) -> int:
         """Return an axis attribute, counted from the front."""
-        return int(self.attribute(name, default)) % len(self.dims(index))
+        return int(self.attribute(name, default)) % len(self.dims())
 
-    def axes(self, index: int = 1) -> list[int]:
+    def axes(self) -> list[int]:
         """Return the axes of a reduction, from its input or attribute; all by default."""
         rank = len(self.dims())
-        if self.has_input(index):
-            axes = [int(axis) for axis in self.constant(index).ravel()]
+        if self.has_input(1):
+            axes = [int(axis) for axis in self.constant(1).ravel()]
         else:
             axes = [int(axis) for axis in self.attribute("axes", ())]
         if not axes and self.attribute("noop_with_empty_axes", 0):
