@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from agreement import overlap
+from agreement import assert_python_answers_so, overlap
 from PIL import Image
 
 import whycam
@@ -63,20 +62,7 @@ def test_answer_is_pythons(explain, model, sample_images, tmp_path, index, targe
         model, sample, f"--class={target}", "--json", tmp_path / "a.json",
         "-o", tmp_path / "why.png",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "a.json").read_text())
-    expected = whycam.load(model, threads=2).explain(sample, target, tft=True)
-    assert (found["index"], found["label"]) == (expected.index, expected.label)
-    assert expected.label in done.stdout
-    assert found["probability"] == pytest.approx(expected.probability, abs=1e-3)
-    assert found["threshold"] == pytest.approx(expected.threshold, abs=1e-6)
-    np.testing.assert_allclose(found["rpi"], expected.rpi, atol=1e-3)
-    shape = found["shape"]
-    np.testing.assert_allclose(
-        np.reshape(found["original_map"], shape), expected.original_map, atol=1e-3
-    )
-    assert overlap(np.reshape(found["map"], shape), expected.map) > 0.99
-    assert Image.open(tmp_path / "why.png").size == Image.open(sample).size
+    assert_python_answers_so(done, model, sample, target, tmp_path)
 
 
 def test_overlay_colours_what_the_map_marks_and_nothing_else(explain, model, chelsea, tmp_path):
