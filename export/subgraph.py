@@ -14,8 +14,8 @@ from ..runtime.errors import EngineError, ExportError
 from ..runtime.manifest import FilePrecision
 from .dims import BATCH, Size, divide
 from .gradient.reverse import find_path
-from .recorder import Tensor
 from .shapes import Shapes
+from .tensors import Tensor
 
 
 def copy_between(
