@@ -19,8 +19,8 @@ def prompts(
         str,
         typer.Option(
             help="The text encoder that was trained with the image encoder: open_clip/NAME/TAG, "
-            "transformers/FOLDER, or file.py:factory, which returns a function from texts to "
-            "embeddings."
+            "transformers/OWNER/NAME or a folder of it, FILE.onnx with its tokenizer beside it, or "
+            "file.py:factory, which returns a function from texts to embeddings."
         ),
     ],
     names: Annotated[
@@ -42,7 +42,8 @@ def prompts(
     as_json: Json = False,
 ) -> None:
     """Compute class embeddings of prompts, for CLIP and SigLIP."""
-    from ..export.prompts import embed_prompts, load_text_encoder
+    from ..export.prompts import embed_prompts
+    from ..export.text_encoder import load_text_encoder
     from ..runtime.prompts import check_names, write_prompts
 
     if output.suffix.lower() != ".npz":

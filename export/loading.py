@@ -13,9 +13,10 @@ import onnx_ir as ir
 from ..runtime.errors import ExportError, MissingExtraError, RequestError
 from ..runtime.input_format import Preprocess
 from ..runtime.manifest import METADATA_KEY
+from .branches import cut_image_encoder, find_branches, read_parameters
 from .labels import read_labels
 from .metadata import ModelMetadata, read_metadata
-from .onnx_reading import read_onnx_file
+from .onnx_reading import convert_model, load_onnx_file
 from .plain_model import PlainModel, to_plain
 from .preprocessing import (
     Overrides,
@@ -48,7 +49,8 @@ class LoadedModel:
         notes: what was assumed or read from elsewhere, for the user to check.
         module: the PyTorch model, in eval mode, which returns the graph's outputs, see
             ``return_tensors``; None for an ONNX file.
-        file: the ONNX file; None for a PyTorch model.
+        file: the ONNX file, or of a file with two encoders the part with the image's, serialised;
+            None for a PyTorch model.
         logit_parameters: of an image encoder's cosine similarities, where the PyTorch model says.
     """
 
@@ -59,7 +61,7 @@ class LoadedModel:
     labels: tuple[str, ...]
     notes: tuple[str, ...]
     module: torch.nn.Module | None = None
-    file: Path | None = None
+    file: Path | bytes | None = None
     logit_parameters: LogitParameters | None = None
 
 
@@ -101,7 +103,7 @@ def load_model(
                 "for PyTorch models"
             )
         file = Path(os.fspath(model))  # type: ignore[arg-type]
-        return _load_onnx(file, labels, options, needs_preprocess, dynamic_size)
+        return _load_onnx(file, labels, options, needs_preprocess, dynamic_size, is_encoder)
     require_torch("exporting a PyTorch model")
     _check_exporter()
     import torch
@@ -170,8 +172,24 @@ def _load_onnx(
     overrides: Overrides,
     needs_preprocess: bool,
     dynamic_size: tuple[int, int] | None,
+    is_encoder: bool,
 ) -> LoadedModel:
-    loaded = read_onnx_file(path)
+    proto = load_onnx_file(path)
+    is_part, parameters, cut = False, None, []
+    if len(proto.graph.input) > 1:
+        whole = ir.from_proto(proto)
+        branches = find_branches(whole.graph)
+        if branches is not None and is_encoder:
+            parameters = read_parameters(whole, branches)
+            cut = [cut_image_encoder(whole, branches)]
+            proto, is_part = ir.to_proto(whole), True
+        elif branches is not None and branches.image_embedding is not None:
+            raise RequestError(
+                f"{path.name} has an image and a text encoder and no classes of its own: add "
+                "--classes input, and make prompts with: whycam prompts WORDS --model "
+                f"{path.name} -o FILE.npz"
+            )
+    loaded = convert_model(proto, path)
     metadata = dict(loaded.metadata_props)
     if METADATA_KEY in metadata:
         raise ExportError(
@@ -189,8 +207,17 @@ def _load_onnx(
         overrides, known, plain.size, plain.channels, path.name, example, needs_preprocess
     )
     names = read_labels(labels) if labels is not None else () if known is None else known.labels
-    notes = _notes(known, overrides, labels)
-    return LoadedModel(path.name, path.name, plain, spec, names, notes, file=path)
+    notes = (*_notes(known, overrides, labels), *cut)
+    return LoadedModel(
+        path.name,
+        path.name,
+        plain,
+        spec,
+        names,
+        notes,
+        file=proto.SerializeToString() if is_part else path,
+        logit_parameters=parameters,
+    )
 
 
 def _has_free_size(model: ir.Model) -> bool:

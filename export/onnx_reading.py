@@ -27,11 +27,20 @@ _LARGEST_FILE = 2**31 - 2**20
 
 
 def read_onnx_file(path: str | os.PathLike[str]) -> ir.Model:
-    """Load an ONNX file with its weights, and refuse files that cannot be explained.
+    """Load an ONNX file with its weights, and bring it to an opset that the export knows.
 
     Raises:
         ModelFileError: the file is missing, damaged, or no ONNX model.
-        ExportError: it holds operators of vendors, integer arithmetic, or more than 2 GiB.
+        ExportError: it holds more than 2 GiB, or its opset cannot be converted.
+    """
+    return convert_model(load_onnx_file(path), path)
+
+
+def load_onnx_file(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    """Load an ONNX file with its weights, as it is.
+
+    Raises:
+        ModelFileError: the file is missing, damaged, or no ONNX model.
     """
     name = Path(path)
     try:
@@ -48,6 +57,20 @@ def read_onnx_file(path: str | os.PathLike[str]) -> ir.Model:
         raise
     except Exception as error:
         raise ModelFileError(f"{name} is not a readable ONNX file: {reason_of(error)}") from error
+    return proto
+
+
+def convert_model(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> ir.Model:
+    """Bring a model to an opset that the export knows.
+
+    Args:
+        proto: the model.
+        path: of its file, for messages.
+
+    Raises:
+        ModelFileError: it is no valid model.
+        ExportError: it holds more than 2 GiB, or its opset cannot be converted.
+    """
     try:
         model = ir.from_proto(_upgrade(proto))
         _check_content(model)
@@ -55,7 +78,7 @@ def read_onnx_file(path: str | os.PathLike[str]) -> ir.Model:
     except ExportError:
         raise
     except Exception as error:
-        raise ModelFileError(f"{name} is not a valid ONNX model: {reason_of(error)}") from error
+        raise ModelFileError(f"{path} is not a valid ONNX model: {reason_of(error)}") from error
 
 
 def _names(graph: onnx.GraphProto) -> Iterator[str | bytes]:

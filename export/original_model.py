@@ -23,7 +23,7 @@ class OriginalModel:
         names: of its outputs, in order.
     """
 
-    def __init__(self, plain: PlainModel, file: Path | None) -> None:
+    def __init__(self, plain: PlainModel, file: Path | bytes | None) -> None:
         """Open it from the file, for ``plain`` is a conversion that is verified as well.
 
         Raises:
@@ -58,11 +58,15 @@ class OriginalModel:
         if self._graph is not None:
             return open_model_session(self._graph, self._precision, is_fused=is_fused)
         assert self._file is not None
+        source = self._file if isinstance(self._file, bytes) else str(self._file)
         try:
-            return open_session(str(self._file), self._precision, is_fused=is_fused)
+            return open_session(source, self._precision, is_fused=is_fused)
         except ExportError:
             # A newer ONNX wrote the file than this ONNX Runtime reads; the operators may be older.
-            proto = onnx.load(str(self._file))
+            if isinstance(source, bytes):
+                proto = onnx.load_from_string(source)
+            else:
+                proto = onnx.load(source)
             if proto.ir_version <= _LATEST_IR_VERSION:
                 raise
             proto.ir_version = _LATEST_IR_VERSION

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ __all__ = ["Prompts", "read_prompts", "write_prompts"]
 
 EXAMPLES = 5  # classes with which a file that takes class embeddings is checked
 _MOST = 1 << 20
+_LEAST_NORM = 1e-9  # its square is far from the smallest float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +68,8 @@ def check_embeddings(embeddings: object, source: str) -> NDArray[np.float32]:
     """Check class embeddings, and return them as float32 [C, D].
 
     Raises:
-        DataError: they are no float matrix, or one is not finite or zero; names ``source``.
+        DataError: they are no float matrix, or one is not finite, zero, or too short or long for
+            float32 to normalise; names ``source``.
     """
     values = np.asarray(embeddings)
     if values.ndim != 2 or 0 in values.shape or values.dtype.kind != "f":
@@ -76,11 +79,20 @@ def check_embeddings(embeddings: object, source: str) -> NDArray[np.float32]:
         )
     if len(values) > _MOST:
         raise DataError(f"{source}: {len(values)} class embeddings; {_MOST} are the most")
-    found = np.ascontiguousarray(values, np.float32)
+    with np.errstate(over="ignore"):
+        found = np.ascontiguousarray(values, np.float32)
     wrong = ~np.isfinite(found).all(-1) | ~found.any(-1)
     if wrong.any():
         raise DataError(
             f"{source}: the class embedding {int(wrong.argmax())} is zero or not finite"
+        )
+    norms = np.linalg.norm(found.astype(np.float64), axis=-1)
+    wrong = (norms < _LEAST_NORM) | (norms > 1 / _LEAST_NORM)
+    if wrong.any():
+        index = int(wrong.argmax())
+        raise DataError(
+            f"{source}: the class embedding {index} has the length {norms[index]:.3g}, which "
+            "float32 cannot normalise: divide it by its length"
         )
     return found
 
@@ -103,7 +115,7 @@ def read_prompts(path: str | os.PathLike[str]) -> Prompts:
             names, embeddings = file["names"], file["embeddings"]
     except OSError as error:
         raise DataError(f"cannot read {place}: {error.strerror or error}") from error
-    except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
             f"{place} is no file of prompts, a .npz with names and embeddings ({error}): make one "
             "with whycam prompts"

@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import onnx
 import torch
 from torch import nn
 
@@ -231,3 +232,53 @@ def save_tokenizer(folder: Path, has_mask: bool) -> None:
 def random_images(count: int, side: int) -> np.ndarray:
     generator = np.random.default_rng(5)
     return generator.standard_normal((count, 3, side, side)).astype(np.float32)
+
+
+class TwoEncoders(nn.Module):
+    """A model of transformers with the inputs and outputs of optimum's ONNX files."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Any, pixel_values: Any, attention_mask: Any = None) -> Any:
+        found = self.model(
+            input_ids=input_ids, pixel_values=pixel_values, attention_mask=attention_mask
+        )
+        return (
+            found.logits_per_image,
+            found.logits_per_text,
+            found.text_embeds,
+            found.image_embeds,
+        )
+
+
+OUTPUTS = ["logits_per_image", "logits_per_text", "text_embeds", "image_embeds"]
+
+
+def write_both_encoders(
+    model: nn.Module, path: Path, has_mask: bool, outputs: list[str], is_traced: bool = True
+) -> None:
+    """Write an ONNX file with both encoders, as optimum does; or as PyTorch's newer exporter."""
+    names = ["input_ids", "pixel_values", "attention_mask"][: 3 if has_mask else 2]
+    text = torch.ones(2, WORDS, dtype=torch.long)
+    inputs = (text, torch.zeros(2, 3, 32, 32), text)[: len(names)]
+    rows = {"input_ids": "texts", "attention_mask": "texts"}
+    axes: dict[str, Any] = {name: {0: rows.get(name, "images")} for name in names}
+    for name in rows.keys() & set(names):
+        axes[name][1] = "tokens"
+    if is_traced:
+        torch.onnx.export(
+            TwoEncoders(model).eval(), inputs, path, dynamo=False, input_names=names,
+            output_names=OUTPUTS, dynamic_axes=axes, opset_version=18,
+        )  # fmt: skip
+    else:
+        free = tuple({k: torch.export.Dim(v) for k, v in axes[name].items()} for name in names)
+        torch.onnx.export(
+            TwoEncoders(model).eval(), inputs, path, dynamo=True, input_names=names,
+            output_names=OUTPUTS, verbose=False, dynamic_shapes=free,
+        )  # fmt: skip
+    proto = onnx.load(path)
+    for value in [value for value in proto.graph.output if value.name not in outputs]:
+        proto.graph.output.remove(value)
+    onnx.save(proto, path)

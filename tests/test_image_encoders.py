@@ -186,7 +186,7 @@ def test_encoders_of_transformers_are_explained_as_they_score(kind: str, tmp_pat
 
 def test_models_of_transformers_say_what_they_need(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    from whycam.export.prompts import load_text_encoder
+    from whycam.export.text_encoder import load_text_encoder
 
     model = save_transformers(tmp_path / "both", "CLIP")
     with pytest.raises(ExportError, match=r"CLIPModel.*add --classes input"):
@@ -206,7 +206,7 @@ def test_models_of_transformers_say_what_they_need(tmp_path: Path) -> None:
 
 def test_a_checkpoint_without_its_text_encoder_embeds_nothing(tmp_path: Path) -> None:
     safetensors = pytest.importorskip("safetensors.torch")
-    from whycam.export.prompts import load_text_encoder
+    from whycam.export.text_encoder import load_text_encoder
 
     save_transformers(tmp_path, "CLIP")
     file = tmp_path / "model.safetensors"
@@ -218,7 +218,8 @@ def test_a_checkpoint_without_its_text_encoder_embeds_nothing(tmp_path: Path) ->
 
 def test_a_text_longer_than_the_encoder_reads_is_refused(tmp_path: Path) -> None:
     open_clip = pytest.importorskip("open_clip")
-    from whycam.export.prompts import embed_prompts, encode_by_open_clip, load_text_encoder
+    from whycam.export.prompts import embed_prompts
+    from whycam.export.text_encoder import encode_by_open_clip, load_text_encoder
 
     long = "a photo of a cat a photo of a dog"
     model = save_transformers(tmp_path, "CLIP")
