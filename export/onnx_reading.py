@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from ..runtime.errors import ExportError, ModelFileError, reason_of
+from .contrib_operators import expand_contrib_operators, mark_early_normalisations
 
 LEAST_OPSET = 18
 
@@ -73,6 +74,7 @@ def convert_model(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> ir.Mo
     """
     try:
         model = ir.from_proto(_upgrade(proto))
+        expand_contrib_operators(model)
         _check_content(model)
         return model
     except ExportError:
@@ -113,6 +115,7 @@ def _upgrade(proto: onnx.ModelProto) -> onnx.ModelProto:
         return proto
     if version < 7:
         raise ExportError(f"ONNX opset {version} is older than what can be converted (7)")
+    mark_early_normalisations(proto, version)
     # The converter expects old files to declare initializers as inputs.
     try:
         if proto.ir_version < 4:

@@ -143,12 +143,12 @@ def test_integer_arithmetic_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("domain", "kind"), [("com.microsoft", "FusedConv"), ("ai.onnx.contrib", "Swish")]
+    ("domain", "kind"), [("com.microsoft.nchwc", "Conv"), ("ai.onnx.contrib", "Swish")]
 )
 def test_operators_of_vendors_are_refused_by_name(domain, kind, tmp_path):
     file = File()
     features = file.features()
-    if kind == "FusedConv":
+    if kind == "Conv":  # for one processor, with the channels in blocks
         kernel = file.weight(CHANNELS, CHANNELS, 1, 1)
         features = file.add(kind, features, kernel, domain=domain, activation="Relu")
     else:
