@@ -126,9 +126,10 @@ def _directional_error(
 ) -> float:
     """Compare gradients with central differences, relative to the gradient's norm.
 
-    Zeros, as ReLU leaves them, stay zeros, for a max-pool has no derivative there.
+    Zeros and the smallest value stay as they are, as ReLU and bounds from below leave them: there a
+    max-pool has no derivative, and roots and powers have no smooth one.
     """
-    moving = (activations != 0).astype(np.float64)
+    moving = ((activations != 0) & (activations != activations.min())).astype(np.float64)
     directions = [moving * rng.standard_normal(activations.shape) for _ in range(_DIRECTIONS)]
     expected = directional_differences(reference, activations, seed, images, directions)
     actual = np.stack([(gradients * d).sum((1, 2, 3)) for d in directions], axis=-1)

@@ -63,6 +63,14 @@ REFUSALS = {
     ],
     "Gather": [graph("Gather x i", VECTOR, lead=whole("i"), c=numbers(1), axis=1)],
     "GatherND": [graph("GatherND x c", {"x": (3, 2)}, c=numbers([[1]]), batch_dims=1)],
+    "GatherElements": [
+        graph(
+            "GatherElements x i",
+            {"x": (3, 4), "x1": (2, 4)},
+            axis=2,
+            lead=[node("Cast", "x1", "i", to=7)],
+        ),
+    ],
     "Gemm": [
         graph(
             "Gemm t c", {"x": (4,)}, c=weights(4, 3), transA=1, lead=[node("Transpose", "x", "t")]
@@ -79,8 +87,23 @@ REFUSALS = {
         graph("Resize x _ c", {"x": (3, 4, 4)}, c=np.float32([1, 2, 1, 1]), mode="nearest"),
         graph("Resize x _ c", PLACES, c=np.float32([1, 1, 0.5, 1]), mode="linear", antialias=1),
     ],
+    "ScatterElements": [
+        graph(
+            "ScatterElements x i x1",
+            VECTOR,
+            18,
+            reduction="max",
+            axis=-1,
+            lead=[node("Cast", "x1", "i", to=7)],
+        ),
+    ],
     "Slice": [graph("Slice x c d", {"x": (3,)}, c=numbers(1, 0), d=numbers(2, 3))],
     "Tile": [graph("Tile x c", {"x": (3,)}, c=numbers(2, 1))],
+    "TopK": [
+        dataclasses.replace(
+            graph("TopK x c", {"x": (5000,)}, c=numbers(4000)), nodes=[node("TopK", "x c", "y i")]
+        )
+    ],
 }
 NUMBERED = [(name, case) for name, cases in REFUSALS.items() for case in cases]
 

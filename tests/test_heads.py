@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import whycam
-from whycam.export import ExportResult, Overrides, to_onnx
+from whycam.export import ExportResult, Overrides, list_layers, to_onnx
 
 SIDE, CHANNELS, CLASSES = 24, 8, 5
 SMALL = Overrides(image_size=SIDE, preprocess="zero-one")
@@ -52,6 +52,40 @@ class GeneralisedMean(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.clamp(min=1e-6).pow(self.power).mean((2, 3)).pow(1 / self.power)
+
+
+class BestPlaces(nn.Module):
+    """The mean of each class's four highest scores of a place (Durand et al. 2017)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classify = nn.Conv2d(CHANNELS, CLASSES, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classify(x).flatten(2).topk(4, -1)[0].mean(-1)
+
+
+class Experts(nn.Module):
+    """Two of four linear classifiers, which the network chooses for each image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts, self.gate = nn.Linear(CHANNELS, 4 * CLASSES), nn.Linear(CHANNELS, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.mean((2, 3))
+        best, chosen = self.gate(x).topk(2, -1)
+        gate = torch.full((x.shape[0], 4), -torch.inf, dtype=x.dtype).scatter(-1, chosen, best)
+        return (self.experts(x).reshape(-1, 4, CLASSES) * gate.softmax(-1)[..., None]).sum(1)
+
+
+class SecondOrder(nn.Module):
+    """Bilinear pooling with a signed root (Lin et al. 2015)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(2)
+        x = (x @ x.transpose(1, 2) / x.shape[2]).flatten(1)
+        return F.normalize(x.sign() * (x.abs() + 1e-10).sqrt())
 
 
 class Cosine(nn.Module):
@@ -150,6 +184,9 @@ HEADS: dict[str, Callable[[], tuple[nn.Module, list[nn.Module]]]] = {
     "avgmax of timm": lambda: (nn.ReLU(), [select("avgmax"), linear()]),
     "max of timm": lambda: (nn.ReLU(), [select("max"), linear()]),
     "generalised mean": lambda: (nn.SiLU(), [GeneralisedMean(), linear()]),
+    "best places": lambda: (nn.ReLU(), [BestPlaces()]),
+    "experts": lambda: (nn.ReLU(), [Experts()]),
+    "second order": lambda: (nn.SiLU(), [SecondOrder(), linear(CHANNELS**2)]),
     "cosine": lambda: (nn.ReLU(), [Flat(average), Cosine()]),
     "weight norm": lambda: (nn.ReLU(), [Flat(average), weight_norm(linear())]),
     "batch norm after pooling": lambda: (
@@ -160,7 +197,6 @@ HEADS: dict[str, Callable[[], tuple[nn.Module, list[nn.Module]]]] = {
         Swish(),
         [nn.Flatten(), nn.Linear(CHANNELS * 81, 6), Swish(), linear(6)],
     ),
-    "unfold": lambda: (nn.ReLU(), [Unfold(), linear(6)]),
     "channel attention": lambda: (nn.ReLU(), [ChannelAttention(), Flat(average), linear()]),
     "bilinear upsampling": lambda: (
         nn.ReLU(),
@@ -238,11 +274,55 @@ def test_layer_before_the_head_and_its_gradient_are_autograds(name: str, tmp_pat
     check(model, last, made)
 
 
+class BoundedMean(nn.Module):
+    """GeM pooling as it is written in image retrieval, with a window of the whole map."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(x.clamp(min=1e-6).pow(3.0), x.shape[2:]).pow(1 / 3).flatten(1)
+
+
+class DeadProducts(nn.Module):
+    """Second-order pooling of which PyTorch's exporter drops the 1e-10, with roots of zero."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return SecondOrder()(x.mean((2, 3), keepdim=True))
+
+
+@pytest.mark.parametrize("head", [BoundedMean, DeadProducts])
+def test_channel_that_is_zero_everywhere_disturbs_no_gradient(
+    head: Callable[[], nn.Module], tmp_path: Path
+) -> None:
+    last = nn.ReLU()
+    model = network(last, head(), linear(CHANNELS if head is BoundedMean else CHANNELS**2))
+    with torch.no_grad():
+        model.conv.bias[2] = -100.0
+    made = explain(model, tmp_path)
+    image = torch.rand(2, 3, SIDE, SIDE)
+    engine = whycam.load(made.path, threads=1).engine
+    feeds = {"image": image.numpy(), "target": np.array([[1], [2]])}
+    found = engine.run(feeds, ["gradients"])["gradients"][:, 0]
+    activations, expected = autograd(model, last, image, lambda z: z, feeds["target"])
+    alive = activations.max((2, 3)) > 0
+    assert not alive[:, 2].any()
+    np.testing.assert_allclose(found[alive], expected[alive], atol=1e-5, rtol=1e-3)
+    assert np.isfinite(found).all()
+
+
 def test_gradient_through_channel_attention_and_upsampling(tmp_path: Path) -> None:
     """An earlier layer is named, behind which there is another convolution."""
     last = nn.ReLU()
     model = network(last, ChannelAttention(), Upsampled(), Squeezed())
     check(model, last, explain(model, tmp_path, target_layer="last"))
+
+
+def test_patches_as_vectors_are_a_convolution(tmp_path: Path) -> None:
+    """The linear layer that weighs them is the last one at places; an earlier one is named."""
+    last = nn.ReLU()
+    model = network(last, Unfold(), linear(6))
+    check(model, last, explain(model, tmp_path, target_layer="last"))
+    layers, chosen = list_layers(model, overrides=SMALL)
+    assert chosen in layers
+    assert chosen.shape == (6, 3, 3)
 
 
 @pytest.mark.parametrize("kind", ["softmax", "log-softmax", "sigmoid", "one sigmoid"])

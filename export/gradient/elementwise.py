@@ -81,6 +81,12 @@ def _sign(step: Step) -> Tensor:
     return step.recorder.op("Sign", [x], x.shape)
 
 
+def _root(step: Step) -> Tensor:
+    """Return 0 where the root is 0, as for a norm: there the derivative is infinite."""
+    y = step.y()
+    return step.xp.where(y > 0.0, 0.5 / y, 0.0)
+
+
 def _sine(step: Step) -> Tensor:
     x = step.x()
     return step.recorder.op("Cos", [x], x.shape)
@@ -92,7 +98,7 @@ _DERIVATIVES: dict[str, Callable[[Step], Tensor]] = {
     "Tanh": lambda s: 1.0 - s.y() * s.y(),
     "Exp": lambda s: s.y(),
     "Log": lambda s: 1.0 / s.x(),
-    "Sqrt": lambda s: 0.5 / s.y(),
+    "Sqrt": _root,
     "Reciprocal": lambda s: -(s.y() * s.y()),
     "Erf": lambda s: s.xp.exp(-(s.x() * s.x())) * (2.0 / math.sqrt(math.pi)),
     "Softplus": lambda s: _sigmoid(s, s.x()),
@@ -220,6 +226,8 @@ def _power(step: Step) -> list[Tensor | None]:
         # The derivative of x^0 is 0 at 0 as well, where 0 x^-1 is not a number.
         reduced = step.recorder.constant(np.where(p32 == 0, np.float32(0), p32 - np.float32(1)))
         slope = x**reduced * step.recorder.constant(p32)
+        if ((p32 > 0) & (p32 < 1)).any():  # roots: infinite at 0
+            slope = step.xp.where(x == 0.0, 0.0, slope)
     return [step.sum_to_input(step.multiply(step.g, slope), 0), None]
 
 

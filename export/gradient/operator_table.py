@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import attention, elementwise, normalisation, pooling, products, reductions, shaping
+from . import (
+    attention,
+    elementwise,
+    normalisation,
+    pooling,
+    products,
+    reductions,
+    selection,
+    shaping,
+)
 from .rules import RULES, Rule
 
 KINDS: dict[str, Mapping[str, Rule]] = {
@@ -15,6 +24,7 @@ KINDS: dict[str, Mapping[str, Rule]] = {
     "reduction": reductions.RULES,
     "normalisation": normalisation.RULES,
     "shape": shaping.RULES,
+    "selection": selection.RULES,
 }
 # What a rule refuses, besides work along the batch axis and weights that depend on the image.
 REFUSED = {
@@ -29,6 +39,7 @@ REFUSED = {
     "Einsum": "three operands, an index twice in one operand, an ellipsis",
     "Gather": "indices that are not constants",
     "GatherND": "indices that are not constants, batch axes",
+    "GatherElements": "a part of the other axes, matrices of more than 2^24 numbers",
     "Gemm": "`transA`, a matrix B that depends on the image",
     "LpPool": "three spatial axes",
     "PRelu": "a slope that depends on the image",
@@ -36,8 +47,11 @@ REFUSED = {
     "QuantizeLinear": "unless `--straight-through` is given",
     "ReduceProd": "several axes, more than 64 elements",
     "Resize": "axes other than the last two, antialiasing, cropping, kept aspect ratio",
+    "ScatterElements": "a part of the other axes, reductions other than a sum, matrices of more "
+    "than 2^24 numbers",
     "Slice": "a part of the batch",
     "Tile": "repeats of the batch",
+    "TopK": "matrices of more than 2^24 numbers",
 }
 
 _INTRODUCTION = """\
@@ -51,6 +65,10 @@ target layer (`--target-layer`) often avoids it.
 
 - Every row is tested against float64 automatic differentiation, in ONNX Runtime.
 - The gradient itself consists of operators that ONNX Runtime, OpenVINO and TensorRT all take.
+- No gradient passes through comparisons, class numbers, positions and `Sign`, for a small change of
+  the image does not change them. What they select or mask is differentiated as if they were
+  constants.
+- Where a root is zero it has no derivative, and passes no gradient.
 - Of equal elements in a maximum (pooling, reductions, `Max`) the first receives the whole gradient.
 - An operator may not work along the batch axis, nor read from the image what is a weight elsewhere
   (kernels, normalisation scales, slopes).

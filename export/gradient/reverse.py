@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
@@ -15,8 +15,10 @@ from .rules import RULES
 from .step import Step
 
 _RESHAPING = {"Reshape", "Flatten", "Squeeze", "Unsqueeze"}
+_ROUNDING = {"Cast", "QuantizeLinear"}
+_FLOAT = ir.DataType.FLOAT
 _FLOATS = {
-    ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE,
+    _FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE,
 }  # fmt: skip
 
 
@@ -25,6 +27,7 @@ def find_path(
     end: ir.Value,
     nodes: Sequence[ir.Node],
     through_shapes: bool = False,
+    carries: Callable[[ir.Value], bool] = lambda _: True,
 ) -> tuple[list[ir.Node], set[ir.Value]]:
     """Find the nodes on some path from any start to the end, in order, and the tensors there.
 
@@ -34,6 +37,7 @@ def find_path(
         nodes: of the graph, in an order in which they can run.
         through_shapes: whether reading a tensor's shape is a path, as it is when a part of a graph
             is copied; a gradient does not flow there.
+        carries: tells which tensors a path may pass through.
     """
     reached = set(starts)
     computed: set[ir.Value] = set()
@@ -41,8 +45,9 @@ def find_path(
         if not through_shapes and node.op_type in ("Shape", "Size"):
             continue
         if any(value in reached for value in node.inputs):
-            computed.update(node.outputs)
-            reached.update(node.outputs)
+            outputs = [value for value in node.outputs if carries(value)]
+            computed.update(outputs)
+            reached.update(outputs)
     needed = {end}
     path = []
     for node in reversed(nodes):
@@ -79,12 +84,16 @@ def reverse(
     Raises:
         ExportError: an operator in between has no rule, or none for this case.
     """
-    path, active = find_path(tensors, end, nodes)
+    path, active = find_path(tensors, end, nodes, carries=lambda value: _varies(value, shapes))
     blocks = _batch_blocks(nodes, shapes)
     prepared: dict[tuple[ir.Value, str], Tensor] = {}
     missing = [value.name for value in tensors if value not in active]
     if missing:
-        raise ExportError(f"the class scores do not depend on '{missing[0]}'")
+        raise ExportError(
+            f"the class scores have no gradient with respect to '{missing[0]}': they do not depend "
+            "on it, or only by comparisons or rounding, as in binarised or spiking networks. Name "
+            "a later layer with --target-layer"
+        )
     sums: dict[ir.Value, list[Tensor]] = {end: [seed]}
     used = []
     for node in reversed(path):
@@ -115,6 +124,19 @@ def reverse(
             raise ExportError(f"no gradient reaches '{value.name}'")
         totals.append(total)
     return totals, sorted(set(used))
+
+
+def _varies(value: ir.Value, shapes: Shapes) -> bool:
+    """Tell whether a tensor changes with a small change of the image.
+
+    Comparisons, class numbers, positions and signs do not. What is rounded does for its rule, which
+    refuses it or passes the gradient through.
+    """
+    kind = shapes.dtypes.get(value, _FLOAT)
+    node = value.producer()
+    if node is not None and node.op_type in _ROUNDING:
+        return kind != ir.DataType.BOOL
+    return kind in _FLOATS and (node is None or node.op_type != "Sign")
 
 
 def _batch_blocks(nodes: Sequence[ir.Node], shapes: Shapes) -> dict[ir.Value, int]:

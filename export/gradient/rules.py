@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..tensors import Tensor
-from . import attention, elementwise, normalisation, pooling, products, reductions, shaping
+from . import (
+    attention,
+    elementwise,
+    normalisation,
+    pooling,
+    products,
+    reductions,
+    selection,
+    shaping,
+)
 from .step import Step
 
 Rule = Callable[[Step], list[Tensor | None]]
@@ -22,4 +31,5 @@ RULES: dict[str, Rule] = {
     **reductions.RULES,
     **normalisation.RULES,
     **shaping.RULES,
+    **selection.RULES,
 }

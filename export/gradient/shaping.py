@@ -197,6 +197,37 @@ def _space_to_depth(step: Step) -> list[Tensor | None]:
     return [split.transpose([0, 3, 4, 1, 5, 2]).reshape(dims)]
 
 
+def _column_to_image(step: Step) -> list[Tensor | None]:
+    """Take the blocks of the gradient, [N, C k k, L], by a convolution with one-hot kernels."""
+    dims = step.dims()
+    height, width = (int(side) for side in step.constant(1).ravel())
+    block = [int(side) for side in step.constant(2).ravel()]
+    if len(block) != 2:
+        raise step.refusal("it adds up blocks over other than two axes")
+    count = block[0] * block[1]
+    (columns, number) = step.static_lengths(dims[1:])
+    images = step.gradient_shape(dims)[0] * divide(columns, count)
+    one_hot: NDArray[np.float32] = np.eye(count, dtype=np.float32)
+    kernel = step.recorder.constant(one_hot.reshape(count, 1, *block))
+    strides, dilations = step.attribute("strides", [1, 1]), step.attribute("dilations", [1, 1])
+    pads = list(step.attribute("pads", [0] * 4))
+    out = [
+        (side + pads[i] + pads[i + 2] - dilations[i] * (block[i] - 1) - 1) // strides[i] + 1
+        for i, side in enumerate((height, width))
+    ]
+    blocks = step.recorder.op(
+        "Conv",
+        [step.g.reshape((images, 1, height, width)), kernel],
+        (images, count, *out),
+        strides=list(strides),
+        dilations=list(dilations),
+        pads=pads,
+        kernel_shape=block,
+    )
+    assert out[0] * out[1] == number
+    return [blocks.reshape(step.gradient_shape(dims)), None, None]
+
+
 def _resize(step: Step) -> list[Tensor | None]:
     """Multiply by one matrix for each of the last two axes: interpolation is linear, separable."""
     before, after = step.dims(), step.y().shape
@@ -274,4 +305,5 @@ RULES: dict[str, Callable[[Step], list[Tensor | None]]] = {
     "DepthToSpace": _depth_to_space,
     "SpaceToDepth": _space_to_depth,
     "Resize": _resize,
+    "Col2Im": _column_to_image,
 }

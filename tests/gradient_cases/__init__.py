@@ -10,6 +10,7 @@ from .normalisation import normalisation
 from .pooling import pooling
 from .products import products
 from .reductions import reductions
+from .selection import selection
 from .shaping import shaping
 
 CASES: dict[str, list[Case]] = {
@@ -20,5 +21,6 @@ CASES: dict[str, list[Case]] = {
     **reductions(),
     **normalisation(),
     **shaping(),
+    **selection(),
 }
 CASES["DequantizeLinear"] = CASES["QuantizeLinear"]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from gradients import Case, in_double, node, normal, numbers, positive, ties, weights
 
 FLAT, PLACES = (5,), (4, 6, 5)
+
+
+def half_zero(rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
+    return np.where(rng.random(shape) < 0.5, 0.0, positive(rng, shape))
 
 
 def one(kind: str, function=None, shape=FLAT, draw=normal, opset=20, **attributes) -> list[Case]:
@@ -88,7 +94,10 @@ def elementwise() -> dict[str, list[Case]]:
         "Tanh": one("Tanh", torch.tanh),
         "Exp": one("Exp", torch.exp),
         "Log": one("Log", torch.log, draw=positive),
-        "Sqrt": one("Sqrt", torch.sqrt, draw=positive),
+        # Zeros, of which autograd's derivative is infinite, have none: sqrt(0) as a channel has it
+        # that is dead.
+        "Sqrt": one("Sqrt", torch.sqrt, draw=positive)
+        + one("Sqrt", lambda x: torch.where(x > 0, x, 1).sqrt() * (x > 0), draw=half_zero),
         "Reciprocal": one("Reciprocal", torch.reciprocal, draw=positive),
         "Erf": one("Erf", torch.erf),
         "Softplus": one("Softplus", F.softplus),
@@ -141,6 +150,30 @@ def elementwise() -> dict[str, list[Case]]:
                 lambda x: x * x,
                 tolerance=3e-3,
             ),
+            # A mask of comparisons, as splines and thresholds have it, is constant.
+            Case(
+                [
+                    node("Greater", "x lo", "above"),
+                    node("Less", "x hi", "below"),
+                    node("And", "above below", "inside"),
+                    node("Cast", "inside", "mask", to=1),
+                    node("Mul", "mask x", "y"),
+                ],
+                {"x": FLAT},
+                bounds,
+                lambda x: ((x > -0.5) & (x < 0.8)) * x,
+            ),
+            # The sign is constant, as in second-order pooling: sign(x) sqrt(|x|).
+            Case(
+                [
+                    node("Cast", "x", "a", to=1),
+                    node("Sign", "a", "s"),
+                    node("Mul", "s a", "y"),
+                ],
+                {"x": FLAT},
+                {},
+                torch.abs,
+            ),
         ],
         "CastLike": [
             Case([node("CastLike", "x like")], {"x": FLAT}, {"like": scale}, lambda x: x * 1)
@@ -167,6 +200,13 @@ def elementwise() -> dict[str, list[Case]]:
             )
         ],
         "Pow": [
+            Case(
+                [power],
+                {"x": FLAT},
+                {"p": np.array(1 / 3, np.float32)},
+                lambda x: torch.where(x > 0, x, 1) ** float(np.float32(1 / 3)) * (x > 0),
+                half_zero,
+            ),
             *(
                 Case([power], {"x": FLAT}, {"p": p}, lambda x, p=p: x ** float(p), positive)
                 for p in scalar

@@ -286,4 +286,21 @@ def shaping() -> dict[str, list[Case]]:
                 cubic_coeff_a=-0.75,
             ),
         ],
+        "Col2Im": [
+            of(
+                "Col2Im x size block",
+                (2 * 6, 6),
+                lambda x: F.fold(x, (4, 6), (2, 3), stride=(2, 2), padding=(1, 0)),
+                constants={"size": numbers(4, 6), "block": numbers(2, 3)},
+                strides=[2, 2],
+                pads=[1, 0, 1, 0],
+            ),
+            of(
+                "Col2Im x size block",
+                (3 * 4, 8),
+                lambda x: F.fold(x, (5, 6), 2, dilation=(3, 2)),
+                constants={"size": numbers(5, 6), "block": numbers(2, 2)},
+                dilations=[3, 2],
+            ),
+        ],
     }
