@@ -111,7 +111,8 @@ class DataFlow:
         return cut_points
 
     @cached_property
-    def _cut_nodes(self) -> set[ir.Node]:
+    def cut_nodes(self) -> set[ir.Node]:
+        """The same as a set."""
         return set(self.cut_points)
 
     @cached_property
@@ -124,7 +125,7 @@ class DataFlow:
         layers: list[Layer] = []
         sources: set[ir.Value | None] = set()
         for node in self.path:
-            if node in self._cut_nodes or self._normalises_cut_point(node):
+            if node in self.cut_nodes or self._normalises_cut_point(node):
                 layer = self.layer_at(node)
                 if layer is None or not self.has_gradient(layer):
                     continue
@@ -141,7 +142,7 @@ class DataFlow:
         source = node.inputs[0] if node.inputs else None
         if node.op_type not in ("LayerNormalization", "RMSNormalization") or source is None:
             return False
-        return source.producer() in self._cut_nodes
+        return source.producer() in self.cut_nodes
 
     def has_gradient(self, layer: Layer) -> bool:
         """Tell whether the class scores have a gradient with respect to any place of a layer."""
@@ -208,7 +209,7 @@ class DataFlow:
             return None
         name = self.module_of(node) or str(value.name).removesuffix(":0")
         return Layer(
-            name, node.op_type, arrangement.shape, value, arrangement, node in self._cut_nodes
+            name, node.op_type, arrangement.shape, value, arrangement, node in self.cut_nodes
         )
 
     def image_bytes(self) -> int:

@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from .data_flow import NORMALISATIONS, DataFlow, Layer
 from .gradient.reverse import find_path
+from .places import NONE
 from .plain_model import PlainModel
 
 # Operators after which a tensor is still the same feature map, element by element.
@@ -32,6 +33,8 @@ _POOLING_STEPS = {"Pow", "Sqrt", "Exp", "Log", "Abs", "Reciprocal"}
 _PRODUCTS = {"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum"}
 _RECURRENT = {"LSTM", "GRU", "RNN"}
 _LINEAR = {"Conv", "ConvTranspose", "MatMul", "Gemm", "BatchNormalization", "Add", "Sub"}
+# A larger share of the arithmetic that goes around a layer is another network beside it.
+_MAX_SHARE_BESIDE = 0.4
 # A larger share of the arithmetic after the target layer means that it is not near the end.
 _MAX_HEAD_SHARE = 0.5
 # A hybrid's last block may have attention within and across windows; more is a transformer.
@@ -111,13 +114,41 @@ def _find_last_tokens(flow: DataFlow) -> Layer | None:
         return dataclasses.replace(norm, reason=reason)
     for node in reversed(flow.path):
         layer = flow.layer_at(node) if node.op_type in NORMALISATIONS else None
-        if layer is not None and flow.gradient_share(layer) >= _LEAST_PLACES:
-            reason = (
-                "the last normalisation whose places have a gradient; no later tensor is read by "
-                "all of the network"
-            )
-            return dataclasses.replace(layer, reason=reason)
+        if layer is None or flow.gradient_share(layer) < _LEAST_PLACES:
+            continue
+        if _share_beside(flow, layer) > _MAX_SHARE_BESIDE:
+            continue
+        if _loses_places(flow, node) and _describe_rest(flow, layer) is not None:
+            return None
+        reason = (
+            "the last normalisation whose places have a gradient; no later tensor is read by "
+            "all of the network"
+        )
+        return dataclasses.replace(layer, reason=reason)
     return None
+
+
+def _share_beside(flow: DataFlow, layer: Layer) -> float:
+    """Compute which share of the arithmetic neither leads to a layer nor follows from it.
+
+    Of two networks whose scores are averaged it is half.
+    """
+    before, _ = find_path([flow.plain.image], layer.value, flow.path)
+    after, _ = find_path([layer.value], flow.logits, flow.path)
+    counts = {node: _count_multiplications(node, flow.plain) for node in flow.path}
+    whole = sum(counts.values())
+    return 1 - sum(counts[node] for node in {*before, *after}) / whole if whole else 0.0
+
+
+def _loses_places(flow: DataFlow, node: ir.Node) -> bool:
+    """Tell whether it is unknown of a later block which places its elements belong to."""
+    return any(
+        (labels < NONE).any()
+        for other in flow.path[flow.position[node] + 1 :]
+        if other in flow.cut_nodes or other.op_type in NORMALISATIONS
+        for value in other.outputs
+        for labels in flow.places.get(value, ())
+    )
 
 
 def _is_projection(flow: DataFlow, node: ir.Node) -> bool:
@@ -165,7 +196,7 @@ def find_last_features(flow: DataFlow) -> Layer | None:
     for convolution in reversed(convolutions):
         later = [cut for cut in flow.cut_points if position[cut] >= position[convolution]]
         layer = _feature_map_at(flow, later[0]) if later else None
-        if layer is None:
+        if layer is None or flow.gradient_share(layer) < _LEAST_PLACES:
             continue
         last = later[0]
         for following in later[1:]:

@@ -24,8 +24,9 @@ Reach = NDArray[np.bool_]
 
 _MOVEMENT = {
     "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Concat", "Gather",
-    "Pad", "Expand", "Tile",
+    "GatherND", "Pad", "Expand", "Tile",
 }  # fmt: skip
+_SELECTING = {"Slice", "Gather", "GatherND", "Split", "Concat"}
 # A small change of the input changes nothing.
 _CONSTANT = {
     "Shape", "Size", "ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "Less",
@@ -140,7 +141,7 @@ def _product_inputs(op: Operation, reach: Reach) -> list[Reach | None]:
 def _moved(op: Operation, outputs: Sequence[Reach | None]) -> list[Reach | None]:
     """Move the needed elements back: their numbers are moved as the data is."""
     is_whole = all(output is None or (output.size == 1 and output.all()) for output in outputs)
-    if is_whole and op.node.op_type not in ("Slice", "Gather", "Split", "Concat"):
+    if is_whole and op.node.op_type not in _SELECTING:
         return [np.ones((1,) * len(before), bool) for before in op.before]
     sides = _relevant(op, outputs)
     data = range(len(op.before)) if op.node.op_type == "Concat" else range(1)

@@ -185,7 +185,10 @@ def _coarser(
 
 
 def merge(operands: Sequence[Places], rank: int) -> Places:
-    """Label the result of operands that broadcast against each other, element by element."""
+    """Label the result of operands that broadcast against each other, element by element.
+
+    Elements that hold more than two places, as sums of shifted copies do, are of none.
+    """
     merged: list[Labels] = []
     for places in sorted(operands, key=len, reverse=True):
         for labels in places:
@@ -198,7 +201,7 @@ def merge(operands: Sequence[Places], rank: int) -> Places:
             else:
                 merged.append(labels)
     if len(merged) > _MOST:
-        return unknown(rank)
+        return unknown(rank) if any((labels < NONE).any() for labels in merged) else ()
     return tuple(merged)
 
 

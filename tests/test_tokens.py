@@ -495,6 +495,93 @@ def test_attention_in_blocks_and_with_a_bias_is_translated() -> None:
     np.testing.assert_allclose(found, model(image).detach().numpy(), atol=1e-5)
 
 
+class LastStage(nn.Module):
+    """Convolutions, then one block of attention: the last stage of PVT or SegFormer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 16, 4, 4))
+        self.block, self.norm = Block(), nn.LayerNorm(16)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        return self.head(self.norm(self.block(x)).mean(1))
+
+
+class Ends(nn.Module):
+    """The first and the last token are averaged, as Vision-LSTM does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 8, 8)
+        self.blocks, self.norm = nn.Sequential(Block(), Block()), nn.LayerNorm(16)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.blocks(self.patches(x).flatten(2).transpose(1, 2)))
+        return self.head(x[:, [0, -1]].mean(1))
+
+
+class PooledKeys(nn.Module):
+    """Keys of a grid that does not divide the queries' one: windows of several sizes are summed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 4, 4)
+        self.q, self.kv = nn.Linear(16, 16), nn.Linear(16, 32)
+        self.block, self.norm = Block(), nn.LayerNorm(16)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patches(x)
+        pooled = F.adaptive_avg_pool2d(x, (4, 4)).flatten(2).transpose(1, 2)
+        x = x.flatten(2).transpose(1, 2)
+        k, v = self.kv(pooled).chunk(2, -1)
+        x = x + (self.q(x) @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.head(self.norm(self.block(x)).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("create", "name", "cells"),
+    [
+        (LastStage, "norm", CELLS),
+        (Ends, "blocks.1.norm1", CELLS),
+        (PooledKeys, "norm", (6, 10)),
+    ],
+)
+def test_layer_is_the_last_one_with_a_gradient_at_most_places(
+    create: Callable[[], nn.Module], name: str, cells: tuple[int, int]
+) -> None:
+    network = network_of(seeded(create))
+    layer = network.find()
+    assert (layer.name, layer.shape) == (name, (16, *cells))
+    assert network.gradient_share(layer) == 1
+    assert network.gradient_share(network.find("norm")) in (1, 2 / 15)
+
+
+class Twins(nn.Module):
+    """Two images, or an image and its mirror image, through the same convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1),
+            nn.BatchNorm2d(16), nn.ReLU(),
+        )  # fmt: skip
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        both = [self.features(image).mean((2, 3)) for image in (x, x.flip(-1))]
+        return self.head(both[0] + both[1])
+
+
+def test_half_of_a_network_is_not_explained_for_the_whole() -> None:
+    network = network_of(seeded(Twins))
+    with pytest.raises(TargetLayerError, match="no target layer found"):
+        network.find()
+
+
 def test_attention_scores_are_no_layer(class_token: Network) -> None:
     softmax = next(node for node in class_token.path if node.op_type == "Softmax")
     assert class_token.layer_at(softmax) is None
