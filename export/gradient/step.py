@@ -116,9 +116,9 @@ class Step:
             raise self.refusal(f"its input {index} is missing")
         return self._forward(value)
 
-    def y(self) -> Tensor:
-        """Return the first output as the forward pass has it, float32."""
-        return self._forward(self.node.outputs[0])
+    def y(self, index: int = 0) -> Tensor:
+        """Return an output as the forward pass has it, float32."""
+        return self._forward(self.node.outputs[index])
 
     def _forward(self, value: ir.Value) -> Tensor:
         if value not in self._shapes.dims:
