@@ -23,6 +23,7 @@ _GAP, _TITLE, _EDGE = 0.22, 0.5, 0.1
 _BAR, _BAR_LABELS = 0.11, 0.42
 _CURVE, _CURVE_LEFT, _CURVE_BELOW = 3.0, 0.62, 0.46
 _LETTER = 0.078  # mean width of a letter of a title
+_LEAST_RPI = 0.01  # top of the axis, at least
 _INK = "#222222"
 _GREY = "#666666"
 
@@ -176,10 +177,9 @@ def _write_title(
         axis.imshow(image)
         axis.set_axis_off()
     if detail:
-        room = int(room * 1.25)
-        line = detail if len(detail) <= room else detail[: max(1, room - 1)] + "…"
+        fontsize = max(5.0, min(8.5, 8.5 * 1.25 * room / len(detail)))  # whole, if smaller
         y = 1 - (top + _TITLE - 0.07) / size[1]
-        figure.text(x, y, _plain(line), fontsize=8.5, color=_GREY, ha="center", va="bottom")
+        figure.text(x, y, _plain(detail), fontsize=fontsize, color=_GREY, ha="center", va="bottom")
 
 
 def _plain(line: str) -> str:
@@ -254,5 +254,5 @@ def _draw_curve(axis: Axes, curve: Curve) -> None:
     axis.tick_params(labelsize=8, colors=_GREY)
     axis.set_xlim(-0.05, 1.0)
     # A curve that never rises lies on the axis, not in the middle.
-    axis.set_ylim(0, max(1.12 * float(np.max(curve.rpi, initial=0.0)), 1e-3))
+    axis.set_ylim(0, max(1.12 * float(np.max(curve.rpi, initial=0.0)), _LEAST_RPI))
     axis.spines[["top", "right"]].set_visible(False)

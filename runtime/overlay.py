@@ -23,6 +23,7 @@ Window = tuple[int, int, int, int]
 
 _OPAQUE_FROM = 0.75  # map value from which on the colour has its full opacity
 _DIMMED = 0.45  # brightness outside the network's view
+_STEP = 0.8  # pixels by which an outline may leave the region's edge
 _FRAME = 0.6  # opacity of the line around it
 _SHORT, _LONG = 300, 1600  # pixels: sides that enlarged images reach, and do not exceed
 
@@ -145,14 +146,16 @@ def outline(
     at_edge = [margin * side for side in (*sides, left + columns == window[3])]
     # Continued beyond the window's edge, the region has its line there, outside of what is drawn.
     above, below, before, after = at_edge
-    region = np.pad(region, ((above, below), (before, after)), "edge")
+    if any(at_edge):
+        region = np.pad(region, ((above, below), (before, after)), "edge")
     offset = (left - before - window[1], top - above - window[0])
-    contours, _ = cv2.findContours(region, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE, offset=offset)
-    seen = np.ascontiguousarray(image[window[0] : window[2], window[1] : window[3]])
+    contours, _ = cv2.findContours(region, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE, offset=offset)
+    # Without the steps from pixel to pixel: smoother, and fewer lines to draw.
+    contours = [cv2.approxPolyDP(contour, _STEP, True) for contour in contours]
+    seen = image[window[0] : window[2], window[1] : window[3]]
     cv2.drawContours(seen, contours, -1, (0, 0, 0), halo, cv2.LINE_AA)
     kind = cv2.LINE_AA if thin > 1 else cv2.LINE_8  # smoothed, one pixel would not be white
     cv2.drawContours(seen, contours, -1, (255, 255, 255), thin, kind)
-    image[window[0] : window[2], window[1] : window[3]] = seen
 
 
 def line_widths(image: RGBImage) -> tuple[int, int]:
@@ -174,24 +177,27 @@ def mark_window(image: RGBImage, window: Window, crop: Crop) -> None:
     if crop == "none" or window == (0, 0, height, width):
         return
     if crop == "dim":
+        import cv2
+
         seen = image[top:bottom, left:right].copy()
-        image[:] = np.rint(image * np.float32(_DIMMED))
+        image[:] = cv2.convertScaleAbs(image, alpha=_DIMMED)
         image[top:bottom, left:right] = seen
         return
     # Just outside the window where there is room, so that every pixel inside stays as it is: a
     # light line, and a dark one around it, of which one is seen on any image.
     thin = line_widths(image)[0]
-    for distance, color in ((2 * thin, 0), (thin, 255)):
-        outer = image[
-            max(0, top - distance) : bottom + distance, max(0, left - distance) : right + distance
-        ]
-        inner = image[
-            max(0, top - distance + thin) : bottom + distance - thin,
-            max(0, left - distance + thin) : right + distance - thin,
-        ]
-        kept = inner.copy()
-        outer[:] = np.rint(_FRAME * color + (1 - _FRAME) * outer.astype(np.float32))
-        inner[:] = kept
+    for distance, color in ((thin, 255), (2 * thin, 0)):
+        above, below = max(0, top - distance), max(0, bottom + distance)
+        before, after = max(0, left - distance), max(0, right + distance)
+        inner = distance - thin
+        for rows, columns in (
+            (slice(above, max(0, top - inner)), slice(before, after)),
+            (slice(bottom + inner, below), slice(before, after)),
+            (slice(max(0, top - inner), bottom + inner), slice(before, max(0, left - inner))),
+            (slice(max(0, top - inner), bottom + inner), slice(right + inner, after)),
+        ):
+            part = image[rows, columns].astype(np.float32)
+            image[rows, columns] = np.rint(part + _FRAME * (color - part))
 
 
 def enlargement(height: int, width: int) -> int:
@@ -206,7 +212,9 @@ def enlarge(image: RGBImage, scale: int) -> RGBImage:
 
 
 def caption(image: RGBImage, lines: Sequence[str]) -> RGBImage:
-    """Add a strip with lines of text above an image; lines that are too long end in an ellipsis.
+    """Add a strip with lines of text above an image.
+
+    Lines that are too long are broken at double spaces; what is still too long ends in an ellipsis.
 
     Args:
         image: uint8 [h, w, 3], RGB.
@@ -217,8 +225,18 @@ def caption(image: RGBImage, lines: Sequence[str]) -> RGBImage:
     """
     width = image.shape[1]
     size = max(11, min(width, 1200) // 40)
-    step = round(1.4 * size)
-    strip = np.full((step * len(lines) + 6, width, 3), 24, np.uint8)
-    for row, line in enumerate(lines):
-        text.write(strip, text.shorten(line, width - 8, size), 4, 3 + row * step, size)
+    step, room = round(1.4 * size), width - 8
+    broken: list[str] = []
+    for line in lines:
+        parts = line.split("  ")
+        broken.append(parts[0])
+        for part in parts[1:]:
+            longer = f"{broken[-1]}  {part}"
+            if text.width_of(longer, size) <= room:
+                broken[-1] = longer
+            else:
+                broken.append(part)
+    strip = np.full((step * len(broken) + 6, width, 3), 24, np.uint8)
+    for row, line in enumerate(broken):
+        text.write(strip, text.shorten(line, room, size), 4, 3 + row * step, size)
     return np.concatenate([strip, image])
