@@ -27,6 +27,7 @@ from ..runtime.tft import Tft
 from .ablation import logit_drops
 from .ablation_head import Head
 from .attention import AttentionMaps
+from .contract_names import free_contract_names
 from .data_flow import Layer
 from .dims import BATCH, dim_text
 from .gradient.reverse import reverse
@@ -164,44 +165,6 @@ def assemble(
     _declare(graph, assembly, inputs, recorder)
     assembly.nodes = len(graph) - before
     return assembly
-
-
-CONTRACT = (
-    "target",
-    "class_embeddings",
-    "probabilities",
-    "targets",
-    "activations",
-    "gradients",
-    "ablation_weights",
-    "attention_maps",
-    "attention_gradients",
-    "maps",
-    "original_maps",
-    "thresholds",
-    "rpi",
-    "masked_probabilities",
-)
-
-
-# Each followed by the name of a method or a head.
-_CONTRACT_PREFIXES = ("maps_", "probabilities_")
-
-
-def free_contract_names(graph: ir.Graph) -> None:
-    """Rename tensors inside the graph whose names the contract reserves."""
-    reserved = {value.name for value in (*graph.inputs, *graph.outputs)}
-    for node in graph:
-        for value in node.outputs:
-            if _is_of_contract(value.name) and value.name not in reserved:
-                value.name = f"n/{value.name}"
-    for value in list(graph.initializers.values()):
-        if _is_of_contract(value.name):
-            value.name = f"n/{value.name}"
-
-
-def _is_of_contract(name: str | None) -> bool:
-    return name is not None and (name in CONTRACT or name.startswith(_CONTRACT_PREFIXES))
 
 
 def _declare(graph: ir.Graph, assembly: Assembly, inputs: GraphInputs, recorder: Recorder) -> None:
