@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 import zipfile
 import zlib
 from collections import Counter
@@ -52,7 +53,7 @@ class Prompts:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse empty names, and one name for several prompts.
+    """Refuse names that cannot be shown or written, and one name for several prompts.
 
     Raises:
         DataError: there are such names.
@@ -60,8 +61,12 @@ def check_names(names: Sequence[str]) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise DataError(f"the name '{twice[0]}' stands for several prompts: names must differ")
-    if not all(names):
-        raise DataError("a prompt has an empty name")
+    for name in names:
+        kinds = [unicodedata.category(character) for character in name]
+        if all(kind[0] in "CZ" for kind in kinds):
+            raise DataError(f"a prompt has an empty name: {name!r}")
+        if "Cc" in kinds:  # tabs, ends of lines, codes for terminals
+            raise DataError(f"the name {name!r} has control characters: leave them out")
 
 
 def check_embeddings(embeddings: object, source: str) -> NDArray[np.float32]:

@@ -275,3 +275,11 @@ def test_prompts_are_chosen_in_the_page_without_another_export(
     (tmp_path / "bad.npz").write_bytes(b"no zip file, but long enough for its last record")
     browser.find_element("id", "prompts").send_keys(str(tmp_path / "bad.npz"))
     wait(lambda: "no file of prompts" in status())
+    rows = np.ones((2, prompts(1).embeddings.shape[1]), np.float32)
+    rows[1] = 0
+    np.savez(tmp_path / "zero.npz", names=np.array(["x", "y"]), embeddings=rows)
+    browser.find_element("id", "prompts").send_keys(str(tmp_path / "zero.npz"))
+    wait(lambda: 'no direction for "y"' in status())
+    np.savez(tmp_path / "twice.npz", names=np.array(["x", "x"]), embeddings=rows + 1)
+    browser.find_element("id", "prompts").send_keys(str(tmp_path / "twice.npz"))
+    wait(lambda: 'the name "x" twice' in status())

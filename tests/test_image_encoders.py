@@ -11,6 +11,7 @@ import pytest
 import torch
 from clip_models import (
     CLASSES,
+    LENGTH,
     TOWERS,
     Tower,
     random_images,
@@ -22,7 +23,8 @@ from torch import nn
 
 import whycam
 from whycam.cli import main
-from whycam.export import Overrides, to_onnx
+from whycam.export import Overrides, to_onnx, to_plan
+from whycam.runtime.engines.plan import Range
 from whycam.runtime.errors import DataError, ExportError
 from whycam.runtime.prompts import Prompts
 
@@ -127,6 +129,29 @@ def test_classes_inside_the_file_score_as_the_model(name: str, tmp_path: Path) -
     assert (made.manifest.num_classes, made.manifest.class_embeddings) == (CLASSES, None)
     layer = model.visual.get_submodule(tower.layer)
     check_as_the_model(made.path, None, Scores(model, texts), layer, tower.before)
+
+
+@slow
+@pytest.mark.parametrize("name", ["RN50", "ViT", "SigLIP"])
+def test_every_engine_takes_the_class_embeddings(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("open_clip")
+    tower = TOWERS[name]
+    model = tower.build()
+    made = export_tower(tower, model, tmp_path / "x.onnx", "input")
+    with torch.no_grad():
+        prompts = prompts_of(model.encode_text(random_texts()))
+    feeds = {"image": random_images(2, tower.side), "target": TARGETS}
+    answers = [
+        whycam.load(made.path, engine, prompts=prompts, threads=1).engine.run(feeds, RAW)
+        for engine in ("onnxruntime", "openvino")
+    ]
+    for key in RAW:
+        largest = np.abs(answers[0][key]).max()
+        np.testing.assert_allclose(answers[1][key], answers[0][key], atol=1e-4 * largest)
+    pytest.importorskip("tensorrt_rtx")
+    plan = to_plan(made.path, tmp_path / "x.plan", prompts=Range(2, 4, 1000)).plan
+    (tensor,) = [each for each in plan.inputs if each.name == "class_embeddings"]
+    assert (tensor.shape, plan.prompts) == ((-1, LENGTH), Range(2, 4, 1000))
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> Any:

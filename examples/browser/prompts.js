@@ -49,10 +49,13 @@ export function readPrompts(bytes, length) {
   }
   const width = Number(names.type.slice(2));
   const letters = new Uint32Array(names.data);
-  return {
-    names: Array.from({ length: names.shape[0] }, (_, i) =>
-      String.fromCodePoint(...letters.subarray(i * width, (i + 1) * width)).replace(/\0+$/, "")),
-    embeddings: new Float32Array(embeddings.data),
-    shape: embeddings.shape,
-  };
+  const texts = Array.from({ length: names.shape[0] }, (_, i) =>
+    String.fromCodePoint(...letters.subarray(i * width, (i + 1) * width)).replace(/\0+$/, ""));
+  const numbers = new Float32Array(embeddings.data);
+  texts.forEach((text, i) => {
+    const norm = Math.hypot(...numbers.subarray(i * length, (i + 1) * length));
+    if (!(norm > 0 && norm < Infinity)) throw new Error(`holds no direction for "${text}"`);
+    if (texts.indexOf(text) < i) throw new Error(`has the name "${text}" twice`);
+  });
+  return { names: texts, embeddings: numbers, shape: embeddings.shape };
 }
