@@ -62,12 +62,16 @@ class FittingTable(Table):
         widths, least = [0] * len(headers), [0] * len(headers)
         for cells in rows:
             for place, cell in enumerate(cells):
-                longest = max((Text(word).cell_len for word in cell.plain.split()), default=0)
                 widths[place] = max(widths[place], cell.cell_len)
-                least[place] = max(least[place], min(longest, _NARROWEST))
         for place, width in enumerate(widths):
-            if width <= _WORDS or self._numbers[place]:
-                least[place] = width
+            whole = self._numbers[place] or width <= _WORDS
+            texts = [cells[place].plain for cells in rows if place < len(cells)]
+            # What is never broken: numbers and names, but for a remark in brackets behind them.
+            parts = [
+                part for text in texts for part in (text.split(" (") if whole else text.split())
+            ]
+            longest = max((Text(part).cell_len + whole for part in parts), default=0)
+            least[place] = min(width, longest if whole else min(longest, _NARROWEST))
         room -= _GAP * (len(widths) - 1)
         while sum(widths) > room:
             spares = [wide - low for wide, low in zip(widths, least, strict=True)]

@@ -54,6 +54,13 @@ def test_every_number_of_a_wide_table_is_printed_whole(numbers, width):
         assert number in text.split()
 
 
+def test_a_remark_in_brackets_goes_to_the_next_line_before_a_table_becomes_records():
+    rows = [["gradcam", "average drop", "0.677 ± 0.029 (x0.00)", "0.5"]]
+    text = printed(45, rows, ["method", "measure", "tau*", "rpi"]).splitlines()
+    assert text[1].split() == ["gradcam", "average", "drop", "0.677", "±", "0.029", "0.5"]
+    assert text[2].split() == ["(x0.00)"]
+
+
 def test_records_leave_out_what_a_row_does_not_have():
     text = printed(40, [["broken.png", "", "unreadable"]])
     assert "method" not in text
