@@ -54,8 +54,13 @@ def complete_labels(context: typer.Context, incomplete: str) -> list[str]:
         labels = read_manifest(model).labels
     except WhyCamError:
         return []
-    begun = incomplete.lower()
-    return [label for label in labels if label.lower().startswith(begun)][:_COMPLETIONS]
+    before, comma, last = incomplete.rpartition(",")
+    for kept, begun in (("", incomplete), (before + comma, last)):  # a name may hold a comma
+        found = [label for label in labels if label.lower().startswith(begun.lower())]
+        if found:
+            # As it was typed: shells take what begins so, and classes are found in any case.
+            return [f"{kept}{begun}{label[len(begun) :]}" for label in found[:_COMPLETIONS]]
+    return []
 
 
 def _method(default: str, of: Sequence[str] = METHODS) -> Any:
@@ -139,6 +144,7 @@ Targets = Annotated[
         metavar="CLASS,...",
         help="Class to explain: index, label, or rank -1 to -5; several with commas are compared "
         "[default: -1].",
+        autocompletion=complete_labels,
     ),
 ]
 Weights = Annotated[
