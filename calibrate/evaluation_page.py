@@ -109,7 +109,7 @@ def write_evaluation_page(
         if len(figures) > 1:
             sections["matrix"] = _confusion(classes)
         return report.write(
-            _about(explainer, evaluation, methods, len(shown), len(cases), sections)
+            _about(explainer, data, evaluation, methods, len(shown), len(cases), sections)
         )
 
 
@@ -261,6 +261,7 @@ def _confusion(classes: ClassTally) -> dict[str, Any]:
 
 def _about(
     explainer: Explainer,
+    data: Dataset,
     evaluation: Evaluation,
     methods: Sequence[str],
     shown: int,
@@ -270,7 +271,7 @@ def _about(
     first = evaluation.results[0]
     facts = [
         ("model", evaluation.model),
-        ("data", evaluation.data),
+        ("data", f"{data.path.name} ({data.kind})"),
         ("images", f"{evaluation.images:,}"),
     ]
     if evaluation.accuracy is not None:

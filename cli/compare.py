@@ -92,7 +92,7 @@ def compare(
         fidelity = run_comparison(first, second, samples, methods, settings, advance, collect)
         written = [] if output is None else write_fidelity_report(fidelity, output)
         if page is not None:
-            about = describe_comparison(first, names, str(data), fidelity, settings)
+            about = describe_comparison(first, names, data.name, fidelity, settings)
             written.append(page.write(about))
     if as_json:
         document = msgspec.to_builtins(fidelity)

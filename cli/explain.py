@@ -100,7 +100,7 @@ def explain(
 
     Files are named after image, class, method and threshold; none is overwritten.
     """
-    from .explain_report import add_to_report, describe_report
+    from .explain_report import add_to_report, describe_report, shorten_names
 
     tft.check()
     methods = parse.methods(method)
@@ -125,6 +125,7 @@ def explain(
     classes = _choose_classes(explainer.manifest, target, top)
     output = plan_output(writing, images_of_methods, len(classes), is_thresholded, report)
     shown = [*classes, *(ranks_to_show(explainer.manifest) if report else ())]
+    short_names = shorten_names([file for file, _ in files])
     with ExitStack() as stack:
         advance = stack.enter_context(progress("explaining", len(files) * count, as_json))
         add = None if output is None else stack.enter_context(output.tables_of(explainer.manifest))
@@ -150,7 +151,7 @@ def explain(
             if takes_grey and is_coloured(next(iter(outcome.values()))[0].image):
                 coloured += 1
             if page is not None:
-                add_to_report(page, file, outcome)
+                add_to_report(page, short_names[file], outcome)
             for listed in outcome.values():
                 # Two targets, as a rank and a label, may be one class.
                 explanations = list({one.index: one for one in listed[: len(classes)]}.values())

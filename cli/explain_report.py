@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -20,11 +21,22 @@ if TYPE_CHECKING:
 
 
 def add_to_report(
-    report: Report, file: Path, outcome: Mapping[Method, Sequence[Explanation]]
+    report: Report, name: str, outcome: Mapping[Method, Sequence[Explanation]]
 ) -> None:
     """Add an image with the explanations of all methods."""
     listed = [explanation for explanations in outcome.values() for explanation in explanations]
-    report.add(encode_explanations(str(file), [listed]))
+    report.add(encode_explanations(name, [listed]))
+
+
+def shorten_names(files: Sequence[Path]) -> dict[Path, str]:
+    """Name files from the folder on that all have in common, which tells them apart."""
+    whole = [Path(os.path.abspath(file)) for file in files]
+    try:
+        common = os.path.commonpath([file.parent for file in whole])
+    except ValueError:  # on several drives
+        return {file: file.as_posix() for file in files}
+    names = (file.relative_to(common).as_posix() for file in whole)
+    return dict(zip(files, names, strict=True))
 
 
 def describe_report(

@@ -18,6 +18,7 @@ from tiny_file import write_tiny
 
 import whycam
 from whycam.cli import main
+from whycam.cli.explain_report import shorten_names
 from whycam.runtime.errors import OutputError, RequestError
 from whycam.runtime.report.document import MOST_IMAGES, About, Report
 from whycam.runtime.report.encode import Grid, enlarge, reduce_map
@@ -167,13 +168,20 @@ def test_explain_writes_a_report_of_a_folder(run, model, tmp_path):
     assert "report.html" in out
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.html"]
     data = data_of(tmp_path / "out" / "report.html")
-    assert len(data["images"]) == 3
+    assert [image["name"] for image in data["images"]] == ["0.png", "1.png", "2.png"]
     assert "broken.png" in data["about"]["notes"][0]
     assert data["about"]["reading"] == {"mask": "binary", "thresholds": "value"}
     first = data["images"][0]
     assert [(one["method"], "share" in one) for one in first["maps"]].count(("gradcam", True)) == 1
     assert len(first["maps"]) == 6
     assert len(first["top"][0]) == 3
+
+
+def test_images_are_named_from_their_common_folder_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = [Path("a/x.png"), tmp_path / "a" / "b" / "y.png", Path("a/b/../z.png")]
+    assert list(shorten_names(files).values()) == ["x.png", "b/y.png", "z.png"]
+    assert shorten_names([Path("a/x.png")]) == {Path("a/x.png"): "x.png"}
 
 
 def test_a_report_shows_the_class_asked_for_first(run, model, tmp_path):

@@ -17,7 +17,7 @@ function niceTop(value) {
   return [1, 2, 5, 10].map((step) => step * power).find((top) => top >= value * 0.999);
 }
 
-const FRAME = { left: 58, right: 12, top: 14, bottom: 40 };
+const FRAME = { left: 66, right: 12, top: 14, bottom: 40 };
 
 /** Axes with names, a grid, and the functions that place values: x from 0 to 1, y of the data. */
 function makeAxes(width, height, top, format, across, up) {

@@ -62,7 +62,7 @@ function captionOf(image) {
 }
 
 function refreshCard(card) {
-  card.caption.replaceChildren(...captionOf(card.image));
+  if (!card.caption.hasChildNodes()) card.caption.replaceChildren(...captionOf(card.image));
   if (card.near) drawCard(card);
 }
 
@@ -75,7 +75,7 @@ async function drawCard(card) {
     return;
   }
   const map = mainMap(card.image);
-  fit(card.canvas, 280);
+  fit(card.canvas, 200);
   paintHeat(card.canvas, gridOf(map, parts), cutOf(map));
 }
 
@@ -118,7 +118,10 @@ function arrange() {
 
 /** Draw again what is on the screen, after another method, model or map was chosen. */
 function redraw() {
-  for (const card of cards) if (card.near) refreshCard(card);
+  for (const card of cards) {
+    card.caption.replaceChildren();
+    if (card.near) refreshCard(card);
+  }
 }
 
 /** Show only images for which `test` holds, and say so. */

@@ -1,6 +1,8 @@
 // Drawing of maps: enlarged, coloured and outlined here, so that a file holds few numbers of each.
 
-const HEAT = DATA.colours.heat;
+// A pixel in one number, red in its lowest byte, as canvases hold them on all common machines.
+const pixelOf = ([red, green, blue, opacity]) => ((opacity << 24) | (blue << 16) | (green << 8) | red) >>> 0;
+const HEAT = Uint32Array.from(DATA.colours.heat, pixelOf);
 const [MORE, LESS] = DATA.colours.difference;
 
 /**
@@ -45,14 +47,13 @@ function enlarge({ rows, columns, values }, width, height, [left, top, right, bo
 function paintHeat(canvas, grid, cut) {
   const { width, height } = canvas;
   const paint = canvas.getContext("2d");
-  const pixels = paint.createImageData(width, height);
+  const image = paint.createImageData(width, height);
+  const pixels = new Uint32Array(image.data.buffer);
   const values = enlarge(grid, width, height);
   for (let i = 0; i < values.length; i += 1) {
-    if (values[i] < cut) continue;
-    const colour = HEAT[Math.round(255 * values[i])];
-    pixels.data.set(colour, 4 * i);
+    if (values[i] >= cut) pixels[i] = HEAT[(255 * values[i] + 0.5) | 0];
   }
-  paint.putImageData(pixels, 0, 0);
+  paint.putImageData(image, 0, 0);
 }
 
 /**
@@ -62,7 +63,8 @@ function paintHeat(canvas, grid, cut) {
 function paintDifference(canvas, grids, boxes) {
   const { width, height } = canvas;
   const paint = canvas.getContext("2d");
-  const pixels = paint.createImageData(width, height);
+  const image = paint.createImageData(width, height);
+  const pixels = new Uint32Array(image.data.buffer);
   const [a, b] = grids.map((grid, at) => enlarge(grid, width, height, boxes[at]));
   const [left, top, right, bottom] = boxes[0].map((edge, side) => (side < 2 ? Math.max : Math.min)(edge, boxes[1][side]));
   for (let y = 0, i = 0; y < height; y += 1) {
@@ -71,11 +73,11 @@ function paintDifference(canvas, grids, boxes) {
       const across = (x + 0.5) / width;
       if (down < top || down > bottom || across < left || across > right) continue;
       const difference = a[i] - b[i];
-      pixels.data.set(difference > 0 ? MORE : LESS, 4 * i);
-      pixels.data[4 * i + 3] = 255 * Math.min(1, Math.abs(difference) ** 0.7);
+      const opacity = 255 * Math.min(1, Math.abs(difference) ** 0.7);
+      pixels[i] = pixelOf([...(difference > 0 ? MORE : LESS), opacity]);
     }
   }
-  paint.putImageData(pixels, 0, 0);
+  paint.putImageData(image, 0, 0);
 }
 
 const STEP = 3; // pixels between the points at which an outline is looked for

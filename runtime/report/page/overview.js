@@ -78,13 +78,13 @@ function confusion({ classes, counts, total }) {
   const open = (label, predicted) => showOnly(`${labelOf(label)} predicted as ${predicted === null ? "another class" : labelOf(predicted)}`,
     (image) => image.label === label && (predicted === null ? !classes.includes(image.top[0][0][0]) : image.top[0][0][0] === predicted));
   const mistakes = counts.filter(([label, predicted]) => label !== predicted).sort((a, b) => b[2] - a[2]).slice(0, 50);
-  const parts = [makeConfusion(classes, counts, open)];
-  if (total > classes.length) parts.unshift(make("p", { class: "note" }, `The ${classes.length} classes with most mistakes, of ${total}.`));
+  const beside = make("div", { class: "beside" }, makeConfusion(classes, counts, open));
   if (mistakes.length) {
-    parts.push(make("h3", {}, "Most frequent mistakes"), makeTable([["data", (row) => labelOf(row[0])], ["predicted", (row) => labelOf(row[1])], ["images", (row) => row[2]]],
-      mistakes, (row) => open(row[0], classes.includes(row[1]) ? row[1] : null)));
+    beside.append(make("div", {}, make("h3", {}, "Most frequent mistakes"),
+      makeTable([["data", (row) => labelOf(row[0])], ["predicted", (row) => labelOf(row[1])], ["images", (row) => row[2]]],
+        mistakes, (row) => open(row[0], classes.includes(row[1]) ? row[1] : null))));
   }
-  return parts;
+  return [total > classes.length ? make("p", { class: "note" }, `The ${classes.length} classes with most mistakes, of ${total}.`) : "", beside];
 }
 
 /** A row of images, worst first; they are the gallery's own, drawn small. */
