@@ -52,9 +52,10 @@ def load_onnx_file(path: str | os.PathLike[str]) -> onnx.ModelProto:
             raise ModelFileError(f"{name} is not an ONNX model: its graph has no operators")
         if not all(isinstance(each, str) for each in _names(proto.graph)):
             raise ModelFileError(f"{name} is damaged: it has names that are not text")
+        _refuse_dictionaries(proto.graph, name)
     except OSError as error:
         raise ModelFileError(f"cannot read {name}: {error.strerror or error}") from error
-    except ModelFileError:
+    except (ModelFileError, ExportError):
         raise
     except Exception as error:
         raise ModelFileError(f"{name} is not a readable ONNX file: {reason_of(error)}") from error
@@ -91,6 +92,20 @@ def _names(graph: onnx.GraphProto) -> Iterator[str | bytes]:
     for node in graph.node:
         yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
         yield from (attribute.name for attribute in node.attribute)
+
+
+def _refuse_dictionaries(graph: onnx.GraphProto, path: Path) -> None:
+    """Refuse outputs that are a dictionary for each image, and say how to do without them."""
+    node = next((node for node in graph.node if node.op_type == "ZipMap"), None)
+    if node is None:
+        return
+    weights = {tensor.name for tensor in graph.initializer}
+    images = [value.name for value in graph.input if value.name not in weights]
+    call = f"onnx.utils.extract_model({path.name!r}, 'scores.onnx', {images}, {list(node.input)})"
+    raise ExportError(
+        f"the node '{node.name or node.output[0]}' (ZipMap) returns the scores of each image as a "
+        f"dictionary, which has no gradient. Let the file return the scores themselves: {call}"
+    )
 
 
 def _check_content(model: ir.Model) -> None:

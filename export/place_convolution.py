@@ -24,6 +24,10 @@ from .places import (
     whole_grid,
 )
 
+# A deformable convolution belongs to the positions for which its offsets were computed, wherever it
+# reads, as attention belongs to its queries.
+_CONVOLUTIONS = ("Conv", "ConvTranspose", "DeformConv")
+
 
 def label_windows(op: Operation) -> list[Places]:
     """Label the result of a convolution, pooling or resizing over the last two axes."""
@@ -34,11 +38,11 @@ def label_windows(op: Operation) -> list[Places]:
 
 def _windowed(op: Operation, places: Places, before: Sides, after: Sides) -> Places:
     if len(before) != 4 or len(after) != 4:
-        same = op.node.op_type not in ("Conv", "ConvTranspose") and before == after
+        same = op.node.op_type not in _CONVOLUTIONS and before == after
         return places if same else _windowed_line(op, places, before, after)
     if after[2:] == (1, 1) and before[2:] != (1, 1):
         return contract(places, [1, 2, 3])
-    mixes = op.node.op_type in ("Conv", "ConvTranspose")
+    mixes = op.node.op_type in _CONVOLUTIONS
     if before[2:] == after[2:] and _is_pointwise(op):
         return contract(places, [1]) if mixes else places
     if not places:
@@ -68,7 +72,7 @@ def _windowed(op: Operation, places: Places, before: Sides, after: Sides) -> Pla
 def _read(op: Operation, axis: int, before: int, after: int) -> Reading:
     """Describe what an operator reads along one of the last two axes."""
     kind, index = op.node.op_type, axis - 2
-    if kind not in ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"):
+    if kind not in (*_CONVOLUTIONS, "MaxPool", "AveragePool", "LpPool"):
         return read_resized(before, after)
     sides = op.integers("kernel_shape") or list(op.before[1][2:])
     strides, dilations = op.integers("strides") or [1, 1], op.integers("dilations") or [1, 1]
@@ -94,7 +98,7 @@ def _is_pointwise(op: Operation) -> bool:
     """Tell whether an operator reads one position for each of its results."""
     if op.node.op_type == "Resize":
         return True  # of the same size
-    weight = op.before[1] if op.node.op_type in ("Conv", "ConvTranspose") else None
+    weight = op.before[1] if op.node.op_type in _CONVOLUTIONS else None
     kernel = op.integers("kernel_shape") or (list(weight[2:]) if weight is not None else [])
     return all(side == 1 for side in kernel)
 

@@ -294,7 +294,9 @@ _REDUCTIONS = (
     "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceLogSum",
     "ReduceLogSumExp", "ReduceProd", "ReduceSumSquare", "ArgMax", "ArgMin",
 )  # fmt: skip
-_WINDOWS = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool", "Resize")
+_WINDOWS = (
+    "Conv", "ConvTranspose", "DeformConv", "MaxPool", "AveragePool", "LpPool", "Resize",
+)  # fmt: skip
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENT_WISE, _element_wise),

@@ -125,6 +125,14 @@ def _set_constant(value: ir.Value, array: Any, known: Propagation) -> None:
         known.constants[value] = array
 
 
+def _find_later_opset(node: ir.Node, version: int) -> str:
+    """Say from which later opset on ONNX has an operator, if it has it at all."""
+    for later in range(version + 1, onnx.defs.onnx_opset_version() + 1):
+        if onnx.defs.has(node.op_type, later, node.domain):
+            return f", but of {later}: a PyTorch model is translated to it with --opset {later}"
+    return ""
+
+
 def _infer_types(
     node: ir.Node, proto: onnx.NodeProto, known: Propagation, opsets: Mapping[str, int]
 ) -> list[onnx.TypeProto | None]:
@@ -135,7 +143,7 @@ def _infer_types(
     except Exception as error:
         raise ExportError(
             f"the operator {node.domain or 'ai.onnx'}::{node.op_type} (node '{node.name}') is not "
-            f"part of ONNX opset {version}"
+            f"part of ONNX opset {version}{_find_later_opset(node, version)}"
         ) from error
     types, data = {}, {}
     for value in node.inputs:

@@ -162,6 +162,31 @@ def test_operators_of_vendors_are_refused_by_name(domain, kind, tmp_path):
     check_left_alone(tmp_path)
 
 
+def test_scores_in_dictionaries_are_refused_with_the_call_that_takes_them_out(tmp_path):
+    """As Custom Vision and converters of scikit-learn write files."""
+    file = File()
+    scores = file.add("Softmax", file.linear(file.pooled(file.features())), to="scores", axis=1)
+    file.add("ZipMap", scores, to="loss", domain="ai.onnx.ml", classlabels_int64s=[*range(5)])
+    model = file.model({}, 13, domains=["ai.onnx.ml"])
+    pairs = onnx.helper.make_map_type_proto(
+        TensorProto.INT64, onnx.helper.make_tensor_type_proto(TensorProto.FLOAT, [])
+    )
+    kind = onnx.helper.make_sequence_type_proto(pairs)
+    model.graph.output.append(onnx.helper.make_value_info("loss", kind))
+    path = tmp_path / "pairs.onnx"
+    onnx.save(model, path)
+    with pytest.raises(
+        ExportError, match=r"'loss' \(ZipMap\) returns .* as a dictionary"
+    ) as caught:
+        explain(path)
+    call = str(caught.value).rpartition(": ")[2]
+    assert call == "onnx.utils.extract_model('pairs.onnx', 'scores.onnx', ['x'], ['scores'])"
+    check_left_alone(tmp_path)
+    taken = tmp_path / "scores.onnx"
+    onnx.utils.extract_model(str(path), str(taken), ["x"], ["scores"])
+    assert explain(taken).manifest.task == "softmax"
+
+
 # --- control flow ---
 
 

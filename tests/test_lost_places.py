@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from foreign import AS_IS, CHANNELS, SIDE, File, explain, saved
 
 from whycam.export import Layer, list_layers
-from whycam.runtime.errors import TargetLayerError
+from whycam.runtime.errors import ExportError, TargetLayerError
 
 CLASSES = {"y": ["N", 5]}
 Move = Callable[[File], str]
@@ -131,6 +132,31 @@ def test_convolution_of_what_lies_as_the_image_does_is_the_target_layer(
     assert layer.op == "Relu"
     axes = (0, 1, 3, 2) if move is transposed else (0, 1, 2, 3)
     assert layer.arrangement.order == axes
+
+
+def deformable(file: File, features: str) -> str:
+    """Each position reads where a convolution of the same features says."""
+    offsets = file.add("Conv", features, file.weight(18, CHANNELS, 3, 3), pads=[1] * 4)
+    weight = file.weight(CHANNELS, CHANNELS, 3, 3)
+    return file.add("DeformConv", features, weight, offsets, pads=[1] * 4, kernel_shape=[3, 3])
+
+
+def test_deformable_convolution_belongs_to_the_positions_that_it_computes(tmp_path: Path) -> None:
+    file = File()
+    features = file.add("Relu", deformable(file, file.features()))
+    last = file.add("Relu", file.add("Conv", features, file.weight(6, CHANNELS, 2, 2)))
+    file.linear(file.pooled(last), inner=6, to="y")
+    layer = list_layers(saved(file.model(CLASSES, 19), tmp_path), overrides=AS_IS)[1]
+    assert layer is not None
+    assert (layer.op, layer.shape) == ("Relu", (6, 3, 3))
+
+
+def test_operator_of_a_later_opset_is_refused_with_that_opset(tmp_path: Path) -> None:
+    file = File()
+    file.linear(file.pooled(deformable(file, file.features())), to="y")
+    onnx.save(file.model(CLASSES, 18), tmp_path / "early.onnx")
+    with pytest.raises(ExportError, match=r"DeformConv.* not part of ONNX opset 18, but of 19"):
+        explain(tmp_path / "early.onnx")
 
 
 def test_tokens_that_a_kernel_of_one_mixes_are_of_no_place(tmp_path: Path) -> None:
