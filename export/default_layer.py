@@ -17,7 +17,6 @@ import onnx_ir as ir
 
 from .data_flow import NORMALISATIONS, DataFlow, Layer
 from .gradient.reverse import find_path
-from .places import NONE
 from .plain_model import PlainModel
 
 # Operators after which a tensor is still the same feature map, element by element.
@@ -118,7 +117,7 @@ def _find_last_tokens(flow: DataFlow) -> Layer | None:
             continue
         if _share_beside(flow, layer) > _MAX_SHARE_BESIDE:
             continue
-        if _loses_places(flow, node) and _describe_rest(flow, layer) is not None:
+        if _loses_places(flow, layer) and _describe_rest(flow, layer) is not None:
             return None
         reason = (
             "the last normalisation whose places have a gradient; no later tensor is read by "
@@ -140,14 +139,14 @@ def _share_beside(flow: DataFlow, layer: Layer) -> float:
     return 1 - sum(counts[node] for node in {*before, *after}) / whole if whole else 0.0
 
 
-def _loses_places(flow: DataFlow, node: ir.Node) -> bool:
-    """Tell whether it is unknown of a later block which places its elements belong to."""
+def _loses_places(flow: DataFlow, layer: Layer) -> bool:
+    """Tell whether a later block has as many elements, and it is unknown where they belong."""
+    node, dims = layer.value.producer(), flow.plain.shapes.dims
+    assert node is not None
     return any(
-        (labels < NONE).any()
+        dims.get(other.outputs[0]) == dims[layer.value] and flow.layer_at(other) is None
         for other in flow.path[flow.position[node] + 1 :]
         if other in flow.cut_nodes or other.op_type in NORMALISATIONS
-        for value in other.outputs
-        for labels in flow.places.get(value, ())
     )
 
 

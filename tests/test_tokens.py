@@ -560,6 +560,32 @@ def test_layer_is_the_last_one_with_a_gradient_at_most_places(
     assert network.gradient_share(network.find("norm")) in (1, 2 / 15)
 
 
+class Frequencies(nn.Module):
+    """Tokens are mixed by a Fourier transform over places and channels, as in FNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 8, 8)
+        self.norms = nn.ModuleList(nn.LayerNorm(16) for _ in range(3))
+        self.mlps = nn.ModuleList(nn.Sequential(nn.Linear(16, 128), nn.GELU(), nn.Linear(128, 16))
+                                  for _ in range(3))  # fmt: skip
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        for norm, mlp in zip(self.norms, self.mlps, strict=True):
+            x = norm(x)
+            x = mlp(x + torch.fft.fft2(x).real)
+        return self.head(x.mean(1))
+
+
+def test_first_block_is_not_explained_where_later_ones_lose_their_places() -> None:
+    network = network_of(seeded(Frequencies))
+    assert network.find("norms.0").shape == (16, *CELLS)
+    with pytest.raises(TargetLayerError, match="no target layer found"):
+        network.find()
+
+
 class Twins(nn.Module):
     """Two images, or an image and its mirror image, through the same convolutions."""
 
