@@ -155,7 +155,14 @@ def export(
         print_json({**export_document(result), "triton": None if home is None else str(home)})
         return
     say(export_text(result))
+    if result.manifest.class_embeddings is not None:
+        say(f"next: whycam prompts WORD WORD --model {_text_encoder_of(model)} -o FILE.npz")
     say(f"next: {_next_command(result, home)}")
+
+
+def _text_encoder_of(model: str) -> str:
+    """Return what to name for prompts: the same model, unless only its author knows."""
+    return "file.py:factory" if ":" in model and not Path(model).exists() else model
 
 
 def _next_command(result: ExportResult, repository: Path | None) -> str:

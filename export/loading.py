@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnx
 import onnx_ir as ir
 
 from ..runtime.errors import ExportError, MissingExtraError, RequestError
@@ -175,26 +177,15 @@ def _load_onnx(
     is_encoder: bool,
 ) -> LoadedModel:
     proto = load_onnx_file(path)
-    is_part, parameters, cut = False, None, []
-    if len(proto.graph.input) > 1:
-        whole = ir.from_proto(proto)
-        branches = find_branches(whole.graph)
-        if branches is not None and is_encoder:
-            parameters = read_parameters(whole, branches)
-            cut = [cut_image_encoder(whole, branches)]
-            proto, is_part = ir.to_proto(whole), True
-        elif branches is not None and branches.image_embedding is not None:
-            raise RequestError(
-                f"{path.name} has an image and a text encoder and no classes of its own: add "
-                "--classes input, and make prompts with: whycam prompts WORDS --model "
-                f"{path.name} -o FILE.npz"
-            )
-    loaded = convert_model(proto, path)
-    metadata = dict(loaded.metadata_props)
+    metadata = {entry.key: entry.value for entry in proto.metadata_props}
     if METADATA_KEY in metadata:
         raise ExportError(
             f"{path} was made by whycam export already. Start from the file that it was made from"
         )
+    part = _cut_file(proto, path, is_encoder)
+    if part is not None:
+        proto = part.proto
+    loaded = convert_model(proto, path)
     known = _read_metadata(metadata, path, overrides)
     size = overrides.size
     if size is None and _has_free_size(loaded):
@@ -207,17 +198,63 @@ def _load_onnx(
         overrides, known, plain.size, plain.channels, path.name, example, needs_preprocess
     )
     names = read_labels(labels) if labels is not None else () if known is None else known.labels
-    notes = (*_notes(known, overrides, labels), *cut)
+    notes = _notes(known, overrides, labels)
     return LoadedModel(
         path.name,
         path.name,
         plain,
         spec,
         names,
-        notes,
-        file=proto.SerializeToString() if is_part else path,
-        logit_parameters=parameters,
+        notes if part is None else (*notes, part.note),
+        file=path if part is None else proto.SerializeToString(),
+        logit_parameters=None if part is None else part.parameters,
     )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The image encoder of a file with two encoders.
+
+    Attributes:
+        proto: the file with nothing else.
+        parameters: of the class scores, where the file computes them.
+        note: what was left out, for the user.
+    """
+
+    proto: onnx.ModelProto
+    parameters: LogitParameters | None
+    note: str
+
+
+def _cut_file(proto: onnx.ModelProto, path: Path, is_encoder: bool) -> _Part | None:
+    """Cut the image encoder out of a file with two encoders; None of a file with one input.
+
+    Raises:
+        RequestError: there are two encoders, and no classes were asked for.
+        ExportError: images and texts meet in another way than by products of embeddings.
+    """
+    if len(proto.graph.input) < 2:
+        return None
+    try:
+        model = ir.from_proto(proto)
+    except Exception:  # damaged, which is said where the whole file is converted
+        return None
+    if not is_encoder:
+        with contextlib.suppress(ExportError):  # what is no classifier is said as of any file
+            branches = find_branches(model.graph)
+            if branches is not None and branches.image_embedding is not None:
+                raise RequestError(
+                    f"{path.name} has an image and a text encoder and no classes of its own: add "
+                    "--classes input, and make prompts with: whycam prompts WORDS --model "
+                    f"{path.name} -o FILE.npz"
+                )
+        return None
+    branches = find_branches(model.graph)
+    if branches is None:
+        return None
+    parameters = read_parameters(model, branches)
+    note = cut_image_encoder(model, branches)
+    return _Part(ir.to_proto(model), parameters, note)
 
 
 def _has_free_size(model: ir.Model) -> bool:

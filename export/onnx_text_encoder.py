@@ -13,7 +13,7 @@ import onnx_ir as ir
 from ..runtime.errors import ExportError, MissingExtraError, reason_of
 from .branches import cut_text_encoder, find_branches, open_branch
 from .onnx_reading import load_onnx_file
-from .text_encoder import TextEncoder, refuse_long_text
+from .text_encoder import TextEncoder, fill_texts, refuse_long_text
 
 _TOKENIZER = "tokenizer_config.json"
 _LONGEST = 1 << 20  # a tokenizer without a bound states 1e30
@@ -47,8 +47,7 @@ def load_onnx_text_encoder(path: Path) -> TextEncoder:
             refuse_long_text(text, len(tokenizer(text)["input_ids"]), length)
         tokens = tokenizer(
             list(texts),
-            padding="max_length" if is_filled else True,
-            max_length=length,
+            **fill_texts(is_filled, length),
             return_attention_mask="attention_mask" in inputs,
             return_tensors="np",
         )

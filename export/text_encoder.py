@@ -104,17 +104,22 @@ def _of_transformers(spec: str) -> TextEncoder:
     )
     # SigLIP was trained on texts filled up to their full length.
     is_siglip = getattr(model, "logit_bias", None) is not None
-    padding = "max_length" if is_siglip else True
+    padding = fill_texts(is_siglip, length)
 
     def encode(texts: Sequence[str]) -> Any:
         for text in texts:
             refuse_long_text(text, len(tokenizer(text)["input_ids"]), length)
-        given = tokenizer(list(texts), padding=padding, max_length=length, return_tensors="pt")
+        given = tokenizer(list(texts), **padding, return_tensors="pt")
         with torch.no_grad():
             found = model.get_text_features(**given)
         return found if isinstance(found, torch.Tensor) else found.pooler_output
 
     return encode
+
+
+def fill_texts(is_filled: bool, length: int) -> dict[str, Any]:
+    """Return a tokenizer's options: all texts as long as the text encoder reads, or the longest."""
+    return {"padding": "max_length", "max_length": length} if is_filled else {"padding": True}
 
 
 def refuse_long_text(text: str, count: int, length: int) -> None:

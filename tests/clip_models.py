@@ -257,9 +257,23 @@ OUTPUTS = ["logits_per_image", "logits_per_text", "text_embeds", "image_embeds"]
 
 
 def write_both_encoders(
-    model: nn.Module, path: Path, has_mask: bool, outputs: list[str], is_traced: bool = True
+    model: nn.Module,
+    path: Path,
+    has_mask: bool,
+    outputs: list[str],
+    is_traced: bool = True,
+    is_free: bool = True,
 ) -> None:
-    """Write an ONNX file with both encoders, as optimum does; or as PyTorch's newer exporter."""
+    """Write an ONNX file with both encoders, as optimum does; or as PyTorch's newer exporter.
+
+    Args:
+        model: of transformers.
+        path: to write to.
+        has_mask: whether a mask tells which tokens count.
+        outputs: which of ``OUTPUTS`` to keep.
+        is_traced: write it as optimum does.
+        is_free: any number of images, texts and tokens; else two of each and ``WORDS``.
+    """
     names = ["input_ids", "pixel_values", "attention_mask"][: 3 if has_mask else 2]
     text = torch.ones(2, WORDS, dtype=torch.long)
     inputs = (text, torch.zeros(2, 3, 32, 32), text)[: len(names)]
@@ -270,7 +284,7 @@ def write_both_encoders(
     if is_traced:
         torch.onnx.export(
             TwoEncoders(model).eval(), inputs, path, dynamo=False, input_names=names,
-            output_names=OUTPUTS, dynamic_axes=axes, opset_version=18,
+            output_names=OUTPUTS, dynamic_axes=axes if is_free else {}, opset_version=18,
         )  # fmt: skip
     else:
         free = tuple({k: torch.export.Dim(v) for k, v in axes[name].items()} for name in names)

@@ -179,3 +179,26 @@ def test_text_encoder_fills_texts_where_no_mask_tells_their_length(tmp_path: Pat
     of_model = embed_prompts(load_text_encoder(str(tmp_path)), NAMES)
     np.testing.assert_allclose(of_file.embeddings, of_model.embeddings, atol=1e-5)
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["model_max_length"] == 8
+
+
+def test_a_file_that_fixes_how_many_texts_it_takes_embeds_any_number(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    model = save_transformers(tmp_path, "CLIP")
+    write_both_encoders(model, tmp_path / "m.onnx", True, OUTPUTS, is_free=False)
+    found = embed_prompts(load_text_encoder(str(tmp_path / "m.onnx")), NAMES)
+    expected = embed_prompts(load_text_encoder(str(tmp_path)), NAMES)
+    np.testing.assert_allclose(found.embeddings, expected.embeddings, atol=1e-5)
+
+
+def test_an_explained_file_is_told_by_its_own_name_first(tmp_path: Path) -> None:
+    made = to_onnx(
+        write_pair(tmp_path / "both.onnx", "scaled first"), tmp_path / "x.onnx", classes="input",
+        overrides=SMALL, methods=["gradcam"],
+    )  # fmt: skip
+    with pytest.raises(ExportError, match="was made by whycam export already"):
+        to_onnx(made.path, tmp_path / "y.onnx", classes="input", overrides=SMALL)
+
+
+def test_a_classifier_with_another_input_is_refused_as_before(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"one input of four axes.*'pixels'.*'tokens'"):
+        to_onnx(write_pair(tmp_path / "b.onnx", "added"), tmp_path / "x.onnx", overrides=SMALL)
