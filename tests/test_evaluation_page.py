@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from report_pages import data_of
+from tiny_file import write_tiny
 
 import whycam
 from whycam.calibrate import evaluate, evaluation_page, open_dataset
 from whycam.calibrate.evaluation_page import write_evaluation_page
+from whycam.cli import main
 from whycam.runtime.tft import Tft
 
 
@@ -111,3 +113,47 @@ def test_a_page_of_a_resumed_evaluation_has_every_image(tiny, folder):
     first = write(tiny, folder)
     again = write(tiny, folder)
     assert again["images"] == first["images"]
+
+
+def run(capsys, *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return stop.value.code, captured.out, captured.err
+
+
+@pytest.fixture
+def model(tiny_engine, manifest_of, tmp_path):
+    def write_model(**fields) -> Path:
+        engine = tiny_engine()
+        manifest = manifest_of(methods=("gradcam", "layercam"), **fields)
+        write_tiny(tmp_path / "m.onnx", manifest, engine.mix, engine.linear)
+        return tmp_path / "m.onnx"
+
+    return write_model
+
+
+def test_evaluate_writes_the_page_on_request(model, folder, capsys):
+    out = folder / "out"
+    code, said, _ = run(capsys, "evaluate", model(), folder / "data", "-o", out, "--report")
+    assert code == 0
+    assert "report.html" in said
+    assert len(data_of(out / "report.html")["images"]) == 18
+    assert not list(out.glob("*.png"))
+    code, _, err = run(capsys, "evaluate", model(), folder / "data", "--report")
+    assert code == 2
+    assert "-o FOLDER" in err
+
+
+def test_independent_labels_have_figures_and_every_label_its_map(model, folder, capsys):
+    table = folder / "data.csv"
+    table.write_text("data/ant/0.png,ant;bee\ndata/bee/1.png,bee\ndata/cat/2.png,\n")
+    out = folder / "out"
+    assert run(capsys, "evaluate", model(task="sigmoid"), table, "-o", out, "--report")[0] == 0
+    data = data_of(out / "report.html")
+    labels = data["about"]["sections"]["evaluation"]["labels"]
+    assert {one["label"]: one["present"] for one in labels} == {"ant": 1, "bee": 2}
+    first = next(image for image in data["images"] if image["name"] == "data/ant/0.png")
+    measured = {one["index"] for one in first["maps"] if "drop" in one}
+    assert measured == {0, 1}
+    assert "matrix" not in data["about"]["sections"]

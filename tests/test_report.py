@@ -203,3 +203,25 @@ def test_report_options_that_exclude_each_other_are_refused(run, model, argument
     code, _, err = run("explain", model, ".", "--report", *arguments)
     assert code == 2
     assert message in err
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "maps"),
+    [
+        ({"task": "none"}, [], 3),
+        ({"task": "sigmoid"}, ["--tft"], 3),
+        ({"top": 1, "outputs": ("raw",)}, ["--tft"], 1),
+    ],
+    ids=["values", "independent labels", "one class exported"],
+)
+def test_other_kinds_of_networks_have_reports(
+    run, tiny_engine, manifest_of, tmp_path, fields, options, maps
+):
+    manifest = manifest_of(methods=("gradcam",), **fields)
+    write_tiny(tmp_path / "m.onnx", manifest, tiny_engine().mix, tiny_engine().linear)
+    write_images(tmp_path / "images", 2)
+    place = ["-o", tmp_path / "out", "--report", *options]
+    assert run("explain", tmp_path / "m.onnx", tmp_path / "images", *place)[0] == 0
+    data = data_of(tmp_path / "out" / "report.html")
+    assert data["about"]["task"] == fields.get("task", "softmax")
+    assert [len(image["maps"]) for image in data["images"]] == [maps, maps]

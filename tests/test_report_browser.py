@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,13 @@ from PIL import Image
 from report_pages import data_of, write_images, write_report
 
 import whycam
+from whycam.calibrate import evaluate, open_dataset
+from whycam.calibrate.comparison_page import add_compared, describe_comparison
+from whycam.calibrate.dataset import Classes
+from whycam.calibrate.evaluation_page import write_evaluation_page
+from whycam.calibrate.fidelity import compare
 from whycam.runtime import overlay
+from whycam.runtime.manifest import Preprocess
 from whycam.runtime.report.document import About, Report
 from whycam.runtime.report.entry import encode_explanations
 
@@ -294,3 +301,82 @@ def test_far_images_are_not_drawn_until_they_come_near(tiny, tmp_path, show, unt
     last = "return Boolean(document.querySelector('#gallery li:last-child img').src)"
     until(lambda: page.execute_script(last))
     assert page.execute_script(drawn) < 150
+
+
+@pytest.fixture
+def labelled(tmp_path) -> Path:
+    for label in ("ant", "bee", "cat"):
+        write_images(tmp_path / "data", 0)
+        rng = np.random.default_rng(len(label) + ord(label[0]))
+        (tmp_path / "data" / label).mkdir()
+        for number in range(4):
+            pixels = rng.integers(0, 256, (12, 16, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / label / f"{number}.png")
+    return tmp_path
+
+
+def test_a_cell_of_the_confusion_matrix_shows_its_images(tiny, labelled, show, until):
+    data = open_dataset(labelled / "data")
+    evaluation = evaluate(tiny, data, methods=["gradcam", "layercam"], folder=labelled)
+    page = show(write_evaluation_page(tiny, data, evaluation, labelled))
+    titles = [one.text for one in page.find_elements("css selector", "#overview h2")]
+    assert titles == ["Worst cases", "Quality of the maps", "Classes", "Confusion matrix"]
+    cell = page.find_element("css selector", ".confusion .miss button")
+    label, predicted = cell.get_attribute("aria-label").split(":")[0].split(" predicted as ")
+    count = int(cell.text)
+    page.execute_script("arguments[0].click()", cell)
+    shown = page.execute_script("return whycam.order()")
+    assert len(shown) == count
+    assert {image["name"].split("/")[0] for image in shown} == {label}
+    names_of = data_of(labelled / "report.html")["labels"]
+    assert {names_of[str(image["top"][0][0][0])] for image in shown} == {predicted}
+    assert predicted in page.find_element("id", "chip").text
+
+
+def test_tables_sort_by_the_heading_that_is_pressed(tiny, labelled, show, until):
+    data = open_dataset(labelled / "data")
+    evaluation = evaluate(tiny, data, methods=["gradcam"], folder=labelled)
+    page = show(write_evaluation_page(tiny, data, evaluation, labelled))
+    heading = page.find_element("css selector", "#classes th:nth-child(3) button")
+    values = "return [...document.querySelectorAll('#classes td:nth-child(3)')]"
+    for order in (1, -1):
+        page.execute_script("arguments[0].click()", heading)
+        found = [float(text.rstrip(" %")) for text in page.execute_script(
+            f"{values}.map((one) => one.textContent)")]  # fmt: skip
+        assert found == sorted(found, reverse=order > 0)
+
+
+def test_a_comparison_opens_with_both_maps_and_their_difference(
+    tiny, tiny_engine, manifest_of, labelled, show, until
+):
+    other = whycam.Explainer(
+        tiny_engine(), manifest_of(preprocess=Preprocess(size=(12, 12), resize=(12,)))
+    )
+    data = open_dataset(labelled / "data")
+    classes = Classes(tiny.manifest.labels, 3)
+    with Report(labelled / "report.html", len(data.samples)) as report:
+        collect = partial(add_compared, report, classes, tiny.manifest.labels)
+        found = compare(tiny, other, data.samples, ["gradcam"], whycam.Tft(), collect=collect)
+        about = describe_comparison(tiny, ("one", "other"), "data", found, whycam.Tft())
+        page = show(report.write(about))
+    cards(page)[0].click()
+    until(lambda: len(page.find_elements("css selector", ".panels figure")) == 3)
+    headings = [one.text for one in page.find_elements("css selector", "aside h3")]
+    assert headings[:2] == ["one", "other"]
+
+
+@pytest.mark.parametrize("task", ["none", "sigmoid", "binary"])
+def test_other_tasks_are_shown_without_an_error(tiny, manifest_of, tmp_path, show, until, task):
+    fields = {"num_classes": 2, "labels": ("not bee", "bee")} if task == "binary" else {}
+    explainer = whycam.Explainer(
+        tiny.engine, manifest_of(task=task, methods=("gradcam",), **fields)
+    )
+    (path,) = write_images(tmp_path / "images", 1)
+    with Report(tmp_path / "report.html", 1) as report:
+        found = explainer.explain(path, [-1, -2], "gradcam", tft=None)
+        report.add(encode_explanations("0.png", [found]))
+        page = show(report.write(About(kind="explain", title="t", sources=("m",), task=task)))
+    cards(page)[0].click()
+    until(lambda: page.find_elements("css selector", ".ranking"))
+    number = page.find_element("css selector", ".ranking li").text
+    assert ("%" in number) == (task != "none")
