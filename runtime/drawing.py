@@ -145,7 +145,9 @@ def draw_html(explanation: Attribution) -> str:
         f"<td>{format_probability(one.probability, explanation.task, 3)}</td></tr>"
         for one in explanation.top
     )
-    title, details = (html.escape(line) for line in explanation.caption_lines())
+    title, details = (
+        html.escape(line.replace("  ", " · ")) for line in explanation.caption_lines()
+    )
     return (
         "<div style='display:flex;flex-wrap:wrap;gap:1em;align-items:flex-start'>"
         f"<figure style='margin:0'><img alt='{title}' style='max-width:{_NOTEBOOK_WIDTH}px;"
