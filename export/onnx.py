@@ -40,8 +40,7 @@ from .plain_model import PlainModel
 from .preprocessing import Overrides
 from .reference_answers import compute_reference_answers
 from .verify import verify
-from .verify_sizes import subjects_of_all_sizes
-from .verify_subject import Subject, prepare_image
+from .verify_subject import Subject, prepare_image, subjects_of_all_sizes
 from .zero_shot import Similarity, choose_similarity
 
 if TYPE_CHECKING:

@@ -1,10 +1,10 @@
-"""Describe an explaining graph that is verified, and draw images for it."""
+"""Describe an explaining graph that is verified, at each size, and draw images for it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,8 +21,11 @@ from ..runtime.manifest import Manifest
 from ..runtime.pixels import read_pixels
 from ..runtime.preprocess import arrange, crop_resized
 from .attention import AttentionMaps
+from .dims import CLASSES, lengths_at
 from .original_model import OriginalModel
+from .plain_model import PlainModel
 from .references import Floats, Reference
+from .tensors import Tensor
 
 OUTPUTS_OF_ATTENTION = ("attention_maps", "attention_gradients")
 
@@ -126,3 +129,29 @@ def prepare_image(path: str | os.PathLike[str], manifest: Manifest) -> NDArray[A
     return np.ascontiguousarray(
         arrange(crop_resized(image, manifest.preprocess)[0][None], manifest)
     ).astype(manifest.image_dtype)
+
+
+def subjects_of_all_sizes(
+    subject: Subject, plain: PlainModel, tensors: dict[str, Tensor]
+) -> list[Subject]:
+    """List a graph for each size at which it is compared: its own, or three where it takes many.
+
+    Args:
+        subject: the graph; ``manifest`` describes it for all sizes.
+        plain: the network.
+        tensors: the graph's outputs by contract name.
+    """
+    subjects = []
+    for lengths in [plain.shapes.one] if plain.sizes is None else plain.sizes.checked:
+        height, width = lengths_at(plain.input_dims, lengths)
+        known = {**lengths, "C": subject.manifest.num_classes}
+        outputs = {
+            name: tuple(
+                None if side == CLASSES else lengths_at([side], known)[0]
+                for side in tensor.shape[1:]
+            )
+            for name, tensor in tensors.items()
+        }
+        manifest = subject.manifest.at((height, width))
+        subjects.append(replace(subject, manifest=manifest, outputs=outputs, size=(height, width)))
+    return subjects
