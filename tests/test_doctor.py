@@ -362,6 +362,18 @@ def test_packages_that_overwrite_each_other_are_said():
     assert not conflicts({"onnxruntime-gpu": "1", "onnx": "1", "opencv-python-headless": "5"})
 
 
+def test_images_that_no_threshold_helps_are_compared(curved_onnx, tmp_path):
+    job = Job(kind="answers", engine="onnxruntime", model=str(curved_onnx), threads=1, rounds=1)
+    found = answers(job, [np.zeros((40, 40, 3), np.uint8)], tmp_path)
+    with np.load(tmp_path / ANSWERS) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    assert np.isnan(arrays["0.threshold"])
+    assert compare(arrays, arrays, found.targets, ENGINE, True).complaint is None
+    other = arrays | {"0.threshold": np.float64(0.3)}
+    differences = compare(arrays, other, found.targets, ENGINE, True).worst
+    assert differences["threshold"] == 1
+
+
 def test_a_precision_the_processor_lacks_is_not_a_failure(monkeypatch, curved_onnx, tmp_path):
     """The engine refuses to load, and says why."""
 

@@ -1,7 +1,9 @@
-"""A bright patch at the right edge of a wide image lights the right edge, in every layout."""
+"""A bright patch of a wide image lights its own place, in every layout, alone and in a batch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from whycam.export import Overrides, to_onnx
 
 H, W = 180, 320
 ROWS, COLUMNS = 9, 16  # patches of 20 pixels
-LAYOUTS = ("NCHW", "NHWC", "tokens", "windows")
+LAYOUTS = ("NCHW", "NHWC", "tokens", "windows", "any size")
 
 
 class Bright(nn.Module):
@@ -49,22 +51,41 @@ class Bright(nn.Module):
         return self.head((x + x.relu()).reshape(n, -1, 4).mean(1))
 
 
+@pytest.fixture(scope="module")
+def explaining(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Files with all outputs, of each layout, and of NCHW for images of many sizes."""
+
+    @cache
+    def export(layout: str) -> Path:
+        file = tmp_path_factory.mktemp(layout) / "model.onnx"
+        free = {"dynamic_size": (160, 320)} if layout == "any size" else {}
+        model = Bright("NCHW" if free else layout).eval()
+        overrides = Overrides(image_size=(H, W), preprocess="imagenet")
+        to_onnx(model, file, overrides=overrides, outputs=("raw", "map", "tft"), **free)
+        return file
+
+    return export
+
+
+def bright_at(row: int, column: int) -> np.ndarray:
+    """An image [1, 3, 180, 320] that is dark but for one patch of 20 pixels."""
+    image = np.full((1, 3, H, W), 0.1, np.float32)
+    image[:, :, row : row + 20, column : column + 20] = 2.0
+    return image
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_bright_patch_at_the_right_edge_lights_the_right_edge(layout: str, tmp_path: Path) -> None:
-    file = tmp_path / "model.onnx"
-    overrides = Overrides(image_size=(H, W), preprocess="imagenet")
-    model = Bright(layout).eval()
-    result = to_onnx(model, file, overrides=overrides, outputs=("raw", "map", "tft"))
-    assert result.manifest.activations == (4, ROWS, COLUMNS)
-    image = np.full((1, 3, H, W), 0.1, np.float32)
-    image[:, :, 40:60, -20:] = 2.0
+def test_bright_patch_at_the_right_edge_lights_the_right_edge(
+    layout: str, explaining: Callable[[str], Path]
+) -> None:
+    explainer = whycam.load(explaining(layout), threads=1)
+    assert explainer.manifest.activations == (4, ROWS, COLUMNS)
+    image = bright_at(40, W - 20)
     names = ["original_maps", "maps", "activations", "gradients"]
-    found = whycam.load(file, threads=1).engine.run(
-        {"image": image, "target": np.array([[1]])}, names
-    )
+    found = explainer.engine.run({"image": image, "target": np.array([[1]])}, names)
     brightness = image[0].reshape(3, ROWS, 20, COLUMNS, 20).mean((0, 2, 4))
-    factor = 1 if layout == "NCHW" else 2
+    factor = 1 if layout in ("NCHW", "any size") else 2
     np.testing.assert_allclose(found["activations"][0, 0], factor * brightness, rtol=1e-5)
     assert found["gradients"][0, 0, 0].min() > 0
     for name in ("original_maps", "maps"):
@@ -74,3 +95,27 @@ def test_bright_patch_at_the_right_edge_lights_the_right_edge(layout: str, tmp_p
         assert column >= W - 20
         assert lit[40:60, -20:].mean() > 0.5
         assert lit[:, : W - 40].max() < 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_images_of_a_batch_are_explained_as_each_alone(
+    layout: str, engine: str, explaining: Callable[[str], Path]
+) -> None:
+    explainer = whycam.load(explaining(layout), engine, threads=1)
+    images = [bright_at(row, column) for row, column in ((40, W - 20), (0, 0), (160, 100))]
+    names = ["probabilities", "activations", "gradients", "original_maps", "maps", "thresholds"]
+    names += ["rpi", *(f"maps_{method}" for method in explainer.manifest.map_methods[1:])]
+
+    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        target = np.tile([[1, 0]], (len(batch), 1))
+        return explainer.engine.run({"image": batch, "target": target}, names)
+
+    together = run(np.concatenate(images))
+    for row, image in enumerate(images):
+        alone = run(image)
+        for name in names:
+            np.testing.assert_allclose(
+                together[name][row], alone[name][0], 1e-4, 2e-6, err_msg=f"{name} of image {row}"
+            )

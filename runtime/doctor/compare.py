@@ -72,7 +72,9 @@ def compare(
             if name.startswith("map.") and name in after:
                 sample |= _map_differences(name[4:], after[name], before[name], allowed)
         if "threshold" in before and "threshold" in after:
-            sample["threshold"] = float(before["threshold"] != after["threshold"])
+            # NaN: no threshold helps.
+            same = np.array_equal(before["threshold"], after["threshold"], equal_nan=True)
+            sample["threshold"] = float(not same)
             sample["mask"] = 1 - overlap(before["mask"], after["mask"])
             # A search may evaluate other thresholds; those it does not evaluate are NaN.
             apart = np.abs(after["masked"] - before["masked"])

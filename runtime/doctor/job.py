@@ -231,7 +231,7 @@ def _explain_image(
     if tft:
         best = explainer.explain(image, target, method, tft=True)
         yield "mask", best.mask
-        yield "threshold", best.threshold
+        yield "threshold", np.nan if best.threshold is None else best.threshold
         yield "masked", (1 + best.rpi) * best.probability
 
 
