@@ -364,7 +364,7 @@ def test_packages_that_overwrite_each_other_are_said():
 
 def test_images_that_no_threshold_helps_are_compared(curved_onnx, tmp_path):
     job = Job(kind="answers", engine="onnxruntime", model=str(curved_onnx), threads=1, rounds=1)
-    found = answers(job, [np.zeros((40, 40, 3), np.uint8)], tmp_path)
+    found = answers(job, [np.full((40, 40, 3), 255, np.uint8)], tmp_path)
     with np.load(tmp_path / ANSWERS) as stored:
         arrays = {name: stored[name] for name in stored.files}
     assert np.isnan(arrays["0.threshold"])

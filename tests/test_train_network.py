@@ -152,10 +152,10 @@ def test_layer_that_pytorch_records_in_another_shape_is_refused():
 @pytest.mark.parametrize(
     ("end", "message"),
     [
-        (nn.Softmax(1), "ends in Softmax"),
-        (nn.LogSoftmax(1), "ends in LogSoftmax"),
-        (nn.Sigmoid(), "ends in Sigmoid"),
-        (nn.Linear(networks.CLASSES, 1), "returns one number"),
+        (nn.Softmax(1), "ends in Softmax, .*return what goes into the softmax"),
+        (nn.LogSoftmax(1), "ends in LogSoftmax, .*return what goes into the softmax"),
+        (nn.Sigmoid(), "ends in Sigmoid: independent labels.* exclude each other"),
+        (nn.Linear(networks.CLASSES, 1), "returns one number an image: .* exclude each other"),
     ],
     ids=str,
 )

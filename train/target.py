@@ -50,27 +50,31 @@ def find_target(
             classes that exclude each other.
         TargetLayerError: there is no usable target layer.
     """
-    _check_one_output(model, size, channels)
+    _check_output(model, size, channels)
     plain = to_plain(to_ir(model, size, LEAST_OPSET, channels))
     (meaning,) = interpret_outputs(plain.graph.outputs, plain.shapes)
     if meaning.activation is not None or meaning.task != "softmax":
-        ending = (
-            f"ends in {meaning.activation}"
-            if meaning.activation is not None
-            else "returns one number an image"
-        )
-        raise ExportError(
-            f"the model {ending}, but training needs the logits of two classes or more: return "
-            "what goes into the softmax"
-        )
+        if meaning.task == "softmax":
+            raise ExportError(
+                f"the model ends in {meaning.activation}, but training needs the logits of two "
+                "classes or more: return what goes into the softmax"
+            )
+        raise ExportError(_not_exclusive(f"ends in {meaning.activation}"))
     network = Network(plain, meaning.logits)
     layer = network.find(name)
     head = split_head(network, layer)
     return Target(layer.name, layer.shape, layer.arrangement, head.is_pooled_linear)
 
 
-def _check_one_output(model: torch.nn.Module, size: tuple[int, int], channels: int) -> None:
-    """Refuse a model that returns its logits in a dict, tuple or dataclass.
+def _not_exclusive(what: str) -> str:
+    return (
+        f"the model {what}: independent labels, one logit or values, and training is for classes "
+        "that exclude each other. whycam export explains the model as it is"
+    )
+
+
+def _check_output(model: torch.nn.Module, size: tuple[int, int], channels: int) -> None:
+    """Refuse, before it is translated, a model that returns no single row of logits an image.
 
     Raises:
         ExportError: it does.
@@ -87,3 +91,5 @@ def _check_one_output(model: torch.nn.Module, size: tuple[int, int], channels: i
             "tensor, the logits of two classes or more: write a factory whose model returns the "
             "logits of one head alone"
         )
+    if returned.numel() == len(returned):
+        raise ExportError(_not_exclusive("returns one number an image"))
