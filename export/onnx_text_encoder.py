@@ -13,7 +13,7 @@ import onnx_ir as ir
 from ..runtime.errors import ExportError, MissingExtraError, reason_of
 from .branches import cut_text_encoder, find_branches, open_branch
 from .onnx_reading import load_onnx_file
-from .text_encoder import TextEncoder, fill_texts, refuse_long_text
+from .texts import TextEncoder, fill_texts, refuse_long_text
 
 _TOKENIZER = "tokenizer_config.json"
 _LONGEST = 1 << 20  # a tokenizer without a bound states 1e30

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..runtime.cosine import normalise
 from ..runtime.errors import DataError, ExportError, RequestError, WhyCamError, reason_of
 from ..runtime.prompts import Prompts, check_embeddings
-from .text_encoder import TextEncoder
+from .texts import TextEncoder
 
 _BATCH = 64
 

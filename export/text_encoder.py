@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..runtime.errors import DataError, ExportError, RequestError, reason_of
+from ..runtime.errors import ExportError, RequestError, reason_of
 from .loading import is_onnx_file
 from .requirements import require_torch
-
-TextEncoder = Callable[[Sequence[str]], Any]
+from .texts import TextEncoder, fill_texts, refuse_long_text
 
 
 def load_text_encoder(spec: str, weights: str = "default") -> TextEncoder:
@@ -115,21 +114,3 @@ def _of_transformers(spec: str) -> TextEncoder:
         return found if isinstance(found, torch.Tensor) else found.pooler_output
 
     return encode
-
-
-def fill_texts(is_filled: bool, length: int) -> dict[str, Any]:
-    """Return a tokenizer's options: all texts as long as the text encoder reads, or the longest."""
-    return {"padding": "max_length", "max_length": length} if is_filled else {"padding": True}
-
-
-def refuse_long_text(text: str, count: int, length: int) -> None:
-    """Refuse a text of more tokens than the text encoder reads, which tokenizers cut off silently.
-
-    Raises:
-        DataError: ``count`` is more than ``length``.
-    """
-    if count > length:
-        raise DataError(
-            f"the text '{text}' is longer than the {length} tokens that the text encoder reads: "
-            "shorten it"
-        )
