@@ -193,7 +193,8 @@ def _load_onnx(
     channels = count_stated_channels(overrides)
     plain = to_plain(loaded, size, overrides.layout, metadata, dynamic_size, channels)
     target = str(path.with_suffix(".explained.onnx"))
-    example = format_example_command(str(path), target, overrides, plain.channels)
+    takes_pixels = plain.image.dtype == ir.DataType.UINT8
+    example = format_example_command(str(path), target, overrides, plain.channels, takes_pixels)
     spec = choose_preprocess(
         overrides, known, plain.size, plain.channels, path.name, example, needs_preprocess
     )

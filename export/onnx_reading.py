@@ -74,7 +74,7 @@ def convert_model(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> ir.Mo
         ExportError: it holds more than 2 GiB, or its opset cannot be converted.
     """
     try:
-        model = ir.from_proto(_upgrade(proto))
+        model = ir.from_proto(_upgrade(_sort(proto)))
         expand_contrib_operators(model)
         _check_content(model)
         return model
@@ -106,6 +106,19 @@ def _refuse_dictionaries(graph: onnx.GraphProto, path: Path) -> None:
         f"the node '{node.name or node.output[0]}' (ZipMap) returns the scores of each image as a "
         f"dictionary, which has no gradient. Let the file return the scores themselves: {call}"
     )
+
+
+def _sort(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Sort the nodes topologically where they are not, as converters to float16 leave them."""
+    known = {value.name for value in (*proto.graph.input, *proto.graph.initializer)} | {""}
+    known |= {sparse.values.name for sparse in proto.graph.sparse_initializer}
+    for node in proto.graph.node:
+        if not known.issuperset(node.input):
+            model = ir.from_proto(proto)
+            model.graph.sort()
+            return ir.to_proto(model)
+        known.update(node.output)
+    return proto
 
 
 def _check_content(model: ir.Model) -> None:

@@ -150,7 +150,11 @@ def choose_preprocess(
 
 
 def format_example_command(
-    model: str, target: str, overrides: Overrides, channels: int | None = None
+    model: str,
+    target: str,
+    overrides: Overrides,
+    channels: int | None = None,
+    takes_pixels: bool = False,
 ) -> str:
     """Format a command that states the preprocessing, with the user's other options.
 
@@ -159,6 +163,7 @@ def format_example_command(
         target: the file to write.
         overrides: what the user states.
         channels: of the network input, where known.
+        takes_pixels: whether the input is uint8, so that pixels stay as they are.
     """
     count = _count_channels(overrides, channels)
     words = ["whycam", "export", model, "-o", target]
@@ -172,7 +177,8 @@ def format_example_command(
         words += ["--channels", str(overrides.channels)]
     if overrides.value_range is not None:
         words += ["--value-range", "{:g}:{:g}".format(*overrides.value_range)]
-    return shlex.join([*words, "--preprocess", "imagenet" if count == 3 else "zero-one"])
+    preset = "raw" if takes_pixels else "imagenet" if count == 3 else "zero-one"
+    return shlex.join([*words, "--preprocess", preset])
 
 
 def apply_overrides(spec: Preprocess, overrides: Overrides) -> Preprocess:

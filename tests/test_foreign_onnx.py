@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 import whycam
 from whycam.export import Overrides
-from whycam.runtime.errors import ExportError, ModelFileError
+from whycam.runtime.errors import ExportError, ModelFileError, PreprocessError
 
 
 def test_files_are_explained_without_torch(tmp_path, run_python):
@@ -271,6 +271,18 @@ def test_float16_is_read(inside, tmp_path):
     check_answers(path, made, head, tolerance=3e-3 if half else 1e-5)
 
 
+@pytest.mark.parametrize("opset", [13, 18])
+def test_nodes_in_any_order_are_read(opset, tmp_path):
+    """Converters to float16 append the casts of inputs and outputs behind all other nodes."""
+    model, head = classifier(opset)
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes[1:], nodes[0]])
+    file = tmp_path / "unsorted.onnx"
+    onnx.save(model, file)
+    check_answers(file, explain(file), head)
+
+
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_uint8_images_that_the_graph_casts_stay(layout, tmp_path):
     shape = (3, SIDE, SIDE) if layout == "NCHW" else (SIDE, SIDE, 3)
@@ -281,6 +293,8 @@ def test_uint8_images_that_the_graph_casts_stay(layout, tmp_path):
     image = file.add("Div", image, file.constant(255.0))
     file.add("Softmax", file.linear(file.pooled(file.features(image))), to="y", axis=1)
     path = saved(file.model({"y": ["N", CLASSES]}), tmp_path)
+    with pytest.raises(PreprocessError, match=r"--preprocess raw$"):  # the one that fits
+        explain(path, overrides=Overrides())
     made = explain(path, overrides=Overrides(preprocess="raw"))
     assert (made.manifest.image_dtype, made.manifest.layout) == ("uint8", layout)
     check_answers(path, made, foreign.linear_head(file))
