@@ -53,7 +53,7 @@ def check_is_no_probability(
     raise ExportError(
         f"the output '{head.name}' holds probabilities already, but the graph does not end in "
         f"Softmax or Sigmoid: {why}. Name the logits with --head if they are an output, pass "
-        "--task none to explain the values as they are, or --task softmax if they are logits "
+        f"--task none to explain the values as they are, or --task {head.task} if they are logits "
         "nevertheless"
     )
 

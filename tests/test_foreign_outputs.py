@@ -258,6 +258,20 @@ def test_probabilities_that_anything_follows_are_refused(ending, tmp_path):
         explain(file)
 
 
+def test_probability_of_one_class_is_refused_with_a_task_that_takes_one_number(tmp_path):
+    """Of two classes' softmax the second column, as many binary classifiers return it."""
+
+    def second(file, z):
+        two = (file.constant([number], np.int64) for number in (0, 2, 1))
+        both = file.add("Softmax", file.add("Slice", z, *two), axis=1)
+        bounds = (file.constant([number], np.int64) for number in (1, 2, 1))
+        return file.add("Slice", both, *bounds, to="y")
+
+    file, _ = with_head(second, {"y": ["N", 1]}, tmp_path)
+    with pytest.raises(ExportError, match=r"already.*--task none.*or --task binary if they are"):
+        explain(file)
+
+
 def test_scores_between_zero_and_one_that_no_activation_makes_are_logits(tmp_path):
     def near_one_half(file, z):
         scaled = file.add("Mul", z, file.constant(0.01))
