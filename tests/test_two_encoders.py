@@ -190,6 +190,22 @@ def test_a_file_that_fixes_how_many_texts_it_takes_embeds_any_number(tmp_path: P
     np.testing.assert_allclose(found.embeddings, expected.embeddings, atol=1e-5)
 
 
+@slow
+def test_a_file_that_fixes_how_many_images_it_takes_explains_any_number(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    model = save_transformers(tmp_path, "CLIP")
+    write_both_encoders(model, tmp_path / "m.onnx", True, OUTPUTS, is_free=False)
+    made = to_onnx(tmp_path / "m.onnx", tmp_path / "x.onnx", classes="input", methods=["gradcam"])
+    images, texts = torch.from_numpy(random_images(3, 32)), random_texts()
+    with torch.no_grad():
+        logits = Scores(model, texts)(images)
+        prompts = prompts_of(model.get_text_features(input_ids=texts).pooler_output)
+    engine = whycam.load(made.path, prompts=prompts).engine
+    feeds = {"image": images.numpy(), "target": np.zeros((3, 1), np.int64)}
+    answer = engine.run(feeds, ["probabilities"])["probabilities"]
+    np.testing.assert_allclose(answer, logits.softmax(-1), rtol=1e-4)
+
+
 def test_an_explained_file_is_told_by_its_own_name_first(tmp_path: Path) -> None:
     made = to_onnx(
         write_pair(tmp_path / "both.onnx", "scaled first"), tmp_path / "x.onnx", classes="input",
