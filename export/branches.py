@@ -51,10 +51,13 @@ class Branches:
 def find_branches(graph: ir.Graph) -> Branches | None:
     """Find an image and a text encoder; None where a graph reads no images or nothing else.
 
+    The graph's nodes are put in order.
+
     Raises:
         ExportError: there are several inputs for images, or both encoders meet in other ways than
             by products of their embeddings.
     """
+    graph.sort()  # converters to float16 append casts behind all other nodes
     used = [value for value in graph.inputs if value.uses() and not value.is_initializer()]
     images = [value for value in used if _is_image(value)]
     if len(used) < 2 or not images:

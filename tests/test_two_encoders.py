@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -19,6 +20,7 @@ from torch import nn
 
 import whycam
 from whycam.export import to_onnx
+from whycam.export.branches import find_branches
 from whycam.export.prompts import embed_prompts
 from whycam.export.text_encoder import load_text_encoder
 from whycam.runtime.errors import ExportError, RequestError
@@ -128,6 +130,20 @@ def test_scale_and_bias_are_read_wherever_the_graph_multiplies(tmp_path: Path) -
     feeds = {"image": images, "target": np.zeros((2, 1), np.int64)}
     found = engine.run(feeds, ["probabilities"])["probabilities"]
     np.testing.assert_allclose(found, torch.from_numpy(scores).sigmoid(), atol=1e-6)
+
+
+def test_nodes_in_another_order_change_nothing(tmp_path: Path) -> None:
+    file = write_pair(tmp_path / "both.onnx", "scaled first")
+    proto = onnx.load(file)
+    nodes = list(proto.graph.node)
+    del proto.graph.node[:]
+    proto.graph.node.extend(reversed(nodes))
+    found = find_branches(ir.from_proto(proto).graph)
+    expected = find_branches(ir.load(file).graph)
+    assert found is not None
+    assert expected is not None
+    assert str(found.image_embedding) == str(expected.image_embedding)
+    assert str(found.text_embedding) == str(expected.text_embedding)
 
 
 def encode_tokens(file: Path, tokens: np.ndarray) -> np.ndarray:
