@@ -17,6 +17,9 @@ from .data_flow import MODULE_KEY
 from .input_sizes import check_usual_size
 from .model_outputs import IMAGE, LOGITS, list_tensors
 
+# Pooling that rounds up (ceil_mode) has a size that PyTorch cannot express for any image, but can
+# for multiples of the usual total stride.
+_STEP = 32
 _LIMIT = 2**31 - 2**20  # protobuf's bound on one message, less room for the metadata
 
 
@@ -52,24 +55,29 @@ def to_ir(
         raise ExportError(
             f"the model has {weights / 2**30:.1f} GiB of weights; an ONNX file holds 2 GiB"
         )
-    free: dict[int, Any] = {0: torch.export.Dim("batch")}
     if dynamic_size is not None:
         check_usual_size(size, dynamic_size)
-        least, most = dynamic_size
-        for axis, name in ((2, "height"), (3, "width")):
-            free[axis] = torch.export.Dim(name, min=least, max=most)
-    try:
+
+    def translate(step: int) -> torch.onnx.ONNXProgram | None:
         with _reduced_noise(), AttentionProducts():
-            program = torch.onnx.export(
+            return torch.onnx.export(
                 model,
                 (example,),
                 dynamo=True,
-                dynamic_shapes=(free,),
+                dynamic_shapes=(_free_dims(dynamic_size, step),),
                 input_names=[IMAGE],
                 output_names=list(names),
                 opset_version=opset,
                 verbose=False,
             )
+
+    try:
+        try:
+            program = translate(1)
+        except Exception:
+            if dynamic_size is None or any(side % _STEP for side in (*size, *dynamic_size)):
+                raise
+            program = translate(_STEP)
     except Exception as error:
         if dynamic_size is not None:
             raise ExportError(
@@ -100,6 +108,17 @@ def to_ir(
         )
     _keep_module_paths(program.model)
     return program.model
+
+
+def _free_dims(dynamic_size: tuple[int, int] | None, step: int) -> dict[int, Any]:
+    """Name the axes of the images that are free; heights and widths are multiples of ``step``."""
+    free: dict[int, Any] = {0: torch.export.Dim("batch")}
+    if dynamic_size is not None:
+        least, most = dynamic_size
+        for axis, name in ((2, "height"), (3, "width")):
+            side = torch.export.Dim(name, min=least // step, max=most // step)
+            free[axis] = side if step == 1 else step * side
+    return free
 
 
 def _check_output(model: torch.nn.Module, example: torch.Tensor) -> None:

@@ -402,3 +402,22 @@ def test_half_precision_keeps_sizes_free(tmp_path):
         )
         assert own["activations"].shape == expected["activations"].shape
         np.testing.assert_allclose(own["probabilities"], expected["probabilities"], atol=1e-3)
+
+
+@pytest.mark.slow
+def test_pooling_that_rounds_up_is_free_in_multiples_of_the_stride(tmp_path):
+    """As GoogLeNet pools; a file of one size is the reference."""
+    torch.manual_seed(0)
+    pool = torch.nn.MaxPool2d(3, 2, ceil_mode=True)
+    layers: list[torch.nn.Module] = [torch.nn.Conv2d(3, 8, 5, 2, 2), torch.nn.ReLU()]
+    for _ in range(4):
+        layers += [pool, torch.nn.Conv2d(8, 8, 3, 1, 1), torch.nn.ReLU()]
+    head = [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, CLASSES)]
+    model = torch.nn.Sequential(*layers, *head).eval()
+    made = to_onnx(
+        model, tmp_path / "any.onnx", overrides=overrides((64, 96)), dynamic_size=(64, 128)
+    )
+    assert made.manifest.dynamic_size == DynamicSize(64, 128, 32, (1, 1))
+    for size in ((64, 96), (128, 64)):
+        fixed = to_onnx(model, tmp_path / "one.onnx", overrides=overrides(size))
+        assert_equals_fixed(made, fixed, size)
