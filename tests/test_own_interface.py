@@ -400,7 +400,7 @@ def test_tracked_thresholds_of_frames_follow_the_layout(file_of, reference):
 
 def test_int8_file_keeps_the_interface_and_checks_itself(file_of, tmp_path):
     names = {"image": "input_1", "activations": "relu", "probabilities": "dense"}
-    path = file_of(names=names, layout="NHWC", batch=2)
+    path = file_of(names=names, layout="NHWC", batch=2, target_tensor="relu")
     before = whycam.load(path, threads=1)
     graph = read_graph(path)
     images = [prepare([random_image(seed)], before.manifest).inputs for seed in range(4)]
