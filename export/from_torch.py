@@ -162,7 +162,8 @@ def _keep_module_paths(model: ir.Model) -> None:
 @contextlib.contextmanager
 def _reduced_noise() -> Iterator[None]:
     """Silence the exporters' logs and warnings; the result is verified afterwards."""
-    noisy = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    names = ("torch.onnx", "torch.fx.experimental.symbolic_shapes", "onnxscript", "onnx_ir")
+    noisy = [logging.getLogger(name) for name in names]
     before = [logger.level for logger in noisy]
     for logger in noisy:
         logger.setLevel(logging.ERROR)
