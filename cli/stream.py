@@ -13,10 +13,12 @@ import typer
 
 from ..runtime.cam import METHODS
 from ..runtime.errors import RequestError, WhyCamError
+from ..runtime.live.annotate import View
 from ..runtime.live.capture_thread import Event
 from ..runtime.live.controls import StreamFrame, Sweep
 from ..runtime.live.stream import Stream
 from ..runtime.live.track import EVALUATIONS
+from ..runtime.overlay import COLORMAPS, Colormap
 from . import parse
 from .console import note, print_json, say
 from .options import Json, Model, PromptedEngineOptions, Target, complete, require
@@ -93,8 +95,23 @@ def stream(
     contour: Annotated[
         bool, typer.Option("--contour/--no-contour", help="Outline the region above tau.")
     ] = True,
+    colormap: Annotated[
+        Colormap,
+        typer.Option(help="Colours of the map.", autocompletion=complete(COLORMAPS)),
+    ] = "inferno",
+    view: Annotated[
+        View,
+        typer.Option(
+            help="Show the map over the frame (overlay), the map alone, or frame and overlay side "
+            "by side."
+        ),
+    ] = "overlay",
     caption: Annotated[
-        bool, typer.Option("--caption/--no-caption", help="Write class and speed over the frame.")
+        bool,
+        typer.Option(
+            "--caption/--no-caption",
+            help="Write the class over the frame, and the speed if the source is live.",
+        ),
     ] = True,
     fps: Annotated[
         float | None,
@@ -146,6 +163,8 @@ def stream(
         opacity=opacity,
         smoothing=smoothing,
         contour=contour,
+        colormap=colormap,
+        view=view,
     )
     require("--host or --token", bool(host or token), "--serve", serve is not None)
     if serve is not None:
@@ -183,6 +202,7 @@ def stream(
         if serve is not None:
             page = Server(
                 opened.controls,
+                explainer,
                 engine=explainer.engine.description,
                 source=os.path.basename(source) if os.path.exists(source) else opened.source,
                 host=host or LOOPBACK,

@@ -107,15 +107,20 @@ def tables(
 
     Each uint8 [256, 1, 3], of 255.
     """
-    import cv2
-
-    level = np.arange(256, dtype=np.uint8)
-    code = getattr(cv2, f"COLORMAP_{colormap.upper()}")
-    colours = cv2.applyColorMap(level, code)[..., ::-1].reshape(256, 1, 3)
-    share = np.minimum(level / 255.0 / _OPAQUE_FROM, 1.0)
+    share = np.minimum(np.arange(256) / 255.0 / _OPAQUE_FROM, 1.0)
     weight = (opacity * share**2 * (3 - 2 * share)).reshape(256, 1, 1)  # smoothstep
     kept = np.rint(255 * (1 - weight)) * np.ones((1, 1, 3))
-    return kept.astype(np.uint8), np.rint(colours * weight).astype(np.uint8)
+    return kept.astype(np.uint8), np.rint(color_table(colormap) * weight).astype(np.uint8)
+
+
+@lru_cache(maxsize=len(COLORMAPS))
+def color_table(colormap: Colormap) -> NDArray[np.uint8]:
+    """Look up the colour of each map level: uint8 [256, 1, 3], RGB."""
+    import cv2
+
+    code = getattr(cv2, f"COLORMAP_{colormap.upper()}")
+    colors = cv2.applyColorMap(np.arange(256, dtype=np.uint8), code)
+    return np.ascontiguousarray(colors[..., ::-1].reshape(256, 1, 3), np.uint8)
 
 
 def outline(

@@ -40,6 +40,7 @@ def frame_of(
         timing=Timing(0.001, 0.002, 0.001, 0.005, 25.0, 9),
         dropped=3,
         look=look,
+        live=True,
     )
 
 

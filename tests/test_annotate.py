@@ -3,6 +3,7 @@
 import itertools
 import warnings
 
+import matplotlib
 import numpy as np
 import pytest
 from hypothesis import given
@@ -227,6 +228,48 @@ def test_wider_text_takes_more_room():
         assert 0 < text.width_of("ab", 20) < text.width_of("ab ab", 20), face
 
 
+def test_map_alone_has_the_published_colours_and_is_black_where_the_network_did_not_look():
+    frame = frame_of((SIZE, 2 * SIZE))  # the network sees the square in its middle
+    explained = explanation_of(frame, spot(width=12.0))
+    drawn = Overlay(**PLAIN, view="map", colormap="viridis", opacity=0.1).draw(frame, explained)
+    left = SIZE // 2
+    assert not drawn[:, :left].any()
+    assert not drawn[:, left + SIZE :].any()
+    seen = drawn[:, left : left + SIZE].astype(int)
+    table = matplotlib.colormaps["viridis"](np.arange(256))[:, :3]
+    levels = np.rint(255 * explained.original_map).astype(int)
+    assert np.abs(seen - np.rint(255 * table[levels])).max() <= 3  # OpenCV's own has 8 bits
+    assert len(np.unique(levels)) > 20
+
+
+def test_threshold_cuts_the_map_alone_and_its_outline_is_drawn():
+    frame = frame_of((SIZE, SIZE))
+    explained = explanation_of(frame, spot(width=12.0), cut=0.5)
+    plain = Overlay(**PLAIN, view="map", contour=False).draw(frame, explained)
+    lowest = plain[0, 0]
+    low = explained.original_map < 0.49
+    assert (plain[low] == lowest).all()
+    assert changed(plain, Overlay(**PLAIN, view="map").draw(frame, explained)).any()
+
+
+def test_side_by_side_is_the_frame_and_its_overlay():
+    frame = frame_of((60, 80))
+    explained = explanation_of(frame, spot())
+    both = Overlay(view="side-by-side", smoothing=0).draw(frame, explained)
+    assert np.array_equal(both[:, :80], frame)
+    assert np.array_equal(both[:, 80:], Overlay(smoothing=0).draw(frame, explained))
+
+
+def test_colour_map_changes_the_overlays_colours_alone():
+    frame = np.zeros((SIZE, SIZE, 3), np.uint8)
+    explained = explanation_of(frame, spot())
+    drawn = Overlay(**PLAIN, opacity=1.0, colormap="jet").draw(frame, explained)
+    red, green, blue = drawn[16, 16].astype(int)  # the map is 1: jet ends in dark red
+    assert red > 100
+    assert (green, blue) == (0, 0)
+    assert not drawn[explained.original_map == 0].any()
+
+
 def test_an_explanation_of_another_image_is_refused():
     explained = explanation_of(frame_of((50, 60)), spot())
     with pytest.raises(RequestError, match="of 50 x 60 pixels"):
@@ -235,7 +278,14 @@ def test_an_explanation_of_another_image_is_refused():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"opacity": 1.5}, {"smoothing": 1.0}, {"threshold": -0.1}, {"opacity": float("nan")}],
+    [
+        {"opacity": 1.5},
+        {"smoothing": 1.0},
+        {"threshold": -0.1},
+        {"opacity": float("nan")},
+        {"colormap": "rainbow"},
+        {"view": "sideways"},
+    ],
 )
 def test_unusable_settings_are_refused(settings):
     with pytest.raises(RequestError):

@@ -76,6 +76,35 @@ def test_controls_act_on_the_running_stream(tiny, film):
     assert later.look.opacity == 0.1
 
 
+def test_view_and_colour_map_act_on_the_running_stream(tiny, film):
+    with whycam.stream(tiny, film, loop=True, view="map", caption=False) as running:
+        first = next(running)
+        running.controls.change(view="side-by-side", colormap="jet")
+        later = list(islice(running, 6))[-1]
+    height, width = first.original.shape[:2]
+    assert first.image.shape == (height, width, 3)
+    assert later.image.shape == (height, 2 * width, 3)
+    assert np.array_equal(later.image[:, :width], later.original)
+    assert (later.look.view, later.look.colormap) == ("side-by-side", "jet")
+
+
+def test_speed_is_written_over_the_frames_of_live_sources_alone(tiny, monkeypatch):
+    notes = []
+
+    def draw(self, image, explanation, note=""):
+        notes.append(note)
+        return image
+
+    monkeypatch.setattr(whycam.Overlay, "draw", draw)
+    images = [image_of(index) for index in range(4)]
+    lively = {frame.live for frame in whycam.stream(tiny, images)}
+    assert (lively, set(notes)) == ({False}, {""})
+    notes.clear()
+    lively = {frame.live for frame in whycam.stream(tiny, FakeCapture(images), drop=False, limit=4)}
+    assert lively == {True}
+    assert "fps" in notes[-1]
+
+
 def test_an_error_of_the_network_reaches_whoever_takes_the_frames(manifest_of, tiny_engine, film):
     runs = []
 
@@ -373,7 +402,7 @@ def test_real_videos_are_explained_and_written(lite0, shared_data, tmp_path, nam
 
 
 def test_the_look_says_what_it_cannot_be():
-    for fields in ({"smoothing": 1.0}, {"threshold": -1.0}, {"tft": "no"}):
+    for fields in ({"smoothing": 1.0}, {"threshold": -1.0}, {"tft": "no"}, {"view": "no"}):
         with pytest.raises(RequestError):
             Look(**fields)
     assert msgspec.to_builtins(Look())["tft"] == "off"

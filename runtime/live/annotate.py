@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,8 +12,11 @@ from ..attribution import format_probability
 from ..errors import RequestError
 from ..explanation import Explanation
 from ..images import RGBImage
-from ..overlay import Window, outline, tables
+from ..overlay import COLORMAPS, Colormap, Window, color_table, outline, tables
 from ..preprocess import seen_window
+
+View = Literal["overlay", "map", "side-by-side"]
+VIEWS: tuple[View, ...] = get_args(View)
 
 _SAMPLES = 24  # rows and columns of a frame that are compared with the frame before
 _NEW_SCENE = 40.0  # mean difference of these samples, of 255, from which on the scene is new
@@ -29,9 +34,13 @@ class Overlay:
         threshold: least map value that is drawn, in [0, 1]; None: that of the explanation.
         contour: whether the region above the threshold is outlined.
         caption: whether label, probability and threshold are written over the frame.
+        colormap: of the map, a name in ``COLORMAPS``.
+        view: ``overlay``, the map over the frame; ``map``, the map alone, opaque, and black where
+            the network did not look; ``side-by-side``, the frame as it is and the overlay to the
+            right of it.
 
     Raises:
-        RequestError: a number out of its range.
+        RequestError: a value out of its range.
 
     Example:
         >>> explainer, overlay = whycam.load("model.onnx"), whycam.Overlay(opacity=0.5)
@@ -47,14 +56,18 @@ class Overlay:
         threshold: float | None = None,
         contour: bool = True,
         caption: bool = True,
+        colormap: Colormap = "inferno",
+        view: View = "overlay",
     ) -> None:
         for name, value in (("opacity", opacity), ("threshold", threshold)):
             if value is not None and not 0.0 <= value <= 1.0:
                 raise RequestError(f"{name} must lie between 0 and 1, not {value}")
         if not 0.0 <= smoothing < 1.0:
             raise RequestError(f"smoothing must lie in [0, 1), not {smoothing}")
+        check_view(colormap, view)
         self.opacity, self.smoothing, self.threshold = opacity, smoothing, threshold
         self.contour, self.caption = contour, caption
+        self.colormap, self.view = colormap, view
         self._map: NDArray[np.float32] | None = None
         self._cut = 0.0
         self._key: tuple[object, ...] = ()
@@ -65,7 +78,7 @@ class Overlay:
         self._map = self._samples = None
 
     def draw(self, image: RGBImage, explanation: Explanation, note: str = "") -> RGBImage:
-        """Lay an explanation over a frame.
+        """Draw an explanation of a frame as the view says.
 
         Args:
             image: uint8 [h, w, 3], RGB; left as it is. (OpenCV's BGR frames do as well: only
@@ -74,8 +87,8 @@ class Overlay:
             note: what the caption says besides.
 
         Returns:
-            uint8 [h, w, 3], a new image; the same as ``image`` where the map is 0 and no
-            caption stands.
+            uint8 [h, w, 3], or [h, 2 w, 3] side by side; a new image. An overlay is the same as
+            ``image`` where the map is 0 and no caption stands.
 
         Raises:
             RequestError: the explanation is of an image of another size.
@@ -87,9 +100,9 @@ class Overlay:
                 f"{placement.image[1]} pixels (height x width), not of one of "
                 f"{image.shape[0]} x {image.shape[1]}"
             )
-        drawn = np.array(image, order="C")
         values, cut = self._smoothed(image, explanation)
         levels, top, left = _levels(values, cut, explanation)
+        drawn = _background(image, explanation, self)
         if levels.size:
             _tint(drawn[top : top + levels.shape[0], left : left + levels.shape[1]], levels, self)
             # By the threshold of this frame alone, not the smoothed one, which never reaches 0.
@@ -98,7 +111,7 @@ class Overlay:
                 outline(drawn, levels, top, left, _window(explanation))
         if self.caption:
             _caption(drawn, explanation, note)
-        return drawn
+        return np.concatenate([image, drawn], axis=1) if self.view == "side-by-side" else drawn
 
     def _smoothed(
         self, image: RGBImage, explanation: Explanation
@@ -121,6 +134,31 @@ class Overlay:
         if not same or before is None or before.shape != samples.shape:
             return True
         return bool(np.abs(samples - before).mean() > _NEW_SCENE)
+
+
+def check_view(colormap: str, view: str) -> None:
+    """Check the names of a colour map and of a view.
+
+    Raises:
+        RequestError: there is none of that name.
+    """
+    for name, value, known in (("colormap", colormap, COLORMAPS), ("view", view, VIEWS)):
+        if value not in known:
+            raise RequestError(f"{name} must be one of {', '.join(known)}; not {value!r}")
+
+
+def _background(image: RGBImage, explanation: Explanation, overlay: Overlay) -> RGBImage:
+    """Return what a map is drawn on: a copy of the frame, or the colour of 0 in the map's window.
+
+    Returns:
+        uint8 [h, w, 3], contiguous.
+    """
+    if overlay.view != "map":
+        return np.array(image, order="C")
+    background = np.zeros(image.shape, np.uint8)
+    top, left, bottom, right = _window(explanation)
+    background[top:bottom, left:right] = color_table(overlay.colormap)[0, 0]
+    return background
 
 
 def _levels(
@@ -168,10 +206,13 @@ def _window(explanation: Explanation) -> Window:
 
 
 def _tint(region: RGBImage, levels: NDArray[np.uint8], overlay: Overlay) -> None:
-    """Blend colours into a region in place, as ``overlay.blend`` does."""
+    """Draw colours in a region in place: opaque in the view of the map, else as ``blend`` does."""
     import cv2
 
-    kept, colours = tables(overlay.opacity)
+    if overlay.view == "map":
+        region[:] = cv2.applyColorMap(levels, color_table(overlay.colormap))
+        return
+    kept, colours = tables(overlay.opacity, overlay.colormap)
     dimmed = cv2.multiply(region, cv2.applyColorMap(levels, kept), scale=1 / 255)
     region[:] = cv2.add(dimmed, cv2.applyColorMap(levels, colours), dst=dimmed)
 

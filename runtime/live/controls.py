@@ -13,8 +13,10 @@ from ..errors import RequestError
 from ..explanation import Explanation
 from ..images import RGBImage
 from ..manifest import Manifest
+from ..overlay import Colormap
 from ..request import plan_request
 from ..targets import resolve_targets
+from .annotate import View, check_view
 
 __all__ = ["Controls", "Look", "StreamFrame", "Timing"]
 
@@ -34,6 +36,8 @@ class Look(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         opacity: of the colours where the map is 1, in [0, 1].
         smoothing: weight of the last frame's map, in [0, 1); 0: none.
         contour: whether the region above the threshold is outlined.
+        colormap: of the map, a name in ``runtime.overlay.COLORMAPS``.
+        view: what frames show, ``overlay``, ``map`` or ``side-by-side``; see ``Overlay``.
     """
 
     method: Method | None = None
@@ -43,6 +47,8 @@ class Look(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     opacity: float = 0.6
     smoothing: float = 0.5
     contour: bool = True
+    colormap: Colormap = "inferno"
+    view: View = "overlay"
 
     def __post_init__(self) -> None:
         if self.tft not in SWEEPS:
@@ -54,6 +60,7 @@ class Look(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         ):
             if value is not None and not 0.0 <= value <= most:
                 raise RequestError(f"{name} must lie between 0 and {most:g}, not {value}")
+        check_view(self.colormap, self.view)
 
 
 class Controls:
@@ -145,12 +152,15 @@ class StreamFrame:
         index: of the frame in its source, from 0.
         seconds: its time in the source.
         original: the frame as read, uint8 [h, w, 3], RGB.
-        image: the frame with its explanation drawn over it, of the same shape.
+        image: the frame with its explanation drawn as the look's view says: uint8 [h, w, 3], or
+            [h, 2 w, 3] side by side.
         explanation: of this frame.
         ranking: the most probable classes: index, label, probability; five at most.
         timing: time spent on it.
         dropped: number of frames dropped for newer ones so far.
         look: that it was explained and drawn with.
+        live: whether the source sends frames at its own rate; the latency of others, which wait
+            to be read, says nothing.
     """
 
     index: int
@@ -162,3 +172,4 @@ class StreamFrame:
     timing: Timing
     dropped: int
     look: Look
+    live: bool

@@ -13,7 +13,8 @@ from ..cam import Method
 from ..errors import RequestError
 from ..explainer import Explainer
 from ..input_format import describe_images
-from .annotate import Overlay
+from ..overlay import Colormap
+from .annotate import Overlay, View
 from .capture_thread import Event, Frame
 from .controls import Controls, Look, StreamFrame, Sweep, Timing
 from .frames import Explained, FrameExplainer, PreparedFrame
@@ -48,7 +49,8 @@ class Stream:
             own speed. None: for live sources only.
         loop: whether a file starts again when it ends.
         limit: number of frames to end after.
-        caption: whether to write label, probability, threshold and speed over the frames.
+        caption: whether to write label, probability and threshold over the frames, and the speed
+            if the source is live.
         evaluations: evaluations a frame that ``tft="track"`` spends on thresholds, on average.
         stall: seconds without a frame after which a live source counts as lost.
         retries: attempts to open a lost source again; None: until it comes back.
@@ -172,7 +174,8 @@ class Stream:
         self._report_size(frame)
         overlay.opacity, overlay.smoothing = look.opacity, look.smoothing
         overlay.threshold, overlay.contour = look.threshold, look.contour
-        fps = self._rate()
+        overlay.colormap, overlay.view = look.colormap, look.view
+        fps = self._rate() if self.live else 0.0
         note = f"{fps:.0f} fps  {1e3 * self._latency:.0f} ms" if fps else ""
         image = overlay.draw(frame.image, explained.explanation, note)
         now = time.perf_counter()
@@ -196,6 +199,7 @@ class Stream:
             timing=timing,
             dropped=self.dropped,
             look=look,
+            live=self.live,
         )
 
     def _rate(self) -> float:
@@ -222,6 +226,8 @@ def stream(
     opacity: float = 0.6,
     smoothing: float = 0.5,
     contour: bool = True,
+    colormap: Colormap = "inferno",
+    view: View = "overlay",
     **options: Any,
 ) -> Stream:
     """Explain a camera, a video or a folder of images, frame by frame.
@@ -230,7 +236,7 @@ def stream(
         explainer: from ``whycam.load``.
         source: a camera's number, a file, an address, a folder, a ``cv2.VideoCapture`` or an
             iterable of RGB images; see ``runtime.live.source.find_source``.
-        method, tft, target, threshold, opacity, smoothing, contour: see ``Look``.
+        method, tft, target, threshold, opacity, smoothing, contour, colormap, view: see ``Look``.
         options: see ``Stream``.
 
     Returns:
@@ -256,6 +262,8 @@ def stream(
         opacity=opacity,
         smoothing=smoothing,
         contour=contour,
+        colormap=colormap,
+        view=view,
     )
     return Stream(explainer, source, look, **options)
 
