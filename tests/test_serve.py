@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -29,7 +30,7 @@ from whycam.runtime.serve.access_control import (
     new_token,
     validate_token,
 )
-from whycam.runtime.serve.protocol import read_message
+from whycam.runtime.serve.protocol import read_message, unpack
 from whycam.runtime.serve.server import Server
 
 pytest.importorskip("uvicorn")
@@ -102,6 +103,10 @@ def test_page_is_told_what_the_file_supports(server, tiny):
     assert hello["methods"][1]["sweeps"] == ["off", "every", "track"]
     assert hello["labels"] == ["ant", "bee", "cat"]
     assert hello["taus"] == list(tiny.manifest.tft.taus)
+    assert hello["views"] == ["overlay", "map", "side-by-side"]
+    # Its first and last colours as matplotlib, where it comes from, publishes them.
+    assert hello["colormaps"]["viridis"][0] == "#440154"
+    assert hello["colormaps"]["viridis"][-1] == "#fde725"
 
 
 def test_methods_whose_thresholds_cannot_be_swept_say_so(manifest_of):
@@ -137,6 +142,15 @@ def test_large_frames_are_shrunk(server, tiny, controls):
         got = page.see()
     assert got["size"] == [1080, 2560]
     assert shown(got).shape == (540, 1280, 3)
+
+
+def test_frames_side_by_side_are_shrunk_as_one_frame_is(server, tiny, controls):
+    frame = frame_of(tiny, controls, 1, (1080, 2560))
+    server.publish(replace(frame, image=np.concatenate([frame.original, frame.image], 1)))
+    with Page(server.url) as page:
+        got = page.see()
+    assert got["size"] == [1080, 2560]
+    assert shown(got).shape == (540, 2560, 3)
 
 
 def test_lost_source_is_told_to_pages_there_and_to_come(server):
@@ -236,6 +250,8 @@ def test_change_by_the_program_is_told_with_the_next_frame(server, controls, fra
     [
         ({"kind": "change", "look": {"opacity": 2}}, "opacity must lie between 0 and 1"),
         ({"kind": "change", "look": {"opacity": True}}, "cannot be used"),
+        ({"kind": "change", "look": {"view": "sideways"}}, "cannot be used"),
+        ({"kind": "change", "look": {"colormap": "rainbow"}}, "cannot be used"),
         ({"kind": "change", "look": {"opacity": 0.3, "method": "guess"}}, "method"),
         ({"kind": "change", "look": {"target": 99}}, "there is no class 99"),
         ({"kind": "change", "look": {"target": "bird"}}, "no class is called 'bird'"),
@@ -275,6 +291,165 @@ def test_huge_message_ends_that_connection_alone(server, controls):
 def test_any_bytes_are_read_or_refused(message):
     with suppress(RequestError):  # any other error would end the connection
         read_message(message)
+
+
+# Images that pages send.
+
+
+@pytest.fixture
+def still_server(tiny, controls) -> Iterator[Server]:
+    with Server(controls, tiny, port=0) as running:
+        yield running
+
+
+def post(server: Server, body: bytes, **headers: str) -> tuple[int, bytes]:
+    """Send an image file; the answer's status and body."""
+    place = urlsplit(server.url)
+    connection = http.client.HTTPConnection("127.0.0.1", place.port, timeout=10)
+    connection.request("POST", "/explain", body, headers)
+    answer = connection.getresponse()
+    return answer.status, answer.read()
+
+
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_image_is_explained_as_explain_does_with_the_look_in_force(still_server, tiny, controls):
+    blocks = np.random.default_rng(3).integers(0, 256, (5, 7, 3)).astype(np.uint8)
+    pixels = blocks.repeat(10, 0).repeat(10, 1)
+    controls.change(method="layercam", target=2, tft="track", view="side-by-side")
+    status, body = post(still_server, png(pixels))
+    assert status == 200
+    numbers, jpeg = unpack(body)
+    expected = tiny.explain(pixels, 2, "layercam", True)
+    assert numbers["explanation"]["label"] == "cat"
+    assert numbers["explanation"]["probability"] == pytest.approx(expected.probability)
+    assert numbers["explanation"]["threshold"] == expected.threshold
+    assert numbers["explanation"]["rpi"] == pytest.approx(list(expected.rpi))
+    assert (numbers["live"], numbers["size"]) == (False, [50, 70])
+    image = np.asarray(Image.open(io.BytesIO(jpeg)), int)
+    assert image.shape == (50, 140, 3)
+    assert np.abs(image[:, :70] - pixels).mean() < 15  # JPEG; of another image 85
+    assert controls.look.tft == "track"
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "is empty"),
+        (b"no image", "no image"),
+        (png(np.zeros((40, 40, 3), np.uint8))[:60], "cannot be decoded"),
+        (bytes(21 * 2**20), "more than 20 MiB"),
+        (png(np.zeros((7100, 7100), np.uint8)), "7100 x 7100 pixels, more than 50,000,000"),
+    ],
+    ids=["empty", "text", "truncated", "bytes", "pixels"],
+)
+def test_image_that_cannot_be_explained_is_refused_and_the_stream_goes_on(
+    still_server, frames, body, words
+):
+    with Page(still_server.url) as page:
+        page.hear("state")
+        status, told = post(still_server, body)
+        assert status == 422
+        assert words in told.decode()
+        still_server.publish(frames(4))
+        assert page.see()["index"] == 4
+
+
+def test_failure_of_the_engine_is_told_and_the_stream_goes_on(
+    still_server, frames, monkeypatch, capfd
+):
+    def fail(*_: object) -> None:
+        raise ValueError("the device is gone")
+
+    monkeypatch.setattr("whycam.runtime.serve.still.FrameExplainer", fail)
+    status, told = post(still_server, png(np.zeros((9, 9, 3), np.uint8)))
+    assert status == 422
+    assert b"cannot be explained: the device is gone" in told
+    with Page(still_server.url) as page:
+        still_server.publish(frames(4))
+        assert page.see()["index"] == 4
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_images_are_explained_one_by_one_and_few_wait(still_server, monkeypatch):
+    going, at_once, most, answers = threading.Event(), [], [], []
+
+    def slow(*_: object) -> bytes:
+        at_once.append(1)
+        most.append(len(at_once))
+        going.wait(10)
+        at_once.pop()
+        return b"done"
+
+    monkeypatch.setattr("whycam.runtime.serve.still.explain_still", slow)
+    senders = [
+        threading.Thread(target=lambda: answers.append(post(still_server, b"x"))) for _ in range(4)
+    ]
+    for sender in senders:
+        sender.start()
+    wait_for(lambda: still_server._stills is not None and still_server._stills._waiting == 4)
+    status, told = post(still_server, b"x")
+    assert (status, b"4 images are being explained" in told) == (422, True)
+    going.set()
+    for sender in senders:
+        sender.join(10)
+    assert answers == [(200, b"done")] * 4
+    assert max(most) == 1
+
+
+def test_method_that_takes_minutes_does_not_hold_up_the_end(tiny, controls, monkeypatch):
+    going, begun = threading.Event(), threading.Event()
+
+    def slow(*_: object) -> bytes:
+        begun.set()
+        going.wait(30)
+        return b""
+
+    def send() -> None:
+        with suppress(OSError, http.client.HTTPException):
+            post(server, b"x")
+
+    monkeypatch.setattr("whycam.runtime.serve.still.explain_still", slow)
+    server = Server(controls, tiny, port=0).start()
+    sender = threading.Thread(target=send)
+    sender.start()
+    assert begun.wait(5)
+    since = time.perf_counter()
+    server.stop()
+    spent = time.perf_counter() - since
+    going.set()
+    sender.join(10)
+    assert spent < 3
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"Authorization": f"Bearer {TOKEN}x"}, 401),
+        ({"Authorization": TOKEN}, 401),
+        ({"Authorization": f"Bearer {TOKEN}"}, 200),
+        ({"Authorization": f"Bearer {TOKEN}", "Origin": "http://evil.example"}, 403),
+        ({"Authorization": f"Bearer {TOKEN}", "Host": "evil.example"}, 403),
+    ],
+)
+def test_images_are_taken_from_this_servers_own_page_with_its_token(
+    tiny, controls, headers, status
+):
+    with Server(controls, tiny, port=0, token=TOKEN) as server:
+        image = png(np.zeros((9, 9, 3), np.uint8))
+        assert post(server, image, **headers)[0] == status
+
+
+def test_page_is_told_whether_it_may_send_images(server, still_server):
+    for running, most in ((server, 0), (still_server, 20 * 2**20)):
+        with Page(running.url) as page:
+            assert page.hear("hello")["image_bytes"] == most
+    assert post(server, b"x")[0] == 404
 
 
 # Who is let in.

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -19,6 +19,7 @@ from ..errors import WhyCamError
 from .access_control import is_allowed_host, is_same_origin, token_matches
 from .broadcaster import Broadcaster, Client
 from .protocol import FrameShown, look_message, read_message, refusal_message, state_message
+from .still import StillExplainer
 
 PROTOCOL = "whycam.1"
 TOKEN_PREFIX = "token."
@@ -47,6 +48,7 @@ _TYPES = {
 
 def application(
     broadcaster: Broadcaster,
+    stills: StillExplainer | None,
     hello: str,
     token: str | None,
     clients: int,
@@ -57,6 +59,7 @@ def application(
 
     Args:
         broadcaster: of the stream.
+        stills: explains the images that pages send; None: they may send none.
         hello: the first message to every page.
         token: that pages must send; None: none is needed.
         clients: number of connected pages, at most.
@@ -80,7 +83,22 @@ def application(
             with broadcaster.client() as client:
                 await _session(socket, client, broadcaster, hello)
 
+    async def explain(request: Request) -> Response:
+        scheme, _, received = request.headers.get("authorization", "").partition(" ")
+        if not token_matches(received if scheme.lower() == "bearer" else "", token):
+            return PlainTextResponse("the token is missing or wrong", 401)
+        if stills is None:
+            return PlainTextResponse("this stream explains no images that a page sends", 404)
+        try:
+            message = await stills.explain(request.stream(), broadcaster.controls.look)
+        except WhyCamError as error:
+            return PlainTextResponse(str(error), 422)
+        except ClientDisconnect:  # nobody is left to read the answer
+            return Response(status_code=400)
+        return Response(message, media_type="application/octet-stream")
+
     routes = [_file(path, data) for path, data in page_files().items()]
+    routes.append(Route("/explain", explain, methods=["POST"]))
     inner = Starlette(routes=[*routes, WebSocketRoute("/stream", stream)])
     inner.router.redirect_slashes = False
     return _AccessControl(inner, names, loopback)
@@ -107,7 +125,7 @@ def _file(path: str, data: bytes) -> Route:
 
 
 class _AccessControl:
-    """Refuses requests whose host is not this server, and WebSockets of other pages."""
+    """Refuses requests whose host is not this server, and WebSockets and POSTs of other pages."""
 
     def __init__(self, inner: ASGIApp, names: Collection[str], loopback: bool) -> None:
         self._inner, self._names, self._loopback = inner, names, loopback
@@ -122,6 +140,10 @@ class _AccessControl:
                 return
         elif not known:
             refusal = PlainTextResponse("This server does not go by that name.", 403)
+            await refusal(scope, receive, send)
+            return
+        elif scope["method"] == "POST" and not is_same_origin(headers.get("origin"), host):
+            refusal = PlainTextResponse("This server answers its own page alone.", 403)
             await refusal(scope, receive, send)
             return
         await self._inner(scope, receive, send)

@@ -3,6 +3,7 @@
 To the page go JSON texts with a ``kind`` (``hello``, ``look``, ``state``, ``refused``), and for
 each frame a binary message: the length of its numbers (4 bytes, big-endian), these as JSON, a JPEG.
 From the page come JSON texts: ``seen`` (a frame was shown, another may be sent) and ``change``.
+An image that a page sends with POST to ``/explain`` is answered with a message like a frame's.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import numpy as np
 from ..cam import Method
 from ..errors import EngineError, RequestError
 from ..images import RGBImage
+from ..live.annotate import VIEWS
 from ..live.controls import SWEEPS, Look, StreamFrame
 from ..manifest import Manifest
+from ..overlay import COLORMAPS, Colormap, color_table
 from ..request import find_refusal
 
 __all__ = ["unpack"]
@@ -26,6 +29,7 @@ State = Literal["live", "lost", "ended"]
 # A larger image looks no better on the page, and takes longer to encode and to send.
 _LONGEST_SIDE = 1280
 _JPEG_QUALITY = 80
+_GRADIENT_STOPS = 9
 
 
 class FrameShown(msgspec.Struct, tag_field="kind", tag="seen", forbid_unknown_fields=True):
@@ -57,8 +61,14 @@ def read_message(text: str | bytes) -> FrameShown | Change:
         raise RequestError(f"the message cannot be read: {error}") from error
 
 
-def hello_message(manifest: Manifest, engine: str, source: str) -> str:
-    """Describe the model to a new page: classes, methods, thresholds."""
+def hello_message(manifest: Manifest, engine: str, source: str, image_bytes: int) -> str:
+    """Describe the model to a new page: classes, methods, thresholds, ways to draw.
+
+    Args:
+        manifest: of the model file.
+        engine, source: their names.
+        image_bytes: size of the largest image that the page may send; 0: it may send none.
+    """
     return _text(
         kind="hello",
         model=manifest.model,
@@ -71,6 +81,9 @@ def hello_message(manifest: Manifest, engine: str, source: str) -> str:
         task=manifest.task,
         top=manifest.top,
         taus=manifest.tft.taus,
+        colormaps={name: _gradient(name) for name in COLORMAPS},
+        views=VIEWS,
+        image_bytes=image_bytes,
     )
 
 
@@ -94,22 +107,28 @@ def pack(sequence: int, frame: StreamFrame) -> bytes:
 
     Args:
         sequence: number of the frame, from 1.
-        frame: of any size; its image is shrunk to 1280 pixels along the longer side.
+        frame: of any size; its image is shrunk so that the longer side of the original has 1280
+            pixels.
     """
     numbers = _encode(
         {
             "sequence": sequence,
             "index": frame.index,
             "seconds": frame.seconds,
-            "size": frame.image.shape[:2],
+            "size": frame.original.shape[:2],
             "ranking": [(int(i), label, float(p)) for i, label, p in frame.ranking],
             "explanation": frame.explanation.to_dict(),
             "timing": frame.timing,
             "dropped": frame.dropped,
             "look": frame.look,
+            "live": frame.live,
         }
     )
-    return len(numbers).to_bytes(4, "big") + numbers + _jpeg(frame.image)
+    return (
+        len(numbers).to_bytes(4, "big")
+        + numbers
+        + _jpeg(frame.image, _LONGEST_SIDE / max(frame.original.shape[:2]))
+    )
 
 
 def unpack(message: bytes) -> tuple[dict[str, Any], bytes]:
@@ -118,11 +137,10 @@ def unpack(message: bytes) -> tuple[dict[str, Any], bytes]:
     return msgspec.json.decode(message[4 : 4 + size]), message[4 + size :]
 
 
-def _jpeg(image: RGBImage) -> bytes:
+def _jpeg(image: RGBImage, scale: float) -> bytes:
     import cv2
 
     height, width = image.shape[:2]
-    scale = _LONGEST_SIDE / max(height, width)
     if scale < 1:
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
@@ -136,6 +154,12 @@ def _jpeg(image: RGBImage) -> bytes:
 def _sweeps(manifest: Manifest, method: Method) -> list[str]:
     """List the thresholding modes that a method allows."""
     return ["off"] if find_refusal(manifest, method, True) else list(SWEEPS)
+
+
+def _gradient(colormap: Colormap) -> list[str]:
+    """List colours of a colour map from 0 to 1, evenly spaced, as CSS writes them."""
+    steps = np.linspace(0, 255, _GRADIENT_STOPS).round().astype(int)
+    return [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in color_table(colormap)[steps, 0].tolist()]
 
 
 def _text(**message: Any) -> str:

@@ -13,11 +13,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ..errors import MissingExtraError, RequestError, WhyCamError
+from ..explainer import Explainer
 from ..live.capture_thread import Event
 from ..live.controls import Controls, StreamFrame
 from .access_control import is_loopback, local_host_names, new_token, validate_token
 from .broadcaster import Broadcaster
 from .protocol import State, hello_message
+from .still import MAX_BYTES, StillExplainer
 
 if TYPE_CHECKING:
     import uvicorn
@@ -37,6 +39,8 @@ class Server:
 
     Args:
         controls: of the stream; pages read and change its look.
+        explainer: explains images that are dropped on a page, between the frames of the stream;
+            None: pages cannot send images.
         engine: name of the engine, shown on the page.
         source: name of the source, shown on the page.
         host: address or name to bind to; if other machines can reach it, a token is required.
@@ -52,6 +56,7 @@ class Server:
     def __init__(
         self,
         controls: Controls,
+        explainer: Explainer | None = None,
         *,
         engine: str = "",
         source: str = "",
@@ -66,7 +71,9 @@ class Server:
             raise RequestError(f"clients must be 1 or more, not {clients}")
         self.token = None if token is None else validate_token(token)
         self.broadcaster = Broadcaster(controls)
-        self._hello = hello_message(controls.manifest, engine, source)
+        self._stills = None if explainer is None else StillExplainer(explainer)
+        image_bytes = MAX_BYTES if self._stills else 0
+        self._hello = hello_message(controls.manifest, engine, source, image_bytes)
         self._host, self._port, self._clients = host, port, clients
         self._names = frozenset(name.lower() for name in names)
         self._address = (host, port)
@@ -96,7 +103,15 @@ class Server:
         names = self._names if loopback else self._names | local_host_names() | {self._host.lower()}
         self._address = (_reachable(address), port)
         config = uvicorn.Config(
-            application(self.broadcaster, self._hello, self.token, self._clients, names, loopback),
+            application(
+                self.broadcaster,
+                self._stills,
+                self._hello,
+                self.token,
+                self._clients,
+                names,
+                loopback,
+            ),
             http="h11",
             ws="websockets-sansio",
             ws_max_size=_MESSAGE_BYTES,
