@@ -6,6 +6,7 @@ import base64
 import io
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +18,7 @@ from PIL import Image
 
 from whycam.runtime.errors import RequestError
 from whycam.runtime.live.controls import Controls
+from whycam.runtime.overlay import color_table
 from whycam.runtime.serve.server import Server
 
 pytest.importorskip("uvicorn")
@@ -36,7 +38,8 @@ def browser(needs) -> Iterator[Any]:
 @pytest.fixture
 def server(tiny) -> Iterator[Server]:
     controls = Controls(tiny.manifest)
-    with Server(controls, engine="a tiny engine", port=0) as server, Publisher(server, tiny, SIZE):
+    running = Server(controls, tiny, engine="a tiny engine", port=0)
+    with running as server, Publisher(server, tiny, SIZE):
         yield server
 
 
@@ -203,6 +206,153 @@ def test_controls_have_names_for_those_who_do_not_see(page):
         "!e.getAttribute('aria-label') && !e.getAttribute('aria-labelledby')).map(e => e.id)"
     )
     assert unnamed == []
+
+
+def test_every_control_says_what_it_does(page, until):
+    until(lambda: page.find_elements("css selector", "#ranking button"))
+    silent = page.execute_script(
+        "return [...document.querySelectorAll('input, select, button')]"
+        ".filter(e => !e.title.trim()).map(e => e.outerHTML)"
+    )
+    assert silent == []
+
+
+def test_views_and_colour_map_change_the_image_and_its_scale(page, server, tiny, until):
+    controls = server.broadcaster.controls
+    page.find_element("css selector", "#view label:nth-of-type(3)").click()
+    until(lambda: controls.look.view == "side-by-side")
+    page.find_element("css selector", "#view label:nth-of-type(2)").click()
+    until(lambda: controls.look.view == "map")
+    until(lambda: not page.find_element("id", "opacity").is_enabled())
+    press(page, "#colormap", "V")
+    until(lambda: controls.look.colormap == "viridis")
+    red, green, blue = color_table("viridis")[0, 0]
+    scale = "return document.getElementById('scale').style.backgroundImage"
+    until(lambda: f"rgb({red}, {green}, {blue})" in page.execute_script(scale))
+    press(page, "#frame", "v")
+    until(lambda: controls.look.view == "side-by-side")
+
+
+def test_speed_is_shown_for_live_sources_alone(page, tiny, until):
+    assert page.find_element("id", "latency").is_displayed()
+    with Server(Controls(tiny.manifest), port=0) as server:
+        frame = replace(frame_of(tiny, server.broadcaster.controls, 7, SIZE), live=False)
+        page.get(server.url)
+        server.publish(frame)
+        until(lambda: page.find_element("id", "index").text.startswith("7"))
+        for name in ("latency", "fps"):
+            assert not page.find_element("id", name).is_displayed()
+        assert not page.find_element("css selector", ".key.latency").is_displayed()
+        assert not page.find_element("id", "open").is_displayed()
+
+
+def test_image_is_explained_beside_the_stream(page, server, tiny, until, tmp_path):
+    image = frame_of(tiny, server.broadcaster.controls, 3, (90, 120)).original
+    file = tmp_path / "my own.png"
+    Image.fromarray(image).save(file)
+    page.find_element("id", "file").send_keys(str(file))
+    until(lambda: "my own.png: an image of yours" in page.find_element("id", "still-name").text)
+    assert image_of(page).shape == (90, 120, 3)
+    assert not page.find_element("id", "fps").is_displayed()
+    best = frame_of(tiny, server.broadcaster.controls, 3, (90, 120)).ranking[0]
+    row = page.find_element("css selector", "#ranking button.explained")
+    assert row.text.split("\n") == [best[1], f"{100 * best[2]:.1f} %"]
+    count = "return whycam.frames"
+    before = page.execute_script(count)
+    until(lambda: page.execute_script(count) > before + 2)  # the stream goes on behind it
+    press(page, "#method", "X")
+    until(lambda: page.execute_script("return whycam.numbers.explanation.method") == "xgradcam")
+    assert image_of(page).shape == (90, 120, 3)
+    press(page, "#frame", "\ue00c")  # Escape
+    until(lambda: image_of(page).shape == (*SIZE, 3))
+    assert not page.find_element("id", "still").is_displayed()
+
+
+DROP = """
+const files = new DataTransfer();
+for (const [name, size] of arguments[0]) files.items.add(new File([new Uint8Array(size)], name));
+const drag = { dataTransfer: files, bubbles: true, cancelable: true };
+document.body.dispatchEvent(new DragEvent(arguments[1], drag));
+"""
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ([("a.png", 21 * 2**20)], "a.png has 21 MiB, and at most 20"),
+        ([("a.png", 9), ("b.png", 9)], "drop one image at a time"),
+        ([], "what was dropped is no file"),
+    ],
+)
+def test_drops_that_cannot_be_explained_are_told_and_the_stream_goes_on(page, until, files, words):
+    page.execute_script(DROP, files, "drop")
+    until(lambda: words in page.find_element("id", "notice").text)
+    count = "return whycam.frames"
+    before = page.execute_script(count)
+    until(lambda: page.execute_script(count) > before + 2)
+
+
+def test_file_that_is_no_image_is_told_as_the_server_says(browser, server, until):
+    browser.get(server.url)
+    until(lambda: state(browser) == "live")
+    browser.execute_script(DROP, [("notes.txt", 9)], "dragenter")
+    assert browser.find_element("id", "drop-hint").is_displayed()
+    browser.execute_script(DROP, [("notes.txt", 9)], "drop")
+    assert not browser.find_element("id", "drop-hint").is_displayed()
+    told = browser.find_element("id", "notice")
+    until(lambda: "notes.txt cannot be explained" in told.text)
+    assert "no image" in told.text
+    browser.get_log("browser")  # Chromium notes the status 422 there
+
+
+def test_recording_is_a_video_of_what_is_shown(page, until, tmp_path):
+    import cv2
+
+    where = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    page.execute_cdp_cmd("Browser.setDownloadBehavior", where)
+    button = page.find_element("id", "record")
+    button.click()
+    until(lambda: button.text.startswith("Stop"))
+    shown, count = image_of(page), "return whycam.frames"
+    before = page.execute_script(count)
+    until(lambda: page.execute_script(count) > before + 15)
+    button.click()
+    assert button.text == "Record"
+    (file,) = until(lambda: list(tmp_path.glob("whycam-*.webm")))
+    video = cv2.VideoCapture(str(file))
+    images = []
+    while (read := video.read())[0]:
+        images.append(read[1][..., ::-1].astype(int))
+    assert len(images) > 3
+    assert images[-1].shape == shown.shape
+    assert float(np.abs(images[-1] - shown).mean()) < 12
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_is_readable_in_light_and_dark(page, until, scheme):
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    try:
+        rows = page.execute_script(
+            "const of = (e, name) => "
+            "getComputedStyle(e).getPropertyValue(name).match(/\\d+/g).map(Number);"
+            "const card = document.querySelector('.look');"
+            "return ['#look-title', '#method', '#opacity-value'].map(s => "
+            "[of(document.querySelector(s), 'color'), of(card, 'background-color')])"
+        )
+    finally:
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    for ink, ground in rows:
+        light, dark = sorted((luminance(ink), luminance(ground)), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5  # WCAG 2, contrast of text
+        assert (luminance(ground) > 0.5) == (scheme == "light")
+
+
+def luminance(color: list[int]) -> float:
+    """Relative luminance, as WCAG 2 defines it."""
+    parts = np.asarray(color[:3]) / 255
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
 def test_token_is_asked_for_and_leaves_the_address(browser, tiny, until):

@@ -4,9 +4,12 @@ import { Curve, History, amount } from "./charts.js";
 import { ClassSearch, Ranking } from "./classes.js";
 import { Connection } from "./connection.js";
 import { Controls } from "./controls.js";
+import { Recorder, download } from "./recorder.js";
+import { Still } from "./still.js";
 
 const CHARTS = 100; // ms between drawings of the charts
 const FIGURES = 250; // ms between changes of the figures, which are to be read
+const NOTICE = 12_000; // ms that a notice stays
 const $ = (id) => document.getElementById(id);
 
 const change = (look) => connection.send({ kind: "change", look });
@@ -19,14 +22,15 @@ const controls = new Controls(change);
 const shown = { frames: 0, numbers: null, state: { state: "live", text: "" }, open: false };
 window.whycam = shown; // for tests, and for the curious
 let target = -1;
-let refusal;
+let refusal, noticed;
 const next = { charts: 0, figures: 0 };
+const behind = { numbers: null, canvas: document.createElement("canvas") };
 
 /** The pill in the corner, and the words over an image that is no longer live. */
 function say(kind, pill, veil = "") {
   $("state").dataset.state = kind;
   if ($("state").textContent !== pill) $("state").textContent = pill;
-  $("frame").classList.toggle("off", veil !== "");
+  $("frame").classList.toggle("off", veil !== "" && !still.open);
   if ($("veil-text").textContent !== veil) $("veil-text").textContent = veil;
 }
 
@@ -54,8 +58,41 @@ function milliseconds(seconds) {
   return value < 10 ? value.toFixed(1) : value.toFixed(0);
 }
 
-function showImage(image) {
-  const canvas = $("image");
+/** A sentence below the image, for a while. */
+function notice(text) {
+  $("notice").textContent = text;
+  $("notice").hidden = text === "";
+  clearTimeout(noticed);
+  if (text) noticed = setTimeout(() => notice(""), NOTICE);
+}
+
+/** Image, classes and figures of a frame, or of an image of the person's own. */
+function present(numbers, image) {
+  const { explanation, timing } = numbers;
+  drawOn($("image"), image);
+  recorder.add($("image"));
+  shown.numbers = numbers;
+  ranking.show(numbers.ranking, explanation.index, target, explanation.task);
+  const now = performance.now();
+  if (now >= next.figures) {
+    next.figures = now + FIGURES;
+    showFigures(numbers);
+    controls.follow(explanation.cut);
+  }
+  if (now >= next.charts) {
+    next.charts = now + CHARTS;
+    curve.draw(explanation);
+    history.draw();
+  }
+}
+
+/** Keep what the stream shows, for when an image in front of it is closed. */
+function hold(numbers, image) {
+  behind.numbers = numbers;
+  drawOn(behind.canvas, image);
+}
+
+function drawOn(canvas, image) {
   if (canvas.width !== image.width || canvas.height !== image.height) {
     canvas.width = image.width;
     canvas.height = image.height;
@@ -63,7 +100,9 @@ function showImage(image) {
   canvas.getContext("2d").drawImage(image, 0, 0);
 }
 
-function showFigures({ timing, dropped, index, seconds, explanation, size }) {
+function showFigures({ timing, dropped, index, seconds, explanation, size, live }) {
+  for (const each of document.querySelectorAll("#numbers .of-live")) each.hidden = !live;
+  for (const each of document.querySelectorAll(".of-stream")) each.hidden = still.open;
   figure("fps", timing.fps.toFixed(timing.fps < 100 ? 1 : 0));
   figure("latency", milliseconds(timing.latency), "ms");
   figure("explain", milliseconds(timing.explain), "ms");
@@ -79,6 +118,47 @@ function clock(seconds) {
   return `${minutes}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
 }
 
+const still = new Still({
+  busy: (name) => {
+    notice("");
+    $("still-name").textContent = `Explaining ${name} …`;
+    $("still").hidden = false;
+    $("back").hidden = !still.open;
+    if (!still.open) hold(shown.numbers, $("image"));
+  },
+  shown: (numbers, image, name) => {
+    $("still-name").textContent = `${name}: an image of yours; the stream goes on.`;
+    $("back").hidden = false;
+    Object.assign(next, { figures: 0, charts: 0 });
+    present(numbers, image);
+    sayState();
+  },
+  failed: (text) => {
+    if (still.open) $("still-name").textContent = `${still.file.name}: an image of yours; the stream goes on.`;
+    else $("still").hidden = true;
+    notice(text);
+  },
+  closed: () => {
+    $("still").hidden = true;
+    Object.assign(next, { figures: 0, charts: 0 });
+    if (behind.numbers) present(behind.numbers, behind.canvas);
+    sayState();
+  },
+}, () => connection.token);
+
+const recorder = new Recorder({
+  change(on, seconds) {
+    $("record").setAttribute("aria-pressed", on);
+    $("record").textContent = on ? `Stop ${clock(seconds)}` : "Record";
+  },
+  saved(blob, ending, why) {
+    const at = new Date().toISOString().slice(0, 19).replaceAll(":", "");
+    download(blob, `whycam-${at}.${ending}`);
+    notice(why);
+  },
+  failed: notice,
+});
+
 const connection = new Connection({
   hello(message) {
     $("about").textContent = [message.model, message.engine, message.source].filter(Boolean).join(" · ");
@@ -87,6 +167,8 @@ const connection = new Connection({
     controls.setup(message);
     search.setup(message.labels, message.classes, message.top);
     ranking.top = message.top;
+    still.most = message.image_bytes;
+    $("open").hidden = !still.most;
     shown.frames = 0;
   },
   look({ look }) {
@@ -95,6 +177,7 @@ const connection = new Connection({
     controls.show(look);
     search.show(target);
     $("refused").hidden = true;
+    still.again();
   },
   refused({ text, look }) {
     $("refused").textContent = sentence(text);
@@ -107,27 +190,17 @@ const connection = new Connection({
   },
   state(message) {
     shown.state = message;
+    if (message.state === "ended") recorder.stop("The stream has ended, and the recording was saved.");
     sayState();
   },
   frame(numbers, image) {
-    const { explanation } = numbers;
-    showImage(image);
-    shown.numbers = numbers;
     shown.frames += 1;
     if (shown.frames === 1 && shown.open) sayState();
-    ranking.show(numbers.ranking, explanation.index, target, explanation.task);
+    history.live = numbers.live;
     history.add(numbers.timing);
-    const now = performance.now();
-    if (now >= next.figures) {
-      next.figures = now + FIGURES;
-      showFigures(numbers);
-      controls.follow(explanation.cut);
-    }
-    if (now >= next.charts) {
-      next.charts = now + CHARTS;
-      curve.draw(explanation);
-      history.draw();
-    }
+    document.querySelector(".key.latency").hidden = !numbers.live;
+    if (still.open) hold(numbers, image); // the stream goes on behind it
+    else present(numbers, image);
   },
   link(name, seconds) {
     shown.open = name === "open";
@@ -135,6 +208,7 @@ const connection = new Connection({
     $("ask").hidden = name !== "token";
     if (name === "open") sayState();
     if (name === "token") {
+      still.close();
       say("bad", "locked", "This page opens with the token that whycam stream printed.");
       $("token").focus();
     }
@@ -164,13 +238,36 @@ $("pause").addEventListener("click", () => {
   connection.pause(held);
 });
 $("save").addEventListener("click", () => {
-  $("image").toBlob((blob) => {
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(blob);
-    link.download = `whycam-${shown.numbers?.index ?? 0}.png`;
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
-  }, "image/png");
+  const name = still.open ? still.file.name.replace(/\.\w+$/, "") : shown.numbers?.index ?? 0;
+  $("image").toBlob((blob) => download(blob, `whycam-${name}.png`), "image/png");
+});
+$("record").addEventListener("click", () => {
+  if (recorder.on_air) recorder.stop();
+  else recorder.start($("image"));
+});
+if (!recorder.able) {
+  $("record").disabled = true;
+  $("record").title = "This browser cannot record a canvas: use whycam stream --output FILE.mp4";
+}
+addEventListener("beforeunload", (event) => {
+  if (recorder.on_air) event.preventDefault(); // asks, for the recording would be lost
+});
+$("open").addEventListener("click", () => $("file").click());
+$("file").addEventListener("change", () => {
+  still.take($("file").files);
+  $("file").value = "";
+});
+$("back").addEventListener("click", () => still.close());
+
+const KEYS = { " ": "pause", s: "save", r: "record", o: "open", Escape: "back" };
+addEventListener("keydown", (event) => {
+  const free = event.target === document.body || event.target === $("frame");
+  if (!free || event.ctrlKey || event.metaKey || event.altKey || event.repeat || !shown.open) return;
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  if (key === "v") controls.nextView();
+  else if (KEYS[key] && $(KEYS[key]).offsetParent) $(KEYS[key]).click();
+  else return;
+  event.preventDefault();
 });
 new ResizeObserver(() => {
   history.draw();

@@ -103,10 +103,10 @@ export class Curve {
   }
 }
 
-/** Explaining and drawing stacked, and the whole latency over them, for the last seconds. */
+/** Explaining and drawing stacked, and over them the latency of a live source, for the last seconds. */
 export class History {
   constructor(canvas) {
-    Object.assign(this, { canvas, points: [] });
+    Object.assign(this, { canvas, points: [], live: false });
     const style = getComputedStyle(document.documentElement);
     this.colour = (name) => style.getPropertyValue(`--${name}`);
   }
@@ -130,7 +130,7 @@ export class History {
     paint.setTransform(ratio, 0, 0, ratio, 0, 0);
     paint.clearRect(0, 0, width, height);
     const left = LEFT, right = width - 4, top = 10, floor = height - 18;
-    const most = niceTop(Math.max(...points.map((p) => Math.max(p.latency, p.explain + p.draw))), 5);
+    const most = niceTop(Math.max(...points.map((p) => Math.max(this.live ? p.latency : 0, p.explain + p.draw))), 5);
     const now = performance.now() / 1000;
     const x = (at) => right - ((right - left) * (now - at)) / SPAN;
     const y = (value) => floor - ((floor - top) * value) / most;
@@ -152,6 +152,7 @@ export class History {
     paint.fillText(`−${SPAN} s`, left, height - 6);
     this.area(paint, x, y, (p) => p.explain, () => 0, "second");
     this.area(paint, x, y, (p) => p.explain + p.draw, (p) => p.explain, "accent");
+    if (!this.live) return; // frames of a file wait to be read, so that their latency says nothing
     paint.strokeStyle = this.colour("ink");
     paint.lineWidth = 1.5;
     paint.beginPath();

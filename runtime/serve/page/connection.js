@@ -92,9 +92,7 @@ export class Connection {
   }
 
   async show(data, socket) {
-    const size = new DataView(data).getUint32(0);
-    const numbers = JSON.parse(new TextDecoder().decode(new Uint8Array(data, 4, size)));
-    const jpeg = new Blob([new Uint8Array(data, 4 + size)], { type: "image/jpeg" });
+    const { numbers, jpeg } = unpack(data);
     try {
       const image = await createImageBitmap(jpeg);
       if (this.paused) await new Promise((resolve) => { this.resume = resolve; });
@@ -133,6 +131,15 @@ export class Connection {
       this.on.stale(still > STALE);
     }
   }
+}
+
+/** Split a message with an image into its numbers and its JPEG. */
+export function unpack(data) {
+  const size = new DataView(data).getUint32(0);
+  return {
+    numbers: JSON.parse(new TextDecoder().decode(new Uint8Array(data, 4, size))),
+    jpeg: new Blob([new Uint8Array(data, 4 + size)], { type: "image/jpeg" }),
+  };
 }
 
 function tokenOf(hash) {

@@ -30,11 +30,16 @@ export class Controls {
     $("contour").addEventListener("change", (event) => this.want("contour", event.target.checked));
     $("method").addEventListener("change", (event) => this.want("method", event.target.value));
     $("sweep").addEventListener("change", (event) => this.want("tft", event.target.value));
+    $("view").addEventListener("change", (event) => this.want("view", event.target.value));
+    $("colormap").addEventListener("change", (event) => this.want("colormap", event.target.value));
   }
 
   /** What the file supports. */
-  setup({ methods, own_method: own }) {
+  setup({ methods, own_method: own, colormaps, views }) {
     this.own = own;
+    this.colormaps = colormaps;
+    this.views = views;
+    this.$("colormap").replaceChildren(...Object.keys(colormaps).map((name) => new Option(name, name)));
     this.sweeps = Object.fromEntries(methods.map((each) => [each.name, each.sweeps]));
     this.$("method").replaceChildren(...methods.map(({ name }) => new Option(NAMES[name] ?? name, name)));
   }
@@ -51,6 +56,14 @@ export class Controls {
     }, OFTEN);
   }
 
+  /** Ask for the view after the one shown. */
+  nextView() {
+    const shown = this.$("view").querySelector(":checked")?.value;
+    const next = this.views[(this.views.indexOf(shown) + 1) % this.views.length];
+    for (const radio of this.$("view").querySelectorAll("input")) radio.checked = radio.value === next;
+    this.want("view", next);
+  }
+
   /** Show a look; `all` moves even what was just touched. */
   show(look, all = false) {
     const { $ } = this;
@@ -62,6 +75,12 @@ export class Controls {
       radio.disabled = !(this.sweeps[method] ?? [look.tft]).includes(radio.value);
     }
     if (free("contour")) $("contour").checked = look.contour;
+    for (const radio of $("view").querySelectorAll("input")) {
+      if (free("view")) radio.checked = radio.value === look.view;
+    }
+    if (free("colormap")) $("colormap").value = look.colormap;
+    $("scale").style.background = `linear-gradient(to right, ${this.colormaps[look.colormap]})`;
+    $("opacity").disabled = look.view === "map";
     if (free("threshold")) {
       $("automatic").checked = look.threshold === null;
       if (look.threshold !== null) $("threshold").value = look.threshold;
