@@ -384,7 +384,7 @@ def whycam(step: Step) -> str | None:
     return None
 
 
-_WRITTEN = ("-o", "--output", "--record", "--report", "--triton")
+_WRITTEN = ("-o", "--output", "--record", "--triton")
 # Dear verbs: the same command on the same files is run on one page, and what it wrote is copied to
 # the others.
 _KEPT_VERBS = ("export", "train", "calibrate", "evaluate", "bench", "doctor", "build")
