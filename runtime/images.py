@@ -33,6 +33,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".g
 MAX_PIXELS = 178_956_970  # Pillow's own bound against decompression bombs
 # The formats whose own rules say that the largest number of 16 bits is white.
 _FULL_SCALE = {"PNG", "PPM", "JPEG2000"}
+_BYTES = "the image of these bytes"
 _Read = TypeVar("_Read")
 
 
@@ -98,7 +99,7 @@ def to_rgb(source: ImageSource, color: ChannelOrder) -> ImageSource:
     return np.ascontiguousarray(source[..., [2, 1, 0, 3][: source.shape[-1]]])
 
 
-def read_image(source: ImageSource) -> RGBImage:
+def read_image(source: ImageSource, name: str = _BYTES) -> RGBImage:
     """Read an image as RGB.
 
     Grey becomes three equal channels and alpha is dropped, as torchvision's and timm's loaders
@@ -108,6 +109,7 @@ def read_image(source: ImageSource) -> RGBImage:
         source: a path, of a ``.npy`` file as well; the bytes of an image file; a uint8 array
             [H, W], [H, W, C], or [C, H, W] where it can be no other, with 1, 3 or 4 channels; or a
             Pillow image.
+        name: what errors call the bytes of a file.
 
     Returns:
         uint8 [H, W, 3]; an array of that shape is returned as it is, not copied.
@@ -123,7 +125,7 @@ def read_image(source: ImageSource) -> RGBImage:
             return open_image(path, lambda image: _from_pillow(image, str(path)))
     if isinstance(source, bytes | bytearray | memoryview):
         with without_warnings():
-            return open_image(bytes(source), lambda image: _from_pillow(image, _BYTES))
+            return open_image(bytes(source), lambda image: _from_pillow(image, name), name)
     if isinstance(source, np.ndarray):
         return _from_array(source, "an image array")
     from PIL import Image
@@ -165,22 +167,20 @@ def without_warnings() -> Iterator[None]:
                 _filters.__exit__(None, None, None)
 
 
-_BYTES = "the image of these bytes"
-
-
-def open_image(file: Path | bytes, read: Callable[[Image], _Read]) -> _Read:
+def open_image(file: Path | bytes, read: Callable[[Image], _Read], name: str = _BYTES) -> _Read:
     """Open a file with Pillow and read it.
 
     Args:
         file: its path, or what it holds.
         read: from the open image.
+        name: what errors call the bytes.
 
     Raises:
         ImageError: missing, damaged, or not an image that Pillow reads.
     """
     from PIL import Image, UnidentifiedImageError
 
-    path = _BYTES if isinstance(file, bytes) else file
+    path = name if isinstance(file, bytes) else file
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             if image.format == "EPS":

@@ -339,8 +339,8 @@ def test_image_is_explained_as_explain_does_with_the_look_in_force(still_server,
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        (b"", "is empty"),
-        (b"no image", "no image"),
+        (b"", "the file is empty"),
+        (b"no image", "the file is no image"),
         (png(np.zeros((40, 40, 3), np.uint8))[:60], "cannot be decoded"),
         (bytes(21 * 2**20), "more than 20 MiB"),
         (png(np.zeros((7100, 7100), np.uint8)), "7100 x 7100 pixels, more than 50,000,000"),

@@ -240,6 +240,7 @@ def test_speed_is_shown_for_live_sources_alone(page, tiny, until):
         page.get(server.url)
         server.publish(frame)
         until(lambda: page.find_element("id", "index").text.startswith("7"))
+        assert state(page) == "playing"
         for name in ("latency", "fps"):
             assert not page.find_element("id", name).is_displayed()
         assert not page.find_element("css selector", ".key.latency").is_displayed()

@@ -21,6 +21,7 @@ from ..live.track import EVALUATIONS
 from .protocol import pack
 
 MAX_BYTES = 20 * 2**20
+_FILE = "the file"  # as errors call it; the page adds its name
 _MAX_PIXELS = 50_000_000  # 150 MB as RGB
 _MAX_WAITING = 4  # images that are received, waiting or explained
 _RECEIVE_SECONDS = 60.0
@@ -138,13 +139,13 @@ async def _receive(body: AsyncIterator[bytes]) -> bytes:
 
 def _read(data: bytes) -> RGBImage:
     with without_warnings():  # of Pillow, about large images: they are refused here
-        width, height = open_image(data, lambda image: image.size)
+        width, height = open_image(data, lambda image: image.size, _FILE)
     if width * height > _MAX_PIXELS:
         raise ImageError(
             f"the image has {width} x {height} pixels, more than {_MAX_PIXELS:,}: scale it down, "
             "or use whycam explain"
         )
-    return read_image(data)
+    return read_image(data, _FILE)
 
 
 def _timed(work: Callable[[], RGBImage]) -> tuple[RGBImage, float]:

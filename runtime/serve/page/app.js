@@ -19,7 +19,7 @@ const history = new History($("history"));
 const ranking = new Ranking($("ranking"), choose);
 const search = new ClassSearch($("class"), $("class-list"), choose);
 const controls = new Controls(change);
-const shown = { frames: 0, numbers: null, state: { state: "live", text: "" }, open: false };
+const shown = { frames: 0, numbers: null, live: true, state: { state: "live", text: "" }, open: false };
 window.whycam = shown; // for tests, and for the curious
 let target = -1;
 let refusal, noticed;
@@ -39,7 +39,7 @@ function sayState() {
   if (state === "ended") say("ended", "ended", sentence(text || "the stream has ended"));
   else if (state === "lost") say("wait", "source lost", sentence(text || "the source is lost"));
   else if (!shown.frames) say("wait", "waiting", "Waiting for the first image …");
-  else say("live", "live");
+  else say("live", shown.live ? "live" : "playing");
 }
 
 function sentence(text) {
@@ -103,7 +103,7 @@ function drawOn(canvas, image) {
 function showFigures({ timing, dropped, index, seconds, explanation, size, live }) {
   for (const each of document.querySelectorAll("#numbers .of-live")) each.hidden = !live;
   for (const each of document.querySelectorAll(".of-stream")) each.hidden = still.open;
-  figure("fps", timing.fps.toFixed(timing.fps < 100 ? 1 : 0));
+  figure("fps", timing.fps.toFixed(timing.fps < 100 ? 1 : 0), "/s");
   figure("latency", milliseconds(timing.latency), "ms");
   figure("explain", milliseconds(timing.explain), "ms");
   figure("evaluations", timing.evaluations);
@@ -195,6 +195,7 @@ const connection = new Connection({
   },
   frame(numbers, image) {
     shown.frames += 1;
+    shown.live = numbers.live;
     if (shown.frames === 1 && shown.open) sayState();
     history.live = numbers.live;
     history.add(numbers.timing);

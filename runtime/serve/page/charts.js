@@ -88,7 +88,7 @@ export class Curve {
     }
     if (improved) {
       parts.push(element("line", { class: "best", x1: x(threshold), x2: x(threshold), y1: top, y2: floor }));
-      const anchor = x(threshold) > right - 30 ? "end" : "middle";
+      const anchor = x(threshold) > right - 30 ? "end" : x(threshold) < left + 30 ? "start" : "middle";
       parts.push(element("text", { class: "best-name", x: x(threshold), y: 12, "text-anchor": anchor },
         `τ* ${threshold.toFixed(1)}`));
     }
