@@ -1,9 +1,10 @@
-"""Make docs/images/stream.jpg: the page of a stream in Chromium, on a desk and on a phone.
+"""Make docs/images/stream.webp and stream.jpg: the page of a stream, moving, and on two screens.
 
-    python benchmarks/screenshots.py lite0.onnx cockatoo.mp4
+    python benchmarks/screenshots.py lite0.onnx
 
-Plays the video with `--tft track`, as `whycam stream --serve` does, and waits for a moment of it.
-Needs the extra `dev`, and Debian's packages chromium and chromium-driver.
+The stream pans over three images that scikit-image brings (CC0; the rocket is in the public
+domain), with ``--tft track`` as ``whycam stream --serve`` does. Needs the extra ``dev``, and
+Debian's packages chromium and chromium-driver.
 """
 
 from __future__ import annotations
@@ -11,9 +12,13 @@ from __future__ import annotations
 import argparse
 import io
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import skimage.data
+from numpy.typing import NDArray
 from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
@@ -23,64 +28,83 @@ import whycam
 from whycam.runtime.serve.server import Server
 
 DESK, PHONE = (1280, 800), (390, 844)
-MOST_BYTES = 150_000
+MOVING = (880, 550)  # pixels, about as wide as a README shows
+IMAGES = ("chelsea.png", "coffee.png", "rocket.jpg")
+VIEW = (640, 427)  # pixels of a frame
+STAY, TRAVEL = 10, 14  # frames on an image, and from one to the next
+FRAME_MS = 110
+AT = STAY + TRAVEL + STAY // 2  # the frame of stream.jpg
+MOST_JPEG, MOST_WEBP = 150_000, 1_400_000  # bytes
 
 
 def main() -> None:
-    """Play, wait, take both images, and join them."""
+    """Play once, photograph each frame, and write both files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
-    parser.add_argument("video")
-    parser.add_argument("--at", type=float, default=10.3, help="seconds of the video")
-    parser.add_argument("-o", "--output", type=Path, default=Path("docs/images/stream.jpg"))
+    parser.add_argument("-o", "--output", type=Path, default=Path("docs/images"), help="folder")
     given = parser.parse_args()
     explainer = whycam.load(given.model)
     desk, phone = open_browser(*DESK, phone=False), open_browser(*PHONE, phone=True)
     try:
-        shots = play(explainer, given.video, given.at, desk, phone)
+        moving, both = play(explainer, desk, phone)
     finally:
         desk.quit()
         phone.quit()
-    save(join(*shots), given.output)
-    print(f"{given.output}: {given.output.stat().st_size} bytes")
+    save_moving(moving, given.output / "stream.webp")
+    save_still(join(*both), given.output / "stream.jpg")
+
+
+def pan() -> Iterator[NDArray[np.uint8]]:
+    """Pan from image to image and back to the first: uint8 [h, w, 3]."""
+    width, height = VIEW
+    folder = Path(skimage.data.__file__).parent
+    images = [Image.open(folder / name).convert("RGB") for name in (*IMAGES, IMAGES[0])]
+    strip = np.concatenate([cover(image) for image in images], axis=1)
+    for stop in range(len(IMAGES)):
+        for step in range(STAY + TRAVEL):
+            share = max(0, step - STAY) / TRAVEL
+            left = round(width * (stop + share**2 * (3 - 2 * share)))  # gently in and out
+            yield np.ascontiguousarray(strip[:height, left : left + width])
+
+
+def cover(image: Image.Image) -> NDArray[np.uint8]:
+    """Scale an image until it covers a frame, and cut off what is beyond it."""
+    width, height = VIEW
+    scale = max(width / image.width, height / image.height)
+    size = (round(image.width * scale), round(image.height * scale))
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    return np.asarray(image.resize(size).crop((left, top, left + width, top + height)))
 
 
 def play(
-    explainer: whycam.Explainer, video: str, at: float, desk: Any, phone: Any
-) -> tuple[bytes, ...]:
-    """What both browsers show of a video at a time of it.
-
-    The phone comes in for the last frame, so that the figures are those of one page.
-    """
-    opened = whycam.stream(explainer, video, tft="track", drop=True, loop=True, caption=False)
-    server = Server(
-        opened.controls,
-        engine=explainer.engine.description,
-        source=Path(video).name,
-        port=0,
-    )
+    explainer: whycam.Explainer, desk: Any, phone: Any
+) -> tuple[list[Image.Image], list[Image.Image]]:
+    """Return the desktop's page at every frame, and both pages at one of them."""
+    opened = whycam.stream(explainer, pan(), tft="track", caption=False)
+    description = explainer.engine.description
+    server = Server(opened.controls, explainer, engine=description, source="pan.mp4", port=0)
+    moving, both = [], []
     with opened, server:
-        desk.get(server.url)
         for frame in opened:
             server.publish(frame)
-            if frame.seconds >= at:
-                break
-        # Both show the last frame, for it is a few seconds until they say that it stands still.
-        return tuple(shown(page, server) for page in (desk, phone))
+            moving.append(photograph(desk, server))
+            if frame.index == AT:
+                both = [moving[-1], photograph(phone, server)]
+    return moving, both
 
 
-def shown(page: Any, server: Server) -> bytes:
-    """A page with the last frame on it."""
+def photograph(page: Any, server: Server) -> Image.Image:
+    """Photograph a page once it shows the last frame and its figures."""
     if not page.current_url.startswith("http"):
         page.get(server.url)
     last = f"return window.whycam?.numbers?.sequence == {server.broadcaster.sequence}"
-    WebDriverWait(page, 3, 0.02).until(lambda _: page.execute_script(last))
+    WebDriverWait(page, 5, 0.02).until(lambda _: page.execute_script(last))
     page.execute_script("document.getAnimations().forEach((each) => each.finish())")
-    return bytes(page.get_screenshot_as_png())
+    return Image.open(io.BytesIO(page.get_screenshot_as_png())).convert("RGB")
 
 
 def open_browser(width: int, height: int, phone: bool) -> Any:
-    """Headless Chromium with a screen of its own."""
+    """Open headless Chromium with a screen of its own, dark."""
     options = webdriver.ChromeOptions()
     for switch in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):
         options.add_argument(switch)
@@ -88,30 +112,48 @@ def open_browser(width: int, height: int, phone: bool) -> Any:
     browser = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
     sizes = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": phone}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", sizes)
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": dark})
     return browser
 
 
-def join(desk: bytes, phone: bytes) -> Image.Image:
+def join(desk: Image.Image, phone: Image.Image) -> Image.Image:
     """Side by side on the page's own ground."""
-    images = [Image.open(io.BytesIO(data)).convert("RGB") for data in (desk, phone)]
-    gap, height = 24, max(image.height for image in images)
-    width = sum(image.width for image in images) + gap
-    joined = Image.new("RGB", (width, height), (0x2B, 0x33, 0x43))
-    left = 0
-    for image in images:
-        joined.paste(image, (left, (height - image.height) // 2))
-        left += image.width + gap
+    gap, height = 24, max(desk.height, phone.height)
+    joined = Image.new("RGB", (desk.width + gap + phone.width, height), (0x2B, 0x33, 0x43))
+    joined.paste(desk, (0, (height - desk.height) // 2))
+    joined.paste(phone, (desk.width + gap, (height - phone.height) // 2))
     return joined
 
 
-def save(image: Image.Image, output: Path) -> None:
+def save_still(image: Image.Image, output: Path) -> None:
     """As good a JPEG as fits."""
     for quality in range(90, 30, -5):
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=quality, optimize=True)
-        if buffer.tell() <= MOST_BYTES:
+        if buffer.tell() <= MOST_JPEG:
             break
+    write(buffer, output)
+
+
+def save_moving(images: list[Image.Image], output: Path) -> None:
+    """As good an animated WebP as fits."""
+    first, *others = [image.resize(MOVING, Image.Resampling.LANCZOS) for image in images]
+    for quality in range(70, 10, -10):
+        buffer = io.BytesIO()
+        first.save(
+            buffer, "WEBP", save_all=True, append_images=others, duration=FRAME_MS, loop=0,
+            quality=quality, method=4, minimize_size=False,
+        )  # fmt: skip
+        if buffer.tell() <= MOST_WEBP:
+            break
+    write(buffer, output)
+
+
+def write(buffer: io.BytesIO, output: Path) -> None:
+    """Write a file, and say how large it is."""
     output.write_bytes(buffer.getvalue())
+    print(f"{output}: {output.stat().st_size} bytes")
 
 
 if __name__ == "__main__":
