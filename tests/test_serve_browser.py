@@ -329,6 +329,40 @@ def test_recording_is_a_video_of_what_is_shown(page, until, tmp_path):
     assert float(np.abs(images[-1] - shown).mean()) < 12
 
 
+def test_recording_is_saved_when_the_stream_ends(browser, tiny, until, tmp_path):
+    where = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", where)
+    server = Server(Controls(tiny.manifest), port=0)
+    with server, Publisher(server, tiny, SIZE):
+        browser.get(server.url)
+        until(lambda: state(browser) == "live")
+        press(browser, "#frame", "r")
+        until(lambda: browser.find_element("id", "record").text.startswith("Stop"))
+        time.sleep(0.5)
+    until(lambda: "recording was saved" in browser.find_element("id", "notice").text)
+    (file,) = until(lambda: list(tmp_path.glob("whycam-*.webm")))
+    assert file.stat().st_size > 1000
+
+
+def test_image_is_sent_with_the_token_and_explained_when_pasted(browser, tiny, until):
+    controls = Controls(tiny.manifest)
+    with Server(controls, tiny, port=0, token=TOKEN) as server, Publisher(server, tiny, SIZE):
+        browser.get("about:blank")
+        browser.get(server.url)
+        until(lambda: state(browser) == "live")
+        browser.execute_script(
+            "const canvas = Object.assign(document.createElement('canvas'), "
+            "{ width: 40, height: 30 }); canvas.getContext('2d'); canvas.toBlob(blob => {"
+            "const data = new DataTransfer(); data.items.add(new File([blob], 'pasted.png'));"
+            "dispatchEvent(new ClipboardEvent('paste', { clipboardData: data })); });"
+        )
+        name = browser.find_element("id", "still-name")
+        until(lambda: "pasted.png: an image of yours" in name.text)
+        assert image_of(browser).shape == (30, 40, 3)
+        browser.find_element("id", "back").click()
+        until(lambda: image_of(browser).shape == (*SIZE, 3))
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_is_readable_in_light_and_dark(page, until, scheme):
     features = [{"name": "prefers-color-scheme", "value": scheme}]
