@@ -1,7 +1,8 @@
 """Explain images with a pretrained network: what `make demo` runs.
 
-Exports EfficientNet-Lite0, explains the images that come with scikit-image with the four
-methods of the paper, finds each map's best threshold (TFT), and writes images to look at.
+Exports EfficientNet-Lite0, explains images that come with scikit-image with the four methods of
+the paper, finds each map's best threshold (TFT), and writes images to look at. In one image are a
+cat and a cup of coffee, and each of them is asked for.
 """
 
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import skimage.data
 from matplotlib.figure import Figure
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -16,7 +18,13 @@ import whycam
 from whycam.export import to_onnx
 
 METHODS = ("gradcam", "gradcam++", "ablation", "layercam")
-IMAGES = ("chelsea.png", "coffee.png", "rocket.jpg", "astronaut.png")
+# Name of the image, and the class that is explained; -1 is the most probable one.
+ROWS = (
+    ("cat", -1),
+    ("coffee", -1),
+    ("cat-and-coffee", "espresso"),
+    ("cat-and-coffee", "Egyptian cat"),
+)
 
 
 def main(folder: Path) -> None:
@@ -36,22 +44,43 @@ def main(folder: Path) -> None:
     )
 
     explainer = whycam.load(model)
-    images = [Path(skimage.data.__file__).parent / name for name in IMAGES]
-    found = {method: explainer.explain(images, method=method, tft=True) for method in METHODS}
+    images = load_images()
+    targets = [target for _, target in ROWS]
+    found = {
+        method: explainer.explain(
+            [images[name] for name, _ in ROWS], targets, method=method, tft=True
+        )
+        for method in METHODS
+    }
 
     table = Table("image", "class", "p", "method", "tau*", "p under the mask")
-    for i, image in enumerate(images):
+    for i, (name, target) in enumerate(ROWS):
         for method in METHODS:
             e = found[method][i]
             tau = f"{e.threshold:.1f}" if e.improved else "none helps"
             after = f"{e.masked_probability:.3f}" if e.improved else "-"
-            table.add_row(image.name, e.label, f"{e.probability:.3f}", method, tau, after)
-            e.save(folder / f"{image.stem}.{method}.png", "figure")
+            table.add_row(name, e.label, f"{e.probability:.3f}", method, tau, after)
+            asked = "" if target == -1 else f".{target.replace(' ', '-')}"
+            e.save(folder / f"{name}{asked}.{method}.png", "figure")
         table.add_section()
     console.print(table)
     sheet = folder / "overview.png"
     overview(found).savefig(sheet, dpi=110, bbox_inches="tight")
     console.print(f"\nLook at {sheet} and the other images in {folder}/", soft_wrap=True)
+
+
+def load_images() -> dict[str, Image.Image]:
+    """Cut square images from those of scikit-image; one holds two of them, one above the other."""
+    folder = Path(skimage.data.__file__).parent
+    cat, coffee = (Image.open(folder / name) for name in ("chelsea.png", "coffee.png"))
+    both = Image.new("RGB", (440, 440))
+    both.paste(cat.crop((0, 20, 440, 240)), (0, 0))
+    both.paste(coffee.crop((0, 60, 600, 360)).resize((440, 220)), (0, 220))
+    return {
+        "cat": cat.crop((60, 0, 320, 260)),
+        "coffee": coffee.crop((110, 10, 480, 380)),
+        "cat-and-coffee": both,
+    }
 
 
 def overview(found: dict[str, list[whycam.Explanation]]) -> Figure:
