@@ -73,7 +73,7 @@ def main() -> None:
         written = sorted(path for path in (clone / "maps").iterdir() if path.is_file())
         print("written:", ", ".join(f"{p.name} ({p.stat().st_size >> 10} KiB)" for p in written))
         size = sum(p.lstat().st_size for p in venv.rglob("*") if not p.is_dir()) / 1e9
-        torch = "with" if any(venv.rglob("torch/__init__.py")) else "without"
+        torch = "with" if any(venv.glob("lib/python*/site-packages/torch")) else "without"
         print(f"installed: {size:.2f} GB, {torch} torch")
 
 
