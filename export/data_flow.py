@@ -146,7 +146,8 @@ class DataFlow:
 
     def has_gradient(self, layer: Layer) -> bool:
         """Tell whether the class scores have a gradient with respect to any place of a layer."""
-        return self.gradient_share(layer) > 0
+        reach = self.reach.get(layer.value)
+        return reach is not None and bool((reach & (self.places[layer.value][0] >= 0)).any())
 
     def gradient_share(self, layer: Layer) -> float:
         """Compute the share of a layer's places for which the class scores have a gradient."""

@@ -1,8 +1,9 @@
 """Choose the target layer from the data flow of the graph, whatever the architecture is called.
 
 Of a convolutional network it is the output of the last convolution, moved on over element-wise
-operators. Else it is the last tensor that everything passes through and whose places still have a
-gradient: the last block's output where places are pooled. Where only a class token is read, the
+operators. Where learned layers over the same places follow it, as in transformers and hybrids, it
+is the last tensor that everything passes through and most of whose places still have a gradient:
+the last block's output where places are pooled. Where only a class token is read, the
 last block's output has none at its places; its input has, and the normalisation that reads it is
 chosen.
 """

@@ -130,7 +130,6 @@ def test_the_page_of_operators_is_what_the_table_says():
     assert page == operator_table.format_page(), (
         "run: python -m whycam.export.gradient.operator_table > docs/operators.md"
     )
-    assert {name for rules in operator_table.KINDS.values() for name in rules} == set(RULES)
 
 
 def without_sum(step):

@@ -2,30 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from .rules import KINDS, RULES
 
-from . import (
-    attention,
-    elementwise,
-    normalisation,
-    pooling,
-    products,
-    reductions,
-    selection,
-    shaping,
-)
-from .rules import RULES, Rule
-
-KINDS: dict[str, Mapping[str, Rule]] = {
-    "element by element": elementwise.RULES,
-    "product, convolution": products.RULES,
-    "attention": attention.RULES,
-    "pooling": pooling.RULES,
-    "reduction": reductions.RULES,
-    "normalisation": normalisation.RULES,
-    "shape": shaping.RULES,
-    "selection": selection.RULES,
-}
 # What a rule refuses, besides work along the batch axis and weights that depend on the image.
 REFUSED = {
     "Attention": "causal, soft cap, boolean mask, past keys, queries that share keys",

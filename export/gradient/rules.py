@@ -6,7 +6,7 @@ of operator has a file of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ..tensors import Tensor
 from . import (
@@ -23,13 +23,17 @@ from .step import Step
 
 Rule = Callable[[Step], list[Tensor | None]]
 
+# Of each kind of operator: its name on the page of operators, and its rules.
+KINDS: dict[str, Mapping[str, Rule]] = {
+    "element by element": elementwise.RULES,
+    "product, convolution": products.RULES,
+    "attention": attention.RULES,
+    "pooling": pooling.RULES,
+    "reduction": reductions.RULES,
+    "normalisation": normalisation.RULES,
+    "shape": shaping.RULES,
+    "selection": selection.RULES,
+}
 RULES: dict[str, Rule] = {
-    **elementwise.RULES,
-    **products.RULES,
-    **attention.RULES,
-    **pooling.RULES,
-    **reductions.RULES,
-    **normalisation.RULES,
-    **shaping.RULES,
-    **selection.RULES,
+    operator: rule for rules in KINDS.values() for operator, rule in rules.items()
 }

@@ -1,0 +1,24 @@
+"""Say in a report what every report says: its date, and images that are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from itertools import islice
+
+from ..version import package_version
+
+_EXAMPLES = 3
+
+
+def describe_time() -> str:
+    """Name the date and the version that wrote a report."""
+    return f"{datetime.now().astimezone():%Y-%m-%d %H:%M}, whycam {package_version()}"
+
+
+def describe_unreadable(count: int, errors: Iterable[str]) -> tuple[str, ...]:
+    """Tell how many images are missing, with the first errors; no sentence if none is."""
+    if not count:
+        return ()
+    examples = "; ".join(islice(errors, _EXAMPLES)) + ("; ..." if count > _EXAMPLES else "")
+    return (f"{count:,} images could not be read and are left out: {examples}",)
