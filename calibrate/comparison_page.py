@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -11,8 +10,8 @@ import msgspec
 from ..runtime.explainer import Explainer
 from ..runtime.report.document import About, Report
 from ..runtime.report.entry import encode_explanations
+from ..runtime.report.facts import describe_time, describe_unreadable
 from ..runtime.tft import Tft
-from ..runtime.version import package_version
 from .dataset import Classes, Sample
 from .fidelity import Compared, Fidelity
 
@@ -58,15 +57,13 @@ def describe_comparison(
         ("same most probable class", f"{fidelity.top1:.1%}"),
         ("mean difference of its probability", f"{fidelity.probability:.4f}"),
         ("engines", f"{fidelity.reference}; {fidelity.other}"),
-        ("written", f"{datetime.now().astimezone():%Y-%m-%d %H:%M}, whycam {package_version()}"),
+        ("written", describe_time()),
     ]
     notes = [f"Maps are of the most probable class of {names[0]}."]
-    if fidelity.unreadable:
-        examples = "; ".join(list(fidelity.unreadable.values())[:3])
-        notes.append(f"{len(fidelity.unreadable):,} images could not be read: {examples}")
+    notes += describe_unreadable(len(fidelity.unreadable), fidelity.unreadable.values())
     reading: dict[str, str] = {}
     if tft is not None:
-        facts.insert(3, ("TFT", f"mask {tft.mask}, thresholds by {tft.thresholds}"))
+        facts.insert(3, ("TFT", tft.reading))
         reading = {"mask": tft.mask, "thresholds": tft.thresholds}
     sections: dict[str, Any] = {"fidelity": msgspec.to_builtins(fidelity)}
     return About(

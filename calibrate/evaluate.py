@@ -49,7 +49,7 @@ def evaluate(
         data: from ``open_dataset``.
         methods: by default those of the paper that the file supports.
         variants: see ``Settings``.
-        tft: the reading; by default soft masks and thresholds by rank, as the paper's figures.
+        tft: the reading; by default ``Tft()``, the paper's equations.
         target: the class to explain, ``predicted`` or ``label``, for independent labels each one
             that the image has; None: these, where the data and the network have them, else the
             predicted class.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ from ..runtime.explainer import Explainer
 from ..runtime.explanation import Explanation
 from ..runtime.report.document import About, Report
 from ..runtime.report.entry import encode_explanations, ranks_to_show
+from ..runtime.report.facts import describe_time, describe_unreadable
 from ..runtime.tft import Tft
 from ..runtime.timing import Tick
-from ..runtime.version import package_version
 from .class_figures import ClassTally, map_numbers
 from .dataset import Dataset, Sample
 from .rows import read_rows
@@ -206,7 +205,7 @@ def _add(
     paths = [samples[row["name"]].path for row in rows]
     found = explainer.explain(paths, targets, methods)
     first = evaluation.results[0]
-    settings = Tft(mask=first.mask, thresholds=first.thresholds, taus=evaluation.taus or Tft().taus)  # type: ignore[arg-type]
+    settings = Tft(mask=first.mask, thresholds=first.thresholds, taus=evaluation.taus or Tft().taus)
     for place, row in enumerate(rows):
         measured = {one["target"]: one["methods"] for one in row["explained"]}
         listed = []
@@ -282,9 +281,9 @@ def _about(
     facts += [
         ("explained class", "the data's label" if evaluation.target == "label" else "predicted"),
         ("method", ", ".join(methods)),
-        ("TFT", f"mask {first.mask}, thresholds by {first.thresholds}"),
+        ("TFT", Tft(mask=first.mask, thresholds=first.thresholds).reading),
         ("engine", evaluation.engine),
-        ("written", f"{datetime.now().astimezone():%Y-%m-%d %H:%M}, whycam {package_version()}"),
+        ("written", describe_time()),
     ]
     notes = list(evaluation.notes)
     if shown < images:
@@ -293,9 +292,7 @@ def _about(
             f"{MOST_IMAGES // 2} with a wrong class, and others at even steps. All figures are of "
             "all images."
         )
-    if evaluation.unreadable_count:
-        examples = "; ".join(list(evaluation.unreadable.values())[:3])
-        notes.append(f"{evaluation.unreadable_count:,} images could not be read: {examples}")
+    notes += describe_unreadable(evaluation.unreadable_count, evaluation.unreadable.values())
     return About(
         kind="evaluate",
         title=f"{Path(evaluation.model).stem}: evaluation on {evaluation.images:,} images",

@@ -18,7 +18,7 @@ from ..runtime.manifest import Manifest
 from ..runtime.pipeline import Prepared, classify, prepare
 from ..runtime.request import NOT_PROBABILITIES
 from ..runtime.similarity import pearson, top_overlap
-from ..runtime.tft import Tft
+from ..runtime.tft import Mask, Tft, Thresholds
 from ..runtime.timing import Tick
 from .common_view import common_maps
 from .dataset import Sample
@@ -69,8 +69,8 @@ class Fidelity(msgspec.Struct, frozen=True, kw_only=True):
     top1: float
     probability: float
     maps: dict[str, MapFidelity]
-    mask: str | None = None
-    thresholds: str | None = None
+    mask: Mask | None = None
+    thresholds: Thresholds | None = None
     unreadable: dict[str, str] = msgspec.field(default_factory=dict)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..runtime.cam import Method
 from ..runtime.manifest import Manifest
+from ..runtime.tft import Mask, Thresholds
 from .dataset import Dataset
 from .label_figures import LabelFigures, LabelTally, format_labels_csv
 from .running_mean import RunningMean
@@ -48,8 +49,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     method: Method
     variant: str
-    mask: str
-    thresholds: str
+    mask: Mask
+    thresholds: Thresholds
     images: int
     maps: int
     accuracy: float | None

@@ -115,7 +115,7 @@ def curve_table(curve: Curve) -> Table:
         ["tried", *columns],
         rows,
         numbers=columns,
-        title=f"{curve.method}, mask {curve.mask}, thresholds by {curve.thresholds}",
+        title=f"{curve.method}, {Tft(mask=curve.mask, thresholds=curve.thresholds).reading}",
     )
 
 

@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from ..runtime.errors import RequestError
+from ..runtime.tft import Tft
 from . import parse
 from .console import out, print_json, say, say_written, unreadable_lines
 from .options import (
@@ -147,6 +148,7 @@ def fidelity_lines(fidelity: Fidelity) -> str:
         f"{fidelity.probability:.4f} on average",
         "correlation and IoU: the median, and beside it the 5th percentile",
     ]
-    if fidelity.mask is not None:
-        lines.append(f"TFT: mask {fidelity.mask}, thresholds by {fidelity.thresholds}")
+    if fidelity.mask is not None and fidelity.thresholds is not None:
+        tft = Tft(mask=fidelity.mask, thresholds=fidelity.thresholds)
+        lines.append(f"TFT: {tft.reading}")
     return "\n".join([*lines, *unreadable_lines(fidelity.unreadable)])

@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from ..runtime.report.facts import describe_unreadable
+
 _PIPED = 200  # columns in a pipe or a file, which have no width of their own
 
 
@@ -52,10 +54,7 @@ def unreadable_lines(unreadable: Mapping[str, str], count: int | None = None) ->
         unreadable: why each image cannot be read, by its name.
         count: of all of them; None: as many as are named.
     """
-    if not unreadable:
-        return []
-    examples = "; ".join(list(unreadable.values())[:3])
-    return [f"{count or len(unreadable)} images left out: {examples}"]
+    return [*describe_unreadable(count or len(unreadable), unreadable.values())]
 
 
 def note(text: str) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..runtime.report.document import About, Report
 from ..runtime.report.entry import encode_explanations
-from ..runtime.version import package_version
+from ..runtime.report.facts import describe_time, describe_unreadable
 
 if TYPE_CHECKING:
     from ..runtime.cam import Method
@@ -76,7 +75,7 @@ def describe_report(
         title=f"{model.stem}: {images:,} image{'s' * (images != 1)} explained",
         sources=(model.name,),
         facts=tuple(facts),
-        notes=describe_unreadable(failed),
+        notes=describe_unreadable(len(failed), failed),
         task=manifest.task,
         taus=taus,
         reading=reading,
@@ -89,17 +88,4 @@ def describe_thresholding(thresholding: Tft | Literal["naive"] | None) -> str:
         return "none, whole maps"
     if thresholding == "naive":
         return "customary for the method"
-    return f"TFT, mask {thresholding.mask}, thresholds by {thresholding.thresholds}"
-
-
-def describe_time() -> str:
-    """Name the date and the version that wrote a report."""
-    return f"{datetime.now().astimezone():%Y-%m-%d %H:%M}, whycam {package_version()}"
-
-
-def describe_unreadable(failed: Sequence[str]) -> tuple[str, ...]:
-    """Tell which images are missing, in one sentence or none."""
-    if not failed:
-        return ()
-    examples = "; ".join(failed[:3]) + ("; ..." if len(failed) > 3 else "")
-    return (f"{len(failed):,} images could not be read and are not shown: {examples}",)
+    return f"TFT, {thresholding.reading}"

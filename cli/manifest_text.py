@@ -137,11 +137,9 @@ def outputs_line(manifest: Manifest) -> str:
 
 def tft_line(manifest: Manifest) -> str:
     """Describe the file's reading of TFT."""
-    reading = manifest.tft
-    searched = (
-        "" if reading.evaluations is None else f", a search of {reading.evaluations} evaluations"
-    )
-    return f"mask {reading.mask}, thresholds by {reading.thresholds}{searched}"
+    tft = manifest.tft
+    searched = "" if tft.evaluations is None else f", a search of {tft.evaluations} evaluations"
+    return f"{tft.reading}{searched}"
 
 
 def priors_line(priors: Sequence[Prior]) -> str:
