@@ -173,7 +173,7 @@ def test_unreadable_images_are_left_out_and_named(tiny, image_folder):
     found = learn_thresholds(tiny, open_dataset(image_folder), methods=["gradcam"], readings=RANK)
     assert found.images == COUNT - 1
     assert set(found.unreadable) == {"000.png"}
-    assert "1 images left out" in learnt_lines(found)
+    assert "1 image left out" in learnt_lines(found)
 
 
 @pytest.mark.parametrize("methods", [["scorecam"], ["smoothgrad"], []])

@@ -117,7 +117,7 @@ def test_unreadable_images_are_named_and_counted(tiny, image_folder):
     assert found.images == 12
     assert found.unreadable_count == 2
     assert set(found.unreadable) == {"ant/broken.jpg", "bee/empty.png"}
-    assert "2 images could not be read" in summary_lines(found)
+    assert "2 images left out" in summary_lines(found)
 
 
 def test_nothing_readable_is_an_error(tiny, tmp_path):

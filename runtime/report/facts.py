@@ -21,4 +21,4 @@ def describe_unreadable(count: int, errors: Iterable[str]) -> tuple[str, ...]:
     if not count:
         return ()
     examples = "; ".join(islice(errors, _EXAMPLES)) + ("; ..." if count > _EXAMPLES else "")
-    return (f"{count:,} images could not be read and are left out: {examples}",)
+    return (f"{count:,} image{'s' * (count != 1)} left out that could not be read: {examples}",)
