@@ -3,6 +3,7 @@
 What a product imports; needs neither torch nor the package that trained the model.
 """
 
+from .runtime.class_comparison import draw_comparison
 from .runtime.errors import WhyCamError
 from .runtime.explainer import Explainer
 from .runtime.explanation import Explanation
@@ -23,6 +24,7 @@ __all__ = [
     "Tft",
     "WhyCamError",
     "__version__",
+    "draw_comparison",
     "explain",
     "load",
     "stream",

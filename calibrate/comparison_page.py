@@ -39,7 +39,12 @@ def add_compared(
 
 
 def describe_comparison(
-    reference: Explainer, names: tuple[str, str], data: str, fidelity: Fidelity, tft: Tft | None
+    reference: Explainer,
+    names: tuple[str, str],
+    data: str,
+    fidelity: Fidelity,
+    tft: Tft | None,
+    notes: Sequence[str] = (),
 ) -> About:
     """Describe what the page is of.
 
@@ -49,6 +54,7 @@ def describe_comparison(
         data: the images.
         fidelity: the figures.
         tft: the reading of TFT; None: thresholds were not compared.
+        notes: more sentences for the reader.
     """
     facts = [
         ("compared", f"{names[0]} and {names[1]}"),
@@ -59,8 +65,8 @@ def describe_comparison(
         ("engines", f"{fidelity.reference}; {fidelity.other}"),
         ("written", describe_time()),
     ]
-    notes = [f"Maps are of the most probable class of {names[0]}."]
-    notes += describe_unreadable(len(fidelity.unreadable), fidelity.unreadable.values())
+    sentences = [f"Maps are of the most probable class of {names[0]}.", *notes]
+    sentences += describe_unreadable(len(fidelity.unreadable), fidelity.unreadable.values())
     reading: dict[str, str] = {}
     if tft is not None:
         facts.insert(3, ("TFT", tft.reading))
@@ -71,7 +77,7 @@ def describe_comparison(
         title=f"{names[0]} and {names[1]}: {fidelity.images:,} images compared",
         sources=names,
         facts=tuple(facts),
-        notes=tuple(notes),
+        notes=tuple(sentences),
         task=reference.manifest.task,
         taus=() if tft is None else tft.taus,
         reading=reading,

@@ -238,6 +238,25 @@ class Classes:
         """Return the labels without a class of the network."""
         return [label for label in labels if self.index(label) is None]
 
+    def describe_unknown(self, labels: Sequence[str], result: str) -> list[str]:
+        """Say which labels are no class of the network, and what follows; nothing if all are.
+
+        Args:
+            labels: of the data.
+            result: what follows for their images.
+
+        Returns:
+            A sentence, or none.
+        """
+        unknown = self.unknown(labels)
+        if not unknown:
+            return []
+        examples = ", ".join(unknown[:3]) + (" ..." if len(unknown) > 3 else "")
+        return [
+            f"{len(unknown)} of {len(labels)} labels are no class of the network ({examples}), and "
+            f"{result}: map them with --classes FILE"
+        ]
+
 
 def _normalise_label(label: str) -> str:
     return re.sub(r"[\s_-]+", " ", label).strip().casefold()

@@ -227,9 +227,10 @@ def _has_labels(lookup: Classes, data: Dataset, labels: Sequence[int]) -> bool:
 def _note_unknown_labels(lookup: Classes, data: Dataset, settings: Settings) -> list[str]:
     independent = bool(settings.labels)
     labels = data.all_labels() if independent else data.labels()
-    unknown = lookup.unknown(labels)
     known = (
-        _has_labels(lookup, data, settings.labels) if independent else len(unknown) < len(labels)
+        _has_labels(lookup, data, settings.labels)
+        if independent
+        else len(lookup.unknown(labels)) < len(labels)
     )
     if settings.target == "label" and not known:
         raise DataError(
@@ -237,14 +238,8 @@ def _note_unknown_labels(lookup: Classes, data: Dataset, settings: Settings) -> 
             + (f" (as '{labels[0]}')" if labels else "")
             + ": map them with --classes FILE"
         )
-    if not unknown:
-        return []
-    examples = ", ".join(unknown[:3]) + (" ..." if len(unknown) > 3 else "")
     result = "they are not measured" if independent else "their images do not count for accuracy"
-    return [
-        f"{len(unknown)} of {len(labels)} labels are no class of the network ({examples}), and "
-        f"{result}: map them with --classes FILE"
-    ]
+    return lookup.describe_unknown(labels, result)
 
 
 def _fingerprint(

@@ -15,12 +15,14 @@ from ..runtime.tft import Tft
 from . import parse
 from .console import out, print_json, say, say_written, unreadable_lines
 from .options import (
+    ClassMap,
     Data,
     Json,
     Model,
     PaperMethod,
     PromptedEngineOptions,
     ReadingOptions,
+    require,
 )
 from .progress import progress
 from .tables import table
@@ -53,6 +55,7 @@ def compare(
             "--tft/--no-tft", help="Compare thresholds too; maps alone are ten times faster."
         ),
     ] = True,
+    classes: ClassMap = None,
     as_json: Json = False,
 ) -> None:
     """Compare the labels, maps and thresholds of two files.
@@ -71,6 +74,7 @@ def compare(
 
     if report and output is None:
         raise RequestError("--report needs a place to write to: -o FOLDER")
+    require("--classes", classes is not None, "--report", report)
     if images < 1:
         raise RequestError(f"--images must be 1 or more, not {images}")
     methods = parse.methods(method)
@@ -80,6 +84,8 @@ def compare(
     samples = shuffle_samples(dataset.samples)[:images]
     settings = reading.reading(first.manifest.tft) if tft else None
     names = _name_both((reference, first), (model, second))
+    labels = first.manifest.labels or second.manifest.labels
+    lookup = Classes(labels, first.manifest.num_classes, classes)
     if report:
         check_count(len(samples))
     with ExitStack() as stack:
@@ -88,12 +94,15 @@ def compare(
         page, collect = None, None
         if report and output is not None:
             page = stack.enter_context(Report(output / "report.html", len(samples)))
-            classes = Classes(first.manifest.labels, first.manifest.num_classes)
-            collect = partial(add_compared, page, classes, first.manifest.labels)
+            collect = partial(add_compared, page, lookup, labels)
         fidelity = run_comparison(first, second, samples, methods, settings, advance, collect)
         written = [] if output is None else write_fidelity_report(fidelity, output)
         if page is not None:
-            about = describe_comparison(first, names, data.name, fidelity, settings)
+            unknown = lookup.describe_unknown(
+                sorted({one.label for one in samples if one.label is not None}),
+                "their images are shown without a label",
+            )
+            about = describe_comparison(first, names, data.name, fidelity, settings, unknown)
             written.append(page.write(about))
     if as_json:
         document = msgspec.to_builtins(fidelity)

@@ -124,6 +124,9 @@ def explain(
     coloured, example = 0, ""
     classes = _choose_classes(explainer.manifest, target, top)
     output = plan_output(writing, images_of_methods, len(classes), is_thresholded, report)
+    if output is not None:
+        stems = [name for _, name in files]
+        output.check_absent(stems, classes, plan, thresholding, explainer.manifest)
     shown = [*classes, *(ranks_to_show(explainer.manifest) if report else ())]
     short_names = shorten_names([file for file, _ in files])
     with ExitStack() as stack:

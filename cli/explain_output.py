@@ -13,6 +13,7 @@ import typer
 
 from ..runtime.drawing import require_matplotlib
 from ..runtime.errors import OutputError, RequestError
+from ..runtime.file_names import Kind, class_name, comparison_name, file_name, find_files
 from ..runtime.files import write_whole
 from ..runtime.overlay import COLORMAPS, Colormap, Crop, Style
 from ..runtime.report.document import Report
@@ -20,22 +21,23 @@ from ..runtime.results import TABLE_FILES, TABLES, Add, Table, table_writers
 from ..runtime.saving import (
     IMAGE_TYPES,
     KINDS,
-    Kind,
     check_type,
-    comparison_name,
     encode_comparison,
-    file_name,
 )
+from ..runtime.targets import class_rows, resolve_targets
 from . import parse
 from .options import complete
 
 if TYPE_CHECKING:
     from ..runtime.explanation import Explanation
     from ..runtime.manifest import Manifest
+    from ..runtime.request import RequestPlan
+    from ..runtime.tft import Tft
 
 _ENDINGS: dict[str, Table] = {".csv": "csv", ".jsonl": "jsonl"}
 # Of all classes of an image together.
-COMPARISON = "comparison"
+COMPARISON: Literal["comparison"] = "comparison"
+_EXAMPLES = 3  # files named in an error
 ImageFormat = Literal["png", "jpg", "webp"]
 
 
@@ -179,6 +181,51 @@ class OutputPlan:
         data = encode_comparison(explanations, target.suffix, style)
         self.counts[COMPARISON] += 1
         return [str(write_whole(target, data, overwrite))]
+
+    def check_absent(
+        self,
+        stems: Sequence[str],
+        classes: Sequence[int | str],
+        plan: RequestPlan,
+        thresholding: Tft | Literal["naive"] | None,
+        manifest: Manifest,
+    ) -> None:
+        """Refuse a run of several images that would come upon older files.
+
+        The class of a rank is known only after an image is classified: files of any class of the
+        image count. Of one image that is left to ``write``.
+
+        Args:
+            stems: names of the images.
+            classes: indices, ranks and labels of those that are explained.
+            plan: names the methods.
+            thresholding: of the maps.
+            manifest: knows the classes.
+
+        Raises:
+            RequestError: a class does not exist.
+            OutputError: there are such files.
+        """
+        (indices,) = class_rows(resolve_targets(list(classes), 1, False, manifest))
+        if self.folder is None or self.options.overwrite or len(stems) < 2:
+            return
+        names = [None if i < 0 else class_name(i, manifest.label(i)) for i in indices]
+        kinds = (*self.kinds, *([COMPARISON] if self.comparison else []))
+        methods = [one.method for one in plan.methods]
+        image_type = f".{self.options.format}"
+        found = find_files(self.folder, stems, names, methods, thresholding, kinds, image_type)
+        if not found:
+            return
+        examples = ", ".join(found[:_EXAMPLES]) + (", ..." if len(found) > _EXAMPLES else "")
+        some = (
+            "would be written again"
+            if None not in names
+            else "may be written again, which is known only after the images are classified"
+        )
+        raise OutputError(
+            f"{len(found):,} file{'s' * (len(found) != 1)} in {self.folder}/ {some} ({examples}), "
+            "and nothing was begun: choose another folder with -o, or add --overwrite"
+        )
 
     def place_of(self, stem: str, explanation: Explanation, kind: Kind) -> Path:
         """Name the file of one explanation in the folder."""

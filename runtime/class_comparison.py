@@ -32,22 +32,22 @@ def draw_comparison(explanations: Sequence[Attribution], style: Style = DEFAULT_
     Differences are of whole maps, each scaled to [0, 1] by itself.
 
     Args:
-        explanations: of one image, by one method, two or more.
+        explanations: of one image, by one method, each of another class; two or more.
         style: how maps are drawn.
 
     Returns:
         uint8 [h, w, 3], RGB.
 
     Raises:
-        RequestError: there are fewer than two.
+        RequestError: there are fewer than two, or they differ in more than their class.
 
     Example:
         >>> pair = whycam.load("model.onnx").explain("cat.jpg", ["tabby", "espresso"])
-        >>> draw_comparison(pair).dtype
-        dtype('uint8')
+        >>> drawn = whycam.draw_comparison(pair)
+        >>> cv2.imwrite("why.png", drawn[..., ::-1])
+        True
     """
-    if len(explanations) < 2:
-        raise RequestError("a comparison needs two classes or more of one image")
+    _check_comparable(explanations)
     maps = [_draw_map(one, style) for one in explanations]
     first, *others = explanations
     differences = [_draw_difference(first, one, style) for one in others]
@@ -56,6 +56,32 @@ def draw_comparison(explanations: Sequence[Attribution], style: Style = DEFAULT_
     scale = overlay.enlargement(*first.image.shape[:2])
     image = overlay.caption(_reduce(overlay.enlarge(first.image, scale)), ["image", ""])
     return _join([maps, [image, *differences]])
+
+
+def _check_comparable(explanations: Sequence[Attribution]) -> None:
+    if len(explanations) < 2:
+        raise RequestError("a comparison needs two classes or more of one image")
+    first, *others = explanations
+    for one in others:
+        if one.method != first.method:
+            raise RequestError(
+                f"a comparison is of one method, not of {first.method} and {one.method}"
+            )
+        if (
+            one.placement != first.placement
+            or one.original_map.shape != first.original_map.shape
+            or not (one.image is first.image or np.array_equal(one.image, first.image))
+        ):
+            raise RequestError(
+                "a comparison is of one image: pass the explanations that one call of explain "
+                "returned for it"
+            )
+    indices = [one.index for one in explanations]
+    twice = next((one for one in explanations if indices.count(one.index) > 1), None)
+    if twice is not None:
+        raise RequestError(
+            f"a comparison is of several classes, and '{twice.label}' is there twice"
+        )
 
 
 def _draw_map(one: Attribution, style: Style) -> RGBImage:

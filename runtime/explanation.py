@@ -12,6 +12,7 @@ import numpy as np
 from . import drawing, saving
 from .attribution import Attribution
 from .errors import RequestError
+from .file_names import Kind
 from .files import write_whole
 from .images import RGBImage
 from .manifest import Manifest
@@ -20,7 +21,6 @@ from .pipeline import ClassMap
 from .pixels import Pixels, show_pixels
 from .preprocess import Placement
 from .request import Settings
-from .saving import Kind
 from .sweep import Choice, Floats
 from .targets import rank_classes
 from .tft import Tft

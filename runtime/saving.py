@@ -1,11 +1,11 @@
-"""Encode an explanation's overlay, figure, map or mask as a file, and name that file."""
+"""Encode an explanation's overlay, figure, map or mask as a file."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +14,12 @@ from .attribution import Attribution
 from .class_comparison import draw_comparison
 from .drawing import draw_figure, saved_overlay
 from .errors import RequestError
+from .file_names import Kind
 from .images import RGBImage
 from .overlay import Style
 
-Kind = Literal["overlay", "figure", "map", "mask"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-_LONGEST_LABEL = 40  # letters of a class name in a file's name
 
 
 def check_type(path: Path, kind: Kind) -> None:
@@ -85,49 +84,3 @@ def _encode_image(image: RGBImage | NDArray[np.uint8], suffix: str) -> bytes:
 def encode_comparison(explanations: Sequence[Attribution], suffix: str, style: Style) -> bytes:
     """Encode the comparison of several classes as an image file, see ``draw_comparison``."""
     return _encode_image(draw_comparison(explanations, style), suffix)
-
-
-def comparison_name(stem: str, explanations: Sequence[Attribution], image_type: str) -> str:
-    """Name the comparison of several classes, as ``file_name``.
-
-    ``cat.281-tabby-vs-282-tiger-cat.gradcam.tft.comparison.png``.
-    """
-    names = "-vs-".join(class_name(one) for one in explanations[:2])
-    if len(explanations) > 2:
-        names += f"-and-{len(explanations) - 2}-more"
-    parts = [stem, names, explanations[0].method, *_threshold_name(explanations[0]), "comparison"]
-    return ".".join(parts) + image_type
-
-
-def file_name(stem: str, explanation: Attribution, kind: Kind, image_type: str = ".png") -> str:
-    """Name a file by image, class, method and threshold.
-
-    ``cat.282-tiger-cat.gradcam.tft.png``; with ``.figure``, ``.map`` or ``.mask`` before the
-    ending. Another reading of TFT than the default names itself: ``tft-soft-rank``.
-
-    Args:
-        stem: the image's name without its ending.
-        explanation: what is written.
-        kind: of ``KINDS``.
-        image_type: ending of images; maps end in ``.npy``, masks in ``.png``.
-    """
-    parts = [stem, class_name(explanation), explanation.method, *_threshold_name(explanation)]
-    if kind != "overlay":
-        parts.append(kind)
-    return ".".join(parts) + {"map": ".npy", "mask": ".png"}.get(kind, image_type)
-
-
-def _threshold_name(explanation: Attribution) -> list[str]:
-    tft = explanation.tft
-    if tft is not None:
-        default = (tft.mask, tft.thresholds) == ("binary", "value")
-        return ["tft" if default else f"tft-{tft.mask}-{tft.thresholds}"]
-    return [] if explanation.threshold is None else ["naive"]
-
-
-def class_name(explanation: Attribution) -> str:
-    """Write a class's index and label so that any file system takes it: ``282-tiger-cat``."""
-    letters = (letter if letter.isalnum() else "-" for letter in explanation.label.lower())
-    words = "-".join(part for part in "".join(letters).split("-") if part)
-    name = str(explanation.index)
-    return name if words in ("", name) else f"{name}-{words[:_LONGEST_LABEL].rstrip('-')}"

@@ -11,10 +11,11 @@ from PIL import Image
 from report_pages import write_images
 from tiny_file import write_tiny
 
+from whycam import draw_comparison
 from whycam.cli import main, parse
-from whycam.runtime.class_comparison import LESS, MORE, blend_difference, draw_comparison
+from whycam.runtime.class_comparison import LESS, MORE, blend_difference
 from whycam.runtime.errors import RequestError
-from whycam.runtime.saving import comparison_name
+from whycam.runtime.file_names import comparison_name
 
 
 def run(capsys, *arguments: object) -> tuple[int, str, str]:
@@ -63,8 +64,8 @@ def test_a_comparison_shows_where_each_class_has_more(tiny, tmp_path):
     left, right = np.zeros((8, 8), np.float32), np.zeros((8, 8), np.float32)
     left[:, :4], right[:, 4:] = 1, 1
     pair = [
-        replace(one, map=left, original_map=left, label="left"),
-        replace(one, map=right, original_map=right, label="right"),
+        replace(one, map=left, original_map=left, index=0, label="left"),
+        replace(one, map=right, original_map=right, index=1, label="right"),
     ]
     drawn = draw_comparison(pair)
     height, width = drawn.shape[:2]
@@ -80,8 +81,23 @@ def test_more_classes_stand_above_their_differences_to_the_first(tiny, tmp_path)
     three = tiny.explain(path, [0, 1, 2])
     assert draw_comparison(three).shape[1] == 3 * 400 + 2 * 10
     assert draw_comparison(three).shape[0] > 2 * 400
+
+
+def test_a_comparison_is_of_one_image_one_method_and_several_classes(tiny, tmp_path):
+    image, other = write_images(tmp_path, 2)
+    ant, bee = tiny.explain(image, [0, 1])
     with pytest.raises(RequestError, match="two classes or more"):
-        draw_comparison(three[:1])
+        draw_comparison([ant])
+    with pytest.raises(RequestError, match="'ant' is there twice"):
+        draw_comparison([ant, bee, ant])
+    with pytest.raises(RequestError, match="of one method, not of gradcam and layercam"):
+        draw_comparison([ant, tiny.explain(image, 1, "layercam")])
+    with pytest.raises(RequestError, match="of one image"):
+        draw_comparison([ant, tiny.explain(other, 1)])
+    with pytest.raises(RequestError, match="of one image"):  # the same pixels, other maps
+        draw_comparison([ant, bee.over_image()])
+    again = tiny.explain(image, 1)
+    np.testing.assert_array_equal(draw_comparison([ant, again]), draw_comparison([ant, bee]))
 
 
 def test_names_of_comparisons_differ_with_their_classes(tiny, tmp_path):

@@ -148,6 +148,25 @@ def test_compare_writes_a_page_with_both_maps(files, tmp_path):
         assert image["similarity"]["gradcam"] == pytest.approx(correlation, abs=1e-5)
 
 
+def test_labels_of_the_data_are_mapped_to_classes(files, tmp_path, capsys):
+    folder, out = tmp_path / "images", tmp_path / "out"
+    (folder / "ant").rename(folder / "n01")
+    (tmp_path / "classes.csv").write_text("n01,cat\n")
+    command = ["compare", *files, folder, "-o", out, "--report"]
+    assert run(*command) == 0
+    page = data_of(out / "report.html")
+    assert {image.get("label") for image in page["images"]} == {None, 1}
+    (note,) = (note for note in page["about"]["notes"] if "--classes" in note)
+    assert note.startswith("1 of 2 labels are no class of the network (n01)")
+    assert run(*command, "--classes", tmp_path / "classes.csv") == 0
+    page = data_of(out / "report.html")
+    assert {image["name"][:3]: image["label"] for image in page["images"]} == {"n01": 2, "bee": 1}
+    assert not any("--classes" in note for note in page["about"]["notes"])
+    capsys.readouterr()
+    assert run(*command[:-1], "--classes", tmp_path / "classes.csv") == 2
+    assert "--classes is a setting of --report" in capsys.readouterr().err
+
+
 def test_one_file_compared_with_itself_has_two_names(files, tmp_path):
     out = tmp_path / "out"
     assert run("compare", files[0], files[0], tmp_path / "images", "-o", out, "--report") == 0

@@ -14,10 +14,30 @@ from PIL import Image
 from tiny_file import write_tiny
 
 import whycam
-from whycam.runtime import explainer, explanation, load, overlay, region, suggest, tft
+from whycam.runtime import (
+    class_comparison,
+    explainer,
+    explanation,
+    load,
+    overlay,
+    region,
+    suggest,
+    tft,
+)
 from whycam.runtime.live import annotate, stream
 
-MODULES = (explainer, explanation, load, overlay, region, suggest, tft, annotate, stream)
+MODULES = (
+    class_comparison,
+    explainer,
+    explanation,
+    load,
+    overlay,
+    region,
+    suggest,
+    tft,
+    annotate,
+    stream,
+)
 
 
 def examples(module: ModuleType) -> list[doctest.DocTest]:

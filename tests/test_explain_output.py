@@ -69,6 +69,56 @@ def test_nothing_is_overwritten_unless_asked(whycam, curved_onnx, images, tmp_pa
         assert file.stat().st_mtime_ns > before
 
 
+@pytest.mark.parametrize(
+    ("chosen", "options"),
+    [
+        (["--target", "2"], []),
+        ([], ["--tft", "--save", "mask,map"]),
+        (["--top", "2"], []),
+        (["--target", "2,3"], ["--save", "comparison,overlay", "--naive"]),
+    ],
+)
+def test_a_folder_whose_files_exist_is_refused_before_any_work(
+    whycam,  # noqa: F811
+    curved_onnx,
+    images,
+    tmp_path,
+    chosen,
+    options,
+):
+    (images / "c.png").unlink()
+    command = ["explain", curved_onnx, images, "-o", tmp_path / "out", *chosen, *options]
+    assert whycam(*command).code == 0
+    written = sorted((tmp_path / "out").iterdir())
+    of_first = [file for file in written if file.name.startswith("a.")]
+    for file in of_first:
+        file.unlink()
+    left = [file.name for file in written if file not in of_first]
+    again = whycam(*command)
+    assert again.code == 2
+    assert f"{len(left)} file" in again.err
+    assert left[0] in again.err
+    assert "--overwrite" in again.err
+    assert ("is known only" in again.err) is ("--target" not in chosen)
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == left
+    assert whycam(*command, "--overwrite").code == 0
+    assert sorted((tmp_path / "out").iterdir()) == written
+
+
+def test_files_of_another_class_method_or_threshold_are_in_nobody_s_way(
+    whycam,  # noqa: F811
+    curved_onnx,
+    images,
+    tmp_path,
+):
+    (images / "c.png").unlink()
+    command = ["explain", curved_onnx, images, "-o", tmp_path / "out"]
+    assert whycam(*command, "--target", "2").code == 0
+    for options in (["--target", "3"], ["--target", "2", "--tft"], ["--top", "2"]):
+        assert whycam(*command, *options).code == 0
+    assert len(list((tmp_path / "out").iterdir())) == 8
+
+
 def test_one_explanation_goes_to_one_file(whycam, curved_onnx, images, tmp_path):  # noqa: F811
     for name, options in (("why.webp", []), ("map.npy", []), ("mask.png", ["--save", "mask"])):
         result = whycam(

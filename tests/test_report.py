@@ -7,6 +7,7 @@ import hashlib
 import html
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -56,7 +57,28 @@ def test_a_peak_above_the_largest_pixel_is_kept():
 def test_a_map_without_any_grid_is_kept_at_64_by_64():
     noise = np.random.default_rng(1).random((224, 224), np.float32)
     assert reduce_map(noise).levels.shape == (64, 64)
-    assert reduce_map(np.zeros((32, 32), np.float32)).levels.tolist() == [[0]]
+    assert reduce_map(noise).is_reduced
+    flat = reduce_map(np.zeros((32, 32), np.float32))
+    assert flat.levels.tolist() == [[0]]
+    assert not flat.is_reduced
+
+
+def test_the_page_says_which_maps_it_reduces(tiny, tmp_path):
+    (image,) = write_images(tmp_path, 1)
+    one, two, three = tiny.explain(image, [0, 1, 2])
+    noise = np.random.default_rng(1).random((224, 224), np.float32)
+    for reduced in (1, 0):
+        with Report(tmp_path / "report.html", 1) as report:
+            fine = replace(two, original_map=noise) if reduced else two
+            report.add(encode_explanations("0.png", [[one, fine, three]]))
+            page = report.write(About(kind="explain", title="", sources=("tiny",), notes=("a",)))
+        data = data_of(page)
+        assert [entry.get("reduced", False) for entry in data["images"][0]["maps"]] == [
+            False, bool(reduced), False,
+        ]  # fmt: skip
+        first, *others = data["about"]["notes"]
+        assert first == "a"
+        assert [note[:37] for note in others] == ["1 of 3 maps are finer than 64 x 64 va"] * reduced
 
 
 def test_an_entry_has_the_numbers_of_its_explanations(tiny, tmp_path):

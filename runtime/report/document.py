@@ -18,6 +18,7 @@ from ..class_comparison import LESS, MORE
 from ..errors import RequestError
 from ..files import replacing
 from .entry import Encoded, merge_labels
+from .facts import describe_reduced
 
 # In this order, each may use what stands before it.
 _SCRIPTS = ("data", "maps", "charts", "gallery", "viewer", "tables", "overview", "app")
@@ -71,6 +72,7 @@ class Report:
         self.path = path
         self._entries: list[bytes] = []
         self._labels: dict[int, str] = {}
+        self._maps = self._reduced = 0
         self._parts = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
 
     def __enter__(self) -> Report:
@@ -85,13 +87,20 @@ class Report:
         self._parts.write(f"{tag}{' '.join(encoded.parts)}</script>\n".encode())
         self._entries.append(msgspec.json.encode(encoded.entry))
         merge_labels(self._labels, encoded.labels)
+        self._maps += len(encoded.entry.maps)
+        self._reduced += sum(one.reduced for one in encoded.entry.maps)
 
     def write(self, about: About) -> Path:
         """Write the file, whole or not at all, and return where it is.
 
+        A note is added where maps are finer than a report stores them.
+
         Raises:
             OutputError: it cannot be written.
         """
+        if self._reduced:
+            note = describe_reduced(self._reduced, self._maps)
+            about = msgspec.structs.replace(about, notes=(*about.notes, note))
         document = {
             "about": about,
             "labels": {str(index): name for index, name in sorted(self._labels.items())},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -18,7 +18,7 @@ LONGER_SIDE = 448
 _QUALITY = 74
 # Networks' strides, the coarsest first; and the longer side of a grid, at most.
 _STRIDES = (32, 16, 14, 8, 4, 2, 1)
-_LARGEST = 64
+LARGEST = 64
 # A grid is fine enough if no pixel of the map is further off, of 1.
 _TOLERANCE = 0.01
 
@@ -53,11 +53,13 @@ class Grid:
         levels: uint8 [r, c].
         low, high: the values of the levels 0 and 255. They may lie a little outside [0, 1], where
             the map's pixels beside a peak are what was scaled to 1.
+        is_reduced: whether the map is finer than the grid shows.
     """
 
     levels: NDArray[np.uint8]
     low: float
     high: float
+    is_reduced: bool = False
 
     def encode(self) -> str:
         """Encode the levels, row by row, in base64."""
@@ -74,19 +76,19 @@ def reduce_map(values: NDArray[np.float32]) -> Grid:
         values: the map, float32 [H, W] in [0, 1].
 
     Returns:
-        The grid; where none of at most 64 x 64 is fine enough, the finest one.
+        The grid; where none of at most 64 x 64 is fine enough, the finest one, ``is_reduced``.
     """
     height, width = values.shape
     for stride in _STRIDES:
         rows, columns = -(-height // stride), -(-width // stride)
-        if max(rows, columns) > _LARGEST:
-            shrink = _LARGEST / max(rows, columns)
+        if max(rows, columns) > LARGEST:
+            shrink = LARGEST / max(rows, columns)
             rows, columns = max(1, round(rows * shrink)), max(1, round(columns * shrink))
         found = _inverse(height, rows) @ values @ _inverse(width, columns).T
         grid = _quantise(found)
         if np.abs(enlarge(grid, (height, width)) - values).max() <= _TOLERANCE:
-            break
-    return grid
+            return grid
+    return replace(grid, is_reduced=True)
 
 
 def _quantise(values: NDArray[np.float32]) -> Grid:

@@ -25,6 +25,7 @@ class MapEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         method, index, probability: how it was made, of which class.
         shape: rows and columns of its grid, see ``encode.Grid``.
         low, high: values of the grid's levels 0 and 255.
+        reduced: whether the map is finer than its grid.
         threshold, cut, rpi, improved, masked: of thresholding; absent without it, ``threshold``
             also where none improves.
         naive: whether the threshold is the method's customary one.
@@ -42,6 +43,7 @@ class MapEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     low: float
     high: float
     source: int = 0
+    reduced: bool = False
     threshold: float | None = None
     cut: float = 0.0
     rpi: tuple[float | None, ...] | None = None
@@ -176,6 +178,7 @@ def _entry(
         shape=(rows, columns),
         low=grid.low,
         high=grid.high,
+        reduced=grid.is_reduced,
         increase=increase,
         drop=drop,
     )

@@ -1,4 +1,4 @@
-"""Say in a report what every report says: its date, and images that are missing."""
+"""Say in a report what every report says: its date, missing images, maps that are reduced."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from datetime import datetime
 from itertools import islice
 
 from ..version import package_version
+from .encode import LARGEST
 
 _EXAMPLES = 3
 
@@ -22,3 +23,11 @@ def describe_unreadable(count: int, errors: Iterable[str]) -> tuple[str, ...]:
         return ()
     examples = "; ".join(islice(errors, _EXAMPLES)) + ("; ..." if count > _EXAMPLES else "")
     return (f"{count:,} image{'s' * (count != 1)} left out that could not be read: {examples}",)
+
+
+def describe_reduced(count: int, maps: int) -> str:
+    """Tell how many maps are finer than the page shows them, and where they are whole."""
+    return (
+        f"{count:,} of {maps:,} maps are finer than {LARGEST} x {LARGEST} values, to which this "
+        "page reduces them, with their outlines: whycam explain without --report writes them whole"
+    )
