@@ -3,16 +3,21 @@
 What a product imports; needs neither torch nor the package that trained the model.
 """
 
-from .runtime.class_comparison import draw_comparison
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .runtime.errors import WhyCamError
 from .runtime.explainer import Explainer
 from .runtime.explanation import Explanation
-from .runtime.live.annotate import Overlay
-from .runtime.live.stream import Stream, stream
 from .runtime.load import explain, load
 from .runtime.overlay import Style
 from .runtime.region import Region
 from .runtime.tft import Tft
+
+if TYPE_CHECKING:
+    from .runtime.class_comparison import draw_comparison
+    from .runtime.live.annotate import Overlay
+    from .runtime.live.stream import Stream, stream
 
 __all__ = [
     "Explainer",
@@ -30,11 +35,20 @@ __all__ = [
     "stream",
 ]
 
+_LATER = {
+    "Overlay": "live.annotate",
+    "Stream": "live.stream",
+    "draw_comparison": "class_comparison",
+    "stream": "live.stream",
+}
 
-def __getattr__(name: str) -> str:
-    """``__version__``, looked up when somebody asks."""
+
+def __getattr__(name: str) -> Any:
+    """Import what only some need, and look up ``__version__``, when somebody asks."""
     if name == "__version__":
         from .runtime.version import package_version
 
         return package_version()
+    if name in _LATER:
+        return getattr(import_module(f".runtime.{_LATER[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

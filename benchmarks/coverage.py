@@ -64,7 +64,8 @@ from whycam.runtime.errors import VerificationError
 from whycam.runtime.files import write_whole
 from whycam.runtime.images import read_image
 from whycam.runtime.manifest import Manifest, Preprocess
-from whycam.runtime.onnxfile import append_manifest, digest, read_manifest, without_outputs
+from whycam.runtime.onnxcut import without_outputs
+from whycam.runtime.onnxfile import append_manifest, digest, read_manifest
 from whycam.runtime.preprocess import crop_resized, normalise
 from whycam.runtime.similarity import pearson
 from whycam.runtime.threads import one_blas_thread

@@ -116,8 +116,7 @@ def _engine_for(manifest: Manifest, run: RunOptions) -> str:
     if run.engine != "auto":
         return run.engine
     settings = EngineSettings(threads=run.threads, gpu=run.gpu)
-    usable = (each.name for each in registry.candidates(manifest, settings) if each.usable)
-    return next(usable, "")
+    return next((each.name for each in registry.usable(manifest, settings)), "")
 
 
 def trials_table(result: Int8Result) -> Table:

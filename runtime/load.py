@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from .engines.base import EngineSettings, Hint, Precision
 from .engines.opening import open_engine
 from .engines.plan import is_plan
 from .engines.prompted import PromptedEngine
+from .engines.registry import import_engine
 from .errors import RequestError
 from .explainer import Explainer
 from .onnxfile import check_digest, read_manifest
@@ -86,8 +88,11 @@ def load(
         cache=None if cache is None else os.fspath(cache),
         gpu=gpu,
     )
-    if check and not is_plan(path):  # a plan's digest is compared wherever one is loaded
-        check_digest(path, manifest)
+    with ThreadPoolExecutor(1) as beside:
+        if check and not is_plan(path):  # a plan's digest is compared wherever one is loaded
+            digest = beside.submit(check_digest, path, manifest)
+            import_engine(engine, manifest, settings)
+            digest.result()  # before an engine sees the file, which could end the process
     opened = open_engine(path, manifest, engine, settings, check)
     if classes is None:
         return Explainer(opened, manifest, memory_mb)

@@ -1,18 +1,17 @@
 """Metadata and digest of an ONNX file, read and replaced without any ONNX library.
 
 A machine that only explains has no package onnx. An ONNX file is one protobuf message, of which
-this needs its outermost fields (the manifest among its metadata; the digest of all else) and, for
-ONNX Runtime, which computes every output that a file declares, the names in its graph. Weights are
-skipped over: that they are all there and whole is for the digest, and for the engine, to say.
+this needs its outermost fields: the manifest among its metadata, and the digest of all else.
+Weights are skipped over: that they are all there and whole is for the digest, and for the engine,
+to say.
 """
 
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 import shlex
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,23 +19,7 @@ from .engines.plan import is_plan, read_plan
 from .errors import ModelFileError
 from .files import replacing
 from .manifest import METADATA_KEY, Manifest, parse
-from .onnxwire import (
-    GRAPH,
-    GRAPH_OUTPUT,
-    IR_VERSION,
-    METADATA,
-    NODE,
-    NODE_INPUT,
-    NODE_OPERATOR,
-    NODE_OUTPUT,
-    OPSETS,
-    VALUE_NAME,
-    WITH_SUBGRAPHS,
-    fields,
-    fields_of,
-    header,
-    message,
-)
+from .onnxwire import GRAPH, METADATA, OPSETS, fields, fields_of, message
 
 __all__ = ["digest", "read_manifest", "with_manifest"]
 
@@ -52,8 +35,8 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     name = os.fspath(path)
     if is_plan(name):
         return read_plan(name).manifest
-    with _open(name) as file:
-        for field, start, end in list(_fields(file, name)):
+    with open_file(name) as file:
+        for field, start, end in list(top_fields(file, name)):
             if field == METADATA:
                 file.seek(start)
                 key, value = _entry(file.read(end - start), name)
@@ -76,8 +59,8 @@ def digest(path: str | os.PathLike[str]) -> str:
     """Compute ``sha256:...`` over everything in an ONNX file but its metadata."""
     name = os.fspath(path)
     hasher = hashlib.sha256()
-    with _open(name) as file:
-        for field, start, end in list(_fields(file, name)):
+    with open_file(name) as file:
+        for field, start, end in list(top_fields(file, name)):
             if field == METADATA:
                 continue
             hasher.update(bytes([field]))
@@ -124,8 +107,8 @@ def with_manifest(
     """
     name = os.fspath(source)
     place = Path(target)
-    with _open(name) as file, replacing(place) as temporary:
-        parts = list(_fields(file, name))
+    with open_file(name) as file, replacing(place) as temporary:
+        parts = list(top_fields(file, name))
         with temporary.open("wb") as copy:
             first = 0
             for field, start, end in parts:
@@ -148,81 +131,14 @@ def _blocks(file: BinaryIO, size: int) -> Iterator[bytes]:
         yield block
 
 
-def without_outputs(path: str | os.PathLike[str], names: Collection[str]) -> bytes:
-    """Remove some outputs of an ONNX file, and the operations that only those needed.
-
-    Engines such as ONNX Runtime execute every operation of a file, wanted or not. Metadata is
-    left out. The file is mapped, so that its weights are copied once.
-
-    Raises:
-        ModelFileError: the file is missing, no ONNX, or truncated.
-    """
-    name = os.fspath(path)
-    parts: list[bytes | memoryview] = []
-    with _open(name) as file:
-        top = list(_fields(file, name))
-        # Closed when the last view of it is gone.
-        content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        for field, start, end in top:
-            if field == GRAPH:
-                kept = [content[a:b] for a, b in _kept(file, start, end, names, name)]
-                parts += [header(field, sum(map(len, kept))), *kept]
-            elif field == OPSETS:
-                parts += [header(field, end - start), content[start:end]]
-            elif field == IR_VERSION:
-                parts += [bytes([IR_VERSION << 3]), content[start:end]]
-    return b"".join(parts)
-
-
-def _kept(
-    file: BinaryIO, begin: int, stop: int, names: Collection[str], file_name: str
-) -> list[tuple[int, int]]:
-    """Find where the fields of a graph that are kept stand."""
-    broken = _broken(file_name, stop)
-    parts = list(fields(file, begin, stop, broken))
-
-    def read(start: int, end: int) -> bytes:
-        file.seek(start)
-        return file.read(end - start)
-
-    declared = {
-        first: _texts(read(start, end), VALUE_NAME, broken)[0]
-        for field, first, start, end in parts
-        if field == GRAPH_OUTPUT
-    }
-    dropped = {first for first, value in declared.items() if value.decode() in names}
-    needed = {value for first, value in declared.items() if first not in dropped}
-    # Operations stand in an order in which they can run: the last one first.
-    for field, first, start, end in reversed(parts):
-        if field != NODE:
-            continue
-        node = read(start, end)
-        if not set(_texts(node, NODE_OPERATOR, broken)).isdisjoint(WITH_SUBGRAPHS):
-            # What a subgraph reads from outside is not written here: keep everything.
-            dropped = {f for f in dropped if f in declared}
-            break
-        if needed.isdisjoint(_texts(node, NODE_OUTPUT, broken)):
-            dropped.add(first)
-        else:
-            needed.update(_texts(node, NODE_INPUT, broken))
-    return [(first, end) for _, first, _, end in parts if first not in dropped]
-
-
-def _texts(data: bytes, field: int, broken: ModelFileError) -> list[bytes]:
-    """Read the values of a repeated string; an absent one is one empty string."""
-    return [
-        data[start:end] for number, _, start, end in fields_of(data, broken) if number == field
-    ] or [b""]
-
-
-def _broken(name: str, size: int) -> ModelFileError:
+def damaged(name: str, size: int) -> ModelFileError:
     return ModelFileError(
         f"{name} is not a readable ONNX file ({size} bytes): it is damaged, truncated or of "
         "another format. Export it again"
     )
 
 
-def _open(name: str) -> BinaryIO:
+def open_file(name: str) -> BinaryIO:
     try:
         return Path(name).open("rb")
     except IsADirectoryError as error:
@@ -232,10 +148,10 @@ def _open(name: str) -> BinaryIO:
         raise ModelFileError(f"cannot read model file {name!r}: {why}") from error
 
 
-def _fields(file: BinaryIO, name: str) -> Iterator[tuple[int, int, int]]:
+def top_fields(file: BinaryIO, name: str) -> Iterator[tuple[int, int, int]]:
     """Yield (number, start, end) of the payload of each top-level field."""
     size = os.fstat(file.fileno()).st_size
-    broken = _broken(name, size)
+    broken = damaged(name, size)
     if size == 0:
         raise broken
     seen = set()

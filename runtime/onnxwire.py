@@ -9,9 +9,11 @@ from typing import BinaryIO
 from .errors import ModelFileError
 
 IR_VERSION, GRAPH, OPSETS, METADATA = 1, 7, 8, 14  # field numbers of ModelProto
-NODE, GRAPH_OUTPUT = 1, 12  # of GraphProto
+NODE, INITIALIZER, GRAPH_OUTPUT, SPARSE_INITIALIZER = 1, 5, 12, 15  # of GraphProto
 NODE_INPUT, NODE_OUTPUT, NODE_OPERATOR = 1, 2, 4  # of NodeProto
 VALUE_NAME = 1  # of ValueInfoProto
+TENSOR_NAME, RAW_DATA, EXTERNAL_DATA, DATA_LOCATION = 8, 9, 13, 14  # of TensorProto
+KEY, VALUE = 1, 2  # of StringStringEntryProto
 WITH_SUBGRAPHS = {b"If", b"Loop", b"Scan", b"SequenceMap"}
 LENGTH_DELIMITED = 2
 FIXED = {1: 8, 5: 4}  # bytes of numbers that are not packed
@@ -61,6 +63,11 @@ def _varint(data: bytes, at: int, broken: ModelFileError) -> tuple[int, int]:
 def message(field: int, payload: bytes) -> bytes:
     """A length-delimited field on the wire."""
     return header(field, len(payload)) + payload
+
+
+def number(field: int, value: int) -> bytes:
+    """A field on the wire that is a number, not negative."""
+    return _as_varint(field << 3) + _as_varint(value)
 
 
 def header(field: int, length: int) -> bytes:

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import whycam
-from whycam.runtime.onnxfile import without_outputs
+from whycam.runtime.onnxcut import without_outputs
 
 _WEIGHTS = 4 << 20  # bytes
 

@@ -14,7 +14,8 @@ from tensorrt_build import build_errors
 
 import whycam
 from whycam.export import to_onnx
-from whycam.runtime.onnxfile import read_manifest, without_outputs
+from whycam.runtime.onnxcut import without_outputs
+from whycam.runtime.onnxfile import read_manifest
 from whycam.runtime.tft import Tft
 
 pytestmark = pytest.mark.slow

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 
 from whycam.runtime.errors import ModelFileError
 from whycam.runtime.manifest import Manifest, parse
-from whycam.runtime.onnxfile import digest, read_manifest, with_manifest, without_outputs
+from whycam.runtime.onnxfile import digest, read_manifest, with_manifest
 
 
 def graph(weights: np.ndarray) -> onnx.ModelProto:
@@ -249,83 +249,6 @@ def test_digest_sees_every_bit_of_the_weights(write):
 
 def test_exported_file_carries_its_own_digest(lite0_onnx):
     assert read_manifest(lite0_onnx).digest == digest(lite0_onnx)
-
-
-@pytest.fixture
-def two_branches(tmp_path: Path) -> Path:
-    """x -> a -> (b, c): b and c are outputs, c by way of two operations of its own."""
-    value = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", 5]) for n in "xbc"]
-    nodes = [
-        helper.make_node("Relu", ["x"], ["a"]),
-        helper.make_node("Neg", ["a"], ["b"]),
-        helper.make_node("Clip", ["a", "", "top"], ["d"]),
-        helper.make_node("Exp", ["d"], ["c"]),
-    ]
-    top = helper.make_tensor("top", TensorProto.FLOAT, [], [0.5])
-    body = helper.make_graph(nodes, "branches", value[:1], value[1:], [top])
-    path = tmp_path / "branches.onnx"
-    onnx.save(helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)]), path)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("dropped", "left"),
-    [
-        ({"c"}, ["Relu", "Neg"]),
-        ({"b"}, ["Relu", "Clip", "Exp"]),
-        (set(), ["Relu", "Neg", "Clip", "Exp"]),
-        ({"no such output"}, ["Relu", "Neg", "Clip", "Exp"]),
-    ],
-)
-def test_output_is_dropped_with_the_operations_that_it_alone_needed(two_branches, dropped, left):
-    model = onnx.load_model_from_string(without_outputs(two_branches, dropped))
-    onnx.checker.check_model(model)
-    assert [node.op_type for node in model.graph.node] == left
-    assert {output.name for output in model.graph.output} == {"b", "c"} - dropped
-
-
-def test_graph_with_fewer_outputs_computes_the_same(two_branches):
-    import onnxruntime
-
-    x = np.linspace(-2, 2, 10, dtype=np.float32).reshape(2, 5)
-    answers = [
-        onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]).run(["b"], {"x": x})
-        for model in (str(two_branches), without_outputs(two_branches, {"c"}))
-    ]
-    np.testing.assert_array_equal(*answers)
-
-
-def test_operations_beside_a_subgraph_are_all_kept(tmp_path):
-    value = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N"]) for n in "xyz"]
-    inner = helper.make_graph(
-        [helper.make_node("Neg", ["a"], ["r"])],
-        "inner",
-        [],
-        [helper.make_tensor_value_info("r", TensorProto.FLOAT, ["N"])],
-    )
-    yes = helper.make_tensor("yes", TensorProto.BOOL, [], [True])
-    nodes = [
-        helper.make_node("Relu", ["x"], ["a"]),  # read by the subgraphs alone
-        helper.make_node("If", ["yes"], ["y"], then_branch=inner, else_branch=inner),
-        helper.make_node("Exp", ["x"], ["z"]),
-    ]  # fmt: skip
-    body = helper.make_graph(nodes, "g", value[:1], value[1:], [yes])
-    path = tmp_path / "g.onnx"
-    onnx.save(helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)]), path)
-    model = onnx.load_model_from_string(without_outputs(path, {"z"}))
-    assert [node.op_type for node in model.graph.node] == ["Relu", "If", "Exp"]
-    assert [output.name for output in model.graph.output] == ["y"]
-
-
-@given(st.integers(0, 400))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_truncated_file_has_no_outputs_to_drop(tmp_path_factory, two_branches, length):
-    whole = two_branches.read_bytes()
-    if length < len(whole):
-        path = tmp_path_factory.mktemp("cut") / "cut.onnx"
-        path.write_bytes(whole[:length])
-        with pytest.raises(ModelFileError):
-            without_outputs(path, {"c"})
 
 
 REFERENCE = {"pattern": 0, "target": 0, "probability": 0.5, "raw_map": [0.5] * 16}

@@ -17,7 +17,7 @@ from whycam.calibrate import evaluate, open_dataset
 from whycam.calibrate.int8_file import write_int8
 from whycam.calibrate.quantise import observe, quantise, read_graph
 from whycam.calibrate.ranges import magnitude
-from whycam.runtime import onnxfile
+from whycam.runtime import onnxcut, onnxfile
 from whycam.runtime.engines import selftest
 from whycam.runtime.engines.base import EngineSettings
 from whycam.runtime.engines.interface import (
@@ -275,7 +275,7 @@ def test_each_method_is_a_part_and_what_the_file_had_before_goes_with_the_others
 def test_outputs_of_the_file_itself_are_not_computed_where_it_is_cut(file_of):
     path = file_of(names=TAKEN, own_outputs=("probabilities", "dense"))
     manifest = onnxfile.read_manifest(path)
-    data = onnxfile.without_outputs(path, surplus_outputs(frozenset(), manifest))
+    data = onnxcut.without_outputs(path, surplus_outputs(frozenset(), manifest))
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     assert [each.name for each in session.get_outputs()] == ["whycam_probabilities", "targets"]
 

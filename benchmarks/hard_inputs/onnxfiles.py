@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import whycam
-from whycam.runtime import onnxfile
+from whycam.runtime import onnxcut, onnxfile
 from whycam.runtime.manifest import METADATA_KEY, parse
 
 from . import damage
@@ -59,7 +59,7 @@ def _read(case: Case, path: Path) -> str:
         with quiet():
             manifest = onnxfile.read_manifest(path)
             onnxfile.digest(path)
-            onnxfile.without_outputs(path, {"gradients", "activations"})
+            onnxcut.without_outputs(path, {"gradients", "activations"})
             place = case.chance.choice([case.out / "copy.onnx", path])
             before = path.read_bytes()
             try:

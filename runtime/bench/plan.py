@@ -12,7 +12,7 @@ from typing import cast
 from ..cam import METHODS, Method
 from ..engines.base import EngineSettings, Precision
 from ..engines.plan import is_plan
-from ..engines.registry import ENGINES, candidates
+from ..engines.registry import ENGINES, usable
 from ..errors import RequestError
 from ..manifest import Manifest
 from ..onnxfile import read_manifest
@@ -131,8 +131,8 @@ def _runnable(
     left_out: list[LeftOut],
 ) -> Iterator[tuple[str, Precision]]:
     name, settings = Path(model).name, EngineSettings()
-    usable = [one.name for one in candidates(manifest, settings, model) if one.usable]
-    for engine, precision in product(engines or usable or ENGINES, precisions):
+    chosen = engines or [one.name for one in usable(manifest, settings, model)] or ENGINES
+    for engine, precision in product(chosen, precisions):
         backend = ENGINES[engine]
         what = f"{name}, {engine} {precision}"
         if (engine == "tensorrt") != is_plan(model):

@@ -11,7 +11,7 @@ from ..manifest import Manifest
 from . import selftest
 from .base import Engine, EngineSettings
 from .plan import is_plan
-from .registry import CHECKED_AT_EXPORT, ENGINES, Candidate, candidates
+from .registry import CHECKED_AT_EXPORT, ENGINES, Candidate, candidates, usable
 
 
 def open_engine(
@@ -98,22 +98,23 @@ def _open(
 def _first_that_opens(
     path: str, manifest: Manifest, settings: EngineSettings, check: bool
 ) -> Engine:
-    considered = candidates(manifest, settings, path)
-    usable = [each for each in considered if each.usable]
-    if not usable:
-        listed = "; ".join(f"{each.name}: {each.why}" for each in considered)
+    tried = usable(manifest, settings, path)
+    if not tried:
+        listed = "; ".join(
+            f"{each.name}: {each.why}" for each in candidates(manifest, settings, path)
+        )
         raise EngineError(f"no engine here can run this file. {listed}")
-    return _opened(usable, path, manifest, settings, check)
+    return _opened(tried, path, manifest, settings, check)
 
 
 def _opened(
-    usable: Sequence[Candidate],
+    tried: Sequence[Candidate],
     path: str,
     manifest: Manifest,
     settings: EngineSettings,
     check: bool,
 ) -> Engine:
-    first, *others = usable
+    first, *others = tried
     try:
         engine = _open(first.name, path, manifest, settings, check)
     except (ModelFileError, WrongAnswerError) as error:

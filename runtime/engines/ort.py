@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
+import sys
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EngineError, MissingExtraError, ModelFileError
-from ..files import writable_folder
+from ..files import is_mapped, writable_folder
 from ..manifest import Manifest
-from ..onnxfile import digest, without_outputs
+from ..onnxcut import with_weights_in_place, without_outputs
+from ..onnxfile import digest
 from . import ort_gpu, ort_options
 from .base import EngineSettings
 from .chunks import Arrays, Outputs, run_in_chunks
@@ -31,6 +34,9 @@ from .nvidia import driver
 from .ort_binding import BoundSession
 from .ort_options import CPU, Cache, Place
 
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+# Elsewhere its convolutions compute with the weights as they are, and the file would stay mapped.
+_PACKS_WEIGHTS = sys.platform == "linux" and platform.machine() == "x86_64"
 _CONVOLUTIONS = {"Conv", "ConvTranspose", "FusedConv", "ConvInteger", "QLinearConv"}
 
 
@@ -113,31 +119,14 @@ class OnnxRuntimeEngine:
         return BoundSession(self._library, session, shapes, classes, device, index).run
 
     def _open(self, parts: frozenset[str]) -> Any:
-        options = self._library.SessionOptions()
-        options.log_severity_level = 3  # errors reach the caller as exceptions
-        # Idle threads would go on spinning after a run and take a core from whatever follows it,
-        # the map's own arithmetic to begin with.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        if self._settings.threads is not None:
-            options.intra_op_num_threads = self._settings.threads
-        if self._place.provider != CPU.provider:
-            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        cache = self._cache(parts)
-        providers = ort_options.providers(self._place, self._manifest, self._settings, parts, cache)
         surplus = surplus_outputs(parts, self._manifest)
-        disabled = ort_options.disabled_optimizers(self._manifest.precision)
-        model = without_outputs(self._path, surplus) if surplus else self._path
-        try:
-            # Without its fallback, which prints a line and goes on in the CPU.
-            session = self._library.InferenceSession(
-                model,
-                options,
-                providers=providers,
-                disabled_optimizers=disabled,
-                enable_fallback=0,
-            )
-        except Exception as error:
-            raise self._not_loaded(error) from error
+        session = self._from_file(parts, surplus) if _PACKS_WEIGHTS and self._on_cpu else None
+        if session is None:
+            model = without_outputs(self._path, surplus) if surplus else self._path
+            try:
+                session = self._session(model, self._options(), parts)
+            except Exception as error:
+                raise self._not_loaded(error) from error
         # ONNX Runtime keeps a file given as bytes for its fallback, which is off.
         session._model_bytes = None
         self._check_place(session, parts)
@@ -151,6 +140,53 @@ class OnnxRuntimeEngine:
         outputs = [node.name for node in session.get_outputs()]
         check_interface(self._path, self._manifest, inputs, outputs, parts)
         return session
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self._place.provider == CPU.provider
+
+    def _options(self) -> Any:
+        options = self._library.SessionOptions()
+        options.log_severity_level = 3  # errors reach the caller as exceptions
+        # Idle threads would go on spinning after a run and take a core from whatever follows it,
+        # the map's own arithmetic to begin with.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        if self._settings.threads is not None:
+            options.intra_op_num_threads = self._settings.threads
+        if not self._on_cpu:
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        return options
+
+    def _session(self, model: str | bytes, options: Any, parts: frozenset[str]) -> Any:
+        cache = self._cache(parts)
+        return self._library.InferenceSession(
+            model,
+            options,
+            providers=ort_options.providers(
+                self._place, self._manifest, self._settings, parts, cache
+            ),
+            disabled_optimizers=ort_options.disabled_optimizers(self._manifest.precision),
+            enable_fallback=0,  # without its fallback, which prints a line and goes on in the CPU
+        )
+
+    def _from_file(self, parts: frozenset[str], surplus: set[str]) -> Any:
+        """Open a session that reads the weights of convolutions from the file, where they lie.
+
+        It packs them in a layout of its own and lets the file go: half the time and memory of a
+        start. None where it does not, or does not open: a file that changes under a session would
+        change its answers, or end the process.
+        """
+        path = Path(self._path).resolve()
+        model = with_weights_in_place(path, surplus)
+        if model is None:
+            return None
+        options = self._options()
+        options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent))
+        try:
+            session = self._session(model, options, parts)
+        except Exception:
+            return None  # opened the other way, whose error names no place within the file
+        return None if is_mapped(path) else session
 
     def _cache(self, parts: frozenset[str]) -> Cache | None:
         if self._settings.cache is None or self._place != ort_options.TENSORRT:
@@ -178,7 +214,7 @@ class OnnxRuntimeEngine:
     def _check_place(self, session: Any, parts: frozenset[str]) -> None:
         """Check that the session computes on the provider asked for."""
         wanted = self._place.provider
-        if wanted == CPU.provider:
+        if self._on_cpu:
             return
         if session.get_providers()[0] != wanted:
             raise EngineError(

@@ -13,7 +13,6 @@ import sys
 from contextlib import redirect_stdout, suppress
 from functools import cache
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -197,6 +196,8 @@ def tensorrt_version(library: Any) -> str:
 
 
 def _version(package: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version  # slow, and seldom needed
+
     try:
         return version(package)
     except PackageNotFoundError:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 
 from ..manifest import Manifest
@@ -130,7 +132,7 @@ class Candidate:
 def candidates(
     manifest: Manifest, settings: EngineSettings, path: str | os.PathLike[str] | None = None
 ) -> list[Candidate]:
-    """List the engines that ``auto`` tries for a file, in order and with reasons.
+    """List the engines that ``auto`` tries for a file and those it does not, with reasons.
 
     Args:
         manifest: of the file.
@@ -139,8 +141,37 @@ def candidates(
     """
     if path is not None and is_plan(path):
         return [_for_plan(path, manifest, settings)]
+    return [*_preferred(manifest, settings), *_reserved(settings)]
+
+
+def usable(
+    manifest: Manifest, settings: EngineSettings, path: str | os.PathLike[str] | None = None
+) -> list[Candidate]:
+    """List the engines that ``auto`` tries for a file, in order; see ``candidates``."""
+    if path is not None and is_plan(path):
+        return [each for each in [_for_plan(path, manifest, settings)] if each.usable]
+    return [each for each in _preferred(manifest, settings) if each.usable]
+
+
+def import_engine(name: str, manifest: Manifest, settings: EngineSettings) -> None:
+    """Import an engine's package, which takes a while, before a file is opened in it.
+
+    What fails here fails again, and is explained, when the engine is opened.
+
+    Args:
+        name: in ``ENGINES``, or ``auto``.
+        manifest, settings: see ``candidates``.
+    """
+    first = [each.name for each in usable(manifest, settings)[:1]] if name == "auto" else [name]
+    for each in first:
+        if each in ENGINES:
+            with suppress(Exception):  # whatever a broken installation raises
+                import_module(ENGINES[each].package)
+
+
+def _preferred(manifest: Manifest, settings: EngineSettings) -> list[Candidate]:
     order, why = _preference(manifest, settings)
-    found = []
+    found: list[Candidate] = []
     for name in order:
         backend = ENGINES[name]
         if settings.precision not in backend.precisions:
@@ -156,7 +187,7 @@ def candidates(
             found.append(Candidate(name, True, slow))
         else:
             found.append(Candidate(name, True, "the one that can be used here"))
-    return [*found, *_reserved(settings)]
+    return found
 
 
 def is_slower_in_int8(manifest: Manifest, engine: str) -> bool:
