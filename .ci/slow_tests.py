@@ -42,6 +42,7 @@ TESTED_BY: dict[str, str] = {
     "examples/browser/*": "example_browser",
     "examples/node/*": "example_node",
     "examples/cpp/*": "example_cpp",
+    "examples/service/*": "example_service",
     "benchmarks/hard_inputs/*": "hard_inputs",
 }
 # No slow test is about these.

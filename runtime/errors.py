@@ -6,6 +6,7 @@ import re
 import sys
 
 __all__ = [
+    "BusyError",
     "DataError",
     "EngineError",
     "ExportError",
@@ -69,6 +70,10 @@ class DataError(WhyCamError):
 
 class EngineError(WhyCamError):
     """An inference engine is unknown, cannot be loaded, or failed while running."""
+
+
+class BusyError(WhyCamError):
+    """A server has as much work as it takes, or is stopping: try again later."""
 
 
 class WrongAnswerError(EngineError):

@@ -440,6 +440,7 @@ NOT_RUN = {
     r"^(cmake|build/explain) ": "tests/test_example_cpp.py builds and runs it",
     r"^(cd \S+ && )?(npm|node) ": "tests/test_example_node.py and test_example_browser.py run it",
     r"^(docker|tritonserver|trtexec|ssh|ffmpeg|git) ": "another program",
+    r"^(curl|python examples/service/)": "tests/test_example_service.py starts it and asks",
     r"^python benchmarks/": "takes minutes to hours; that its options exist is checked",
     r"^\S*whycam .*--source 0\b": "needs a camera",
     r"^\S*whycam .*--show\b": "needs a screen",
