@@ -10,8 +10,11 @@ import io
 import json
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NoReturn
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -148,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _run(arguments: list[str], debug: bool) -> int:
     try:
-        with ending_by_signals():
+        with ending_by_signals(), _warnings_in_a_line():
             code = app(arguments, prog_name="whycam", standalone_mode=False)
         if code == _INTERRUPTED:  # newer versions of typer turn Ctrl-C into this themselves
             raise KeyboardInterrupt
@@ -169,6 +172,32 @@ def _run(arguments: list[str], debug: bool) -> int:
             return _fail(error, _usage(error), 2, arguments, debug)
         text = f"{type(error).__name__}: {error} (a fault of whycam; --debug shows where)"
         return _fail(error, text, 1, arguments, debug)
+
+
+@contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """Show this package's warnings as a line, without the place in the code."""
+    package = Path(__file__).resolve().parents[1]
+    show = warnings.showwarning
+
+    def show_line(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if package in Path(filename).resolve().parents:
+            note(f"warning: {message}")
+        else:
+            show(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show_line
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
 
 
 def _usage(error: Any) -> str:

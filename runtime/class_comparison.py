@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from . import overlay
 from .attribution import Attribution
-from .drawing import draw_overlay
+from .drawing import draw_overlay, with_writable_label
 from .errors import RequestError
 from .images import RGBImage, to_grey
 from .overlay import DEFAULT_STYLE, Style
@@ -48,6 +48,7 @@ def draw_comparison(explanations: Sequence[Attribution], style: Style = DEFAULT_
         True
     """
     _check_comparable(explanations)
+    explanations = [with_writable_label(one) for one in explanations]
     maps = [_draw_map(one, style) for one in explanations]
     first, *others = explanations
     differences = [_draw_difference(first, one, style) for one in others]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import html
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import overlay
+from . import overlay, text
 from .attribution import Attribution, format_probability
 from .errors import MissingExtraError, RequestError
 from .images import RGBImage
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _NOTEBOOK_WIDTH = 480  # pixels
+AnyAttribution = TypeVar("AnyAttribution", bound=Attribution)
 
 
 def draw_overlay(
@@ -75,7 +77,17 @@ def saved_overlay(explanation: Attribution, style: Style) -> RGBImage:
     """Draw an overlay as it is saved: small images enlarged, a caption in a margin above."""
     scale = overlay.enlargement(*explanation.image.shape[:2])
     drawn = draw_overlay(explanation, style, scale=scale)
-    return overlay.caption(drawn, explanation.caption_lines()) if style.caption else drawn
+    return (
+        overlay.caption(drawn, with_writable_label(explanation).caption_lines())
+        if style.caption
+        else drawn
+    )
+
+
+def with_writable_label(explanation: AnyAttribution) -> AnyAttribution:
+    """Return an explanation whose label can be written on images, see ``text.name_class``."""
+    label = text.name_class(explanation.label, explanation.index)
+    return explanation if label == explanation.label else replace(explanation, label=label)
 
 
 def require_matplotlib() -> None:
@@ -99,6 +111,7 @@ def draw_figure(explanation: Attribution, style: Style) -> Figure:
     require_matplotlib()
     from .figure import Curve, Panel, color_bar, draw
 
+    explanation = with_writable_label(explanation)
     symbol = "value" if explanation.task == "none" else "p"
     number = format_probability(explanation.probability, explanation.task, 3)
     scale = overlay.enlargement(*explanation.image.shape[:2])

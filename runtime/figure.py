@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, fontManager, get_font
 from numpy.typing import NDArray
 
-from . import text
+from . import fonts, text
 from .images import RGBImage
 from .overlay import Style, caption, tables
 
@@ -215,7 +215,9 @@ def make_panel(image: RGBImage, label: str, number: str) -> tuple[RGBImage, str]
 def has_glyphs(line: str) -> bool:
     """Tell whether matplotlib's font writes a line: it has its letters, from left to right."""
     font = get_font(fontManager.findfont(FontProperties()))
-    return text.is_left_to_right(line) and all(ord(each) in font.get_charmap() for each in line)
+    return fonts.is_written_by_letters(line) and all(
+        ord(each) in font.get_charmap() for each in line
+    )
 
 
 def rasterise(figure: Figure) -> RGBImage:

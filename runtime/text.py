@@ -1,33 +1,24 @@
 """Write text of any script on an image.
 
-OpenCV 5 brings a face with the letters of Latin, Greek, Cyrillic, Hebrew, Arabic and East Asian
-scripts, and writes from left to right, letter by letter. Everything else - other scripts, scripts
-that run from right to left or join their letters, OpenCV 4, which draws ASCII alone - is left to
-Pillow, with the first font found on this machine that has every letter of the text.
+A line is written in one font where one has all of it, else script by script; what nothing on this
+machine writes is left out, with one warning for each script, see ``fonts``.
 """
 
 from __future__ import annotations
 
-import threading
 import unicodedata
-import warnings
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from itertools import groupby
 
 import numpy as np
+from numpy.typing import NDArray
 
+from . import fonts
+from .fonts import UNWRITABLE, Unwritable
 from .images import RGBImage
 
-# File names that Pillow looks for where the operating system keeps its fonts.
-_FONTS = (
-    "DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf",
-    "NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "wqy-zenhei.ttc", "DroidSansFallbackFull.ttf",
-    "Hiragino Sans GB.ttc", "AppleGothic.ttf", "msyh.ttc", "msgothic.ttc", "malgun.ttf",
-    "NotoSansArabic-Regular.ttf", "NotoSansHebrew-Regular.ttf", "NotoSansDevanagari-Regular.ttf",
-    "NotoSansThai-Regular.ttf", "unifont.ttf",
-)  # fmt: skip
-_faces = threading.local()  # a face keeps state while it draws
+_LINE = 1.4  # height of a line, in sizes of its letters
+_JOINERS = "\u200c\u200d"  # hold letters apart or together
 
 
 def width_of(text: str, size: int) -> int:
@@ -37,14 +28,7 @@ def width_of(text: str, size: int) -> int:
         text: one line.
         size: of the letters, in pixels.
     """
-    font = _pillow_font(text, size)
-    if font is not None:
-        return int(np.ceil(font.getlength(text)))
-    import cv2
-
-    # The advance width, for the bounding box leaves out trailing spaces.
-    _, _, width, _ = cv2.getTextSize((1, 1), text, (0, 0), _face(), size)
-    return int(width)
+    return sum(_part_width(part, font, size) for part, font in _parts(text))
 
 
 def write(image: RGBImage, text: str, left: int, top: int, size: int) -> None:
@@ -56,124 +40,113 @@ def write(image: RGBImage, text: str, left: int, top: int, size: int) -> None:
         left, top: of the line; what lies outside the image is cut off.
         size: of the letters, in pixels.
     """
-    font = _pillow_font(text, size)
-    if font is None:
-        import cv2
+    for part, font in _parts(text):
+        if font is None:
+            import cv2
 
-        cv2.putText(image, text, (left, top + size), (255, 255, 255), _face(), size)
-        return
-    letters = _pillow_line(text, size)
-    height = max(0, min(letters.shape[0], image.shape[0] - top))
-    width = max(0, min(letters.shape[1], image.shape[1] - left))
-    region = image[top : top + height, left : left + width]
-    np.maximum(region, letters[:height, :width, None], out=region)
+            cv2.putText(image, part, (left, top + size), (255, 255, 255), fonts.opencv_face(), size)
+        else:
+            letters = _draw_part(part, font, size)
+            height = max(0, min(letters.shape[0], image.shape[0] - top))
+            width = max(0, min(letters.shape[1], image.shape[1] - left))
+            region = image[top : top + height, left : left + width]
+            np.maximum(region, letters[:height, :width, None], out=region)
+        left += _part_width(part, font, size)
 
 
 def shorten(line: str, width: int, size: int) -> str:
     """Shorten a line that is wider than ``width`` pixels, with an ellipsis at its end."""
     if width_of(line, size) <= width:
         return line
+    line = unicodedata.normalize("NFC", line)
     while line and width_of(line + "…", size) > width:
-        line = line[:-1]
+        line = line[: _last_cluster(line)]
     return line + "…"
 
 
-def _face() -> Any:
-    """Load OpenCV 5's font face; None if there is none."""
-    if not hasattr(_faces, "face"):
-        import cv2
+def name_class(label: str, index: int) -> str:
+    """Return a class's label where this machine can write it, else its number: ``class 281``.
 
-        _faces.face = cv2.FontFace("uni") if hasattr(cv2, "FontFace") else None
-    return _faces.face
+    Args:
+        label: of the class.
+        index: of the class.
+    """
+    if all(font is not UNWRITABLE for _, font in _split(label)):
+        return label
+    fonts.warn_unwritable(label)
+    return f"class {index}"
 
 
-def is_left_to_right(text: str) -> bool:
-    """Tell whether a text is written from left to right, letter by letter."""
-    return not any(
-        unicodedata.bidirectional(letter) in ("R", "AL", "AN") or unicodedata.combining(letter)
-        for letter in text
+def _last_cluster(line: str) -> int:
+    """Find where the last letter begins, with the marks that belong to it."""
+    place = len(line) - 1
+    while place > 0 and (
+        unicodedata.category(line[place]) in ("Mn", "Mc", "Me", "Cf")
+        or unicodedata.combining(line[place - 1]) == 9  # a virama joins what stands around it
+        or line[place - 1] in _JOINERS
+    ):
+        place -= 1
+    return place
+
+
+@lru_cache(maxsize=1024)
+def _parts(text: str) -> tuple[tuple[str, str | None], ...]:
+    """Split a line into parts of one font each, without what nothing writes."""
+    parts = _split(text)
+    for part, font in parts:
+        if font is UNWRITABLE:
+            fonts.warn_unwritable(part.strip())
+    return tuple((part, font) for part, font in parts if not isinstance(font, Unwritable))
+
+
+@lru_cache(maxsize=1024)
+def _split(text: str) -> tuple[tuple[str, str | Unwritable | None], ...]:
+    """Split a line into parts of one font each."""
+    text = "".join(map(_plain, unicodedata.normalize("NFC", text)))
+    font = fonts.find_font(text)
+    if font is not UNWRITABLE:
+        return ((text, font),)
+    runs: list[str] = []
+    script = ""
+    for letter in text:
+        belongs = unicodedata.category(letter)[0] in "MZ" or letter in _JOINERS
+        found = script if belongs else fonts.script_of(letter)
+        if not runs or found != script:
+            runs.append("")
+        runs[-1] += letter
+        script = found
+    return tuple(
+        ("".join(group), font) for font, group in groupby(runs, lambda run: fonts.find_font(run))
     )
 
 
-@lru_cache(maxsize=1024)
-def _is_simple(text: str) -> bool:
-    """Tell whether OpenCV's face has all letters and its order of writing is right for them."""
-    return is_left_to_right(text) and all(map(_has_face_letter, text))
+def _plain(letter: str) -> str:
+    """Write a line break as a space, and leave out what chooses between text and emoji."""
+    if unicodedata.category(letter) == "Cc":
+        return " "
+    return "" if 0xFE00 <= ord(letter) <= 0xFE0F else letter
 
 
-@lru_cache(maxsize=4096)
-def _has_face_letter(letter: str) -> bool:
-    if letter.isascii():
-        return True
+def _part_width(part: str, font: str | None, size: int) -> int:
+    if font is not None:
+        return int(np.ceil(fonts.load_font(font, size).getlength(part)))
     import cv2
 
-    # A missing letter is drawn as a question mark.
-    drawn = []
-    for each in (letter, "?"):
-        image = np.zeros((24, 40, 3), np.uint8)
-        cv2.putText(image, each, (4, 18), (255, 255, 255), _face(), 16)
-        drawn.append(image)
-    return bool((drawn[0] != drawn[1]).any())
-
-
-@lru_cache(maxsize=1024)
-def _pillow_font(text: str, size: int) -> Any:
-    """Find the font for Pillow to write a text with; None: OpenCV writes it."""
-    has_face = _face() is not None
-    if has_face and _is_simple(text):
-        return None
-    own = _load_font(None, size)
-    for name in (None, *_bundled(), *_FONTS):
-        font = _load_font(name, size)
-        if font is not None and _covers(font, text):
-            return font
-    if not has_face or any(not _covers(own, letter) for letter in text):
-        missing = "".join(sorted({letter for letter in text if not _covers(own, letter)}))
-        remedy = "" if has_face else "OpenCV 5 (pip install -U opencv-python-headless) or "
-        warnings.warn(
-            f"no font on this machine draws '{missing}': these letters are missing in images; "
-            f"install {remedy}a font of that script, as Noto Sans",
-            stacklevel=2,
-        )
-    return None if has_face else own
+    # The advance width, for the bounding box leaves out trailing spaces.
+    _, _, width, _ = cv2.getTextSize((1, 1), part, (0, 0), fonts.opencv_face(), size)
+    return int(width)
 
 
 @lru_cache(maxsize=64)
-def _load_font(name: str | None, size: int) -> Any:
-    """Load a font by file name, or Pillow's own for None; return None if there is no such file."""
-    from PIL import ImageFont
-
-    if name is None:
-        return ImageFont.load_default(size)
-    try:
-        return ImageFont.truetype(name, size)
-    except OSError:
-        return None
-
-
-@lru_cache(maxsize=1)
-def _bundled() -> tuple[str, ...]:
-    """List the fonts that matplotlib brings, where it is installed."""
-    from importlib.util import find_spec
-
-    spec = find_spec("matplotlib")
-    if spec is None or spec.origin is None:
-        return ()
-    return (str(Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"),)
-
-
-def _covers(font: Any, text: str) -> bool:
-    """Tell whether a font has every letter: a missing one is drawn as a noncharacter is."""
-    missing = bytes(font.getmask("\uffff"))
-    return all(letter.isspace() or bytes(font.getmask(letter)) != missing for letter in text)
-
-
-@lru_cache(maxsize=64)
-def _pillow_line(text: str, size: int) -> RGBImage:
-    """Draw a line, uint8 [h, w], white on black."""
+def _draw_part(part: str, font: str, size: int) -> NDArray[np.uint8]:
+    """Draw a part of a line, uint8 [h, w], white on black."""
     from PIL import Image, ImageDraw
 
-    font = _pillow_font(text, size)
-    line = Image.new("L", (max(1, width_of(text, size)), round(1.4 * size)))
-    ImageDraw.Draw(line).text((0, 0), text, 255, font=font)
+    loaded = fonts.load_font(font, size)
+    ascent, descent = loaded.getmetrics()
+    height = round(_LINE * size)
+    # On OpenCV's baseline, unless the font reaches higher or lower than its letters do.
+    baseline = min(max(size, ascent), max(size, height - descent))
+    line = Image.new("L", (max(1, _part_width(part, font, size)), max(height, baseline + descent)))
+    ImageDraw.Draw(line).text((0, baseline), part, 255, font=loaded, anchor="ls")
     return np.asarray(line)

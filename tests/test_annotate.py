@@ -1,7 +1,6 @@
 """What is drawn over a frame, and where."""
 
 import itertools
-import warnings
 
 import matplotlib
 import numpy as np
@@ -10,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whycam import Overlay
-from whycam.runtime import text
+from whycam.runtime import fonts, text
 from whycam.runtime.errors import RequestError
 from whycam.runtime.explanation import Explanation
 from whycam.runtime.manifest import Preprocess
@@ -18,6 +17,18 @@ from whycam.runtime.preprocess import place, to_image
 
 SIZE = 32
 PLAIN = {"caption": False, "smoothing": 0.0}
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    """Fonts are looked up anew where a test has changed what there is."""
+    yield
+    forget()
+
+
+def forget():
+    for cached in (fonts.find_font, text._split, text._parts):
+        cached.cache_clear()
 
 
 def frame_of(size, seed=0):
@@ -206,26 +217,23 @@ def test_the_caption_shades_the_lower_left_only_and_keeps_the_size():
 @pytest.mark.parametrize("face", ["opencv", "pillow"])
 def test_any_label_can_be_written_on_any_frame(monkeypatch, label, size, face):
     if face == "pillow":
-        monkeypatch.setattr(text, "_face", lambda: None)
+        monkeypatch.setattr(fonts, "opencv_face", lambda: None)
+        forget()
     frame = frame_of(size)
     explained = explanation_of(frame, spot(), label=label)
     assert Overlay().draw(frame, explained, "30 fps").shape == frame.shape
 
 
 def test_labels_beyond_ascii_are_not_question_marks(monkeypatch):
-    for face in (text._face, lambda: None):
-        monkeypatch.setattr(text, "_face", face)
+    for face in (fonts.opencv_face, lambda: None):
+        monkeypatch.setattr(fonts, "opencv_face", face)
+        forget()
         images = []
         for word in ("Häher", "H?her", "H??her"):
             images.append(np.zeros((40, 200, 3), np.uint8))
             text.write(images[-1], word, 4, 4, 24)
         assert images[0].any()
         assert not any(np.array_equal(images[0], other) for other in images[1:])
-
-
-def test_wider_text_takes_more_room():
-    for face in (text._face(), None):
-        assert 0 < text.width_of("ab", 20) < text.width_of("ab ab", 20), face
 
 
 def test_map_alone_has_the_published_colours_and_is_black_where_the_network_did_not_look():
@@ -290,14 +298,3 @@ def test_an_explanation_of_another_image_is_refused():
 def test_unusable_settings_are_refused(settings):
     with pytest.raises(RequestError):
         Overlay(**settings)
-
-
-def test_without_opencv_5_letters_that_no_font_has_are_named(monkeypatch):
-    monkeypatch.setattr(text, "_face", lambda: None)
-    monkeypatch.setattr(text, "_FONTS", ())
-    text._pillow_font.cache_clear()
-    with pytest.warns(UserWarning, match=r"no font on this machine draws '日本': .* install"):
-        text.width_of("日本 a", 20)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        text.width_of("кошка ελ Ä", 20)  # matplotlib's font has them

@@ -12,6 +12,7 @@ from ..runtime.errors import ImageError
 from ..runtime.explainer import Explainer
 from ..runtime.explanation import Explanation
 from ..runtime.figure import encode_png, make_panel
+from ..runtime.text import name_class
 
 
 def draw_sheet(
@@ -35,7 +36,12 @@ def draw_sheet(
     for column, row in enumerate(rows):
         panels = [
             (row[0].image, ""),
-            *(make_panel(one.overlay(), one.label, f"{one.probability:.3f}") for one in row),
+            *(
+                make_panel(
+                    one.overlay(), name_class(one.label, one.index), f"{one.probability:.3f}"
+                )
+                for one in row
+            ),
         ]
         for place, (image, title) in enumerate(panels):
             axis = axes[place][column]

@@ -232,9 +232,10 @@ def _caption(drawn: RGBImage, explanation: Explanation, note: str) -> None:
         details.append("no threshold helps")
     if explanation.rpi is not None and explanation.improved:
         details.append(f"rpi {np.nanmax(explanation.rpi):+.0%}")
+    label = text.name_class(explanation.label, explanation.index)
     number = f" {format_probability(explanation.probability, explanation.task, 2)}"
     lines = [
-        text.shorten(explanation.label, width - text.width_of(number, size) - size, size) + number,
+        text.shorten(label, width - text.width_of(number, size) - size, size) + number,
         text.shorten("  ".join([*details, note] if note else details), width - size, size),
     ]
     space = round(1.4 * size)
