@@ -25,7 +25,7 @@ TESTED_BY: dict[str, str] = {
     "calibrate/*": "calibrate evaluate int8",
     "train/*": "train",
     "runtime/*": "api explainer full_size in_graph parity_gradcam signals",
-    "runtime/engines/*": "build engines explainer gpu onnxruntime_gpu",
+    "runtime/engines/*": "build engines explainer gpu onnxruntime_gpu ort_plugins",
     "runtime/live/*": "serve stream",
     "runtime/serve/*": "serve",
     "runtime/serve/page/*": "serve",

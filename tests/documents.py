@@ -447,6 +447,7 @@ NOT_RUN = {
     r"^\S*whycam .*--engine (tensorrt|onnxruntime-cuda|onnxruntime-tensorrt)(?=\s|$)": (
         "needs an NVIDIA GPU"
     ),
+    r"^export ORT_WEBGPU_|--engine onnxruntime-webgpu": "tests/test_ort_plugins.py runs it",
     r"^\S*whycam (?!build|info).*\.plan\b": "needs an NVIDIA GPU",
     r"^import whycam\n[^`]*load\(\"\w+\.plan\"": "needs an NVIDIA GPU",
     r"open_clip/|\b(clip|pets)\.(onnx|npz)": "downloads weights; test_zero_shot.py has none",

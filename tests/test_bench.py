@@ -157,10 +157,11 @@ def test_peak_memory_is_not_that_of_the_measuring_process(lite0_onnx, chelsea):
     assert lite0_onnx.stat().st_size < peak < ballast.nbytes
 
 
-def test_by_default_engines_that_are_installed_with_and_without_tft(planned):
+def test_by_default_engines_that_auto_considers_with_and_without_tft(planned):
     made = planned()
     engines = {each.engine for each in made.configurations}
-    assert engines == {name for name, each in bench_plan.ENGINES.items() if each.installed}
+    known = bench_plan.ENGINES
+    assert engines == {n for n, one in known.items() if one.installed and one.reserved is None}
     assert {(each.method, each.tft) for each in made.configurations} == {
         (None, False),
         ("gradcam", False),

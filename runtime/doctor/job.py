@@ -114,6 +114,8 @@ def survey(engine: str, gpu: int) -> Survey:
         return _survey_plan_libraries(backend.extra)
     if backend.absent is not None:
         return Survey(installed=False, problem=backend.absent)
+    if backend.plugin:
+        return _survey_plugin(engine, gpu)
     try:
         library = importlib.import_module(backend.package)
     except Exception as error:  # whatever a broken installation raises
@@ -139,6 +141,24 @@ def survey(engine: str, gpu: int) -> Survey:
         provider = next(one for one in (CUDA, TENSORRT) if one.engine == engine)
         problem = find_problem(provider, gpu, library) or try_memory(library, gpu)
     return Survey(version=version, devices=_gpu_names(nvidia), problem=problem)
+
+
+def _survey_plugin(engine: str, gpu: int) -> Survey:
+    """Load a plugin of ONNX Runtime, and list the devices that it offers."""
+    from ..engines import ort_plugins
+
+    try:
+        library = importlib.import_module("onnxruntime")
+    except Exception as error:  # whatever a broken installation raises
+        return Survey(problem=f"onnxruntime cannot be imported: {error}")
+    place = ort_plugins.place_of(engine)
+    problem = ort_plugins.problem(place, gpu, library)
+    if problem is not None:
+        return Survey(problem=problem)
+    found = ort_plugins.devices(place, library)
+    names = tuple(ort_plugins.describe(device) for device in found)
+    version = str(found[0].ep_metadata.get("version", "unknown")).split("+")[0]
+    return Survey(version=version, devices=names)
 
 
 def _gpu_names(nvidia: Driver) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Run graphs in ONNX Runtime: on the CPU, and on NVIDIA GPUs by CUDA or TensorRT."""
+"""Run graphs in ONNX Runtime: on the CPU, by CUDA or TensorRT, and by plugins."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import EngineError, MissingExtraError, ModelFileError
+from ..errors import EngineError, MissingExtraError, ModelFileError, WhyCamError
 from ..files import is_mapped, writable_folder
 from ..manifest import Manifest
 from ..onnxcut import with_weights_in_place, without_outputs
 from ..onnxfile import digest
-from . import ort_gpu, ort_options
+from . import ort_gpu, ort_options, ort_plugins
 from .base import EngineSettings
 from .chunks import Arrays, Outputs, run_in_chunks
 from .interface import (
@@ -60,7 +60,7 @@ class OnnxRuntimeEngine:
         try:
             import onnxruntime
         except ImportError as error:
-            package = "onnxruntime" if place == CPU else "onnxruntime-gpu"
+            package = "onnxruntime-gpu" if place.device else "onnxruntime"
             raise MissingExtraError(package, place.extra, f"the engine '{self.name}'") from error
         self._library = onnxruntime
         self._path = path
@@ -78,8 +78,9 @@ class OnnxRuntimeEngine:
 
     def _prepare(self) -> None:
         """Refuse a place or precision that ONNX Runtime would silently replace by another."""
-        wrong = ort_gpu.problem(self._place, self._settings.gpu, self._library)
-        if wrong is None and self._place == ort_options.TENSORRT:
+        check = ort_gpu.problem if self._place.plugin is None else ort_plugins.problem
+        wrong = check(self._place, self._settings.gpu, self._library)
+        if wrong is None and self._place in (ort_options.TENSORRT, ort_options.TENSORRT_RTX):
             wrong = ort_options.tf32_conflict(self._manifest, os.environ)
             if self._manifest.precision == "fp32":
                 os.environ.setdefault(ort_options.TF32, "0")
@@ -88,6 +89,10 @@ class OnnxRuntimeEngine:
 
     def _described(self) -> str:
         where = f"ONNX Runtime {self._library.__version__} on {self._place.shown}"
+        if self._place.plugin is not None:
+            device = ort_plugins.devices(self._place, self._library)[self._settings.gpu]
+            where += f", {ort_plugins.describe(device)}"
+            return f"{where}, {self._manifest.precision}{_nodes(self._placed)}"
         if self._place.device != "cuda":
             return f"{where}, {self._manifest.precision}"
         gpus = driver().gpus
@@ -125,6 +130,8 @@ class OnnxRuntimeEngine:
             model = without_outputs(self._path, surplus) if surplus else self._path
             try:
                 session = self._session(model, self._options(), parts)
+            except WhyCamError:
+                raise
             except Exception as error:
                 raise self._not_loaded(error) from error
         # ONNX Runtime keeps a file given as bytes for its fallback, which is off.
@@ -158,13 +165,20 @@ class OnnxRuntimeEngine:
         return options
 
     def _session(self, model: str | bytes, options: Any, parts: frozenset[str]) -> Any:
-        cache = self._cache(parts)
+        providers = None
+        if self._place.plugin is None:
+            cache = self._cache(parts)
+            providers = ort_options.providers(
+                self._place, self._manifest, self._settings, parts, cache
+            )
+        else:
+            ort_plugins.add_to_session(
+                options, self._place, self._library, self._manifest, self._settings, parts
+            )
         return self._library.InferenceSession(
             model,
             options,
-            providers=ort_options.providers(
-                self._place, self._manifest, self._settings, parts, cache
-            ),
+            providers=providers,
             disabled_optimizers=ort_options.disabled_optimizers(self._manifest.precision),
             enable_fallback=0,  # without its fallback, which prints a line and goes on in the CPU
         )
@@ -206,8 +220,11 @@ class OnnxRuntimeEngine:
         return Cache(engines, timing)
 
     def _not_loaded(self, error: Exception) -> EngineError | ModelFileError:
-        said = ort_gpu.error_text(error)
-        if ort_gpu.is_device_error(error):
+        if self._place.plugin is not None:
+            said, is_device = ort_plugins.error_text(error), ort_plugins.is_device_error(error)
+        else:
+            said, is_device = ort_gpu.error_text(error), ort_gpu.is_device_error(error)
+        if is_device:
             return EngineError(f"the engine '{self.name}' cannot be used here: {said}")
         return ModelFileError(f"ONNX Runtime cannot load {self._path}: {said}")
 

@@ -31,6 +31,7 @@ class Place:
         extra: of whycam, that installs it.
         device: in whose memory inputs and outputs are bound, as ONNX Runtime calls it; None: it
             is handed arrays and returns arrays.
+        plugin: the package that brings the provider; None: it is built into ONNX Runtime.
     """
 
     engine: str
@@ -38,11 +39,26 @@ class Place:
     shown: str
     extra: str
     device: str | None
+    plugin: str | None = None
 
 
 CPU = Place("onnxruntime", "CPUExecutionProvider", "the CPU", "cpu", None)
 CUDA = Place("onnxruntime-cuda", "CUDAExecutionProvider", "CUDA", "gpu", "cuda")
 TENSORRT = Place("onnxruntime-tensorrt", "TensorrtExecutionProvider", "TensorRT", "gpu", "cuda")
+
+
+def _plugin(name: str, provider: str, shown: str, package: str) -> Place:
+    engine = f"onnxruntime-{name}"
+    return Place(engine, f"{provider}ExecutionProvider", shown, engine, None, package)
+
+
+OPENVINO = _plugin("openvino", "OpenVINO", "OpenVINO", "onnxruntime_ep_openvino")
+WEBGPU = _plugin("webgpu", "WebGpu", "WebGPU", "onnxruntime_ep_webgpu")
+TENSORRT_RTX = _plugin(
+    "tensorrt-rtx", "NvTensorRTRTX", "TensorRT-RTX", "onnxruntime_ep_nv_tensorrt_rtx"
+)
+# Their engines are built for a range of shapes.
+_WITH_PROFILES = (TENSORRT, TENSORRT_RTX)
 
 
 @dataclass(frozen=True)
@@ -107,7 +123,7 @@ def providers(
 
 def run_limit(place: Place, manifest: Manifest, parts: frozenset[str]) -> Most | None:
     """Return the most images and classes of one run; None if there is no limit."""
-    if place.provider != TENSORRT.provider:
+    if place not in _WITH_PROFILES:
         return None
     if manifest.batch is not None:
         images = manifest.batch
@@ -136,33 +152,16 @@ def _cuda(gpu: int) -> Options:
 def _tensorrt(
     manifest: Manifest, gpu: int, parts: frozenset[str], cache: Cache | None
 ) -> dict[str, str]:
-    free = manifest.dynamic_size
-    extremes = [None, None, None] if free is None else [(free.least,) * 2, None, (free.most,) * 2]
-    shapes = [manifest.at(size).image_shape for size in extremes]
-    smallest, usual, largest = ([str(side) for side in shape] for shape in shapes)
-    if None in shapes[1]:
-        raise EngineError(
-            f"{TENSORRT.engine} builds for one size of images, and this file takes any: export "
-            f"it with --source-size HxW, or use {CUDA.engine}"
-        )
-    limit = run_limit(TENSORRT, manifest, parts)
-    assert limit is not None
-    # Kernels are chosen for the best shape: one explanation, or the thresholds of one.
-    best = 1 if parts else min(limit.images, len(manifest.tft.taus))
-    least = 1
-    if manifest.batch is not None:
-        least = best = limit.images
+    smallest, best, largest = _profile(TENSORRT, manifest, parts)
     found = {
         "device_id": str(gpu),
         # Only what the file itself holds. TensorRT may then use it in the head as well: ONNX
         # Runtime builds weakly typed networks.
         "trt_fp16_enable": _switch(manifest.precision == "fp16"),
         "trt_int8_enable": _switch(manifest.precision == "int8"),
-        "trt_profile_min_shapes": _shapes(least, 1, _PROMPTS.least, smallest, manifest),
-        "trt_profile_opt_shapes": _shapes(best, 1, _PROMPTS.best, usual, manifest),
-        "trt_profile_max_shapes": _shapes(
-            limit.images, limit.classes, _PROMPTS.most, largest, manifest
-        ),
+        "trt_profile_min_shapes": smallest,
+        "trt_profile_opt_shapes": best,
+        "trt_profile_max_shapes": largest,
         "trt_engine_cache_enable": _switch(cache is not None),
         "trt_timing_cache_enable": _switch(cache is not None),
     }
@@ -172,6 +171,49 @@ def _tensorrt(
         found["trt_engine_cache_path"] = cache.engines
         found["trt_timing_cache_path"] = cache.timing
     return found
+
+
+def tensorrt_rtx_options(manifest: Manifest, parts: frozenset[str]) -> Options:
+    """Build the options of TensorRT-RTX: the shapes that it builds for.
+
+    Args:
+        manifest: of the file.
+        parts: of the graph, that the session is for; see ``interface.parts_needed``.
+
+    Raises:
+        EngineError: it cannot run the file.
+    """
+    smallest, best, largest = _profile(TENSORRT_RTX, manifest, parts)
+    return {
+        "nv_profile_min_shapes": smallest,
+        "nv_profile_opt_shapes": best,
+        "nv_profile_max_shapes": largest,
+    }
+
+
+def _profile(place: Place, manifest: Manifest, parts: frozenset[str]) -> tuple[str, str, str]:
+    """Choose the smallest, best and largest shapes of the inputs that are built for."""
+    free = manifest.dynamic_size
+    extremes = [None, None, None] if free is None else [(free.least,) * 2, None, (free.most,) * 2]
+    shapes = [manifest.at(size).image_shape for size in extremes]
+    smallest, usual, largest = ([str(side) for side in shape] for shape in shapes)
+    if None in shapes[1]:
+        raise EngineError(
+            f"{place.engine} builds for one size of images, and this file takes any: export "
+            f"it with --source-size HxW, or use {CUDA.engine}"
+        )
+    limit = run_limit(place, manifest, parts)
+    assert limit is not None
+    # Kernels are chosen for the best shape: one explanation, or the thresholds of one.
+    best = 1 if parts else min(limit.images, len(manifest.tft.taus))
+    least = 1
+    if manifest.batch is not None:
+        least = best = limit.images
+    return (
+        _shapes(least, 1, _PROMPTS.least, smallest, manifest),
+        _shapes(best, 1, _PROMPTS.best, usual, manifest),
+        _shapes(limit.images, limit.classes, _PROMPTS.most, largest, manifest),
+    )
 
 
 def _switch(on: bool) -> str:

@@ -62,6 +62,7 @@ class Backend:
         open: opens a file in it.
         provider: of ONNX Runtime, that it uses; its package comes with or without.
         reserved: why ``auto`` leaves it to those who ask for it by name; None: it does not.
+        plugin: whether it is a plugin of ONNX Runtime.
     """
 
     package: str
@@ -70,6 +71,7 @@ class Backend:
     open: Opener
     provider: str | None = None
     reserved: str | None = None
+    plugin: bool = False
 
     @property
     def installed(self) -> bool:
@@ -86,6 +88,18 @@ class Backend:
         from .ort_gpu import not_built_in
 
         return not_built_in(self.provider)
+
+
+def _plugin(name: str, package: str, reserved: str) -> Backend:
+    """Describe an engine that is a plugin of ONNX Runtime; its extra has its name."""
+
+    def open_plugin(path: str, manifest: Manifest, settings: EngineSettings) -> Engine:
+        from .ort import OnnxRuntimeEngine
+        from .ort_plugins import place_of
+
+        return OnnxRuntimeEngine(path, manifest, settings, place_of(name))
+
+    return Backend(package, name, ("fp32",), open_plugin, reserved=reserved, plugin=True)
 
 
 # Every export is checked in this one, so it need not prove itself again.
@@ -107,6 +121,17 @@ ENGINES: dict[str, Backend] = {
         _onnxruntime_tensorrt,
         "TensorrtExecutionProvider",
         "builds for minutes before it starts, and takes memory of a GPU",
+    ),
+    "onnxruntime-openvino": _plugin(
+        "onnxruntime-openvino", "onnxruntime_ep_openvino", "openvino does the same without plugin"
+    ),
+    "onnxruntime-webgpu": _plugin(
+        "onnxruntime-webgpu", "onnxruntime_ep_webgpu", "takes memory of a GPU"
+    ),
+    "onnxruntime-tensorrt-rtx": _plugin(
+        "onnxruntime-tensorrt-rtx",
+        "onnxruntime_ep_nv_tensorrt_rtx",
+        "compiles when it starts, and takes memory of a GPU",
     ),
     "openvino": Backend("openvino", "openvino", ("fp32", "bf16"), _openvino),
     # Runs plans, and nothing else does; one computes in the precision that it was built in.
