@@ -25,7 +25,7 @@ from whycam.runtime import pipeline
 from whycam.runtime.live.capture_thread import Frame
 from whycam.runtime.live.reader import Reader
 from whycam.runtime.live.source import find_source
-from whycam.runtime.live.track import EVALUATIONS, Tracker
+from whycam.runtime.live.track import EVALUATIONS, Allowance, Tracker
 from whycam.runtime.machine import describe_machine
 from whycam.runtime.request import plan_request
 from whycam.runtime.sweep import Choice, Request, sweep
@@ -73,12 +73,12 @@ def measured(
 ) -> dict[str, Any]:
     run = partial(pipeline.classify, explainer.model)
     plan = plan_request(explainer.manifest, method, True, sweep_outside=True)
-    tracker = Tracker(run, evaluations)
+    tracker = Tracker(run, explainer.batch)
     seen: list[tuple[int, float, float, float, bool]] = []
 
     def compare(request: Request) -> None:
         (full,) = sweep(run, [request], reading, explainer.batch)
-        followed = tracker.choose(request, reading)
+        followed = tracker.choose(request, reading, Allowance(evaluations))
         best, found = (float(np.nanmax(each.rpi)) for each in (full, followed))
         same = full.threshold == followed.threshold
         seen.append((tracker.evaluations, best, found, overlap(full, followed), same))

@@ -15,9 +15,8 @@ from ..runtime.cam import METHODS
 from ..runtime.errors import RequestError, WhyCamError
 from ..runtime.live.annotate import View
 from ..runtime.live.capture_thread import Event
-from ..runtime.live.controls import StreamFrame, Sweep
+from ..runtime.live.controls import QUALITIES, Quality, StreamFrame, Sweep
 from ..runtime.live.stream import Stream
-from ..runtime.live.track import EVALUATIONS
 from ..runtime.overlay import COLORMAPS, Colormap
 from . import parse
 from .console import note, print_json, say
@@ -74,15 +73,25 @@ def stream(
         Sweep,
         typer.Option(
             help="Thresholds: off, every (all of them at each frame) or track (the best one is "
-            "followed from frame to frame)."
+            "followed from frame to frame, in the time that the source's rate leaves)."
         ),
     ] = "off",
-    evaluations: Annotated[
-        float,
+    quality: Annotated[
+        Quality,
         typer.Option(
-            help="With --tft track: evaluations of the network for each frame, on average."
+            help="Where the source's rate and the thresholds want the same time. balanced: every "
+            "frame is explained, thresholds get the time left; rate: frames that are late even so "
+            "repeat the last explanation; full: thresholds get theirs, even if the rate suffers.",
+            autocompletion=complete(QUALITIES),
         ),
-    ] = EVALUATIONS,
+    ] = "balanced",
+    evaluations: Annotated[
+        float | None,
+        typer.Option(
+            help="With --tft track: a fixed number of evaluations of the network for each frame, "
+            "on average, whatever time they take [default: as many as there is time for]."
+        ),
+    ] = None,
     target: Target = None,
     threshold: Annotated[
         float | None,
@@ -194,6 +203,7 @@ def stream(
             loop=loop,
             limit=limit,
             caption=caption,
+            quality=quality,
             evaluations=evaluations,
             retries=retries,
             tell=tell,

@@ -6,17 +6,22 @@ import signal
 import statistics
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
-from ..runtime.live.controls import StreamFrame
+from ..runtime.live.controls import Reused, StreamFrame
 from ..runtime.live.stream import Stream
 from .progress import progress
 
 # Takes the frames of a stream one after the other; returns False to end it.
 Sink = Callable[[StreamFrame], bool]
+_REUSED: dict[Reused, str] = {
+    "threshold": "with the last threshold held for want of time",
+    "explanation": "with the last explanation held for want of time",
+    "unchanged": "unchanged",
+}
 _LATENCIES = 10_000  # the last frames, whose latencies are summarised
 
 
@@ -36,6 +41,7 @@ def run(
     """
     latencies: deque[float] = deque(maxlen=_LATENCIES)
     frames = passes = 0
+    reused: Counter[str] = Counter()
     begun = reported = time.perf_counter()
     total = min((n for n in (opened.total, limit) if n is not None), default=None)
     with _stopping(opened) as signals, progress("starting", total, quiet) as advance:
@@ -44,6 +50,8 @@ def run(
         for frame in opened:
             frames += 1
             passes += frame.timing.evaluations
+            if frame.reused is not None:
+                reused[frame.reused] += 1
             latencies.append(frame.timing.latency)
             if not min((sink(frame) for sink in sinks), default=True):  # all take it, even the last
                 break
@@ -57,11 +65,13 @@ def run(
         "frames": frames,
         "took": took,
         "fps": frames / took,
+        "source_fps": opened.fps or None,
         "latency": {
             "median": statistics.median(latencies) if latencies else None,
             "p95": sorted(latencies)[int(0.95 * len(latencies))] if latencies else None,
         },
         "evaluations": passes / max(1, frames),
+        "reused": {name: reused[name] for name in get_args(Reused)},
         "dropped": opened.dropped,
         "corrupt": opened.corrupt,
         "reconnects": opened.reconnects,
@@ -94,10 +104,13 @@ def _stopping(opened: Stream) -> Iterator[list[int]]:
 def summary(report: dict[str, Any]) -> str:
     """Summarise a report of ``run`` and name the files written."""
     median = report["latency"]["median"]
+    reused = report["reused"]
+    asked = f" (the source: {report['source_fps']:.4g})" if report["source_fps"] else ""
     parts = [
-        f"{report['frames']} frames in {report['took']:.1f} s, {report['fps']:.1f} a second",
+        f"{report['frames']} frames in {report['took']:.1f} s, {report['fps']:.1f} a second{asked}",
         *([f"latency {1e3 * median:.0f} ms"] if median is not None else []),
         *([f"{report['evaluations']:.1f} evaluations a frame"] if report["evaluations"] else []),
+        *(f"{reused[name]} {text}" for name, text in _REUSED.items() if reused[name]),
         *(f"{report[name]} {name}" for name in ("dropped", "corrupt") if report[name]),
         *([f"reconnected {report['reconnects']} times"] if report["reconnects"] else []),
     ]

@@ -47,7 +47,8 @@ class Explanation(Attribution):
             threshold of TFT improves.
         cut: the map value below which the threshold mutes.
         rpi: float32 [T], relative probability increase at each of ``tft.taus``, NaN where it was
-            not tried (``tft.evaluations``); None without TFT.
+            not tried (``tft.evaluations``); None without TFT. NaN throughout: a stream had no time
+            to try any, and threshold and ``improved`` are those of an earlier frame.
         improved: whether some threshold raised the probability; None without TFT.
         masked_probability: of the class for the image under ``mask``; None without TFT, or where
             no threshold improves and 0 was not tried.

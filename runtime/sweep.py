@@ -224,6 +224,32 @@ def _choice(request: Request, masked: Floats, settings: Tft) -> Choice:
     return make_choice(request.map, rpi, masked, settings)
 
 
+def hold_threshold(values: Floats, index: int | None, settings: Tft) -> Choice:
+    """Cut a map at a threshold that was chosen for another one, without evaluating the network.
+
+    Args:
+        values: the map, float32 [H, W].
+        index: of the threshold in ``settings.taus``; None: none improved the other map.
+        settings: of the sweep.
+
+    Returns:
+        ``improved`` as for the other map; rpi is NaN throughout.
+    """
+    cut = np.float32(0)
+    if index is not None:
+        cut = tft.cut_values(values, settings.taus[index : index + 1], settings.thresholds)[0]
+    thresholded = tft.threshold_map(values, cut)
+    return Choice(
+        threshold=0.0 if index is None else float(settings.taus[index]),
+        cut=float(cut),
+        rpi=np.full(len(settings.taus), np.nan, np.float32),
+        improved=index is not None,
+        map=thresholded,
+        mask=tft.mask_of(thresholded, settings.mask),
+        masked_probability=None,
+    )
+
+
 def make_choice(values: Floats, rpi: Floats, masked: Floats, settings: Tft) -> Choice:
     """Choose the threshold with the largest rpi.
 

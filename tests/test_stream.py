@@ -22,8 +22,10 @@ from captures import FakeCapture, image_of, new_threads, number_of, read_video, 
 import whycam
 from whycam.cli import main
 from whycam.runtime.errors import EngineError, RequestError, SourceError
+from whycam.runtime.live import stream as stream_module
 from whycam.runtime.live.controls import Look
 from whycam.runtime.live.record import RecordFile
+from whycam.runtime.live.schedule import TimeLimit
 from whycam.runtime.live.video import VideoFile
 
 
@@ -223,6 +225,8 @@ def test_a_long_stream_holds_on_to_no_frame_and_makes_no_threads(tiny, film):
         {"stall": 0},
         {"retries": -1},
         {"evaluations": 0},
+        {"evaluations": 3, "quality": "full"},
+        {"quality": "best"},
         {"tft": "sometimes"},
         {"opacity": 2},
         {"target": "dog"},
@@ -262,7 +266,167 @@ def test_records_are_json_lines_with_the_numbers_of_each_frame(tiny, film, tmp_p
         assert line["threshold"] == frame.explanation.threshold
         assert len(line["rpi"]) == 10
         assert line["ranking"][0]["label"] == frame.ranking[0][1]
+        assert line["reused"] == frame.reused
         assert set(line["timing"]) == {"read", "explain", "draw", "latency", "fps", "evaluations"}
+
+
+class NoTime:
+    """A schedule that is late from its second frame on."""
+
+    def __init__(self, _live):
+        self.frames = 0
+
+    def slack(self, *_):
+        return -1.0 if self.frames else 1.0
+
+    def is_late(self, seconds, _arrived):
+        return seconds > 0
+
+    def limit(self, *_):
+        return TimeLimit(0.0, 0.0)
+
+    def finish(self, *_):
+        self.frames += 1
+
+
+def test_without_time_thresholds_are_held_and_said_to_be(tiny, film, tmp_path, monkeypatch):
+    monkeypatch.setattr(stream_module, "Schedule", NoTime)
+    with RecordFile(tmp_path / "seen.jsonl") as records:
+        frames = list(whycam.stream(tiny, film, tft="track"))
+        for frame in frames:
+            records.write(frame)
+    assert [frame.reused for frame in frames] == [None] + ["threshold"] * 11
+    assert [frame.timing.evaluations > 0 for frame in frames] == [True] + [False] * 11
+    first = frames[0].explanation
+    for frame in frames[1:]:
+        alone = tiny.explain(frame.original)
+        assert np.array_equal(frame.explanation.original_map, alone.original_map)
+        assert frame.explanation.threshold == first.threshold
+        assert np.isnan(frame.explanation.rpi).all()
+    lines = [json.loads(line) for line in records.path.read_text().splitlines()]
+    assert [line["reused"] for line in lines] == [None] + ["threshold"] * 11
+    assert lines[1]["rpi"] == [None] * 10
+
+
+@pytest.mark.parametrize("tft", ["off", "track"])
+def test_rate_shows_late_frames_with_the_last_explanation(tiny, film, monkeypatch, tft):
+    monkeypatch.setattr(stream_module, "Schedule", NoTime)
+    frames = list(whycam.stream(tiny, film, tft=tft, quality="rate", smoothing=0))
+    assert [frame.index for frame in frames] == list(range(12))
+    assert [frame.reused for frame in frames] == [None] + ["explanation"] * 11
+    for frame in frames[1:]:
+        assert frame.explanation.original_map is frames[0].explanation.original_map
+        assert np.array_equal(frame.explanation.image, frame.original)
+        assert frame.ranking == frames[0].ranking
+
+
+def test_a_late_frame_of_another_size_is_explained(tiny, monkeypatch):
+    monkeypatch.setattr(stream_module, "Schedule", NoTime)
+    images = [image_of(0), image_of(1), image_of(2, (90, 40)), image_of(3, (90, 40))]
+    frames = whycam.stream(tiny, images, quality="rate", fps=25)
+    assert [frame.reused for frame in frames] == [None, "explanation", None, "explanation"]
+
+
+def test_a_fixed_number_of_evaluations_asks_no_clock(tiny, film, monkeypatch):
+    monkeypatch.setattr(stream_module, "Schedule", NoTime)
+    runs = [
+        [
+            (frame.timing.evaluations, frame.explanation.threshold, frame.reused)
+            for frame in whycam.stream(tiny, film, tft="track", evaluations=2)
+        ]
+        for _ in range(2)
+    ]
+    assert runs[0] == runs[1]
+    assert all(evaluations >= 1 for evaluations, _, _ in runs[0])
+
+
+def test_images_without_a_rate_have_a_fixed_number_of_evaluations(tiny, monkeypatch):
+    monkeypatch.setattr(stream_module, "Schedule", NoTime)
+    frames = list(whycam.stream(tiny, (image_of(i) for i in range(6)), tft="track"))
+    assert {frame.reused for frame in frames} == {None}
+
+
+class Counting:
+    """Counts the images that an engine classifies or explains."""
+
+    def __init__(self, engine):
+        self.engine, self.images = engine, 0
+
+    def __getattr__(self, name):
+        return getattr(self.engine, name)
+
+    def run(self, feeds, outputs):
+        self.images += len(feeds["image"])
+        return self.engine.run(feeds, outputs)
+
+
+def test_unchanged_frames_cost_the_network_nothing(tiny_engine, manifest_of):
+    engine = Counting(tiny_engine())
+    explainer = whycam.Explainer(engine, manifest_of())
+    order = [0, 0, 0, 0, 1, 1, 0, 0]
+    frames = list(whycam.stream(explainer, (image_of(i) for i in order), smoothing=0))
+    assert [f.reused == "unchanged" for f in frames] == [
+        i > 0 and order[i] == order[i - 1] for i in range(8)
+    ]
+    assert engine.images == 3
+    for i in range(1, 8):
+        if frames[i].reused is not None:
+            assert np.array_equal(frames[i].explanation.map, frames[i - 1].explanation.map)
+            assert np.array_equal(frames[i].image, frames[i - 1].image)
+    frames[2].image[:] = 0  # what a program draws on a frame is on no other
+    assert frames[3].image.any()
+
+
+def test_one_pixel_is_a_change_and_so_is_the_same_array_with_other_pixels(tiny):
+    def one_array():
+        image = image_of(0)
+        yield image
+        yield image
+        image[-2, -3, 1] += 1
+        yield image
+
+    reused = [frame.reused for frame in whycam.stream(tiny, one_array())]
+    assert reused == [None, "unchanged", None]
+
+
+def test_a_frame_that_a_program_draws_on_is_compared_as_it_was(tiny):
+    with whycam.stream(tiny, (image_of(0) for _ in range(4))) as running:
+        for frame in running:
+            if frame.index:
+                assert frame.reused == "unchanged"
+            frame.original[:] = 7
+
+
+def test_smoothing_goes_on_over_unchanged_frames(tiny):
+    images = [image_of(3), *[image_of(4)] * 12]
+    drawn = [frame.image for frame in whycam.stream(tiny, images, smoothing=0.5)]
+    alone = [frame.image for frame in whycam.stream(tiny, images, smoothing=0.0)]
+    assert not np.array_equal(drawn[1], drawn[4])
+    assert np.array_equal(drawn[12], alone[12])
+
+
+def test_another_look_explains_unchanged_frames_anew(tiny):
+    with whycam.stream(tiny, (image_of(0) for _ in range(60)), method="gradcam") as running:
+        next(running)
+        running.controls.change(method="layercam")
+        later = list(islice(running, 8))
+    assert later[-1].explanation.method == "layercam"
+    assert [frame.reused for frame in later].count(None) <= 1
+
+
+def test_a_held_threshold_of_an_unchanged_frame_is_completed_when_there_is_time(tiny, monkeypatch):
+    class LittleTime(NoTime):
+        def slack(self, *_):
+            return -1.0 if self.frames in (1, 2) else 1.0
+
+        def limit(self, *_):
+            return TimeLimit(*[max(0.0, self.slack())] * 2)
+
+    monkeypatch.setattr(stream_module, "Schedule", LittleTime)
+    images = [image_of(0), *[image_of(1)] * 4]
+    frames = list(whycam.stream(tiny, images, tft="track", fps=25))
+    assert [f.reused for f in frames] == [None, "threshold", "unchanged", None, "unchanged"]
+    assert frames[3].timing.evaluations > 0
 
 
 def test_importing_whycam_reads_no_video_library(run_python):

@@ -230,7 +230,9 @@ def _caption(drawn: RGBImage, explanation: Explanation, note: str) -> None:
         details.append(f"tau {explanation.threshold:.2g}")
     elif explanation.tft is not None:
         details.append("no threshold helps")
-    if explanation.rpi is not None and explanation.improved:
+    if explanation.rpi is not None and np.isnan(explanation.rpi).all():
+        details.append("held")  # from an earlier frame
+    elif explanation.rpi is not None and explanation.improved:
         details.append(f"rpi {np.nanmax(explanation.rpi):+.0%}")
     label = text.name_class(explanation.label, explanation.index)
     number = f" {format_probability(explanation.probability, explanation.task, 2)}"

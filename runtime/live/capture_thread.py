@@ -13,6 +13,7 @@ from ..errors import SourceError
 from ..images import RGBImage
 from .capture import Capture
 from .pipe import Pipe
+from .repeats import RepeatDetector
 from .source import Source
 
 _CORRUPT_IN_A_ROW = 300
@@ -45,6 +46,9 @@ class Frame:
         image: uint8 [h, w, 3], RGB.
         read: seconds to decode it; for a live source, including the wait for it.
         arrived: when it had been decoded, by ``time.perf_counter``.
+        interval: seconds since the frame before it, of those that were not skipped: by their
+            arrival where frames may be dropped, else by their times; 0 for the first.
+        content: frames with the same number have the same pixels.
     """
 
     index: int
@@ -52,6 +56,8 @@ class Frame:
     image: RGBImage
     read: float
     arrived: float
+    interval: float = 0.0
+    content: int = 0
 
 
 @dataclass(eq=False)
@@ -76,6 +82,8 @@ class CaptureState:
         began: when the first frame of a live source arrived, by ``time.perf_counter``.
         offset: seconds of a looped file's earlier rounds.
         due: time of the next frame to take, if ``limit_fps`` skips some.
+        last: arrival, or time, of the last frame put into ``frames``; None before the first.
+        repeats: recognises frames with the pixels of the one before.
     """
 
     source: Source
@@ -95,6 +103,8 @@ class CaptureState:
     began: float | None = None
     offset: float = 0.0
     due: float = 0.0
+    last: float | None = None
+    repeats: RepeatDetector = field(default_factory=RepeatDetector)
 
 
 class CaptureThread:
@@ -178,8 +188,19 @@ class CaptureThread:
                 arrived = time.perf_counter()
             self.frames += 1
             state.handed += 1
-            if not state.frames.put(Frame(index, seconds, image, decoded - begun, arrived)):
+            if not state.frames.put(self._frame(index, seconds, image, decoded - begun, arrived)):
                 return
+
+    def _frame(
+        self, index: int, seconds: float, image: RGBImage, read: float, arrived: float
+    ) -> Frame:
+        state = self._state
+        by_arrival = state.source.live or state.drop
+        now = arrived if by_arrival else seconds
+        interval = 0.0 if state.last is None else now - state.last
+        state.last = now
+        content = state.repeats.number(image)
+        return Frame(index, seconds, image, read, arrived, interval, content)
 
     def _count_corrupt(self, corrupt_in_a_row: int) -> None:
         """Count a frame that could not be decoded; fail after too many in a row."""

@@ -22,6 +22,9 @@ __all__ = ["Controls", "Look", "StreamFrame", "Timing"]
 
 Sweep = Literal["off", "every", "track"]
 SWEEPS: tuple[Sweep, ...] = get_args(Sweep)
+Quality = Literal["rate", "balanced", "full"]
+QUALITIES: tuple[Quality, ...] = get_args(Quality)
+Reused = Literal["threshold", "explanation", "unchanged"]
 
 
 class Look(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -30,7 +33,8 @@ class Look(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     Attributes:
         method: one of ``manifest.methods``; None: the file's own, or Grad-CAM.
         tft: ``off``; ``every``: all thresholds at each frame; ``track``: the best threshold is
-            followed from frame to frame with a few evaluations of the network.
+            followed from frame to frame with as many evaluations of the network as there is time
+            for.
         target: the class explained: index, label, or rank from -1, the most probable.
         threshold: least map value that is drawn, in [0, 1]; None: tau* with TFT, else 0.
         opacity: of the colours where the map is 1, in [0, 1].
@@ -161,6 +165,11 @@ class StreamFrame:
         look: that it was explained and drawn with.
         live: whether the source sends frames at its own rate; the latency of others, which wait
             to be read, says nothing.
+        reused: what an earlier frame's explanation was used for, if anything. ``threshold``: there
+            was no time to evaluate any, so the last one of the class holds, on this frame's own
+            map; ``explanation``: there was no time for the network (``quality="rate"``), so this
+            frame shows the map and class of an earlier one; ``unchanged``: all pixels are the same,
+            and so is the explanation.
     """
 
     index: int
@@ -173,3 +182,4 @@ class StreamFrame:
     dropped: int
     look: Look
     live: bool
+    reused: Reused | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -18,16 +18,23 @@ from ..sweep import Choice, Floats
 from ..targets import ClassScore, class_rows, rank_classes, resolve_targets
 from ..tft import Tft
 from .capture_thread import Frame
-from .controls import Controls, Look
-from .track import Tracker
+from .controls import Controls, Look, Quality, Reused
+from .schedule import Schedule
+from .track import EVALUATIONS, Allowance, Tracker
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedFrame:
-    """A frame, its preprocessed input, and the seconds that preprocessing took."""
+    """A frame, its preprocessed input, and the seconds that preprocessing took.
+
+    Attributes:
+        prepared: None where the explanation of an earlier frame is used.
+        reused: why; None where ``prepared`` is set.
+    """
 
     frame: Frame
-    prepared: Prepared
+    prepared: Prepared | None
+    reused: Reused | None
     seconds: float
 
 
@@ -41,6 +48,7 @@ class Explained:
         look: that it was explained with.
         seconds: of preprocessing and explaining.
         evaluations: evaluations of masked images.
+        reused: see ``StreamFrame``.
     """
 
     frame: Frame
@@ -49,6 +57,7 @@ class Explained:
     look: Look
     seconds: float
     evaluations: int
+    reused: Reused | None
 
 
 class FrameExplainer:
@@ -57,19 +66,51 @@ class FrameExplainer:
     Args:
         explainer: from ``whycam.load``.
         controls: their look is read at each frame.
-        evaluations: budget of ``Tracker``.
+        quality: see ``Stream``.
+        allowance: what each frame may spend on thresholds; None: what time the schedule leaves.
+        schedule: of the source; None: it has no rate.
     """
 
-    def __init__(self, explainer: Explainer, controls: Controls, evaluations: float) -> None:
+    def __init__(
+        self,
+        explainer: Explainer,
+        controls: Controls,
+        quality: Quality,
+        allowance: Allowance | None,
+        schedule: Schedule | None,
+    ) -> None:
         self._explainer, self._controls = explainer, controls
-        self._tracker = Tracker(partial(pipeline.classify, explainer.model), evaluations)
+        self._quality, self._allowance, self._schedule = quality, allowance, schedule
+        self._tracker = Tracker(partial(pipeline.classify, explainer.model), explainer.batch)
         self._tracked: tuple[Method | None, bool] = (None, False)
+        self._prepared: tuple[int, tuple[int, ...]] | None = (
+            None  # the last one's content and shape
+        )
+        self._last: tuple[Prepared, Explained] | None = None  # the last that was not reused
 
     def prepare(self, frame: Frame) -> PreparedFrame:
         """Preprocess a frame; needs no controls, so it may run ahead."""
         begun = time.perf_counter()
-        prepared = pipeline.prepare([frame.image], self._explainer.manifest)
-        return PreparedFrame(frame, prepared, time.perf_counter() - begun)
+        reused = self._reusable(frame)
+        prepared = None
+        if reused is None:
+            prepared = pipeline.prepare([frame.image], self._explainer.manifest)
+            self._prepared = frame.content, frame.image.shape
+        return PreparedFrame(frame, prepared, reused, time.perf_counter() - begun)
+
+    def _reusable(self, frame: Frame) -> Reused | None:
+        """Say why a frame needs no explanation of its own; None: it needs one."""
+        if self._prepared is None:
+            return None
+        content, shape = self._prepared
+        if frame.content == content:
+            return "unchanged"
+        if frame.image.shape != shape:
+            return None
+        if self._quality == "rate" and self._schedule is not None:
+            late = self._schedule.is_late(frame.seconds, frame.arrived)
+            return "explanation" if late else None
+        return None
 
     def prepare_and_explain(self, frame: Frame) -> Explained:
         """Preprocess and explain a frame."""
@@ -83,21 +124,49 @@ class FrameExplainer:
         """
         begun = time.perf_counter()
         look = self._controls.look
+        frame, inputs, reused = prepared.frame, prepared.prepared, prepared.reused
+        if inputs is None:
+            assert self._last is not None, "the first frame is prepared"
+            inputs, last = self._last
+            if reused == "explanation" or self._still_holds(last, frame, look):
+                seconds = prepared.seconds + time.perf_counter() - begun
+                explained = _reuse(last, frame, look, reused, seconds)
+                self._finish(frame)
+                return explained
+        explained = self._explain_anew(frame, inputs, look, prepared.seconds, begun)
+        self._last = inputs, explained
+        self._finish(frame)
+        return explained
+
+    def _still_holds(self, last: Explained, frame: Frame, look: Look) -> bool:
+        """Tell whether the explanation of the same pixels is as good as a new one."""
+        same = (look.method, look.tft, look.target)
+        if same != (last.look.method, last.look.tft, last.look.target):
+            return False
+        if last.reused != "threshold" or self._schedule is None:
+            return True
+        return self._schedule.slack(frame.seconds, frame.arrived) <= 0  # else it can be completed
+
+    def _explain_anew(
+        self, frame: Frame, inputs: Prepared, look: Look, seconds: float, begun: float
+    ) -> Explained:
         tracked = look.tft == "track"
         if (look.method, tracked) != self._tracked:
             self._tracker.reset()  # it knows the maps of another method, or old ones
             self._tracked = look.method, tracked
-        explanation, probabilities = self._explain(prepared.prepared, look)
+        explanation, probabilities = self._explain(frame, inputs, look)
+        evaluations = self._tracker.evaluations if tracked else _count_evaluated(explanation)
         return Explained(
-            prepared.frame,
+            frame,
             explanation,
             rank_classes(probabilities, self._explainer.manifest),
             look,
-            prepared.seconds + time.perf_counter() - begun,
-            self._tracker.evaluations if tracked else _count_evaluated(explanation),
+            seconds + time.perf_counter() - begun,
+            evaluations,
+            "threshold" if tracked and not evaluations else None,
         )
 
-    def _explain(self, prepared: Prepared, look: Look) -> tuple[Explanation, Floats]:
+    def _explain(self, frame: Frame, prepared: Prepared, look: Look) -> tuple[Explanation, Floats]:
         """Return the explanation, and the probabilities of all classes, float32 [C]."""
         model, tracked = self._explainer.model, look.tft == "track"
         thresholding = None if look.tft == "off" else True
@@ -108,7 +177,8 @@ class FrameExplainer:
         (settings,) = (one.settings for one in plan.methods)
         choice: Choice | None
         if tracked and isinstance(settings, Tft):
-            choice = self._tracker.choose(class_map, settings)
+            allowance = self._allowed(frame, len(settings.taus))
+            choice = self._tracker.choose(class_map, settings, allowance)
         else:
             (choice,) = pipeline.threshold(model, inference, [class_map], plan)
         explanation = make_explanation(
@@ -121,6 +191,35 @@ class FrameExplainer:
             inference.probabilities[0],
         )
         return explanation, inference.probabilities[0]
+
+    def _allowed(self, frame: Frame, thresholds: int) -> Allowance:
+        """Return what a frame may spend on its thresholds."""
+        if self._allowance is not None or self._schedule is None:
+            return self._allowance or Allowance(EVALUATIONS)
+        limit = self._schedule.limit(frame.seconds, frame.arrived)
+        affordable = self._tracker.affordable(limit.average, thresholds)
+        if self._quality == "full":
+            return Allowance(max(affordable, EVALUATIONS))
+        return Allowance(affordable, limit.most, least=0)
+
+    def _finish(self, frame: Frame) -> None:
+        if self._schedule is not None:
+            self._schedule.finish(frame.seconds, frame.interval)
+
+
+def _reuse(
+    last: Explained, frame: Frame, look: Look, reused: Reused | None, seconds: float
+) -> Explained:
+    """Give a frame the explanation of an earlier one."""
+    return Explained(
+        frame,
+        replace(last.explanation, image=frame.image),
+        last.ranking,
+        look,
+        seconds,
+        0,
+        reused,
+    )
 
 
 def _count_evaluated(explanation: Explanation) -> int:

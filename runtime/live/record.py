@@ -28,6 +28,7 @@ def to_record(frame: StreamFrame) -> dict[str, Any]:
             for index, label, probability in frame.ranking
         ],
         "dropped": frame.dropped,
+        "reused": frame.reused,
         "timing": timing,
     }
 

@@ -16,12 +16,14 @@ from ..input_format import describe_images
 from ..overlay import Colormap
 from .annotate import Overlay, View
 from .capture_thread import Event, Frame
-from .controls import Controls, Look, StreamFrame, Sweep, Timing
+from .controls import QUALITIES, Controls, Look, Quality, StreamFrame, Sweep, Timing
 from .frames import Explained, FrameExplainer, PreparedFrame
 from .pipe import Pipe, start_stage
 from .reader import Reader
+from .redraw import DrawnFrames
+from .schedule import Schedule
 from .source import find_source
-from .track import EVALUATIONS
+from .track import Allowance
 
 _FPS_FRAMES = 30  # frames that the rate is measured over
 _JOIN_SECONDS = 5.0  # to wait for the network's current run
@@ -51,7 +53,14 @@ class Stream:
         limit: number of frames to end after.
         caption: whether to write label, probability and threshold over the frames, and the speed
             if the source is live.
-        evaluations: evaluations a frame that ``tft="track"`` spends on thresholds, on average.
+        quality: what ``tft="track"`` does where the source's rate and the thresholds want the same
+            time. ``balanced``: every frame has a map of its own, and thresholds get the time that
+            the source's rate leaves, from none to all of them. ``rate``: the same, and frames that
+            are late even so show the explanation of an earlier one (with any ``tft``). ``full``:
+            thresholds get 3.9 evaluations a frame or more, even if the rate is not kept. A source
+            without a rate of its own (images without ``fps``) has 3.9.
+        evaluations: a fixed number of evaluations a frame for ``tft="track"``, on average, whatever
+            time they take: the same frames then give the same explanations again.
         stall: seconds without a frame after which a live source counts as lost.
         retries: attempts to open a lost source again; None: until it comes back.
         tell: called with each ``Event``, on another thread.
@@ -80,7 +89,8 @@ class Stream:
         loop: bool = False,
         limit: int | None = None,
         caption: bool = True,
-        evaluations: float = EVALUATIONS,
+        quality: Quality = "balanced",
+        evaluations: float | None = None,
         stall: float = 5.0,
         retries: int | None = None,
         tell: Callable[[Event], None] = lambda _: None,
@@ -93,12 +103,12 @@ class Stream:
                 "explain its images with whycam explain"
             )
         self.controls = Controls(explainer.manifest, look)
-        frames = FrameExplainer(explainer, self.controls, evaluations)
-        self._overlay = Overlay(caption=caption)
+        allowance = _fixed_allowance(quality, evaluations)
+        self._drawn = DrawnFrames(Overlay(caption=caption))
         self._limit, self._yielded = limit, 0
         self._tell = tell
         self._size: tuple[int, int] | None = None
-        self._drawn: deque[float] = deque(maxlen=_FPS_FRAMES)
+        self._times: deque[float] = deque(maxlen=_FPS_FRAMES)
         self._latency = 0.0
         origin = find_source(source, fps)
         if loop and (origin.live or not origin.again):
@@ -109,6 +119,10 @@ class Stream:
             origin, drop=dropping, loop=loop, fps=fps, stall=stall, retries=retries, tell=tell
         )
         self.fps, self.total = self._reader.pace, self._reader.state.total
+        live = dropping or origin.live
+        has_rate = live or fps is not None or self._reader.state.fps > 0
+        schedule = Schedule(live) if has_rate else None
+        frames = FrameExplainer(explainer, self.controls, quality, allowance, schedule)
         read, self._explained = self._reader.frames, Pipe[Explained](1)
         pipes: list[Pipe[Any]] = [self._explained]
         if dropping:
@@ -170,16 +184,15 @@ class Stream:
 
     def _draw(self, explained: Explained) -> StreamFrame:
         begun = time.perf_counter()
-        frame, look, overlay = explained.frame, explained.look, self._overlay
+        frame = explained.frame
         self._report_size(frame)
-        overlay.opacity, overlay.smoothing = look.opacity, look.smoothing
-        overlay.threshold, overlay.contour = look.threshold, look.contour
-        overlay.colormap, overlay.view = look.colormap, look.view
         fps = self._rate() if self.live else 0.0
-        note = f"{fps:.0f} fps  {1e3 * self._latency:.0f} ms" if fps else ""
-        image = overlay.draw(frame.image, explained.explanation, note)
+        note = [f"{fps:.0f} fps  {1e3 * self._latency:.0f} ms"] if fps else []
+        if explained.reused == "explanation":
+            note.append("map held")
+        image = self._drawn.draw(explained, "  ".join(note))
         now = time.perf_counter()
-        self._drawn.append(now)
+        self._times.append(now)
         self._latency = now - frame.arrived
         timing = Timing(
             read=frame.read,
@@ -198,14 +211,15 @@ class Stream:
             ranking=explained.ranking,
             timing=timing,
             dropped=self.dropped,
-            look=look,
+            look=explained.look,
             live=self.live,
+            reused=explained.reused,
         )
 
     def _rate(self) -> float:
-        if len(self._drawn) < 2:
+        if len(self._times) < 2:
             return 0.0
-        return (len(self._drawn) - 1) / max(self._drawn[-1] - self._drawn[0], 1e-9)
+        return (len(self._times) - 1) / max(self._times[-1] - self._times[0], 1e-9)
 
     def _report_size(self, frame: Frame) -> None:
         height, width = frame.image.shape[:2]
@@ -266,6 +280,20 @@ def stream(
         view=view,
     )
     return Stream(explainer, source, look, **options)
+
+
+def _fixed_allowance(quality: Quality, evaluations: float | None) -> Allowance | None:
+    """Check quality and evaluations; None: the number of evaluations follows the time left."""
+    if quality not in QUALITIES:
+        raise RequestError(f"quality must be {', '.join(QUALITIES)}, not {quality!r}")
+    if evaluations is None:
+        return None
+    if quality != "balanced":
+        raise RequestError(
+            f"quality {quality} lets the time that is left decide how many evaluations a frame "
+            f"has, and evaluations={evaluations:g} fixes their number: give one of the two"
+        )
+    return Allowance(evaluations)
 
 
 def _close(pipes: Sequence[Pipe[Any]], reader: Reader, threads: Sequence[Thread]) -> None:

@@ -3,8 +3,10 @@
 The gains of a class's thresholds are modelled as a Gaussian, as in ``search``, that changes from
 frame to frame. A frame starts from the Gaussian of the last frame with the same class, widened the
 more the map has changed since. Each evaluation goes to the threshold with the largest expected
-rise of the probability, and its result updates the Gaussian, until no rise is worth an evaluation.
-A map like the last one takes one or two evaluations, a new scene or class as many as a sweep.
+rise of the probability, and its result updates the Gaussian, until no rise is worth an evaluation
+or the frame's time is over. A map like the last one takes one or two evaluations, a new scene or
+class as many as a sweep. A frame without time for any evaluation keeps the last threshold of its
+class.
 
 Symbols: gains y_t = logit p(masked at tau_t) - logit p(whole frame), t = 1 ... T. From one frame
 to the next, with rho in [0, 1],
@@ -17,8 +19,11 @@ covariance over all frames, updated with each.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
+import math
+import statistics
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +32,17 @@ from numpy.typing import NDArray
 from .. import search, tft
 from ..errors import RequestError
 from ..search import Belief
-from ..sweep import Choice, Classify, Floats, Request, count_kept, make_choice, mask_input
+from ..sweep import (
+    Choice,
+    Classify,
+    Floats,
+    Request,
+    count_kept,
+    hold_threshold,
+    make_choice,
+    mask_input,
+    masked_probabilities,
+)
 from ..tft import Tft
 
 # Chosen on Grad-CAM of EfficientNet-Lite0 over two videos; see benchmarks/track.py.
@@ -40,6 +55,29 @@ _RHO, _RHO_OTHER_CLASS = 0.95, 0.67
 _LEARNING = 0.03  # weight of a frame in mu and S
 _STEERING = 0.2  # how fast the number of evaluations returns to the budget
 _CLASSES = 64  # whose Gaussians are kept
+_TIMES = 15  # whose median is the time of an evaluation
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What a frame may spend on its thresholds.
+
+    Attributes:
+        evaluations: of the network, averaged over frames; if not below the number of thresholds,
+            all of them are evaluated.
+        seconds: no evaluation begins that would end later than this after the first one began.
+        least: evaluations that are made at any rate.
+    """
+
+    evaluations: float
+    seconds: float = math.inf
+    least: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.evaluations >= self.least:
+            raise RequestError(
+                f"a tracker needs {self.least} evaluation a frame or more, not {self.evaluations}"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,11 +87,14 @@ class _Remembered:
     Attributes:
         mean, covariance: of its gains, float64 [T] and [T, T].
         map: of that frame, centred and scaled to unit length, float32 [H, W].
+        threshold: the index of the class's last threshold that was evaluated and chosen; None: none
+            improved.
     """
 
     mean: NDArray[np.float64]
     covariance: NDArray[np.float64]
     map: Floats
+    threshold: int | None
 
 
 class Tracker:
@@ -64,15 +105,20 @@ class Tracker:
 
     Args:
         classify: runs the network.
-        budget: evaluations a frame, on average; if not below the number of thresholds, every
-            frame is swept in full.
+        batch: images of one run of the network, at most; all thresholds of a frame share runs.
+        clock: seconds, as ``time.perf_counter``.
     """
 
-    def __init__(self, classify: Classify, budget: float = EVALUATIONS) -> None:
-        if not budget >= 1:
-            raise RequestError(f"a tracker needs 1 evaluation a frame or more, not {budget}")
+    def __init__(
+        self,
+        classify: Classify,
+        batch: int = 1,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.evaluations = 0
-        self._classify, self._budget = classify, budget
+        self._run, self._batch, self._clock = classify, batch, clock
+        self._single: deque[float] = deque(maxlen=_TIMES)
+        self._all: deque[float] = deque(maxlen=_TIMES)
         self.reset()
 
     def reset(self) -> None:
@@ -82,15 +128,30 @@ class Tracker:
         self._last: _Remembered | None = None
         self._worth = 0.02  # the expected rise of rpi that is worth an evaluation
 
-    def choose(self, request: Request, settings: Tft) -> Choice:
+    def affordable(self, seconds: float, thresholds: int) -> float:
+        """Return how many evaluations take so many seconds, by those of the last frames.
+
+        Args:
+            seconds: of processing, not negative.
+            thresholds: how many there are; evaluated together, they may take less time each.
+        """
+        if self._all and seconds >= statistics.median(self._all):
+            return float(thresholds)
+        if not self._single:
+            return float(thresholds)  # the first frame evaluates all, and measures
+        return min(seconds / self._seconds_of_one(), float(thresholds))
+
+    def choose(self, request: Request, settings: Tft, allowance: Allowance) -> Choice:
         """Choose the threshold of the next frame.
 
         Args:
             request: the frame's map.
             settings: the reading of TFT, and the thresholds; ``evaluations`` is ignored.
+            allowance: what it may spend; the first frame spends all.
 
         Returns:
-            As from ``sweep``; rpi is NaN where a threshold was not evaluated.
+            As from ``sweep``; rpi is NaN where a threshold was not evaluated. Where none was, the
+            last threshold holds, see ``hold_threshold``.
         """
         is_first = settings != self._settings
         if is_first:
@@ -100,15 +161,34 @@ class Tracker:
             self._s = _first_covariance(settings.taus)
         unit = _unit(request.map)
         belief = self._expected(request.target, unit)
-        full = is_first or self._budget >= len(settings.taus)
-        masked, belief = self._evaluate(request, settings, belief, full)
-        if not full:
-            self._worth *= float(np.exp(_STEERING * (self.evaluations - self._budget)))
+        self.evaluations = 0
+        steps = len(settings.taus)
+        if is_first:  # one after the other, which measures the time of one
+            masked, belief = self._evaluate(
+                request, settings, belief, Allowance(steps, least=steps)
+            )
+        elif allowance.evaluations >= steps:
+            masked, belief = self._evaluate_all(request, settings, belief)
+        else:
+            masked, belief = self._evaluate(request, settings, belief, allowance)
+            self._worth *= float(np.exp(_STEERING * (self.evaluations - allowance.evaluations)))
             self._worth = min(max(self._worth, 1e-5), 1e5)
-        self._remember(request.target, _Remembered(belief.mean, belief.covariance, unit))
-        probability = np.asarray(request.probability, np.float32)
-        rpi = tft.relative_probability_increase(masked, probability)
-        return make_choice(request.map, rpi, masked, settings)
+        if self.evaluations:
+            probability = np.asarray(request.probability, np.float32)
+            rpi = tft.relative_probability_increase(masked, probability)
+            choice = make_choice(request.map, rpi, masked, settings)
+            threshold = int(tft.choose(rpi)) if choice.improved else None
+        else:
+            threshold = self._held(request.target)
+            choice = hold_threshold(request.map, threshold, settings)
+        remembered = _Remembered(belief.mean, belief.covariance, unit, threshold)
+        self._remember(request.target, remembered)
+        return choice
+
+    def _held(self, target: int) -> int | None:
+        """Return the last threshold of a class; of a new one, that of the frame before."""
+        before = self._classes.get(target, self._last)
+        return None if before is None else before.threshold
 
     def _expected(self, target: int, unit: Floats) -> Belief:
         """Predict a frame's gains before any threshold is evaluated."""
@@ -122,8 +202,21 @@ class Tracker:
             covariance = rho**2 * before.covariance + (1 - rho**2) * self._s
         return Belief(mean, covariance, np.zeros(len(mean), bool), np.float64(0))
 
+    def _evaluate_all(
+        self, request: Request, settings: Tft, belief: Belief
+    ) -> tuple[Floats, Belief]:
+        """Evaluate all thresholds together; return their probabilities."""
+        begun = self._clock()
+        (masked,) = masked_probabilities(self._classify, [request], settings, self._batch)
+        self._all.append(self._clock() - begun)
+        whole = search.logit(np.float64(request.probability))
+        steps = np.eye(len(settings.taus))
+        for step, gain in zip(steps, search.logit(masked.astype(np.float64)) - whole, strict=True):
+            belief = search.observe(belief, step, gain, _NOISE)
+        return masked, belief
+
     def _evaluate(
-        self, request: Request, settings: Tft, belief: Belief, full: bool
+        self, request: Request, settings: Tft, belief: Belief, allowance: Allowance
     ) -> tuple[Floats, Belief]:
         """Evaluate thresholds while one is worth it; return probabilities, NaN elsewhere."""
         steps = len(settings.taus)
@@ -131,22 +224,32 @@ class Tracker:
         masked = np.full(steps, np.nan, np.float32)
         whole = search.logit(np.float64(request.probability))
         known: dict[int, int] = {}  # pixels kept: the step that kept them
-        self.evaluations = 0
+        until = self._clock() + allowance.seconds
         while not belief.tried.all():
             rise = expected_rise(belief)
             step = int(rise.argmax())
-            if not full and self.evaluations and rise[step] < self._worth:
+            if self.evaluations >= allowance.least and (
+                rise[step] < self._worth or self._clock() + self._seconds_of_one() > until
+            ):
                 break
             same = known.setdefault(int(count_kept(request.map, cuts[step])), step)
             if same == step:
+                begun = self._clock()
                 image = mask_input(request, cuts[step], settings)
                 masked[step] = self._classify(image[None])[0, request.target]
-                self.evaluations += 1
+                self._single.append(self._clock() - begun)
             else:
                 masked[step] = masked[same]
             gain = search.logit(np.float64(masked[step])) - whole
             belief = search.observe(belief, np.eye(steps)[step], gain, _NOISE)
         return masked, belief
+
+    def _classify(self, images: Floats) -> Floats:
+        self.evaluations += len(images)
+        return self._run(images)
+
+    def _seconds_of_one(self) -> float:
+        return max(statistics.median(self._single), 1e-6)
 
     def _remember(self, target: int, latest: _Remembered) -> None:
         """Keep a class's Gaussian, and update mean and covariance over all frames."""

@@ -120,6 +120,7 @@ def pack(sequence: int, frame: StreamFrame) -> bytes:
             "explanation": frame.explanation.to_dict(),
             "timing": frame.timing,
             "dropped": frame.dropped,
+            "reused": frame.reused,
             "look": frame.look,
             "live": frame.live,
         }

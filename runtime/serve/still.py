@@ -17,7 +17,6 @@ from ..live.annotate import Overlay
 from ..live.capture_thread import Frame
 from ..live.controls import Controls, Look, StreamFrame, Timing
 from ..live.frames import FrameExplainer
-from ..live.track import EVALUATIONS
 from .protocol import pack
 
 MAX_BYTES = 20 * 2**20
@@ -92,7 +91,7 @@ def explain_still(explainer: Explainer, data: bytes, look: Look) -> bytes:
     alone = msgspec.structs.replace(
         look, smoothing=0.0, tft="every" if look.tft == "track" else look.tft
     )
-    frames = FrameExplainer(explainer, Controls(explainer.manifest, alone), EVALUATIONS)
+    frames = FrameExplainer(explainer, Controls(explainer.manifest, alone), "balanced", None, None)
     explained = frames.prepare_and_explain(Frame(0, 0.0, image, read, time.perf_counter()))
     overlay = Overlay(
         alone.opacity,

@@ -10,6 +10,8 @@ import { Still } from "./still.js";
 const CHARTS = 100; // ms between drawings of the charts
 const FIGURES = 250; // ms between changes of the figures, which are to be read
 const NOTICE = 12_000; // ms that a notice stays
+// What of an earlier image was used, for want of time or because nothing has changed.
+const REUSED = { threshold: "τ held", explanation: "map held", unchanged: "unchanged" };
 const $ = (id) => document.getElementById(id);
 
 const change = (look) => connection.send({ kind: "change", look });
@@ -100,13 +102,13 @@ function drawOn(canvas, image) {
   canvas.getContext("2d").drawImage(image, 0, 0);
 }
 
-function showFigures({ timing, dropped, index, seconds, explanation, size, live }) {
+function showFigures({ timing, dropped, reused, index, seconds, explanation, size, live }) {
   for (const each of document.querySelectorAll("#numbers .of-live")) each.hidden = !live;
   for (const each of document.querySelectorAll(".of-stream")) each.hidden = still.open;
   figure("fps", timing.fps.toFixed(timing.fps < 100 ? 1 : 0), "/s");
   figure("latency", milliseconds(timing.latency), "ms");
   figure("explain", milliseconds(timing.explain), "ms");
-  figure("evaluations", timing.evaluations);
+  figure("evaluations", timing.evaluations, REUSED[reused] ?? "");
   figure("dropped", dropped);
   figure("index", index, clock(seconds));
   $("image").setAttribute("aria-label", `Image of ${size[1]} by ${size[0]} pixels; ` +

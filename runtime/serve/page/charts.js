@@ -52,9 +52,14 @@ export class Curve {
     const best = Math.max(0, ...rpi.filter((value) => value !== null));
     this.plot(taus, rpi, threshold, improved);
     const which = tried === taus.length ? "all tried" : `${tried} of ${taus.length} tried`;
-    this.note.textContent = improved
-      ? `τ* ${threshold.toFixed(1)} gains ${percent(best)}; ${which}`
-      : `no threshold gains, the map stays whole; ${which}`;
+    const none = "no threshold gains, the map stays whole";
+    if (tried === 0) {
+      const held = improved ? `τ* ${threshold.toFixed(1)} of an earlier image holds` : none;
+      this.note.textContent = `${held}; no time to try any`;
+    } else {
+      this.note.textContent = improved
+        ? `τ* ${threshold.toFixed(1)} gains ${percent(best)}; ${which}` : `${none}; ${which}`;
+    }
   }
 
   plot(taus, rpi, threshold, improved) {
