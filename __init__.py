@@ -49,6 +49,8 @@ def __getattr__(name: str) -> Any:
         from .runtime.version import package_version
 
         return package_version()
+    if name == "distributed":
+        return import_module(".distributed", __name__)
     if name in _LATER:
         return getattr(import_module(f".runtime.{_LATER[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,13 +8,12 @@ from which average precision is computed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from ..runtime.batches import run_batches
 from ..runtime.cam import Method
 from ..runtime.errors import DataError, RequestError
 from ..runtime.explainer import Explainer
@@ -23,7 +22,7 @@ from ..runtime.request import NOT_PROBABILITIES
 from ..runtime.tft import Tft
 from ..runtime.timing import Tick
 from .dataset import Classes, Dataset, Sample, check_one_label
-from .measure import measure_batch
+from .measure import measure_samples
 from .rows import Rows
 from .settings import VARIANTS, Settings, Target, Variant
 from .summary import Evaluation, Tally
@@ -41,6 +40,7 @@ def evaluate(
     classes: str | Path | None = None,
     folder: Path | None = None,
     tick: Tick | None = None,
+    measure: MeasureSamples | None = None,
 ) -> Evaluation:
     """Measure maps of a network on a data set.
 
@@ -58,6 +58,7 @@ def evaluate(
         folder: for a file with one line an image, from which a stopped evaluation of the same
             file, data and settings resumes.
         tick: called with (name, images done).
+        measure: measures samples elsewhere, as ``on_cluster.measure_on_cluster``; None: here.
 
     Returns:
         Accuracy, for independent labels the figures of each label, and for each method and variant
@@ -103,10 +104,8 @@ def evaluate(
             if tick is not None:
                 tick(row["name"], 1)
         left = [sample for sample in data.samples if sample.name not in rows.names]
-        measure = partial(measure_batch, explainer, classes=lookup, settings=settings)
-        for row in run_batches(
-            explainer.model, explainer.memory, left, lambda sample: sample.path, measure
-        ):
+        measured = (measure or measure_samples)(explainer, left, lookup, settings)
+        for row in measured:
             rows.write(row)
             tally.add(row)
             if tick is not None:
@@ -114,6 +113,12 @@ def evaluate(
     if not tally.maps:
         raise DataError(f"none of the {len(data.samples)} images in {data.path} can be used")
     return tally.result(manifest, explainer.engine.description, data, notes)
+
+
+# Takes an explainer, samples, the network's classes and settings; returns rows in order.
+MeasureSamples = Callable[
+    [Explainer, Sequence[Sample], Classes, Settings], Iterable[dict[str, Any]]
+]
 
 
 PAPER: tuple[Method, ...] = ("gradcam", "gradcam++", "ablation", "layercam")

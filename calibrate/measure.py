@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime import pipeline, tft
-from ..runtime.batches import Read, join_batches
+from ..runtime.batches import Read, join_batches, run_batches
 from ..runtime.errors import DataError, ImageError
 from ..runtime.explainer import Explainer
 from ..runtime.pipeline import ClassMap, Prepared
@@ -21,6 +21,16 @@ from .quality import drops, energy_inside, increases, insertion_deletion, pointi
 from .settings import Settings, Variant
 
 Floats = NDArray[np.float32]
+
+
+def measure_samples(
+    explainer: Explainer, samples: Sequence[Sample], classes: Classes, settings: Settings
+) -> Iterator[dict[str, Any]]:
+    """Measure images, in batches; yield a row for each in order, see ``measure_batch``."""
+    measure = partial(measure_batch, explainer, classes=classes, settings=settings)
+    return run_batches(
+        explainer.model, explainer.memory, samples, lambda sample: sample.path, measure
+    )
 
 
 def measure_batch(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from ..calibrate.settings import VARIANTS, Target
 from ..runtime.errors import RequestError
 from ..runtime.tft import Tft
 from . import parse
+from .cluster import ClusterOptions
 from .console import out, print_json, say, say_written, unreadable_lines
 from .options import (
     ClassMap,
@@ -47,6 +49,7 @@ def evaluate(
     data: Data,
     engine: PromptedEngineOptions,
     tft: ReadingOptions,
+    cluster: ClusterOptions,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -96,17 +99,24 @@ def evaluate(
     from ..calibrate.dataset import open_dataset
     from ..calibrate.evaluate import evaluate as run_evaluation
     from ..calibrate.evaluation_page import write_evaluation_page
+    from ..calibrate.on_cluster import measure_on_cluster
     from ..calibrate.report import write_report
 
     if report and output is None:
         raise RequestError("--report needs a place to write to: -o FOLDER")
     if curves < 0:
         raise RequestError(f"--curves must be 0 or more, not {curves}")
+    cluster.check()
     methods = parse.methods(method)
     dataset = open_dataset(data)
     explainer = engine.load(model)
     reading = explainer.manifest.tft
-    with progress("evaluating", len(dataset.samples), as_json) as advance:
+    with ExitStack() as stack:
+        measure = None
+        if cluster.on is not None:
+            connected = stack.enter_context(cluster.connect(model, engine))
+            measure = measure_on_cluster(*connected)
+        advance = stack.enter_context(progress("evaluating", len(dataset.samples), as_json))
         advance("evaluating", 0)
         evaluation = run_evaluation(
             explainer,
@@ -119,6 +129,7 @@ def evaluate(
             classes=classes,
             folder=output,
             tick=advance,
+            measure=measure,
         )
     written = [] if output is None else write_report(evaluation, output)
     if report and output is not None:

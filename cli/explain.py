@@ -15,9 +15,11 @@ from ..runtime import tft as runtime_tft
 from ..runtime.attribution import format_probability
 from ..runtime.errors import ImageError, RequestError
 from ..runtime.images import is_coloured
+from ..runtime.onnxfile import read_manifest
 from ..runtime.report.document import check_count
 from ..runtime.report.entry import ranks_to_show
 from . import parse
+from .cluster import ClusterOptions, explain_on_cluster
 from .console import out, print_error, print_json, say
 from .explain_output import OutputOptions, example_name, plan_output
 from .options import (
@@ -72,11 +74,16 @@ class TftOptions(ReadingOptions):
 def explain(
     model: Model,
     images: Annotated[
-        list[str], typer.Argument(help="Images, folders of images, or patterns as 'a/*.jpg'.")
+        list[str],
+        typer.Argument(
+            help="Images, folders of images, or patterns as 'a/*.jpg'; with --on one folder, or an "
+            "address as s3://bucket/folder."
+        ),
     ],
     writing: OutputOptions,
     tft: TftOptions,
     engine: PromptedEngineOptions,
+    cluster: ClusterOptions,
     method: Method = None,
     target: Targets = None,
     top: Annotated[
@@ -98,15 +105,27 @@ def explain(
 ) -> None:
     """Classify images, and show where the network looked.
 
-    Files are named after image, class, method and threshold; none is overwritten.
+    Files are named after image, class, method and threshold; none is overwritten. With --on the
+    results are Parquet files, see docs/cluster.md.
     """
     from .explain_report import add_to_report, describe_report, shorten_names
 
     tft.check()
+    cluster.check()
     methods = parse.methods(method)
-    files = parse.images(images)
     if top is not None and target is not None:
         raise RequestError("--top and --target exclude each other")
+    if cluster.on is not None:
+        _refuse_drawing(writing, report, show_bands)
+        manifest = read_manifest(model)
+        classes = _choose_classes(manifest, target, top)
+        thresholding = tft.thresholding(manifest)
+        explain_on_cluster(
+            model, images, writing.output, cluster, engine, manifest, classes, methods,
+            thresholding, as_json,
+        )  # fmt: skip
+        return
+    files = parse.images(images)
     # Before the model file says whether a comma belongs to a label.
     several = top or (2 if target is not None and "," in target else 1)
     images_of_methods = len(files) * len(methods or [""])
@@ -192,6 +211,15 @@ def explain(
             say(f"nothing was written; with -o maps/ the {example}")
     if failed:
         raise typer.Exit(2)
+
+
+def _refuse_drawing(writing: OutputOptions, report: bool, show_bands: str | None) -> None:
+    """Refuse options of images and pages, where results are Parquet files."""
+    if writing != OutputOptions(writing.output) or report or show_bands is not None:
+        raise RequestError(
+            "with --on the results are Parquet files, which hold the maps: leave out --report and "
+            "the options of images (--save, --format, --colormap, --overwrite and their like)"
+        )
 
 
 def _choose_classes(manifest: Manifest, target: str | None, top: int | None) -> list[int | str]:

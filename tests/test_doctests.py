@@ -24,10 +24,12 @@ from whycam.runtime import (
     suggest,
     tft,
 )
+from whycam.runtime.distributed import explain as distributed_explain
 from whycam.runtime.live import annotate, stream
 
 MODULES = (
     class_comparison,
+    distributed_explain,
     explainer,
     explanation,
     load,

@@ -77,7 +77,7 @@ def inside(wheel: Path) -> dict[str, bytes]:
 def of_the_package() -> dict[str, bytes]:
     """The tracked files that an installation needs, by their names in a wheel."""
     own = [name for name in tracked() if name.startswith(tuple(f"{p}/" for p in PACKAGES))]
-    own += ["__init__.py", "__main__.py", "py.typed"]
+    own += ["__init__.py", "__main__.py", "distributed.py", "py.typed"]
     return {f"whycam/{name}": (ROOT / name).read_bytes() for name in own}
 
 
@@ -155,7 +155,7 @@ def test_every_extra_that_an_error_offers_exists(metadata):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "MissingExtraError"
     ]
     offered = {call.args[1].value for call in calls if isinstance(call.args[1], ast.Constant)}
-    assert {"plot", "serve", "calibrate"} <= offered
+    assert {"plot", "ray", "serve", "calibrate"} <= offered
     assert offered <= set(metadata.get_all("Provides-Extra"))
 
 
