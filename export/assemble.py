@@ -34,6 +34,7 @@ from .gradient.reverse import reverse
 from .graph_inputs import GraphInputs, add_inputs, tensor_of
 from .heads import OutputMeaning
 from .layers import Network
+from .place_sums import sum_over_places
 from .recorder import Recorder
 from .scores import Scores
 from .seeds import record_seed
@@ -269,9 +270,16 @@ class _Builder:
         self, method: Method, pairs: Sequence[tuple[Tensor, Tensor]], weights: Tensor | None
     ) -> Tensor:
         """Record the finished map of one method, [N, k, H, W]."""
-        own = weights if method == "ablation" else None
-        raws = [raw_map(method, a, g, own) for a, g in pairs]
+        raws = [raw_map(method, a, g, self._weights(method, g, weights)) for a, g in pairs]
         return finish(fuse(raws) if len(raws) > 1 else raws[0], self.size)  # type: ignore[no-any-return]
+
+    def _weights(self, method: Method, gradients: Tensor, ablation: Tensor | None) -> Tensor | None:
+        """The weights of a method, where they need not be taken from all of the gradients."""
+        if method == "ablation":
+            return ablation
+        if method not in ("gradcam", "cam"):
+            return None
+        return sum_over_places(gradients, mean=method == "gradcam")
 
     def map_of_attention(self, attention: AttentionMaps, gradients: Tensor) -> Tensor:
         """Record LeGrad's finished map, [N, k, H, W], of gradients [N, k, keys, heads, queries]."""

@@ -119,9 +119,11 @@ def _rows_of_last_layer(scores: Scores) -> tuple[ir.Value, Tensor] | None:
     if len(scores.shapes.dims[source]) != 2 or scores.shapes.dtypes[weight] != ir.DataType.FLOAT:
         return None
     rows = BATCH * scores.classes
-    chosen = scores.targets.reshape((rows,))
-    shape = (rows, dims[1]) if axis == 0 else (dims[0], rows)
-    row = scores.recorder.op(
-        "Gather", [tensor_of(weight, scores.shapes, scores.recorder), chosen], shape, axis=axis
-    )
-    return source, row if axis == 0 else row.transpose((1, 0))
+    weights = tensor_of(weight, scores.shapes, scores.recorder)
+    # By image and class: whoever needs them so again takes them as they are.
+    by_class = (BATCH, scores.classes)
+    shape = (*by_class, dims[1]) if axis == 0 else (dims[0], *by_class)
+    row = scores.recorder.op("Gather", [weights, scores.targets], shape, axis=axis)
+    if axis == 0:
+        return source, row.reshape((rows, dims[1]))
+    return source, row.reshape((dims[0], rows)).transpose((1, 0))

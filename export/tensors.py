@@ -43,6 +43,10 @@ class GraphWriter:
         self._lengths: dict[Dims, Tensor] = {}
         # The tensor that a recorded tensor holds the same elements of, in the same order.
         self.reshaped: dict[ir.Value, Tensor] = {}
+        # The tensor whose sums over the places (axes 2 and 3) are those of a
+        # recorded tensor; what pools a layer sets it.
+        self.same_sums: dict[ir.Value, Tensor] = {}
+        self.recorded: dict[ir.Value, Tensor] = {}
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -108,7 +112,8 @@ class GraphWriter:
             name=name,
         )
         self.graph.append(node)
-        return Tensor(self, value, tuple(dims), dtype)
+        self.recorded[value] = Tensor(self, value, tuple(dims), dtype)
+        return self.recorded[value]
 
     def shape_tensor(self, dims: Sequence[Dim]) -> Tensor:
         """Record an int64 [rank] tensor that holds a shape at run time, once for each shape."""

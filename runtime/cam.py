@@ -34,6 +34,7 @@ Score = Literal["logit", "prob"]
 
 # Below this part of a map's magnitude, differences are float32 rounding: the map is constant.
 _CONSTANT = 1e-6
+_NORMAL = 1.1754943508222875e-38  # the smallest normal float32
 _EPS = 1e-7
 _GAMMA = 2.0  # of Layer-CAM's fusion, as published
 
@@ -185,18 +186,17 @@ def finish(raw: Array, size: tuple[Any, Any]) -> Array:
     rounding of its magnitude. Non-finite values count as zero: NaN never comes out.
     """
     xp = array_api_compat.array_namespace(raw)
-    raw = xp.where(xp.isfinite(raw), raw, 0.0 * xp.ones_like(raw))
+    raw = xp.where(xp.isfinite(raw), raw, 0.0)
     # Unit magnitude first: what a map shows must not depend on the scale of the gradients.
     magnitude = xp.max(xp.abs(raw), axis=(-2, -1), keepdims=True)
-    raw = raw / xp.where(magnitude > 0.0, magnitude, 1.0 + magnitude)
+    raw = raw / xp.clip(magnitude, min=_NORMAL)
     low = xp.min(raw, axis=(-2, -1), keepdims=True)
     spread = xp.max(raw, axis=(-2, -1), keepdims=True) - low
-    constant = spread <= _CONSTANT
-    unit = xp.where(constant, 0.0 * raw, (raw - low) / xp.where(constant, 1.0 + spread, spread))
+    unit = xp.where(spread <= _CONSTANT, 0.0, (raw - low) / xp.clip(spread, min=_CONSTANT))
     maps = resize(unit, size)
     low = xp.min(maps, axis=(-2, -1), keepdims=True)
     high = xp.max(maps, axis=(-2, -1), keepdims=True)
-    return xp.clip((maps - low) / (high - low + _EPS), 0.0, 1.0)
+    return (maps - low) / (high - low + _EPS)  # at most 1, for the divisor is the larger
 
 
 def resize(maps: Array, size: tuple[Any, Any]) -> Array:

@@ -33,12 +33,14 @@ def _max_pool(step: Step) -> list[Tensor | None]:
         y, g = (unsqueeze(tensor, [1]) for tensor in (step.y(), step.g))
         chosen = select_first_extreme(step, blocks, y, g, [1])
         joined = _join_blocks(step, chosen, side)
-        return [pad(joined, [-count for count in before], [-count for count in behind])]
+        found = pad(joined, [-count for count in before], [-count for count in behind])
+        return [step.with_sums_of(step.g, found, range(2, found.ndim))]
     stacked = concat(_window_elements(unsqueeze(covered, [2]), windows), 2)
     chosen = select_first_extreme(
         step, stacked, unsqueeze(step.y(), [2]), unsqueeze(step.g, [2]), [2]
     )
-    return [_sum_into_places(step, chosen, windows)]
+    found = _sum_into_places(step, chosen, windows)
+    return [step.with_sums_of(step.g, found, range(2, found.ndim))]
 
 
 def _split_blocks(step: Step, x: Tensor, side: int) -> Tensor:
@@ -98,11 +100,11 @@ def _average_pool(step: Step) -> list[Tensor | None]:
     """Multiply by one matrix an axis, for averaging is linear and separable; two axes at most."""
     windows = find_windows(step)
     whole = bool(step.attribute("count_include_pad", 0))
-    return [
-        multiply_along_axes(
-            step, step.g, _window_matrices(step, windows, "whole" if whole else "inside")
-        )
-    ]
+    matrices = _window_matrices(step, windows, "whole" if whole else "inside")
+    found = multiply_along_axes(step, step.g, matrices)
+    if all(np.allclose(matrix.sum(1), 1.0, atol=1e-6) for matrix in matrices):
+        step.with_sums_of(step.g, found, range(2, found.ndim))
+    return [found]
 
 
 def _window_matrices(
@@ -162,9 +164,9 @@ def _global_average(step: Step) -> list[Tensor | None]:
 
 def _global_max(step: Step) -> list[Tensor | None]:
     """Give the gradient to the maximum, to the first of equal ones."""
-    return [
-        select_first_extreme(step, step.x(), step.y(), step.g, list(range(2, len(step.dims()))))
-    ]
+    axes = list(range(2, len(step.dims())))
+    found = select_first_extreme(step, step.x(), step.y(), step.g, axes)
+    return [step.with_sums_of(step.g, found, axes)]
 
 
 def _lp_pool(step: Step) -> list[Tensor | None]:

@@ -93,7 +93,8 @@ def _mean(step: Step) -> list[Tensor | None]:
 def _extreme(step: Step) -> list[Tensor | None]:
     """Give the gradient to the extreme, to the first of equal ones."""
     axes, g, y = _with_kept_axes(step)
-    return [select_first_extreme(step, step.x(), y, g, axes), None]
+    found = select_first_extreme(step, step.x(), y, g, axes)
+    return [step.with_sums_of(g, found, axes), None]
 
 
 def _l1(step: Step) -> list[Tensor | None]:

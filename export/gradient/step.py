@@ -306,8 +306,23 @@ class Step:
         """Repeat the gradient of a mean over axes, which have length 1, to its input's shape."""
         count = self.count([dims[axis] for axis in axes])
         if isinstance(count, float):
-            return self.repeat(gradient, dims, 1.0 / count)
-        return self.repeat(gradient / count, dims)
+            repeated = self.repeat(gradient, dims, 1.0 / count)
+        else:
+            repeated = self.repeat(gradient / count, dims)
+        return self.with_sums_of(gradient, repeated, axes)
+
+    def with_sums_of(self, g: Tensor, result: Tensor, axes: Sequence[int]) -> Tensor:
+        """Note that a gradient, summed over all its places, is what it was before pooling.
+
+        Args:
+            g: before.
+            result: after.
+            axes: that were pooled; nothing is noted unless these are those of places, 2 and 3.
+        """
+        if list(axes) == [2, 3] and result.ndim == 4 and result is not g:
+            source = self.recorder.reshaped.get(result.value, result)
+            self.recorder.same_sums[source.value] = g
+        return result
 
 
 def _has_batch(dims: Sequence[Dim]) -> bool:
