@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..runtime.manifest import Manifest
 from ..runtime.request import NOT_PROBABILITIES
 from ..runtime.tft import Tft
 from ..runtime.timing import Tick
+from .cross_asked import check_asked
 from .dataset import Classes, Dataset, Sample, check_one_label
 from .measure import measure_samples
 from .rows import Rows
@@ -37,10 +39,13 @@ def evaluate(
     tft: Tft | None = None,
     target: Target | None = None,
     curve_steps: int = 0,
+    road: bool = False,
+    stability: bool = False,
     classes: str | Path | None = None,
     folder: Path | None = None,
     tick: Tick | None = None,
     measure: MeasureSamples | None = None,
+    asked: Explainer | None = None,
 ) -> Evaluation:
     """Measure maps of a network on a data set.
 
@@ -54,24 +59,32 @@ def evaluate(
             that the image has; None: these, where the data and the network have them, else the
             predicted class.
         curve_steps: of insertion and deletion; 0: not measured.
+        road, stability: whether these are measured, see ``Settings``.
         classes: a CSV file that says which class a label of the data means, see ``Classes``.
         folder: for a file with one line an image, from which a stopped evaluation of the same
             file, data and settings resumes.
         tick: called with (name, images done).
         measure: measures samples elsewhere, as ``on_cluster.measure_on_cluster``; None: here.
+        asked: another network that is asked about the maps as well, see ``cross_asked``; as the
+            same before AFT.
 
     Returns:
         Accuracy, for independent labels the figures of each label, and for each method and variant
         average increase, average drop and more.
 
     Raises:
-        RequestError: the file does not support a method or variant.
+        RequestError: the file does not support a method or variant, or the asked network takes
+            other images or has other classes.
         DataError: no image can be read, no label is a class of the network, or images have several
             labels and the network's classes exclude each other.
         OutputError: the folder cannot be written.
     """
     manifest = explainer.manifest
     check_measurable(manifest)
+    if asked is not None:
+        check_asked(manifest, asked.manifest)
+        if measure is not None:
+            raise RequestError("another network can be asked here alone, not on a cluster")
     if tft is not None and tft.evaluations is not None:
         raise RequestError(
             "every threshold is tried here: leave out evaluations. whycam calibrate thresholds "
@@ -95,6 +108,9 @@ def evaluate(
         labels=labels,
         accuracy=not labels or not any(_is_several(sample) for sample in data.samples),
         curve_steps=curve_steps,
+        road=road,
+        stability=stability,
+        asked=None if asked is None else asked.manifest.digest,
     )
     notes = _note_unknown_labels(lookup, data, settings)
     tally = Tally(settings)
@@ -104,7 +120,8 @@ def evaluate(
             if tick is not None:
                 tick(row["name"], 1)
         left = [sample for sample in data.samples if sample.name not in rows.names]
-        measured = (measure or measure_samples)(explainer, left, lookup, settings)
+        here = partial(measure_samples, asked=asked)
+        measured = (measure or here)(explainer, left, lookup, settings)
         for row in measured:
             rows.write(row)
             tally.add(row)
@@ -112,6 +129,8 @@ def evaluate(
                 tick(row["name"], 1)
     if not tally.maps:
         raise DataError(f"none of the {len(data.samples)} images in {data.path} can be used")
+    if asked is not None:
+        notes.append(f"asked: {asked.manifest.model} ({asked.manifest.digest[:19]})")
     return tally.result(manifest, explainer.engine.description, data, notes)
 
 

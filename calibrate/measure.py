@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,25 +17,44 @@ from ..runtime.explainer import Explainer
 from ..runtime.pipeline import ClassMap, Prepared
 from ..runtime.preprocess import Placement, to_image
 from ..runtime.sweep import Choice, Request, masked_image, mute_lowest, sweep
+from .cross_asked import ask
 from .dataset import Box, Classes, Sample, read_boxes
-from .quality import drops, energy_inside, increases, insertion_deletion, pointing
+from .quality import (
+    drops,
+    energy_inside,
+    gini,
+    increases,
+    insertion_deletion,
+    pointing,
+    region_iou,
+)
+from .road import road
 from .settings import Settings, Variant
+from .stability import stability
 
 Floats = NDArray[np.float32]
 
 
 def measure_samples(
-    explainer: Explainer, samples: Sequence[Sample], classes: Classes, settings: Settings
+    explainer: Explainer,
+    samples: Sequence[Sample],
+    classes: Classes,
+    settings: Settings,
+    asked: Explainer | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Measure images, in batches; yield a row for each in order, see ``measure_batch``."""
-    measure = partial(measure_batch, explainer, classes=classes, settings=settings)
+    measure = partial(measure_batch, explainer, classes=classes, settings=settings, asked=asked)
     return run_batches(
         explainer.model, explainer.memory, samples, lambda sample: sample.path, measure
     )
 
 
 def measure_batch(
-    explainer: Explainer, batch: Sequence[Read[Sample]], classes: Classes, settings: Settings
+    explainer: Explainer,
+    batch: Sequence[Read[Sample]],
+    classes: Classes,
+    settings: Settings,
+    asked: Explainer | None = None,
 ) -> list[dict[str, Any]]:
     """Measure a batch of images; return one row for each, ready for JSON.
 
@@ -75,13 +95,26 @@ def measure_batch(
             row["probabilities"] = [float(probabilities[index]) for index in settings.labels]
         row["explained"] = [{} for _ in classes_explained]
     maps = [one for one in pipeline.map(model, inference, plan) if targets[one.row]]
-    for one, variants in zip(maps, _mask_variants(explainer, maps, settings), strict=True):
+    by_map = _mask_variants(explainer, maps, settings)
+    if asked is not None:
+        shown = [
+            (one, *each) for one, own in zip(maps, by_map, strict=True) for each in own.values()
+        ]
+        ask(asked, prepared.inputs, shown, settings.tft.mask)
+    stable: Sequence[Mapping[str, float]] = [{}] * len(maps)
+    if settings.stability:
+        stable = stability(explainer, plan, maps, [_seed(row) for row, _, _ in measured])
+    for one, variants, steady in zip(maps, by_map, stable, strict=True):
+        if "original" in variants:
+            variants["original"][1].update(steady)
         row, boxes, _ = measured[one.row]
         explained = row["explained"][one.column]
         explained |= {"target": one.target, "probability": one.probability}
         relevant, place = _select_boxes(boxes, classes, one.target), prepared.placements[one.row]
         explained.setdefault("methods", {})[one.method] = {
-            name: _measure_map(explainer, one, values, numbers, relevant, place, settings)
+            name: _measure_map(
+                explainer, one, name, values, numbers, relevant, place, settings, _seed(row)
+            )
             for name, (values, numbers) in variants.items()
         }
     return rows
@@ -117,7 +150,7 @@ def _select_targets(row: dict[str, Any], settings: Settings) -> list[int]:
 
 
 # By variant: its map, and the numbers measured so far.
-_Variants = dict[str, tuple[Floats, dict[str, Any]]]
+_Variants = dict[Variant, tuple[Floats, dict[str, Any]]]
 
 
 def _mask_variants(
@@ -172,14 +205,21 @@ def _select_boxes(boxes: Sequence[Box], classes: Classes, index: int) -> list[Bo
     return list(boxes)
 
 
+def _seed(row: Mapping[str, Any]) -> int:
+    """A seed of an image's own, so that an evaluation that is resumed gives the same numbers."""
+    return zlib.crc32(row["name"].encode())
+
+
 def _measure_map(
     explainer: Explainer,
     request: Request,
+    variant: Variant,
     values: Floats,
     numbers: dict[str, Any],
     boxes: Sequence[Box],
     place: Placement,
     settings: Settings,
+    seed: int,
 ) -> dict[str, Any]:
     masked = numbers["masked"]
     measures = {
@@ -187,11 +227,22 @@ def _measure_map(
         "increase": bool(increases(masked, request.probability)),
         "drop": float(drops(masked, request.probability)),
         "coverage": float(tft.mask_of(values, settings.tft.mask).mean()),
+        "sparsity": gini(values),
     }
     if boxes:
         edges = [(box.left, box.top, box.right, box.bottom) for box in boxes]
         over = to_image(values, place)
-        measures |= {"pointing": pointing(over, edges), "energy": energy_inside(over, edges)}
+        # A map that is not thresholded is above 0 nearly everywhere.
+        cut = 0.0 if variant == "naive" or numbers.get("improved") else 0.5
+        measures |= {
+            "pointing": pointing(over, edges),
+            "energy": energy_inside(over, edges),
+            "iou": region_iou(over, edges, cut),
+        }
+    if settings.road:
+        classify = partial(pipeline.classify, explainer.model)
+        most, least = road(classify, request.image, values, request.target, seed, request.layout)
+        measures |= {"road_most": most, "road_least": least}
     if settings.curve_steps:
         insertion, deletion = insertion_deletion(
             partial(pipeline.classify, explainer.model),

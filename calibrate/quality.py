@@ -40,12 +40,46 @@ def energy_inside(values: Floats, boxes: Sequence[tuple[float, float, float, flo
 
     0 for a map that is zero everywhere.
     """
+    inside = _inside(values, boxes)
+    whole = float(values.sum(dtype=np.float64))
+    return float(values[inside].sum(dtype=np.float64)) / whole if whole > 0 else 0.0
+
+
+def gini(values: Floats) -> float:
+    """Sparsity: the Gini index of a map (Chalasani et al. 2020).
+
+    0 for a map that is the same everywhere, near 1 for one that shows a few pixels alone; 0 also
+    for a map that is zero everywhere. With x_i the n values in ascending order it is
+    sum_i (2 i - n - 1) x_i / (n sum_i x_i), i = 1 ... n.
+    """
+    ascending = np.sort(np.abs(values.reshape(-1)).astype(np.float64))
+    count, total = len(ascending), float(ascending.sum())
+    if total <= 0:
+        return 0.0
+    return float(((2 * np.arange(1, count + 1) - count - 1) * ascending).sum() / (count * total))
+
+
+def region_iou(
+    values: Floats, boxes: Sequence[tuple[float, float, float, float]], cut: float = 0.0
+) -> float:
+    """Intersection over union of a map's region with the boxes, taken together.
+
+    Args:
+        values: the map over the image's pixels, [h, w].
+        boxes: (left, top, right, bottom) in pixels.
+        cut: the region is where the map is above it.
+    """
+    region, inside = values > cut, _inside(values, boxes)
+    union = int(np.count_nonzero(region | inside))
+    return np.count_nonzero(region & inside) / union if union else 0.0
+
+
+def _inside(values: Floats, boxes: Sequence[tuple[float, float, float, float]]) -> Any:
     inside = np.zeros(values.shape, bool)
     for left, top, right, bottom in boxes:
         rows = slice(max(0, round(top)), max(0, round(bottom)))
         inside[rows, max(0, round(left)) : max(0, round(right))] = True
-    whole = float(values.sum(dtype=np.float64))
-    return float(values[inside].sum(dtype=np.float64)) / whole if whole > 0 else 0.0
+    return inside
 
 
 def insertion_deletion(

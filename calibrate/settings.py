@@ -28,6 +28,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         accuracy: whether the most probable class is compared with the data's label.
         curve_steps: of insertion and deletion; 0: not measured, for they take twice as many
             forward passes for each map.
+        road: whether ROAD is measured, which takes 18 evaluations and seconds for each map.
+        stability: whether maps of slightly changed images are compared, which takes 7 evaluations
+            for each image.
+        asked: digest of another network that is asked about the maps as well; None: none is.
     """
 
     methods: tuple[Method, ...]
@@ -37,3 +41,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     labels: tuple[int, ...] = ()
     accuracy: bool = True
     curve_steps: int = 0
+    road: bool = False
+    stability: bool = False
+    asked: str | None = None

@@ -22,11 +22,19 @@ from .settings import Settings
 MEASURES = {
     "increase": "average_increase",
     "drop": "average_drop",
+    "asked_increase": "cross_asked_increase",
+    "asked_drop": "cross_asked_drop",
     "coverage": "coverage",
     "insertion": "insertion",
     "deletion": "deletion",
     "pointing": "pointing_game",
     "energy": "energy_in_box",
+    "iou": "region_iou",
+    "road_most": "road_most_relevant",
+    "road_least": "road_least_relevant",
+    "sparsity": "sparsity",
+    "noise": "noise_stability",
+    "shift": "shift_stability",
 }
 
 
@@ -40,11 +48,16 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         maps: number of maps, as many as images, or one for each label of each image.
         accuracy: of the network; None if the data has no labels, or several an image.
         average_increase, average_drop: paper section 5.2.
+        cross_asked_increase, cross_asked_drop: the same of another network's answers to these maps,
+            if one is asked.
         coverage: mean of the mask, the share of the image that it shows.
         mean_rpi: at the best threshold, for ``tft``.
         improved: share of maps that some threshold improves, for ``tft``.
         insertion, deletion: areas under the curves, if measured.
-        pointing_game, energy_in_box: on images with boxes.
+        pointing_game, energy_in_box, region_iou: on images with boxes.
+        road_most_relevant, road_least_relevant: see ``road.road``, if measured.
+        sparsity: see ``quality.gini``.
+        noise_stability, shift_stability: see ``stability.stability``, if measured, of ``original``.
     """
 
     method: Method
@@ -61,6 +74,10 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     average_drop_standard_error: float
     coverage: float
     coverage_standard_error: float
+    cross_asked_increase: float | None = None
+    cross_asked_increase_standard_error: float | None = None
+    cross_asked_drop: float | None = None
+    cross_asked_drop_standard_error: float | None = None
     mean_rpi: float | None = None
     improved: float | None = None
     insertion: float | None = None
@@ -71,6 +88,18 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     pointing_game_standard_error: float | None = None
     energy_in_box: float | None = None
     energy_in_box_standard_error: float | None = None
+    region_iou: float | None = None
+    region_iou_standard_error: float | None = None
+    road_most_relevant: float | None = None
+    road_most_relevant_standard_error: float | None = None
+    road_least_relevant: float | None = None
+    road_least_relevant_standard_error: float | None = None
+    sparsity: float | None = None
+    sparsity_standard_error: float | None = None
+    noise_stability: float | None = None
+    noise_stability_standard_error: float | None = None
+    shift_stability: float | None = None
+    shift_stability_standard_error: float | None = None
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):

@@ -36,12 +36,22 @@ if TYPE_CHECKING:
 _TITLES = {
     "average_increase": "average increase",
     "average_drop": "average drop",
+    "cross_asked_increase": "cross-asked increase",
+    "cross_asked_drop": "cross-asked drop",
     "coverage": "coverage",
     "insertion": "insertion",
     "deletion": "deletion",
     "pointing_game": "pointing game",
     "energy_in_box": "energy in box",
+    "region_iou": "region IoU",
+    "road_most_relevant": "ROAD, most first",
+    "road_least_relevant": "ROAD, least first",
+    "sparsity": "sparsity",
+    "noise_stability": "stable to noise",
+    "shift_stability": "stable to shifts",
 }
+_LOWER_IS_BETTER = {"average_drop", "cross_asked_drop", "deletion", "road_most_relevant"}
+_NEITHER_IS_BETTER = {"coverage", "sparsity"}
 
 
 def evaluate(
@@ -82,11 +92,32 @@ def evaluate(
             "predicted; for independent labels each label that an image has]"
         ),
     ] = None,
+    ask: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Another file that is asked about these maps as well: the network before AFT or "
+            "quantisation, or any with the same input and classes.",
+        ),
+    ] = None,
     classes: ClassMap = None,
     curves: Annotated[
         int,
         typer.Option(help="Steps of insertion and deletion, as 20; 0: not measured."),
     ] = 0,
+    road: Annotated[
+        bool,
+        typer.Option(
+            "--road", help="Measure ROAD as well: 18 evaluations and some seconds for each map."
+        ),
+    ] = False,
+    stability: Annotated[
+        bool,
+        typer.Option(
+            "--stability",
+            help="Compare with the maps of images with a little noise, and shifted by 1/28.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure how well maps explain.
@@ -126,10 +157,13 @@ def evaluate(
             tft=tft.reading(Tft(mask=reading.mask, thresholds=reading.thresholds)),
             target=target,
             curve_steps=curves,
+            road=road,
+            stability=stability,
             classes=classes,
             folder=output,
             tick=advance,
             measure=measure,
+            asked=None if ask is None else engine.load(ask),
         )
     written = [] if output is None else write_report(evaluation, output)
     if report and output is not None:
@@ -242,11 +276,10 @@ def _cell(result: Result | None, original: Result | None, field: str) -> str:
         return ""
     text = f"{value:.3f} ± {getattr(result, f'{field}_standard_error'):.3f}"
     before = None if original is None or original is result else getattr(original, field)
-    if before is None or field == "coverage":
+    if before is None or field in _NEITHER_IS_BETTER:
         return text
     # As the paper: above 1 is better than the original, for drops as for increases.
-    lower_is_better = field in ("average_drop", "deletion")
-    above, below = (before, value) if lower_is_better else (value, before)
+    above, below = (before, value) if field in _LOWER_IS_BETTER else (value, before)
     return f"{text} (x{above / below:.2f})" if below else text
 
 

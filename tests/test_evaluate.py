@@ -186,4 +186,4 @@ def test_figures_are_table_json_and_csv(tiny, image_folder, tmp_path):
     assert len(document["results"]) == 6
     with (tmp_path / "report.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 6
-    assert results_table(found).row_count == 2 * 3
+    assert results_table(found).row_count == 2 * 4

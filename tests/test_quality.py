@@ -8,9 +8,11 @@ import pytest
 from whycam.calibrate.quality import (
     drops,
     energy_inside,
+    gini,
     increases,
     insertion_deletion,
     pointing,
+    region_iou,
 )
 
 
@@ -58,3 +60,23 @@ def test_insertion_and_deletion_of_a_class_that_is_one_pixel():
     wrong = 1 - right
     assert insertion_deletion(classify, image, wrong, 0, 64)[0] < insertion
     assert insertion_deletion(classify, image, wrong, 0, 64)[1] == pytest.approx((64 - 0.5) / 64)
+
+
+def test_gini_is_0_for_an_even_map_and_near_1_for_one_pixel():
+    assert gini(np.ones((4, 4), np.float32)) == pytest.approx(0)
+    assert gini(np.zeros((4, 4), np.float32)) == 0
+    one = np.zeros((10, 10), np.float32)
+    one[3, 4] = 0.2
+    assert gini(one) == pytest.approx(0.99)
+    # By the mean absolute difference of all pairs: 2 (1 + 2 + 3 + 1 + 2 + 1) / (2 * 4 * 6).
+    assert gini(np.array([[0, 1], [2, 3]], np.float32)) == pytest.approx(20 / 48)
+
+
+def test_region_is_compared_with_the_boxes_together():
+    values = np.zeros((4, 4), np.float32)
+    values[:2] = 0.4
+    values[0] = 0.9
+    boxes = [(0, 0, 2, 4), (1, 0, 3, 4)]  # 12 pixels, of which 6 are in the region of 8
+    assert region_iou(values, boxes) == pytest.approx(6 / 14)
+    assert region_iou(values, boxes, 0.5) == pytest.approx(3 / 13)
+    assert region_iou(0 * values, []) == 0

@@ -3,7 +3,9 @@
 const SECTIONS = ABOUT.sections;
 const VARIANT_NAMES = { original: "whole map", naive: "naive threshold", tft: "TFT" };
 const MEASURES = [["average_increase", "average increase", "↑"], ["average_drop", "average drop", "↓"], ["coverage", "coverage", ""],
-  ["insertion", "insertion", "↑"], ["deletion", "deletion", "↓"], ["pointing_game", "pointing game", "↑"], ["energy_in_box", "energy in box", "↑"]];
+  ["cross_asked_increase", "cross-asked increase", "↑"], ["cross_asked_drop", "cross-asked drop", "↓"], ["insertion", "insertion", "↑"], ["deletion", "deletion", "↓"], ["pointing_game", "pointing game", "↑"], ["energy_in_box", "energy in box", "↑"],
+  ["region_iou", "region IoU", "↑"], ["road_most_relevant", "ROAD, most first", "↓"], ["road_least_relevant", "ROAD, least first", "↑"],
+  ["sparsity", "sparsity", ""], ["noise_stability", "stable to noise", "↑"], ["shift_stability", "stable to shifts", "↑"]];
 
 function makeSection(id, title, ...parts) {
   return make("section", { id, class: "card" }, make("h2", {}, title), ...parts);
