@@ -106,6 +106,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--method", default="gradcam")
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--threads", type=int, help="of the engine")
+    parser.add_argument("--spin", action="store_true", help="let idle threads wait in a loop")
     parser.add_argument("--frames", type=int, help="of each video")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -148,7 +149,9 @@ def busy(cores: list[int], processes: int) -> Iterator[None]:
 
 def measure(settings: dict[str, Any]) -> dict[str, Any]:
     """Explain, draw and write a video."""
-    explainer = whycam.load(settings["model"], settings["engine"], settings["threads"])
+    explainer = whycam.load(
+        settings["model"], settings["engine"], settings["threads"], spin=settings["spin"]
+    )
     chosen: list[tuple[int, int, float | None]] = []
     reused: list[str | None] = []
     evaluations = 0

@@ -193,7 +193,7 @@ def stream(
         if show:
             window = stack.enter_context(Window(f"whycam: {source}"))
             sinks.append(lambda frame: window.show(frame.image))
-        explainer = engine.load(model)
+        explainer = engine.load(model, spin=False)
         opened = Stream(
             explainer,
             source,

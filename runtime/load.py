@@ -32,6 +32,7 @@ def load(
     hint: Hint = "latency",
     cache: str | os.PathLike[str] | None = None,
     gpu: int = 0,
+    spin: bool = True,
     check: bool = True,
     prompts: Prompts | str | os.PathLike[str] | None = None,
     show_bands: Sequence[int] | None = None,
@@ -49,6 +50,8 @@ def load(
         hint: ``latency`` or ``throughput``, see ``EngineSettings``.
         cache: a folder for compiled models, which makes the next start faster.
         gpu: index of the GPU, for engines that use one.
+        spin: whether idle threads of ONNX Runtime wait in a loop; False beside other work on the
+            same cores, as in a stream, see ``EngineSettings``.
         check: whether the file must be, bit for bit, what whycam wrote, and an engine other than
             ONNX Runtime on the CPU, where each export was checked, must first reproduce the
             export's reference answers for the test patterns in the file, in fp32.
@@ -87,6 +90,7 @@ def load(
         hint=hint,
         cache=None if cache is None else os.fspath(cache),
         gpu=gpu,
+        spin=spin,
     )
     with ThreadPoolExecutor(1) as beside:
         if check and not is_plan(path):  # a plan's digest is compared wherever one is loaded

@@ -1,7 +1,8 @@
-"""Keep NumPy's BLAS threads from slowing the engine's threads."""
+"""Keep threads from slowing each other: the engine's, NumPy's, and those of other work."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,18 @@ _limit: object = None
 @cache
 def _controller() -> ThreadpoolController:
     return ThreadpoolController()
+
+
+def usable_cores() -> int | None:
+    """Count the processors that this process may use, if they are not all; None: all.
+
+    As ``taskset``, containers and batch systems limit them.
+    """
+    try:
+        usable = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS and Windows
+        return None
+    return usable if usable < (os.cpu_count() or 1) else None
 
 
 @contextmanager

@@ -170,6 +170,7 @@ def test_the_package_itself_runs_the_command_line():
         ("explain --method", "gradcam,lay", ["gradcam,layercam"]),
         ("verify --precision", "", ["fp32", "bf16"]),
         ("stream --tft", "t", ["track"]),
+        ("stream --quality", "", ["rate", "balanced", "full"]),
         ("compare --mask", "", ["binary", "soft"]),
         ("export --task", "s", ["softmax", "sigmoid"]),
     ],

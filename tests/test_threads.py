@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import onnxruntime
 import pytest
 import threadpoolctl
+from tiny_file import write_tiny
 
 import whycam
 from whycam.runtime import cam, pipeline
-from whycam.runtime.threads import one_blas_thread
+from whycam.runtime.threads import one_blas_thread, usable_cores
 
 
 def blas_threads() -> set[int]:
@@ -110,3 +113,47 @@ def test_eight_threads_get_the_answers_that_one_gets(mixed_files, engine, tolera
                 if values is not None:
                     wanted = getattr(other, name)
                     np.testing.assert_allclose(values, wanted, rtol=0, atol=tolerance)
+
+
+@pytest.fixture
+def options_of(tmp_path, manifest_of, tiny_engine, monkeypatch):
+    """Load a small file in ONNX Runtime; return the options of its session."""
+    path = tmp_path / "tiny.onnx"
+    engine = tiny_engine()
+    write_tiny(path, manifest_of(methods=("gradcam",)), engine.mix, engine.linear)
+    made = []
+    session = onnxruntime.InferenceSession
+
+    def record(model, options, **rest):
+        made.append(options)
+        return session(model, options, **rest)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", record)
+
+    def load(**settings):
+        whycam.load(path, "onnxruntime", **settings)
+        return made[-1]
+
+    return load
+
+
+@pytest.mark.parametrize(("usable", "threads"), [({0}, 1), ({0, 2, 3}, 3), (set(range(4)), 0)])
+def test_an_engine_has_a_thread_for_each_core_that_the_process_may_use(
+    options_of, monkeypatch, usable, threads
+):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: usable, raising=False)
+    assert options_of().intra_op_num_threads == threads  # 0: as many as there are
+    assert options_of(threads=2).intra_op_num_threads == 2
+
+
+def test_where_no_system_says_which_cores_may_be_used_they_all_may(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert usable_cores() is None
+
+
+def test_threads_that_wait_spin_unless_told_not_to(options_of):
+    name = "session.intra_op.allow_spinning"
+    assert options_of(spin=False).get_session_config_entry(name) == "0"
+    with pytest.raises(RuntimeError):  # not set: the library's default, which is to spin
+        options_of().get_session_config_entry(name)

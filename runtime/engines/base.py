@@ -29,6 +29,9 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
         cache: a folder for compiled models, for a faster start the next time; None: none is kept.
             Engines that compile nothing (ONNX Runtime on CPUs and CUDA) ignore it.
         gpu: index of the GPU, for engines that use one.
+        spin: whether threads of ONNX Runtime on the CPU wait for each other's work in a loop: the
+            fastest where nothing else computes. Beside other work, as a stream's decoding and
+            drawing, a thread that waits so takes the core that the other one needs.
 
     Raises:
         EngineError: a value that does not exist.
@@ -39,6 +42,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     hint: Hint = "latency"
     cache: str | None = None
     gpu: int = 0
+    spin: bool = True
 
     def __post_init__(self) -> None:
         if self.gpu < 0:

@@ -17,6 +17,7 @@ from ..files import is_mapped, writable_folder
 from ..manifest import Manifest
 from ..onnxcut import with_weights_in_place, without_outputs
 from ..onnxfile import digest
+from ..threads import usable_cores
 from . import ort_gpu, ort_options, ort_plugins
 from .base import EngineSettings
 from .chunks import Arrays, Outputs, run_in_chunks
@@ -158,8 +159,12 @@ class OnnxRuntimeEngine:
         # Idle threads would go on spinning after a run and take a core from whatever follows it,
         # the map's own arithmetic to begin with.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        if self._settings.threads is not None:
-            options.intra_op_num_threads = self._settings.threads
+        # Its own default is every core of the machine, also where this process may not use it.
+        threads = self._settings.threads or usable_cores()
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        if not self._settings.spin:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not self._on_cpu:
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         return options
