@@ -451,6 +451,8 @@ NOT_RUN = {
     r"^\S*whycam (?!build|info).*\.plan\b": "needs an NVIDIA GPU",
     r"^import whycam\n[^`]*load\(\"\w+\.plan\"": "needs an NVIDIA GPU",
     r"open_clip/|\b(clip|pets)\.(onnx|npz)": "downloads weights; test_zero_shot.py has none",
+    r"--on ray://": "needs a cluster",
+    r"^from pyspark": "needs Java and pyspark",
     r"^import tritonclient|\nimport tritonclient": "needs a running Triton server",
 }
 

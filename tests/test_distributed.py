@@ -176,6 +176,13 @@ def test_data_frames_give_data_frames_of_the_same_numbers(model, images):
             assert np.array_equal(rows, values, values.dtype.kind == "f"), name
 
 
+def test_the_schema_names_every_column_in_order(model):
+    for explain in (Explain(model), Explain(model, map_size=0)):
+        names = [column.split()[0] for column in explain.schema.split(", ")]
+        assert names == list(explain({"path": np.array([], object)}))
+    assert "top_index array<int>" in explain.schema
+
+
 def test_dask_calls_it_for_each_partition(model, images):
     pandas = pytest.importorskip("pandas")
     dataframe = pytest.importorskip("dask.dataframe")

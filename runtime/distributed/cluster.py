@@ -137,7 +137,7 @@ def plan_workers(
         RequestError: the cluster has no room for them.
     """
     backend = ENGINES.get(engine)
-    gpus = int(is_plan(model) or (backend is not None and backend.reserved is not None))
+    gpus = int(is_plan(model) or (backend is not None and backend.gpu))
     share = threads or 1
     has = ray.cluster_resources()
     room = int(has.get("CPU", 0)) // share

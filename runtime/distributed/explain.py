@@ -103,7 +103,7 @@ class Explain(Request):
       thresholding was asked for; in data frames its bytes, row by row;
     - ``map_box`` float32 [4]: left, top, right and bottom of the map in pixels of the image.
 
-    Args:
+    Attributes:
         model, engine, memory_mb, precision, hint, cache, gpu, prompts: see ``whycam.load``.
         threads: for one run; None: OMP_NUM_THREADS, which Ray, Spark and Dask set to a worker's
             share of the processors; without that, every core.
@@ -150,6 +150,16 @@ class Explain(Request):
         if isinstance(batch, Mapping):
             return columns
         return type(batch)({name: _to_series(name, values) for name, values in columns.items()})
+
+    @property
+    def schema(self) -> str:
+        """Return the columns of its data frames as Spark's ``mapInPandas`` takes them."""
+        names = {object: "string", np.int32: "int", np.float32: "float"}
+        columns = [
+            f"{name} {f'array<{names[dtype]}>' if shape else names[dtype]}"
+            for name, (dtype, shape, _) in _COLUMNS.items()
+        ]
+        return ", ".join([*columns, *(["map binary"] if self.map_size else [])])
 
     def _load(self) -> Explainer:
         stat = os.stat(self.model) if os.path.exists(self.model) else None

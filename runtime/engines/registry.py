@@ -63,6 +63,7 @@ class Backend:
         provider: of ONNX Runtime, that it uses; its package comes with or without.
         reserved: why ``auto`` leaves it to those who ask for it by name; None: it does not.
         plugin: whether it is a plugin of ONNX Runtime.
+        gpu: whether it needs a GPU.
     """
 
     package: str
@@ -72,6 +73,7 @@ class Backend:
     provider: str | None = None
     reserved: str | None = None
     plugin: bool = False
+    gpu: bool = False
 
     @property
     def installed(self) -> bool:
@@ -90,7 +92,7 @@ class Backend:
         return not_built_in(self.provider)
 
 
-def _plugin(name: str, package: str, reserved: str) -> Backend:
+def _plugin(name: str, package: str, reserved: str, gpu: bool) -> Backend:
     """Describe an engine that is a plugin of ONNX Runtime; its extra has its name."""
 
     def open_plugin(path: str, manifest: Manifest, settings: EngineSettings) -> Engine:
@@ -99,7 +101,7 @@ def _plugin(name: str, package: str, reserved: str) -> Backend:
 
         return OnnxRuntimeEngine(path, manifest, settings, place_of(name))
 
-    return Backend(package, name, ("fp32",), open_plugin, reserved=reserved, plugin=True)
+    return Backend(package, name, ("fp32",), open_plugin, reserved=reserved, plugin=True, gpu=gpu)
 
 
 # Every export is checked in this one, so it need not prove itself again.
@@ -113,6 +115,7 @@ ENGINES: dict[str, Backend] = {
         _onnxruntime_cuda,
         "CUDAExecutionProvider",
         "takes seconds to start, and memory of a GPU",
+        gpu=True,
     ),
     "onnxruntime-tensorrt": Backend(
         "onnxruntime",
@@ -121,21 +124,26 @@ ENGINES: dict[str, Backend] = {
         _onnxruntime_tensorrt,
         "TensorrtExecutionProvider",
         "builds for minutes before it starts, and takes memory of a GPU",
+        gpu=True,
     ),
     "onnxruntime-openvino": _plugin(
-        "onnxruntime-openvino", "onnxruntime_ep_openvino", "openvino does the same without plugin"
+        "onnxruntime-openvino",
+        "onnxruntime_ep_openvino",
+        "openvino does the same without plugin",
+        gpu=False,
     ),
     "onnxruntime-webgpu": _plugin(
-        "onnxruntime-webgpu", "onnxruntime_ep_webgpu", "takes memory of a GPU"
+        "onnxruntime-webgpu", "onnxruntime_ep_webgpu", "takes memory of a GPU", gpu=True
     ),
     "onnxruntime-tensorrt-rtx": _plugin(
         "onnxruntime-tensorrt-rtx",
         "onnxruntime_ep_nv_tensorrt_rtx",
         "compiles when it starts, and takes memory of a GPU",
+        gpu=True,
     ),
     "openvino": Backend("openvino", "openvino", ("fp32", "bf16"), _openvino),
     # Runs plans, and nothing else does; one computes in the precision that it was built in.
-    "tensorrt": Backend("tensorrt", "tensorrt", ("fp32",), _tensorrt),
+    "tensorrt": Backend("tensorrt", "tensorrt", ("fp32",), _tensorrt, gpu=True),
 }
 
 
