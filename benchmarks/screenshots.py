@@ -1,9 +1,11 @@
 """Make docs/images/stream.webp and stream.jpg: the page of a stream, moving, and on two screens.
 
     python benchmarks/screenshots.py lite0.onnx
+    python benchmarks/screenshots.py --terminal terminal/
 
 The stream pans over three images that scikit-image brings (CC0; the rocket is in the public
-domain), with ``--tft track`` as ``whycam stream --serve`` does. Needs the extra ``dev``, and
+domain), with ``--tft track`` as ``whycam stream --serve`` does. ``--terminal`` writes instead what
+every verb prints in terminals of 80 and 120 columns, to be looked at. Needs the extra ``dev``, and
 Debian's packages chromium and chromium-driver.
 """
 
@@ -40,9 +42,15 @@ MOST_JPEG, MOST_WEBP = 150_000, 1_400_000  # bytes
 def main() -> None:
     """Play once, photograph each frame, and write both files."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
+    parser.add_argument("model", nargs="?")
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/images"), help="folder")
+    parser.add_argument("--terminal", type=Path, metavar="FOLDER", help="what verbs print")
     given = parser.parse_args()
+    if given.terminal is not None:
+        photograph_terminal(given.terminal)
+        return
+    if given.model is None:
+        parser.error("name a model, or --terminal FOLDER")
     explainer = whycam.load(given.model)
     desk, phone = open_browser(*DESK, phone=False), open_browser(*PHONE, phone=True)
     try:
@@ -52,6 +60,27 @@ def main() -> None:
         phone.quit()
     save_moving(moving, given.output / "stream.webp")
     save_still(join(*both), given.output / "stream.jpg")
+
+
+def photograph_terminal(folder: Path) -> None:
+    """Write what every verb prints as SVG and PNG files."""
+    from terminal import photograph_verbs
+
+    page = open_browser(*DESK, phone=False)
+
+    def take(file: Path) -> bytes:
+        page.get(file.as_uri())
+        _, _, width, height = page.execute_script(
+            "return document.documentElement.getAttribute('viewBox').split(' ').map(Number)"
+        )
+        sizes = {"width": round(width), "height": round(height), "deviceScaleFactor": 1}
+        page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {**sizes, "mobile": False})
+        return bytes(page.get_screenshot_as_png())
+
+    try:
+        photograph_verbs(folder, take)
+    finally:
+        page.quit()
 
 
 def pan() -> Iterator[NDArray[np.uint8]]:

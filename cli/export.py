@@ -13,7 +13,7 @@ from ..runtime.manifest_parts import Task
 from . import parse
 from .console import out, print_json, say
 from .export_options import OutputOptions, PreprocessOptions, SearchOptions, ZeroShotOptions
-from .export_report import export_document, export_text, layers_table
+from .export_report import export_document, layers_table, print_export
 from .options import Json, Labels, NumClasses, TargetLayer, Weights
 from .progress import progress
 
@@ -154,7 +154,7 @@ def export(
     if as_json:
         print_json({**export_document(result), "triton": None if home is None else str(home)})
         return
-    say(export_text(result))
+    print_export(result)
     if result.manifest.class_embeddings is not None:
         say(f"next: whycam prompts WORD WORD --model {_text_encoder_of(model)} -o FILE.npz")
     say(f"next: {_next_command(result, home)}")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from .console import out, say
 from .manifest_text import input_line, outputs_line, preprocess_line
-from .tables import colored, table
+from .tables import colored, facts, table
 
 if TYPE_CHECKING:
     from ..export import Comparison, ExportResult, Layer
@@ -47,27 +48,26 @@ def export_document(result: ExportResult) -> dict[str, Any]:
     }
 
 
-def export_text(result: ExportResult) -> Text:
+def print_export(result: ExportResult) -> None:
     """Describe the exported file and how far its outputs are from the network's."""
     manifest = result.manifest
     shape = " x ".join(map(str, manifest.activations))
-    lines = [
-        f" {result.path} ({result.size / 1e6:.1f} MB, {result.seconds:.0f} s)",
-        f"target layer   {manifest.target_layer} ({shape})",
-        *([f"chosen as      {why}"] if (why := manifest.target_layer_reason) else []),
-        f"input          {input_line(manifest)}",
-        f"outputs        {outputs_line(manifest)}",
-        f"methods        {', '.join(manifest.methods)}",
-        f"preprocessing  {preprocess_line(manifest)}",
-        f"task           {manifest.task}",
-        f"added          {result.nodes} nodes; gradient through "
-        f"{', '.join(result.rules) or 'nothing'}",
-        f"against {result.verification.reference}: {', '.join(_errors(result.verification))}",
+    size = f" {result.path} ({result.size / 1e6:.1f} MB, {result.seconds:.0f} s)"
+    say(Text.assemble(("saved", "green"), size))
+    reason = manifest.target_layer_reason
+    rows = [
+        ("target layer", f"{manifest.target_layer} ({shape})" + (f": {reason}" if reason else "")),
+        ("input", input_line(manifest)),
+        ("outputs", outputs_line(manifest)),
+        ("methods", ", ".join(manifest.methods)),
+        ("preprocessing", preprocess_line(manifest)),
+        ("task", manifest.task),
+        ("added", f"{result.nodes} nodes; gradient through {', '.join(result.rules) or 'nothing'}"),
     ]
-    text = Text.assemble(("saved", "green"), "\n".join(lines))
+    out.print(facts(rows))
+    say(f"against {result.verification.reference}: {', '.join(_errors(result.verification))}")
     for note in result.notes:
-        text.append_text(Text.assemble("\n", ("note:", "yellow"), f" {note}"))
-    return text
+        say(Text.assemble(("note:", "yellow"), f" {note}"))
 
 
 _ERRORS = {

@@ -17,9 +17,10 @@ _NARROWEST = 16  # of a column whose long words are broken
 
 
 class FittingTable(Table):
-    """A table that is printed as records, one name and value a line, where it is too wide.
+    """A table that changes its form where it is too wide for the terminal.
 
-    On the way there, columns of long text are broken over several lines; numbers never are.
+    Columns of long text are broken over several lines; numbers never are. A table that is still too
+    wide is transposed, and if that is too wide, printed as records, one name and value a line.
 
     Attributes:
         cells: the rows.
@@ -49,7 +50,11 @@ class FittingTable(Table):
         """Print the table, or its records."""
         widths = self._fitting(options.max_width)
         if widths is None:
-            yield from self._records()
+            transposed = self._transposed()
+            if transposed is not None and transposed._fitting(options.max_width) is not None:
+                yield transposed
+            else:
+                yield from self._records()
             return
         for column, width in zip(self.columns, widths, strict=True):
             column.width = width
@@ -81,6 +86,24 @@ class FittingTable(Table):
             widths[place] -= 1
         return widths
 
+    def _transposed(self) -> FittingTable | None:
+        """Make a column of each row, headed by its first cell; None where there is one row."""
+        if len(self.cells) < 2:
+            return None
+        corner, *names = (column.header for column in self.columns)
+        heads = [str(cells[0]) for cells, _ in self.cells]
+        title = None if self.title is None else str(self.title)
+        turned = FittingTable([str(corner), *heads], heads, title)
+        for place, name in enumerate(names, 1):
+            row = [
+                (cells[place] if place < len(cells) else Text("")).copy() for cells, _ in self.cells
+            ]
+            for cell, (_, bold) in zip(row, self.cells, strict=True):
+                if bold:
+                    cell.stylize("bold")
+            turned.append([str(name), *row], False)
+        return turned
+
     def _records(self) -> RenderResult:
         if self.title:
             yield Text(str(self.title), "italic")
@@ -93,6 +116,7 @@ class FittingTable(Table):
                 assert isinstance(name, Text)
                 if cell.plain:
                     label = Text(name.plain.ljust(wide + _GAP), "bold")
+                    cell = Text("  ").join(line for line in cell.split("\n") if line.plain.strip())
                     yield Text.assemble(label, cell, style="bold" if bold else "")
 
 

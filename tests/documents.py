@@ -249,6 +249,8 @@ def materials(folder: Path) -> Path:
     scenes = [Image.fromarray(getattr(data, n)()) for n in ("chelsea", "coffee", "rocket")]
     for name in ("cat.jpg", "cat.png", "a.jpg", "b.jpg"):
         scenes[0].resize((113, 75)).save(folder / name)
+    for name in ("camera.png", "galaxies.jpg", "cat-and-coffee.png"):  # of the gallery
+        shutil.copy(folder / f"cat{Path(name).suffix}", folder / name)
     rng = np.random.default_rng(0)
     for scene, name in zip(scenes, CLASSES, strict=True):
         (folder / "images" / name).mkdir(parents=True)
@@ -450,6 +452,7 @@ NOT_RUN = {
     r"^export ORT_WEBGPU_|--engine onnxruntime-webgpu": "tests/test_ort_plugins.py runs it",
     r"^\S*whycam (?!build|info).*\.plan\b": "needs an NVIDIA GPU",
     r"^import whycam\n[^`]*load\(\"\w+\.plan\"": "needs an NVIDIA GPU",
+    r"\btextures/": "explains networks that benchmarks/textures.py trains",
     r"open_clip/|\b(clip|pets)\.(onnx|npz)": "downloads weights; test_zero_shot.py has none",
     r"--on ray://": "needs a cluster",
     r"^from pyspark": "needs Java and pyspark",

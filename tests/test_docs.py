@@ -1,8 +1,10 @@
 """Every command and every Python block of README.md, docs/ and the examples' pages is run.
 
-They are found, not listed: each line of a block marked ``sh``, and each block marked ``python``, is
-a test of its own. It is run as a reader would, after what stands before it on its page, in a folder
-with small materials under the names that the documents use (`documents.materials`).
+They are found, not listed: each line of a block marked ``sh``, and each block marked ``python``.
+README and the first three pages are run by ``make test``, a page a test; on the others each is a
+test of its own, which ``make test-all`` runs. It is run as a reader would, after what stands before
+it on its page, in a folder with small materials under the names that the documents use
+(`documents.materials`).
 
 One thing is changed in commands: ``torchvision/NAME``, ``timm/NAME`` and
 ``examples/efficientnet_lite0.py:model`` become a small network (`documents.stood_in`); options stay
@@ -19,6 +21,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,8 @@ from documents import (
 
 from whycam.cli import app
 
+# README and the first three pages of the site's navigation; a test below compares them with it.
+FIRST = ("README.md", "docs/index.md", "docs/read-a-map.md", "docs/troubleshooting.md")
 ALL = [step for page in PAGES for step in steps(page)]
 # Languages of blocks that are no commands: what programs print, and what is not Python.
 OTHER = {"text", "json", "cpp", "js", "protobuf"}
@@ -70,27 +75,44 @@ def reader_of(made: Path) -> Callable[[str], Reader]:
     return reader
 
 
+@pytest.mark.parametrize("page", FIRST)
+def test_what_everybody_reads_first_works(page: str, reader_of: Callable[[str], Reader]) -> None:
+    """From top to bottom, in one test: ``make test`` runs this page."""
+    taken = [step for step in steps(page) if why_not(step) is None and lacking(step) is None]
+    assert taken
+    problems = {str(step): take(step, reader_of) for step in taken}
+    assert {name: problem for name, problem in problems.items() if problem} == {}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [step for step in ALL if why_not(step) is None], ids=str)
+@pytest.mark.parametrize(
+    "step", [step for step in ALL if why_not(step) is None and step.page not in FIRST], ids=str
+)
 def test_step_of_a_document_works(step: Step, reader_of: Callable[[str], Reader]) -> None:
-    if step.is_whycam:
-        parse(step.words[1:])
-        needs_bf16(step)
-        needs_tensorrt_rtx(step)
-    problem = reader_of(step.page).follow(step)
+    missing = lacking(step)
+    if missing is not None:
+        pytest.skip(missing)
+    problem = take(step, reader_of)
     assert problem is None, f"{step.page}:{step.line}: {step.text}\n{problem}"
 
 
-def needs_bf16(step: Step) -> None:
+def take(step: Step, reader_of: Callable[[str], Reader]) -> str | None:
+    if step.is_whycam:
+        parse(step.words[1:])
+    return reader_of(step.page).follow(step)
+
+
+def lacking(step: Step) -> str | None:
+    """What this machine lacks for a step; None: nothing."""
+    if step.python:
+        return None
     if re.search(r"--precision bf16", step.text):
         openvino = pytest.importorskip("openvino")
         if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            pytest.skip("this processor has no bf16")
-
-
-def needs_tensorrt_rtx(step: Step) -> None:
-    if step.words[1] == "build":
-        pytest.importorskip("tensorrt_rtx")
+            return "this processor has no bf16"
+    if step.is_whycam and step.words[1] == "build" and find_spec("tensorrt_rtx") is None:
+        return "TensorRT-RTX is not installed"
+    return None
 
 
 def parse(words: list[str]) -> None:
@@ -123,6 +145,12 @@ def test_python_that_cannot_be_run_here_compiles(step: Step) -> None:
 @pytest.mark.parametrize("pattern", NOT_RUN)
 def test_what_is_not_run_is_in_some_document(pattern: str) -> None:
     assert any(re.search(pattern, step.text) for step in ALL)
+
+
+def test_the_first_pages_are_those_of_the_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text("utf-8").partition("\nnav:")[2]
+    pages = re.findall(r": (\S+\.md)$", navigation, re.MULTILINE)
+    assert ("README.md", *(f"docs/{page}" for page in pages[:3])) == FIRST
 
 
 def test_targets_of_make_exist() -> None:

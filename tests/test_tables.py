@@ -65,3 +65,24 @@ def test_records_leave_out_what_a_row_does_not_have():
     text = printed(40, [["broken.png", "", "unreadable"]])
     assert "method" not in text
     assert "probability" not in text
+
+
+def test_a_table_of_many_numbers_is_transposed_before_it_becomes_records():
+    columns = ["method", *(f"a long name {place}" for place in range(6))]
+    rows = [["gradcam", *"012345"], ["layercam", *"678901"]]
+    wide, middle, narrow = (printed(width, rows, columns) for width in (120, 40, 30))
+    assert wide.splitlines()[1].split() == rows[0]
+    assert [line.split() for line in middle.splitlines()] == [
+        ["method", "gradcam", "layercam"],
+        *(["a", "long", "name", str(i), rows[0][i + 1], rows[1][i + 1]] for i in range(6)),
+    ]
+    assert narrow.splitlines()[:2] == ["method         gradcam", "a long name 0  0"]
+
+
+def test_lines_of_a_cell_stand_behind_each_other_in_a_record():
+    rows = [["openvino", "7.29\n11%", "whole\n"]]
+    text = printed(30, rows, ["engine", "decode, in ms", "a name that is long"])
+    assert [line.split()[-2:] for line in text.splitlines()[1:]] == [
+        ["7.29", "11%"],
+        ["long", "whole"],
+    ]
