@@ -48,6 +48,7 @@ TESTED_BY: dict[str, str] = {
     "examples/cpp/*": "example_cpp",
     "examples/service/*": "example_service",
     "benchmarks/hard_inputs/*": "hard_inputs",
+    "benchmarks/gpu*": "gpu_script",
 }
 # No slow test is about these.
 UNTESTED = (

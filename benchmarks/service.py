@@ -165,7 +165,7 @@ def main() -> None:
         running(options.model, options.query, "--batch", str(options.batch), *shared) as batched,
     ):
         found["engine"] = json.loads(batched.ask("/readyz")[1])["engine"]
-        found["images a second"] = compare(alone, batched, bodies, options)
+        found |= compare(alone, batched, bodies, options)
         found |= soak(batched, bodies, options)
     for name, value in found.items():
         if not options.json:
@@ -178,8 +178,8 @@ def main() -> None:
 
 def compare(
     alone: Service, batched: Service, bodies: list[bytes], options: argparse.Namespace
-) -> dict[str, float]:
-    """Throughput of the three loads, medians of rounds in turn."""
+) -> dict[str, dict[str, float]]:
+    """Throughput and CPU time of the three loads, medians of rounds in turn."""
     several = options.clients
     loads = {
         "one at a time": (batched, 1),
@@ -187,12 +187,22 @@ def compare(
         f"{several} at a time, in batches": (batched, several),
     }
     rates: dict[str, list[float]] = {name: [] for name in loads}
+    costs: dict[str, list[float]] = {name: [] for name in loads}
     for number in range(options.rounds + 1):
         for name, (service, clients) in loads.items():
+            before = service.metric("process_cpu_seconds_total")
             rate = service.load(bodies, options.round_requests, clients).rate
+            cpu = service.metric("process_cpu_seconds_total") - before
             if number > 0:  # the first round warms up
                 rates[name].append(rate)
-    return {name: round(statistics.median(each), 1) for name, each in rates.items()}
+                costs[name].append(1000 * cpu / options.round_requests)
+    return {
+        what: {name: round(statistics.median(each), 1) for name, each in samples.items()}
+        for what, samples in (
+            ("images a second", rates),
+            ("service's CPU, ms an image, by load", costs),
+        )
+    }
 
 
 def soak(service: Service, bodies: list[bytes], options: argparse.Namespace) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +10,7 @@ import typer
 
 from ..runtime.bench.bench import BASELINES
 from . import parse
-from .console import print_json, say_all, say_written
+from .console import print_json, say, say_all, say_written
 from .options import ENGINES, Json, Method, complete
 from .progress import progress
 
@@ -98,10 +98,12 @@ def bench(
         parse.counts("--batch", batch),
         None if threads is None else parse.counts("--threads", threads),
     )
-    baselines = None
+    baselines, about = None, describe_machine()
     if against is not None:
-        baselines = _prepare_baselines(
-            parse.choices("--against", against, list(BASELINES)), models, torch_model
+        chosen = parse.choices("--against", against, list(BASELINES))
+        engines = {each.engine for each in planned.configurations}
+        baselines, about["other_tools_on"] = _prepare_baselines(
+            chosen, models, torch_model, engines
         )
     if output is not None:
         writable_folder(output)  # before the hours it may take
@@ -115,32 +117,39 @@ def bench(
             advance,
             None if prompts is None else str(prompts),
         )
-    about = describe_machine()
     written = [] if output is None else write_bench(benchmark, about, output)
     if as_json:
         print_json({**document(benchmark, about), "written": [str(path) for path in written]})
         return
     say_all(report(benchmark, about))
+    if against is not None:
+        say(f"other tools ran on: {about['other_tools_on']}")
     if output is not None:
         say_written(output, written)
 
 
 def _prepare_baselines(
-    names: list[str], models: Sequence[Path], torch_model: str | None
-) -> BaselineRuns:
-    """Prepare other tools on the networks of files, before anything is measured."""
+    names: list[str], models: Sequence[Path], torch_model: str | None, engines: Collection[str]
+) -> tuple[BaselineRuns, str]:
+    """Prepare other tools on the networks of files, and say on which device they will run."""
     from ..export.requirements import require_torch
     from ..runtime.onnxfile import read_manifest
 
     require_torch("comparing with other tools")
-    from ..export.baselines import check_installed, load_network, prepare_baselines
+    from ..export.baselines import (
+        check_installed,
+        choose_device,
+        load_network,
+        prepare_baselines,
+    )
 
     check_installed(names)
+    device = choose_device(engines)
     manifests = {str(model): read_manifest(model) for model in models}
     networks = {model: load_network(manifest, torch_model) for model, manifest in manifests.items()}
 
     def runs_for(what: Configuration, image: Floats) -> dict[str, Callable[[], Any]]:
         layer = manifests[what.model].target_layer
-        return prepare_baselines(networks[what.model], layer, image, names, what.threads)
+        return prepare_baselines(networks[what.model], layer, image, names, what.threads, device)
 
-    return runs_for
+    return runs_for, device

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -13,11 +13,31 @@ import torch
 from numpy.typing import NDArray
 
 from ..runtime.bench.bench import BASELINES, TORCH
+from ..runtime.engines.registry import ENGINES
 from ..runtime.errors import ExportError, RequestError
 from ..runtime.manifest import Manifest
 from .resolve import resolve
 
 Run = Callable[[], Any]
+
+
+def choose_device(engines: Collection[str]) -> str:
+    """Choose where other tools run: ``cuda`` where every engine needs a GPU, else ``cpu``.
+
+    Args:
+        engines: in ``ENGINES``, that are timed beside them.
+
+    Raises:
+        RequestError: torch cannot use a GPU that the engines use.
+    """
+    if not engines or not all(ENGINES[name].gpu for name in engines):
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise RequestError(
+            f"beside {', '.join(sorted(engines))} other tools must run on the GPU too, and this "
+            f"torch ({torch.__version__}) cannot: install torch with CUDA, or leave out --against"
+        )
+    return "cuda"
 
 
 def load_network(manifest: Manifest, model: str | None = None) -> torch.nn.Module:
@@ -61,6 +81,7 @@ def prepare_baselines(
     image: NDArray[np.float32],
     names: Sequence[str] = tuple(BASELINES),
     threads: int | None = None,
+    device: str = "cpu",
 ) -> dict[str, Run]:
     """Prepare other tools' Grad-CAM of the most probable class, and torch's classification.
 
@@ -70,23 +91,26 @@ def prepare_baselines(
         image: float32 [N, 3, H, W], normalised.
         names: of ``bench.BASELINES``.
         threads: for torch, set at each call; None: as it is.
+        device: ``cpu`` or ``cuda``; each call brings the image there and the answer back, as
+            engines do.
 
     Raises:
         RequestError: a tool is unknown or not installed, or the model has no such module.
     """
     x = torch.from_numpy(image)
-    runs: dict[str, Run] = {TORCH: lambda: _classify(model, x)}
+    model = copy.deepcopy(model).to(device) if device != "cpu" else model
+    runs: dict[str, Run] = {TORCH: lambda: _classify(model, x.to(device))}
     for name in names:
         # Each tool gets a copy, for it leaves hooks on the model; parameters require gradients, as
         # in PyTorch by default.
-        copied = copy.deepcopy(model).requires_grad_(True)
+        copied = copy.deepcopy(model).to(device).requires_grad_(True)
         module = dict(copied.named_modules()).get(layer)
         if module is None:
             raise RequestError(
                 f"the network has no module '{layer}', the layer that is explained, so other "
                 "tools cannot be pointed to it"
             )
-        runs[name] = _load_tool(name)(copied, module, x)
+        runs[name] = _load_tool(name)(copied, module, x, device)
     if threads is None:
         return runs
     return {name: partial(_run_with_threads, threads, run) for name, run in runs.items()}
@@ -100,10 +124,10 @@ def _run_with_threads(threads: int, run: Run) -> Any:
 
 def _classify(model: torch.nn.Module, x: torch.Tensor) -> Any:
     with torch.no_grad():
-        return model(x)
+        return model(x).cpu()
 
 
-def _load_tool(name: str) -> Callable[[torch.nn.Module, torch.nn.Module, torch.Tensor], Run]:
+def _load_tool(name: str) -> Callable[[torch.nn.Module, torch.nn.Module, torch.Tensor, str], Run]:
     if name not in _TOOLS:
         raise RequestError(f"there is no other tool '{name}'; choose from: {', '.join(_TOOLS)}")
     place, contender = _TOOLS[name]
@@ -117,18 +141,20 @@ def _load_tool(name: str) -> Callable[[torch.nn.Module, torch.nn.Module, torch.T
 
 
 def _pytorch_grad_cam(
-    library: Any, model: torch.nn.Module, layer: torch.nn.Module, x: torch.Tensor
+    library: Any, model: torch.nn.Module, layer: torch.nn.Module, x: torch.Tensor, device: str
 ) -> Run:
     method = library.GradCAM(model=model, target_layers=[layer])
-    return lambda: method(input_tensor=x, targets=None)
+    return lambda: method(input_tensor=x.to(device), targets=None)  # returns a NumPy array
 
 
-def _torchcam(library: Any, model: torch.nn.Module, layer: torch.nn.Module, x: torch.Tensor) -> Run:
+def _torchcam(
+    library: Any, model: torch.nn.Module, layer: torch.nn.Module, x: torch.Tensor, device: str
+) -> Run:
     extractor = library.GradCAM(model, target_layer=layer)
 
     def run() -> Any:
-        scores = model(x.clone().requires_grad_(True))
-        return extractor(scores.argmax(dim=-1).tolist(), scores)
+        scores = model(x.clone().to(device).requires_grad_(True))
+        return [one.cpu() for one in extractor(scores.argmax(dim=-1).tolist(), scores)]
 
     return run
 

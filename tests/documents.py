@@ -443,6 +443,7 @@ NOT_RUN = {
     r"^(cd \S+ && )?(npm|node) ": "tests/test_example_node.py and test_example_browser.py run it",
     r"^(docker|tritonserver|trtexec|ssh|ffmpeg|git) ": "another program",
     r"^(curl|python examples/service/)": "tests/test_example_service.py starts it and asks",
+    r"benchmarks/gpu\.sh (pack|run)": "downloads much; tests/test_gpu_script.py tries parts",
     r"^python benchmarks/": "takes minutes to hours; that its options exist is checked",
     r"^\S*whycam .*--source 0\b": "needs a camera",
     r"^\S*whycam .*--show\b": "needs a screen",

@@ -422,6 +422,29 @@ def test_other_tools_agree_with_whycam_about_the_map(lite0, chelsea):
     assert np.corrcoef(found.ravel(), ours.ravel())[0, 1] > 0.999
 
 
+@pytest.mark.parametrize(
+    ("engines", "device"),
+    [
+        (["onnxruntime"], "cpu"),
+        (["onnxruntime", "onnxruntime-cuda"], "cpu"),
+        (["onnxruntime-cuda"], "cuda"),
+        (["tensorrt", "onnxruntime-tensorrt"], "cuda"),
+        ([], "cpu"),
+    ],
+)
+def test_other_tools_run_on_the_gpu_where_all_engines_do(monkeypatch, engines, device):
+    baselines = pytest.importorskip("whycam.export.baselines")
+    monkeypatch.setattr(baselines.torch.cuda, "is_available", lambda: True)
+    assert baselines.choose_device(engines) == device
+
+
+def test_other_tools_without_a_gpu_are_not_compared_with_one(monkeypatch):
+    baselines = pytest.importorskip("whycam.export.baselines")
+    monkeypatch.setattr(baselines.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RequestError, match="beside onnxruntime-cuda other tools must run on the"):
+        baselines.choose_device(["onnxruntime-cuda"])
+
+
 def test_the_command_explains_itself_with_an_example(run_cli):
     code, out, _ = run_cli("--help")
     assert code == 0
