@@ -27,16 +27,19 @@ def main() -> None:
     parser.add_argument("video")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--tft", default="track")
+    parser.add_argument("--live", action="store_true", help="play it at its own speed, as a camera")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    explainer = whycam.load(options.model, threads=options.threads)
+    explainer = whycam.load(options.model, threads=options.threads, spin=False)
     before = threading.active_count()
     points = [{"minute": 0.0, "frames": 0, "mib": resident(), "threads": before}]
     frames = 0
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        with whycam.stream(explainer, options.video, tft=options.tft, loop=True) as running:
+        with whycam.stream(
+            explainer, options.video, tft=options.tft, loop=True, drop=options.live
+        ) as running:
             while (minute := (time.monotonic() - begun) / 60) < options.minutes:
                 until = min(minute + 1, options.minutes)
                 path = Path(folder) / f"{len(points)}.mp4"
@@ -51,6 +54,8 @@ def main() -> None:
                     {
                         "minute": round((time.monotonic() - begun) / 60, 2),
                         "frames": frames,
+                        "dropped": running.dropped,
+                        "latency ms": round(1e3 * frame.timing.latency),
                         "mib": round(resident(), 1),
                         "threads": threading.active_count(),
                     }

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, get_args
 
-from ..runtime.live.controls import Reused, StreamFrame
+from ..runtime.live.controls import Reused, StreamFrame, Timing
 from ..runtime.live.stream import Stream
 from .progress import progress
 
@@ -22,7 +22,7 @@ _REUSED: dict[Reused, str] = {
     "explanation": "with the last explanation held for want of time",
     "unchanged": "unchanged",
 }
-_LATENCIES = 10_000  # the last frames, whose latencies are summarised
+_TIMINGS = 10_000  # of the last frames, that are summarised
 
 
 def run(
@@ -39,7 +39,7 @@ def run(
     Returns:
         The signal that ended it, if any; and a report: frames, seconds, rates, losses.
     """
-    latencies: deque[float] = deque(maxlen=_LATENCIES)
+    timings: deque[Timing] = deque(maxlen=_TIMINGS)
     frames = passes = 0
     reused: Counter[str] = Counter()
     begun = reported = time.perf_counter()
@@ -52,7 +52,7 @@ def run(
             passes += frame.timing.evaluations
             if frame.reused is not None:
                 reused[frame.reused] += 1
-            latencies.append(frame.timing.latency)
+            timings.append(frame.timing)
             if not min((sink(frame) for sink in sinks), default=True):  # all take it, even the last
                 break
             now = time.perf_counter()
@@ -61,6 +61,7 @@ def run(
                 reported, done = now, frames
         opened.close()
     took = time.perf_counter() - begun
+    latencies = sorted(timing.latency for timing in timings)
     return (signals[0] if signals else None), {
         "frames": frames,
         "took": took,
@@ -68,7 +69,13 @@ def run(
         "source_fps": opened.fps or None,
         "latency": {
             "median": statistics.median(latencies) if latencies else None,
-            "p95": sorted(latencies)[int(0.95 * len(latencies))] if latencies else None,
+            "p95": latencies[int(0.95 * len(latencies))] if latencies else None,
+        },
+        "stages": {
+            name: statistics.median(getattr(timing, name) for timing in timings)
+            if timings
+            else None
+            for name in ("read", "explain", "draw")
         },
         "evaluations": passes / max(1, frames),
         "reused": {name: reused[name] for name in get_args(Reused)},

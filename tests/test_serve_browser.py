@@ -17,7 +17,7 @@ from live_page import Publisher, frame_of
 from PIL import Image
 
 from whycam.runtime.errors import RequestError
-from whycam.runtime.live.controls import Controls
+from whycam.runtime.live.controls import Controls, Look
 from whycam.runtime.overlay import color_table
 from whycam.runtime.serve.server import Server
 
@@ -245,6 +245,29 @@ def test_speed_is_shown_for_live_sources_alone(page, tiny, until):
             assert not page.find_element("id", name).is_displayed()
         assert not page.find_element("css selector", ".key.latency").is_displayed()
         assert not page.find_element("id", "open").is_displayed()
+
+
+@pytest.mark.parametrize(
+    ("reused", "tried", "figure", "curve"),
+    [
+        ("threshold", False, "0 τ held", "τ* 0.3 of an earlier image holds; no time to try any"),
+        ("unchanged", True, "0 unchanged", "τ* 0.3 gains"),
+        ("explanation", True, "0 map held", "τ* 0.3 gains"),
+        (None, True, "0", "τ* 0.3 gains"),
+    ],
+)
+def test_what_is_reused_of_an_earlier_image_is_said(
+    page, tiny, until, reused, tried, figure, curve
+):
+    with Server(Controls(tiny.manifest, Look(tft="track")), port=0) as server:
+        frame = frame_of(tiny, server.broadcaster.controls, 7, SIZE)
+        rpi = np.full(10, 0.2 if tried else np.nan, np.float32)
+        explanation = replace(frame.explanation, threshold=0.3, improved=True, rpi=rpi)
+        timing = replace(frame.timing, evaluations=0)
+        page.get(server.url)
+        server.publish(replace(frame, explanation=explanation, timing=timing, reused=reused))
+        until(lambda: page.find_element("id", "evaluations").text == figure)
+        until(lambda: curve in page.find_element("id", "curve-text").text)
 
 
 def test_image_is_explained_beside_the_stream(page, server, tiny, until, tmp_path):

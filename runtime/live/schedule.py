@@ -44,6 +44,8 @@ class TimeLimit:
 class Schedule:
     """The deadlines of a stream's frames; a file's begin to run when this is made.
 
+    ``slack`` and ``is_late`` may be asked for on another thread than the one that finishes frames.
+
     Args:
         live: whether frames arrive at the source's own rate.
         clock: seconds, as ``time.perf_counter``.
@@ -52,6 +54,7 @@ class Schedule:
     def __init__(self, live: bool, clock: Callable[[], float] = time.perf_counter) -> None:
         self._live, self._clock = live, clock
         self._intervals: deque[float] = deque(maxlen=_INTERVALS)
+        self._interval = 0.0  # their average; a number, which another thread may read
         self._start = clock()  # of a file: when its second 0 is due
 
     def slack(self, seconds: float, arrived: float) -> float:
@@ -62,12 +65,12 @@ class Schedule:
             arrived: when it had been decoded, by the clock.
         """
         if self._live:
-            return arrived + (1 - _MARGIN) * self._interval() - self._clock()
+            return arrived + (1 - _MARGIN) * self._interval - self._clock()
         return self._start + seconds - self._clock()
 
     def is_late(self, seconds: float, arrived: float) -> bool:
         """Tell whether a frame is late by more than the interval of two frames."""
-        return self.slack(seconds, arrived) < -self._interval()
+        return self.slack(seconds, arrived) < -self._interval
 
     def limit(self, seconds: float, arrived: float) -> TimeLimit:
         """Return the time that a frame's thresholds may take, see ``slack``."""
@@ -83,13 +86,10 @@ class Schedule:
         """
         if interval > 0:
             self._intervals.append(interval)
+            # Arrivals have outliers, as where a camera was lost; a file's times are what they are.
+            average = statistics.median if self._live else statistics.fmean
+            self._interval = average(self._intervals)
         if not self._live:
             now = self._clock()
             slack = max(self._start + seconds - now, -_MOST_DELAY)
-            self._start = now - seconds + min(slack, _MOST_SLACK * self._interval())
-
-    def _interval(self) -> float:
-        if not self._intervals:
-            return 0.0
-        # Arrivals have outliers, as where a camera was lost; a file's times are what they are.
-        return (statistics.median if self._live else statistics.fmean)(self._intervals)
+            self._start = now - seconds + min(slack, _MOST_SLACK * self._interval)
