@@ -267,6 +267,7 @@ def openvino_xai(mode: str) -> Callable[[Path, Any, int], Run]:
             model,
             task=xai.Task.CLASSIFICATION,
             preprocess_fn=lambda data: data,
+            postprocess_fn=lambda outputs: next(iter(outputs.values())),
             explain_mode=ExplainMode.WHITEBOX if white else ExplainMode.BLACKBOX,
             explain_method=xai.Method.RECIPROCAM if white else xai.Method.AISE,
         )

@@ -55,10 +55,12 @@ def stages_table(benchmark: Benchmark) -> Table:
         ]
         whole = f"{median(row.seconds[WHOLE]) * 1e3:.2f}\n"
         rows.append([*find_differing(row, shared).values(), *cells, whole])
+    # Another column is called engine.
+    stages = ["inference" if stage == "engine" else stage for stage in STAGES]
     return table(
-        [*find_differing(benchmark.rows[0], shared), *STAGES, WHOLE],
+        [*find_differing(benchmark.rows[0], shared), *stages, WHOLE],
         rows,
-        numbers=[*STAGES, WHOLE],
+        numbers=[*stages, WHOLE],
         title="from the image file to the overlay: median ms of each stage, and its share",
     )
 

@@ -23,17 +23,17 @@ class FittingTable(Table):
     wide is transposed, and if that is too wide, printed as records, one name and value a line.
 
     Attributes:
+        heading: a line above, as wide as the terminal.
         cells: the rows.
     """
 
     def __init__(self, columns: Sequence[str], numbers: Collection[str], title: str | None) -> None:
         super().__init__(
-            title=title,
-            title_justify="left",
             box=None,
             pad_edge=False,
             padding=(0, _GAP, 0, 0),
         )
+        self.heading = title
         self.cells: list[tuple[list[Text], bool]] = []
         self._numbers = [name in numbers for name in columns]
         for name in columns:
@@ -48,6 +48,8 @@ class FittingTable(Table):
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Print the table, or its records."""
+        if self.heading is not None:
+            yield Text(self.heading, "italic")
         widths = self._fitting(options.max_width)
         if widths is None:
             transposed = self._transposed()
@@ -92,8 +94,7 @@ class FittingTable(Table):
             return None
         corner, *names = (column.header for column in self.columns)
         heads = [str(cells[0]) for cells, _ in self.cells]
-        title = None if self.title is None else str(self.title)
-        turned = FittingTable([str(corner), *heads], heads, title)
+        turned = FittingTable([str(corner), *heads], heads, None)
         for place, name in enumerate(names, 1):
             row = [
                 (cells[place] if place < len(cells) else Text("")).copy() for cells, _ in self.cells
@@ -105,8 +106,6 @@ class FittingTable(Table):
         return turned
 
     def _records(self) -> RenderResult:
-        if self.title:
-            yield Text(str(self.title), "italic")
         names = [column.header for column in self.columns]
         wide = max(name.cell_len for name in names if isinstance(name, Text))
         for number, (cells, bold) in enumerate(self.cells):

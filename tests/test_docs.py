@@ -75,6 +75,7 @@ def reader_of(made: Path) -> Callable[[str], Reader]:
     return reader
 
 
+@pytest.mark.timeout(1800)  # a minute of CPU time for all of README's commands
 @pytest.mark.parametrize("page", FIRST)
 def test_what_everybody_reads_first_works(page: str, reader_of: Callable[[str], Reader]) -> None:
     """From top to bottom, in one test: ``make test`` runs this page."""

@@ -86,3 +86,10 @@ def test_lines_of_a_cell_stand_behind_each_other_in_a_record():
         ["7.29", "11%"],
         ["long", "whole"],
     ]
+
+
+def test_a_title_is_broken_at_the_terminal_s_width_not_at_the_table_s():
+    file = io.StringIO()
+    title = "a title that is much longer than the table below it"
+    Console(width=60, file=file).print(table(["a", "b"], [["1", "2"]], title=title))
+    assert file.getvalue().splitlines()[0].rstrip() == title
