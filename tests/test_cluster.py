@@ -25,8 +25,7 @@ from whycam.runtime.errors import EngineError, RequestError
 ray = pytest.importorskip("ray", reason='not installed: pip install "whycam[ray]"')
 pytestmark = pytest.mark.slow
 
-IMAGES = 640
-PART = 16
+IMAGES, PARTS = 640, 40
 
 
 @pytest.fixture(scope="module")
@@ -88,52 +87,55 @@ def wait_for(what: str, check: Any, process: subprocess.Popen[str], limit_s: flo
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
-def test_a_killed_worker_and_a_stopped_run_lose_nothing(folder, tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet")
+def test_when_a_worker_is_killed_its_part_is_done_by_another(folder, tmp_path):
     out = tmp_path / "out"
-    command = ["explain", "model.onnx", "images", "--on", "ray", "-o", out, "--tft"]
-
-    def finished() -> set[Path]:
-        return set(out.glob("part-*.parquet"))
-
-    first = start(folder, *command)
-    wait_for("part", lambda: len(finished()) >= 2, first)
-    workers = [one for one, title in descendants(first.pid).items() if "_Worker" in title]
+    run = start(folder, "explain", "model.onnx", "images", "--on", "ray", "-o", out, "--json")
+    wait_for("part", lambda: finished(out), run)
+    workers = [one for one, title in descendants(run.pid).items() if "_Worker" in title]
     assert len(workers) == 2
     os.kill(workers[0], signal.SIGKILL)
-    before = len(finished())
-    wait_for("more parts", lambda: len(finished()) >= before + 4, first)
-    wait_for(
-        "worker in place of the killed one",
-        lambda: any(
-            "_Worker" in title and one not in workers
-            for one, title in descendants(first.pid).items()
-        ),
-        first,
-    )
+    assert len(finished(out)) < PARTS - 1, "killed too late to show anything"
+    printed, errors = run.communicate(timeout=240)
+    assert run.returncode == 0, errors
+    assert json.loads(printed)["unreadable"] == 1
+    check_whole(out, folder, tft=False)
+
+
+def test_a_stopped_run_keeps_its_parts_and_goes_on(folder, tmp_path):
+    out = tmp_path / "out"
+    command = ["explain", "model.onnx", "images", "--on", "ray", "-o", out, "--tft"]
+    first = start(folder, *command)
+    wait_for("part", lambda: len(finished(out)) >= 2, first)
     first.send_signal(signal.SIGINT)
     _, errors = first.communicate(timeout=60)
     assert first.returncode == 130, errors
-    kept = finished()
-    assert PART < len(kept) * PART < IMAGES, "stopped too late to show anything"
     assert "images are done and stay in" in errors
-    times = {path: path.stat().st_mtime_ns for path in kept}
+    times = {path: path.stat().st_mtime_ns for path in finished(out)}
+    assert 2 <= len(times) < PARTS, "stopped too late to show anything"
 
     second = start(folder, *command, "--json")
     printed, errors = second.communicate(timeout=240)
     assert second.returncode == 0, errors
-    assert "going on: " in errors
-    document = json.loads(printed)
-    assert (document["images"], document["unreadable"]) == (IMAGES, 1)
+    assert f"going on: {IMAGES // PARTS * len(times)} of {IMAGES} images are done" in errors
+    assert json.loads(printed)["images"] == IMAGES
     assert all(path.stat().st_mtime_ns == at for path, at in times.items()), "done again"
-    names = sorted(path.name for path in out.iterdir())
-    parts = [f"part-{part:05d}.parquet" for part in range(IMAGES // PART)]
-    assert names == ["_images.parquet", "_run.json", *parts]
+    check_whole(out, folder, tft=True)
 
+
+def finished(out: Path) -> set[Path]:
+    return set(out.glob("part-*.parquet"))
+
+
+def check_whole(out: Path, folder: Path, tft: bool) -> None:
+    """The folder holds every part, nothing else, and what one process explains."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parts = [f"part-{part:05d}.parquet" for part in range(PARTS)]
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ["_images.parquet", "_run.json", *parts]
     table = parquet.read_table(out)
     paths = [str(path) for path in sorted((folder / "images").rglob("*.png"))]
     assert table.column("path").to_pylist() == paths
-    expected = Explain(folder / "model.onnx", tft=True)({"path": np.array(paths)})
+    expected = Explain(folder / "model.onnx", tft=tft)({"path": np.array(paths)})
     for name in ("index", "label", "map", "box", "error"):
         assert table.column(name).to_pylist() == expected[name].tolist(), name
     for name in ("probability", "rpi", "threshold"):
