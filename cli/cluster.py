@@ -14,6 +14,7 @@ import typer
 
 from ..runtime.cam import Method
 from ..runtime.errors import RequestError
+from ..runtime.input_format import describe_images
 from ..runtime.version import package_version
 from .console import note, print_json, say, unreadable_lines
 from .options import PromptedEngineOptions, require
@@ -100,20 +101,28 @@ def explain_on_cluster(
         begin_run,
         describe_settings,
         explain_part,
+        finished_parts,
         read_unreadable,
     )
-    from ..runtime.distributed.storage import open_storage
+    from ..runtime.distributed.storage import is_address, open_storage
     from ..runtime.request import plan_request
 
     if output is None:
         raise RequestError("--on needs a folder to write to, which every worker reaches: -o FOLDER")
     if len(sources) != 1:
         raise RequestError(f"--on takes one folder or address of images, not {len(sources)}")
+    spec = manifest.preprocess
+    if is_address(sources[0]) and (spec.color == "bands" or spec.value_range is not None):
+        raise RequestError(
+            f"{sources[0]} is an address, whose images are read as 8-bit RGB or grey, and the "
+            f"network takes {describe_images(spec)}: pass a folder that every "
+            "worker reaches"
+        )
     plan = plan_request(manifest, methods, thresholding)
     request = Request(
         target=tuple(targets),
         method=tuple(one.method for one in plan.methods),
-        tft=plan.methods[0].settings,
+        tft=thresholding,
     )
     prompts = engine.prompts
     digest = "" if prompts is None else hashlib.sha256(prompts.read_bytes()).hexdigest()
@@ -129,7 +138,6 @@ def explain_on_cluster(
         note(f"going on: {before:,} of {run.images:,} images are done")
     if left:
         work = partial(explain_part, folder=folder, source=source, request=request)
-        explained = 0
         try:
             with (
                 cluster.connect(model, engine) as (ray, sent, workers),
@@ -137,11 +145,11 @@ def explain_on_cluster(
             ):
                 advance("explaining", 0)
                 for images in run_on_workers(ray, sent, work, left, workers):
-                    explained += images
                     advance("explaining", images)
         except BaseException:
+            kept = run.count(finished_parts(folder))
             note(
-                f"{before + explained:,} of {run.images:,} images are done and stay in "
+                f"{kept:,} of {run.images:,} images are done and stay in "
                 f"{folder.name}: the same command goes on with the others"
             )
             raise

@@ -16,6 +16,7 @@ from ..runtime.attribution import format_probability
 from ..runtime.errors import ImageError, RequestError
 from ..runtime.images import is_coloured
 from ..runtime.onnxfile import read_manifest
+from ..runtime.prompts import apply_prompts, choose_prompts
 from ..runtime.report.document import check_count
 from ..runtime.report.entry import ranks_to_show
 from . import parse
@@ -118,6 +119,9 @@ def explain(
     if cluster.on is not None:
         _refuse_drawing(writing, report, show_bands)
         manifest = read_manifest(model)
+        prompts = choose_prompts(manifest, engine.prompts)
+        if prompts is not None:
+            manifest = apply_prompts(manifest, prompts)
         classes = _choose_classes(manifest, target, top)
         thresholding = tft.thresholding(manifest)
         explain_on_cluster(

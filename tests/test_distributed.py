@@ -340,6 +340,24 @@ def test_what_a_cluster_cannot_do_is_refused_before_it_starts(
     assert not (tmp_path / "out").exists()
 
 
+def test_bands_from_an_address_are_refused_as_bytes_cannot_hold_them(
+    command,  # noqa: F811
+    tmp_path,
+    manifest_of,
+    tiny_engine,
+):
+    from whycam.runtime.manifest import Preprocess
+
+    bands = Preprocess(size=(8, 8), resize=(8,), color="bands", mean=(0.5,) * 3, std=(0.5,) * 3)
+    engine = tiny_engine()
+    manifest = manifest_of(methods=METHODS, preprocess=bands)
+    write_tiny(tmp_path / "bands.onnx", manifest, engine.mix, engine.linear)
+    address = f"file://{tmp_path}"
+    result = command("explain", tmp_path / "bands.onnx", address, "--on", "ray", "-o", tmp_path)
+    assert result.code == 2
+    assert "pass a folder that every worker reaches" in result.err
+
+
 def test_two_folders_are_refused(command, model, images, tmp_path):  # noqa: F811
     result = command("explain", model, images, images, "--on", "ray", "-o", tmp_path / "out")
     assert result.code == 2

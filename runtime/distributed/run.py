@@ -8,7 +8,7 @@ The folder of a run holds ``_run.json``, what is explained of which model and im
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import chain, islice
 from typing import Any
 
@@ -94,12 +94,11 @@ def begin_run(folder: Storage, source: Storage, run: Run) -> tuple[Run, set[int]
         OutputError: the folder cannot be read or written.
     """
     try:
-        names = set(folder.file_names())
-        if _RUN in names:
+        if _RUN in folder.file_names():
             before = msgspec.json.decode((folder / _RUN).read(), type=Run)
             _check_same(folder, before, run)
-            return before, set(_finished(names))
-        if set(_finished(names)):
+            return before, finished_parts(folder)
+        if finished_parts(folder):
             raise OutputError(f"{folder.name} holds parts of an unknown run: choose another folder")
         begun = _write_list(folder, source, run)
     except (OSError, msgspec.DecodeError) as error:
@@ -108,10 +107,14 @@ def begin_run(folder: Storage, source: Storage, run: Run) -> tuple[Run, set[int]
     return begun, set()
 
 
-def _finished(names: set[str]) -> Iterator[int]:
-    for name in names:
-        if match := re.fullmatch(r"part-(\d+)\.parquet", name):
-            yield int(match[1])
+def finished_parts(folder: Storage) -> set[int]:
+    """Return the numbers of the parts that are written.
+
+    Raises:
+        OSError: the folder cannot be listed.
+    """
+    matches = (re.fullmatch(r"part-(\d+)\.parquet", name) for name in folder.file_names())
+    return {int(match[1]) for match in matches if match}
 
 
 def _check_same(folder: Storage, before: Run, now: Run) -> None:
