@@ -107,11 +107,21 @@ unpack() {
 # What onnxruntime-gpu needs of CUDA lies in the packages that torch brought.
 cuda_libraries() {
     "$PYTHON" - << 'PYTHON'
-import glob
-import sysconfig
+from importlib.util import find_spec
+from pathlib import Path
 
-print(":".join(sorted(glob.glob(f"{sysconfig.get_path('purelib')}/nvidia/*/lib"))))
+spec = find_spec("nvidia")
+folders = [] if spec is None else list(spec.submodule_search_locations)
+print(":".join(str(lib) for folder in folders for lib in sorted(Path(folder).glob("*/lib"))))
 PYTHON
+}
+
+# Those that can be imported, with commas.
+other_tools() {
+    local found=()
+    "$PYTHON" -c 'import pytorch_grad_cam' > /dev/null 2>&1 && found+=(pytorch-grad-cam)
+    "$PYTHON" -c 'import torchcam.methods' > /dev/null 2>&1 && found+=(torchcam)
+    (IFS=, && echo "${found[*]}")
 }
 
 # part NAME SECONDS COMMAND...: its output in OUT/NAME.log; one line of the summary.
@@ -134,10 +144,10 @@ part() {
 }
 
 each_of() { # COMMAND... and then --- and further commands: all of them, whatever one ends with
-    local code=0 words=()
+    local code=0 words=() word
     for word in "$@" ---; do
         if [ "$word" = --- ]; then
-            "${words[@]}" || code=$?
+            [ "${#words[@]}" -eq 0 ] || "${words[@]}" || code=$?
             words=()
         else
             words+=("$word")
@@ -161,9 +171,10 @@ run() {
     if [ "$engine" = onnxruntime ]; then
         accelerator=cpu batches=1,4
     else
-        "$PYTHON" -m pip install --quiet --no-index --no-deps --target "$WORK/site" \
+        "$PYTHON" -m pip install --quiet --no-compile --no-index --no-deps --target "$WORK/site" \
             "$WORK"/pack/wheels/*.whl > "$OUT/install.log" 2>&1 ||
             fail "the wheels cannot be installed: $(tail -1 "$OUT/install.log")"
+        # Before the CPU's onnxruntime of that machine; the doctor will say that both are there.
         export PYTHONPATH="$WORK/site${PYTHONPATH:+:$PYTHONPATH}"
         LD_LIBRARY_PATH="$(cuda_libraries)${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
         export LD_LIBRARY_PATH
@@ -176,10 +187,14 @@ run() {
     export -f each_of
     local graphs="$WORK/pack" images="$WORK/pack/images"
 
-    part 1-doctor $((seconds * 22 / 100)) "${whycam[@]}" doctor --check "$graphs/lite0.onnx" \
-        --check "$graphs/lite0-map.onnx" --check "$graphs/lite0-tft.onnx" \
-        --check "$graphs/resnet50.onnx" --images "$images" --rounds "$rounds" --limit 60 \
-        --engine "$(printf '%s\n' onnxruntime "$engine" | sort -u | paste -sd,)" -o "$OUT/doctor.json"
+    # A report for each file, so that one that takes too long loses no other's.
+    local checks=() name
+    for name in lite0 resnet50 lite0-tft lite0-map; do
+        checks+=("${whycam[@]}" doctor --check "$graphs/$name.onnx" --images "$images"
+            --rounds "$rounds" --limit 60 -o "$OUT/doctor-$name.json"
+            --engine "$(printf '%s\n' onnxruntime "$engine" | sort -u | paste -sd,)" ---)
+    done
+    part 1-doctor $((seconds * 22 / 100)) bash -c 'each_of "$@"' each_of "${checks[@]}"
 
     part 2-tests $((seconds * 20 / 100)) "$PYTHON" -m pytest -m gpu -q -p no:cacheprovider \
         --junitxml "$OUT/tests.xml" tests/test_gpu_onnxruntime.py tests/test_ort_plugins.py \
@@ -193,11 +208,13 @@ run() {
     mapfile -t bf16 < <(aft bf16)
     part 3-training $((seconds * 20 / 100)) bash -c 'each_of "$@"' each_of "${fp32[@]}" --- "${bf16[@]}"
 
-    bench() { printf '%s\n' "${whycam[@]}" bench "${@:4}" --engine "$engine" --batch "$batches" \
-        --rounds "$rounds" --torch-model "$2" -o "$OUT/bench-$1" --against "$3"; }
+    local others
+    others=$(other_tools)
+    bench() { printf '%s\n' "${whycam[@]}" bench "${@:3}" --engine "$engine" --batch "$batches" \
+        --rounds "$rounds" -o "$OUT/bench-$1" ${others:+--against "$others" --torch-model "$2"}; }
     local lite0 resnet50
-    mapfile -t lite0 < <(bench lite0 "$LITE0" pytorch-grad-cam,torchcam "$graphs/lite0.onnx" "$graphs/lite0-tft.onnx")
-    mapfile -t resnet50 < <(bench resnet50 "$RESNET50" pytorch-grad-cam,torchcam "$graphs/resnet50.onnx")
+    mapfile -t lite0 < <(bench lite0 "$LITE0" "$graphs/lite0.onnx" "$graphs/lite0-tft.onnx")
+    mapfile -t resnet50 < <(bench resnet50 "$RESNET50" "$graphs/resnet50.onnx")
     part 4-bench $((seconds * 20 / 100)) bash -c 'each_of "$@"' each_of "${lite0[@]}" --- "${resnet50[@]}"
 
     part 5-aft "$seconds" "${whycam[@]}" train aft "$LITE0" "$images" --labels imagenet \

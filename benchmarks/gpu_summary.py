@@ -37,12 +37,12 @@ def main(out: Path) -> None:
 
 
 def doctor(out: Path) -> Iterator[str]:
-    report = json.loads((out / "doctor.json").read_text())
-    for problem in report["problems"]:
+    reports = [json.loads(path.read_text()) for path in sorted(out.glob("doctor-*.json"))]
+    for problem in dict.fromkeys(one for report in reports for one in report["problems"]):
         yield f"- {problem}"
     yield "\n| file | engine | answers | p differs by | maps | classification | explanation | TFT |"
     yield "|---|---|---|---|---|---|---|---|"
-    for check in report["checks"]:
+    for check in (one for report in reports for one in report["checks"]):
         spreads = (check.get("comparison") or {}).get("differences", {})
         cells = [
             check["model"],
@@ -97,8 +97,8 @@ def training(out: Path) -> Iterator[str]:
         median = statistics.median(apart)
         yield f"- losses at the same steps differ by {median:.1%} (median), {max(apart):.1%} (most)"
     for line in _text(out / "3-training.log").splitlines():
-        if line.startswith("{"):
-            found = json.loads(line)
+        found = json.loads(line) if line.startswith("{") else {}
+        if "folder" in found:
             yield f"- {Path(found['folder']).name}: trained on {found['trained_on']} images"
     yield "- masks and evaluations of `train aft` are ONNX Runtime's on the CPU, whatever trains"
 

@@ -105,7 +105,7 @@ def test_parts_that_fail_or_hang_do_not_stop_the_others(parts, tmp_path):
     for name in ("3-training", "4-bench", "5-aft"):
         assert f"{name}: done in" in said
     summary = (out / "summary.md").read_text()
-    assert "no result: FileNotFoundError" in summary  # of the doctor, which wrote nothing
+    assert "no result: FileNotFoundError" in summary  # of the tests, which wrote nothing
     assert "- aft: average_increase 0.5" in summary
     assert "accuracy 0.7 before, 0.8 after" in summary
 
@@ -127,7 +127,7 @@ def test_summary_reads_what_the_parts_wrote(tmp_path):
         },
         "median_ms": {"classification": 1.234, "explanation": 2.5},
     }
-    (tmp_path / "doctor.json").write_text(json.dumps({"problems": ["a"], "checks": [check]}))
+    (tmp_path / "doctor-lite0.json").write_text(json.dumps({"problems": ["a"], "checks": [check]}))
     (tmp_path / "tests.xml").write_text(
         '<testsuites><testsuite tests="3" failures="1" errors="0" skipped="1">'
         '<testcase name="one"><failure message="it broke"/></testcase>'
