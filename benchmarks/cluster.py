@@ -27,7 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from whycam import Explainer, Tft
-from whycam.runtime.distributed.cluster import ClusterModel, Workers, run_on_workers
+from whycam.runtime.distributed.cluster import run_on_workers
+from whycam.runtime.distributed.coordinator import ClusterModel, Workers
 from whycam.runtime.distributed.explain import Request
 from whycam.runtime.distributed.run import Run, begin_run, explain_part
 from whycam.runtime.distributed.storage import Storage, open_storage

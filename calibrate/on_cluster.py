@@ -7,7 +7,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ..runtime.distributed.cluster import ClusterModel, Workers, run_on_workers
+from ..runtime.distributed.cluster import run_on_workers
+from ..runtime.distributed.coordinator import ClusterModel, Workers
 from ..runtime.explainer import Explainer
 from .dataset import Classes, Sample
 from .measure import measure_samples

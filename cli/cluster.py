@@ -21,7 +21,7 @@ from .options import PromptedEngineOptions, require
 from .progress import progress
 
 if TYPE_CHECKING:
-    from ..runtime.distributed.cluster import ClusterModel, Workers
+    from ..runtime.distributed.coordinator import ClusterModel, Workers
     from ..runtime.manifest import Manifest
     from ..runtime.request import Thresholding
 
@@ -60,7 +60,8 @@ class ClusterOptions:
         self, model: Path, engine: PromptedEngineOptions
     ) -> Iterator[tuple[Any, ClusterModel, Workers]]:
         """Connect to the cluster; yield the module ray, what is loaded there, and the workers."""
-        from ..runtime.distributed.cluster import ClusterModel, connect, plan_workers
+        from ..runtime.distributed.cluster import connect, plan_workers
+        from ..runtime.distributed.coordinator import ClusterModel
 
         sent = ClusterModel(
             model,

@@ -91,7 +91,7 @@ def test_when_a_worker_is_killed_its_part_is_done_by_another(folder, tmp_path):
     out = tmp_path / "out"
     run = start(folder, "explain", "model.onnx", "images", "--on", "ray", "-o", out, "--json")
     wait_for("part", lambda: finished(out), run)
-    workers = [one for one, title in descendants(run.pid).items() if "_Worker" in title]
+    workers = [one for one, title in descendants(run.pid).items() if "MapWorker" in title]
     assert len(workers) == 2
     os.kill(workers[0], signal.SIGKILL)
     assert len(finished(out)) < PARTS - 1, "killed too late to show anything"
@@ -198,7 +198,8 @@ def test_ray_data_takes_the_class_as_it_is(cluster, folder):
 
 
 def test_a_part_that_ends_every_worker_is_given_up_and_named(cluster, folder):
-    from whycam.runtime.distributed.cluster import ClusterModel, Workers, run_on_workers
+    from whycam.runtime.distributed.cluster import run_on_workers
+    from whycam.runtime.distributed.coordinator import ClusterModel, Workers
 
     def work(explainer: whycam.Explainer, item: int) -> int:
         if item == 3:
@@ -213,7 +214,8 @@ def test_a_part_that_ends_every_worker_is_given_up_and_named(cluster, folder):
 
 
 def test_what_the_work_raises_ends_the_run_in_its_own_words(cluster, folder):
-    from whycam.runtime.distributed.cluster import ClusterModel, Workers, run_on_workers
+    from whycam.runtime.distributed.cluster import run_on_workers
+    from whycam.runtime.distributed.coordinator import ClusterModel, Workers
 
     def work(explainer: whycam.Explainer, item: int) -> int:
         raise RequestError(f"item {item} cannot be")
@@ -227,7 +229,8 @@ def test_what_the_work_raises_ends_the_run_in_its_own_words(cluster, folder):
 
 
 def test_workers_fill_the_cluster_and_more_are_refused(cluster, folder):
-    from whycam.runtime.distributed.cluster import Workers, plan_workers
+    from whycam.runtime.distributed.cluster import plan_workers
+    from whycam.runtime.distributed.coordinator import Workers
 
     model = folder / "model.onnx"
     assert plan_workers(cluster, model, "auto", None, None) == Workers(3, 1, 0)

@@ -10,44 +10,18 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..batches import map_ahead
 from ..cam import Method
 from ..engines.base import Hint, Precision
 from ..errors import ImageError, RequestError, reason_of
 from ..explainer import Explainer
-from ..explanation import Explanation
 from ..images import ImageSource
 from ..load import load
 from ..request import Thresholding
+from .columns import Columns, to_columns, to_row, to_schema, to_series
 from .storage import is_address, open_storage
 
-Columns = dict[str, NDArray[Any]]
-
-TOP = 5
 _READERS = 8  # an object store answers slowly, and several at a time
-
-# The columns of a result: type, shape of one row, and what a row without an explanation holds.
-_COLUMNS: dict[str, tuple[Any, tuple[int, ...], Any]] = {
-    "path": (object, (), ""),
-    "error": (object, (), ""),
-    "height": (np.int32, (), 0),
-    "width": (np.int32, (), 0),
-    "method": (object, (), ""),
-    "index": (np.int32, (), -1),
-    "label": (object, (), ""),
-    "probability": (np.float32, (), np.nan),
-    "top_index": (np.int32, (TOP,), -1),
-    "top_probability": (np.float32, (TOP,), np.nan),
-    "threshold": (np.float32, (), np.nan),
-    "rpi": (np.float32, (), np.nan),
-    "masked_probability": (np.float32, (), np.nan),
-    "box": (np.int32, (4,), 0),
-    "share": (np.float32, (), 0.0),
-    "map_box": (np.float32, (4,), np.nan),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +79,8 @@ class Explain(Request):
 
     Attributes:
         model, engine, memory_mb, precision, hint, cache, gpu, prompts: see ``whycam.load``.
-        threads: for one run; None: OMP_NUM_THREADS, which Ray, Spark and Dask set to a worker's
-            share of the processors; without that, every core.
+        threads: for one run; None: OMP_NUM_THREADS, which Ray and Spark set to a worker's share of
+            the processors and Dask's nannies to 1; without that, every core.
         target, method, tft: see ``Explainer.explain``.
         map_size: side of the stored map, in cells; 0: none is stored.
 
@@ -149,17 +123,12 @@ class Explain(Request):
             columns = to_columns([], self.map_size)
         if isinstance(batch, Mapping):
             return columns
-        return type(batch)({name: _to_series(name, values) for name, values in columns.items()})
+        return type(batch)({name: to_series(name, values) for name, values in columns.items()})
 
     @property
     def schema(self) -> str:
         """Return the columns of its data frames as Spark's ``mapInPandas`` takes them."""
-        names = {object: "string", np.int32: "int", np.float32: "float"}
-        columns = [
-            f"{name} {f'array<{names[dtype]}>' if shape else names[dtype]}"
-            for name, (dtype, shape, _) in _COLUMNS.items()
-        ]
-        return ", ".join([*columns, *(["map binary"] if self.map_size else [])])
+        return to_schema(self.map_size)
 
     def _load(self) -> Explainer:
         stat = os.stat(self.model) if os.path.exists(self.model) else None
@@ -245,7 +214,7 @@ def explain_images(
             for found in outcome.values():
                 # Two targets, as a rank and a label, may be one class.
                 classes = {one.index: one for one in (found if several else [found])}
-                rows += [_to_row(name, one, request.map_size) for one in classes.values()]
+                rows += [to_row(name, one, request.map_size) for one in classes.values()]
     return to_columns(rows, request.map_size)
 
 
@@ -259,62 +228,3 @@ def _fetch(source: ImageSource) -> ImageSource:
         return ImageError(f"there is no file {source}")
     except OSError as error:
         return ImageError(f"{source} cannot be read: {reason_of(error)}")
-
-
-def _to_row(name: str, explanation: Explanation, size: int) -> dict[str, Any]:
-    region, place = explanation.region, explanation.placement
-    top = explanation.top[:TOP]
-    missing = TOP - len(top)
-    row = {
-        "path": name,
-        "height": place.image[0],
-        "width": place.image[1],
-        "method": explanation.method,
-        "index": explanation.index,
-        "label": explanation.label,
-        "probability": explanation.probability,
-        "top_index": [one.index for one in top] + [-1] * missing,
-        "top_probability": [one.probability for one in top] + [np.nan] * missing,
-        "box": region.box or (0, 0, 0, 0),
-        "share": region.share,
-        "map_box": (place.left, place.top, place.right, place.bottom),
-    }
-    if explanation.threshold is not None:
-        row["threshold"] = explanation.threshold
-    if explanation.rpi is not None:
-        row["rpi"] = np.nanmax(explanation.rpi)
-    if explanation.masked_probability is not None:
-        row["masked_probability"] = explanation.masked_probability
-    if size:
-        row["map"] = _shrink(explanation.map, size)
-    return row
-
-
-def _shrink(values: NDArray[np.float32], size: int) -> NDArray[np.uint8]:
-    """Return a map's mean in each of size x size cells, 255 for 1."""
-    import cv2
-
-    small = cv2.resize(values, (size, size), interpolation=cv2.INTER_AREA)
-    return np.asarray(np.rint(small * 255), np.uint8)
-
-
-def to_columns(rows: Sequence[Mapping[str, Any]], map_size: int) -> Columns:
-    """Gather rows in columns, as ``Explain`` describes them; what a row has not is filled in."""
-    kinds = dict(_COLUMNS)
-    if map_size:
-        kinds["map"] = (np.uint8, (map_size, map_size), 0)
-    columns = {}
-    for name, (dtype, shape, default) in kinds.items():
-        column = np.full((len(rows), *shape), default, dtype)
-        for place, row in enumerate(rows):
-            if name in row:
-                column[place] = row[name]
-        columns[name] = column
-    return columns
-
-
-def _to_series(name: str, values: NDArray[Any]) -> Any:
-    """Return a column as data frames hold it: one value, list or bytes a row."""
-    if values.ndim == 1:
-        return values
-    return [row.tobytes() if name == "map" else row.tolist() for row in values]

@@ -17,7 +17,8 @@ import msgspec
 from ..errors import EngineError, OutputError, RequestError
 from ..explainer import Explainer
 from ..manifest import Manifest
-from .explain import Columns, Request, explain_images
+from .columns import Columns
+from .explain import Request, explain_images
 from .storage import Storage
 
 _RUN, _IMAGES = "_run.json", "_images.parquet"
