@@ -139,15 +139,18 @@ part() {
     case $code in
         0) say "$name: done in $((SECONDS - begun)) s" ;;
         124 | 137) say "$name: stopped after $limit s; what it wrote until then stays" ;;
-        *) say "$name: ended with code $code after $((SECONDS - begun)) s: $(grep -v '^$' "$OUT/$name.log" | tail -1)" ;;
+        *) say "$name: ended with code $code after $((SECONDS - begun)) s: $(grep -Ev '^(took .*)?$' "$OUT/$name.log" | tail -1)" ;;
     esac | tee -a "$OUT/parts.txt"
 }
 
 each_of() { # COMMAND... and then --- and further commands: all of them, whatever one ends with
-    local code=0 words=() word
+    local code=0 words=() word begun
     for word in "$@" ---; do
         if [ "$word" = --- ]; then
-            [ "${#words[@]}" -eq 0 ] || "${words[@]}" || code=$?
+            [ "${#words[@]}" -gt 0 ] || continue
+            begun=$SECONDS
+            "${words[@]}" || code=$?
+            echo "took $((SECONDS - begun)) s: ${words[*]}"
             words=()
         else
             words+=("$word")

@@ -96,10 +96,11 @@ def training(out: Path) -> Iterator[str]:
         apart = [abs(float(a[3]) - float(b[3])) / max(abs(float(a[3])), 1e-6) for a, b in pairs]
         median = statistics.median(apart)
         yield f"- losses at the same steps differ by {median:.1%} (median), {max(apart):.1%} (most)"
-    for line in _text(out / "3-training.log").splitlines():
-        found = json.loads(line) if line.startswith("{") else {}
-        if "folder" in found:
-            yield f"- {Path(found['folder']).name}: trained on {found['trained_on']} images"
+    for path in sorted(out.glob("aft-*/aft.json")):
+        count = json.loads(path.read_text())["trained_on"]
+        yield f"- {path.parent.name}: one epoch of {count} images"
+    took = [one for one in _text(out / "3-training.log").splitlines() if one.startswith("took ")]
+    yield from (f"- {line.split(':')[0]}, preparation and evaluation included" for line in took)
     yield "- masks and evaluations of `train aft` are ONNX Runtime's on the CPU, whatever trains"
 
 
@@ -125,7 +126,11 @@ def bench(out: Path) -> Iterator[str]:
 def aft(out: Path) -> Iterator[str]:
     found = json.loads((out / "aft" / "aft.json").read_text())
     for name, row in found["rows"].items():
-        numbers = {k: v for k, v in row.items() if isinstance(v, float)}
+        numbers = {
+            key: value
+            for key, value in row.items()
+            if isinstance(value, float) and not key.endswith("standard_error")
+        }
         yield f"- {name}: " + ", ".join(f"{k} {v:.4g}" for k, v in numbers.items())
     yield f"- accuracy {found['accuracy_before']} before, {found['accuracy_after']} after"
 

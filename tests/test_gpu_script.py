@@ -137,6 +137,8 @@ def test_summary_reads_what_the_parts_wrote(tmp_path):
         folder = tmp_path / f"aft-{precision}"
         folder.mkdir()
         (folder / "losses.csv").write_text(f"step,epoch,lr,loss\n1,0,0.1,{loss}\n")
+    (tmp_path / "aft-fp32" / "aft.json").write_text('{"trained_on": 9}')
+    (tmp_path / "3-training.log").write_text("took 12 s: whycam train aft --precision fp32\n")
     done = subprocess.run(
         [sys.executable, str(SUMMARY), str(tmp_path)], capture_output=True, text=True, check=True
     )
@@ -147,3 +149,5 @@ def test_summary_reads_what_the_parts_wrote(tmp_path):
     assert "- failure: one: it broke" in done.stdout
     assert "- skipped, 1: no GPU" in done.stdout
     assert "differ by 5.0% (median)" in done.stdout
+    assert "- aft-fp32: one epoch of 9 images" in done.stdout
+    assert "- took 12 s, preparation" in done.stdout
