@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 _SHARE = 0.1  # of a file's slack that one frame's thresholds take on average
 _MOST_SLACK = 10.0  # frame intervals; a slack of 1 / _SHARE intervals pays for any frame
-_MOST_DELAY = 1.0  # seconds that are made up for; what a longer stall has cost is given up
+_MOST_DELAY = 5.0  # seconds that are made up for; what a longer stall has cost is given up
 _MARGIN = 0.1  # of the interval of a live source, for frames that arrive early
 _INTERVALS = 15  # that are averaged
 
