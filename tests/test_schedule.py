@@ -105,6 +105,18 @@ def test_after_a_stall_five_seconds_are_made_up_for_and_no_more():
     assert np.mean(machine.evaluations[650:]) == pytest.approx(2, rel=0.1)
 
 
+def test_slides_have_every_threshold_when_they_change():
+    machine = Machine(base=0.010, one=0.009)
+    for index in range(300):
+        if index % 15 == 0:
+            machine.explain(index / 25, machine.now, 1 / 25)
+        else:  # unchanged: nothing but decoding and writing
+            machine.now += 0.005
+            machine.schedule.finish(index / 25, 1 / 25)
+    assert set(machine.evaluations[1:]) == {10}
+    assert machine.now - 100.0 <= 299 / 25
+
+
 def test_slack_that_is_saved_up_is_bounded():
     machine = Machine(base=0.001, one=0.001)
     machine.play_file(500, fps=25)

@@ -6,9 +6,10 @@ network, drawing and writing, on whatever cores there are and beside whatever el
 model of these costs is needed.
 
 - A file: frame n is due at start + (its time in the source). Frames that are finished early leave
-  slack to later ones. A frame's thresholds get one tenth of it on average, all of it at most, so
-  that the slack settles at ten times what a frame can spend, within about ten frames, and does not
-  swing.
+  slack to later ones, ten intervals at most. A frame's thresholds get one tenth of it on average,
+  all of it at most, so that the slack settles at ten times what a frame can spend, within about ten
+  frames, and does not swing. Where more would be saved up than may be, as while slides stand still,
+  the next frame's thresholds get all of it.
 - A live source: a frame is due when the next one is expected. There is nothing to save up: its
   thresholds get what is left until then.
 """
@@ -56,6 +57,7 @@ class Schedule:
         self._intervals: deque[float] = deque(maxlen=_INTERVALS)
         self._interval = 0.0  # their average; a number, which another thread may read
         self._start = clock()  # of a file: when its second 0 is due
+        self._is_full = False  # whether no more slack can be saved up
 
     def slack(self, seconds: float, arrived: float) -> float:
         """Return the seconds until a frame is due; negative when it is late.
@@ -75,7 +77,7 @@ class Schedule:
     def limit(self, seconds: float, arrived: float) -> TimeLimit:
         """Return the time that a frame's thresholds may take, see ``slack``."""
         slack = max(0.0, self.slack(seconds, arrived))
-        return TimeLimit(slack if self._live else _SHARE * slack, slack)
+        return TimeLimit(slack if self._live or self._is_full else _SHARE * slack, slack)
 
     def finish(self, seconds: float, interval: float) -> None:
         """Note that a frame was explained.
@@ -92,4 +94,6 @@ class Schedule:
         if not self._live:
             now = self._clock()
             slack = max(self._start + seconds - now, -_MOST_DELAY)
-            self._start = now - seconds + min(slack, _MOST_SLACK * self._interval)
+            most = _MOST_SLACK * self._interval
+            self._is_full = slack >= most > 0
+            self._start = now - seconds + min(slack, most)
