@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument(
         "--python", action="append", default=[], metavar="TOOL=PYTHON", help="of another venv"
     )
+    parser.add_argument("--only", default="", help="tools whose name holds this, as OpenVINO")
     parser.add_argument("--json", action="store_true", help="raw samples")
     given = parser.parse_args()
     pythons = dict(text.split("=", 1) for text in given.python)
@@ -62,7 +63,7 @@ def main() -> None:
         )
         plain_onnx(model, folder / "plain.onnx")
         workers: dict[str, subprocess.Popen[str]] = {}
-        for name in TOOLS:
+        for name in choose(given.only):
             tool = name.split(",")[0]
             python = pythons.get(tool, sys.executable)
             worker = stack.enter_context(start(python, name, folder, given.threads))
@@ -97,6 +98,13 @@ def main() -> None:
     out = Console(highlight=False, width=120)
     out.print(table)
     out.print(about)
+
+
+def choose(word: str) -> list[str]:
+    """List the tools whose name holds a word, and what they are divided by."""
+    chosen = [name for name in TOOLS if word in name]
+    beside = {REFERENCE[name.endswith("OpenVINO")] for name in chosen}
+    return [name for name in TOOLS if name in chosen or name in beside]
 
 
 @contextlib.contextmanager
@@ -181,9 +189,14 @@ def plain_openvino(folder: Path, image: Any, threads: int) -> Run:
     """Classify in OpenVINO, in float32."""
     import openvino
 
-    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    settings = openvino_settings(threads)
     compiled = openvino.Core().compile_model(folder / "plain.onnx", "CPU", settings)
     return lambda: compiled([image])
+
+
+def openvino_settings(threads: int) -> dict[str, Any]:
+    """Compute in float32, which is not OpenVINO's default on every processor."""
+    return {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
 
 
 def whycam_in(engine: str) -> Callable[[Path, Any, int], Run]:
@@ -256,10 +269,16 @@ def torch_tool(name: str) -> Callable[[Path, Any, int], Run]:
 def openvino_xai(mode: str) -> Callable[[Path, Any, int], Run]:
     """Explain with OpenVINO XAI: Recipro-CAM in the graph, or AISE from outside."""
 
-    def prepare(folder: Path, image: Any, _: int) -> Run:
+    def prepare(folder: Path, image: Any, threads: int) -> Run:
         import openvino
         import openvino_xai as xai
         from openvino_xai.explainer.explainer import ExplainMode
+
+        # It has no option for precision and threads, and OpenVINO's own choice is bf16 and all.
+        compile_model = openvino.Core.compile_model
+        openvino.Core.compile_model = lambda core, model, device_name="CPU": compile_model(
+            core, model, device_name, openvino_settings(threads)
+        )
 
         model = openvino.Core().read_model(folder / "plain.onnx")
         white = mode == "white box"

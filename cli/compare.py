@@ -155,7 +155,7 @@ def fidelity_lines(fidelity: Fidelity) -> str:
         f"{fidelity.other} against {fidelity.reference}",
         f"{fidelity.images} images: same class on {fidelity.top1:.1%}, its probability off by "
         f"{fidelity.probability:.4f} on average",
-        "correlation and IoU: the median, and beside it the 5th percentile",
+        "correlation and IoU: the median; 5 %: the 5th percentile",
     ]
     if fidelity.mask is not None and fidelity.thresholds is not None:
         tft = Tft(mask=fidelity.mask, thresholds=fidelity.thresholds)
