@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -58,16 +59,17 @@ def aft(
     variant: Annotated[
         str,
         typer.Option(
-            autocompletion=complete(["faithful", "aligned", "tuner"]),
+            autocompletion=complete(["faithful", "guided", "aligned", "tuner"]),
             help="Loss terms for the maps, one or more with commas: faithful (the masked image "
-            "must still be classified), aligned (the map must match TFT's mask), tuner (the "
-            "paper's equation 8).",
+            "must still be classified), guided (the map must lie on the object, see --boxes), "
+            "aligned (the map must match TFT's mask), tuner (the paper's equation 8).",
         ),
     ] = "faithful",
     weight: Annotated[
         str | None,
         typer.Option(
-            help="lambda of each variant, with commas [default: faithful 2, aligned 10, tuner 10]."
+            help="lambda of each variant, with commas [default: faithful 2, guided 5, aligned 10, "
+            "tuner 10]."
         ),
     ] = None,
     distillation: Annotated[
@@ -90,6 +92,22 @@ def aft(
             "folder."
         ),
     ] = "auto",
+    boxes: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|FILE.json|FOLDER",
+            help="Where objects are, for guided: the data's own boxes (Pascal VOC), a COCO JSON "
+            "file, or a folder of masks named as the images. Some of the images are enough.",
+        ),
+    ] = "auto",
+    avoid: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json|FOLDER",
+            help="Regions that must not matter, as a watermark or a ruler: a COCO JSON file or a "
+            "folder of masks. Adds the term avoiding, whose lambda is 5.",
+        ),
+    ] = None,
     flip: Annotated[
         bool, typer.Option("--flip", help="Mirror half of the images; nothing is cached then.")
     ] = False,
@@ -101,9 +119,11 @@ def aft(
     """
     require_torch("training", "train")
     from ..train.aft import train_aft
-    from ..train.objective import DISTILLATION, Objective
+    from ..train.objective import DISTILLATION, WEIGHTS, Objective
 
     terms = _terms(variant, weight)
+    if avoid is not None:
+        terms.setdefault("avoiding", WEIGHTS["avoiding"])
     with progress("starting", None, is_quiet(as_json)) as advance:
         tuned = train_aft(
             model,
@@ -122,6 +142,8 @@ def aft(
             target_layer=target_layer,
             cache=cache,
             flip=flip,
+            boxes=boxes,
+            avoid=avoid,
             tick=advance,
             total=advance.total,
             **training.arguments(epochs, batch),

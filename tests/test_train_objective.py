@@ -39,7 +39,17 @@ def batch(tunable):
         "target": logits.argmax(1),
         "probabilities": logits.softmax(1).detach(),
         "mask": torch.rand(5, *tunable.target.shape[1:], generator=generator),
+        "inside": regions(tunable, generator),
+        "avoid": regions(tunable, generator),
     }
+
+
+def regions(tunable, generator):
+    """Of the second image none are known."""
+    _, height, width = tunable.target.shape
+    found = torch.rand(5, 4 * height, 4 * width, generator=generator)
+    found[1] = -1
+    return found
 
 
 def test_tuner_term_is_equation_8(tunable, batch):
@@ -70,6 +80,32 @@ def test_faithful_term_classifies_the_masked_image(tunable, batch):
     torch.testing.assert_close(values[3], F.cross_entropy(masked, batch["target"]))
 
 
+@pytest.mark.parametrize(("variant", "array"), [("guided", "inside"), ("avoiding", "avoid")])
+def test_guided_terms_are_the_share_of_the_labels_map_on_the_wrong_side(
+    tunable, batch, variant, array
+):
+    values = AftLosses(tunable, Objective(terms={variant: 1.0}))(batch)
+    activations, logits = tunable(batch["features"])
+    explained = torch.where(batch["label"] >= 0, batch["label"], batch["target"])
+    raw = tunable.raw_maps("gradcam", activations, logits, explained)
+    maps = tunable.maps(raw, batch[array].shape[1:]).detach().double().numpy()
+    region = batch[array].double().numpy()
+    shares = [(maps[i] * region[i]).sum() / maps[i].sum() for i in (0, 2, 3, 4)]
+    wrong = [1 - share if variant == "guided" else share for share in shares]
+    assert values[3].item() == pytest.approx(sum(wrong) / 4, rel=1e-5)
+
+
+def test_images_without_regions_leave_the_weights_alone(tunable, batch):
+    batch["inside"] = torch.full_like(batch["inside"], -1)
+    terms = AftLosses(tunable, Objective(terms={"guided": 3.0}, classification=0, distillation=0))
+    loss = terms(batch)[0]
+    loss.backward()
+    assert loss.item() == 0
+    assert all(
+        not weight.grad.any() for weight in tunable.tuned().values() if weight.grad is not None
+    )
+
+
 def test_distillation_is_nothing_before_training_and_grows(tunable, batch):
     losses = AftLosses(tunable, Objective())
     assert losses(batch)[2].item() == pytest.approx(0, abs=1e-6)
@@ -84,7 +120,7 @@ def test_features_are_computed_where_they_are_not_cached(tunable, batch):
     torch.testing.assert_close(losses(without), losses(batch))
 
 
-@pytest.mark.parametrize("variant", ["tuner", "aligned", "faithful"])
+@pytest.mark.parametrize("variant", ["tuner", "aligned", "faithful", "guided", "avoiding"])
 @pytest.mark.parametrize("method", ["gradcam", "gradcam++", "layercam", "ablation"])
 def test_a_few_steps_lower_each_loss(tunable, batch, variant, method):
     losses = AftLosses(tunable, Objective(method=method, terms={variant: 10.0}))

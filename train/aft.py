@@ -33,6 +33,7 @@ from .aft_result import (
 )
 from .cache import Cache
 from .data import Batches, split_data
+from .guides import open_guides
 from .loop import Plan, count_steps, fit
 from .network import TunableNetwork
 from .objective import AftLosses, Objective
@@ -60,6 +61,8 @@ def train_aft(
     machines: Machines | None = None,
     cache: str = "auto",
     flip: bool = False,
+    boxes: str | Path = "auto",
+    avoid: str | Path | None = None,
     checkpoint_minutes: float = 5.0,
     tick: Tick | None = None,
     total: Total | None = None,
@@ -81,6 +84,9 @@ def train_aft(
         machines: where to train.
         cache: ``auto`` keeps the frozen layers' outputs on disk if they fit; ``off`` computes
             them in every step; else a folder for them, kept afterwards.
+        boxes: where objects are, for the term ``guided``: ``auto``, a COCO JSON file or a folder of
+            masks, see ``open_guides``. Images without any keep the other terms.
+        avoid: regions that must not matter, the same way, for the term ``avoiding``.
         flip: mirror half of the images in each step; nothing is cached then but masks.
         checkpoint_minutes: between checkpoints.
         tick: called with (text, steps done).
@@ -96,6 +102,8 @@ def train_aft(
     """
     place, plan = Path(folder), plan or Plan()
     objective = objective or Objective()
+    if ("avoiding" in objective.terms) != (avoid is not None):
+        raise RequestError("the term avoiding and the regions to avoid go together")
     parts = split_data(data, held_out, plan.seed)
     fabric = (machines or Machines()).launch()
     source = resolve(
@@ -112,6 +120,8 @@ def train_aft(
         "weights": weights,
         "target_layer": target_layer,
         "flip": flip,
+        "boxes": str(boxes) if "guided" in objective.terms else None,
+        "avoid": None if avoid is None else str(avoid),
         **msgspec.to_builtins(objective),
         **msgspec.to_builtins(plan),
     }
@@ -141,6 +151,13 @@ def train_aft(
         fabric.barrier()
         return place / name
 
+    lookup = Classes(source.labels, tunable.num_classes, classes)
+    known = [lookup.index(sample.label) for sample in samples]
+    of_items = [-1 if index is None else index for index in known]
+    guides = {
+        name: open_guides(boxes if name == "inside" else avoid or "", parts.train, lookup)
+        for name in objective.guides
+    }
     before = export_once(BEFORE)
     tunable.to(fabric.device)
     maker = RowComputer(
@@ -150,6 +167,8 @@ def train_aft(
         objective.method,
         objective.tft,
         load(before, ENGINE) if objective.needs_masks else None,
+        guides,
+        of_items,
     )
     store, notes = _open_cache(
         place, key, cache, flip, len(samples), tunable, spec, objective, fabric
@@ -160,14 +179,16 @@ def train_aft(
     items = [i for i in range(len(samples)) if i not in errors]
     if not items:
         raise DataError(f"no image of {data} can be read: {next(iter(errors.values()))}")
-    lookup = Classes(source.labels, tunable.num_classes, classes)
-    known = [lookup.index(sample.label) for sample in samples]
+    notes += [
+        f"{each.count} of {len(samples)} images have regions ({name}), from {each.source}"
+        for name, each in guides.items()
+    ]
     notes += note_labels(known, [sample.label for sample in samples])
     batches = Batches(
         store,
         maker,
         [sample.path for sample in samples],
-        [-1 if index is None else index for index in known],
+        of_items,
         _batch_columns(store, objective),
         plan.seed if flip else None,
     )
@@ -236,7 +257,12 @@ def _open_cache(
     fabric: Fabric,
 ) -> tuple[Cache, list[str]]:
     """Open the cache of what stays the same in training, in full if the disk allows."""
-    small = ["target", "probabilities", *(["mask"] if objective.needs_masks else [])]
+    small = [
+        "target",
+        "probabilities",
+        *(["mask"] if objective.needs_masks else []),
+        *objective.guides,
+    ]
     large = ["features", *(["image"] if objective.needs_images else [])]
     home = place / "cache" if cache in ("auto", "off") else Path(cache)
     thin = Cache(home / f"{key}-small", count, layout(tunable, spec, small))
@@ -258,7 +284,12 @@ def _open_cache(
 
 
 def _batch_columns(store: Cache, objective: Objective) -> list[str]:
-    columns = ["target", "probabilities", *(["mask"] if objective.needs_masks else [])]
+    columns = [
+        "target",
+        "probabilities",
+        *(["mask"] if objective.needs_masks else []),
+        *objective.guides,
+    ]
     if "features" in store.layout:
         columns.append("features")
     if objective.needs_images or "features" not in store.layout:

@@ -110,6 +110,7 @@ def evaluate_both(
             classes=classes,
             folder=place / name,
             tick=count,
+            asked=explainers[0],  # the network before: it has not learned to like masks
         )
         write_report(evaluation, place / name)
         evaluations.append(evaluation)

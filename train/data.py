@@ -123,7 +123,7 @@ class Batches:
             return self._cache.rows("image", items)
         with ThreadPoolExecutor(4) as pool:
             spec = self._maker.spec
-            views = pool.map(lambda item: read_views([self._paths[item]], spec)[0], items)
+            views = pool.map(lambda item: read_views([self._paths[item]], spec).views, items)
             return np.concatenate(list(views))
 
     def _flip(self, batch: dict[str, torch.Tensor], items: Sequence[int], step: int) -> None:
@@ -132,7 +132,7 @@ class Batches:
             random.Random(f"{self._flip_seed} {step} {item}").random() < 0.5 for item in items
         ]
         which = torch.tensor(chosen, device=batch["label"].device)
-        for name in {"image", "mask"} & batch.keys():
+        for name in {"image", "mask", "inside", "avoid"} & batch.keys():
             flipped = batch[name].flip(-1)
             shape = (-1, *[1] * (flipped.ndim - 1))
             batch[name] = torch.where(which.reshape(shape), flipped, batch[name])

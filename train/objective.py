@@ -1,4 +1,4 @@
-"""The loss of activation fine-tuning: the classifier's, plus one or more of three terms."""
+"""The loss of activation fine-tuning: the classifier's, plus one or more terms for the maps."""
 
 from __future__ import annotations
 
@@ -15,11 +15,17 @@ from ..runtime.tft import Tft
 from .loop import Losses
 from .network import TunableNetwork, Tuner
 
-Variant = Literal["tuner", "aligned", "faithful"]
+Variant = Literal["tuner", "aligned", "faithful", "guided", "avoiding"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
 # docs/aft.md has the measurements that these follow from.
-WEIGHTS: dict[Variant, float] = {"tuner": 10.0, "aligned": 10.0, "faithful": 2.0}
+WEIGHTS: dict[Variant, float] = {
+    "tuner": 10.0,
+    "aligned": 10.0,
+    "faithful": 2.0,
+    "guided": 5.0,
+    "avoiding": 5.0,
+}
 DISTILLATION = 4.0
 
 
@@ -31,7 +37,10 @@ class Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         terms: lambda of each term used. ``tuner``: ||tuner(A) - M*||^2 (paper equation 8).
             ``aligned``: mean squared difference between the class's own map at the activations'
             size and M*. ``faithful``: cross-entropy of the class explained for the image times
-            its own map; needs no M*.
+            its own map; needs no M*. ``guided``: the share of the map of the image's label (of
+            the class predicted before, where it has none) that lies outside the object (Rao et
+            al. 2023, energy loss). ``avoiding``: the share that lies in regions that must not
+            matter. Both are means over the images that have such regions.
         classification: weight of the cross-entropy with the labels (equation 8: 1).
         distillation: weight of KL(p before || p now), which holds probabilities where they were.
         tft: the reading of TFT that M* is computed in.
@@ -69,9 +78,17 @@ class Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         return "tuner" in self.terms or "aligned" in self.terms
 
     @property
+    def guides(self) -> tuple[str, ...]:
+        """Name the arrays of regions that terms need."""
+        return tuple(_GUIDES[name] for name in self.terms if name in _GUIDES)
+
+    @property
     def needs_images(self) -> bool:
         """Tell whether images go through the frozen layers in every step."""
         return "faithful" in self.terms
+
+
+_GUIDES: dict[Variant, str] = {"guided": "inside", "avoiding": "avoid"}
 
 
 class AftLosses(Losses):
@@ -102,7 +119,8 @@ class AftLosses(Losses):
         Args:
             batch: ``target`` int64 [N]; ``label`` int64 [N], -1 where unknown; ``probabilities``
                 [N, C] before training; ``features`` [N, K', h', w'] or else ``image`` [N, 3, H,
-                W], which ``faithful`` needs as well; ``mask`` [N, h, w] where one is used.
+                W], which ``faithful`` needs as well; ``mask`` [N, h, w] where one is used;
+                ``inside`` and ``avoid`` [N, h', w'] from ``Guides.row``.
         """
         objective = self.objective
         features = batch.get("features")
@@ -121,10 +139,30 @@ class AftLosses(Losses):
             raw = self.tunable.raw_maps(
                 objective.method, activations, logits, batch["target"], objective.score
             )
+        guided = self._guided_maps(activations, logits, batch) if objective.guides else None
         for name, weight in objective.terms.items():
-            parts.append((weight, self._term(name, activations, raw, batch)))
+            if guided is not None and name in _GUIDES:
+                inside = _share_inside(guided, batch[_GUIDES[name]])
+                found = _mean_of_known(
+                    1 - inside if name == "guided" else inside, batch[_GUIDES[name]]
+                )
+            else:
+                found = self._term(name, activations, raw, batch)
+            parts.append((weight, found))
         total = torch.stack([weight * value for weight, value in parts]).sum()
         return torch.stack([total, *(value for _, value in parts)])
+
+    def _guided_maps(
+        self, activations: torch.Tensor, logits: torch.Tensor, batch: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Compute the maps as they are shown, at the size of the guides."""
+        objective = self.objective
+        explained = torch.where(batch["label"] >= 0, batch["label"], batch["target"])
+        raw = self.tunable.raw_maps(
+            objective.method, activations, logits, explained, objective.score
+        )
+        size = batch[objective.guides[0]].shape[-2:]
+        return self.tunable.maps(raw, (int(size[0]), int(size[1])))
 
     def _term(
         self,
@@ -144,6 +182,17 @@ class AftLosses(Losses):
         masked = self.tunable.maps(raw)[:, None] * batch["image"]
         logits = self.tunable.classify(masked)
         return F.cross_entropy(logits, batch["target"])
+
+
+def _share_inside(maps: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
+    """The share of each map [N, h, w] that lies in a region, [N]; 0 for a map of zeros."""
+    return (maps * regions).sum((-2, -1)) / maps.sum((-2, -1)).clamp(min=1e-6)
+
+
+def _mean_of_known(values: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
+    """The mean over the images that have regions; 0 without any."""
+    known = regions[:, 0, 0] >= 0
+    return torch.where(known, values, 0.0).sum() / known.sum().clamp(min=1)
 
 
 def _divergence(before: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ from ..runtime.explainer import Explainer
 from ..runtime.input_format import BYTE_RANGE, Preprocess
 from ..runtime.pipeline import infer, threshold
 from ..runtime.pixels import Pixels, pixel_format, read_pixels
-from ..runtime.preprocess import crop_resized, in_color
+from ..runtime.preprocess import Placement, crop_resized, in_color
 from ..runtime.request import plan_request
 from ..runtime.tft import Tft
 from ..runtime.timing import Tick
 from .cache import Cache
+from .guides import CELLS, Guides
 from .network import TunableNetwork
 
 _BATCH = 16
@@ -38,7 +39,7 @@ def layout(
         spec: its preprocessing.
         names: of the arrays: ``target`` (the most probable class), ``probabilities``,
             ``features`` (the output of the frozen part), ``image`` (resized and cropped),
-            ``mask`` (M*).
+            ``mask`` (M*), ``inside`` and ``avoid`` (regions, see ``guides``).
     """
     channels, pixel_type = pixel_format(spec)
     rows: dict[str, tuple[tuple[int, ...], str]] = {
@@ -47,8 +48,16 @@ def layout(
         "features": (tunable.feature_shape, "float16"),
         "image": ((*tunable.size, channels), pixel_type),
         "mask": (tunable.target.shape[1:], "float16"),
+        "inside": (guide_size(tunable), "float16"),
+        "avoid": (guide_size(tunable), "float16"),
     }
     return {name: rows[name] for name in rows if name in set(names)}
+
+
+def guide_size(tunable: TunableNetwork) -> tuple[int, int]:
+    """Return (h, w), the number of cells of a guide."""
+    _, height, width = tunable.target.shape
+    return CELLS * height, CELLS * width
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,8 @@ class RowComputer:
         method: of the masks.
         tft: the reading of TFT that masks are computed in.
         explainer: of the same network, if masks are needed.
+        guides: the images' regions, by the name of their array.
+        labels: classes of the images, -1 where unknown, if there are guides.
     """
 
     tunable: TunableNetwork
@@ -70,6 +81,8 @@ class RowComputer:
     method: Method = "gradcam"
     tft: Tft | None = None
     explainer: Explainer | None = None
+    guides: Mapping[str, Guides] = field(default_factory=dict)
+    labels: Sequence[int] = ()
 
     def fill(
         self,
@@ -94,13 +107,36 @@ class RowComputer:
             parts: list[dict[str, NDArray[Any]]] = []
             for start in range(0, len(items), _BATCH):
                 batch = items[start : start + _BATCH]
-                views, unreadable = read_views([paths[item] for item in batch], self.spec)
-                errors.update({batch[i]: why for i, why in unreadable.items()})
-                parts.append(self.rows(views, cache.layout))
+                read = read_views([paths[item] for item in batch], self.spec)
+                errors.update({batch[i]: why for i, why in read.errors.items()})
+                rows = self.rows(read.views, cache.layout)
+                parts.append(rows | self._regions(batch, read.placements, rows["target"]))
                 if tick is not None:
                     tick("reading images", len(batch))
             arrays = {name: np.concatenate([part[name] for part in parts]) for name in cache.layout}
             cache.write(index, arrays, errors)
+
+    def _regions(
+        self,
+        items: Sequence[int],
+        placements: Sequence[Placement | None],
+        predicted: NDArray[Any],
+    ) -> dict[str, NDArray[Any]]:
+        """Compute the regions of images: of their label's boxes, or of the predicted class."""
+        classes = [
+            self.labels[item] if self.labels and self.labels[item] >= 0 else int(likely)
+            for item, likely in zip(items, predicted, strict=True)
+        ]
+        size = guide_size(self.tunable)
+        return {
+            name: np.stack(
+                [
+                    guides.row(item, placement, target if name == "inside" else None, size)
+                    for item, placement, target in zip(items, placements, classes, strict=True)
+                ]
+            )
+            for name, guides in self.guides.items()
+        }
 
     @torch.no_grad()
     def rows(self, views: Pixels, names: Container[str]) -> dict[str, NDArray[Any]]:
@@ -126,29 +162,35 @@ class RowComputer:
         return rows
 
 
-def read_views(paths: Sequence[Path], spec: Preprocess) -> tuple[Pixels, dict[int, str]]:
-    """Read, resize and crop images, [N, H, W, C]; return them and the errors by index.
+@dataclass(frozen=True)
+class Views:
+    """What the network sees of some images.
 
-    An image that cannot be read is all zero.
+    Attributes:
+        views: [N, H, W, C]; all zero where an image cannot be read.
+        placements: where they lie in their images; None where one cannot be read.
+        errors: why images cannot be read, by index.
     """
+
+    views: Pixels
+    placements: tuple[Placement | None, ...]
+    errors: dict[int, str]
+
+
+def read_views(paths: Sequence[Path], spec: Preprocess) -> Views:
+    """Read, resize and crop images."""
     channels, pixel_type = pixel_format(spec)
     views = np.zeros((len(paths), *spec.size, channels), pixel_type)
+    placements: list[Placement | None] = []
     errors = {}
     for index, path in enumerate(paths):
-        view = _read_view(path, spec)
-        if isinstance(view, str):
-            errors[index] = view
-        else:
-            views[index] = view
-    return views, errors
-
-
-def _read_view(path: Path, spec: Preprocess) -> Pixels | str:
-    """Read, resize and crop one image, or return why it cannot be read."""
-    try:
-        return crop_resized(read_pixels(path, spec), spec)[0]
-    except ImageError as error:
-        return str(error)
+        try:
+            views[index], placement = crop_resized(read_pixels(path, spec), spec)
+        except ImageError as error:
+            errors[index] = str(error)
+            placement = None
+        placements.append(placement)
+    return Views(views, tuple(placements), errors)
 
 
 def to_input(views: Pixels, spec: Preprocess, device: torch.device) -> torch.Tensor:
