@@ -68,7 +68,7 @@ def aft(
     weight: Annotated[
         str | None,
         typer.Option(
-            help="lambda of each variant, with commas [default: faithful 2, guided 5, aligned 10, "
+            help="lambda of each variant, with commas [default: faithful 2, guided 3, aligned 10, "
             "tuner 10]."
         ),
     ] = None,
@@ -105,7 +105,7 @@ def aft(
         typer.Option(
             metavar="FILE.json|FOLDER",
             help="Regions that must not matter, as a watermark or a ruler: a COCO JSON file or a "
-            "folder of masks. Adds the term avoiding, whose lambda is 5.",
+            "folder of masks. Adds the term avoiding, whose lambda is 3.",
         ),
     ] = None,
     flip: Annotated[

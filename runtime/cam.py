@@ -53,15 +53,22 @@ def raw_map(
     Returns:
         float [N, k, h, w], not normalised; no negative values, but for ``cam``.
     """
+    raw = signed_map(method, activations, gradients, weights)
+    return raw if method == "cam" else _relu(raw)
+
+
+def signed_map(
+    method: Method, activations: Array, gradients: Array, weights: Array | None = None
+) -> Array:
+    """Sum the activations by their weights, as ``raw_map`` does before it drops negative values."""
     if method == "layercam":  # Jiang et al. 2021: weights per element
-        return _relu((_relu(gradients) * activations[:, None, ...]).sum(-3))
+        return (_relu(gradients) * activations[:, None, ...]).sum(-3)
     if method == "hirescam":  # Draelos and Carin 2020: gradients element-wise, not averaged
-        return _relu((gradients * activations[:, None, ...]).sum(-3))
+        return (gradients * activations[:, None, ...]).sum(-3)
     alpha = weights if weights is not None else channel_weights(method, activations, gradients)
     n, channels, height, width = activations.shape
     summed = alpha @ activations.reshape((n, channels, height * width))
-    raw = summed.reshape((n, alpha.shape[1], height, width))
-    return raw if method == "cam" else _relu(raw)
+    return summed.reshape((n, alpha.shape[1], height, width))
 
 
 def attention_relevance(gradients: Array) -> Array:

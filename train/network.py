@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from ..runtime.cam import Method, Score, ablation_weights, finish, raw_map
+from ..runtime.cam import Method, Score, ablation_weights, finish, raw_map, resize, signed_map
 from ..runtime.errors import ExportError
 from .ablation import compute_logit_drops, split_head
 from .graph import (
@@ -19,6 +19,8 @@ from .graph import (
     recorded_shape,
 )
 from .target import find_target
+
+_SHARPNESS = 8.0
 
 
 class TunableNetwork(torch.nn.Module):
@@ -97,6 +99,7 @@ class TunableNetwork(torch.nn.Module):
         logits: torch.Tensor,
         target: torch.Tensor,
         score: Score | None = None,
+        signed: bool = False,
     ) -> torch.Tensor:
         """Compute raw maps [N, h, w] of one class for each image, differentiable in w1 and w2.
 
@@ -106,6 +109,7 @@ class TunableNetwork(torch.nn.Module):
             logits: of these activations, [N, C].
             target: the class explained, int64 [N].
             score: see ``whycam.export.to_onnx``.
+            signed: keep negative values, which the method drops in the end.
         """
         if method == "ablation":
             assert self._parts is not None
@@ -120,11 +124,24 @@ class TunableNetwork(torch.nn.Module):
             chosen = values.gather(1, target[:, None]).sum()
             (gradient,) = torch.autograd.grad(chosen, activations, create_graph=True)
             gradients = gradient[:, None]
-        return raw_map(method, activations, gradients, weights)[:, 0]  # type: ignore[no-any-return]
+        make = signed_map if signed else raw_map
+        return make(method, activations, gradients, weights)[:, 0]  # type: ignore[no-any-return]
 
     def maps(self, raw: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
         """Resize raw maps [N, h, w] to [N, H, W], or another size, and normalise them to [0, 1]."""
         return finish(raw, size or self.size)  # type: ignore[no-any-return]
+
+
+def soften(signed: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Make positive maps [N, H, W] of signed ones [N, h, w], which keep a gradient below 0.
+
+    Each is resized, divided by its largest magnitude, and softplus(8 x) / 8 takes the place of the
+    method's ReLU: a map that is negative everywhere would have no gradient, and stay empty.
+    """
+    maps = resize(signed, size)
+    largest = maps.detach().abs().amax((-2, -1), keepdim=True).clamp(min=1e-12)
+    soft: torch.Tensor = torch.nn.functional.softplus(_SHARPNESS * maps / largest) / _SHARPNESS
+    return soft
 
 
 class Tuner(torch.nn.Module):

@@ -13,7 +13,7 @@ from ..runtime.cam import ACTIVATION_METHODS, Method, Score
 from ..runtime.errors import RequestError
 from ..runtime.tft import Tft
 from .loop import Losses
-from .network import TunableNetwork, Tuner
+from .network import TunableNetwork, Tuner, soften
 
 Variant = Literal["tuner", "aligned", "faithful", "guided", "avoiding"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
@@ -23,8 +23,8 @@ WEIGHTS: dict[Variant, float] = {
     "tuner": 10.0,
     "aligned": 10.0,
     "faithful": 2.0,
-    "guided": 5.0,
-    "avoiding": 5.0,
+    "guided": 3.0,
+    "avoiding": 3.0,
 }
 DISTILLATION = 4.0
 
@@ -39,8 +39,9 @@ class Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             size and M*. ``faithful``: cross-entropy of the class explained for the image times
             its own map; needs no M*. ``guided``: the share of the map of the image's label (of
             the class predicted before, where it has none) that lies outside the object (Rao et
-            al. 2023, energy loss). ``avoiding``: the share that lies in regions that must not
-            matter. Both are means over the images that have such regions.
+            al. 2023, energy loss), of maps that are soft at 0 (``network.soften``).
+            ``avoiding``: the share that lies in regions that must not matter. Both are means over
+            the images that have such regions.
         classification: weight of the cross-entropy with the labels (equation 8: 1).
         distillation: weight of KL(p before || p now), which holds probabilities where they were.
         tft: the reading of TFT that M* is computed in.
@@ -155,14 +156,14 @@ class AftLosses(Losses):
     def _guided_maps(
         self, activations: torch.Tensor, logits: torch.Tensor, batch: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
-        """Compute the maps as they are shown, at the size of the guides."""
+        """Compute the maps, soft at 0, at the size of the guides."""
         objective = self.objective
         explained = torch.where(batch["label"] >= 0, batch["label"], batch["target"])
         raw = self.tunable.raw_maps(
-            objective.method, activations, logits, explained, objective.score
+            objective.method, activations, logits, explained, objective.score, signed=True
         )
         size = batch[objective.guides[0]].shape[-2:]
-        return self.tunable.maps(raw, (int(size[0]), int(size[1])))
+        return soften(raw, (int(size[0]), int(size[1])))
 
     def _term(
         self,
