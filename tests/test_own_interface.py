@@ -36,6 +36,7 @@ from whycam.runtime.errors import EngineError, ModelFileError, RequestError
 from whycam.runtime.live.capture_thread import Frame
 from whycam.runtime.live.controls import Controls, Look
 from whycam.runtime.live.frames import FrameExplainer
+from whycam.runtime.live.track import Allowance
 from whycam.runtime.manifest import Manifest, Preprocess
 from whycam.runtime.pipeline import prepare
 from whycam.runtime.preprocess import in_color
@@ -392,7 +393,8 @@ def test_masks_of_an_evaluation_follow_the_layout(file_of, manifest_of, tiny_eng
 def test_tracked_thresholds_of_frames_follow_the_layout(file_of, reference):
     explanations = []
     for explainer in (whycam.load(file_of(layout="NHWC"), threads=1), reference()):
-        frames = FrameExplainer(explainer, Controls(explainer.manifest, Look(tft="track")), 10)
+        controls = Controls(explainer.manifest, Look(tft="track"))
+        frames = FrameExplainer(explainer, controls, "balanced", Allowance(10), None)
         frame = Frame(0, 0.0, random_image(), 0.0, 0.0)
         explanations.append(frames.prepare_and_explain(frame).explanation)
     assert_same(*explanations)
