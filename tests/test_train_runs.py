@@ -232,6 +232,43 @@ def test_every_variant_trains_for_other_methods(classifier, shapes, tmp_path, va
     assert document["rows"]["aft"]["method"] == method
 
 
+def _object_of(image: Path) -> np.ndarray:
+    pixels = np.asarray(Image.open(image)).astype(int)
+    return pixels.max(2) - pixels.min(2) > 130
+
+
+def _energy(model: Path, shapes: Path) -> float:
+    """Mean share of the maps of held-out images that lies on the shape."""
+    explainer = whycam.load(model)
+    found = []
+    for name in SHAPES:
+        for file in sorted((shapes / "val" / name).iterdir()):
+            map_ = explainer.explain(file, name).map
+            found.append((map_ * _object_of(file)).sum() / max(map_.sum(), 1e-6))
+    return float(np.mean(found))
+
+
+@pytest.mark.parametrize("option", ["--boxes", "--avoid"])
+def test_regions_draw_maps_in_or_keep_them_out(classifier, shapes, tmp_path, option):
+    masks = tmp_path / "masks"
+    for name in SHAPES:
+        (masks / name).mkdir(parents=True)
+        for file in sorted((shapes / "train" / name).glob("[0-9]*.png"))[::2]:  # of some images
+            Image.fromarray(_object_of(file)).convert("L").save(masks / name / file.name)
+    variant = ["--variant", "guided"] if option == "--boxes" else ["--variant", "avoiding"]
+    more = [*variant, option, masks, "--epochs", 10, "--weight", 10]
+    document = tune(classifier, shapes, tmp_path / "t", *more)
+    assert any(note.startswith("75 of 152 images have regions") for note in document["notes"])
+    before, after = (
+        _energy(tmp_path / "t" / name, shapes) for name in ("before.onnx", "after.onnx")
+    )
+    assert (after > before + 0.05) if option == "--boxes" else (after < before - 0.05), (
+        before,
+        after,
+    )
+    assert document["rows"]["aft"]["cross_asked_increase"] is not None
+
+
 def test_without_a_cache_and_with_mirrored_images_it_streams(classifier, shapes, tmp_path):
     for name, more in {"off": ["--cache", "off"], "flip": ["--flip"]}.items():
         document = tune(classifier, shapes, tmp_path / name, "--variant", "aligned", *more)
