@@ -61,7 +61,7 @@ def test_help_of_aft_names_the_defaults_that_it_uses(whycam):
     objective = pytest.importorskip("whycam.train.objective")
     said = " ".join(whycam("train", "aft", "--help").out.replace("│", " ").split())
     weights = ", ".join(
-        f"{name} {objective.WEIGHTS[name]:g}" for name in ("faithful", "aligned", "tuner")
+        f"{name} {objective.WEIGHTS[name]:g}" for name in ("faithful", "guided", "aligned", "tuner")
     )
     assert f"[default: {weights}]" in said
     assert f"original network [default: {objective.DISTILLATION:g}]" in said
