@@ -97,7 +97,8 @@ def train_aft(
 
     Raises:
         ExportError: the model cannot be loaded or taken apart.
-        DataError: no images.
+        DataError: no images, or no regions for a term that needs them.
+        RequestError: the term ``avoiding`` without regions to avoid, or these without it.
         TrainingError: the folder holds another run, or the loss is no longer a number.
     """
     place, plan = Path(folder), plan or Plan()
