@@ -22,8 +22,7 @@ from typing import Any, TypeVar
 import av
 import cv2
 import numpy as np
-from rich.console import Console
-from rich.table import Table
+from tables import print_rows
 
 import whycam
 from whycam.runtime import pipeline
@@ -51,12 +50,8 @@ def main() -> None:
     if options.json:
         print(json.dumps({**about, "rows": rows}))
         return
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*(f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()))
-    out = Console(highlight=False, width=150)
-    out.print(table)
-    out.print(about)
+    print_rows(rows, ".2f")
+    print(about)
 
 
 def measure_stages(model: str, video: str, method: str, frames: int) -> dict[str, Any]:

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from tables import print_rows
 
 import whycam
 from whycam.runtime import pipeline
@@ -57,12 +56,8 @@ def main() -> None:
     if options.json:
         print(json.dumps({**about, "rows": rows}))
         return
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()))
-    out = Console(highlight=False, width=140)
-    out.print(table)
-    out.print(about)
+    print_rows(rows, ".3f")
+    print(about)
 
 
 def measured(

@@ -1,4 +1,4 @@
-"""Write a file whole or not at all, and ask what a folder or a mapped file allows."""
+"""Write a file whole or not at all."""
 
 from __future__ import annotations
 
@@ -75,21 +75,3 @@ def writable_folder(folder: str | os.PathLike[str]) -> Path:
             return path
     except OSError as error:
         raise OutputError(f"cannot write to {path}: {error.strerror or error}") from error
-
-
-def is_mapped(path: Path) -> bool:
-    """Tell whether this process has a file mapped into its memory; False where nobody says.
-
-    Args:
-        path: of the file, resolved.
-    """
-    try:
-        inode = str(path.stat().st_ino)
-        maps = Path("/proc/self/maps").read_text(errors="replace")
-    except OSError:
-        return False
-    # By name as well: a file of an overlay has another inode there.
-    return any(
-        row[4] == inode or row[5:] == [str(path)]
-        for row in (line.split(maxsplit=5) for line in maps.splitlines())
-    )

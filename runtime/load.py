@@ -92,8 +92,8 @@ def load(
         gpu=gpu,
         spin=spin,
     )
-    with ThreadPoolExecutor(1) as beside:
-        if check and not is_plan(path):  # a plan's digest is compared wherever one is loaded
+    if check and not is_plan(path):  # a plan's digest is compared wherever one is loaded
+        with ThreadPoolExecutor(1) as beside:
             digest = beside.submit(check_digest, path, manifest)
             import_engine(engine, manifest, settings)
             digest.result()  # before an engine sees the file, which could end the process

@@ -57,7 +57,9 @@ def without_outputs(path: str | os.PathLike[str], names: Collection[str]) -> byt
     Raises:
         ModelFileError: the file is missing, no ONNX, or truncated.
     """
-    return _cut(os.fspath(path), names, None) or b""
+    found = _cut(os.fspath(path), names, None)
+    assert found is not None
+    return found
 
 
 def with_weights_in_place(path: str | os.PathLike[str], names: Collection[str]) -> bytes | None:
@@ -72,7 +74,8 @@ def with_weights_in_place(path: str | os.PathLike[str], names: Collection[str]) 
         names: of the outputs to remove.
 
     Returns:
-        The rest of the file; None where it has no such kernels, or might refer to other files.
+        The rest of the file; None where less than half of it would be referred to, for then an
+        engine reads the file itself with less memory, and where it might refer to other files.
 
     Raises:
         ModelFileError: the file is missing, no ONNX, or truncated.
@@ -103,7 +106,27 @@ def _cut(name: str, names: Collection[str], location: str | None) -> bytes | Non
                 parts += [header(field, end - start), content[start:end]]
             elif field == IR_VERSION:
                 parts += [bytes([IR_VERSION << 3]), content[start:end]]
+    if location is not None and 2 * sum(map(len, parts)) > len(content):
+        return None
     return b"".join(parts)
+
+
+def is_mapped(path: Path) -> bool:
+    """Tell whether this process has a file mapped into its memory; False where nobody says.
+
+    Args:
+        path: of the file, resolved.
+    """
+    try:
+        inode = str(path.stat().st_ino)
+        maps = Path("/proc/self/maps").read_text(errors="replace")
+    except OSError:
+        return False
+    # By name as well: a file of an overlay has another inode there.
+    return any(
+        row[4] == inode or row[5:] == [str(path)]
+        for row in (line.split(maxsplit=5) for line in maps.splitlines())
+    )
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ import whycam
 from whycam.runtime.engines import ort
 from whycam.runtime.engines.ort import OnnxRuntimeEngine
 from whycam.runtime.errors import ModelFileError
-from whycam.runtime.files import is_mapped
-from whycam.runtime.onnxcut import with_weights_in_place, without_outputs
+from whycam.runtime.onnxcut import is_mapped, with_weights_in_place, without_outputs
 
 _PACKS = pytest.mark.skipif(
     not ort._PACKS_WEIGHTS, reason="ONNX Runtime packs weights on x86-64, and Linux tells"
@@ -137,8 +136,16 @@ def test_kernels_that_convolutions_alone_read_are_found_in_the_file(two_convolut
         np.testing.assert_array_equal(numpy_helper.to_array(found), numpy_helper.to_array(stored))
 
 
-def test_file_without_large_weights_is_cut_as_it_is(two_branches):
-    assert with_weights_in_place(two_branches, {"c"}) == without_outputs(two_branches, {"c"})
+def test_file_of_which_little_would_be_referred_to_is_left_alone(two_branches, two_convolutions):
+    assert with_weights_in_place(two_branches, {"c"}) is None
+    model = onnx.load(two_convolutions)
+    dense = np.zeros((64, 9 * 64), np.float32)  # as large as the kernel, and read by another node
+    model.graph.initializer.append(numpy_helper.from_array(dense, "dense"))
+    model.graph.node.append(helper.make_node("ReduceSum", ["dense"], ["sum"]))
+    model.graph.node.append(helper.make_node("Add", ["y", "sum"], ["v"]))
+    model.graph.output[0].name = "v"
+    two_convolutions.write_bytes(model.SerializeToString())
+    assert with_weights_in_place(two_convolutions, {"z"}) is None
 
 
 @pytest.mark.parametrize("attribute", [False, True])

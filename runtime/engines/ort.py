@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EngineError, MissingExtraError, ModelFileError, WhyCamError
-from ..files import is_mapped, writable_folder
+from ..files import writable_folder
 from ..manifest import Manifest
-from ..onnxcut import with_weights_in_place, without_outputs
+from ..onnxcut import is_mapped, with_weights_in_place, without_outputs
 from ..onnxfile import digest
 from ..threads import usable_cores
 from . import ort_gpu, ort_options, ort_plugins
