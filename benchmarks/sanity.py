@@ -38,7 +38,7 @@ def layers_with_weights(model: torch.nn.Module) -> list[str]:
     return [
         name
         for name, module in reversed(list(model.named_modules()))
-        if hasattr(module, "reset_parameters") and any(module.parameters(recurse=False))
+        if hasattr(module, "reset_parameters") and list(module.parameters(recurse=False))
     ]
 
 
@@ -60,15 +60,16 @@ def explain(
     classes = []
     for index, image in enumerate(images):
         target = -1 if targets is None else targets[index]
-        for one in explainer.explain(image, target, list(methods)):
-            found[one.method].append(one.original_map)
-        classes.append(one.index)
+        by_method = explainer.explain(image, target, list(methods))
+        for method, one in by_method.items():
+            found[method].append(one.original_map)
+        classes.append(by_method[methods[0]].index)
     return found, classes
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("images", help="a folder, or a file")
+    parser.add_argument("images", type=Path, help="a folder")
     parser.add_argument("--model", default="torchvision/resnet18")
     parser.add_argument("--methods", default="gradcam,gradcam++,layercam,xgradcam,hirescam")
     parser.add_argument("--steps", type=int, default=6, help="how many times more is randomised")
