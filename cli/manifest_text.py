@@ -162,10 +162,14 @@ def preprocess_line(manifest: Manifest) -> str:
             f"{spec.color}"
         )
     resize = "x".join(map(str, spec.resize)) or "none"
-    return (
-        f"resize {resize} {spec.interpolation}, crop {spec.size[0]}x{spec.size[1]}, "
-        f"mean {list(spec.mean)}, std {list(spec.std)}, {spec.color}{_images(spec)}"
-    )
+    size = f"{spec.size[0]}x{spec.size[1]}"
+    fit = f"resize {resize} {spec.interpolation}, crop {size}"
+    if spec.letterbox is not None:
+        box = spec.letterbox
+        fit = f"letterbox {size} {spec.interpolation}, {box.anchor}, padding {box.value}"
+    if not spec.antialias:
+        fit += ", no antialias"
+    return f"{fit}, mean {list(spec.mean)}, std {list(spec.std)}, {spec.color}{_images(spec)}"
 
 
 def _images(spec: Preprocess) -> str:

@@ -18,6 +18,7 @@ from .ablation_head import Head, explain_refusal
 from .assemble import Request
 from .heads import OutputMeaning
 from .loading import LoadedModel
+from .resample import check_embeddable
 
 _LARGEST_SIDE = 2**15
 
@@ -178,6 +179,8 @@ def plan_export(
         )
     if options.top is not None and is_fixed and options.top > meaning.num_classes:
         raise RequestError(f"top {options.top} of {meaning.num_classes} classes")
+    if options.embed_preprocess:
+        check_embeddable(loaded.preprocess)
     score: Score = options.score or "logit"
     methods, map_methods = _choose_methods(options, head, meaning, score)
     own = map_methods[0] if map_methods else None

@@ -327,6 +327,7 @@ def _from_file(path: Path, size: tuple[int, int] | None) -> Preprocess | None:
     if stated is None:
         return None
     try:
-        return msgspec.convert({"size": stated, "resize": stated, **data}, Preprocess)
+        resize = [] if data.get("letterbox") is not None else stated
+        return msgspec.convert({"size": stated, "resize": resize, **data}, Preprocess)
     except (msgspec.ValidationError, ValueError) as error:
         raise ExportError(f"{path} does not hold usable preprocessing: {error}") from error

@@ -30,12 +30,18 @@ Array = Any
 _GREY = np.array([19595, 38470, 7471], np.float32)  # of 65536, as Pillow weighs red, green, blue
 
 
-def check_interpolation(spec: Preprocess) -> None:
-    """Refuse nearest interpolation, which is not portable in a graph.
+def check_embeddable(spec: Preprocess) -> None:
+    """Refuse preprocessing that no graph does: nearest pixels, letterboxes, OpenCV's resize.
 
     Raises:
-        ExportError: the interpolation is ``nearest``.
+        ExportError: the preprocessing is one of these.
     """
+    if spec.letterbox is not None or not spec.antialias:
+        raise ExportError(
+            "preprocessing inside the graph resizes with antialias and crops, and this network's "
+            f"is {'a letterbox' if spec.letterbox is not None else 'a resize without antialias'}: "
+            "export it without --embed-preprocess"
+        )
     if spec.interpolation not in _FILTERS:
         raise ExportError(
             f"preprocessing inside the graph cannot be '{spec.interpolation}', which "
@@ -63,7 +69,7 @@ def record_preprocess(
     Returns:
         float32 [N, C, H, W], or [N, H, W, C].
     """
-    check_interpolation(spec)
+    check_embeddable(spec)
     x = image.cast(ir.DataType.FLOAT)  # first, for TensorRT supports nothing else with uint8
     if size is not None:
         (top, rows), (left, columns) = (_trim(each) for each in _compute_weights(spec, size))

@@ -56,6 +56,31 @@ class DynamicSize(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return all(self.least <= side <= self.most and side % self.step == 0 for side in size)
 
 
+class Letterbox(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Fit whole images into the network's input in their own proportions, and pad the rest.
+
+    Attributes:
+        anchor: where the image lies in the input: in its ``center``, where an odd pixel of padding
+            goes below and to the right, or in its ``top-left`` corner.
+        value: of the padding, as an 8-bit image has it, in every channel.
+    """
+
+    anchor: Literal["center", "top-left"] = "center"
+    value: int = 114
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.value <= BYTE_RANGE[1]:
+            raise ValueError(f"the padding's value must lie in 0 .. 255, not {self.value}")
+
+    def fit(self, image: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+        """Compute what an image of (height, width) is resized to in an input of (H, W)."""
+        scale = min(new / full for full, new in zip(image, size, strict=True))
+        height, width = (
+            min(new, max(1, round(full * scale))) for full, new in zip(image, size, strict=True)
+        )
+        return height, width
+
+
 class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """From an image of any size to the network's input, as the model was trained.
 
@@ -68,9 +93,11 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         resize: what the image is resized to before the crop. One number: its shorter side;
             two: (height, width) whatever the image's proportions; none: not at all.
         interpolation: of the resize.
-        antialias: whether the resize averages where it shrinks, as Pillow does it; always so.
+        antialias: whether the resize averages where it shrinks, as Pillow does it. Without, it is
+            OpenCV's, which detectors are often trained with; for whole images alone.
         crop: ``center`` is the only one there is; an image smaller than the crop gets a black
             border.
+        letterbox: how whole images are fitted in, in place of resize and crop; None: they are not.
         color: the network's channels in order; ``L`` is one channel of grey, by Pillow's weights
             (ITU-R 601-2); ``bands`` are any number of channels that are no colours, in the order
             of the image's bands.
@@ -89,11 +116,13 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     value_range: tuple[float, float] | None = None
+    letterbox: Letterbox | None = None
 
     def __post_init__(self) -> None:
         sides = (*self.size, *self.resize)
         if len(self.resize) > 2 or min(sides) < 1 or max(sides) > MOST:
             raise ValueError(f"unusable sizes: input {self.size}, resize {self.resize}")
+        self._check_fit()
         if not len(self.mean) == len(self.std) == self.channels > 0:
             count = "as many" if self.color == "bands" else f"{self.channels}"
             raise ValueError(
@@ -112,6 +141,18 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         low, high = self.value_range
         if not (high - low >= 1 / MOST and max(abs(low), abs(high)) <= _LARGEST):
             raise ValueError(f"value range {low:g} to {high:g}: the second must be the larger one")
+
+    def _check_fit(self) -> None:
+        if self.letterbox is not None and self.resize:
+            raise ValueError(f"a letterbox takes the place of resize {self.resize}: leave it empty")
+        if self.letterbox is not None and self.value_range not in (None, BYTE_RANGE):
+            raise ValueError("a letterbox is for 8-bit images, without a value range")
+        if self.antialias:
+            return
+        if self.letterbox is None and self.resize != self.size:
+            raise ValueError("a resize without antialias is for whole images: no crop")
+        if self.interpolation not in ("nearest", "bilinear"):
+            raise ValueError(f"a resize without antialias is not {self.interpolation}: bilinear is")
 
     @property
     def channels(self) -> int:

@@ -221,6 +221,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise ValueError(f"two inputs or outputs with one name, or none: {self.names}")
         spec = self.preprocess
         self._check_bands()
+        self._check_letterbox()
         as_it_is = max(map(abs, spec.mean)) == 0 and all(
             abs(255 * value - 1) < _SAME_STD for value in spec.std
         )
@@ -228,6 +229,16 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise ValueError(
                 f"a uint8 input takes pixels as they are, with mean 0 and std 1/255, not mean "
                 f"{spec.mean} and std {spec.std}"
+            )
+
+    def _check_letterbox(self) -> None:
+        spec = self.preprocess
+        if spec.letterbox is not None and self.dynamic_size is not None:
+            raise ValueError("a letterbox fits images into one size, and the graph takes several")
+        if self.embedded_preprocess and (spec.letterbox is not None or not spec.antialias):
+            raise ValueError(
+                "preprocessing inside the graph resizes with antialias and crops; it has no "
+                "letterbox and no resize as OpenCV's"
             )
 
     def _check_bands(self) -> None:

@@ -1,7 +1,8 @@
 """From an image to the network's input, and a map's way back to the image.
 
 The pixels are those of torchvision's and timm's transforms on Pillow images: resize with
-antialias, centre crop, normalise.
+antialias, centre crop, normalise. Detectors often have whole images fitted in by OpenCV instead:
+``Preprocess.letterbox`` and ``antialias`` say so.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class Placement:
 def place(image: tuple[int, int], spec: Preprocess) -> tuple[Placement, tuple[int, int]]:
     """Locate the network's input in an image of (height, width), and its resized size."""
     height, width = image
-    if len(spec.resize) == 2:
+    if spec.letterbox is not None:
+        resized = spec.letterbox.fit(image, spec.size)
+    elif len(spec.resize) == 2:
         resized = spec.resize[0], spec.resize[1]
     elif len(spec.resize) == 1:
         short = spec.resize[0]
@@ -66,7 +69,7 @@ def place(image: tuple[int, int], spec: Preprocess) -> tuple[Placement, tuple[in
         resized = image
     sides = []
     for full, new, wanted in zip(image, resized, spec.size, strict=True):
-        start = _start(new, wanted)
+        start = _start(new, wanted, spec)
         sides.append((start * full / new, (start + wanted) * full / new))
     (top, bottom), (left, right) = sides
     return Placement(image, top, left, bottom, right), resized
@@ -97,7 +100,7 @@ def crop_resized(image: Pixels, spec: Preprocess) -> tuple[Pixels, Placement]:
     """
     placement, resized = place((image.shape[0], image.shape[1]), spec)
     # The window of the resized image that is shown, and where in the view it lies.
-    starts = [_start(new, wanted) for new, wanted in zip(resized, spec.size, strict=True)]
+    starts = [_start(new, wanted, spec) for new, wanted in zip(resized, spec.size, strict=True)]
     top, left = (max(start, 0) for start in starts)
     bottom, right = (
         min(start + wanted, new)
@@ -105,6 +108,8 @@ def crop_resized(image: Pixels, spec: Preprocess) -> tuple[Pixels, Placement]:
     )
     if resized == placement.image:
         part = image[top:bottom, left:right]
+    elif not spec.antialias:  # whole images alone
+        part = _resize_plainly(image, resized, spec.interpolation)
     elif resized[0] * resized[1] <= _MAX_EXCESS * spec.size[0] * spec.size[1]:
         columns, skipped, width = _columns(placement.image, resized, left, right, spec)
         around = resize(image[:, columns], (resized[0], width), spec.interpolation)
@@ -115,11 +120,26 @@ def crop_resized(image: Pixels, spec: Preprocess) -> tuple[Pixels, Placement]:
         part = resize(image, (bottom - top, right - left), spec.interpolation, box)
     if part.shape[:2] == spec.size:
         return part, placement
-    black = 0.0 if spec.value_range is None else spec.value_range[0]
-    view = np.full((*spec.size, image.shape[2]), black, image.dtype)
+    view = np.full((*spec.size, image.shape[2]), _padding(spec), image.dtype)
     row, column = top - starts[0], left - starts[1]
     view[row : row + part.shape[0], column : column + part.shape[1]] = part
     return view, placement
+
+
+def _padding(spec: Preprocess) -> float:
+    """Return the pixel value around images that do not fill the input."""
+    if spec.letterbox is not None:
+        return spec.letterbox.value
+    return 0.0 if spec.value_range is None else spec.value_range[0]
+
+
+def _resize_plainly(image: Pixels, size: tuple[int, int], interpolation: Interpolation) -> Pixels:
+    """Resize as OpenCV does, from the nearest pixels alone: [h, w, C] to [H, W, C]."""
+    import cv2
+
+    kind = {"nearest": cv2.INTER_NEAREST, "bilinear": cv2.INTER_LINEAR}[interpolation]
+    resized = cv2.resize(np.ascontiguousarray(image), size[::-1], interpolation=kind)
+    return np.asarray(resized).reshape(*size, image.shape[2])  # one channel has lost its axis
 
 
 def resize(
@@ -184,8 +204,10 @@ def _columns(
     return slice(begin * stride, end * stride), begin * step, (end - begin) * step
 
 
-def _start(resized: int, wanted: int) -> int:
-    """Find the first row or column of a centred window; negative where a border is added."""
+def _start(resized: int, wanted: int, spec: Preprocess) -> int:
+    """Find the first row or column of the window; negative where a border is added before."""
+    if spec.letterbox is not None and spec.letterbox.anchor == "top-left":
+        return 0
     if resized >= wanted:
         return round((resized - wanted) / 2)
     return -((wanted - resized) // 2)

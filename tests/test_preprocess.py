@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
+from whycam.runtime.input_format import Letterbox
 from whycam.runtime.manifest import Preprocess
 from whycam.runtime.preprocess import Placement, crop_resized, normalise, place, to_image
 
@@ -223,3 +225,57 @@ def test_very_long_images_take_little_memory(shape, run_python: Callable):
         print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
     """)
     assert int(grown) < 200
+
+
+def letterbox_by_hand(image: np.ndarray, size: tuple[int, int], center: bool) -> np.ndarray:
+    """As YOLO's networks are fed: OpenCV's resize, then its border."""
+    scale = min(size[0] / image.shape[0], size[1] / image.shape[1])
+    width, height = round(image.shape[1] * scale), round(image.shape[0] * scale)
+    fitted = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    across, down = size[1] - width, size[0] - height
+    # Half a pixel goes below and to the right.
+    left, top = (round(across / 2 - 0.1), round(down / 2 - 0.1)) if center else (0, 0)
+    return cv2.copyMakeBorder(
+        fitted, top, down - top, left, across - left, cv2.BORDER_CONSTANT, value=(114,) * 3
+    )
+
+
+@pytest.mark.parametrize("shape", [(301, 457), (457, 301), (64, 64), (33, 901), (720, 1280)])
+@pytest.mark.parametrize("anchor", ["center", "top-left"])
+def test_letterbox_equals_opencv(shape, anchor):
+    image = noise(*shape)
+    spec = Preprocess((96, 128), (), antialias=False, letterbox=Letterbox(anchor))
+    view, placement = crop_resized(image, spec)
+    expected = letterbox_by_hand(image, (96, 128), anchor == "center")
+    np.testing.assert_array_equal(view, expected)
+    # The image's corners in the input are where its pixels begin and end.
+    inside = np.argwhere((view != 114).any(-1))
+    height, width = shape
+    scale = (placement.bottom - placement.top) / 96, (placement.right - placement.left) / 128
+    corners = [(-placement.top / scale[0], -placement.left / scale[1])]
+    corners.append(((height - placement.top) / scale[0], (width - placement.left) / scale[1]))
+    np.testing.assert_allclose(corners[0], inside.min(0), atol=1e-9)
+    np.testing.assert_allclose(corners[1], inside.max(0) + 1, atol=1e-9)
+
+
+def test_a_map_over_a_letterbox_comes_back_to_the_image():
+    spec = Preprocess((8, 8), (), letterbox=Letterbox())
+    placement, resized = place((4, 8), spec)
+    assert resized == (4, 8)
+    rows = np.repeat(np.arange(8, dtype=np.float32)[:, None], 8, 1)
+    # Two rows of padding above.
+    np.testing.assert_array_equal(to_image(rows, placement)[:, 0], [2, 3, 4, 5])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resize": (8,)}, "takes the place of resize"),
+        ({"value_range": (0.0, 1.0)}, "8-bit"),
+        ({"letterbox": None, "antialias": False, "resize": (8,)}, "whole images"),
+        ({"antialias": False, "interpolation": "bicubic"}, "bilinear"),
+    ],
+)
+def test_letterboxes_that_contradict_themselves_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Preprocess(**{"size": (8, 8), "resize": (), "letterbox": Letterbox(), **changes})

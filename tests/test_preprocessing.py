@@ -23,7 +23,7 @@ from whycam.export.metadata import from_huggingface, from_timm, read_metadata
 from whycam.export.preprocessing import PRESETS, choose_preprocess
 from whycam.export.resolve import resolve
 from whycam.runtime.errors import ExportError, PreprocessError
-from whycam.runtime.input_format import Preprocess
+from whycam.runtime.input_format import Letterbox, Preprocess
 from whycam.train.classifier import train_classifier
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -127,6 +127,13 @@ def test_what_makes_no_sense_is_refused(channels: int, said: dict[str, Any], mes
 def written(folder: Path, contents: object, name: str = "mine.json") -> str:
     (folder / name).write_text(json.dumps(contents))
     return str(folder / name)
+
+
+def test_json_file_with_a_letterbox_has_no_resize(tmp_path: Path) -> None:
+    stated = {"letterbox": {"value": 0}, "antialias": False, "mean": [0] * 3, "std": [1] * 3}
+    file = written(tmp_path, stated)
+    spec = chosen((64, 96), preprocess=str(tmp_path / file))
+    assert (spec.resize, spec.size, spec.letterbox) == ((), (64, 96), Letterbox(value=0))
 
 
 def test_json_file_holds_the_fields_of_a_manifest(tmp_path: Path) -> None:

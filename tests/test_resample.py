@@ -10,8 +10,9 @@ from PIL import Image
 from recorded import run_recorded
 
 from whycam.export.dims import BATCH, Size
-from whycam.export.resample import check_interpolation, record_preprocess
+from whycam.export.resample import check_embeddable, record_preprocess
 from whycam.runtime.errors import ExportError
+from whycam.runtime.input_format import Letterbox
 from whycam.runtime.manifest import Preprocess
 from whycam.runtime.preprocess import crop_resized, normalise, place
 
@@ -132,4 +133,11 @@ def test_known_size_gives_what_any_size_gives(interpolation, shape, size):
 
 def test_nearest_cannot_be_embedded():
     with pytest.raises(ExportError, match="nearest"):
-        check_interpolation(Preprocess(size=(32, 32), resize=(40,), interpolation="nearest"))
+        check_embeddable(Preprocess(size=(32, 32), resize=(40,), interpolation="nearest"))
+
+
+@pytest.mark.parametrize("options", [{"letterbox": Letterbox()}, {"antialias": False}])
+def test_letterboxes_and_resizes_as_opencvs_cannot_be_embedded(options):
+    resize = () if "letterbox" in options else (32, 32)
+    with pytest.raises(ExportError, match="without --embed-preprocess"):
+        check_embeddable(Preprocess(size=(32, 32), resize=resize, **options))
