@@ -258,6 +258,7 @@ def materials(folder: Path) -> Path:
             left, top = (int(n) for n in rng.integers(0, 60, 2))
             part = scene.crop((left, top, left + 300, top + 220)).resize((96, 72))
             part.save(folder / "images" / name / f"{number}.jpg")
+    _annotate(folder)
     video = cv2.VideoWriter(
         str(folder / "walk.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 20, (128, 96)
     )
@@ -284,6 +285,25 @@ def materials(folder: Path) -> Path:
             problem = whycam(Step("materials", 0, text))
             assert problem is None, problem
     return folder
+
+
+def _annotate(folder: Path) -> None:
+    """Make voc/, the images with a box each, and tags/, masks of their left upper corners."""
+    from PIL import Image
+
+    for name in ("Annotations", "JPEGImages"):
+        (folder / "voc" / name).mkdir(parents=True)
+    for image in sorted((folder / "images").rglob("*.jpg")):
+        label, name = image.parent.name, f"{image.parent.name}_{image.stem}"
+        shutil.copy(image, folder / "voc" / "JPEGImages" / f"{name}.jpg")
+        (folder / "voc" / "Annotations" / f"{name}.xml").write_text(
+            f"<annotation><object><name>{label}</name><bndbox><xmin>20</xmin><ymin>10</ymin>"
+            "<xmax>80</xmax><ymax>60</ymax></bndbox></object></annotation>"
+        )
+        mask = np.zeros((72, 96), np.uint8)
+        mask[:20, :20] = 255
+        (folder / "tags" / label).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(folder / "tags" / label / f"{image.stem}.png")
 
 
 def deploy(model: Any, path: Path) -> None:
