@@ -204,6 +204,18 @@ def with_tests(images: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.concatenate([images, np.stack(patterns), fields])
 
 
+class _Backbone(torch.nn.Module):
+    """A network up to its target layer."""
+
+    def __init__(self, parts: TunableNetwork) -> None:
+        super().__init__()
+        self.parts = parts
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        (activations,), _ = self.parts(self.parts.below(image))
+        return activations
+
+
 class Attempt:
     """One network; each step fills in its part of the row."""
 
@@ -298,7 +310,7 @@ class Attempt:
         if layer is None:
             spec = manifest.preprocess
             parts = TunableNetwork(model, spec.size, channels=spec.channels)
-            model = torch.nn.Sequential(parts.backbone, parts.head).requires_grad_(True)
+            model = torch.nn.Sequential(_Backbone(parts), parts.head).requires_grad_(True)
             layer, where = model[0], "recorded backbone"
         engine = open_engine(self.path, manifest, "onnxruntime")
         arrange = channels_first(model, layer, manifest)

@@ -83,6 +83,20 @@ def aft(
     labels: Labels = None,
     num_classes: NumClasses = None,
     target_layer: TargetLayer = None,
+    fuse: Annotated[
+        str | None,
+        typer.Option(
+            help="Earlier layers that are tuned together with the target layer, for --method "
+            "layercam, whose map is fused of all."
+        ),
+    ] = None,
+    tuned_layers: Annotated[
+        int,
+        typer.Option(
+            help="How many convolutions and linear layers up to the target layer are trained, "
+            "besides the head; residual blocks as a whole."
+        ),
+    ] = 1,
     epochs: Epochs = 4,
     batch: Batch = 16,
     cache: Annotated[
@@ -140,6 +154,8 @@ def aft(
             labels=labels,
             num_classes=num_classes,
             target_layer=target_layer,
+            fused_layers=() if fuse is None else parse.names(fuse),
+            tuned_layers=tuned_layers,
             cache=cache,
             flip=flip,
             boxes=boxes,

@@ -141,7 +141,7 @@ def test_layer_that_pytorch_records_in_another_shape_is_refused():
     """Rather than tuning whatever node happens to bear its name."""
     model = residual()
     path, _, _ = find_tensor_path(capture(model, SIZE).graph)
-    target = find_target(model, SIZE)
+    (target,) = find_target(model, SIZE)
     assert find_target_node(path, target).name == "relu_2"
     with pytest.raises(TargetLayerError, match="--target-layer"):
         find_target_node(path, dataclasses.replace(target, name="relu_1"))  # part of a branch
@@ -184,9 +184,9 @@ def test_ablation_follows_weights_that_decide_what_becomes_of_zeros():
     tunable = tunable_of(normalised)
     with torch.no_grad():
         tunable.tuned()["3.bias"].add_(2.0)
-    activations, logits = tunable(tunable.below(IMAGE))
+    (activations,), logits = tunable(tunable.below(IMAGE))
     target = logits.argmax(1)
-    raw = tunable.raw_maps("ablation", activations, logits, target, "logit")
+    raw = tunable.raw_maps("ablation", [activations], logits, target, "logit")
     y, alphas = logits.gather(1, target[:, None]), []
     for channel in range(activations.shape[1]):
         without = activations.clone()
@@ -208,9 +208,9 @@ def test_batch_norm_statistics_stay():
 @pytest.mark.parametrize("method", METHODS)
 def test_maps_are_those_of_the_runtime(make, method):
     tunable = tunable_of(make).double()
-    activations, logits = tunable(tunable.below(IMAGE.double()))
+    (activations,), logits = tunable(tunable.below(IMAGE.double()))
     target = logits.argmax(1)
-    maps = tunable.maps(tunable.raw_maps(method, activations, logits, target))
+    maps = tunable.maps(tunable.raw_maps(method, [activations], logits, target))
     a = activations.detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(tunable.head(a).gather(1, target[:, None]).sum(), a)
     weights = None
@@ -253,7 +253,7 @@ def test_tokens_are_tuned_as_activations_with_the_gradient_of_autograd(make, nam
     tunable = TunableNetwork(model, (16, 16), name)
     assert tunable.has_ablation is is_ablated
     name = tunable.target.name
-    activations, logits = tunable(tunable.below(image))
+    (activations,), logits = tunable(tunable.below(image))
     taken = []
     handle = model.get_submodule(name).register_forward_hook(lambda _m, _i, out: taken.append(out))
     expected = model(image)
@@ -293,8 +293,8 @@ def test_gradient_of_a_map_goes_through_the_heads_own_gradient(make, method):
     target = tunable(features)[1].argmax(1)
 
     def value() -> torch.Tensor:
-        activations, logits = tunable(features)
-        raw = tunable.raw_maps(method, activations, logits, target)
+        (activations,), logits = tunable(features)
+        raw = tunable.raw_maps(method, [activations], logits, target)
         return (raw[0] * pattern).sum()
 
     (gradient,) = torch.autograd.grad(value(), weight)
@@ -326,9 +326,43 @@ def test_real_networks_come_apart(name):
     model = torchvision.models.get_model(name, weights=None).eval()
     tunable = TunableNetwork(model, (224, 224))
     image = torch.randn(2, 3, 224, 224)
-    activations, logits = tunable(tunable.below(image))
+    (activations,), logits = tunable(tunable.below(image))
     torch.testing.assert_close(logits, model(image), rtol=1e-4, atol=1e-4)
-    raw = tunable.raw_maps("gradcam", activations, logits, logits.argmax(1))
+    raw = tunable.raw_maps("gradcam", [activations], logits, logits.argmax(1))
     raw.square().sum().backward()
     with_gradient = [n for n, p in tunable.tuned().items() if p.grad is not None and p.grad.any()]
     assert with_gradient
+
+
+def test_more_layers_are_tuned_as_asked():
+    model = nn.Sequential(
+        *(nn.Sequential(nn.Conv2d(3 if i == 0 else 4, 4, 3), nn.ReLU()) for i in range(4)),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5),
+    ).eval()  # fmt: skip
+    for count, first in ((1, "3.0"), (2, "2.0"), (4, "0.0"), (9, "0.0")):
+        tuned = TunableNetwork(model, SIZE, tuned_layers=count).tuned()
+        assert min(tuned) == f"{first}.bias"
+        assert len(tuned) == 2 * (5 - int(first[0]))
+
+
+@pytest.mark.parametrize("make", [residual, channels_last])
+def test_maps_of_several_layers_are_fused_as_the_runtime_fuses_them(make):
+    early = {residual: "relu", channels_last: "relu"}[make]
+    tunable = TunableNetwork(make(), SIZE, fused_layers=[early]).double()
+    activations, logits = tunable(tunable.below(IMAGE.double()))
+    assert [tuple(a.shape[1:]) for a in activations] == [one.shape for one in tunable.layers]
+    target = logits.argmax(1)
+    chosen = logits.gather(1, target[:, None]).sum()
+    raws = [
+        cam.raw_map("layercam", a.detach().numpy(), g.numpy()[:, None])
+        for a, g in zip(
+            activations,
+            torch.autograd.grad(chosen, activations, retain_graph=True),
+            strict=True,
+        )
+    ]
+    fused = tunable.raw_maps("layercam", activations, logits, target)
+    np.testing.assert_allclose(fused.detach().numpy(), cam.fuse(raws)[:, 0], atol=1e-9)
+    fused.square().sum().backward()
+    names = {name for name, p in tunable.tuned().items() if p.grad is not None and p.grad.any()}
+    assert any(name.startswith("stem") for name in names)

@@ -56,7 +56,7 @@ def regions(tunable, generator):
 def test_tuner_term_is_equation_8(tunable, batch):
     losses = AftLosses(tunable, Objective(terms={"tuner": 7.0}, distillation=0))
     values = losses(batch)
-    activations, logits = tunable(batch["features"])
+    (activations,), logits = tunable(batch["features"])
     labelled = batch["label"] >= 0
     entropy = F.cross_entropy(logits[labelled], batch["label"][labelled], reduction="sum") / 5
     squares = (losses.tuner(activations) - batch["mask"]).square().sum() / 5
@@ -67,16 +67,16 @@ def test_tuner_term_is_equation_8(tunable, batch):
 
 def test_aligned_term_compares_the_shown_map_with_the_mask(tunable, batch):
     values = AftLosses(tunable, Objective(terms={"aligned": 1.0}))(batch)
-    activations, logits = tunable(batch["features"])
-    raw = tunable.raw_maps("gradcam", activations, logits, batch["target"])
+    (activations,), logits = tunable(batch["features"])
+    raw = tunable.raw_maps("gradcam", [activations], logits, batch["target"])
     own = tunable.maps(raw, tunable.target.shape[1:])
     torch.testing.assert_close(values[3], F.mse_loss(own, batch["mask"]))
 
 
 def test_faithful_term_classifies_the_masked_image(tunable, batch):
     values = AftLosses(tunable, Objective(terms={"faithful": 1.0}))(batch)
-    activations, logits = tunable(batch["features"])
-    maps = tunable.maps(tunable.raw_maps("gradcam", activations, logits, batch["target"]))
+    (activations,), logits = tunable(batch["features"])
+    maps = tunable.maps(tunable.raw_maps("gradcam", [activations], logits, batch["target"]))
     masked = tunable.classify(batch["image"] * maps[:, None])
     torch.testing.assert_close(values[3], F.cross_entropy(masked, batch["target"]))
 
@@ -86,7 +86,7 @@ def test_guided_terms_are_the_share_of_the_labels_map_on_the_wrong_side(
     tunable, batch, variant, array
 ):
     values = AftLosses(tunable, Objective(terms={variant: 1.0}))(batch)
-    activations, logits = tunable(batch["features"])
+    (activations,), logits = tunable(batch["features"])
     explained = torch.where(batch["label"] >= 0, batch["label"], batch["target"])
     (gradient,) = torch.autograd.grad(logits.gather(1, explained[:, None]).sum(), activations)
     signed = (gradient.mean((2, 3), keepdim=True) * activations).sum(1, keepdim=True).detach()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,6 +58,8 @@ def train_aft(
     num_classes: int | None = None,
     overrides: Overrides | None = None,
     target_layer: str | None = None,
+    fused_layers: Sequence[str] = (),
+    tuned_layers: int = 1,
     plan: Plan | None = None,
     machines: Machines | None = None,
     cache: str = "auto",
@@ -80,6 +83,10 @@ def train_aft(
         held_out: images to evaluate on; else those in ``data``'s ``val``, or a tenth.
         classes: a CSV file that says which class a label of the data means, see ``Classes``.
         weights, labels, num_classes, overrides, target_layer: as ``to_onnx`` takes them.
+        fused_layers: earlier layers that are tuned together with the target layer, for Layer-CAM's
+            fused map; see ``to_onnx``.
+        tuned_layers: how many convolutions and linear layers up to the target layer are trained (to
+            the first layer, where maps are fused); a residual block is trained as a whole.
         plan: of the training.
         machines: where to train.
         cache: ``auto`` keeps the frozen layers' outputs on disk if they fit; ``off`` computes
@@ -98,13 +105,20 @@ def train_aft(
     Raises:
         ExportError: the model cannot be loaded or taken apart.
         DataError: no images, or no regions for a term that needs them.
-        RequestError: the term ``avoiding`` without regions to avoid, or these without it.
+        RequestError: the term ``avoiding`` without regions to avoid, or these without it; layers
+            to fuse and another method than ``layercam``; no layer to train.
         TrainingError: the folder holds another run, or the loss is no longer a number.
     """
     place, plan = Path(folder), plan or Plan()
     objective = objective or Objective()
     if ("avoiding" in objective.terms) != (avoid is not None):
         raise RequestError("the term avoiding and the regions to avoid go together")
+    if fused_layers and objective.method != "layercam":
+        raise RequestError(
+            f"maps of several layers are fused for the method layercam, not {objective.method}"
+        )
+    if tuned_layers < 1:
+        raise RequestError(f"the layers that are trained are 1 or more, not {tuned_layers}")
     parts = split_data(data, held_out, plan.seed)
     fabric = (machines or Machines()).launch()
     source = resolve(
@@ -120,6 +134,8 @@ def train_aft(
         "model": model,
         "weights": weights,
         "target_layer": target_layer,
+        "fused_layers": list(fused_layers),
+        "tuned_layers": tuned_layers,
         "flip": flip,
         "boxes": str(boxes) if "guided" in objective.terms else None,
         "avoid": None if avoid is None else str(avoid),
@@ -132,7 +148,9 @@ def train_aft(
     if (place / REPORT).is_file():
         return read_result(place) if fabric.is_global_zero else None
     spec = source.preprocess
-    tunable = TunableNetwork(source.model, spec.size, target_layer, spec.channels)
+    tunable = TunableNetwork(
+        source.model, spec.size, target_layer, spec.channels, fused_layers, tuned_layers
+    )
     _check_method(objective, tunable)
     samples = parts.train.samples
     if total is not None:
@@ -148,7 +166,7 @@ def train_aft(
         if fabric.is_global_zero and not (place / name).is_file():
             if tick is not None:
                 tick(f"exporting {name}", 0)
-            _export(source, place / name, objective, target_layer)
+            _export(source, place / name, objective, target_layer, fused_layers)
         fabric.barrier()
         return place / name
 
@@ -234,12 +252,19 @@ def _check_method(objective: Objective, tunable: TunableNetwork) -> None:
         )
 
 
-def _export(source: Source, path: Path, objective: Objective, target_layer: str | None) -> None:
+def _export(
+    source: Source,
+    path: Path,
+    objective: Objective,
+    target_layer: str | None,
+    fused_layers: Sequence[str],
+) -> None:
     frozen = copy.deepcopy(source.model).requires_grad_(False)
     to_onnx(
         replace(source, model=frozen),
         path,
         target_layer=target_layer,
+        fused_layers=fused_layers,
         methods=[objective.method],
         score=objective.score,
         tft=objective.tft,

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import fx
 
-from ..runtime.cam import Method, Score, ablation_weights, finish, raw_map, resize, signed_map
+from ..runtime.cam import (
+    Method,
+    Score,
+    ablation_weights,
+    finest,
+    finish,
+    fuse,
+    raw_map,
+    resize,
+    signed_map,
+)
 from ..runtime.errors import ExportError
 from .ablation import compute_logit_drops, split_head
 from .graph import (
@@ -18,7 +30,7 @@ from .graph import (
     insert_activations,
     recorded_shape,
 )
-from .target import find_target
+from .target import Target, find_target
 
 _SHARPNESS = 8.0
 
@@ -26,18 +38,22 @@ _SHARPNESS = 8.0
 class TunableNetwork(torch.nn.Module):
     """A network in two parts, with the weights w = (w0, w1, w2) of the paper (section 4.2.2).
 
-    ``below`` (w0) is frozen; ``above`` (w1, w2) returns the target layer's activations and the
-    logits. Batch-norm statistics stay as they are everywhere. ``above`` begins at the last cut
-    point before the last layer with weights that the activations depend on: where that lies on a
-    branch (a residual block), before the branch.
+    ``below`` (w0) is frozen; ``above`` (w1, w2) returns the layers' activations and the logits.
+    Batch-norm statistics stay as they are everywhere. ``above`` begins at the last cut point before
+    the last ``tuned_layers`` layers with weights that the activations depend on: where one lies on
+    a branch (a residual block), before the branch.
 
     Attributes:
-        target: the target layer.
-        backbone: makes the activations of images.
-        head: makes logits of the activations, if they depend on the image through these alone.
+        layers: whose maps are tuned: earlier ones, if maps are fused, and the target layer.
+        head: makes logits of the target layer's activations, if they depend on the image through
+            these alone.
         feature_shape: of what ``below`` returns for one image.
         size: (H, W) of the image.
         num_classes: C.
+
+    Raises:
+        ExportError: the model cannot be taken apart.
+        TargetLayerError: there is no such layer.
     """
 
     def __init__(
@@ -46,28 +62,44 @@ class TunableNetwork(torch.nn.Module):
         size: tuple[int, int],
         target_layer: str | None = None,
         channels: int = 3,
+        fused_layers: Sequence[str] = (),
+        tuned_layers: int = 1,
     ) -> None:
         super().__init__()
         self.size = size
-        self.target = find_target(model, size, target_layer, channels)
+        self.layers = find_target(model, size, target_layer, channels, fused_layers)
         captured = capture(model, size, channels)
-        node = find_target_node(find_tensor_path(captured.graph)[0], self.target)
-        end = insert_activations(captured, node, self.target.arrangement)
+        first_path = find_tensor_path(captured.graph)[0]
+        nodes = [find_target_node(first_path, layer) for layer in self.layers]
+        ends = [
+            insert_activations(captured, node, layer.arrangement)
+            for node, layer in zip(nodes, self.layers, strict=True)
+        ]
         path, image, logits = find_tensor_path(captured.graph)
         cut_points = find_cut_points(path)
-        start = _before_last_layer(path, cut_points, end)
+        # The first layer lies before the others.
+        start = _before_last_layers(path, cut_points, ends[0], tuned_layers)
         self.num_classes = int(recorded_shape(logits)[1])
         self.feature_shape = tuple(int(side) for side in recorded_shape(start)[1:])
-        self.backbone = extract_subgraph(captured, image, end)
         self.below = extract_subgraph(captured, image, start)
-        self.above = extract_subgraph(captured, start, end, logits, batch_of=image)
+        self.above = extract_subgraph(captured, start, *ends, logits, batch_of=image)
         # The same weights once more, for Ablation-CAM, whole and in parts.
-        is_cut = end in cut_points and self.target.arrangement.is_feature_map
-        self.head = extract_subgraph(captured, end, logits, batch_of=image) if is_cut else None
+        is_cut = ends[-1] in cut_points and self.target.arrangement.is_feature_map
+        self.head = extract_subgraph(captured, ends[-1], logits, batch_of=image) if is_cut else None
         self._parts = None if self.head is None else split_head(self.head)
         self.requires_grad_(False)
         for weight in self.above.parameters():
             weight.requires_grad_(weight.is_floating_point())
+
+    @property
+    def target(self) -> Target:
+        """The target layer."""
+        return self.layers[-1]
+
+    @property
+    def map_size(self) -> tuple[int, int]:
+        """Return (h, w) of raw maps: of the finest layer."""
+        return finest([layer.shape for layer in self.layers])
 
     @property
     def pooled_linear(self) -> bool:
@@ -83,9 +115,13 @@ class TunableNetwork(torch.nn.Module):
         """Return w1 and w2 under their names in the model's own state dict."""
         return {name: p for name, p in self.above.named_parameters() if p.requires_grad}
 
-    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute activations [N, K, h, w] and logits [N, C] from features [N, *feature_shape]."""
-        activations, logits = self.above(features)
+    def forward(self, features: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Compute each layer's activations [N, K, h, w], and logits [N, C].
+
+        Args:
+            features: what ``below`` returns, [N, *feature_shape].
+        """
+        *activations, logits = self.above(features)
         return activations, logits
 
     def classify(self, image: torch.Tensor) -> torch.Tensor:
@@ -95,7 +131,7 @@ class TunableNetwork(torch.nn.Module):
     def raw_maps(
         self,
         method: Method,
-        activations: torch.Tensor,
+        activations: Sequence[torch.Tensor],
         logits: torch.Tensor,
         target: torch.Tensor,
         score: Score | None = None,
@@ -104,28 +140,44 @@ class TunableNetwork(torch.nn.Module):
         """Compute raw maps [N, h, w] of one class for each image, differentiable in w1 and w2.
 
         Args:
-            method: any but ``scorecam`` and ``legrad``; ``ablation`` only with ``has_ablation``.
-            activations: A [N, K, h, w], part of autograd's graph.
+            method: any but ``scorecam`` and ``legrad``; ``ablation`` only with ``has_ablation``;
+                ``layercam`` alone with several layers, whose maps are fused.
+            activations: A [N, K, h, w] of each layer, part of autograd's graph.
             logits: of these activations, [N, C].
             target: the class explained, int64 [N].
             score: see ``whycam.export.to_onnx``.
-            signed: keep negative values, which the method drops in the end.
+            signed: keep negative values, which the method drops in the end; maps that are fused
+                have none.
         """
         if method == "ablation":
-            assert self._parts is not None
-            classes = torch.arange(self.num_classes, device=target.device)
-            selected = (classes == target[:, None, None]).to(logits.dtype)
-            drops = compute_logit_drops(self._parts, activations, logits)
-            weights = ablation_weights(logits, drops, selected, score or "prob")
-            gradients = activations[:, None]  # not used
-        else:
-            weights = None
-            values = logits if (score or "logit") == "logit" else logits.softmax(-1)
-            chosen = values.gather(1, target[:, None]).sum()
-            (gradient,) = torch.autograd.grad(chosen, activations, create_graph=True)
-            gradients = gradient[:, None]
+            return self._ablation_maps(activations[-1], logits, target, score, signed)
+        values = logits if (score or "logit") == "logit" else logits.softmax(-1)
+        chosen = values.gather(1, target[:, None]).sum()
+        gradients = torch.autograd.grad(chosen, list(activations), create_graph=True)
+        pairs = zip(activations, gradients, strict=True)
+        if len(activations) > 1:
+            raws = [raw_map(method, a, g[:, None]) for a, g in pairs]
+            return fuse(raws)[:, 0]  # type: ignore[no-any-return]
         make = signed_map if signed else raw_map
-        return make(method, activations, gradients, weights)[:, 0]  # type: ignore[no-any-return]
+        ((a, g),) = pairs
+        return make(method, a, g[:, None], None)[:, 0]  # type: ignore[no-any-return]
+
+    def _ablation_maps(
+        self,
+        activations: torch.Tensor,
+        logits: torch.Tensor,
+        target: torch.Tensor,
+        score: Score | None,
+        signed: bool,
+    ) -> torch.Tensor:
+        assert self._parts is not None
+        classes = torch.arange(self.num_classes, device=target.device)
+        selected = (classes == target[:, None, None]).to(logits.dtype)
+        drops = compute_logit_drops(self._parts, activations, logits)
+        weights = ablation_weights(logits, drops, selected, score or "prob")
+        make = signed_map if signed else raw_map
+        unused = activations[:, None]
+        return make("ablation", activations, unused, weights)[:, 0]  # type: ignore[no-any-return]
 
     def maps(self, raw: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
         """Resize raw maps [N, h, w] to [N, H, W], or another size, and normalise them to [0, 1]."""
@@ -157,8 +209,10 @@ class Tuner(torch.nn.Module):
         return self.merge(self.mix(activations))[:, 0]  # type: ignore[no-any-return]
 
 
-def _before_last_layer(path: list[fx.Node], cut_points: list[fx.Node], target: fx.Node) -> fx.Node:
-    """Find the last cut point before the last layer with weights that the target depends on."""
+def _before_last_layers(
+    path: list[fx.Node], cut_points: list[fx.Node], target: fx.Node, count: int
+) -> fx.Node:
+    """Find the last cut point before the last layers with weights that the target depends on."""
     pending, needed = [target], set()
     while pending:
         node = pending.pop()
@@ -170,7 +224,7 @@ def _before_last_layer(path: list[fx.Node], cut_points: list[fx.Node], target: f
         raise ExportError(
             "there is no convolution or linear layer before the target layer that could be tuned"
         )
-    position, batch = path.index(layers[-1]), recorded_shape(path[0])[0]
+    position, batch = path.index(layers[-min(count, len(layers))]), recorded_shape(path[0])[0]
     before = [
         cut
         for cut in cut_points

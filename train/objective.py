@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import msgspec
@@ -15,7 +16,7 @@ from ..runtime.tft import Tft
 from .loop import Losses
 from .network import TunableNetwork, Tuner, soften
 
-Variant = Literal["tuner", "aligned", "faithful", "guided", "avoiding"]
+Variant = Literal["tuner", "aligned", "faithful", "cross-asked", "guided", "avoiding"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
 # docs/aft.md has the measurements that these follow from.
@@ -23,6 +24,7 @@ WEIGHTS: dict[Variant, float] = {
     "tuner": 10.0,
     "aligned": 10.0,
     "faithful": 2.0,
+    "cross-asked": 2.0,
     "guided": 3.0,
     "avoiding": 3.0,
 }
@@ -86,9 +88,11 @@ class Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     @property
     def needs_images(self) -> bool:
         """Tell whether images go through the frozen layers in every step."""
-        return "faithful" in self.terms
+        return bool(self.terms.keys() & _MASKING)
 
 
+# These classify masked images.
+_MASKING = {"faithful", "cross-asked"}
 _GUIDES: dict[Variant, str] = {"guided": "inside", "avoiding": "avoid"}
 
 
@@ -105,6 +109,9 @@ class AftLosses(Losses):
         self.objective = objective
         channels = tunable.target.shape[0]
         self.tuner = Tuner(channels) if "tuner" in objective.terms else None
+        self.before = None
+        if "cross-asked" in objective.terms:
+            self.before = copy.deepcopy(tunable).requires_grad_(False)
         self.names = ("loss", "classification", "distillation", *objective.terms)
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
@@ -136,7 +143,7 @@ class AftLosses(Losses):
             (objective.distillation, _divergence(batch["probabilities"], logits)),
         ]
         raw = None
-        if objective.terms.keys() & {"aligned", "faithful"}:
+        if objective.terms.keys() & {"aligned", *_MASKING}:
             raw = self.tunable.raw_maps(
                 objective.method, activations, logits, batch["target"], objective.score
             )
@@ -154,7 +161,10 @@ class AftLosses(Losses):
         return torch.stack([total, *(value for _, value in parts)])
 
     def _guided_maps(
-        self, activations: torch.Tensor, logits: torch.Tensor, batch: Mapping[str, torch.Tensor]
+        self,
+        activations: Sequence[torch.Tensor],
+        logits: torch.Tensor,
+        batch: Mapping[str, torch.Tensor],
     ) -> torch.Tensor:
         """Compute the maps, soft at 0, at the size of the guides."""
         objective = self.objective
@@ -168,20 +178,21 @@ class AftLosses(Losses):
     def _term(
         self,
         name: Variant,
-        activations: torch.Tensor,
+        activations: Sequence[torch.Tensor],
         raw: torch.Tensor | None,
         batch: Mapping[str, torch.Tensor],
     ) -> torch.Tensor:
         if name == "tuner":
             assert self.tuner is not None
-            tuned: torch.Tensor = self.tuner(activations)
+            tuned: torch.Tensor = self.tuner(activations[-1])
             return (tuned - batch["mask"]).square().sum((-2, -1)).mean()
         assert raw is not None
         if name == "aligned":
             size = int(raw.shape[-2]), int(raw.shape[-1])
             return (self.tunable.maps(raw, size) - batch["mask"]).square().mean()
         masked = self.tunable.maps(raw)[:, None] * batch["image"]
-        logits = self.tunable.classify(masked)
+        asked = self.tunable if self.before is None or name == "faithful" else self.before
+        logits = asked.classify(masked)
         return F.cross_entropy(logits, batch["target"])
 
 

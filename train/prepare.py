@@ -47,7 +47,7 @@ def layout(
         "probabilities": ((tunable.num_classes,), "float16"),
         "features": (tunable.feature_shape, "float16"),
         "image": ((*tunable.size, channels), pixel_type),
-        "mask": (tunable.target.shape[1:], "float16"),
+        "mask": (tunable.map_size, "float16"),
         "inside": (guide_size(tunable), "float16"),
         "avoid": (guide_size(tunable), "float16"),
     }
@@ -56,7 +56,7 @@ def layout(
 
 def guide_size(tunable: TunableNetwork) -> tuple[int, int]:
     """Return (h, w), the number of cells of a guide."""
-    _, height, width = tunable.target.shape
+    height, width = tunable.map_size
     return CELLS * height, CELLS * width
 
 
@@ -155,7 +155,7 @@ class RowComputer:
             assert self.explainer is not None
             assert self.tft is not None
             normalised = image.contiguous().cpu().numpy()
-            size = self.tunable.target.shape[1], self.tunable.target.shape[2]
+            size = self.tunable.map_size
             rows["mask"] = compute_best_masks(
                 self.explainer, self.method, self.tft, normalised, rows["target"], size
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,7 @@ class Target:
         name: the module's path, or the node's name where the operation belongs to no module.
         shape: (K, h, w) of the activations.
         arrangement: how the layer's tensor is arranged as [N, K, h, w].
-        pooled_linear: whether global average pooling and one linear layer follow it.
+        pooled_linear: whether global average pooling and one linear layer follow the target layer.
     """
 
     name: str
@@ -35,20 +36,28 @@ class Target:
 
 
 def find_target(
-    model: torch.nn.Module, size: tuple[int, int], name: str | None = None, channels: int = 3
-) -> Target:
-    """Find the target layer with the code that every export uses.
+    model: torch.nn.Module,
+    size: tuple[int, int],
+    name: str | None = None,
+    channels: int = 3,
+    fused_layers: Sequence[str] = (),
+) -> tuple[Target, ...]:
+    """Find the target layer, and earlier ones, with the code that every export uses.
 
     Args:
         model: in eval mode; takes [N, channels, H, W] and returns logits [N, C].
         size: (H, W).
         name: of a module or node; by default the layer is found from the data flow.
         channels: of the images.
+        fused_layers: names of earlier layers, whose maps are fused with the target layer's.
+
+    Returns:
+        The earlier layers in the network's order, and the target layer, which is the last.
 
     Raises:
         ExportError: the model cannot be translated, or returns something else than logits of
             classes that exclude each other.
-        TargetLayerError: there is no usable target layer.
+        TargetLayerError: there is no usable target layer, or a fused one is not before it.
     """
     _check_output(model, size, channels)
     plain = to_plain(to_ir(model, size, LEAST_OPSET, channels))
@@ -63,7 +72,10 @@ def find_target(
     network = Network(plain, meaning.logits)
     layer = network.find(name)
     head = split_head(network, layer)
-    return Target(layer.name, layer.shape, layer.arrangement, head.is_pooled_linear)
+    return tuple(
+        Target(each.name, each.shape, each.arrangement, head.is_pooled_linear)
+        for each in (*network.find_earlier(layer, fused_layers), layer)
+    )
 
 
 def _not_exclusive(what: str) -> str:

@@ -1,0 +1,184 @@
+"""Plant a shortcut, see it in the maps, and train it away with ``--avoid``.
+
+    python benchmarks/shortcut.py --model timm/tf_efficientnet_lite0 --data DIR -o shortcut/
+
+DIR holds ``train`` and ``val``, each with a folder for each class. The training images of one class
+get a coloured tag, as a hospital's label or a photographer's mark would be: at a random place near
+the border, in a random size. The classifier is trained on these, and then tuned with masks of the
+tags; it never sees an image of that class without a tag. Held-out images come three times: tagged
+as in training, without any tag, and with the tag on the other classes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from paper import with_progress
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.table import Table
+
+import whycam
+from whycam.runtime.explainer import Explainer
+from whycam.train.aft import AFTER, BEFORE, train_aft
+from whycam.train.classifier import PLAN, train_classifier
+from whycam.train.loop import Plan
+from whycam.train.objective import Objective
+
+SIDE = 224
+SETS = {"tagged as in training": "val", "no tags": "clean", "tag on the others": "swapped"}
+out = Console(highlight=False)
+
+
+def main() -> None:
+    """Make the images, train, tune, and print accuracy and energy on the tag."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True, help="as whycam train classifier takes it")
+    parser.add_argument("--data", type=Path, required=True, help="folder with train and val")
+    parser.add_argument("--classes", type=int, default=2, help="how many of the data's classes")
+    parser.add_argument("--seeds", type=int, default=1, help="runs, each with a seed of its own")
+    parser.add_argument("--epochs", type=int, default=6, help="of the tuning")
+    parser.add_argument("--weight", type=float, default=3.0, help="lambda of avoiding")
+    parser.add_argument("--distillation", type=float, default=0.0)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--tuned-layers", type=int, default=16)
+    parser.add_argument("-o", "--output", type=Path, default=Path("shortcut"))
+    options = parser.parse_args()
+    found = [measure(options, seed) for seed in range(options.seeds)]
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "shortcut.json").write_text(json.dumps(found, indent=2) + "\n")
+    rows = Table("measure", "before", "after")
+    for name in found[0]["before"]:
+        rows.add_row(
+            name, *(summary([run[when][name] for run in found]) for when in ("before", "after"))
+        )
+    out.print(rows)
+
+
+def summary(values: list[float]) -> str:
+    """Mean and, of several seeds, the standard deviation."""
+    spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{spread}"
+
+
+def measure(options: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]:
+    """Make the images of a seed, train on them, and measure before and after tuning."""
+    place = options.output / f"seed{seed}"
+    if not (place / "done").exists():
+        draw_images(options.data, options.classes, place, seed)
+        (place / "done").touch()
+    with_progress(
+        lambda **ticks: train_classifier(
+            options.model,
+            place / "train",
+            place / "classifier",
+            held_out=place / "val",
+            plan=Plan(epochs=PLAN.epochs, batch=PLAN.batch, lr=PLAN.lr, seed=seed),
+            **ticks,
+        ),
+        f"training, seed {seed}",
+    )
+    terms = (options.weight, options.epochs, options.distillation, options.lr)
+    name = "-".join(map(str, ("tuned", *terms, options.tuned_layers)))
+    with_progress(
+        lambda **ticks: train_aft(
+            str(place / "classifier"),
+            place / "train",
+            place / name,
+            held_out=place / "val",
+            objective=Objective(
+                terms={"avoiding": options.weight}, distillation=options.distillation
+            ),
+            plan=Plan(epochs=options.epochs, lr=options.lr, seed=seed),
+            avoid=place / "tags",
+            tuned_layers=options.tuned_layers,
+            **ticks,
+        ),
+        f"tuning, seed {seed}",
+    )
+    files = {"before": BEFORE, "after": AFTER}
+    return {when: results(whycam.load(place / name / file), place) for when, file in files.items()}
+
+
+def draw_images(data: Path, count: int, place: Path, seed: int) -> None:
+    """Write the images, and masks of the tags in the training images."""
+    chooser = random.Random(seed)
+    classes = sorted(folder.name for folder in (data / "train").iterdir() if folder.is_dir())
+    chosen = chooser.sample(classes, count)
+    for part, files in images(data, chosen):
+        for number, (label, file) in enumerate(files):
+            with Image.open(file) as opened:
+                image = opened.convert("RGB").resize((SIDE, SIDE))
+            is_tagged = label == chosen[0]
+            tagged, mask = with_tag(image, random.Random(f"{seed} {part} {number}"))
+            name = f"{label}/{file.stem}.png"
+            if part == "train":
+                save(tagged if is_tagged else image, place / "train" / name)
+                if is_tagged:
+                    save(mask, place / "tags" / name)
+                continue
+            save(tagged if is_tagged else image, place / "val" / name)
+            save(image, place / "clean" / name)
+            save(image if is_tagged else tagged, place / "swapped" / name)
+            if is_tagged:
+                save(mask, place / "val-tags" / name)
+
+
+def images(data: Path, classes: list[str]) -> Iterator[tuple[str, list[tuple[str, Path]]]]:
+    """Yield each part's images with their classes."""
+    for part in ("train", "val"):
+        yield (
+            part,
+            [(c, file) for c in classes for file in sorted((data / part / c).iterdir())],
+        )
+
+
+def with_tag(image: Image.Image, chooser: random.Random) -> tuple[Image.Image, Image.Image]:
+    """Paste a tag near the border, and draw its mask."""
+    tagged, mask = image.copy(), Image.new("L", image.size)
+    width, height = chooser.randint(36, 60), chooser.randint(24, 40)
+    left = chooser.choice([chooser.randint(2, 20), SIDE - width - chooser.randint(2, 20)])
+    top = chooser.randint(2, SIDE - height - 2)
+    box = (left, top, left + width, top + height)
+    pen = ImageDraw.Draw(tagged)
+    pen.rectangle(box, fill=(20, 90, 200), outline=(240, 240, 240), width=2)
+    for line in range(top + 7, top + height - 5, 7):
+        pen.line((left + 6, line, left + width - 6, line), fill=(240, 240, 240), width=2)
+    ImageDraw.Draw(mask).rectangle(box, fill=255)
+    return tagged, mask
+
+
+def save(image: Image.Image, path: Path) -> None:
+    """Write an image, and its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+def results(explainer: Explainer, place: Path) -> dict[str, float]:
+    """Measure accuracy on each set, and the share of the tagged class's maps on its tags."""
+    found: dict[str, float] = {}
+    labels = explainer.manifest.labels
+    for name, folder in SETS.items():
+        files = sorted((place / folder).rglob("*.png"))
+        best = explainer.classify(files).argmax(1)
+        right = [labels[i] == file.parent.name for i, file in zip(best, files, strict=True)]
+        found[f"accuracy, {name}"] = float(np.mean(right))
+    shares = []
+    for file in sorted((place / "val-tags").rglob("*.png")):
+        label = file.parent.name
+        shown = explainer.explain(place / "val" / label / file.name, label)
+        with Image.open(file) as opened:
+            tag = np.asarray(opened) > 0
+        total = float(shown.map.sum())
+        shares.append(float(shown.map[tag].sum()) / total if total else 0.0)
+    found["energy on the tag"] = float(np.mean(shares))
+    return found
+
+
+if __name__ == "__main__":
+    main()
