@@ -1,12 +1,12 @@
 """Plant a shortcut, see it in the maps, and train it away with ``--avoid``.
 
-    python benchmarks/shortcut.py --model timm/tf_efficientnet_lite0 --data DIR -o shortcut/
+    python benchmarks/shortcut.py --data DIR -o shortcut/
 
 DIR holds ``train`` and ``val``, each with a folder for each class. The training images of one class
 get a coloured tag, as a hospital's label or a photographer's mark would be: at a random place near
-the border, in a random size. The classifier is trained on these, and then tuned with masks of the
-tags; it never sees an image of that class without a tag. Held-out images come three times: tagged
-as in training, without any tag, and with the tag on the other classes.
+the border, in a random size. A small residual network is trained on these from scratch, and then
+tuned with masks of the tags; it never sees an image of that class without a tag. Held-out images
+come three times: tagged as in training, without any tag, and with the tag on the other classes.
 """
 
 from __future__ import annotations
@@ -18,19 +18,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from paper import with_progress
 from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 import whycam
+from whycam.export import Overrides
 from whycam.runtime.explainer import Explainer
 from whycam.train.aft import AFTER, BEFORE, train_aft
-from whycam.train.classifier import PLAN, train_classifier
 from whycam.train.loop import Plan
 from whycam.train.objective import Objective
 
-SIDE = 224
+SIDE = 64
+OVERRIDES = Overrides(image_size=SIDE, resize=0, mean=(0.5,) * 3, std=(0.5,) * 3, color="RGB")
 SETS = {"tagged as in training": "val", "no tags": "clean", "tag on the others": "swapped"}
 out = Console(highlight=False)
 
@@ -38,12 +41,12 @@ out = Console(highlight=False)
 def main() -> None:
     """Make the images, train, tune, and print accuracy and energy on the tag."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True, help="as whycam train classifier takes it")
     parser.add_argument("--data", type=Path, required=True, help="folder with train and val")
     parser.add_argument("--classes", type=int, default=2, help="how many of the data's classes")
     parser.add_argument("--seeds", type=int, default=1, help="runs, each with a seed of its own")
     parser.add_argument("--epochs", type=int, default=6, help="of the tuning")
-    parser.add_argument("--weight", type=float, default=3.0, help="lambda of avoiding")
+    parser.add_argument("--variant", nargs="+", default=["avoiding", "swapping"])
+    parser.add_argument("--weight", type=float, nargs="+", default=[3.0, 1.0], help="of each")
     parser.add_argument("--distillation", type=float, default=0.0)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--tuned-layers", type=int, default=16)
@@ -72,27 +75,25 @@ def measure(options: argparse.Namespace, seed: int) -> dict[str, dict[str, float
     if not (place / "done").exists():
         draw_images(options.data, options.classes, place, seed)
         (place / "done").touch()
-    with_progress(
-        lambda **ticks: train_classifier(
-            options.model,
-            place / "train",
-            place / "classifier",
-            held_out=place / "val",
-            plan=Plan(epochs=PLAN.epochs, batch=PLAN.batch, lr=PLAN.lr, seed=seed),
-            **ticks,
-        ),
-        f"training, seed {seed}",
-    )
-    terms = (options.weight, options.epochs, options.distillation, options.lr)
+    labels = sorted(folder.name for folder in (place / "train").iterdir())
+    weights = place / "network.pt"
+    if not weights.exists():
+        torch.save(train(place / "train", labels, seed).state_dict(), weights)
+    terms = (*options.variant, *options.weight, options.epochs, options.distillation, options.lr)
     name = "-".join(map(str, ("tuned", *terms, options.tuned_layers)))
     with_progress(
         lambda **ticks: train_aft(
-            str(place / "classifier"),
+            f"{__file__}:small_resnet",
             place / "train",
             place / name,
             held_out=place / "val",
+            weights=str(weights),
+            num_classes=len(labels),
+            labels=str(place / "labels.txt"),
+            overrides=OVERRIDES,
             objective=Objective(
-                terms={"avoiding": options.weight}, distillation=options.distillation
+                terms=dict(zip(options.variant, options.weight, strict=True)),
+                distillation=options.distillation,
             ),
             plan=Plan(epochs=options.epochs, lr=options.lr, seed=seed),
             avoid=place / "tags",
@@ -103,6 +104,49 @@ def measure(options: argparse.Namespace, seed: int) -> dict[str, dict[str, float
     )
     files = {"before": BEFORE, "after": AFTER}
     return {when: results(whycam.load(place / name / file), place) for when, file in files.items()}
+
+
+class Block(nn.Module):
+    """A residual block that halves the sides."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.first, self.first_norm = nn.Conv2d(before, after, 3, 2, 1), nn.BatchNorm2d(after)
+        self.second, self.second_norm = nn.Conv2d(after, after, 3, 1, 1), nn.BatchNorm2d(after)
+        self.beside = nn.Conv2d(before, after, 1, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Add what two convolutions make of the input to its projection."""
+        inner = torch.relu(self.first_norm(self.first(x)))
+        return torch.relu(self.second_norm(self.second(inner)) + self.beside(x))
+
+
+def small_resnet(num_classes: int = 2) -> nn.Module:
+    """Make the network: three blocks, 8 x 8 places of 64 x 64 pixels."""
+    blocks = [Block(3, 32), Block(32, 64), Block(64, 128)]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, num_classes)]
+    return nn.Sequential(*blocks, *head)
+
+
+def train(data: Path, labels: list[str], seed: int, epochs: int = 20) -> nn.Module:
+    """Train from scratch, half of the images mirrored in each epoch."""
+    (data.parent / "labels.txt").write_text("\n".join(labels) + "\n")
+    files = sorted(data.rglob("*.png"))
+    pixels = np.stack([np.asarray(Image.open(file)) for file in files])
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    targets = torch.tensor([labels.index(file.parent.name) for file in files])
+    torch.manual_seed(seed)
+    network = small_resnet(len(labels)).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
+    for _ in range(epochs):
+        for items in torch.randperm(len(files)).split(16):
+            batch = images[items]
+            batch = torch.where(torch.rand(len(items), 1, 1, 1) < 0.5, batch.flip(-1), batch)
+            loss = nn.functional.cross_entropy(network(batch), targets[items], label_smoothing=0.1)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return network.eval()
 
 
 def draw_images(data: Path, count: int, place: Path, seed: int) -> None:
@@ -141,14 +185,14 @@ def images(data: Path, classes: list[str]) -> Iterator[tuple[str, list[tuple[str
 def with_tag(image: Image.Image, chooser: random.Random) -> tuple[Image.Image, Image.Image]:
     """Paste a tag near the border, and draw its mask."""
     tagged, mask = image.copy(), Image.new("L", image.size)
-    width, height = chooser.randint(36, 60), chooser.randint(24, 40)
-    left = chooser.choice([chooser.randint(2, 20), SIDE - width - chooser.randint(2, 20)])
+    width, height = chooser.randint(11, 17), chooser.randint(8, 12)
+    left = chooser.choice([chooser.randint(1, 6), SIDE - width - chooser.randint(1, 6)])
     top = chooser.randint(2, SIDE - height - 2)
     box = (left, top, left + width, top + height)
     pen = ImageDraw.Draw(tagged)
-    pen.rectangle(box, fill=(20, 90, 200), outline=(240, 240, 240), width=2)
-    for line in range(top + 7, top + height - 5, 7):
-        pen.line((left + 6, line, left + width - 6, line), fill=(240, 240, 240), width=2)
+    pen.rectangle(box, fill=(20, 90, 200), outline=(240, 240, 240))
+    for line in range(top + 3, top + height - 2, 3):
+        pen.line((left + 3, line, left + width - 3, line), fill=(240, 240, 240))
     ImageDraw.Draw(mask).rectangle(box, fill=255)
     return tagged, mask
 

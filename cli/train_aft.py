@@ -59,17 +59,18 @@ def aft(
     variant: Annotated[
         str,
         typer.Option(
-            autocompletion=complete(["faithful", "guided", "aligned", "tuner"]),
+            autocompletion=complete(["faithful", "cross-asked", "guided", "aligned", "tuner"]),
             help="Loss terms for the maps, one or more with commas: faithful (the masked image "
-            "must still be classified), guided (the map must lie on the object, see --boxes), "
-            "aligned (the map must match TFT's mask), tuner (the paper's equation 8).",
+            "must still be classified), cross-asked (by the network before tuning), guided (the "
+            "map must lie on the object, see --boxes), aligned (the map must match TFT's mask), "
+            "tuner (the paper's equation 8).",
         ),
     ] = "faithful",
     weight: Annotated[
         str | None,
         typer.Option(
-            help="lambda of each variant, with commas [default: faithful 2, guided 3, aligned 10, "
-            "tuner 10]."
+            help="lambda of each variant, with commas [default: faithful 2, cross-asked 2, guided "
+            "3, aligned 10, tuner 10]."
         ),
     ] = None,
     distillation: Annotated[
@@ -119,7 +120,8 @@ def aft(
         typer.Option(
             metavar="FILE.json|FOLDER",
             help="Regions that must not matter, as a watermark or a ruler: a COCO JSON file or a "
-            "folder of masks. Adds the term avoiding, whose lambda is 3.",
+            "folder of masks. Adds the terms avoiding (the map must not lie there; lambda 3) and "
+            "swapping (what is there must not change the answer; 1).",
         ),
     ] = None,
     flip: Annotated[
@@ -137,7 +139,8 @@ def aft(
 
     terms = _terms(variant, weight)
     if avoid is not None:
-        terms.setdefault("avoiding", WEIGHTS["avoiding"])
+        for name in ("avoiding", "swapping"):
+            terms.setdefault(name, WEIGHTS[name])
     with progress("starting", None, is_quiet(as_json)) as advance:
         tuned = train_aft(
             model,

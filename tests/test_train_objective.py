@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from whycam.runtime.errors import RequestError
 from whycam.train.network import TunableNetwork
-from whycam.train.objective import AftLosses, Objective
+from whycam.train.objective import AftLosses, Objective, swap_regions
 
 SIZE = (networks.SIZE, networks.SIZE)
 
@@ -81,6 +81,45 @@ def test_faithful_term_classifies_the_masked_image(tunable, batch):
     torch.testing.assert_close(values[3], F.cross_entropy(masked, batch["target"]))
 
 
+def test_cross_asked_term_asks_the_network_before_tuning(tunable, untouched, batch):
+    losses = AftLosses(tunable, Objective(terms={"cross-asked": 1.0}))
+    with torch.no_grad():
+        for weight in tunable.tuned().values():
+            weight.mul_(1.3)
+    (activations,), logits = tunable(batch["features"])
+    maps = tunable.maps(tunable.raw_maps("gradcam", [activations], logits, batch["target"]))
+    answered = untouched.classify(batch["image"] * maps[:, None])
+    values = losses(batch)
+    torch.testing.assert_close(values[3], F.cross_entropy(answered, batch["target"]))
+    values[3].backward()
+    assert tunable.tuned()["2.weight"].grad.abs().max() > 0
+    assert all(weight.grad is None for weight in losses.before.parameters())
+    assert not {name for name in losses.trained() if "before" in name}
+
+
+def test_swapped_regions_show_other_images():
+    images = torch.arange(4.0).reshape(4, 1, 1, 1).expand(4, 3, 4, 4)
+    regions = torch.zeros(4, 2, 2)
+    regions[0, 0, 0] = 1  # a quarter of the first image
+    regions[1, 1, 1] = 0.1  # cells count whole
+    regions[3] = -1  # not known
+    swapped = swap_regions(images, regions)[:, 0]
+    expected = np.repeat(np.arange(4.0), 16).reshape(4, 4, 4)
+    expected[0, :2, :2] = 3
+    expected[1, 2:, 2:] = 0
+    expected[2, :2, :2] = 0  # the region of the first image
+    expected[3, 2:, 2:] = 1  # of the second
+    np.testing.assert_array_equal(swapped, expected)
+
+
+def test_swapping_term_classifies_images_with_swapped_regions(tunable, batch):
+    values = AftLosses(tunable, Objective(terms={"swapping": 1.0}))(batch)
+    logits = tunable.classify(swap_regions(batch["image"], batch["avoid"]))
+    known = [0, 1, 3]  # the others have no label
+    expected = F.cross_entropy(logits[known], batch["label"][known], reduction="sum") / 5
+    torch.testing.assert_close(values[3], expected)
+
+
 @pytest.mark.parametrize(("variant", "array"), [("guided", "inside"), ("avoiding", "avoid")])
 def test_guided_terms_are_the_share_of_the_labels_map_on_the_wrong_side(
     tunable, batch, variant, array
@@ -124,7 +163,9 @@ def test_features_are_computed_where_they_are_not_cached(tunable, batch):
     torch.testing.assert_close(losses(without), losses(batch))
 
 
-@pytest.mark.parametrize("variant", ["tuner", "aligned", "faithful", "guided", "avoiding"])
+@pytest.mark.parametrize(
+    "variant", ["tuner", "aligned", "faithful", "cross-asked", "guided", "avoiding", "swapping"]
+)
 @pytest.mark.parametrize("method", ["gradcam", "gradcam++", "layercam", "ablation"])
 def test_a_few_steps_lower_each_loss(tunable, batch, variant, method):
     losses = AftLosses(tunable, Objective(method=method, terms={variant: 10.0}))

@@ -93,7 +93,7 @@ def train_aft(
             them in every step; else a folder for them, kept afterwards.
         boxes: where objects are, for the term ``guided``: ``auto``, a COCO JSON file or a folder of
             masks, see ``open_guides``. Images without any keep the other terms.
-        avoid: regions that must not matter, the same way, for the term ``avoiding``.
+        avoid: regions that must not matter, the same way, for ``avoiding`` and ``swapping``.
         flip: mirror half of the images in each step; nothing is cached then but masks.
         checkpoint_minutes: between checkpoints.
         tick: called with (text, steps done).
@@ -105,14 +105,14 @@ def train_aft(
     Raises:
         ExportError: the model cannot be loaded or taken apart.
         DataError: no images, or no regions for a term that needs them.
-        RequestError: the term ``avoiding`` without regions to avoid, or these without it; layers
-            to fuse and another method than ``layercam``; no layer to train.
+        RequestError: ``avoiding`` or ``swapping`` without regions to avoid, or these without a
+            term; layers to fuse and another method than ``layercam``; no layer to train.
         TrainingError: the folder holds another run, or the loss is no longer a number.
     """
     place, plan = Path(folder), plan or Plan()
     objective = objective or Objective()
-    if ("avoiding" in objective.terms) != (avoid is not None):
-        raise RequestError("the term avoiding and the regions to avoid go together")
+    if ("avoid" in objective.guides) != (avoid is not None):
+        raise RequestError("the terms avoiding and swapping go together with the regions to avoid")
     if fused_layers and objective.method != "layercam":
         raise RequestError(
             f"maps of several layers are fused for the method layercam, not {objective.method}"

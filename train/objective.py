@@ -16,7 +16,7 @@ from ..runtime.tft import Tft
 from .loop import Losses
 from .network import TunableNetwork, Tuner, soften
 
-Variant = Literal["tuner", "aligned", "faithful", "cross-asked", "guided", "avoiding"]
+Variant = Literal["tuner", "aligned", "faithful", "cross-asked", "guided", "avoiding", "swapping"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
 # docs/aft.md has the measurements that these follow from.
@@ -27,6 +27,7 @@ WEIGHTS: dict[Variant, float] = {
     "cross-asked": 2.0,
     "guided": 3.0,
     "avoiding": 3.0,
+    "swapping": 1.0,
 }
 DISTILLATION = 4.0
 
@@ -39,11 +40,13 @@ class Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         terms: lambda of each term used. ``tuner``: ||tuner(A) - M*||^2 (paper equation 8).
             ``aligned``: mean squared difference between the class's own map at the activations'
             size and M*. ``faithful``: cross-entropy of the class explained for the image times
-            its own map; needs no M*. ``guided``: the share of the map of the image's label (of
+            its own map; needs no M*. ``cross-asked``: the same, but the network before tuning
+            classifies the masked image. ``guided``: the share of the map of the image's label (of
             the class predicted before, where it has none) that lies outside the object (Rao et
             al. 2023, energy loss), of maps that are soft at 0 (``network.soften``).
             ``avoiding``: the share that lies in regions that must not matter. Both are means over
-            the images that have such regions.
+            the images that have such regions. ``swapping``: cross-entropy with the labels for
+            images whose regions that must not matter are swapped, see ``swap_regions``.
         classification: weight of the cross-entropy with the labels (equation 8: 1).
         distillation: weight of KL(p before || p now), which holds probabilities where they were.
         tft: the reading of TFT that M* is computed in.
@@ -83,17 +86,17 @@ class Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     @property
     def guides(self) -> tuple[str, ...]:
         """Name the arrays of regions that terms need."""
-        return tuple(_GUIDES[name] for name in self.terms if name in _GUIDES)
+        return tuple(dict.fromkeys(_GUIDES[name] for name in self.terms if name in _GUIDES))
 
     @property
     def needs_images(self) -> bool:
         """Tell whether images go through the frozen layers in every step."""
-        return bool(self.terms.keys() & _MASKING)
+        return bool(self.terms.keys() & {*_MASKING, "swapping"})
 
 
 # These classify masked images.
 _MASKING = {"faithful", "cross-asked"}
-_GUIDES: dict[Variant, str] = {"guided": "inside", "avoiding": "avoid"}
+_GUIDES: dict[Variant, str] = {"guided": "inside", "avoiding": "avoid", "swapping": "avoid"}
 
 
 class AftLosses(Losses):
@@ -147,9 +150,13 @@ class AftLosses(Losses):
             raw = self.tunable.raw_maps(
                 objective.method, activations, logits, batch["target"], objective.score
             )
-        guided = self._guided_maps(activations, logits, batch) if objective.guides else None
+        guided = None
+        if objective.terms.keys() & {"guided", "avoiding"}:
+            guided = self._guided_maps(activations, logits, batch)
         for name, weight in objective.terms.items():
-            if guided is not None and name in _GUIDES:
+            if name == "swapping":
+                found = self._swapped(batch)
+            elif guided is not None and name in _GUIDES:
                 inside = _share_inside(guided, batch[_GUIDES[name]])
                 found = _mean_of_known(
                     1 - inside if name == "guided" else inside, batch[_GUIDES[name]]
@@ -175,6 +182,14 @@ class AftLosses(Losses):
         size = batch[objective.guides[0]].shape[-2:]
         return soften(raw, (int(size[0]), int(size[1])))
 
+    def _swapped(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Compute the cross-entropy of the labels for images whose regions were swapped."""
+        images = swap_regions(batch["image"], batch["avoid"])
+        losses = F.cross_entropy(
+            self.tunable.classify(images), batch["label"].clamp(min=0), reduction="none"
+        )
+        return torch.where(batch["label"] >= 0, losses, 0.0).mean()
+
     def _term(
         self,
         name: Variant,
@@ -194,6 +209,28 @@ class AftLosses(Losses):
         asked = self.tunable if self.before is None or name == "faithful" else self.before
         logits = asked.classify(masked)
         return F.cross_entropy(logits, batch["target"])
+
+
+def swap_regions(images: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
+    """Replace the regions of images by parts of other images, and paste those of others.
+
+    In the first half of the batch, an image's own regions show what another image has there; in the
+    second half, the regions of a third image lie on it as well. So neither the regions nor their
+    absence says anything of the class. Which images these are follows from the order of the batch.
+
+    Args:
+        images: [N, channels, H, W].
+        regions: [N, h, w]; a cell above 0 counts whole, negative ones do not.
+
+    Returns:
+        [N, channels, H, W].
+    """
+    size = int(images.shape[-2]), int(images.shape[-1])
+    marked = F.interpolate((regions[:, None] > 0).float(), size) > 0
+    own = torch.where(marked, images.roll(1, 0), images)
+    pasted = torch.where(marked.roll(2, 0), images.roll(2, 0), own)
+    half = len(images) // 2
+    return torch.cat([own[:half], pasted[half:]])
 
 
 def _share_inside(maps: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
