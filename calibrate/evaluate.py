@@ -19,7 +19,7 @@ from ..runtime.cam import Method
 from ..runtime.errors import DataError, RequestError
 from ..runtime.explainer import Explainer
 from ..runtime.manifest import Manifest
-from ..runtime.request import NOT_PROBABILITIES
+from ..runtime.request import NOT_PROBABILITIES, check_classifier
 from ..runtime.tft import Tft
 from ..runtime.timing import Tick
 from .cross_asked import check_asked
@@ -173,11 +173,12 @@ def check_one_classifier(manifest: Manifest) -> None:
 
 
 def check_one_head(manifest: Manifest) -> None:
-    """Refuse a file that explains several heads, whose figures would be those of the first alone.
+    """Refuse a file of several heads, whose figures would be those of the first, or a detector.
 
     Raises:
-        RequestError: it does.
+        RequestError: it is such a file.
     """
+    check_classifier(manifest)
     if manifest.heads:
         names = [head.name for head in manifest.heads]
         raise RequestError(

@@ -26,6 +26,7 @@ _TASKS = {
     "binary": "probabilities by sigmoid of one logit",
     "none": "no probabilities",
     "heads": "probabilities of several heads",
+    "detect": "objects with boxes",
 }
 
 

@@ -19,6 +19,8 @@ from ..runtime import tft
 from ..runtime.cam import METHODS
 from ..runtime.engines import base, registry
 from ..runtime.errors import RequestError, WhyCamError
+from ..runtime.onnxfile import read_manifest
+from ..runtime.request import check_classifier
 from .console import note
 
 if TYPE_CHECKING:
@@ -48,8 +50,6 @@ def complete_labels(context: typer.Context, incomplete: str) -> list[str]:
     model = context.params.get("model") or next(iter(context.args), None)
     if model is None:
         return []
-    from ..runtime.onnxfile import read_manifest
-
     try:
         labels = read_manifest(model).labels
     except WhyCamError:
@@ -206,10 +206,16 @@ class EngineOptions(RunOptions):
     precision: Precision = "fp32"
     cache: Cache = None
 
-    def load(self, model: Path, **rest: Any) -> Explainer:
-        """Load a model file; ``rest`` goes to ``whycam.load``."""
+    def load(self, model: Path, takes_detectors: bool = False, **rest: Any) -> Explainer:
+        """Load a model file; ``rest`` goes to ``whycam.load``.
+
+        Raises:
+            RequestError: it is a detector's, and the verb is for classifiers alone.
+        """
         from ..runtime.load import load
 
+        if not takes_detectors:
+            check_classifier(read_manifest(model))
         explainer = load(
             model,
             self.engine,
@@ -230,9 +236,9 @@ class PromptedEngineOptions(EngineOptions):
 
     prompts: Prompts = None
 
-    def load(self, model: Path, **rest: Any) -> Explainer:
+    def load(self, model: Path, takes_detectors: bool = False, **rest: Any) -> Explainer:
         """Load a model file with the prompts."""
-        return super().load(model, prompts=self.prompts, **rest)
+        return super().load(model, takes_detectors, prompts=self.prompts, **rest)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from ..runtime.engines.plan import (
 from ..runtime.errors import ModelFileError, OutputError, RequestError
 from ..runtime.files import replacing, write_whole
 from ..runtime.manifest import FilePrecision, Manifest
+from ..runtime.request import check_classifier
 from ..runtime.timing import Tick, Total
 from .build_options import (
     TURING,
@@ -123,6 +124,7 @@ def to_plan(
     total = total or (lambda _steps: None)
     target = Path(path)
     manifest = read_checked_manifest(model)
+    check_classifier(manifest)
     precision = choose_precision(model, manifest, precision)
     check_plan_path(target, model)
     if workspace is not None and workspace < 1:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .boxes import Box
 from .cam import Method
 from .images import RGBImage
-from .manifest_parts import Task
+from .manifest_parts import Edge, Task
 from .preprocess import Placement, to_image
 from .region import Region
 from .targets import ClassScore
@@ -40,6 +41,9 @@ class Attribution:
     geometry: str = "input"
     task: Task = "softmax"
     top: tuple[ClassScore, ...] = ()
+    box: Box | None = None
+    candidate: int | None = None
+    edge: Edge | None = None
 
     def __repr__(self) -> str:
         height, width = self.placement.image

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from . import overlay, text
 from .attribution import Attribution, format_probability
+from .box_drawing import draw_box
 from .errors import MissingExtraError, RequestError
 from .images import RGBImage
 from .overlay import Style
@@ -27,7 +28,7 @@ AnyAttribution = TypeVar("AnyAttribution", bound=Attribution)
 def draw_overlay(
     explanation: Attribution, style: Style, original: bool = False, scale: int = 1
 ) -> RGBImage:
-    """Draw a map over its image, with an outline of the region above the threshold.
+    """Draw a map over its image, with an outline of the region above the threshold, and the box.
 
     Args:
         explanation: what is drawn.
@@ -57,6 +58,8 @@ def draw_overlay(
         top, left, bottom, right = window
         part = np.ascontiguousarray(region[top:bottom, left:right], np.uint8)
         overlay.outline(drawn, part, top, left)
+    if explanation.box is not None:
+        draw_box(drawn, explanation.box, scale, explanation.edge)
     return drawn
 
 

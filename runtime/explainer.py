@@ -22,7 +22,7 @@ from .manifest import Manifest
 from .pipeline import Model, Prepared
 from .pixels import read_pixels
 from .prompts import Prompts, apply_prompts, choose_prompts
-from .request import RequestPlan, Thresholding, plan_request
+from .request import RequestPlan, Thresholding, check_classifier, plan_request
 from .scorecam import Progress
 from .targets import class_rows, resolve_targets
 
@@ -300,6 +300,7 @@ class Explainer:
             ImageError: an image cannot be read.
             EngineError: the engine failed, or the network returned NaN.
         """
+        check_classifier(self.manifest)
         sources, _ = _listed(images, color)
         rows = [np.zeros((0, self.manifest.num_classes), np.float32)]
         found = run_batches(

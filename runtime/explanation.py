@@ -59,6 +59,7 @@ class Explanation(Attribution):
         geometry: ``input`` or ``image``: what ``map`` lies over.
         top: the most probable classes of the image, five at most; of several heads those of the
             class's own.
+        box, candidate, edge: of a ``Detection``; None for classes of whole images.
 
     Example:
         >>> e = whycam.load("model.onnx").explain("cat.jpg", tft=True)

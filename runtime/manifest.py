@@ -16,7 +16,7 @@ from .input_format import (
     Preprocess,
     describe_images,
 )
-from .manifest_parts import Attention, FusedLayer, OutputHead, Reference
+from .manifest_parts import Attention, Detector, FusedLayer, OutputHead, Reference
 from .search import Prior
 from .tft import Tft
 from .versioned import decode_versioned
@@ -30,7 +30,7 @@ _SAME_STD = 1e-3  # JSON may have rounded 1/255
 Outputs = Literal["raw", "map", "tft"]
 OUTPUTS: tuple[Outputs, ...] = get_args(Outputs)
 FilePrecision = Literal["fp32", "fp16", "bf16", "int8"]
-FileTask = Literal["softmax", "sigmoid", "binary", "none", "heads"]
+FileTask = Literal["softmax", "sigmoid", "binary", "none", "heads", "detect"]
 INPUTS = ("image", "target", "class_embeddings")
 
 
@@ -49,7 +49,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         task: what ``probabilities`` holds. ``softmax``: of classes that exclude each other;
             ``sigmoid``: of independent labels; ``binary``: of two classes, from one logit;
             ``none``: values that are no probabilities, as regression gives them; ``heads``: each of
-            ``heads`` has a task of its own.
+            ``heads`` has a task of its own. ``detect``: there are no probabilities of the image,
+            but objects with a box and a class, see ``detector``.
         num_classes: C; 2 for ``binary``; of several heads, all their classes. Where class
             embeddings are an input, of the example classes in ``references``, or of the prompts
             once there are some.
@@ -58,6 +59,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         heads: where several heads are explained, in the order of their classes; else empty.
         preprocess: how an image becomes the input. With ``dynamic_size`` its ``size`` is the
             model's usual one, and ``resize`` does not apply.
+        detector: of the task ``detect``; else None. Outputs are then as it says.
         dynamic_size: which heights and widths the graph takes; None: ``preprocess.size`` alone.
         layout: of the input ``image``, without ``embedded_preprocess``.
         image_dtype: of the input ``image``, without ``embedded_preprocess``. ``uint8``: the file
@@ -108,6 +110,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     num_classes: int
     labels: tuple[str, ...]
     heads: tuple[OutputHead, ...] = ()
+    detector: Detector | None = None
     preprocess: Preprocess
     dynamic_size: DynamicSize | None = None
     layout: Layout = "NCHW"
@@ -143,6 +146,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise ValueError(f"{len(self.labels)} labels for {self.num_classes} classes")
         self._check_task()
         self._check_heads()
+        self._check_detector()
         self._check_maps()
         self._check_interface()
         self._check_dynamic_size()
@@ -171,6 +175,21 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise ValueError("outputs tft need probabilities, and task none has none")
         if unfit := sorted({"ablation", "scorecam"}.intersection(self.methods)):
             raise ValueError(f"methods {unfit} need probabilities, and task none has none")
+
+    def _check_detector(self) -> None:
+        if (self.task == "detect") != (self.detector is not None):
+            raise ValueError(f"task {self.task} with detector {self.detector}")
+        if self.detector is None:
+            return
+        plain = (
+            self.outputs == ("map",)
+            and {self.top, self.class_embeddings, self.attention, self.dynamic_size} == {None}
+            and not (self.embedded_preprocess or self.fused_layers or self.heads)
+        )
+        if not plain:
+            raise ValueError(
+                "a detector has finished maps, targets and images of one size, prepared outside"
+            )
 
     def _check_heads(self) -> None:
         if (self.task == "heads") != bool(self.heads):
@@ -263,8 +282,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     @property
     def output_heads(self) -> tuple[OutputHead, ...]:
-        """List the heads, be it one, which is then named ``probabilities``."""
-        if self.task != "heads":
+        """List the heads, be it one, which is then named ``probabilities``; a detector has none."""
+        if self.task != "heads" and self.task != "detect":
             return (OutputHead("probabilities", self.task, self.num_classes),)
         return self.heads
 
@@ -343,6 +362,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         """Return (h, w) of a reference's map before it is resized: of the finest layer used."""
         if self.map_method == "legrad" and self.attention is not None:
             return self.attention.shape[1:]
+        if self.detector is not None:
+            return self.detector.map_size
         layers = [self.activations, *(layer.activations for layer in self.fused_layers)]
         return finest(layers)
 
@@ -361,6 +382,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         By their contract names, without ``own_outputs``. Height and width are None as well where
         these are free.
         """
+        if self.detector is not None:
+            return self._detector_shapes(self.detector)
         size = self.map_size
         activations: tuple[int | None, ...] = self.activations
         if self.dynamic_size is not None:
@@ -383,6 +406,18 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         elif "map" in self.outputs:
             shapes["maps"] = (None, *size)
         return shapes | {f"maps_{method}": (None, *size) for method in self.map_methods[1:]}
+
+    def _detector_shapes(self, detector: Detector) -> dict[str, tuple[int | None, ...]]:
+        count = detector.candidates
+        shapes: dict[str, tuple[int | None, ...]] = {
+            "detections": (None, 2),
+            "scores": (None,),
+            "boxes": (None, 4),
+            "candidate_scores": (count, self.num_classes),
+            "candidate_boxes": (count, 4),
+        }
+        maps = [name for method in self.methods if (name := self.map_output(method)) is not None]
+        return shapes | dict.fromkeys(maps, (None, *detector.map_size))
 
     def label(self, index: int) -> str:
         """Return the name of a class, or its number where the file holds no names."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -63,6 +63,55 @@ class Attention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if min(self.shape) < 1:
             raise ValueError(f"attention '{self.name}' has no maps: {self.shape}")
+
+
+Edge = Literal["left", "top", "right", "bottom"]
+EDGES: tuple[Edge, ...] = get_args(Edge)
+DetectorFormat = Literal["yolov8", "yolov5", "yolov10", "yolox", "detr", "ssd"]
+DETECTOR_FORMATS: tuple[DetectorFormat, ...] = get_args(DetectorFormat)
+ExplainedScore = Literal["class", "left", "top", "right", "bottom"]
+
+
+class Detector(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a graph detects objects, and what its maps explain.
+
+    The graph has an input ``target``, int64 [N, k, 2]: candidate and class of each detection to
+    explain. Its outputs, beside the file's own, each computed only where it is asked for:
+
+    - ``detections`` int64 [N, k, 2]: candidate and class explained, -1 where there is none left;
+    - ``scores`` float32 [N, k] in [0, 1], and ``boxes`` float32 [N, k, 4], left, top, right and
+      bottom in pixels of the input, of these; 0 where there is none left;
+    - ``maps`` float32 [N, k, h, w] in [0, 1], and ``maps_METHOD`` of each further method;
+    - ``candidate_scores`` float32 [N, A, C] and ``candidate_boxes`` float32 [N, A, 4] of all
+      candidates, which suppression outside the graph and TFT read.
+
+    Attributes:
+        format: of the detector's own outputs.
+        candidates: A, how many boxes the network predicts for each image.
+        map_size: (h, w) of the maps: of the finest level.
+        levels: the layers that are explained, one for each level of the pyramid.
+        score: what the maps explain: the class's score, or the place of an edge of the box.
+        ranks: whether the graph chooses detections itself: in place of a candidate, -1 then means
+            in column j of ``target`` the detection of the j-th best score, whatever the class.
+        iou: the overlap from which on a candidate of the same class is suppressed, in the graph and
+            outside; None: nothing is, as the network returns each object once.
+        min_score: the least score of a detection, unless a caller says otherwise.
+    """
+
+    format: DetectorFormat
+    candidates: int
+    map_size: tuple[int, int]
+    levels: tuple[FusedLayer, ...]
+    score: ExplainedScore = "class"
+    ranks: bool = True
+    iou: float | None = None
+    min_score: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.candidates < 1 or min(self.map_size) < 1 or not self.levels:
+            raise ValueError("a detector without candidates, maps or levels")
+        if not 0 <= self.min_score < 1 or not (self.iou is None or 0 <= self.iou <= 1):
+            raise ValueError(f"iou {self.iou} or min_score {self.min_score} is out of range")
 
 
 class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -63,6 +63,33 @@ class RequestPlan:
         return any(one.in_graph for one in self.methods)
 
 
+def check_classifier(manifest: Manifest) -> None:
+    """Refuse a detector's file where classes of whole images are meant.
+
+    Raises:
+        RequestError: the file detects objects.
+    """
+    if manifest.detector is not None:
+        raise RequestError(
+            f"{manifest.model} is a detector: it finds objects, and this is for classes of whole "
+            "images. Its detections are explained by Explainer.detect, and by whycam explain, "
+            "stream, evaluate and bench"
+        )
+
+
+def check_detector(manifest: Manifest) -> None:
+    """Refuse a classifier's file where detections are meant.
+
+    Raises:
+        RequestError: the file classifies images.
+    """
+    if manifest.detector is None:
+        raise RequestError(
+            f"{manifest.model} is no detector: it classifies whole images and finds no boxes. Its "
+            "classes are explained by Explainer.explain, and by whycam explain"
+        )
+
+
 def plan_request(
     manifest: Manifest,
     methods: Method | Sequence[Method] | None = None,
@@ -80,6 +107,7 @@ def plan_request(
     Raises:
         RequestError: the file cannot do that; the message says how to export one that can.
     """
+    check_classifier(manifest)
     if methods is None:
         methods = manifest.map_method or "gradcam"
     chosen: tuple[Method, ...] = (

@@ -20,7 +20,7 @@ from whycam.runtime.onnxfile import append_manifest, digest
 RANKS = 5
 
 
-class _Writer:
+class Writer:
     """Nodes and constants, as they are added."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ def write_tiny(
         bias: pixel means and standard deviations [2, channels] that a uint8 input is normalised by
             inside the graph.
     """
-    w = _Writer()
+    w = Writer()
     name = {
         key: manifest.names.get(key, key) for key in ("image", "target", *manifest.output_shapes)
     }
@@ -140,7 +140,7 @@ def write_tiny(
     return manifest
 
 
-def _stretched(w: _Writer, maps: str) -> str:
+def _stretched(w: Writer, maps: str) -> str:
     """Min-max of each map, all zero where it is constant."""
     low = w.add("ReduceMin", maps, np.array([2, 3]))
     spread = w.add("Sub", w.add("ReduceMax", maps, np.array([2, 3])), low)

@@ -33,6 +33,13 @@ _PARTS: dict[str, tuple[str, ...]] = {
 }
 
 
+# Of a detector; these are always there, and yet need not run for another part.
+_DETECTOR_PARTS: dict[str, tuple[str, ...]] = {
+    "detection": ("detections", "scores", "boxes"),
+    "candidates": ("candidate_scores", "candidate_boxes"),
+}
+
+
 def parts_needed(outputs: Collection[str], manifest: Manifest) -> frozenset[str]:
     """Name the parts of a graph that must run for some outputs, beyond classification."""
     return frozenset(part for part, names in _parts(manifest) if not set(names).isdisjoint(outputs))
@@ -89,6 +96,8 @@ def rename_to_contract(run: Run, manifest: Manifest) -> Run:
 
 
 def _parts(manifest: Manifest) -> Iterator[tuple[str, tuple[str, ...]]]:
+    if manifest.detector is not None:
+        yield from _DETECTOR_PARTS.items()
     for part, names in _PARTS.items():
         # Without a sweep ``maps`` is the plain map.
         if part == "map" and "tft" not in manifest.outputs:
@@ -223,9 +232,10 @@ def check_feeds(feeds: Arrays, manifest: Manifest) -> None:
     """
     # Half precision is the graph's own affair: masks are multiplied in float32.
     kind = "uint8" if manifest.image_type == "uint8" else "float32"
+    pair = () if manifest.detector is None else (2,)
     wanted: dict[str, tuple[str, tuple[int | None, ...]]] = {
         "image": (kind, (None, *manifest.image_shape)),
-        "target": ("int64", (None, None)),
+        "target": ("int64", (None, None, *pair)),
     }
     if manifest.class_embeddings is not None:
         wanted["class_embeddings"] = ("float32", (None, manifest.class_embeddings))
@@ -284,6 +294,8 @@ def check_outputs(found: Arrays, count: int, classes: int, manifest: Manifest) -
                 f"{list(wanted)}: the file is not as whycam wrote it. Export it again"
             )
     chosen = found.get("targets")
+    if manifest.detector is not None:
+        _check_detections(found, manifest.num_classes, manifest.detector.candidates)
     if chosen is not None and not 0 <= chosen.min() <= chosen.max() < manifest.num_classes:
         raise EngineError(
             f"the graph chose the classes {chosen.min()} to {chosen.max()} of "
@@ -291,8 +303,22 @@ def check_outputs(found: Arrays, count: int, classes: int, manifest: Manifest) -
         )
 
 
+def _check_detections(found: Arrays, classes: int, candidates: int) -> None:
+    """Check that the graph chose candidates and classes that there are, or none (-1)."""
+    chosen = found.get("detections")
+    if chosen is None:
+        return
+    rows = chosen.reshape(-1, 2)
+    if rows.min() < -1 or (rows >= (candidates, classes)).any():
+        raise EngineError(
+            f"the graph chose candidate and class {rows.max(0).tolist()} of {candidates} and "
+            f"{classes}: the file is not as whycam wrote it. Export it again"
+        )
+
+
 def first_parts(manifest: Manifest) -> frozenset[str]:
     """Name the parts to load at once: those of most requests, so that a broken file is noticed."""
     method = manifest.map_method
     first = None if method is None else manifest.map_output(method)
-    return parts_needed([first or "gradients"], manifest)
+    always = [] if manifest.detector is None else ["detections"]
+    return parts_needed([first or "gradients", *always], manifest)

@@ -160,7 +160,8 @@ class _Part:
         height, width = self._manifest.preprocess.size
         example = (height, width, 3) if None in shape else shape
         batch = self._manifest.batch or 1
-        target = (batch, 1) if self._manifest.top is None else ()
+        pair = () if self._manifest.detector is None else (2,)
+        target = (batch, 1, *pair) if self._manifest.top is None else ()
         length = self._manifest.class_embeddings
         embeddings = () if length is None else (EXAMPLES, length)
         self._for(((batch, *(side or 1 for side in example)), target, embeddings))
