@@ -210,6 +210,7 @@ def test_class_names_complete_from_the_model_on_the_command_line(
 def test_an_int8_file_that_is_slower_here_says_so_before_work_begins(tiny, monkeypatch, capsys):
     import msgspec
 
+    from whycam.cli import options
     from whycam.cli.options import EngineOptions
     from whycam.runtime import load
 
@@ -217,6 +218,7 @@ def test_an_int8_file_that_is_slower_here_says_so_before_work_begins(tiny, monke
         tiny.engine.name = engine
         manifest = msgspec.structs.replace(tiny.manifest, precision=precision)
         explainer = whycam_package.Explainer(tiny.engine, manifest)
+        monkeypatch.setattr(options, "read_manifest", lambda _: manifest)
         monkeypatch.setattr(load, "load", lambda *_, **__: explainer)
         assert EngineOptions().load(Path("tiny.onnx")) is explainer
         return capsys.readouterr().err
