@@ -1,4 +1,4 @@
-"""whycam: deployed CNN classifiers that explain themselves.
+"""whycam: deployed image classifiers and detectors that explain themselves.
 
 What a product imports; needs neither torch nor the package that trained the model.
 """
@@ -6,6 +6,7 @@ What a product imports; needs neither torch nor the package that trained the mod
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .runtime.detection import Detection
 from .runtime.errors import WhyCamError
 from .runtime.explainer import Explainer
 from .runtime.explanation import Explanation
@@ -15,11 +16,14 @@ from .runtime.region import Region
 from .runtime.tft import Tft
 
 if TYPE_CHECKING:
+    from .runtime.box_drawing import draw_detections
     from .runtime.class_comparison import draw_comparison
+    from .runtime.detection import to_supervision
     from .runtime.live.annotate import Overlay
     from .runtime.live.stream import Stream, stream
 
 __all__ = [
+    "Detection",
     "Explainer",
     "Explanation",
     "Overlay",
@@ -30,16 +34,20 @@ __all__ = [
     "WhyCamError",
     "__version__",
     "draw_comparison",
+    "draw_detections",
     "explain",
     "load",
     "stream",
+    "to_supervision",
 ]
 
 _LATER = {
     "Overlay": "live.annotate",
     "Stream": "live.stream",
     "draw_comparison": "class_comparison",
+    "draw_detections": "box_drawing",
     "stream": "live.stream",
+    "to_supervision": "detection",
 }
 
 

@@ -14,26 +14,31 @@ from .explanation import Explanation
 class Detection(Explanation):
     """Why a detector found one object: drawn, saved and cut out like an ``Explanation``.
 
+    ``score`` is the probability under the name that detectors have for it; ``region`` is where the
+    map lies in the image, which need not be within the box.
+
     Attributes:
         index: the object's class.
         label: its name, or its number where the model file holds no names.
-        score: of the class for this box, in [0, 1], as the detector returns it.
+        probability: the score of the class for this box, in [0, 1], as the detector returns it.
         box: left, top, right, bottom in pixels of the image.
         candidate: which of the network's candidates it is, from 0.
         edge: the edge of the box whose place the map explains; None: the map explains the score.
         method: how the map was made.
         map: float32 [h, w] in [0, 1], a grid over the network's input, as fine as the finest layer
-            explained; of the input's size where it is thresholded by TFT, and of the image's with
-            ``geometry="image"``. ``on_image`` carries it to the image's own pixels.
-        original_map, mask, threshold, cut, rpi, improved, tft: see ``Explanation``; the
-            probability is the score, and of a masked image that of the candidate of the class which
-            overlaps the box by half and scores best.
-        region: where the map lies in the image, see there.
+            explained; of the input's size with TFT, and of the image's with ``geometry="image"``.
+            ``on_image`` carries it to the image's own pixels.
+        original_map, mask, threshold, cut, rpi, improved, tft: see ``Explanation``.
+        masked_probability: the best score of the class, in the image under ``mask``, of a candidate
+            that overlaps the box by half.
+        image, placement, geometry: see ``Explanation``.
+        task: ``sigmoid``: scores of classes do not exclude each other.
+        top: empty.
 
     Example:
         >>> first, *others = whycam.load("detector.onnx").detect("street.jpg")
         >>> first.label, first.box
-        ('dog', Box(left=12.0, top=30.5, right=180.2, bottom=240.0))
+        ('dog', Box(left=40.0, top=24.0, right=72.0, bottom=56.0))
         >>> first.save("why-this-dog.png").name
         'why-this-dog.png'
     """
@@ -92,6 +97,11 @@ def to_supervision(detections: Sequence[Detection]) -> Any:
 
     Raises:
         RequestError: supervision is not installed, or the images have several sizes.
+
+    Example:
+        >>> detections = whycam.to_supervision(whycam.load("detector.onnx").detect("street.jpg"))
+        >>> detections.class_id.tolist(), detections.mask.shape
+        ([0, 1], (2, 128, 128))
     """
     try:
         import supervision

@@ -10,15 +10,18 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from . import pipeline
+from . import detect, pipeline
 from .batches import CALLERS, Read, join_batches, run_batches
 from .cam import Method
+from .detection import Detection
+from .detection_plan import DETECTIONS, DetectionPlan, plan_detection
 from .engines.base import Engine
 from .engines.prompted import PromptedEngine
 from .errors import ImageError, RequestError
 from .explanation import Explanation, make_explanation
 from .images import ChannelOrder, ImageSource, find_images, to_rgb
 from .manifest import Manifest
+from .manifest_parts import ExplainedScore
 from .pipeline import Model, Prepared
 from .pixels import read_pixels
 from .prompts import Prompts, apply_prompts, choose_prompts
@@ -307,6 +310,100 @@ class Explainer:
             self.model, self.memory, sources, lambda source: source, self._classified
         )
         return np.concatenate([*rows, *(row[None] for row in found)])
+
+    def detect(
+        self,
+        images: Any,
+        target: Any = None,
+        method: Method | Sequence[Method] | None = None,
+        tft: Thresholding = None,
+        *,
+        k: int = DETECTIONS,
+        min_score: float | None = None,
+        iou: float | None = None,
+        score: ExplainedScore | None = None,
+        geometry: Geometry = "input",
+        color: ChannelOrder = "RGB",
+    ) -> Any:
+        """Detect the objects of one image or many, and explain each.
+
+        Args:
+            images, color: see ``explain``.
+            target: what is explained: a class, by its label or index, or a list of them, which
+                alone are then looked for; or a pair (candidate, class) or a list of pairs, whatever
+                their score; None: the best detections of any class.
+            method: one of ``manifest.methods``, or a list of them; by default the file's first.
+            tft: as for ``explain``; TFT looks for the threshold whose masked image has the best
+                score of the class among the candidates that overlap the box by half.
+            k: detections explained of each image, at most, 1 to 100.
+            min_score: the least score of a detection; by default the file's.
+            iou: the overlap from which on a worse candidate of the same class is suppressed; by
+                default the file's. Other values than the file's, a lower ``min_score`` and named
+                classes take one more run of the network.
+            score: what the maps explain, ``class`` or an edge of the box, as the file was exported:
+                said here, it is an error where the file explains something else.
+            geometry: whether maps lie over the network's input, or over the image's own pixels.
+
+        Returns:
+            A list of ``Detection`` for one image, the best first and possibly empty, a list of such
+            lists for many; where ``method`` is a list, a dict from each method to all that.
+
+        Raises:
+            ImageError: an image cannot be read.
+            RequestError: the file is no detector, or a class, candidate, method or setting does
+                not exist.
+            EngineError: the engine failed, or the network returned NaN.
+
+        Example:
+            >>> explainer = whycam.load("detector.onnx")
+            >>> [(one.label, round(one.score, 2)) for one in explainer.detect("street.jpg")]
+            [('dog', 0.92), ('car', 0.7)]
+            >>> (car,) = explainer.detect("street.jpg", "car", tft=True)
+            >>> car.region.box
+            (39, 71, 105, 128)
+        """
+        plan = plan_detection(
+            self.manifest, target, method, tft, most=k, min_score=min_score, iou=iou, score=score
+        )
+        _check_geometry(geometry)
+        sources, many = _listed(images, color)
+        found: dict[Method, list[Any]] = {one.method: [] for one in plan.request.methods}
+        over_image = geometry == "image"
+        for _, result in detect.iterate(self.model, self.memory, sources, plan, over_image):
+            if isinstance(result, ImageError):
+                raise result
+            for name, detections in result.items():
+                found[name].append(detections)
+        results = found if many else {name: listed[0] for name, listed in found.items()}
+        return results if _several(method) else next(iter(results.values()))
+
+    def iter_detections(
+        self,
+        images: Iterable[ImageSource] | str | os.PathLike[str],
+        plan: DetectionPlan,
+        geometry: Geometry = "input",
+        *,
+        color: ChannelOrder = "RGB",
+    ) -> Iterator[tuple[ImageSource, dict[Method, list[Detection]] | ImageError]]:
+        """Detect and explain in any number of images, holding only a few in memory.
+
+        Args:
+            images: as in ``detect``, one by one; or a folder or a pattern.
+            plan: from ``plan_detection``.
+            geometry, color: see ``detect``.
+
+        Returns:
+            Each image as it was given, in order, with its detections by each method, or why it
+            cannot be read.
+
+        Raises:
+            RequestError, EngineError: see ``detect``.
+        """
+        _check_geometry(geometry)
+        if isinstance(images, str | os.PathLike):
+            images = _listed(images)[0]
+        sources = (image if color == "RGB" else to_rgb(image, color) for image in images)
+        return detect.iterate(self.model, self.memory, sources, plan, geometry == "image")
 
     def _classified(self, batch: list[Read[Any]]) -> NDArray[np.float32]:
         return pipeline.classify(self.model, join_batches(_readable(batch)).inputs)

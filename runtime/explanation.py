@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from .tft import Tft
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+AnyExplanation = TypeVar("AnyExplanation", bound="Explanation")
 
 
 class Explanation(Attribution):
@@ -77,7 +80,7 @@ class Explanation(Attribution):
         """Show the overlay and the most probable classes in a notebook."""
         return drawing.draw_html(self)
 
-    def over_image(self) -> Explanation:
+    def over_image(self: AnyExplanation) -> AnyExplanation:
         """Return a copy with ``geometry="image"``: maps and mask over the image's own pixels."""
         return replace(
             self,
@@ -200,6 +203,17 @@ def make_explanation(
         placement=placement,
         top=rank_classes(probabilities, manifest, first, head.num_classes),
     )
+    return with_choice(plain, choice, settings)
+
+
+def with_choice(plain: AnyExplanation, choice: Choice | None, settings: Settings) -> AnyExplanation:
+    """Return an explanation with the threshold that was chosen for its map.
+
+    Args:
+        plain: of the whole map.
+        choice: its threshold; None without.
+        settings: how it was chosen.
+    """
     if choice is None:
         return plain
     cut = replace(

@@ -30,7 +30,7 @@ from .pixels import Pixels
 from .preprocess import Placement, arrange, crop_resized, place, spec_for
 from .request import MethodPlan, RequestPlan
 from .scorecam import Progress, score_weights
-from .sweep import Choice, Floats, Request, make_choice, mute_lowest, sweep
+from .sweep import Choice, Classify, Floats, Request, make_choice, mute_lowest, sweep
 from .tft import Tft
 from .threads import one_blas_thread
 
@@ -282,6 +282,7 @@ def threshold(
     inference: Inference,
     maps: Sequence[ClassMap],
     plan: RequestPlan,
+    score: Classify | None = None,
 ) -> tuple[Choice | None, ...]:
     """Choose the threshold of each map, as the plan says.
 
@@ -292,6 +293,8 @@ def threshold(
         inference: from ``infer``, which holds the numbers of a sweep inside the graph.
         maps: from ``map``.
         plan: the same as there.
+        score: returns what thresholds are judged by of masked images, [B, C]; a map's own is the
+            column of its target. None: the probabilities of the classes.
 
     Returns:
         A choice for each map, in the same order; None without thresholding, and for classes beyond
@@ -318,7 +321,8 @@ def threshold(
     for (settings, group), indices in swept.items():
         prior = None if group < 0 else plan.methods[group].prior
         requests = [maps[index] for index in indices]
-        found = sweep(partial(classify, model), requests, settings, model.batch, prior)
+        judge = score or partial(classify, model)
+        found = sweep(judge, requests, settings, model.batch, prior)
         choices |= dict(zip(indices, found, strict=True))
     return tuple(choices.get(index) for index in range(len(maps)))
 

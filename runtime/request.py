@@ -108,6 +108,23 @@ def plan_request(
         RequestError: the file cannot do that; the message says how to export one that can.
     """
     check_classifier(manifest)
+    return plan_methods(manifest, methods, thresholding, sweep_outside)
+
+
+def plan_methods(
+    manifest: Manifest,
+    methods: Method | Sequence[Method] | None = None,
+    thresholding: Thresholding = None,
+    sweep_outside: bool = False,
+) -> RequestPlan:
+    """Plan the maps of one or several methods, of classes or of detections.
+
+    Args:
+        manifest, methods, thresholding, sweep_outside: see ``plan_request``.
+
+    Raises:
+        RequestError: the file cannot do that; the message says how to export one that can.
+    """
     if methods is None:
         methods = manifest.map_method or "gradcam"
     chosen: tuple[Method, ...] = (
@@ -116,7 +133,10 @@ def plan_request(
     if not chosen:
         raise RequestError("an empty list of methods: name at least one")
     plans = tuple(_plan_method(manifest, one, thresholding, sweep_outside) for one in chosen)
-    outputs = dict.fromkeys(name for one in plans for name in _outputs(one))
+    always: tuple[str, ...] = ("probabilities", "targets")
+    if manifest.detector is not None:
+        always = ("detections", "scores", "boxes")
+    outputs = dict.fromkeys((*always, *(name for one in plans for name in _outputs(one))))
     return RequestPlan(plans, tuple(outputs))
 
 
@@ -144,14 +164,13 @@ def _plan_method(
 
 
 def _outputs(plan: MethodPlan) -> tuple[str, ...]:
-    always = ("probabilities", "targets")
     if plan.map_output is not None:
-        return (*always, plan.map_output, *(_SWEEP if plan.in_graph else ()))
+        return (plan.map_output, *(_SWEEP if plan.in_graph else ()))
     if plan.method == "ablation":
-        return (*always, "activations", "ablation_weights")
+        return "activations", "ablation_weights"
     if plan.method == "scorecam":
-        return (*always, "activations")
-    return (*always, "activations", "gradients")
+        return ("activations",)
+    return "activations", "gradients"
 
 
 def _check_method(method: str, manifest: Manifest) -> None:
@@ -159,6 +178,11 @@ def _check_method(method: str, manifest: Manifest) -> None:
         raise RequestError(f"there is no method '{method}'; choose from: {', '.join(METHODS)}")
     if method in manifest.methods:
         return
+    if manifest.detector is not None:
+        raise RequestError(
+            f"this detector was exported with the methods {', '.join(manifest.methods)}; export it "
+            f"again with --method {method}, where that is possible"
+        )
     if manifest.task == "none" and method in ("ablation", "scorecam"):
         raise RequestError(
             f"'{method}' weighs channels by probabilities, and {NOT_PROBABILITIES}. Use another "

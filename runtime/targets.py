@@ -79,7 +79,7 @@ def _class(target: Any, manifest: Manifest) -> int:
         return _rank(target, manifest.top)
     if isinstance(target, str):
         ranked = _rank_of_head(target, manifest)
-        return _index_of(target, manifest.labels) if ranked is None else ranked
+        return find_label(target, manifest.labels) if ranked is None else ranked
     count = manifest.num_classes
     ranks = count_ranks(manifest.output_heads[0].num_classes)
     if not -ranks <= target < count:
@@ -148,7 +148,12 @@ def _rank(target: str | int | np.integer[Any], top: int) -> int:
     return int(target)
 
 
-def _index_of(label: str, labels: Sequence[str]) -> int:
+def find_label(label: str, labels: Sequence[str]) -> int:
+    """Find the index of a class by its label, in any case of its letters.
+
+    Raises:
+        RequestError: there is none of that name, or several, or the file holds no names.
+    """
     if not labels:
         raise RequestError(
             f"the model file holds no class names, so '{label}' cannot be looked up: pass the "

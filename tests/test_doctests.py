@@ -8,14 +8,18 @@ from pathlib import Path
 from types import ModuleType
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_detector import DETECTOR, write_tiny_detector
 from tiny_file import write_tiny
 
 import whycam
 from whycam.runtime import (
+    box_drawing,
     class_comparison,
+    detection,
     explainer,
     explanation,
     load,
@@ -28,7 +32,9 @@ from whycam.runtime.distributed import explain as distributed_explain
 from whycam.runtime.live import annotate, stream
 
 MODULES = (
+    box_drawing,
     class_comparison,
+    detection,
     distributed_explain,
     explainer,
     explanation,
@@ -48,7 +54,7 @@ def examples(module: ModuleType) -> list[doctest.DocTest]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, manifest_of) -> Path:
-    """model.onnx, cat.jpg, walk.avi and images/ with three folders, as the examples name them."""
+    """Models, images and a video, as the examples name them; images/ with three folders."""
     folder = tmp_path_factory.mktemp("examples")
     labels = ("tabby", "espresso", "missile")
     # Orange speaks for a cat and somewhat for coffee, blue for the sky around a missile.
@@ -71,12 +77,19 @@ def folder(tmp_path_factory, manifest_of) -> Path:
     for _ in range(3):
         video.write(cv2.resize(scene[..., ::-1], (64, 48)))
     video.release()
+    detector = msgspec.structs.replace(DETECTOR, labels=("dog", "car", "bicycle"))
+    write_tiny_detector(folder / "detector.onnx", detector)
+    street = np.full((128, 128, 3), 20, np.uint8)  # the detector sees it at half its size
+    street[32:48, 48:64, 0], street[96:112, 64:80, 1] = 190, 150
+    Image.fromarray(street).save(folder / "street.jpg", quality=100, subsampling=0)
     return folder
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
 def test_examples_print_what_they_say(module, folder, monkeypatch):
     monkeypatch.chdir(folder)
+    if module is detection:
+        pytest.importorskip("supervision")
     found = examples(module)
     assert found
     for test in found:

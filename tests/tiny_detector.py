@@ -27,6 +27,7 @@ SIZE, FINE, COARSE = 64, 8, 4
 CANDIDATES = FINE**2 + COARSE**2
 LABELS = ("red", "green", "blue")
 IOU = 0.5
+PADDING = 114  # of the letterbox; its cells score sigmoid(10 (114 / 255 - 0.5)) for each class
 
 DETECTOR = Manifest(
     model="tiny-detector.onnx",
@@ -152,7 +153,7 @@ def _ranked(w: Writer, values: Any, classes: Any, boxes: np.ndarray, manifest: M
         shifted,
         w.add("Unsqueeze", values, np.array([1])),
         np.array([CANDIDATES]),
-        np.array([manifest.detector.iou], np.float32),
+        np.array([1.0 if manifest.detector.iou is None else manifest.detector.iou], np.float32),
         np.array([manifest.detector.min_score], np.float32),
     )
     places = w.add("Gather", kept, np.array([0, 2]), axis=1)
