@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -24,52 +23,20 @@ from .cluster import ClusterOptions, explain_on_cluster
 from .console import out, print_error, print_json, say
 from .explain_output import OutputOptions, example_name, plan_output
 from .options import (
+    DetectorOptions,
     Json,
     Method,
     Model,
     PromptedEngineOptions,
-    ReadingOptions,
     ShowBands,
     Targets,
-    require,
 )
 from .progress import progress
-from .tables import Cell, colored, table
+from .tables import Cell, colored, sweep_cells, table
+from .tft_options import TftOptions
 
 if TYPE_CHECKING:
     from ..runtime.manifest import Manifest
-    from ..runtime.tft import Tft
-
-
-@dataclass(frozen=True)
-class TftOptions(ReadingOptions):
-    """Thresholding of the maps."""
-
-    tft: Annotated[bool, typer.Option("--tft", help="Find the best threshold of each map.")] = False
-    evaluations: Annotated[
-        int | None,
-        typer.Option(
-            help="TFT: number of thresholds to try; needs whycam calibrate thresholds "
-            "[default: the file's, or all]."
-        ),
-    ] = None
-    naive: Annotated[
-        bool,
-        typer.Option("--naive", help="Mute the share of the map that is usual for the method."),
-    ] = False
-
-    def check(self) -> None:
-        """Refuse options that exclude each other or need --tft."""
-        settings = self.mask or self.thresholds or self.evaluations is not None
-        if self.naive and self.tft:
-            raise RequestError("--naive and --tft exclude each other")
-        require("--mask, --thresholds or --evaluations", bool(settings), "--tft", self.tft)
-
-    def thresholding(self, manifest: Manifest) -> Tft | Literal["naive"] | None:
-        """Return what ``Explainer.explain`` takes as ``tft``."""
-        if self.naive:
-            return "naive"
-        return self.reading(manifest.tft, self.evaluations) if self.tft else None
 
 
 def explain(
@@ -85,12 +52,14 @@ def explain(
     tft: TftOptions,
     engine: PromptedEngineOptions,
     cluster: ClusterOptions,
+    detector: DetectorOptions,
     method: Method = None,
     target: Targets = None,
     top: Annotated[
         int | None,
         typer.Option(
-            help="Explain so many of the most probable classes, 1 to 5, and compare them."
+            help="Explain so many of the most probable classes, 1 to 5, and compare them; of a "
+            "detector so many of the best detections [default: 10]."
         ),
     ] = None,
     show_bands: ShowBands = None,
@@ -104,21 +73,29 @@ def explain(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Classify images, and show where the network looked.
+    """Classify images, or detect objects in them, and show where the network looked.
 
     Files are named after image, class, method and threshold; none is overwritten. With --on the
     results are Parquet files, see docs/cluster.md.
     """
+    from .explain_detections import explain_detections
     from .explain_report import add_to_report, describe_report, shorten_names
 
     tft.check()
     cluster.check()
     methods = parse.methods(method)
+    manifest = read_manifest(model)
+    if manifest.detector is not None:
+        explain_detections(
+            model, manifest, images, writing, tft, engine, cluster, detector, methods, target, top,
+            show_bands, report, as_json,
+        )  # fmt: skip
+        return
+    detector.refuse(manifest)
     if top is not None and target is not None:
         raise RequestError("--top and --target exclude each other")
     if cluster.on is not None:
         _refuse_drawing(writing, report, show_bands)
-        manifest = read_manifest(model)
         prompts = choose_prompts(manifest, engine.prompts)
         if prompts is not None:
             manifest = apply_prompts(manifest, prompts)
@@ -261,11 +238,4 @@ def _cells(row: dict[str, Any], tft: bool) -> list[Cell]:
     label = f"{row['label']} ({row['index']})" if named else row["label"]
     cells: list[Cell] = [name, row["method"], label]
     cells.append(format_probability(row["probability"], row["task"], 4))
-    if not tft:
-        return cells
-    if not row["improved"]:
-        return [*cells, "none", "-", f"{row['probability']:.4f}"]
-    # A search also tries thresholds between the tenths.
-    tau = f"{row['threshold']:.2f}".removesuffix("0")
-    rpi = max(value for value in row["rpi"] if value is not None)
-    return [*cells, tau, f"{rpi:.3f}", f"{row['masked_probability']:.4f}"]
+    return [*cells, *(sweep_cells(row, row["probability"]) if tft else ())]

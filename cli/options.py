@@ -15,16 +15,19 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from ..runtime import tft
+from ..runtime import cam, manifest_parts, tft
 from ..runtime.cam import METHODS
+from ..runtime.detection_plan import DETECTIONS, DetectionPlan, plan_detection
 from ..runtime.engines import base, registry
 from ..runtime.errors import RequestError, WhyCamError
 from ..runtime.onnxfile import read_manifest
-from ..runtime.request import check_classifier
+from ..runtime.request import Thresholding, check_classifier
+from . import parse
 from .console import note
 
 if TYPE_CHECKING:
     from ..runtime.explainer import Explainer
+    from ..runtime.manifest import Manifest
 
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 ENGINES = sorted(registry.ENGINES)
@@ -143,7 +146,8 @@ Targets = Annotated[
         "--target",
         metavar="CLASS,...",
         help="Class to explain: index, label, or rank -1 to -5; several with commas are compared "
-        "[default: -1].",
+        "[default: -1]. Of a detector: classes that are looked for, or CANDIDATE:CLASS "
+        "[default: all].",
         autocompletion=complete_labels,
     ),
 ]
@@ -239,6 +243,66 @@ class PromptedEngineOptions(EngineOptions):
     def load(self, model: Path, takes_detectors: bool = False, **rest: Any) -> Explainer:
         """Load a model file with the prompts."""
         return super().load(model, takes_detectors, prompts=self.prompts, **rest)
+
+
+@dataclass(frozen=True)
+class DetectorOptions:
+    """Which objects a detector finds, and what is explained of them."""
+
+    min_score: Annotated[
+        float | None, typer.Option(help="Of a detector: the least score [default: the file's].")
+    ] = None
+    iou: Annotated[
+        float | None,
+        typer.Option(
+            help="Of a detector: overlap from which on a worse box of the same class is suppressed "
+            "[default: the file's]."
+        ),
+    ] = None
+    score: Annotated[
+        manifest_parts.ExplainedScore | None,
+        typer.Option(
+            help="Of a detector: what the file must explain, the score of the class or an edge of "
+            "the box [default: whatever it does]."
+        ),
+    ] = None
+
+    def refuse(self, manifest: Manifest) -> None:
+        """Refuse these options for a classifier.
+
+        Raises:
+            RequestError: one of them is given.
+        """
+        for field in fields(self):
+            if getattr(self, field.name) is not None:
+                raise RequestError(
+                    f"--{field.name.replace('_', '-')} is for detectors, and {manifest.model} "
+                    "classifies whole images: leave it out"
+                )
+
+    def plan(
+        self,
+        manifest: Manifest,
+        target: str | None,
+        methods: Sequence[cam.Method] | None,
+        thresholding: Thresholding,
+        most: int | None,
+    ) -> DetectionPlan:
+        """Plan what is explained.
+
+        Raises:
+            RequestError: the file cannot do that.
+        """
+        return plan_detection(
+            manifest,
+            parse.objects(target, manifest.labels),
+            methods,
+            thresholding,
+            most=DETECTIONS if most is None else most,
+            min_score=self.min_score,
+            iou=self.iou,
+            score=self.score,
+        )
 
 
 @dataclass(frozen=True)

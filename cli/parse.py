@@ -118,6 +118,27 @@ def targets(text: str | None, labels: Sequence[str]) -> list[int | str]:
     return [found for part in parts if (found := target(part.strip())) is not None]
 
 
+def objects(
+    text: str | None, labels: Sequence[str]
+) -> list[int | str | tuple[int, int | str]] | None:
+    """Read what a detector explains: classes, or ``CANDIDATE:CLASS``, several with commas.
+
+    Args:
+        text: as given; None stays None.
+        labels: of the network.
+    """
+    if text is None:
+        return None
+    found: list[int | str | tuple[int, int | str]] = []
+    for one in targets(text, labels):
+        before, colon, after = str(one).partition(":")
+        if isinstance(one, str) and colon and before.isdecimal() and one not in labels:
+            found.append((int(before), target(after) or 0))
+        else:
+            found.append(one)
+    return found
+
+
 def size(option: str, text: str | None) -> tuple[int, int] | None:
     """Read height and width in pixels: one number for both, or HxW."""
     if text is None:

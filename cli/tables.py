@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -154,3 +154,18 @@ def facts(rows: Iterable[tuple[str, str]]) -> Table:
     for name, value in rows:
         grid.add_row(Text(name, "bold"), Text(value))
     return grid
+
+
+def sweep_cells(row: Mapping[str, Any], whole: float) -> list[str]:
+    """Write the threshold of TFT, its rpi, and the probability of the masked image.
+
+    Args:
+        row: as ``Explanation.to_dict`` gives it, with TFT.
+        whole: the probability, or score, of the whole image.
+    """
+    if not row["improved"]:
+        return ["none", "-", f"{whole:.4f}"]
+    # A search also tries thresholds between the tenths.
+    tau = f"{row['threshold']:.2f}".removesuffix("0")
+    rpi = max(value for value in row["rpi"] if value is not None)
+    return [tau, f"{rpi:.3f}", f"{row['masked_probability']:.4f}"]

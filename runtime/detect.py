@@ -7,7 +7,7 @@ found = detect_prepared(model, prepared, plan_detection(model.manifest))
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -24,12 +24,13 @@ from .detection_plan import DetectionPlan
 from .engines.chunks import run_in_chunks
 from .errors import EngineError, ImageError
 from .explanation import with_choice
-from .images import ImageSource
+from .images import ImageSource, RGBImage
 from .manifest import Manifest
 from .pipeline import ClassMap, Inference, Inputs, Model, Prepared
 from .pixels import show_pixels
 from .preprocess import Placement
 from .sweep import Floats
+from .targets import ClassScore
 from .tft import Tft
 from .threads import one_blas_thread
 
@@ -58,6 +59,21 @@ class Objects:
     classes: NDArray[np.int64]
     scores: Floats
     boxes: Boxes
+
+
+@dataclass(frozen=True, eq=False)
+class ImageDetections:
+    """The detections of one image.
+
+    Attributes:
+        image: uint8 [h, w, 3], RGB, as explanations show it.
+        placement: where the network's input lies in it.
+        by_method: by method the detections, the best first; may be none.
+    """
+
+    image: RGBImage
+    placement: Placement
+    by_method: dict[Method, list[Detection]]
 
 
 def score_candidates(model: Model, inputs: Inputs) -> tuple[Floats, Boxes]:
@@ -213,7 +229,7 @@ def map_objects(
 
 def detect_prepared(
     model: Model, prepared: Prepared, plan: DetectionPlan, mark: Mark = lambda _: None
-) -> list[dict[Method, list[Detection]]]:
+) -> list[ImageDetections]:
     """Detect and explain the objects of a batch.
 
     Args:
@@ -223,11 +239,12 @@ def detect_prepared(
         mark: called with the name of each step when it is done.
 
     Returns:
-        For each image by method its detections, the best first.
+        One for each image.
 
     Raises:
         EngineError: the engine failed, or the network returned NaN.
     """
+    manifest = model.manifest
     inference, objects = infer(model, prepared.inputs, plan)
     mark("infer")
     maps = map_objects(model, inference, objects, plan)
@@ -236,14 +253,18 @@ def detect_prepared(
     choices = pipeline.threshold(model, inference, maps, plan.request, score)
     mark("threshold")
     settings = {one.method: one.settings for one in plan.request.methods}
-    found: list[dict[Method, list[Detection]]] = [
-        {method: [] for method in settings} for _ in prepared.images
+    found = [
+        ImageDetections(
+            show_pixels(image, manifest.preprocess, manifest.show_bands),
+            placement,
+            {method: [] for method in settings},
+        )
+        for image, placement in zip(prepared.images, prepared.placements, strict=True)
     ]
     for one, choice in zip(maps, choices, strict=True):
-        row = one.row
-        placement = prepared.placements[row]
-        plain = _make_detection(model.manifest, plan, objects, one, placement, prepared.images[row])
-        found[row][one.method].append(with_choice(plain, choice, settings[one.method]))
+        plain = _make_detection(manifest, plan, objects, one, found[one.row])
+        chosen = with_choice(plain, choice, settings[one.method])
+        found[one.row].by_method[one.method].append(chosen)
     return found
 
 
@@ -252,21 +273,22 @@ def _make_detection(
     plan: DetectionPlan,
     objects: Objects,
     one: ClassMap,
-    placement: Placement,
-    image: NDArray[Any],
+    of: ImageDetections,
 ) -> Detection:
     index = int(objects.classes[one.target])
-    box = geometry_of.to_image(objects.boxes[one.target], placement, manifest.preprocess.size)
+    box = geometry_of.to_image(objects.boxes[one.target], of.placement, manifest.preprocess.size)
+    label = manifest.label(index)
     return Detection(
         index=index,
-        label=manifest.label(index),
+        label=label,
         probability=one.probability,
         task="sigmoid",
         method=one.method,
         map=one.map,
         original_map=one.map,
-        image=show_pixels(image, manifest.preprocess, manifest.show_bands),
-        placement=placement,
+        image=of.image,
+        placement=of.placement,
+        top=(ClassScore(index, label, one.probability),),
         box=Box(*map(float, box)),
         candidate=int(objects.candidates[one.target]),
         edge=None if plan.detector.score == "class" else plan.detector.score,
@@ -279,7 +301,7 @@ def iterate(
     images: Iterable[ImageSource],
     plan: DetectionPlan,
     over_image: bool = False,
-) -> Iterator[tuple[ImageSource, dict[Method, list[Detection]] | ImageError]]:
+) -> Iterator[tuple[ImageSource, ImageDetections | ImageError]]:
     """Detect and explain the objects of any number of images, holding only a few in memory.
 
     Args:
@@ -290,13 +312,12 @@ def iterate(
         over_image: whether maps lie over the image's own pixels.
 
     Returns:
-        Each image as it was given, in order, with its detections by method, or why it cannot be
-        read.
+        Each image as it was given, in order, with its detections, or why it cannot be read.
     """
 
     def work(
         batch: list[Read[ImageSource]],
-    ) -> list[tuple[ImageSource, dict[Method, list[Detection]] | ImageError]]:
+    ) -> list[tuple[ImageSource, ImageDetections | ImageError]]:
         readable = [read for _, read in batch if isinstance(read, Prepared)]
         found = iter(detect_prepared(model, join_batches(readable), plan) if readable else [])
         return [
@@ -307,9 +328,13 @@ def iterate(
     return run_batches(model, memory, images, lambda image: image, work)
 
 
-def _placed(
-    found: dict[Method, list[Detection]], over_image: bool
-) -> dict[Method, list[Detection]]:
+def _placed(found: ImageDetections, over_image: bool) -> ImageDetections:
     if not over_image:
         return found
-    return {method: [one.over_image() for one in listed] for method, listed in found.items()}
+    return replace(
+        found,
+        by_method={
+            method: [one.over_image() for one in listed]
+            for method, listed in found.by_method.items()
+        },
+    )

@@ -33,7 +33,7 @@ class Detection(Explanation):
             that overlaps the box by half.
         image, placement, geometry: see ``Explanation``.
         task: ``sigmoid``: scores of classes do not exclude each other.
-        top: empty.
+        top: the class alone, with its score.
 
     Example:
         >>> first, *others = whycam.load("detector.onnx").detect("street.jpg")

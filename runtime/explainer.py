@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from . import detect, pipeline
 from .batches import CALLERS, Read, join_batches, run_batches
 from .cam import Method
-from .detection import Detection
+from .detect import ImageDetections
 from .detection_plan import DETECTIONS, DetectionPlan, plan_detection
 from .engines.base import Engine
 from .engines.prompted import PromptedEngine
@@ -372,7 +372,7 @@ class Explainer:
         for _, result in detect.iterate(self.model, self.memory, sources, plan, over_image):
             if isinstance(result, ImageError):
                 raise result
-            for name, detections in result.items():
+            for name, detections in result.by_method.items():
                 found[name].append(detections)
         results = found if many else {name: listed[0] for name, listed in found.items()}
         return results if _several(method) else next(iter(results.values()))
@@ -384,7 +384,7 @@ class Explainer:
         geometry: Geometry = "input",
         *,
         color: ChannelOrder = "RGB",
-    ) -> Iterator[tuple[ImageSource, dict[Method, list[Detection]] | ImageError]]:
+    ) -> Iterator[tuple[ImageSource, ImageDetections | ImageError]]:
         """Detect and explain in any number of images, holding only a few in memory.
 
         Args:
@@ -393,8 +393,7 @@ class Explainer:
             geometry, color: see ``detect``.
 
         Returns:
-            Each image as it was given, in order, with its detections by each method, or why it
-            cannot be read.
+            Each image as it was given, in order, with its detections, or why it cannot be read.
 
         Raises:
             RequestError, EngineError: see ``detect``.

@@ -43,6 +43,18 @@ def comparison_name(stem: str, explanations: Sequence[Attribution], image_type: 
     return f"{stem}.{names}{tail}"
 
 
+def detections_name(
+    stem: str, method: str, thresholding: Tft | Literal["naive"] | None, image_type: str
+) -> str:
+    """Name the image with all detections: ``street.detections.gradcam.tft.png``."""
+    return f"{stem}.detections{_tail(method, thresholding, 'overlay', image_type)}"
+
+
+def detection_stem(stem: str, rank: int) -> str:
+    """Name one detection of an image by its rank, from 1: ``street.2``."""
+    return f"{stem}.{rank}"
+
+
 def class_name(index: int, label: str) -> str:
     """Write a class's index and label so that any file system takes it: ``282-tiger-cat``."""
     letters = (letter if letter.isalnum() else "-" for letter in label.lower())

@@ -55,9 +55,9 @@ def encode(explanation: Attribution, suffix: str, kind: Kind, style: Style) -> b
         figure = draw_figure(explanation, style)
         from .figure import rasterise
 
-        return _encode_image(rasterise(figure), suffix)
+        return encode_image(rasterise(figure), suffix)
     if kind == "overlay":
-        return _encode_image(saved_overlay(explanation, style), suffix)
+        return encode_image(saved_overlay(explanation, style), suffix)
     values = explanation.map if kind == "map" else explanation.mask
     if values is None:
         raise RequestError("there is no mask without thresholding: explain with tft")
@@ -68,10 +68,15 @@ def encode(explanation: Attribution, suffix: str, kind: Kind, style: Style) -> b
         buffer = io.BytesIO()
         np.save(buffer, values)
         return buffer.getvalue()
-    return _encode_image(np.rint(255 * values).astype(np.uint8), suffix)
+    return encode_image(np.rint(255 * values).astype(np.uint8), suffix)
 
 
-def _encode_image(image: RGBImage | NDArray[np.uint8], suffix: str) -> bytes:
+def encode_image(image: RGBImage | NDArray[np.uint8], suffix: str) -> bytes:
+    """Encode an image, RGB or grey, as a file of one of ``IMAGE_TYPES``.
+
+    Raises:
+        RequestError: it is too large for its type.
+    """
     import cv2
 
     pixels = image if image.ndim == 2 else image[..., ::-1]
@@ -83,4 +88,4 @@ def _encode_image(image: RGBImage | NDArray[np.uint8], suffix: str) -> bytes:
 
 def encode_comparison(explanations: Sequence[Attribution], suffix: str, style: Style) -> bytes:
     """Encode the comparison of several classes as an image file, see ``draw_comparison``."""
-    return _encode_image(draw_comparison(explanations, style), suffix)
+    return encode_image(draw_comparison(explanations, style), suffix)

@@ -142,7 +142,7 @@ def test_batches_give_what_single_images_give(tiny_detector, tmp_path):
     (tmp_path / "b.png").write_bytes(b"nothing")
     plan = whycam.runtime.detection_plan.plan_detection(tiny_detector.manifest)
     (_, first), (_, second) = tiny_detector.iter_detections(tmp_path, plan)
-    assert [one.label for one in first["gradcam"]] == ["red", "blue"]
+    assert [one.label for one in first.by_method["gradcam"]] == ["red", "blue"]
     assert isinstance(second, ImageError)
 
 

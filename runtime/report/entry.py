@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
+from ..box_drawing import draw_box
 from ..explanation import Explanation
 from ..manifest import Manifest
 from ..preprocess import Placement
@@ -119,7 +120,11 @@ def encode_explanations(
     first = explanations[0][0]
     height, width = first.image.shape[:2]
     maps: list[MapEntry] = []
-    parts = [encode_thumbnail(first.image)]
+    shown = first.image
+    if first.box is not None:
+        shown = np.array(shown, order="C")
+        draw_box(shown, first.box, edge=first.edge)
+    parts = [encode_thumbnail(shown)]
     labels = {} if label is None else {label[0]: label[1]}
     for source, listed in enumerate(explanations):
         merge_labels(labels, {score.index: score.label for score in listed[0].top})

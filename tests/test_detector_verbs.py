@@ -1,0 +1,176 @@
+"""The verbs on a detector's file: what they write, and what they refuse before any work."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_cli import whycam  # noqa: F401
+from tiny_detector import SIZE, write_tiny_detector
+
+import whycam as package
+
+
+@pytest.fixture(scope="module")
+def detector_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("detector") / "tiny.onnx"
+    write_tiny_detector(path)
+    return path
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A red and a blue object, an empty image, and a file that is none."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    scene = np.zeros((SIZE, SIZE, 3), np.uint8)
+    scene[16:24, 24:32, 0], scene[48:56, 8:16, 2] = 255, 204
+    Image.fromarray(scene).save(folder / "a.png")
+    Image.fromarray(np.zeros((SIZE, SIZE, 3), np.uint8)).save(folder / "b.png")
+    return folder
+
+
+def test_explain_lists_objects_and_says_what_it_would_write(whycam, detector_onnx, images):  # noqa: F811
+    result = whycam("explain", detector_onnx, images)
+    assert result.code == 0, result.err
+    lines = [line.split() for line in result.out.splitlines()]
+    assert lines[1][:5] == ["a.png", "gradcam", "red", "(0)", "0.9933"]
+    assert lines[2][2] == "blue"
+    assert lines[3] == ["b.png", "no", "detection"]
+    assert "1 images without a detection of score 0.25 or more" in result.out
+    assert "maps/a.detections.gradcam.png" in result.out
+
+
+def test_explain_writes_one_image_with_all_boxes(whycam, detector_onnx, images, tmp_path):  # noqa: F811
+    out = tmp_path / "out"
+    assert whycam("explain", detector_onnx, images, "-o", out, "--no-caption").code == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        "a.detections.gradcam.png",
+        "b.detections.gradcam.png",
+    ]
+    drawn = np.asarray(Image.open(out / "a.detections.gradcam.png").convert("RGB"))
+    found = package.load(detector_onnx, threads=1).detect(images / "a.png")
+    style = package.Style(caption=False)
+    scale = drawn.shape[0] // SIZE
+    expected = package.draw_detections(found[0].image, found, style, scale)
+    np.testing.assert_array_equal(drawn, expected)
+    again = whycam("explain", detector_onnx, images, "-o", out)
+    assert again.code == 2
+    assert "nothing was begun" in again.err
+    one = tmp_path / "why.png"
+    assert whycam("explain", detector_onnx, images / "a.png", "-o", one).code == 0
+    assert one.is_file()
+
+
+def test_explain_writes_each_detection_by_its_rank(whycam, detector_onnx, images, tmp_path):  # noqa: F811
+    out = tmp_path / "out"
+    result = whycam(
+        "explain", detector_onnx, images, "-o", out, "--tft", "--save",
+        "overlay,figure,map,mask,csv,jsonl,coco", "--method", "layercam", "--json",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    names = {path.name for path in out.iterdir()}
+    for rank, label in ((1, "0-red"), (2, "2-blue")):
+        stem = f"a.{rank}.{label}.layercam.tft"
+        assert {f"{stem}.png", f"{stem}.figure.png", f"{stem}.map.npy", f"{stem}.mask.png"} <= names
+    assert np.load(out / "a.1.0-red.layercam.tft.map.npy").shape == (SIZE, SIZE)
+    rows = list(csv.DictReader((out / "explanations.csv").open()))
+    assert [row["label"] for row in rows] == ["red", "blue", ""]
+    assert [float(rows[0][f"box_{side}"]) for side in ("left", "top", "right", "bottom")] == [
+        20, 12, 36, 28,
+    ]  # fmt: skip
+    assert float(rows[1]["score"]) == pytest.approx(1 / (1 + np.exp(-3)), rel=1e-5)
+    assert rows[2]["height"] == str(SIZE)
+    records = [json.loads(line) for line in (out / "explanations.jsonl").open()]
+    assert records[0]["candidate"] == 19
+    assert records[0]["box"] == [20, 12, 36, 28]
+    assert records[0]["region"]["area"] > 0
+    coco = json.loads((out / "explanations.coco.json").read_text())
+    assert len(coco["images"]) == 2
+    assert coco["annotations"][0]["bbox"] == [20, 12, 16, 16]
+    assert [one["name"] for one in coco["categories"]] == ["red", "green", "blue"]
+    printed = result.json()["detections"]
+    assert [row.get("label") for row in printed] == ["red", "blue", None]
+    assert len(printed[0]["written"]) == 4
+
+
+def test_report_shows_each_detection(whycam, detector_onnx, images, tmp_path):  # noqa: F811
+    out = tmp_path / "out"
+    assert whycam("explain", detector_onnx, images, "-o", out, "--report", "--tft").code == 0
+    page = (out / "report.html").read_text("utf-8")
+    (data,) = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.DOTALL)
+    document = json.loads(data)
+    assert [one["name"] for one in document["images"]] == ["a.png #1", "a.png #2"]
+    assert document["images"][0]["top"][0][0][0] == 0
+    assert document["labels"] == {"0": "red", "2": "blue"}
+
+
+@pytest.mark.parametrize(
+    ("options", "labels"),
+    [
+        (["--top", "1"], ["red"]),
+        (["--target", "blue"], ["blue"]),
+        (["--target", "blue,red"], ["red", "blue"]),
+        (["--target", "19:red,0:1"], ["red", "green"]),
+        (["--min-score", "0.97"], ["red"]),
+        (["--iou", "0.1", "--score", "class"], ["red", "blue"]),
+    ],
+)
+def test_options_choose_what_is_explained(whycam, detector_onnx, images, options, labels):  # noqa: F811
+    result = whycam("explain", detector_onnx, images / "a.png", "--json", *options)
+    assert result.code == 0, result.err
+    assert [row["label"] for row in result.json()["detections"]] == labels
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--save", "comparison", "-o", "x"], "compares the classes of whole images"),
+        (["--save", "overlay"], "needs a place"),
+        (["--top", "0"], "1 to 100 detections"),
+        (["--target", "dog"], "no class is called 'dog'"),
+        (["--target", "900:red"], "no candidate 900"),
+        (["--score", "left"], "export it again with --score left"),
+        (["--save", "mask", "-o", "x"], "no masks without thresholding"),
+        (["-o", "x.npy"], "one file"),
+        (["--on", "ray", "-o", "x"], "is a detector, and --on explains classifiers"),
+        (["--method", "scorecam"], "exported with the methods"),
+    ],
+)
+def test_explain_refuses_what_a_detector_cannot(
+    whycam,  # noqa: F811
+    detector_onnx,
+    images,
+    tmp_path,
+    monkeypatch,
+    options,
+    message,
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("whycam.runtime.load.load", lambda *_, **__: pytest.fail("work was begun"))
+    result = whycam("explain", detector_onnx, images / "a.png", *options)
+    assert result.code == 2
+    assert message in " ".join(result.err.split())
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--min-score", "0.5"], ["--iou", "0.5"], ["--score", "class"], ["--save", "detections"]],
+)
+def test_explain_refuses_a_detectors_options_for_a_classifier(
+    whycam,  # noqa: F811
+    curved_onnx,
+    images,
+    tmp_path,
+    options,
+):
+    result = whycam("explain", curved_onnx, images / "a.png", *options, "-o", tmp_path / "x")
+    assert result.code == 2
+    assert "detector" in result.err
+    assert not (tmp_path / "x").exists()
