@@ -12,21 +12,32 @@ from typing import Annotated
 import typer
 
 from ..runtime.cam import METHODS
+from ..runtime.detection_plan import DETECTIONS, plan_detection
 from ..runtime.errors import RequestError, WhyCamError
 from ..runtime.live.annotate import View
 from ..runtime.live.capture_thread import Event
-from ..runtime.live.controls import QUALITIES, Quality, StreamFrame, Sweep
+from ..runtime.live.controls import QUALITIES, Found, Quality, StreamFrame, Sweep
 from ..runtime.live.stream import Stream
+from ..runtime.onnxfile import read_manifest
 from ..runtime.overlay import COLORMAPS, Colormap
 from . import parse
 from .console import note, print_json, say
-from .options import Json, Model, PromptedEngineOptions, Target, complete, require
+from .options import (
+    DetectorOptions,
+    Json,
+    Model,
+    PromptedEngineOptions,
+    Target,
+    complete,
+    require,
+)
 from .stream_run import Sink, run, summary
 
 
 def stream(
     model: Model,
     engine: PromptedEngineOptions,
+    detector: DetectorOptions,
     source: Annotated[
         str,
         typer.Option(
@@ -93,6 +104,10 @@ def stream(
         ),
     ] = None,
     target: Target = None,
+    top: Annotated[
+        int | None,
+        typer.Option(help="Of a detector: detections explained of a frame [default: 10]."),
+    ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(help="Least map value that is drawn, 0 to 1 [default: TFT's, or 0]."),
@@ -152,7 +167,7 @@ def stream(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Explain a camera or a video, frame by frame.
+    """Explain a camera or a video, frame by frame: a class, or a detector's objects.
 
     Ctrl-C ends it: what was written is finished and kept, and the exit code is 130 (143 after
     SIGTERM).
@@ -164,6 +179,7 @@ def stream(
 
     if output is not None and _is_same_file(output, source):
         raise RequestError(f"{output} is the source itself: choose another --output")
+    found = _choose_found(model, detector, top, serve is not None)
     look = Look(
         method=method,  # type: ignore[arg-type]
         tft=tft,
@@ -193,7 +209,7 @@ def stream(
         if show:
             window = stack.enter_context(Window(f"whycam: {source}"))
             sinks.append(lambda frame: window.show(frame.image))
-        explainer = engine.load(model, spin=False)
+        explainer = engine.load(model, takes_detectors=True, spin=False)
         opened = Stream(
             explainer,
             source,
@@ -207,6 +223,7 @@ def stream(
             evaluations=evaluations,
             retries=retries,
             tell=tell,
+            found=found,
         )
         stack.enter_context(opened)
         if serve is not None:
@@ -231,6 +248,35 @@ def stream(
         say(summary(report))
     if stopped is not None:
         raise typer.Exit(128 + stopped)
+
+
+def _choose_found(
+    model: Path, detector: DetectorOptions, top: int | None, serves: bool
+) -> Found | None:
+    """Read what a detector looks for; None for a classifier.
+
+    Raises:
+        RequestError: options that the file's kind has not.
+    """
+    manifest = read_manifest(model)
+    if manifest.detector is None:
+        detector.refuse(manifest)
+        if top is not None:
+            raise RequestError(
+                f"--top is for detectors, and {manifest.model} classifies whole images: leave it "
+                "out"
+            )
+        return None
+    if serves:
+        raise RequestError(
+            f"the page of --serve shows the classes of whole images, and {manifest.model} is a "
+            "detector: use --show, --output or --record"
+        )
+    most = DETECTIONS if top is None else top
+    plan_detection(
+        manifest, most=most, min_score=detector.min_score, iou=detector.iou, score=detector.score
+    )
+    return Found(most, detector.min_score, detector.iou)
 
 
 @contextmanager

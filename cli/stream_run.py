@@ -57,7 +57,9 @@ def run(
                 break
             now = time.perf_counter()
             if now - reported > 0.1:
-                advance(f"{frame.timing.fps:.0f} fps: {frame.explanation.label}", frames - done)
+                shown = [frame.explanation] if frame.explanation else frame.detections or ()
+                labels = ", ".join(dict.fromkeys(one.label for one in shown)) or "nothing found"
+                advance(f"{frame.timing.fps:.0f} fps: {labels}", frames - done)
                 reported, done = now, frames
         opened.close()
     took = time.perf_counter() - begun

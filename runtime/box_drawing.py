@@ -78,6 +78,22 @@ def draw_detections(
     """
     if scale < 1:
         raise RequestError(f"scale must be 1 or more, not {scale}")
+    check_size(image, detections)
+    drawn = np.array(overlay.enlarge(image, scale), order="C")
+    if not detections:
+        return drawn
+    drawn = overlay.blend(drawn, join_heat(detections, scale), style.opacity, style.colormap)
+    overlay.mark_window(drawn, seen_window(detections[0].placement.enlarged(scale)), style.crop)
+    draw_boxes(drawn, detections, scale, style.caption)
+    return drawn
+
+
+def check_size(image: RGBImage, detections: Sequence[Attribution]) -> None:
+    """Check that detections are of an image of this size.
+
+    Raises:
+        RequestError: one is not.
+    """
     for one in detections:
         if one.placement.image != image.shape[:2]:
             raise RequestError(
@@ -85,20 +101,26 @@ def draw_detections(
                 f"{one.placement.image[1]} pixels (height x width), not of one of "
                 f"{image.shape[0]} x {image.shape[1]}"
             )
-    drawn = np.array(overlay.enlarge(image, scale), order="C")
-    if not detections:
-        return drawn
-    drawn = overlay.blend(drawn, join_heat(detections, scale), style.opacity, style.colormap)
-    overlay.mark_window(drawn, seen_window(detections[0].placement.enlarged(scale)), style.crop)
-    for one in reversed(detections):  # the best on top
+
+
+def draw_boxes(
+    image: RGBImage, detections: Sequence[Attribution], scale: int = 1, labels: bool = True
+) -> None:
+    """Draw the boxes of detections, the best on top, with their labels and scores above them.
+
+    Args:
+        image: uint8 [h, w, 3], contiguous, changed in place.
+        detections: the best first.
+        scale: by which the image was enlarged.
+        labels: whether labels are written.
+    """
+    for one in reversed(detections):
         if one.box is not None:
-            draw_box(drawn, one.box, scale, one.edge)
-    if style.caption:
-        for one in reversed(detections):
-            if one.box is not None:
-                label = text.name_class(one.label, one.index)
-                _draw_tag(drawn, one.box, f"{label} {one.probability:.2f}", scale)
-    return drawn
+            draw_box(image, one.box, scale, one.edge)
+    for one in reversed(detections):
+        if one.box is not None and labels:
+            label = text.name_class(one.label, one.index)
+            _draw_tag(image, one.box, f"{label} {one.probability:.2f}", scale)
 
 
 def join_heat(detections: Sequence[Attribution], scale: int = 1) -> NDArray[np.float32]:

@@ -174,3 +174,80 @@ def test_explain_refuses_a_detectors_options_for_a_classifier(
     assert result.code == 2
     assert "detector" in result.err
     assert not (tmp_path / "x").exists()
+
+
+@pytest.fixture
+def walk(tmp_path: Path) -> Path:
+    """Three frames, in which a red object moves by a cell, and a fourth without it."""
+    folder = tmp_path / "walk"
+    folder.mkdir()
+    for index in range(4):
+        frame = np.zeros((SIZE, SIZE, 3), np.uint8)
+        if index < 3:
+            frame[16:24, 16 + 8 * index : 24 + 8 * index, 0] = 255
+        Image.fromarray(frame).save(folder / f"{index}.png")
+    return folder
+
+
+def test_stream_records_and_draws_what_each_frame_has(whycam, detector_onnx, walk, tmp_path):  # noqa: F811
+    record = tmp_path / "walk.jsonl"
+    result = whycam(
+        "stream", detector_onnx, "--source", walk, "--record", record, "--top", "3",
+        "--min-score", "0.9", "--tft", "every", "--output", tmp_path / "walk.mp4",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    lines = [json.loads(line) for line in record.open()]
+    found = [[one["candidate"] for one in line["detections"]] for line in lines]
+    assert found == [[18], [19], [20], []]
+    assert lines[0]["detections"][0]["label"] == "red"
+    assert lines[0]["timing"]["evaluations"] == 10
+    assert (tmp_path / "walk.mp4").stat().st_size > 0
+
+
+def test_frames_of_a_stream_are_drawn_as_images_are(detector_onnx, walk):
+    explainer = package.load(detector_onnx, threads=1)
+    frames = list(package.stream(explainer, walk, smoothing=0.0))
+    assert [len(frame.detections) for frame in frames] == [1, 1, 1, 0]
+    assert all(frame.explanation is None for frame in frames)
+    for frame in frames[:3]:
+        left, top, right, bottom = map(round, frame.detections[0].box)
+        assert frame.image[bottom, left].tolist() == [90, 220, 255]
+        assert frame.image[(top + bottom) // 2, (left + right) // 2, 1] > 30  # heat on pure red
+    np.testing.assert_array_equal(frames[3].image, frames[3].original)
+    alone = next(iter(package.stream(explainer, walk, view="map", smoothing=0.0)))
+    assert alone.image[-1, -1].tolist() == [0, 0, 4]  # inferno's colour of 0
+    side = next(iter(package.stream(explainer, walk, view="side-by-side")))
+    assert side.image.shape == (SIZE, 2 * SIZE, 3)
+
+
+def test_unchanged_frames_cost_the_detector_nothing(detector_onnx):
+    frame = np.zeros((SIZE, SIZE, 3), np.uint8)
+    frame[16:24, 16:24, 0] = 255
+    explainer = package.load(detector_onnx, threads=1)
+    frames = list(package.stream(explainer, [frame, frame.copy()]))
+    assert [each.reused for each in frames] == [None, "unchanged"]
+    assert frames[1].detections[0].box == frames[0].detections[0].box
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tft", "track"], "use every or off"),
+        (["--evaluations", "2"], "which a detector has not"),
+        (["--serve", "0"], "shows the classes of whole images"),
+        (["--target", "dog"], "no class is called 'dog'"),
+        (["--top", "1000"], "1 to 100 detections"),
+        (["--score", "left"], "--score left"),
+    ],
+)
+def test_stream_refuses_what_a_detector_cannot(whycam, detector_onnx, walk, options, message):  # noqa: F811
+    result = whycam("stream", detector_onnx, "--source", walk, *options)
+    assert result.code == 2
+    assert message in " ".join(result.err.split())
+
+
+@pytest.mark.parametrize("options", [["--top", "3"], ["--iou", "0.5"]])
+def test_stream_refuses_a_detectors_options_for_a_classifier(whycam, curved_onnx, walk, options):  # noqa: F811
+    result = whycam("stream", curved_onnx, "--source", walk, *options)
+    assert result.code == 2
+    assert "is for detectors" in result.err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -9,6 +11,8 @@ from numpy.typing import NDArray
 
 from .. import text
 from ..attribution import format_probability
+from ..box_drawing import check_size, draw_boxes
+from ..detection import Detection
 from ..errors import RequestError
 from ..explanation import Explanation
 from ..images import RGBImage
@@ -111,6 +115,49 @@ class Overlay:
                 outline(drawn, levels, top, left, _window(explanation))
         if self.caption:
             _caption(drawn, explanation, note)
+        return np.concatenate([image, drawn], axis=1) if self.view == "side-by-side" else drawn
+
+    def draw_detections(
+        self, image: RGBImage, detections: Sequence[Detection], note: str = ""
+    ) -> RGBImage:
+        """Draw the detections of a frame: the heat of their maps together, boxes and labels.
+
+        Where maps overlap the highest is seen, each cut where it was thresholded. The heat is
+        blended with that of the last frame, until the number of its rows and columns, the frame's
+        size or the scene changes; there are boxes in place of outlines.
+
+        Args:
+            image: uint8 [h, w, 3], RGB; left as it is.
+            detections: of this frame and one method; may be none.
+            note: what is written at the lower left.
+
+        Returns:
+            uint8 [h, w, 3], or [h, 2 w, 3] side by side; a new image.
+
+        Raises:
+            RequestError: a detection is of an image of another size.
+        """
+        check_size(image, detections)
+        drawn = np.array(image, order="C")
+        if not detections:
+            self.reset()
+        else:
+            first = detections[0]
+            heat = np.max(
+                [np.where(o.original_map >= o.cut, o.original_map, 0) for o in detections], 0
+            )
+            values, cut = self._smoothed(
+                image, replace(first, original_map=heat, cut=0.0, index=-1)
+            )
+            levels, top, left = _levels(values, cut, first)
+            drawn = _background(image, first, self)
+            if levels.size:
+                _tint(
+                    drawn[top : top + levels.shape[0], left : left + levels.shape[1]], levels, self
+                )
+            draw_boxes(drawn, detections, labels=self.caption)
+        if self.caption and note:
+            _write_lines(drawn, [note])
         return np.concatenate([image, drawn], axis=1) if self.view == "side-by-side" else drawn
 
     def _smoothed(
@@ -218,13 +265,11 @@ def _tint(region: RGBImage, levels: NDArray[np.uint8], overlay: Overlay) -> None
 
 
 def _caption(drawn: RGBImage, explanation: Explanation, note: str) -> None:
-    """Write two lines at the lower left, on a shade that leaves the frame visible."""
-    import cv2
-
-    height, width = drawn.shape[:2]
-    size = min(max(11, min(height, width) // 30), 48)
-    if height < 4 * size or width < 8 * size:
-        return  # a frame too small to read on
+    """Write class, method and threshold at the lower left."""
+    width = drawn.shape[1]
+    size = _letter_size(drawn)
+    if size is None:
+        return
     details: list[str] = [explanation.method]
     if explanation.threshold is not None:
         details.append(f"tau {explanation.threshold:.2g}")
@@ -240,10 +285,29 @@ def _caption(drawn: RGBImage, explanation: Explanation, note: str) -> None:
         text.shorten(label, width - text.width_of(number, size) - size, size) + number,
         text.shorten("  ".join([*details, note] if note else details), width - size, size),
     ]
+    _write_lines(drawn, lines)
+
+
+def _letter_size(drawn: RGBImage) -> int | None:
+    """Choose the size of letters for a frame; None: it is too small to read on."""
+    height, width = drawn.shape[:2]
+    size = min(max(11, min(height, width) // 30), 48)
+    return None if height < 4 * size or width < 8 * size else size
+
+
+def _write_lines(drawn: RGBImage, lines: Sequence[str]) -> None:
+    """Write lines at the lower left, on a shade that leaves the frame visible."""
+    import cv2
+
+    height, width = drawn.shape[:2]
+    size = _letter_size(drawn)
+    if size is None:
+        return
     space = round(1.4 * size)
     longest = max(text.width_of(line, size) for line in lines) + size
     # In coarse steps, so that the shade does not tremble with the digits.
-    shade = drawn[height - 2 * space - size // 2 :, : min(width, -(-longest // 64) * 64)]
+    top = height - len(lines) * space - size // 2
+    shade = drawn[top:, : min(width, -(-longest // 64) * 64)]
     shade[:] = cv2.convertScaleAbs(shade, alpha=0.35)
     for row, line in enumerate(lines):
-        text.write(drawn, line, size // 2, height - (2 - row) * space - size // 4, size)
+        text.write(drawn, line, size // 2, height - (len(lines) - row) * space - size // 4, size)

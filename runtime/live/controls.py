@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from ..cam import Method
+from ..detection import Detection
+from ..detection_plan import DETECTIONS, DetectionPlan, plan_detection
 from ..errors import RequestError
 from ..explanation import Explanation
 from ..images import RGBImage
@@ -35,7 +37,8 @@ class Look(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         tft: ``off``; ``every``: all thresholds at each frame; ``track``: the best threshold is
             followed from frame to frame with as many evaluations of the network as there is time
             for.
-        target: the class explained: index, label, or rank from -1, the most probable.
+        target: the class explained: index, label, or rank from -1, the most probable; of a
+            detector the class that is looked for, and -1 for all.
         threshold: least map value that is drawn, in [0, 1]; None: tau* with TFT, else 0.
         opacity: of the colours where the map is 1, in [0, 1].
         smoothing: weight of the last frame's map, in [0, 1); 0: none.
@@ -67,19 +70,37 @@ class Look(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         check_view(self.colormap, self.view)
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a detector looks for in each frame of a stream.
+
+    Attributes:
+        most: detections explained, at most.
+        min_score, iou: see ``Explainer.detect``; None: the file's.
+    """
+
+    most: int = DETECTIONS
+    min_score: float | None = None
+    iou: float | None = None
+
+
 class Controls:
     """Holds the current look, which any thread may change while the stream runs.
 
     Args:
         manifest: of the model file.
         look: the first one; None: the default.
+        found: what a detector looks for; None: the default.
 
     Raises:
         RequestError: a look that cannot be used with this file.
     """
 
-    def __init__(self, manifest: Manifest, look: Look | None = None) -> None:
+    def __init__(
+        self, manifest: Manifest, look: Look | None = None, found: Found | None = None
+    ) -> None:
         self._manifest = manifest
+        self._found = found or Found()
         self._lock = threading.Lock()
         self._look = self._checked(look or Look())
 
@@ -87,6 +108,22 @@ class Controls:
     def manifest(self) -> Manifest:
         """Return the manifest, whose classes and methods can be chosen."""
         return self._manifest
+
+    def plan_detection(self, look: Look) -> DetectionPlan:
+        """Plan what a detector explains of each frame.
+
+        Raises:
+            RequestError: a look that cannot be used with this file.
+        """
+        return plan_detection(
+            self._manifest,
+            None if look.target == -1 else look.target,
+            look.method,
+            look.tft == "every",
+            most=self._found.most,
+            min_score=self._found.min_score,
+            iou=self._found.iou,
+        )
 
     @property
     def look(self) -> Look:
@@ -116,6 +153,14 @@ class Controls:
             return self._look
 
     def _checked(self, look: Look) -> Look:
+        if self._manifest.detector is not None:
+            if look.tft == "track":
+                raise RequestError(
+                    "tft=track follows the threshold of one class from frame to frame, and the "
+                    "objects that a detector finds come and go: use every or off"
+                )
+            self.plan_detection(look)
+            return look
         resolve_targets(look.target, 1, False, self._manifest)
         plan_request(self._manifest, look.method, None if look.tft == "off" else True)
         if look.tft == "track" and self._manifest.image_type == "uint8":
@@ -158,7 +203,7 @@ class StreamFrame:
         original: the frame as read, uint8 [h, w, 3], RGB.
         image: the frame with its explanation drawn as the look's view says: uint8 [h, w, 3], or
             [h, 2 w, 3] side by side.
-        explanation: of this frame.
+        explanation: of this frame; None for a detector.
         ranking: the most probable classes: index, label, probability; five at most.
         timing: time spent on it.
         dropped: number of frames dropped for newer ones so far.
@@ -170,16 +215,18 @@ class StreamFrame:
             map; ``explanation``: there was no time for the network (``quality="rate"``), so this
             frame shows the map and class of an earlier one; ``unchanged``: all pixels are the same,
             and so is the explanation.
+        detections: of this frame, the best first; None for a classifier.
     """
 
     index: int
     seconds: float
     original: RGBImage
     image: RGBImage
-    explanation: Explanation
+    explanation: Explanation | None
     ranking: tuple[tuple[int, str, float], ...]
     timing: Timing
     dropped: int
     look: Look
     live: bool
     reused: Reused | None = None
+    detections: tuple[Detection, ...] | None = None

@@ -10,6 +10,8 @@ import numpy as np
 
 from .. import pipeline
 from ..cam import Method
+from ..detect import detect_prepared
+from ..detection import Detection
 from ..explainer import Explainer
 from ..explanation import Explanation, make_explanation
 from ..pipeline import Prepared
@@ -43,21 +45,22 @@ class Explained:
     """A frame with its explanation.
 
     Attributes:
-        frame, explanation: of one another.
+        frame, explanation: of one another; None for a detector.
         ranking: the most probable classes, five at most.
         look: that it was explained with.
         seconds: of preprocessing and explaining.
         evaluations: evaluations of masked images.
-        reused: see ``StreamFrame``.
+        reused, detections: see ``StreamFrame``.
     """
 
     frame: Frame
-    explanation: Explanation
+    explanation: Explanation | None
     ranking: tuple[ClassScore, ...]
     look: Look
     seconds: float
     evaluations: int
     reused: Reused | None
+    detections: tuple[Detection, ...] | None = None
 
 
 class FrameExplainer:
@@ -154,6 +157,8 @@ class FrameExplainer:
         if (look.method, tracked) != self._tracked:
             self._tracker.reset()  # it knows the maps of another method, or old ones
             self._tracked = look.method, tracked
+        if self._explainer.manifest.detector is not None:
+            return self._detect(frame, inputs, look, seconds, begun)
         explanation, probabilities = self._explain(frame, inputs, look)
         evaluations = self._tracker.evaluations if tracked else _count_evaluated(explanation)
         return Explained(
@@ -165,6 +170,16 @@ class FrameExplainer:
             evaluations,
             "threshold" if tracked and not evaluations else None,
         )
+
+    def _detect(
+        self, frame: Frame, inputs: Prepared, look: Look, seconds: float, begun: float
+    ) -> Explained:
+        plan = self._controls.plan_detection(look)
+        (found,) = detect_prepared(self._explainer.model, inputs, plan)
+        (detections,) = found.by_method.values()
+        evaluations = sum(_count_evaluated(one) for one in detections)
+        took = seconds + time.perf_counter() - begun
+        return Explained(frame, None, (), look, took, evaluations, None, tuple(detections))
 
     def _explain(self, frame: Frame, prepared: Prepared, look: Look) -> tuple[Explanation, Floats]:
         """Return the explanation, and the probabilities of all classes, float32 [C]."""
@@ -213,12 +228,15 @@ def _reuse(
     """Give a frame the explanation of an earlier one."""
     return Explained(
         frame,
-        replace(last.explanation, image=frame.image),
+        None if last.explanation is None else replace(last.explanation, image=frame.image),
         last.ranking,
         look,
         seconds,
         0,
         reused,
+        None
+        if last.detections is None
+        else tuple(replace(one, image=frame.image) for one in last.detections),
     )
 
 

@@ -17,16 +17,24 @@ __all__ = ["RecordFile", "to_record"]
 
 
 def to_record(frame: StreamFrame) -> dict[str, Any]:
-    """Collect the numbers of a frame, ready for JSON; ``index`` is the class explained."""
+    """Collect the numbers of a frame, ready for JSON.
+
+    ``index`` is the class explained; a detector's frame has a list of ``detections`` instead.
+    """
     timing = {name: round(value, 6) for name, value in msgspec.to_builtins(frame.timing).items()}
+    explained: dict[str, Any]
+    if frame.explanation is None:
+        explained = {"detections": [one.to_dict() for one in frame.detections or ()]}
+    else:
+        ranking = [
+            {"index": index, "label": label, "probability": probability}
+            for index, label, probability in frame.ranking
+        ]
+        explained = {**frame.explanation.to_dict(), "ranking": ranking}
     return {
         "frame": frame.index,
         "seconds": round(frame.seconds, 6),
-        **frame.explanation.to_dict(),
-        "ranking": [
-            {"index": index, "label": label, "probability": probability}
-            for index, label, probability in frame.ranking
-        ],
+        **explained,
         "dropped": frame.dropped,
         "reused": frame.reused,
         "timing": timing,

@@ -45,4 +45,7 @@ class DrawnFrames:
         overlay.opacity, overlay.smoothing = look.opacity, look.smoothing
         overlay.threshold, overlay.contour = look.threshold, look.contour
         overlay.colormap, overlay.view = look.colormap, look.view
-        return overlay.draw(explained.frame.image, explained.explanation, note)
+        image = explained.frame.image
+        if explained.explanation is not None:
+            return overlay.draw(image, explained.explanation, note)
+        return overlay.draw_detections(image, explained.detections or (), note)

@@ -16,7 +16,7 @@ from ..input_format import describe_images
 from ..overlay import Colormap
 from .annotate import Overlay, View
 from .capture_thread import Event, Frame
-from .controls import QUALITIES, Controls, Look, Quality, StreamFrame, Sweep, Timing
+from .controls import QUALITIES, Controls, Found, Look, Quality, StreamFrame, Sweep, Timing
 from .frames import Explained, FrameExplainer, PreparedFrame
 from .pipe import Pipe, start_stage
 from .reader import Reader
@@ -64,6 +64,7 @@ class Stream:
         stall: seconds without a frame after which a live source counts as lost.
         retries: attempts to open a lost source again; None: until it comes back.
         tell: called with each ``Event``, on another thread.
+        found: what a detector looks for in each frame.
 
     Raises:
         SourceError: the source cannot be opened.
@@ -94,15 +95,20 @@ class Stream:
         stall: float = 5.0,
         retries: int | None = None,
         tell: Callable[[Event], None] = lambda _: None,
+        found: Found | None = None,
     ) -> None:
         _check_numbers(fps, limit, stall, retries)
+        if explainer.manifest.detector is not None and evaluations is not None:
+            raise RequestError(
+                "evaluations are those of tft=track, which a detector has not: leave them out"
+            )
         spec = explainer.manifest.preprocess
         if not spec.accepts_rgb:
             raise RequestError(
                 f"a stream has 8-bit RGB frames, and this network takes {describe_images(spec)}: "
                 "explain its images with whycam explain"
             )
-        self.controls = Controls(explainer.manifest, look)
+        self.controls = Controls(explainer.manifest, look, found)
         allowance = _fixed_allowance(quality, evaluations)
         self._drawn = DrawnFrames(Overlay(caption=caption))
         self._limit, self._yielded = limit, 0
@@ -214,6 +220,7 @@ class Stream:
             look=explained.look,
             live=self.live,
             reused=explained.reused,
+            detections=explained.detections,
         )
 
     def _rate(self) -> float:

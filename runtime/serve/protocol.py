@@ -117,7 +117,7 @@ def pack(sequence: int, frame: StreamFrame) -> bytes:
             "seconds": frame.seconds,
             "size": frame.original.shape[:2],
             "ranking": [(int(i), label, float(p)) for i, label, p in frame.ranking],
-            "explanation": frame.explanation.to_dict(),
+            "explanation": None if frame.explanation is None else frame.explanation.to_dict(),
             "timing": frame.timing,
             "dropped": frame.dropped,
             "reused": frame.reused,

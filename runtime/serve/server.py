@@ -16,6 +16,7 @@ from ..errors import MissingExtraError, RequestError, WhyCamError
 from ..explainer import Explainer
 from ..live.capture_thread import Event
 from ..live.controls import Controls, StreamFrame
+from ..request import check_classifier
 from .access_control import is_loopback, local_host_names, new_token, validate_token
 from .broadcaster import Broadcaster
 from .protocol import State, hello_message
@@ -66,6 +67,7 @@ class Server:
         clients: int = 8,
         names: Collection[str] = (),
     ) -> None:
+        check_classifier(controls.manifest)
         _check_port(port)
         if clients < 1:
             raise RequestError(f"clients must be 1 or more, not {clients}")

@@ -93,6 +93,9 @@ def explain_still(explainer: Explainer, data: bytes, look: Look) -> bytes:
     )
     frames = FrameExplainer(explainer, Controls(explainer.manifest, alone), "balanced", None, None)
     explained = frames.prepare_and_explain(Frame(0, 0.0, image, read, time.perf_counter()))
+    explanation = explained.explanation
+    if explanation is None:
+        raise RequestError("a page shows the classes of whole images, and this is a detector")
     overlay = Overlay(
         alone.opacity,
         alone.smoothing,
@@ -101,13 +104,13 @@ def explain_still(explainer: Explainer, data: bytes, look: Look) -> bytes:
         colormap=alone.colormap,
         view=alone.view,
     )
-    drawn, draw = _timed(lambda: overlay.draw(image, explained.explanation))
+    drawn, draw = _timed(lambda: overlay.draw(image, explanation))
     frame = StreamFrame(
         index=0,
         seconds=0.0,
         original=image,
         image=drawn,
-        explanation=explained.explanation,
+        explanation=explanation,
         ranking=explained.ranking,
         timing=Timing(
             read=read,
