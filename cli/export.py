@@ -9,10 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..runtime.errors import RequestError
-from ..runtime.manifest_parts import Task
+from ..runtime.manifest_parts import ExportTask
 from . import parse
 from .console import out, print_json, say
-from .export_options import OutputOptions, PreprocessOptions, SearchOptions, ZeroShotOptions
+from .export_options import (
+    DetectorOptions,
+    OutputOptions,
+    PreprocessOptions,
+    SearchOptions,
+    ZeroShotOptions,
+)
 from .export_report import export_document, layers_table, print_export
 from .options import Json, Labels, NumClasses, TargetLayer, Weights
 from .progress import progress
@@ -33,6 +39,7 @@ def export(
     images: PreprocessOptions,
     graph: OutputOptions,
     text: ZeroShotOptions,
+    boxes: DetectorOptions,
     tft: SearchOptions,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The ONNX file to write.")
@@ -46,10 +53,10 @@ def export(
     ] = None,
     labels: Labels = None,
     task: Annotated[
-        Task | None,
+        ExportTask | None,
         typer.Option(
             help="What the outputs mean: sigmoid is independent labels, binary one logit, none "
-            "values [default: what the graph's last operator says]."
+            "values, detect a detector's boxes [default: what the graph says]."
         ),
     ] = None,
     head: Annotated[
@@ -85,9 +92,9 @@ def export(
     opset: Annotated[int, typer.Option(help="ONNX operator set.")] = 18,
     as_json: Json = False,
 ) -> None:
-    """Turn a classifier into one ONNX file that explains itself.
+    """Turn a classifier or detector into one ONNX file that explains itself.
 
-    The file classifies as before, which is checked before it is written.
+    The file answers as before, which is checked before it is written.
     """
     from ..export import list_layers as layers_of
     from ..export import to_onnx
@@ -114,6 +121,9 @@ def export(
                 task=task,
                 head=heads,
                 is_encoder=text.classes is not None,
+                format=boxes.format,
+                activation=boxes.activation,
+                labels=labels,
             )
         _show_layers(layers, chosen, as_json)
         return
@@ -137,7 +147,7 @@ def export(
             overrides=overrides,
             task=task,
             head=heads,
-            target_layer=target_layer,
+            target_layer=None if target_layer is None else parse.names(target_layer),
             tft=tft.reading(Tft(), tft.evaluations),
             priors=() if tft.search is None else read_priors(tft.search),
             straight_through=straight_through,
@@ -149,6 +159,7 @@ def export(
             logit_scale=text.logit_scale,
             logit_bias=text.logit_bias,
             **graph.arguments(),
+            **boxes.arguments(),
         )
     home = None if triton is None else write_repository(path, triton, repository_name(model))
     if as_json:
@@ -176,8 +187,9 @@ def _next_command(result: ExportResult, repository: Path | None) -> str:
     return f"whycam explain {result.path} IMAGE -o maps{prompts}{' --tft' if can_mask else ''}"
 
 
-def _show_layers(layers: Sequence[Layer], chosen: Layer | None, as_json: bool) -> None:
-    marked = [(chosen is not None and layer.value is chosen.value, layer) for layer in layers]
+def _show_layers(layers: Sequence[Layer], chosen: Sequence[Layer], as_json: bool) -> None:
+    reasons = {layer.value: layer.reason for layer in chosen}
+    marked = [(layer.value in reasons, layer) for layer in layers]
     if as_json:
         print_json(
             [
@@ -186,15 +198,16 @@ def _show_layers(layers: Sequence[Layer], chosen: Layer | None, as_json: bool) -
                     "op": layer.op,
                     "shape": layer.shape,
                     "chosen": is_chosen,
-                    "reason": chosen.reason if chosen is not None and is_chosen else "",
+                    "reason": reasons.get(layer.value, ""),
                 }
                 for is_chosen, layer in marked
             ]
         )
         return
     out.print(layers_table(marked))
-    say(
-        f"-> is the default: {chosen.name}, {chosen.reason}"
-        if chosen
-        else "there is no default: --target-layer NAME"
-    )
+    if not chosen:
+        say("there is no default: --target-layer NAME")
+    elif len(chosen) == 1:
+        say(f"-> is the default: {chosen[0].name}, {chosen[0].reason}")
+    else:
+        say("-> are the default, one for each level: " + ", ".join(each.name for each in chosen))

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..runtime.cam import METHODS, Score
+from ..runtime.cam import METHODS
 from ..runtime.input_format import Color, Interpolation, Layout
 from ..runtime.manifest import OUTPUTS
+from ..runtime.manifest_parts import Activation, DetectorFormat, ExportScore
 from . import parse
 from .options import ImageSize, Preprocess, ReadingOptions, ShowBands, complete
 
@@ -114,6 +115,43 @@ class ZeroShotOptions:
 
 
 @dataclass(frozen=True)
+class DetectorOptions:
+    """How a detector's outputs are read, and who chooses detections."""
+
+    format: Annotated[
+        DetectorFormat | None,
+        typer.Option(
+            help="Of a detector's outputs: yolov8 is [N, 4 + C, A], yolov5 (and 7) and yolox "
+            "[N, A, 5 + C], yolov10 (and 26) [N, A, 6], detr and ssd scores and boxes apart "
+            "[default: what the graph and its file prove]."
+        ),
+    ] = None
+    activation: Annotated[
+        Activation | None,
+        typer.Option(
+            help="Of a detector's class logits, where neither the graph nor the number of labels "
+            "says."
+        ),
+    ] = None
+    explicit_targets: Annotated[
+        bool,
+        typer.Option(
+            "--explicit-targets",
+            help="For engines without NonMaxSuppression: a detector's graph takes the candidates "
+            "to explain by their numbers, which the caller finds after suppression.",
+        ),
+    ] = False
+
+    def arguments(self) -> dict[str, Any]:
+        """Return these options as ``to_onnx`` takes them."""
+        return {
+            "format": self.format,
+            "activation": self.activation,
+            "ranks": not self.explicit_targets,
+        }
+
+
+@dataclass(frozen=True)
 class SearchOptions(ReadingOptions):
     """The file's reading of TFT, and how many thresholds its graph tries."""
 
@@ -157,20 +195,21 @@ class OutputOptions:
         ),
     ] = None
     outputs: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="NAME,...",
             help="What the graph returns besides probabilities, one or more of: raw (activations "
             "and gradients), map (finished maps), tft (the first method's map, cut at the "
-            "threshold that a sweep inside the graph finds).",
+            "threshold that a sweep inside the graph finds) [default: raw,map; of a detector map].",
             autocompletion=complete(OUTPUTS),
         ),
-    ] = "raw,map"
+    ] = None
     score: Annotated[
-        Score | None,
+        ExportScore | None,
         typer.Option(
-            help="Score that gradients and Ablation-CAM are computed of "
-            "[default: as published, logit and prob]."
+            help="Score that gradients and Ablation-CAM are computed of: logit or prob; of a "
+            "detector class, or the edge of the box whose place is explained "
+            "[default: as published, logit and prob; of a detector class]."
         ),
     ] = None
     top: Annotated[
@@ -216,7 +255,7 @@ class OutputOptions:
         return {
             "methods": parse.methods(self.method),
             "map_methods": parse.methods(self.map_method),
-            "outputs": parse.names(self.outputs),
+            "outputs": None if self.outputs is None else parse.names(self.outputs),
             "score": self.score,
             "top": self.top,
             "fused_layers": () if self.fuse is None else parse.names(self.fuse),

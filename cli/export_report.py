@@ -55,8 +55,15 @@ def print_export(result: ExportResult) -> None:
     size = f" {result.path} ({result.size / 1e6:.1f} MB, {result.seconds:.0f} s)"
     say(Text.assemble(("saved", "green"), size))
     reason = manifest.target_layer_reason
+    explained = [(f"{manifest.target_layer} ({shape})")]
+    if manifest.detector is not None:
+        explained = [
+            f"{level.name} ({' x '.join(map(str, level.activations))})"
+            for level in manifest.detector.levels
+        ]
+    plural = "s" if len(explained) > 1 else ""
     rows = [
-        ("target layer", f"{manifest.target_layer} ({shape})" + (f": {reason}" if reason else "")),
+        (f"target layer{plural}", ", ".join(explained) + (f": {reason}" if reason else "")),
         ("input", input_line(manifest)),
         ("outputs", outputs_line(manifest)),
         ("methods", ", ".join(manifest.methods)),

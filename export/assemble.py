@@ -31,7 +31,7 @@ from .contract_names import free_contract_names
 from .data_flow import Layer
 from .dims import BATCH, dim_text
 from .gradient.reverse import reverse
-from .graph_inputs import GraphInputs, add_inputs, tensor_of
+from .graph_inputs import add_inputs, tensor_of
 from .heads import OutputMeaning
 from .layers import Network
 from .place_sums import sum_over_places
@@ -163,17 +163,23 @@ def assemble(
         with recorder.part("sweep"):
             swept = builder.sweep(found["original_maps"], request.tft)
         found.update(zip(names, swept, strict=True))
-    _declare(graph, assembly, inputs, recorder)
+    declare(graph, assembly, inputs.target, inputs.embeddings, recorder)
     assembly.nodes = len(graph) - before
     return assembly
 
 
-def _declare(graph: ir.Graph, assembly: Assembly, inputs: GraphInputs, recorder: Recorder) -> None:
+def declare(
+    graph: ir.Graph,
+    assembly: Assembly,
+    target: Tensor | None,
+    embeddings: Tensor | None,
+    recorder: Recorder,
+) -> None:
     """Make the new tensors graph outputs, under the contract's names where these are free."""
     taken = {str(value.name) for value in (*graph.inputs, *graph.outputs)} - {"target"}
     for name, own in (
-        ("target", inputs.target),
-        ("class_embeddings", inputs.embeddings),
+        ("target", target),
+        ("class_embeddings", embeddings),
     ):
         if own is not None and own.value.name != name:
             assembly.names[name] = str(own.value.name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx_ir as ir
 
 CONTRACT = (
@@ -21,22 +23,25 @@ CONTRACT = (
     "masked_probabilities",
 )
 
+OF_DETECTORS = ("detections", "scores", "boxes", "candidate_scores", "candidate_boxes")
 
 # Each followed by the name of a method or a head.
 _CONTRACT_PREFIXES = ("maps_", "probabilities_")
 
 
-def free_contract_names(graph: ir.Graph) -> None:
-    """Rename tensors inside the graph whose names the contract reserves."""
+def free_contract_names(graph: ir.Graph, further: Collection[str] = ()) -> None:
+    """Rename tensors inside the graph whose names the contract reserves, and ``further`` ones."""
     reserved = {value.name for value in (*graph.inputs, *graph.outputs)}
     for node in graph:
         for value in node.outputs:
-            if _is_of_contract(value.name) and value.name not in reserved:
+            if _is_of_contract(value.name, further) and value.name not in reserved:
                 value.name = f"n/{value.name}"
     for value in list(graph.initializers.values()):
-        if _is_of_contract(value.name):
+        if _is_of_contract(value.name, further):
             value.name = f"n/{value.name}"
 
 
-def _is_of_contract(name: str | None) -> bool:
-    return name is not None and (name in CONTRACT or name.startswith(_CONTRACT_PREFIXES))
+def _is_of_contract(name: str | None, further: Collection[str]) -> bool:
+    return name is not None and (
+        name in CONTRACT or name in further or name.startswith(_CONTRACT_PREFIXES)
+    )

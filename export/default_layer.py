@@ -247,7 +247,7 @@ def _is_linear(flow: DataFlow, node: ir.Node) -> bool:
 def has_weights(flow: DataFlow, nodes: Sequence[ir.Node]) -> bool:
     """Tell whether a learned matrix or kernel enters, even through other operators."""
     return any(
-        _is_learned(value)
+        is_learned(value)
         for node in nodes
         if node.op_type in _PRODUCTS
         for value in node.inputs
@@ -255,7 +255,8 @@ def has_weights(flow: DataFlow, nodes: Sequence[ir.Node]) -> bool:
     )
 
 
-def _is_learned(value: ir.Value) -> bool:
+def is_learned(value: ir.Value) -> bool:
+    """Tell whether a tensor follows from learned matrices or kernels alone."""
     pending, visited = [value], set()
     while pending:
         current = pending.pop()

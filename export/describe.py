@@ -95,7 +95,7 @@ def describe(
             precision=plain.shapes.precision,
             opset=plain.graph.opset_imports[""],
             image_bytes=network.image_bytes(),
-            tools=_tools(loaded.module is not None),
+            tools=read_tools(loaded.module is not None),
         )
     except ValueError as error:
         raise ExportError(f"the options do not fit the model: {error}") from error
@@ -121,7 +121,7 @@ def _length_of_input(network: Network, meaning: OutputMeaning) -> int | None:
     return math.prod(side for side in dims if isinstance(side, int))
 
 
-def _tools(reads_torch: bool) -> dict[str, str]:
+def read_tools(reads_torch: bool) -> dict[str, str]:
     """Look up the versions of the packages that made a file."""
     from importlib.metadata import distributions
 

@@ -67,16 +67,16 @@ def add_inputs(
     fed = tensor_of(own, plain.shapes, recorder)
     if preprocess is not None:
         sides: tuple[Dim, ...] = source_size or (Size(1, ("h",)), Size(1, ("w",)))
-        fed = _new_input(recorder, str(own.name), (BATCH, *sides, 3), ir.DataType.UINT8)
+        fed = new_input(recorder, str(own.name), (BATCH, *sides, 3), ir.DataType.UINT8)
     taken = {value.name for value in (*graph.inputs, *graph.outputs)}
     target = None
     if top is None:
         name = "whycam_target" if "target" in taken else "target"
-        target = _new_input(recorder, name, (BATCH, CLASSES), ir.DataType.INT64)
+        target = new_input(recorder, name, (BATCH, CLASSES), ir.DataType.INT64)
         graph.inputs.append(target.value)
-        recorder.symbols["k"] = _lengths(target)[1:2]
+        recorder.symbols["k"] = lengths_of(target)[1:2]
     embeddings, class_embeddings, count = _class_embeddings(network, meaning, recorder, taken)
-    of_image = _lengths(fed)
+    of_image = lengths_of(fed)
     recorder.symbols["N"] = of_image[0:1]
     if plain.sizes is not None:
         first = 2 if plain.layout == "NCHW" else 1
@@ -104,9 +104,9 @@ def _class_embeddings(
     raw = network.plain.shapes.dims[meaning.logits]
     length = product([side for side in raw if isinstance(side, int)])
     name = "whycam_class_embeddings" if "class_embeddings" in taken else "class_embeddings"
-    fed = _new_input(recorder, name, (PROMPTS, length), ir.DataType.FLOAT)
+    fed = new_input(recorder, name, (PROMPTS, length), ir.DataType.FLOAT)
     recorder.graph.inputs.append(fed.value)
-    recorder.symbols["C"] = _lengths(fed)[0:1]
+    recorder.symbols["C"] = lengths_of(fed)[0:1]
     return fed, normalise(fed), PROMPTS
 
 
@@ -125,11 +125,13 @@ def _replace_input(network: Network, fed: ir.Value, prepared: Tensor) -> None:
     shapes.dtypes[prepared.value] = shapes.dtypes[own]
 
 
-def _new_input(recorder: Recorder, name: str, dims: Sequence[Dim], dtype: ir.DataType) -> Tensor:
+def new_input(recorder: Recorder, name: str, dims: Sequence[Dim], dtype: ir.DataType) -> Tensor:
+    """Make a tensor that is to become a graph input."""
     shape = ir.Shape([dim_text(side) for side in dims])
     value = ir.Value(name=name, shape=shape, type=ir.TensorType(dtype))
     return Tensor(recorder, value, tuple(dims), dtype)
 
 
-def _lengths(tensor: Tensor) -> Tensor:
+def lengths_of(tensor: Tensor) -> Tensor:
+    """Record a tensor's shape, int64 [rank]."""
     return tensor.recorder.op("Shape", [tensor], (tensor.ndim,), ir.DataType.INT64)

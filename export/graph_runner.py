@@ -38,6 +38,7 @@ class GraphRunner:
         self._image_type = manifest.image_type
         self._image = assembly.names.get("image", assembly.image)
         self._target = assembly.names.get("target", "target") if manifest.top is None else None
+        self._pair = () if manifest.detector is None else (2,)
         self._own_outputs = assembly.own_outputs
         self._classes: dict[str, NDArray[Any]] = {}
         if manifest.class_embeddings is not None:
@@ -54,7 +55,7 @@ class GraphRunner:
 
     def run_original_outputs(self, image: NDArray[Any]) -> list[NDArray[Any]]:
         """Compute the outputs that the file had before, see ``verify_subject.Runner``."""
-        target = np.full((len(image), 1), -1, np.int64)
+        target = np.full((len(image), 1, *self._pair), -1, np.int64)
         return list(self._session.run(list(self._own_outputs), self._inputs(image, target)))
 
     def _inputs(self, image: NDArray[Any], target: NDArray[Any]) -> dict[str, NDArray[Any]]:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..runtime.errors import ExportError
-from ..runtime.manifest_parts import Task
+from ..runtime.manifest_parts import Activation, DetectorFormat, ExportTask, Task
 from .data_flow import Layer
+from .detectors.export import list_detector_layers
 from .heads import OutputMeaning, join_heads
 from .layers import Network
-from .loading import DEFAULT_OPSET, load_model
+from .loading import DEFAULT_OPSET, choose_detector, load_model
 from .output_meaning import interpret_outputs
 from .plain_model import PlainModel
 from .preprocessing import Overrides
@@ -28,19 +29,24 @@ def list_layers(
     weights: str = "none",
     num_classes: int | None = None,
     overrides: Overrides | None = None,
-    task: Task | None = None,
+    task: ExportTask | None = None,
     head: str | Sequence[str] | None = None,
     is_encoder: bool = False,
-) -> tuple[list[Layer], Layer | None]:
-    """List the layers at which a model can be explained, and the one ``to_onnx`` would choose.
+    format: DetectorFormat | None = None,
+    activation: Activation | None = None,
+    labels: str | Sequence[str] | None = None,
+) -> tuple[list[Layer], tuple[Layer, ...]]:
+    """List the layers at which a model can be explained, and those ``to_onnx`` would choose.
 
     Args:
         model, weights, num_classes, overrides, task, head: as for ``to_onnx``; weights and
             preprocessing make no difference here.
         is_encoder: whether it is an image encoder, as ``to_onnx`` takes with ``classes``.
+        format, activation, labels: of a detector, as for ``to_onnx``.
 
     Returns:
-        The layers from image to logits, and the target layer by default, or None.
+        The layers from image to logits, and the target layer by default, or none; of a detector
+        one for each level.
 
     Raises:
         ExportError: the model cannot be loaded or translated.
@@ -49,19 +55,23 @@ def list_layers(
         model,
         weights,
         None,
-        None,
+        labels,
         num_classes,
         overrides,
         DEFAULT_OPSET,
         needs_preprocess=False,
         is_encoder=is_encoder,
+        detector=choose_detector(task, format, may_be_found=head is None and not is_encoder),
     )
+    if loaded.form is not None:
+        return list_detector_layers(loaded, loaded.form, activation)
+    assert task != "detect"
     meaning = interpret(loaded.plain, task, head)
     network = Network(loaded.plain, meaning.logits, is_embedding=is_encoder)
     try:
-        chosen = network.find()
+        chosen: tuple[Layer, ...] = (network.find(),)
     except ExportError:
-        chosen = None
+        chosen = ()
     return network.layers, chosen
 
 

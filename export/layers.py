@@ -26,7 +26,7 @@ class Network(DataFlow):
         if layer is None:
             raise TargetLayerError(
                 f"no target layer found: {why}. Name one with --target-layer; the model can be "
-                f"explained at: {self._list_layers()}"
+                f"explained at: {self.list_layers()}"
             )
         return layer
 
@@ -45,7 +45,7 @@ class Network(DataFlow):
         node = of_module[-1] if of_module else next(of_name, None)
         if node is None:
             raise TargetLayerError(
-                f"the model has no layer '{name}'. It can be explained at: {self._list_layers()}"
+                f"the model has no layer '{name}'. It can be explained at: {self.list_layers()}"
             )
         layer = self.layer_at(node)
         if layer is not None and self.has_gradient(layer):
@@ -60,7 +60,7 @@ class Network(DataFlow):
         )
         raise TargetLayerError(
             f"layer '{name}' cannot be the target layer: {why}. The model can be explained at: "
-            f"{self._list_layers()}"
+            f"{self.list_layers()}"
         )
 
     def find_earlier(self, layer: Layer, names: Sequence[str]) -> tuple[Layer, ...]:
@@ -76,19 +76,21 @@ class Network(DataFlow):
                 f"the layers {', '.join(names)} are not {len(names)} different ones"
             )
         for other in earlier:
-            if self._order(other) >= self._order(layer):
+            if self.order(other) >= self.order(layer):
                 raise TargetLayerError(
                     f"layer '{other.name}' is not before the target layer '{layer.name}': maps are "
                     "fused with those of earlier layers"
                 )
-        return tuple(sorted(earlier, key=self._order))
+        return tuple(sorted(earlier, key=self.order))
 
-    def _order(self, layer: Layer) -> int:
+    def order(self, layer: Layer) -> int:
+        """Return where on the path a layer is computed."""
         node = layer.value.producer()
         assert node is not None
         return self.position[node]
 
-    def _list_layers(self) -> str:
+    def list_layers(self) -> str:
+        """List in words the last layers that the model can be explained at."""
         layers = self.layers
         if not layers:
             return "no layer (none that everything passes through has places of the image)"

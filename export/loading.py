@@ -15,7 +15,9 @@ import onnx_ir as ir
 from ..runtime.errors import ExportError, MissingExtraError, RequestError
 from ..runtime.input_format import Preprocess
 from ..runtime.manifest import METADATA_KEY
+from ..runtime.manifest_parts import DetectorFormat, ExportTask
 from .branches import cut_image_encoder, find_branches, read_parameters
+from .detectors.recognise import choose_format, default_preprocess
 from .labels import read_labels
 from .metadata import ModelMetadata, read_metadata
 from .onnx_reading import convert_model, load_onnx_file
@@ -33,6 +35,7 @@ from .zero_shot import LogitParameters
 if TYPE_CHECKING:
     import torch
 
+    from .detectors.format import Format
     from .source import Source
 
 DEFAULT_OPSET = 18
@@ -40,7 +43,7 @@ DEFAULT_OPSET = 18
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A classifier ready for export.
+    """A network ready for export.
 
     Attributes:
         name: as the user gave it, without folders.
@@ -54,6 +57,7 @@ class LoadedModel:
         file: the ONNX file, or of a file with two encoders the part with the image's, serialised;
             None for a PyTorch model.
         logit_parameters: of an image encoder's cosine similarities, where the PyTorch model says.
+        form: the format of a detector's outputs; None of other networks.
     """
 
     name: str
@@ -65,6 +69,35 @@ class LoadedModel:
     module: torch.nn.Module | None = None
     file: Path | bytes | None = None
     logit_parameters: LogitParameters | None = None
+    form: Format | None = None
+
+
+@dataclass(frozen=True)
+class DetectorChoice:
+    """What the user states of a detector.
+
+    Attributes:
+        is_stated: whether the user says that the model is one.
+        format: of its outputs; None: as the graph and file prove.
+    """
+
+    is_stated: bool = False
+    format: DetectorFormat | None = None
+
+
+def choose_detector(
+    task: ExportTask | None, format: DetectorFormat | None, may_be_found: bool
+) -> DetectorChoice | None:
+    """Decide what the user states of a detector; None: the model is to be a classifier.
+
+    Args:
+        task, format: see ``to_onnx``.
+        may_be_found: whether no other option says that it is a classifier.
+    """
+    is_stated = task == "detect" or format is not None
+    return (
+        DetectorChoice(is_stated, format) if is_stated or (task is None and may_be_found) else None
+    )
 
 
 def is_onnx_file(model: Any) -> bool:
@@ -83,6 +116,7 @@ def load_model(
     needs_preprocess: bool = True,
     dynamic_size: tuple[int, int] | None = None,
     is_encoder: bool = False,
+    detector: DetectorChoice | None = None,
 ) -> LoadedModel:
     """Load a model from any source that ``to_onnx`` takes.
 
@@ -92,6 +126,7 @@ def load_model(
         dynamic_size: see ``to_onnx``.
         is_encoder: whether image embeddings are needed, so that of a model with a text encoder the
             image encoder is taken.
+        detector: what the user states of a detector; None: the model is none.
 
     Raises:
         ExportError, ModelFileError: it cannot be loaded.
@@ -105,7 +140,9 @@ def load_model(
                 "for PyTorch models"
             )
         file = Path(os.fspath(model))  # type: ignore[arg-type]
-        return _load_onnx(file, labels, options, needs_preprocess, dynamic_size, is_encoder)
+        return _load_onnx(
+            file, labels, options, needs_preprocess, dynamic_size, is_encoder, detector
+        )
     require_torch("exporting a PyTorch model")
     _check_exporter()
     import torch
@@ -157,7 +194,14 @@ def load_model(
         source.notes,
         module,
         logit_parameters=parameters,
+        form=None if detector is None else _recognise(plain, {}, detector),
     )
+
+
+def _recognise(
+    plain: PlainModel, metadata: Mapping[str, str], detector: DetectorChoice
+) -> Format | None:
+    return choose_format(plain, metadata, detector.format, detector.is_stated)
 
 
 def _check_exporter() -> None:
@@ -175,6 +219,7 @@ def _load_onnx(
     needs_preprocess: bool,
     dynamic_size: tuple[int, int] | None,
     is_encoder: bool,
+    detector: DetectorChoice | None,
 ) -> LoadedModel:
     proto = load_onnx_file(path)
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
@@ -193,6 +238,11 @@ def _load_onnx(
     channels = count_stated_channels(overrides)
     plain = to_plain(loaded, size, overrides.layout, metadata, dynamic_size, channels)
     target = str(path.with_suffix(".explained.onnx"))
+    form = None if detector is None else _recognise(plain, metadata, detector)
+    usual = None if form is None else default_preprocess(form, plain)
+    if form is not None and usual is not None and (known is None or known.preprocess is None):
+        source = f"the format {form.name}, as it usually is"
+        known = ModelMetadata(source, usual, () if known is None else known.labels)
     takes_pixels = plain.image.dtype == ir.DataType.UINT8
     example = format_example_command(str(path), target, overrides, plain.channels, takes_pixels)
     spec = choose_preprocess(
@@ -209,6 +259,7 @@ def _load_onnx(
         notes if part is None else (*notes, part.note),
         file=path if part is None else proto.SerializeToString(),
         logit_parameters=None if part is None else part.parameters,
+        form=form,
     )
 
 

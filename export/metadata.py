@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from ..runtime.errors import ExportError
-from ..runtime.input_format import Interpolation, Preprocess, color_of
+from ..runtime.input_format import Interpolation, Letterbox, Preprocess, color_of
 from .paddle import CONFIGURATIONS, from_paddle
 
 _PROCESSOR = "preprocessor_config.json"
@@ -58,7 +58,7 @@ def read_metadata(metadata: Mapping[str, str], path: Path) -> ModelMetadata | No
         ExportError: such a file is damaged, or states preprocessing that cannot be reproduced.
         MissingExtraError: a Paddle file needs the package PyYAML.
     """
-    if metadata.get("task") == "classify" and "names" in metadata:
+    if metadata.get("task") in ("classify", "detect") and "names" in metadata:
         return _ultralytics(metadata)
     config = _json_beside(path, "config.json")
     labels = read_class_names(config)
@@ -126,18 +126,22 @@ def is_trained_on_imagenet(config: Mapping[str, Any], num_classes: int) -> bool:
 
 
 def _ultralytics(metadata: Mapping[str, str]) -> ModelMetadata:
-    """Read a classifier of Ultralytics: shorter side resized, centre crop, RGB in [0, 1].
+    """Read metadata of Ultralytics: RGB in [0, 1], the shorter side resized, the centre cropped.
 
-    For an oblong input the image is resized without a crop.
+    For an oblong input the image is resized without a crop; for a detector it is fitted in.
     """
     try:
         names = ast.literal_eval(metadata["names"])
         size = ast.literal_eval(metadata.get("imgsz", "224"))
         sides = (size, size) if isinstance(size, int) else (int(size[0]), int(size[-1]))
         labels = tuple(str(names[index]) for index in range(len(names)))
+        is_detector = metadata["task"] == "detect"
+        cropped = sides[:1] if sides[0] == sides[1] else sides
         spec = Preprocess(
             size=sides,
-            resize=sides[:1] if sides[0] == sides[1] else sides,
+            resize=() if is_detector else cropped,
+            antialias=not is_detector,
+            letterbox=Letterbox() if is_detector else None,
             mean=(0.0,) * 3,
             std=(1.0,) * 3,
         )

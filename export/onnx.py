@@ -6,8 +6,9 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from ..runtime.comparison import Comparison
 from ..runtime.errors import ExportError, RequestError
 from ..runtime.files import replacing
 from ..runtime.manifest import Manifest
-from ..runtime.manifest_parts import Task
+from ..runtime.manifest_parts import Activation, DetectorFormat, ExportScore, ExportTask, Task
 from ..runtime.prompts import Prompts
 from ..runtime.search import Prior
 from ..runtime.tft import Tft
@@ -25,12 +26,14 @@ from .ablation_head import split_head
 from .assemble import assemble
 from .attention import find_attention
 from .describe import choose_labels, describe
+from .detectors.export import DetectorRequest, export_detector
+from .detectors.options import check_detector_options
 from .finished_file import clean_up, name_tensors, write_model
 from .graph_runner import GraphRunner
 from .heads import OutputMeaning, join_heads
 from .layer_list import interpret
 from .layers import Network
-from .loading import DEFAULT_OPSET, load_model
+from .loading import DEFAULT_OPSET, choose_detector, load_model
 from .network_checks import check_network, check_quantised
 from .open_reference import open_references
 from .options import ExportOptions, plan_export
@@ -93,12 +96,15 @@ def to_onnx(
     labels: str | Sequence[str] | None = None,
     num_classes: int | None = None,
     overrides: Overrides | None = None,
-    task: Task | None = None,
+    task: ExportTask | None = None,
+    format: DetectorFormat | None = None,
+    activation: Activation | None = None,
+    ranks: bool = True,
     head: str | Sequence[str] | None = None,
-    target_layer: str | None = None,
+    target_layer: str | Sequence[str] | None = None,
     methods: Sequence[str] | None = None,
-    score: Score | None = None,
-    outputs: Sequence[str] = ("raw", "map"),
+    score: ExportScore | None = None,
+    outputs: Sequence[str] | None = None,
     map_methods: Sequence[str] | None = None,
     fused_layers: Sequence[str] = (),
     classes: str | os.PathLike[str] | Prompts | NDArray[Any] | None = None,
@@ -128,18 +134,25 @@ def to_onnx(
         labels: ``imagenet``, a file with one name a line or a JSON list, or the names.
         num_classes: for torchvision and timm models with another number of classes than usual.
         overrides: preprocessing, where the model does not state it or states it wrongly.
-        task: what the outputs mean; by default what the graph's last operator says.
+        task: what the outputs mean; by default what the graph's last operator says. ``detect``: the
+            model is a detector, see ``format``.
+        format: of a detector's outputs; by default what graph and file prove.
+        activation: of a detector's class logits, where nothing says so.
+        ranks: whether a detector's graph suppresses duplicates and chooses the best detections
+            itself where ``target`` has -1; else candidates are always named, for engines without
+            NonMaxSuppression.
         head: which of the network's outputs to explain, by name or number; several classification
             heads as a sequence, whose classes are then called ``HEAD:CLASS``.
         target_layer: a module's path, a node or a tensor; by default the layer is found from the
-            graph.
+            graph. Of a detector one for each level, whose maps are added.
         methods: which methods the file supports; by default all but ``ablation``, which costs an
-            output more, and ``cam`` where the head allows it.
+            output more, and ``cam`` where the head allows it; of a detector Layer-CAM and Grad-CAM.
         score: which class score gradients and Ablation-CAM explain. By default as published:
-            gradients the logit, Ablation-CAM the probability.
+            gradients the logit, Ablation-CAM the probability. Of a detector ``class``, or the edge
+            of the box whose place is explained: how far out it lies.
         outputs: what the graph returns besides probabilities: ``raw`` (activations and gradients),
             ``map`` (finished maps), ``tft`` (the first method's map thresholded by a sweep inside
-            the graph); or several.
+            the graph); or several. By default raw and map, of a detector map.
         map_methods: the methods whose finished maps are outputs; by default all of the file but
             Score-CAM, and with ``tft`` alone Grad-CAM.
         fused_layers: earlier layers, whose Layer-CAM maps are fused with the target layer's in the
@@ -179,21 +192,44 @@ def to_onnx(
     begin = time.perf_counter()
     step = step or (lambda _: None)
     target = Path(path)
+    is_detector = task == "detect" or format is not None
+    if is_detector and task not in (None, "detect"):
+        raise RequestError(f"format {format} is of detectors, and task {task} of classifiers")
+    check_options = partial(
+        check_detector_options,
+        outputs,
+        methods,
+        map_methods,
+        score,
+        (
+            ("head", head is not None, "its format says which outputs hold what"),
+            ("num_classes", num_classes is not None, "its outputs say how many classes it has"),
+            ("fused_layers", bool(fused_layers), "its levels are added: name them as target_layer"),
+            ("classes", classes is not None, "its classes are fixed"),
+            ("priors", bool(priors), "these were learnt for classes of whole images"),
+            ("embed_preprocess", embed_preprocess, "images are fitted in outside the graph"),
+            ("dynamic_size", dynamic_size is not None, "its boxes are of one input size"),
+            ("top", top is not None, "target says how many detections are explained, of rank -1"),
+        ),
+    )
+    if is_detector:
+        check_options()  # before any work is done
     options = ExportOptions(
-        outputs=outputs,
+        outputs=("raw", "map") if outputs is None else outputs,
         methods=methods,
         map_methods=map_methods,
         fused_layers=fused_layers,
-        score=score,
+        score=cast("Score | None", score),
         tft=tft,
         priors=priors,
         embed_preprocess=embed_preprocess,
         source_size=source_size,
         top=top,
         dynamic_size=dynamic_size,
-        task=task,
+        task=cast("Task | None", task),
     )
-    options.check()
+    if not is_detector:
+        options.check()
     _check_classes(classes, logit_scale, logit_bias, num_classes)
     with replacing(target) as temporary:  # first, so that an unwritable folder fails at once
         step(STEPS[0])
@@ -208,18 +244,44 @@ def to_onnx(
             opset,
             dynamic_size=dynamic_size,
             is_encoder=is_encoder,
+            detector=choose_detector(task, format, head is None and classes is None),
         )
+        if loaded.form is not None:
+            wanted = DetectorRequest(
+                loaded.form,
+                check_options(),
+                _name_list(target_layer),
+                activation,
+                ranks,
+                labels is not None,
+                tft or Tft(),
+                straight_through,
+                check,
+            )
+            steps = [partial(step, name) for name in STEPS[1:]]
+            of_detector = export_detector(loaded, wanted, temporary, steps)
+            return ExportResult(
+                target,
+                of_detector.manifest,
+                of_detector.verification,
+                temporary.stat().st_size,
+                time.perf_counter() - begin,
+                (*loaded.notes, *of_detector.notes, *loaded.plain.changes),
+                of_detector.assembly.nodes,
+                of_detector.assembly.rules,
+            )
+        _check_is_classifier(format, activation, ranks, target_layer, score)
         step(STEPS[1])
         plain = loaded.plain
         if classes is None:
-            meaning = interpret(plain, task, head)
+            meaning = interpret(plain, options.task, head)
         else:
             similarity = choose_similarity(
-                classes, logit_scale, logit_bias, task, loaded.logit_parameters
+                classes, logit_scale, logit_bias, options.task, loaded.logit_parameters
             )
             meaning = _interpret_embedding(plain, similarity, head)
         network = Network(plain, meaning.logits, is_embedding=is_encoder)
-        layer = network.find(target_layer)
+        layer = network.find(next(iter(_name_list(target_layer)), None))
         earlier = network.find_earlier(layer, fused_layers)
         attention = find_attention(network) if options.needs_attention else None
         explained = [*earlier, layer, *([attention.layer] if attention is not None else [])]
@@ -298,6 +360,33 @@ def to_onnx(
         assembly.nodes,
         assembly.rules,
     )
+
+
+def _name_list(names: str | Sequence[str] | None) -> tuple[str, ...]:
+    return () if names is None else (names,) if isinstance(names, str) else tuple(names)
+
+
+def _check_is_classifier(
+    format: str | None,
+    activation: str | None,
+    ranks: bool,
+    target_layer: str | Sequence[str] | None,
+    score: str | None,
+) -> None:
+    """Refuse options of detectors for a model that is none."""
+    layers = _name_list(target_layer)
+    for name, is_given in (
+        ("format", format is not None),
+        ("activation", activation is not None),
+        ("ranks", not ranks),
+        (f"score {score}", score not in (None, "logit", "prob")),
+        (f"{len(layers)} target layers", len(layers) > 1),
+    ):
+        if is_given:
+            raise RequestError(
+                f"{name}: this is for detectors, and the model was not recognised as one: add task "
+                "detect, or leave it out"
+            )
 
 
 def _check_classes(

@@ -129,7 +129,8 @@ def _interpret(chosen: ir.Value, shapes: Shapes, task: Task | None) -> HeadMeani
     if count is None:
         raise ExportError(
             f"the output '{chosen.name}' {_shape_text(shapes.dims.get(chosen))} does not hold one "
-            "number a class and image: detectors and segmenters are not classifiers"
+            "number a class and image: a detector needs --task detect, and segmenters cannot be "
+            "explained"
         )
     activation, before = _find_activation(chosen, shapes)
     if activation in _INDICES:
@@ -250,7 +251,8 @@ def _choose_output(outputs: Sequence[ir.Value], shapes: Shapes) -> tuple[ir.Valu
             return indices[0], None
         raise ExportError(
             "no output holds one number a class and image (there are: "
-            f"{_list_outputs(outputs, shapes)}). Detectors and segmenters are not classifiers"
+            f"{_list_outputs(outputs, shapes)}). A detector needs --task detect; segmenters cannot "
+            "be explained"
         )
     # Logits and their softmax may both be outputs.
     sources = {id(_find_activation(value, shapes)[1]) for value in fitting}

@@ -28,7 +28,7 @@ Floats = NDArray[np.float64]
 
 # Step of central differences, relative to the largest activation: small enough to miss the kinks
 # of max-pools and ReLUs, and in float64 large enough for eight digits.
-_STEP = 1e-8
+STEP = 1e-8
 
 
 class Reference(Protocol):
@@ -89,8 +89,8 @@ class OnnxReference:
             whole, shapes.precision, is_fused=False
         )
         head = submodel(graph, [layer.value, *bypasses], [meaning.logits], shapes)
-        _skip_rounding(head.graph)
-        self._head = _in_float64(ir.to_proto(head))
+        skip_rounding(head.graph)
+        self._head = open_in_float64(ir.to_proto(head))
         self._last: tuple[NDArray[Any], list[NDArray[Any]]] | None = None
 
     def forward(self, image: NDArray[Any]) -> tuple[Floats | None, Floats]:
@@ -165,7 +165,7 @@ def directional_differences(
     Returns:
         [M, directions].
     """
-    step = _STEP * max(float(np.abs(activations).max()), 1e-30)
+    step = STEP * max(float(np.abs(activations).max()), 1e-30)
     rows = []
     for direction in directions:
         ahead, behind = (
@@ -175,7 +175,7 @@ def directional_differences(
     return np.stack(rows, axis=-1)
 
 
-def _skip_rounding(graph: ir.Graph) -> None:
+def skip_rounding(graph: ir.Graph) -> None:
     """Bypass each pair of quantise and dequantise, as a straight-through gradient does."""
     for node in list(graph):
         source = node.inputs[0]
@@ -187,7 +187,7 @@ def _skip_rounding(graph: ir.Graph) -> None:
     passes.RemoveUnusedNodesPass()(ir.Model(graph, ir_version=10))
 
 
-def _in_float64(model: onnx.ModelProto) -> Any:
+def open_in_float64(model: onnx.ModelProto) -> Any:
     """Create an evaluator of a graph whose float tensors are all float64."""
     from onnx.reference import ReferenceEvaluator
 
@@ -218,7 +218,7 @@ def _in_float64(model: onnx.ModelProto) -> Any:
 
 
 def _exact_operators() -> list[Any]:
-    """Define in float64 the operators that the evaluator rounds to float32."""
+    """Define the operators that the evaluator rounds to float32, or cannot run."""
     from onnx.reference.op_run import OpRun
 
     error_function = np.vectorize(math.erf, otypes=[np.float64])
@@ -233,4 +233,10 @@ def _exact_operators() -> list[Any]:
                 return (x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2,)
             return (x * (1 + error_function(x / np.sqrt(2))) / 2,)
 
-    return [Erf, Gelu]
+    class GatherElements(OpRun):
+        """The evaluator's own takes no more than 64 rows."""
+
+        def _run(self, x: NDArray[Any], indices: NDArray[Any], axis: int = 0) -> tuple[Any]:
+            return (np.take_along_axis(x, indices, axis),)
+
+    return [Erf, Gelu, GatherElements]

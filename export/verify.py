@@ -18,12 +18,13 @@ from ..runtime.comparison import (
 )
 from ..runtime.errors import TargetLayerError, VerificationError
 from ..runtime.similarity import relative_difference
+from .original_model import OriginalModel
 from .verify_gradients import is_at_kink, measure_differences, measure_float32, measure_layer
 from .verify_maps import measure_maps, measure_pixels, measure_sweep, name_outputs_of_layer
-from .verify_subject import OUTPUTS_OF_ATTENTION, Subject, draw_natural_images
+from .verify_subject import OUTPUTS_OF_ATTENTION, Runner, Subject, draw_natural_images
 
 # Reading more tensors lets the engine fuse fewer operators, at worst none of the original's.
-_FUSING = 4
+FUSING = 4
 _DRAWS = 6
 
 
@@ -73,7 +74,8 @@ def verify(subjects: Sequence[Subject], check: list[NDArray[Any]] | None = None)
             "class token. Name an earlier layer with --target-layer (--list-layers shows them)"
         )
     for image in check or []:
-        samples.append(_original_output_differences(subject, image))
+        assert subject.original is not None
+        samples.append(compare_original_outputs(subject.original, subject.engine, image))
         _raise_on_problems(subject, samples[-1], "an image of yours")
     largest = {"fusing": max(sample.get("fusing", 0.0) for sample in samples)}
     return summarise(subject.reference.description, samples, _limits(subject, largest))
@@ -112,7 +114,7 @@ def _measure(
                 subject, subject.attention.reference, OUTPUTS_OF_ATTENTION, view, outputs, rng
             )
         if subject.original is not None and "network_input" not in outputs:
-            errors |= _original_output_differences(subject, image)
+            errors |= compare_original_outputs(subject.original, subject.engine, image)
         is_lively = bool(outputs["activations"].any() and outputs["gradients"].any())
         if not _problems(subject, errors):
             return errors, is_lively
@@ -142,7 +144,7 @@ def _problems(subject: Subject, errors: Mapping[str, float]) -> tuple[str, ...]:
 
 def _limits(subject: Subject, errors: Mapping[str, float]) -> Tolerances:
     allowed = subject.tolerance
-    fusing = _FUSING * errors.get("fusing", 0.0)
+    fusing = FUSING * errors.get("fusing", 0.0)
     return {**allowed, "own_outputs": max(allowed["own_outputs"], fusing)}
 
 
@@ -164,14 +166,15 @@ def _draw(
     return image, outputs
 
 
-def _original_output_differences(subject: Subject, image: NDArray[Any]) -> dict[str, float]:
+def compare_original_outputs(
+    original: OriginalModel, engine: Runner, image: NDArray[Any]
+) -> dict[str, float]:
     """Compare the outputs that the file had before; if they differ, measure fusion as well."""
-    assert subject.original is not None
-    before = subject.original.run(image)
-    after = subject.engine.run_original_outputs(image)
+    before = original.run(image)
+    after = engine.run_original_outputs(image)
     errors = {"own_outputs": _largest_relative(after, before)}
     if errors["own_outputs"] > EXPORT["own_outputs"]:
-        errors["fusing"] = _largest_relative(subject.original.run_unfused(image), before)
+        errors["fusing"] = _largest_relative(original.run_unfused(image), before)
     return errors
 
 

@@ -111,6 +111,25 @@ def fuse(raws: Sequence[Array]) -> Array:
     return fused
 
 
+def add_levels(raws: Sequence[Array]) -> Array:
+    """Add raw maps of the levels of a pyramid, resized to the finest one.
+
+    Gradients of one score are comparable from level to level, so that a level which the score does
+    not depend on adds nothing.
+
+    Args:
+        raws: float [N, k, h, w], one for each level.
+
+    Returns:
+        float [N, k, h, w] of the finest level.
+    """
+    size = finest([tuple(int(side) for side in raw.shape[-2:]) for raw in raws])
+    total = resize(raws[0], size)
+    for raw in raws[1:]:
+        total = total + resize(raw, size)
+    return total
+
+
 def finest(sizes: Sequence[tuple[int, ...]]) -> tuple[int, int]:
     """Return (h, w) of the finest of several layers."""
     return max(size[-2] for size in sizes), max(size[-1] for size in sizes)

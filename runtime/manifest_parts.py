@@ -13,6 +13,7 @@ _PATTERNS = 100  # that may ever be used; each is made by a formula with its num
 
 
 Task = Literal["softmax", "sigmoid", "binary", "none"]
+ExportTask = Literal["softmax", "sigmoid", "binary", "none", "detect"]
 
 
 class OutputHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,6 +71,8 @@ EDGES: tuple[Edge, ...] = get_args(Edge)
 DetectorFormat = Literal["yolov8", "yolov5", "yolov10", "yolox", "detr", "ssd"]
 DETECTOR_FORMATS: tuple[DetectorFormat, ...] = get_args(DetectorFormat)
 ExplainedScore = Literal["class", "left", "top", "right", "bottom"]
+ExportScore = Literal["logit", "prob", "class", "left", "top", "right", "bottom"]
+Activation = Literal["sigmoid", "softmax"]
 
 
 class Detector(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

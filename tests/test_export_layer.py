@@ -444,7 +444,7 @@ def test_layers_lists_the_cuts_from_image_to_logits_and_the_choice() -> None:
     shapes = [layer.shape for layer in found]
     assert shapes[0] == (64, 32, 32)
     assert shapes[-1] == (512, 2, 2)
-    assert chosen == found[-1]
+    assert chosen == (found[-1],)
 
 
 @pytest.mark.parametrize(

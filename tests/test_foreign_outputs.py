@@ -310,7 +310,7 @@ def test_scores_of_places_are_refused(tmp_path):
     features = file.features()
     file.add("Conv", features, file.weight(CLASSES, CHANNELS, 1, 1), to="y")
     path = saved(file.model({"y": ["N", CLASSES, PLACES, PLACES]}), tmp_path)
-    with pytest.raises(ExportError, match=r"'y' \[N, 5, 4, 4\].*segmenters are not classifiers"):
+    with pytest.raises(ExportError, match=r"'y' \[N, 5, 4, 4\].*segmenters cannot be explained"):
         explain(path)
 
 

@@ -320,7 +320,7 @@ def test_patches_as_vectors_are_a_convolution(tmp_path: Path) -> None:
     last = nn.ReLU()
     model = network(last, Unfold(), linear(6))
     check(model, last, explain(model, tmp_path, target_layer="last"))
-    layers, chosen = list_layers(model, overrides=SMALL)
+    layers, (chosen,) = list_layers(model, overrides=SMALL)
     assert chosen in layers
     assert chosen.shape == (6, 3, 3)
 

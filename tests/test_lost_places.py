@@ -95,7 +95,8 @@ def convolve(file: File, image: str, **attributes: list[int]) -> Path | str:
 
 def chosen(file: File, features: str, folder: Path) -> Layer | None:
     file.linear(file.pooled(features), to="y")
-    return list_layers(saved(file.model(CLASSES, 20), folder), overrides=AS_IS)[1]
+    chosen = list_layers(saved(file.model(CLASSES, 20), folder), overrides=AS_IS)[1]
+    return chosen[0] if chosen else None
 
 
 @pytest.mark.parametrize("move", MOVES)
@@ -146,8 +147,7 @@ def test_deformable_convolution_belongs_to_the_positions_that_it_computes(tmp_pa
     features = file.add("Relu", deformable(file, file.features()))
     last = file.add("Relu", file.add("Conv", features, file.weight(6, CHANNELS, 2, 2)))
     file.linear(file.pooled(last), inner=6, to="y")
-    layer = list_layers(saved(file.model(CLASSES, 19), tmp_path), overrides=AS_IS)[1]
-    assert layer is not None
+    (layer,) = list_layers(saved(file.model(CLASSES, 19), tmp_path), overrides=AS_IS)[1]
     assert (layer.op, layer.shape) == ("Relu", (6, 3, 3))
 
 

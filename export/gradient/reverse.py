@@ -84,7 +84,7 @@ def reverse(
     Raises:
         ExportError: an operator in between has no rule, or none for this case.
     """
-    path, active = find_path(tensors, end, nodes, carries=lambda value: _varies(value, shapes))
+    path, active = find_path(tensors, end, nodes, carries=lambda value: varies(value, shapes))
     blocks = _batch_blocks(nodes, shapes)
     prepared: dict[tuple[ir.Value, str], Tensor] = {}
     missing = [value.name for value in tensors if value not in active]
@@ -126,7 +126,7 @@ def reverse(
     return totals, sorted(set(used))
 
 
-def _varies(value: ir.Value, shapes: Shapes) -> bool:
+def varies(value: ir.Value, shapes: Shapes) -> bool:
     """Tell whether a tensor changes with a small change of the image.
 
     Comparisons, class numbers, positions and signs do not. What is rounded does for its rule, which
