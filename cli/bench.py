@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..runtime.bench.bench import BASELINES
+from ..runtime.onnxfile import read_manifest
+from ..runtime.request import check_classifier
 from . import parse
 from .console import print_json, say, say_all, say_written
 from .options import ENGINES, Json, Method, complete
@@ -44,6 +46,10 @@ def bench(
             autocompletion=complete(["off", "on"]),
         ),
     ] = "off,on",
+    detections: Annotated[
+        str | None,
+        typer.Option(help="Of detectors: how many are explained, as 1,10 [default: 1,10]."),
+    ] = None,
     batch: Annotated[str, typer.Option(help="Images explained at once, as 1,8.")] = "1",
     threads: Annotated[
         str | None, typer.Option(help="Threads for one run, as 1,2 [default: every core].")
@@ -76,9 +82,9 @@ def bench(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure how long explanations take here.
+    """Measure how long explanations take here, of classes or of detections.
 
-    Plain classification and other tools are timed beside them.
+    Plain classification, or detection, and other tools are timed beside them.
     Several values are separated by commas. Every combination is timed once in each round.
     """
     from ..runtime.bench.bench import count_steps, measure
@@ -97,9 +103,12 @@ def bench(
         [choice == "on" for choice in parse.choices("--tft", tft, ("off", "on"))],
         parse.counts("--batch", batch),
         None if threads is None else parse.counts("--threads", threads),
+        None if detections is None else parse.counts("--detections", detections),
     )
     baselines, about = None, describe_machine()
     if against is not None:
+        for model in models:
+            check_classifier(read_manifest(model))
         chosen = parse.choices("--against", against, list(BASELINES))
         engines = {each.engine for each in planned.configurations}
         baselines, about["other_tools_on"] = _prepare_baselines(
@@ -133,7 +142,6 @@ def _prepare_baselines(
 ) -> tuple[BaselineRuns, str]:
     """Prepare other tools on the networks of files, and say on which device they will run."""
     from ..export.requirements import require_torch
-    from ..runtime.onnxfile import read_manifest
 
     require_torch("comparing with other tools")
     from ..export.baselines import (

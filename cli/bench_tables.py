@@ -35,8 +35,8 @@ def answers_table(benchmark: Benchmark) -> Table:
         [*find_differing(benchmark.rows[0], shared), *columns],
         rows,
         numbers=columns,
-        title="from the prepared input to the answer; / plain: to classification by the same "
-        "engine",
+        title="from the prepared input to the answer; / plain: to classification, or "
+        "detection, by the same engine",
     )
 
 
@@ -91,7 +91,9 @@ def footprints_table(benchmark: Benchmark) -> Table:
 
 def heading(benchmark: Benchmark, about: dict[str, Any]) -> str:
     """Describe the machine, the versions and the settings."""
-    shared = ", ".join(f"{name} {text}" for name, text in find_shared(benchmark.rows).items())
+    shared = ", ".join(
+        f"{name} {text}" for name, text in find_shared(benchmark.rows).items() if text
+    )
     versions = ", ".join(f"{name} {number}" for name, number in about["packages"].items())
     image = "a generated image" if benchmark.image == "generated" else benchmark.image
     return "\n".join(

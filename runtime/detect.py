@@ -20,7 +20,7 @@ from .batches import Read, join_batches, run_batches
 from .boxes import Box, Boxes
 from .cam import Method
 from .detection import Detection
-from .detection_plan import DetectionPlan
+from .detection_plan import DETECTIONS, DetectionPlan
 from .engines.chunks import run_in_chunks
 from .errors import EngineError, ImageError
 from .explanation import with_choice
@@ -94,6 +94,33 @@ def score_candidates(model: Model, inputs: Inputs) -> tuple[Floats, Boxes]:
     found = run_in_chunks(run, feeds, model.manifest, model.batch)
     scores, boxes = (found[name] for name in _CANDIDATES)
     return _finite(scores), _finite(boxes)
+
+
+def find_boxes(model: Model, inputs: Inputs, most: int = DETECTIONS) -> Floats:
+    """Detect without explaining: what plain use of the file costs, suppression included.
+
+    Args:
+        model: the detector.
+        inputs: from ``pipeline.prepare``, [N, ...].
+        most: detections of an image, at most.
+
+    Returns:
+        The scores of the best detections, float32 [N, most], 0 where there are none left.
+
+    Raises:
+        EngineError: the engine failed, or the network returned NaN.
+    """
+    detector = model.manifest.detector
+    assert detector is not None
+    if detector.ranks:
+        feeds = {"image": inputs, "target": np.full((len(inputs), most, 2), -1, np.int64)}
+        run = partial(model.engine.run, outputs=_ALWAYS)
+        return _finite(run_in_chunks(run, feeds, model.manifest, model.batch)["scores"])
+    found = np.zeros((len(inputs), most), np.float32)
+    for row, (own, places) in enumerate(zip(*score_candidates(model, inputs), strict=True)):
+        pairs = geometry_of.suppress(own, places, most, detector.min_score, detector.iou)
+        found[row, : len(pairs)] = own[pairs[:, 0], pairs[:, 1]]
+    return found
 
 
 def score_objects(model: Model, objects: Objects, inputs: Inputs) -> Floats:

@@ -141,9 +141,9 @@ def plan_methods(
 
 
 def find_refusal(manifest: Manifest, method: Method, thresholding: Thresholding) -> str | None:
-    """Return why a file cannot do what ``plan_request`` plans; None if it can."""
+    """Return why a file cannot do what ``plan_methods`` plans; None if it can."""
     try:
-        plan_request(manifest, method, thresholding)
+        plan_methods(manifest, method, thresholding)
     except RequestError as error:
         return str(error)
     return None

@@ -251,3 +251,44 @@ def test_stream_refuses_a_detectors_options_for_a_classifier(whycam, curved_onnx
     result = whycam("stream", curved_onnx, "--source", walk, *options)
     assert result.code == 2
     assert "is for detectors" in result.err
+
+
+def test_bench_times_one_and_ten_detections_beside_plain_detection(whycam, detector_onnx):  # noqa: F811
+    result = whycam(
+        "bench", detector_onnx, "--rounds", "2", "--threads", "1", "--engine", "onnxruntime",
+        "--method", "layercam", "--json",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    rows = result.json()["rows"]
+    assert [(row["method"], row["tft"], row["detections"]) for row in rows] == [
+        (None, False, 0),
+        ("layercam", False, 1),
+        ("layercam", False, 10),
+        ("layercam", True, 1),
+        ("layercam", True, 10),
+    ]
+    assert rows[0]["ratio_to_plain"] == 1
+    assert all(row["ratio_to_plain"] > 0 for row in rows[1:])
+    assert "sweep" in rows[4]["stages_median_ms"]
+    table = whycam("bench", detector_onnx, "--rounds", "1", "--detections", "3", "--tft", "off")
+    assert "detection" in table.out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--detections", "1000"], "1 to 80 detections"),
+        (["--against", "torchcam"], "is a detector"),
+        (["--method", "scorecam"], "exported with the methods"),
+    ],
+)
+def test_bench_refuses_what_a_detector_cannot(whycam, detector_onnx, options, message):  # noqa: F811
+    result = whycam("bench", detector_onnx, *options)
+    assert result.code == 2
+    assert message in " ".join(result.err.split())
+
+
+def test_bench_refuses_detections_for_a_classifier(whycam, curved_onnx):  # noqa: F811
+    result = whycam("bench", curved_onnx, "--detections", "1")
+    assert result.code == 2
+    assert "only a detector" in result.err

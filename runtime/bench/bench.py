@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..cam import Method
+from ..detection_plan import plan_detection
 from ..engines.selftest import make_pattern, wave_pattern
 from ..errors import EngineError, MissingExtraError, ModelFileError, RequestError
 from ..explainer import Explainer
@@ -25,7 +26,7 @@ from ..sweep import Floats
 from ..timing import Tick, measure_seconds, run_interleaved
 from .footprint import Footprint, measure_footprint
 from .plan import Configuration, LeftOut, Plan, nothing_remains
-from .stages import ANSWER, classify_in_stages, explain_in_stages
+from .stages import ANSWER, classify_in_stages, detect_in_stages, explain_in_stages
 
 TORCH = "torch"
 # Other tools that can be compared with, and their packages.
@@ -210,8 +211,21 @@ def _contender(
 ) -> Contender:
     if configuration.method is None:
         return lambda: classify_in_stages(explainer, sources)
+    if configuration.detections:
+        spread = _spread_targets(explainer.manifest, configuration.detections)
+        objects = plan_detection(
+            explainer.manifest, spread, configuration.method, configuration.tft
+        )
+        return lambda: detect_in_stages(explainer, sources, objects)
     plan = plan_request(explainer.manifest, configuration.method, configuration.tft)
     return lambda: explain_in_stages(explainer, sources, plan)[0]
+
+
+def _spread_targets(manifest: Manifest, count: int) -> list[tuple[int, int]]:
+    """Choose candidates from all levels: their cost does not depend on what an image shows."""
+    assert manifest.detector is not None
+    last = manifest.detector.candidates - 1
+    return [(int(place), 0) for place in np.linspace(0, last, count + 2)[1:-1]]
 
 
 def _load_baselines(

@@ -20,7 +20,7 @@ model, image, engine, precision, threads, *prompts = sys.argv[1:]
 classes = prompts[0] if prompts else None
 explainer = whycam.load(model, engine, int(threads), precision=precision, prompts=classes)
 marks.append(time.perf_counter())
-explainer.explain(image)
+(explainer.explain if explainer.manifest.detector is None else explainer.detect)(image)
 marks.append(time.perf_counter())
 peak = None
 try:

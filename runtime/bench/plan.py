@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from ..cam import METHODS, Method
+from ..detection_plan import MOST_DETECTIONS
 from ..engines.base import EngineSettings, Precision
 from ..engines.plan import is_plan
 from ..engines.registry import ENGINES, usable
@@ -17,6 +18,8 @@ from ..errors import RequestError
 from ..manifest import Manifest
 from ..onnxfile import read_manifest
 from ..request import find_refusal
+
+DETECTIONS = (1, 10)
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Configuration:
         threads: for one run.
         method: of the map; None: plain classification.
         tft: whether the map is thresholded, by the file's reading of TFT.
+        detections: of a detector, how many are explained, 0 in plain detection; None for
+            classifiers.
     """
 
     model: str
@@ -40,11 +45,13 @@ class Configuration:
     threads: int
     method: Method | None = None
     tft: bool = False
+    detections: int | None = None
 
     @property
     def plain(self) -> Configuration:
-        """Return plain classification of the same file by the same engine."""
-        return replace(self, method=None, tft=False)
+        """Return plain classification, or detection, of the same file by the same engine."""
+        none = None if self.detections is None else 0
+        return replace(self, method=None, tft=False, detections=none)
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,7 @@ def plan(
     tft: Sequence[bool] = (False, True),
     batches: Sequence[int] = (1,),
     threads: Sequence[int] | None = None,
+    detections: Sequence[int] | None = None,
 ) -> Plan:
     """List every combination of the arguments that can be measured, and why others cannot.
 
@@ -82,6 +90,7 @@ def plan(
         tft: whether to run TFT; both by default.
         batches: batch sizes.
         threads: by default one for each processor.
+        detections: of detectors, how many are explained; by default one, and ten.
 
     Raises:
         RequestError: an engine or method that does not exist, or nothing remains.
@@ -97,18 +106,38 @@ def plan(
     for model in models:
         manifest = read_manifest(model)
         name = Path(model).name
+        if detections is not None and manifest.detector is None:
+            raise RequestError(
+                f"{name} classifies whole images, and only a detector explains a number of "
+                "detections: leave them out"
+            )
+        counts: Sequence[int | None] = [None]
+        if manifest.detector is not None:
+            counts = detections or DETECTIONS
+            _check_counts(counts, manifest.detector.candidates)
         runnable = list(_runnable(model, manifest, engines, precisions, left_out))
         combinations = list(_combinations(name, manifest, methods, tft, left_out))
         for (engine, precision), batch, count in product(
             runnable, batches, threads or (os.cpu_count() or 1,)
         ):
-            base = Configuration(model, engine, precision, batch, count)
-            explained = [replace(base, method=method, tft=on) for method, on in combinations]
+            none = None if manifest.detector is None else 0
+            base = Configuration(model, engine, precision, batch, count, detections=none)
+            explained = [
+                replace(base, method=method, tft=on, detections=found)
+                for (method, on), found in product(combinations, counts)
+            ]
             # Classification comes first: engines that compile few shapes then compile its shape.
             configurations |= dict.fromkeys([base, *explained] if explained else [])
     if not configurations:
         raise nothing_remains(left_out)
     return Plan(tuple(configurations), tuple(left_out))
+
+
+def _check_counts(counts: Sequence[int | None], candidates: int) -> None:
+    most = min(MOST_DETECTIONS, candidates)
+    for count in counts:
+        if count is None or not 1 <= count <= most:
+            raise RequestError(f"1 to {most} detections can be explained, not {count}")
 
 
 def _check_known(kind: str, names: Sequence[str], known: Sequence[str]) -> None:

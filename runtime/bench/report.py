@@ -83,12 +83,15 @@ def peak_bytes(footprint: Footprint) -> float | None:
 
 
 def _describe(configuration: Configuration) -> dict[str, str]:
+    detections = configuration.detections
+    plain = "classification" if detections is None else "detection"
     return {
         "model": Path(configuration.model).name,
         "engine": configuration.engine,
         "precision": configuration.precision,
-        "method": configuration.method or "classification",
+        "method": configuration.method or plain,
         "tft": "on" if configuration.tft else "off" if configuration.method else "",
+        "detections": str(detections) if detections else "",
         "batch": str(configuration.batch),
         "threads": str(configuration.threads),
     }

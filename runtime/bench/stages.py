@@ -6,6 +6,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from ..box_drawing import draw_detections
+from ..detect import detect_prepared, find_boxes
+from ..detection_plan import DetectionPlan
 from ..explainer import Explainer
 from ..explanation import Explanation
 from ..pipeline import classify, prepare
@@ -71,13 +74,45 @@ def explain_in_stages(
     return {**watch.seconds, ANSWER: answer, WHOLE: whole}, explanations
 
 
-def classify_in_stages(explainer: Explainer, sources: Sequence[Any]) -> dict[str, float]:
-    """Time plain classification: seconds by stage, ``ANSWER`` and ``WHOLE``."""
+def detect_in_stages(
+    explainer: Explainer, sources: Sequence[Any], plan: DetectionPlan
+) -> dict[str, float]:
+    """Detect and explain by the steps that ``Explainer.detect`` takes, timed.
+
+    Args:
+        explainer: of a detector.
+        sources: images, as ``read_pixels`` takes them.
+        plan: of one method, with TFT or without.
+
+    Returns:
+        Seconds as ``explain_in_stages`` returns them; the overlay has all boxes.
+    """
     watch = _Stopwatch()
     images = [read_pixels(source, explainer.manifest.preprocess) for source in sources]
     watch.mark("decode")
     prepared = prepare(images, explainer.manifest)
     watch.mark("preprocess")
-    classify(explainer.model, prepared.inputs)
+    found = detect_prepared(explainer.model, prepared, plan, lambda step: watch.mark(_STEPS[step]))
+    for one in found:
+        for detections in one.by_method.values():
+            draw_detections(one.image, detections)
+    watch.mark("overlay")
+    answer, whole = watch.total("engine", "map", "sweep"), watch.total()
+    if all(one.settings is None for one in plan.request.methods):
+        del watch.seconds["sweep"]
+    return {**watch.seconds, ANSWER: answer, WHOLE: whole}
+
+
+def classify_in_stages(explainer: Explainer, sources: Sequence[Any]) -> dict[str, float]:
+    """Time plain classification, or detection: seconds by stage, ``ANSWER`` and ``WHOLE``."""
+    watch = _Stopwatch()
+    images = [read_pixels(source, explainer.manifest.preprocess) for source in sources]
+    watch.mark("decode")
+    prepared = prepare(images, explainer.manifest)
+    watch.mark("preprocess")
+    if explainer.manifest.detector is None:
+        classify(explainer.model, prepared.inputs)
+    else:
+        find_boxes(explainer.model, prepared.inputs)
     watch.mark("engine")
     return {**watch.seconds, ANSWER: watch.total("engine"), WHOLE: watch.total()}
