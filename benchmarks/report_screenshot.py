@@ -9,10 +9,12 @@ Needs the extra `dev`, and Debian's packages chromium and chromium-driver.
 from __future__ import annotations
 
 import argparse
+import io
 from pathlib import Path
 from typing import Any
 
-from screenshots import PHONE, join, open_browser, save
+from PIL import Image
+from screenshots import PHONE, join, open_browser, save_still
 from selenium.webdriver.support.ui import WebDriverWait
 
 DESK = (1280, 844)
@@ -34,11 +36,11 @@ def main() -> None:
         shoot(address, DESK, False, "light", "#gallery canvas"),
         shoot(f"{address}#image-{given.image}", PHONE, True, "dark", "#viewer .heat"),
     )
-    save(join(*shots), given.output)
+    save_still(join(*shots), given.output)
     print(f"{given.output}: {given.output.stat().st_size} bytes")
 
 
-def shoot(address: str, size: tuple[int, int], phone: bool, scheme: str, drawn: str) -> bytes:
+def shoot(address: str, size: tuple[int, int], phone: bool, scheme: str, drawn: str) -> Image.Image:
     """Take one image of the page, when all that ``drawn`` selects is drawn."""
     browser: Any = open_browser(*size, phone=phone)
     try:
@@ -47,7 +49,7 @@ def shoot(address: str, size: tuple[int, int], phone: bool, scheme: str, drawn: 
         browser.get(address)
         script = _DRAWN.replace("SELECTOR", drawn)
         WebDriverWait(browser, 20).until(lambda page: page.execute_script(script))
-        return bytes(browser.get_screenshot_as_png())
+        return Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB")
     finally:
         browser.quit()
 

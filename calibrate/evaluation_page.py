@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -106,7 +107,7 @@ def write_evaluation_page(
             ],
         }
         if len(figures) > 1:
-            sections["matrix"] = _confusion(classes)
+            sections["matrix"] = select_confusion(classes.confusion)
         return report.write(
             _about(explainer, data, evaluation, methods, len(shown), len(cases), sections)
         )
@@ -163,13 +164,13 @@ def _select(cases: Sequence[_Case], worst: Sequence[_Case]) -> list[_Case]:
     chosen = {case.place for case in worst}
     wrong = [case.place for case in cases if case.wrong and case.place not in chosen]
     room = MOST_IMAGES - len(chosen)
-    chosen.update(_even(wrong, min(len(wrong), MOST_IMAGES // 2, room)))
+    chosen.update(choose_evenly(wrong, min(len(wrong), MOST_IMAGES // 2, room)))
     others = [case.place for case in cases if case.place not in chosen]
-    chosen.update(_even(others, MOST_IMAGES - len(chosen)))
+    chosen.update(choose_evenly(others, MOST_IMAGES - len(chosen)))
     return [cases[place] for place in sorted(chosen)]
 
 
-def _even(places: Sequence[int], count: int) -> list[int]:
+def choose_evenly(places: Sequence[int], count: int) -> list[int]:
     """Choose so many places at even steps."""
     return [places[index * len(places) // count] for index in range(count)]
 
@@ -244,18 +245,23 @@ def _with_threshold(
     )
 
 
-def _confusion(classes: ClassTally) -> dict[str, Any]:
-    """Return the matrix of the classes with most mistakes, and the most frequent mistakes."""
-    figures = classes.figures()
-    mistakes = {one.index: one.images - round(one.accuracy * one.images) for one in figures}
+def select_confusion(confusion: Counter[tuple[int, int]]) -> dict[str, Any]:
+    """Return the matrix of the classes with most mistakes, and the most frequent mistakes.
+
+    Args:
+        confusion: how many images of a class are taken for a class, by (class, predicted).
+    """
+    mistakes = {label: 0 for label, _ in confusion}
+    for (label, predicted), count in confusion.items():
+        mistakes[label] += count if label != predicted else 0
     confused = sorted(mistakes, key=lambda index: (-mistakes[index], index))[:_CONFUSED]
     within = set(confused)
     counts = [
         [label, predicted, count]
-        for (label, predicted), count in classes.confusion.most_common()
+        for (label, predicted), count in confusion.most_common()
         if label in within or label != predicted
     ]
-    return {"classes": sorted(confused), "counts": counts[:_COUNTS], "total": len(figures)}
+    return {"classes": sorted(confused), "counts": counts[:_COUNTS], "total": len(mistakes)}
 
 
 def _about(

@@ -173,6 +173,7 @@ def aft(
         print_json(tuned.to_dict())
         return
     _say_tuned(tuned)
+    say(f"report: {output}/report.html")
     say(
         f"next: whycam explain {output}/after.onnx IMAGE -o maps\n"
         f"  or: whycam export {output} -o model.onnx --outputs map"

@@ -45,6 +45,7 @@ def classifier(
         print_json(
             {
                 "folder": str(done.folder),
+                "report": str(done.folder / "report.html"),
                 "labels": list(done.labels),
                 "accuracy": done.accuracy,
                 "accuracy_standard_error": done.standard_error,
@@ -59,6 +60,7 @@ def classifier(
         f"others {done.accuracy:.4f} ± {done.standard_error:.4f}"
     )
     say_all(unreadable_lines(done.unreadable))
+    say(f"report: {output}/report.html")
     say(
         f"next: whycam export {output} -o model.onnx\n"
         f"  or: whycam train aft {output} {data} -o {output}-aft"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from . import fonts, text
 from .images import RGBImage
-from .overlay import Style, caption, tables
+from .overlay import Style, tables
 
 # Lengths in inches.
 _GAP, _TITLE, _EDGE = 0.22, 0.5, 0.1
@@ -193,22 +193,6 @@ def _text_image(line: str, width: int) -> RGBImage:
     image = np.zeros((round(1.35 * size), max(1, min(width, text.width_of(line, size))), 3), "u1")
     text.write(image, line, 0, 0, size)
     return np.asarray(255 - image)
-
-
-def make_panel(image: RGBImage, label: str, number: str) -> tuple[RGBImage, str]:
-    """Title an image with its label, or write the label above the image where no font has it.
-
-    Args:
-        image: uint8 [h, w, 3], RGB.
-        label: of any script.
-        number: what is known of it.
-
-    Returns:
-        The image to show and the panel's title.
-    """
-    if has_glyphs(label):
-        return image, f"{_plain(label)}  {number}"
-    return caption(image, [label]), number
 
 
 @lru_cache(maxsize=256)

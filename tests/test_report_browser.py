@@ -365,6 +365,69 @@ def test_a_comparison_opens_with_both_maps_and_their_difference(
     assert headings[:2] == ["one", "other"]
 
 
+@pytest.fixture
+def training(tiny, tiny_engine, manifest_of, labelled) -> Path:
+    """The page of a training: the maps of two networks of one size, and a curve."""
+    changed = tiny_engine()
+    changed.linear = -changed.linear
+    other = whycam.Explainer(changed, manifest_of())
+    data = open_dataset(labelled / "data")
+    classes = Classes(tiny.manifest.labels, 3)
+    curve = {"steps": [1, 2, 3], "terms": {"loss": [3, 2, 1], "faithful": [1.5, 1, 0.5]}}
+    figures = {"images": 4, "before": 1, "before_error": 0, "after": 0.5, "after_error": 0.2}
+    figures |= {"change": -0.5, "change_error": 0.2}
+    of_classes = [{"index": index} | figures for index in (None, 0, 1, 2)]
+    sections = {
+        "curve": curve | {"epochs": [2], "span": 1},
+        "weights": {"faithful": 2},
+        "classes": of_classes,
+    }
+    with Report(labelled / "report.html", len(data.samples)) as report:
+        collect = partial(add_compared, report, classes, tiny.manifest.labels)
+        compare(tiny, other, data.samples, ["gradcam"], collect=collect)
+        return report.write(
+            About(
+                kind="train",
+                title="t",
+                sources=("before", "after"),
+                sections={"training": sections},
+            )
+        )
+
+
+def test_a_training_shows_each_image_before_and_after(training, show, until):
+    page = show(training)
+    titles = [one.text for one in page.find_elements("css selector", "#overview h2")]
+    assert titles == ["Accuracy", "Learning curve"]
+    assert len(page.find_elements("css selector", "#curve .chart")) == 2
+    assert "50.0 % ± 20.0 %" in page.find_element("id", "accuracy").text
+    first = cards(page)[0]
+    until(lambda: first.text)
+    tags = [one.text for one in first.find_elements("css selector", ".tag")]
+    assert tags == ["before", "after"]
+    drawn = "return [...arguments[0].querySelectorAll('canvas')].every((one) => one.width > 1)"
+    until(lambda: page.execute_script(drawn, first))
+    place = "#gallery li:first-child .frame:nth-child({}) canvas"
+    before, after = (canvas_of(page, place.format(number)) for number in (1, 2))
+    assert not np.array_equal(before, after)
+    image = page.execute_script("return whycam.order()[0]")
+    assert image["top"][0][0][0] != image["top"][1][0][0]  # another class first
+    assert "→" in first.text
+    assert "now " in first.text
+
+
+def test_a_training_fits_a_phone(training, show, until):
+    page = show(training)
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    try:
+        page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+        until(lambda: page.execute_script("return innerWidth") == 390)
+        assert page.execute_script("return document.documentElement.scrollWidth") <= 390
+        assert len({card.location["x"] for card in cards(page)}) == 1
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 @pytest.mark.parametrize("task", ["none", "sigmoid", "binary"])
 def test_other_tasks_are_shown_without_an_error(tiny, manifest_of, tmp_path, show, until, task):
     fields = {"num_classes": 2, "labels": ("not bee", "bee")} if task == "binary" else {}

@@ -116,7 +116,7 @@ def test_trained_classifier_exports_and_explains(classifier, shapes, tmp_path):
 def test_run_leaves_a_model_reports_and_images(tuned, shapes):
     names = {path.name for path in tuned.iterdir()}
     assert {"model.safetensors", "model.json", "before.onnx", "after.onnx", "aft.json"} <= names
-    assert {"losses.csv", "tensorboard", "sheet.png", "before", "after"} <= names
+    assert {"losses.csv", "tensorboard", "report.html", "before", "after"} <= names
     assert "cache" not in names
     document = json.loads((tuned / "aft.json").read_text())
     assert set(document["rows"]) == {"original", "tft", "aft"}
@@ -189,7 +189,7 @@ def test_killed_in_any_phase_and_resumed_it_ends_with_the_same_weights(
     np.testing.assert_array_equal(losses(folder), losses(tuned))
     reports = [json.loads((place / "aft.json").read_text()) for place in (folder, tuned)]
     for report in reports:
-        report.pop("folder")
+        assert Path(report.pop("report")).parent == Path(report.pop("folder"))
     assert reports[0] == reports[1]
     assert not [path for path in folder.rglob(".*") if path.is_file()]
 

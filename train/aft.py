@@ -13,6 +13,7 @@ import msgspec
 import torch
 
 from ..calibrate.dataset import Classes
+from ..calibrate.evaluation_page import MOST_IMAGES
 from ..export.onnx import to_onnx
 from ..export.preprocessing import Overrides
 from ..export.resolve import resolve
@@ -159,6 +160,7 @@ def train_aft(
             len(samples) // fabric.world_size
             + an_epoch * plan.epochs
             + 2 * len(parts.held_out.samples)
+            + min(MOST_IMAGES, len(parts.held_out.samples))
         )
 
     def export_once(name: str) -> Path:

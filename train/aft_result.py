@@ -13,15 +13,15 @@ import msgspec
 from ..calibrate.evaluate import evaluate
 from ..calibrate.report import write_report
 from ..calibrate.summary import Evaluation, Result
-from ..runtime.errors import MissingExtraError, TrainingError
-from ..runtime.explainer import Explainer
-from ..runtime.files import write_json, write_whole
+from ..runtime.errors import TrainingError
+from ..runtime.files import write_json
 from ..runtime.load import load
 from ..runtime.timing import Tick
 from .data import DataSplit
 from .objective import Objective
+from .training_page import PAGE, write_aft_page
 
-BEFORE, AFTER, REPORT, SHEET = "before.onnx", "after.onnx", "aft.json", "sheet.png"
+BEFORE, AFTER, REPORT = "before.onnx", "after.onnx", "aft.json"
 # Whatever else is installed: its answers do not depend on how images are batched, so a run that was
 # resumed or shared among processes finds the same masks.
 ENGINE = "onnxruntime"
@@ -60,6 +60,7 @@ class AftResult:
         rows = {name: msgspec.to_builtins(row) for name, row in self.rows().items()}
         return {
             "folder": str(self.folder),
+            "report": str(self.folder / PAGE),
             "rows": rows,
             "accuracy_before": self.before.accuracy,
             "accuracy_after": self.after.accuracy,
@@ -96,8 +97,8 @@ def evaluate_both(
     notes: list[str],
     tick: Tick | None,
 ) -> AftResult:
-    """Evaluate before and after, and write reports and the sheet of images."""
-    explainers = [load(file, ENGINE) for file in files]
+    """Evaluate before and after, and write reports and the page."""
+    explainers = load(files[0], ENGINE), load(files[1], ENGINE)
     evaluations = []
     for explainer, name in zip(explainers, ("before", "after"), strict=True):
         count = None if tick is None else lambda _, n, name=name: tick(f"evaluating {name}", n)
@@ -117,7 +118,7 @@ def evaluate_both(
     tuned = AftResult(
         place, evaluations[0], evaluations[1], trained_on, dict(unreadable), tuple(notes)
     )
-    _write_sheet(place / SHEET, explainers, parts, objective)
+    write_aft_page(tuned, explainers, parts.held_out, objective, classes, tick)
     write_json(place / REPORT, tuned.to_dict())  # last: with it the run is done
     return tuned
 
@@ -140,17 +141,3 @@ def read_result(place: Path) -> AftResult:
         )
     except (OSError, ValueError, KeyError, msgspec.MsgspecError) as error:
         raise TrainingError(f"cannot read the finished run in {place}: {error}") from error
-
-
-def _write_sheet(
-    path: Path, explainers: list[Explainer], parts: DataSplit, objective: Objective
-) -> None:
-    try:
-        from .sheet import draw_sheet
-    except (ImportError, MissingExtraError):  # matplotlib is not part of what training needs
-        return
-    samples = parts.held_out.samples
-    step = max(1, len(samples) // 8)
-    image = draw_sheet(explainers, [s.path for s in samples[::step]][:8], objective.method)
-    if image is not None:
-        write_whole(path, image)

@@ -17,11 +17,13 @@ from ..export.saved_model import save_model
 from ..runtime.errors import DataError
 from ..runtime.timing import Tick, Total
 from .cache import Cache
+from .class_accuracy import Prediction
 from .data import Batches, split_data
 from .loop import Losses, Plan, count_steps, fit
 from .network import TunableNetwork
 from .prepare import RowComputer, layout
 from .run import Machines, claim_folder, describe_model, fingerprint
+from .training_page import write_classifier_page
 
 PLAN = Plan(epochs=6, batch=32, lr=1e-3)
 SMOOTHING = 0.1
@@ -165,8 +167,8 @@ def train_classifier(
         checkpoint_minutes,
         tick,
     )
-    right = _check_predictions(tunable, batches, others)
-    accuracy = sum(right) / len(right)
+    predictions = _predict(tunable, batches, others, truth)
+    accuracy = sum(one.after == one.label for one in predictions) / len(predictions)
     unreadable = {samples[i].name: why for i, why in errors.items()}
     if fabric.is_global_zero:
         entry: dict[str, object] = {
@@ -183,25 +185,29 @@ def train_classifier(
         cache.remove()
     if not fabric.is_global_zero:
         return None
-    return ClassifierResult(
+    done = ClassifierResult(
         place,
         labels,
         accuracy,
-        (accuracy * (1 - accuracy) / len(right)) ** 0.5,
+        (accuracy * (1 - accuracy) / len(predictions)) ** 0.5,
         len(trained_items),
         len(others),
         unreadable,
     )
+    write_classifier_page(done, model, predictions)
+    return done
 
 
 @torch.no_grad()
-def _check_predictions(
-    tunable: TunableNetwork, batches: Batches, items: Sequence[int]
-) -> list[bool]:
-    """Return for each item whether its class is predicted."""
-    right: list[bool] = []
+def _predict(
+    tunable: TunableNetwork, batches: Batches, items: Sequence[int], truth: Sequence[int]
+) -> list[Prediction]:
+    """Predict the class of each item."""
+    predictions: list[Prediction] = []
     for start in range(0, len(items), 64):
-        batch = batches(items[start : start + 64], 0)
-        best = tunable(batch["features"])[1].argmax(-1)
-        right += [bool(same) for same in best == batch["label"]]
-    return right
+        chosen = items[start : start + 64]
+        best = tunable(batches(chosen, 0)["features"])[1].argmax(-1)
+        predictions += [
+            Prediction(truth[item], int(index)) for item, index in zip(chosen, best, strict=True)
+        ]
+    return predictions

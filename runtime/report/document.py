@@ -25,7 +25,7 @@ _SCRIPTS = ("data", "maps", "charts", "gallery", "viewer", "tables", "overview",
 # Browsers hold that many without effort.
 MOST_IMAGES = 5000
 
-Kind = Literal["explain", "evaluate", "compare"]
+Kind = Literal["explain", "evaluate", "compare", "train"]
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +89,10 @@ class Report:
         merge_labels(self._labels, encoded.labels)
         self._maps += len(encoded.entry.maps)
         self._reduced += sum(one.reduced for one in encoded.entry.maps)
+
+    def name_class(self, index: int, label: str) -> None:
+        """Name a class that the page's figures mention, be it of no image."""
+        merge_labels(self._labels, {index: label})
 
     def write(self, about: About) -> Path:
         """Write the file, whole or not at all, and return where it is.

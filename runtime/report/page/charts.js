@@ -82,6 +82,25 @@ function lineChart(title, up, taus, series, width = 460, height = 210) {
   return makeChart(width, height, title, parts);
 }
 
+/**
+ * A loss over the steps of a training.
+ * @param steps of the points. @param marks steps at which a dashed line stands.
+ */
+function curveChart(title, steps, values, marks, width = 360, height = 190) {
+  const top = niceTop(Math.max(0, ...values));
+  const axes = makeAxes(width, height, top, (value) => String(Number(value.toPrecision(3))), "step", "");
+  const last = steps[steps.length - 1] || 1;
+  const x = (at) => axes.x(at / last);
+  const parts = [...axes.parts, ...marks.map((at) => svg("line", { class: "best", x1: x(at), x2: x(at), y1: FRAME.top, y2: axes.floor }))];
+  for (const at of [0, Math.round(last / 2), last]) parts.push(svg("text", { x: x(at), y: axes.floor + 15, "text-anchor": at === last ? "end" : "middle" }, String(at)));
+  const points = values.map((value, i) => [x(steps[i]), axes.y(Math.max(0, value))]);
+  const style = `--key: ${SERIES[0]}`;
+  parts.push(svg("polyline", { class: "line", style, points: points.map((point) => point.join(",")).join(" ") }));
+  points.forEach(([left, up], i) => parts.push(svg("circle", { class: points.length > 30 ? "point hidden" : "point", style, cx: left, cy: up, r: 3 },
+    svg("title", {}, `step ${steps[i]}: ${Number(values[i].toPrecision(4))}`))));
+  return makeChart(width, height, title, parts);
+}
+
 /** Bars in groups. @param groups names; @param series [[name, values, errors]] */
 function barChart(title, across, up, groups, series, format = percent, width = 460, height = 210) {
   const tops = series.flatMap(([, values, errors]) => values.map((value, i) => (value ?? 0) + (errors?.[i] ?? 0)));

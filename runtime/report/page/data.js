@@ -7,6 +7,8 @@ IMAGES.forEach((image, number) => {
   image.number = number;
   image.maps.forEach((map, part) => { map.part = part + 1; map.source ??= 0; map.cut ??= 0; });
 });
+// A training: each image is shown with the maps before and after it.
+const PAIRED = ABOUT.kind === "train" && ABOUT.sources.length > 1;
 const SCORES = ABOUT.task === "none" ? "value" : "probability";
 
 /** An element with attributes, properties (from `on...`) and children; text is never markup. */
@@ -38,7 +40,7 @@ const number = (value, digits = 3) => (value === null || value === undefined ? "
 const isThresholded = (map) => map.share !== undefined;
 
 const describeThreshold = (map) => (map.improved === false ? "none" : number(map.threshold, 2).replace(/0$/, ""));
-const isWrong = (image) => image.label !== undefined && image.top[0][0][0] !== image.label;
+const isWrong = (image, source = PAIRED ? 1 : 0) => image.label !== undefined && image.top[source][0][0] !== image.label;
 
 /** The encoded parts of an image, once the browser has read that far. */
 function partsOf(image) {

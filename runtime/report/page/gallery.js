@@ -19,9 +19,9 @@ const SORTS = {
   order: ["as given", () => true, (a, b) => a.number - b.number],
   unsure: ["least sure first", () => true, (a, b) => a.top[0][0][1] - b.top[0][0][1]],
   sure: ["most sure first", () => true, (a, b) => b.top[0][0][1] - a.top[0][0][1]],
-  wrong: ["wrong first", () => IMAGES.some((image) => image.label !== undefined),
+  wrong: [PAIRED ? "wrong after training first" : "wrong first", () => IMAGES.some((image) => image.label !== undefined),
     (a, b) => isWrong(b) - isWrong(a) || b.top[0][0][1] - a.top[0][0][1]],
-  changed: ["other class first", () => ABOUT.sources.length > 1,
+  changed: [PAIRED ? "most changed first" : "other class first", () => ABOUT.sources.length > 1,
     (a, b) => isChanged(b) - isChanged(a) || likeness(a) - likeness(b)],
   unlike: ["least similar maps first", () => ABOUT.sources.length > 1, (a, b) => likeness(a) - likeness(b)],
   class: ["by class", () => true, (a, b) => labelOf(a.top[0][0][0]).localeCompare(labelOf(b.top[0][0][0]))],
@@ -34,14 +34,16 @@ const likeness = (image) => image.similarity?.[METHODS[look.method]] ?? 1;
 
 /** A button with the image, its map and what is said of it. */
 function makeCard(image) {
-  const { picture, shown, canvases } = makePicture(image, look.source, ["heat"]);
+  const pictures = (PAIRED ? [0, 1] : [look.source]).map((source) => makePicture(image, source, ["heat"]));
+  const frames = pictures.map(({ picture }, at) => make("span", { class: "frame" }, picture, PAIRED ? make("span", { class: "tag" }, ABOUT.sources[at]) : null));
   const caption = make("span", { class: "caption" });
-  const button = make("button", { type: "button", "data-image": image.number, onclick: () => openViewer(image) }, make("span", { class: "frame" }, picture), caption);
-  return { image, item: make("li", {}, button), button, shown, canvas: canvases[0], caption, near: false };
+  const button = make("button", { type: "button", "data-image": image.number, onclick: () => openViewer(image) }, PAIRED ? make("span", { class: "pair" }, ...frames) : frames[0], caption);
+  return { image, item: make("li", {}, button), button, pictures, caption, near: false };
 }
 
 /** What stands below an image: its class, whether that is wrong, and what thresholding brought. */
 function captionOf(image) {
+  if (PAIRED) return captionOfPair(image);
   const [index, probability] = image.top[look.source]?.[0] ?? image.top[0][0];
   const map = mainMap(image);
   const lines = [make("span", { class: "name" }, make("b", {}, labelOf(index)), ` ${score(probability)}`)];
@@ -61,6 +63,19 @@ function captionOf(image) {
   return lines;
 }
 
+/** What stands below the maps before and after: the class explained, and what changed. */
+function captionOfPair(image) {
+  const [before, after] = [0, 1].map((source) => mainMap(image, source));
+  const lines = [make("span", { class: "name" }, make("b", {}, labelOf(before.index)), ` ${score(before.probability)} → ${score(after.probability)}`)];
+  if (isChanged(image)) {
+    const right = image.label !== undefined && !isWrong(image);
+    lines.push(make("span", { class: right ? "right" : "wrong" }, `now ${labelOf(image.top[1][0][0])}${right ? ", which is right" : ""}`));
+  }
+  if (isWrong(image)) lines.push(make("span", { class: "wrong" }, `✗ is ${labelOf(image.label)}`));
+  lines.push(make("span", { class: "note" }, `maps correlate by ${number(likeness(image), 3)}`));
+  return lines;
+}
+
 function refreshCard(card) {
   if (!card.caption.hasChildNodes()) card.caption.replaceChildren(...captionOf(card.image));
   if (card.near) drawCard(card);
@@ -69,19 +84,23 @@ function refreshCard(card) {
 async function drawCard(card) {
   const parts = await partsOf(card.image);
   if (!card.near) return;
-  if (!card.shown.getAttribute("src")) card.shown.src = `data:image/webp;base64,${parts[0]}`;
-  if (look.mode === "off") {
-    card.canvas.width = card.canvas.height = 1;
-    return;
-  }
-  const map = mainMap(card.image);
-  fit(card.canvas, 200);
-  paintHeat(card.canvas, gridOf(map, parts), cutOf(map));
+  card.pictures.forEach(({ shown, canvases: [canvas] }, at) => {
+    if (!shown.getAttribute("src")) shown.src = `data:image/webp;base64,${parts[0]}`;
+    if (look.mode === "off") {
+      canvas.width = canvas.height = 1;
+      return;
+    }
+    const map = mainMap(card.image, PAIRED ? at : look.source);
+    fit(canvas, 200);
+    paintHeat(canvas, gridOf(map, parts), cutOf(map));
+  });
 }
 
 function releaseCard(card) {
-  card.shown.removeAttribute("src");
-  card.canvas.width = card.canvas.height = 1;
+  for (const { shown, canvases: [canvas] } of card.pictures) {
+    shown.removeAttribute("src");
+    canvas.width = canvas.height = 1;
+  }
 }
 
 const cards = IMAGES.map(makeCard);
@@ -148,7 +167,8 @@ function startGallery() {
   const present = [...new Set(IMAGES.flatMap((image) => [image.label ?? image.top[0][0][0], ...image.top.map((listed) => listed[0][0])]))];
   fill("class", [["", "all"], ...present.map((index) => [String(index), labelOf(index)]).sort((a, b) => a[1].localeCompare(b[1]))], "");
   fill("method", METHODS.map((name, at) => [String(at), name]), "0");
-  fill("source", ABOUT.sources.map((name, at) => [String(at), name]), "0");
+  fill("source", PAIRED ? [] : ABOUT.sources.map((name, at) => [String(at), name]), "0");
+  $("gallery").classList.toggle("paired", PAIRED);
   fill("mode", [...(SWEPT ? [["tft", "thresholded"]] : []), ["whole", "whole"], ["off", "none"]], "tft");
   look.mode = $("mode").value;
   $("search").addEventListener("input", () => { filters.text = $("search").value; arrange(); });

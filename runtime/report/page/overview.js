@@ -1,6 +1,7 @@
 // What stands above the images: facts, and of evaluations and comparisons their figures.
 
 const SECTIONS = ABOUT.sections;
+const TRAINING_NAMES = { original: "before", tft: "before, with TFT", aft: "after" };
 const VARIANT_NAMES = { original: "whole map", naive: "naive threshold", tft: "TFT" };
 const MEASURES = [["average_increase", "average increase", "↑"], ["average_drop", "average drop", "↓"], ["coverage", "coverage", ""],
   ["cross_asked_increase", "cross-asked increase", "↑"], ["cross_asked_drop", "cross-asked drop", "↓"], ["insertion", "insertion", "↑"], ["deletion", "deletion", "↓"], ["pointing_game", "pointing game", "↑"], ["energy_in_box", "energy in box", "↑"],
@@ -14,7 +15,7 @@ function makeSection(id, title, ...parts) {
 const plusMinus = (value, error) => `${number(value)} ± ${number(error)}`;
 
 /** The paper's table 3: measures down, variants across, and how many times better than whole. */
-function paperTable(results) {
+function paperTable(results, names = VARIANT_NAMES) {
   const variants = [...new Set(results.map((result) => result.variant))];
   const rows = [];
   for (const method of new Set(results.map((result) => result.method))) {
@@ -29,8 +30,9 @@ function paperTable(results) {
     if (variant === "original" || !row.direction || !before || !value) return "";
     return ` (×${(row.direction === "↓" ? before / value : value / before).toFixed(2)})`;
   };
-  return makeTable([["method", (row) => row.method], ["measure", (row) => row.title],
-    ...variants.map((variant) => [VARIANT_NAMES[variant], (row) => row.of[variant]?.[row.field],
+  const several = new Set(results.map((result) => result.method)).size > 1;
+  return makeTable([...(several ? [["method", (row) => row.method]] : []), ["measure", (row) => row.title],
+    ...variants.map((variant) => [names[variant], (row) => row.of[variant]?.[row.field],
       (row) => (row.of[variant]?.[row.field] === undefined ? "" : plusMinus(row.of[variant][row.field], row.of[variant][`${row.field}_standard_error`]) + ratio(row, variant))])], rows);
 }
 
@@ -77,7 +79,7 @@ function labelTable(labels) {
 }
 
 function confusion({ classes, counts, total }) {
-  const open = (label, predicted) => showOnly(`${labelOf(label)} predicted as ${predicted === null ? "another class" : labelOf(predicted)}`,
+  const open = !IMAGES.length ? () => {} : (label, predicted) => showOnly(`${labelOf(label)} predicted as ${predicted === null ? "another class" : labelOf(predicted)}`,
     (image) => image.label === label && (predicted === null ? !classes.includes(image.top[0][0][0]) : image.top[0][0][0] === predicted));
   const mistakes = counts.filter(([label, predicted]) => label !== predicted).sort((a, b) => b[2] - a[2]).slice(0, 50);
   const beside = make("div", { class: "beside" }, makeConfusion(classes, counts, open));
@@ -112,6 +114,51 @@ function similarityTable(maps) {
   return makeTable(columns.filter(([, value]) => rows.some((row) => value(row) !== undefined && value(row) !== null)), rows);
 }
 
+/** The learning curve: the whole loss, and each term before it is weighted. */
+function learningCurves({ steps, terms, epochs, span }, weights) {
+  const caption = (name, at) => (at === 0 ? (weights ? "loss, the weighted sum" : "loss") : `${name}${weights?.[name] === undefined ? "" : `, weight ${weights[name]}`}`);
+  const charts = Object.entries(terms).map(([name, values], at) => make("figure", { class: "plot" }, make("figcaption", {}, caption(name, at)),
+    curveChart(`${name} over the steps`, steps, values, epochs.length < 25 ? epochs : [])));
+  const note = `${span > 1 ? `Each point is the mean over ${span} steps. ` : ""}Dashed lines: a new pass over the images.${charts.length > 1 ? " Terms are shown before they are weighted." : ""}`;
+  return [make("div", { class: "plots small" }, ...charts), make("p", { class: "note" }, note)];
+}
+
+/** Accuracy before and after, of all images and of each class. */
+function accuracyTable(classes) {
+  const name = (row) => (row.index === undefined || row.index === null ? "all classes" : labelOf(row.index));
+  const share = (value, error) => (value === undefined ? "–" : `${percent(value)} ± ${percent(error)}`);
+  const signed = (row) => (row.change === undefined ? "–" : `${row.change > 0 ? "+" : row.change < 0 ? "−" : ""}${percent(Math.abs(row.change))} ± ${percent(row.change_error)}`);
+  const columns = [["class", name], ["images", (row) => row.images], ["before", (row) => row.before, (row) => share(row.before, row.before_error)],
+    [classes[0].before === undefined ? "accuracy" : "after", (row) => row.after, (row) => share(row.after, row.after_error)], ["change", (row) => row.change, signed]];
+  const used = columns.filter(([, value]) => classes.some((row) => value(row) !== undefined));
+  const open = (row) => (row.index === undefined || row.index === null ? clearFilters() : showOnly(`data: ${labelOf(row.index)}`, (image) => image.label === row.index));
+  return makeTable(used, classes, IMAGES.length ? open : undefined);
+}
+
+function labelChangeTable(labels) {
+  const both = (row, field) => `${number(row[`${field}_before`])} → ${number(row[`${field}_after`])}`;
+  return makeTable([["label", (row) => row.label], ["present", (row) => row.present], ["images", (row) => row.images],
+    ["average precision", (row) => row.precision_after, (row) => both(row, "precision")],
+    ["accuracy", (row) => row.accuracy_after, (row) => both(row, "accuracy")]], labels);
+}
+
+function trainingSections({ curve, weights, rows, classes, labels }) {
+  const parts = [];
+  if (rows) {
+    parts.push(makeSection("figures", "Measures before and after", paperTable(Object.entries(rows).map(([variant, row]) => ({ ...row, variant })), TRAINING_NAMES),
+      make("p", { class: "note" }, "On the images held out: mean over the maps ± its standard error; × is how many times better than before. ↑ higher is better, ↓ lower is better. "
+        + "Cross-asked: the network before training is asked about the maps of both.")));
+  }
+  if (classes?.length) {
+    const paired = classes[0].before !== undefined;
+    parts.push(makeSection("accuracy", "Accuracy", accuracyTable(classes), make("p", { class: "note" },
+      `Share of the images held out ± its standard error${paired ? "; the change's is of the differences image by image" : ""}.`)));
+  }
+  if (labels?.length) parts.push(makeSection("labels", "Labels before and after", labelChangeTable(labels)));
+  parts.push(makeSection("curve", "Learning curve", ...learningCurves(curve, weights)));
+  return parts;
+}
+
 function histogramOfSimilarity() {
   const edges = [0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0001];
   const names = edges.slice(0, -1).map((edge, i) => (i ? `≥ ${edge}` : "< 0.5"));
@@ -127,8 +174,9 @@ function startOverview() {
   const facts = ABOUT.facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value)));
   $("about").append(make("dl", { class: "facts" }, ...facts), ...ABOUT.notes.map((note) => make("p", { class: "note" }, note)));
   const parts = [];
-  const { evaluation, classes, matrix, worst, fidelity } = SECTIONS;
+  const { evaluation, classes, matrix, worst, fidelity, training } = SECTIONS;
   if (worst?.length) parts.push(makeSection("worst", "Worst cases", ...worstCases(worst)));
+  if (training) parts.push(...trainingSections(training));
   if (evaluation) {
     parts.push(makeSection("figures", "Quality of the maps", paperTable(evaluation.results), make("p", { class: "note" },
       "Mean over the maps ± its standard error; × is how many times better than the whole map. ↑ higher is better, ↓ lower is better."), methodCharts(evaluation)));
@@ -138,6 +186,7 @@ function startOverview() {
   if (classes?.length) parts.push(makeSection("classes", "Classes", classTable(classes)));
   if (matrix) parts.push(makeSection("confusion", "Confusion matrix", ...confusion(matrix)));
   $("overview").append(...parts);
-  const sections = [...parts.map((part) => [part.id, part.querySelector("h2").textContent]), ["images", "Images"]];
+  const sections = [...parts.map((part) => [part.id, part.querySelector("h2").textContent]), ...(IMAGES.length ? [["images", "Images"]] : [])];
+  for (const part of [$("images"), document.querySelector("footer"), document.querySelector(".skip")]) part.hidden = !IMAGES.length;
   if (sections.length > 1) $("nav").append(...sections.map(([id, name]) => make("a", { href: `#${id}` }, name)));
 }
