@@ -15,7 +15,7 @@ from whycam.runtime.errors import TrainingError
 from whycam.train import training_page
 from whycam.train.aft_result import AftResult
 from whycam.train.class_accuracy import Prediction, compare_accuracy
-from whycam.train.classifier import ClassifierResult
+from whycam.train.classifier_result import ClassifierResult
 from whycam.train.learning_curve import read_learning_curve
 from whycam.train.objective import Objective
 from whycam.train.training_page import write_aft_page, write_classifier_page

@@ -13,7 +13,8 @@ from ..export.requirements import require_torch
 if TYPE_CHECKING:
     from .aft import train_aft
     from .aft_result import AftResult
-    from .classifier import ClassifierResult, train_classifier
+    from .classifier import train_classifier
+    from .classifier_result import ClassifierResult
     from .loop import Plan
     from .objective import Objective
     from .run import Machines
@@ -32,8 +33,8 @@ _MODULES = {
     "Machines": "run",
     "Objective": "objective",
     "Plan": "loop",
-    "ClassifierResult": "classifier",
-    "AftResult": "aft",
+    "ClassifierResult": "classifier_result",
+    "AftResult": "aft_result",
     "train_aft": "aft",
     "train_classifier": "classifier",
 }

@@ -23,13 +23,12 @@ from ..runtime.errors import DataError, RequestError
 from ..runtime.input_format import Preprocess
 from ..runtime.load import load
 from ..runtime.timing import Tick, Total
+from .aft_evaluation import ENGINE, evaluate_both
 from .aft_result import (
     AFTER,
     BEFORE,
-    ENGINE,
     REPORT,
     AftResult,
-    evaluate_both,
     note_labels,
     read_result,
 )

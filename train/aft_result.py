@@ -1,30 +1,20 @@
-"""Evaluate a tuned network against the original, and keep the result of the run."""
+"""Keep the result of activation fine-tuning: evaluations before and after."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from ..calibrate.evaluate import evaluate
-from ..calibrate.report import write_report
 from ..calibrate.summary import Evaluation, Result
 from ..runtime.errors import TrainingError
-from ..runtime.files import write_json
-from ..runtime.load import load
-from ..runtime.timing import Tick
-from .data import DataSplit
-from .objective import Objective
-from .training_page import PAGE, write_aft_page
+from .training_page import PAGE
 
 BEFORE, AFTER, REPORT = "before.onnx", "after.onnx", "aft.json"
-# Whatever else is installed: its answers do not depend on how images are batched, so a run that was
-# resumed or shared among processes finds the same masks.
-ENGINE = "onnxruntime"
+PAGE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -84,43 +74,6 @@ def note_labels(known: list[int | None], labels: list[str | None]) -> list[str]:
         f"{without} of {len(known)} images have no label of the network's{hint}: on these "
         "only distillation preserves the classifier"
     ]
-
-
-def evaluate_both(
-    place: Path,
-    files: tuple[Path, Path],
-    parts: DataSplit,
-    objective: Objective,
-    classes: str | Path | None,
-    unreadable: Mapping[str, str],
-    trained_on: int,
-    notes: list[str],
-    tick: Tick | None,
-) -> AftResult:
-    """Evaluate before and after, and write reports and the page."""
-    explainers = load(files[0], ENGINE), load(files[1], ENGINE)
-    evaluations = []
-    for explainer, name in zip(explainers, ("before", "after"), strict=True):
-        count = None if tick is None else lambda _, n, name=name: tick(f"evaluating {name}", n)
-        evaluation = evaluate(
-            explainer,
-            parts.held_out,
-            methods=[objective.method],
-            variants=("original", "tft"),
-            tft=objective.tft,
-            classes=classes,
-            folder=place / name,
-            tick=count,
-            asked=explainers[0],  # the network before: it has not learned to like masks
-        )
-        write_report(evaluation, place / name)
-        evaluations.append(evaluation)
-    tuned = AftResult(
-        place, evaluations[0], evaluations[1], trained_on, dict(unreadable), tuple(notes)
-    )
-    write_aft_page(tuned, explainers, parts.held_out, objective, classes, tick)
-    write_json(place / REPORT, tuned.to_dict())  # last: with it the run is done
-    return tuned
 
 
 def read_result(place: Path) -> AftResult:

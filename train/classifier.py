@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -18,6 +17,7 @@ from ..runtime.errors import DataError
 from ..runtime.timing import Tick, Total
 from .cache import Cache
 from .class_accuracy import Prediction
+from .classifier_result import ClassifierResult
 from .data import Batches, split_data
 from .loop import Losses, Plan, count_steps, fit
 from .network import TunableNetwork
@@ -27,28 +27,6 @@ from .training_page import write_classifier_page
 
 PLAN = Plan(epochs=6, batch=32, lr=1e-3)
 SMOOTHING = 0.1
-
-
-@dataclass(frozen=True)
-class ClassifierResult:
-    """The trained classifier and its accuracy.
-
-    Attributes:
-        folder: a model for ``whycam export`` and ``whycam train aft``.
-        labels: its classes, the data's labels in order.
-        accuracy: on the images held out.
-        standard_error: of that.
-        trained_on, held_out: images.
-        unreadable: images left out, and why.
-    """
-
-    folder: Path
-    labels: tuple[str, ...]
-    accuracy: float
-    standard_error: float
-    trained_on: int
-    held_out: int
-    unreadable: dict[str, str]
 
 
 class ClassifierLosses(Losses):

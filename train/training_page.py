@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -18,15 +18,11 @@ from ..runtime.explainer import Explainer
 from ..runtime.report.document import About, Report
 from ..runtime.report.facts import describe_time, describe_unreadable
 from ..runtime.timing import Tick
+from .aft_result import PAGE, AftResult
 from .class_accuracy import Prediction, compare_accuracy, count_confusion
+from .classifier_result import ClassifierResult
 from .learning_curve import read_learning_curve
 from .objective import Objective
-
-if TYPE_CHECKING:
-    from .aft_result import AftResult
-    from .classifier import ClassifierResult
-
-PAGE = "report.html"
 
 
 def write_aft_page(

@@ -1,0 +1,57 @@
+"""Evaluate a tuned network against the original, and write the reports of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..calibrate.evaluate import evaluate
+from ..calibrate.report import write_report
+from ..runtime.files import write_json
+from ..runtime.load import load
+from ..runtime.timing import Tick
+from .aft_result import REPORT, AftResult
+from .data import DataSplit
+from .objective import Objective
+from .training_page import write_aft_page
+
+# Whatever else is installed: its answers do not depend on how images are batched, so a run that was
+# resumed or shared among processes finds the same masks.
+ENGINE = "onnxruntime"
+
+
+def evaluate_both(
+    place: Path,
+    files: tuple[Path, Path],
+    parts: DataSplit,
+    objective: Objective,
+    classes: str | Path | None,
+    unreadable: Mapping[str, str],
+    trained_on: int,
+    notes: list[str],
+    tick: Tick | None,
+) -> AftResult:
+    """Evaluate before and after, and write reports and the page."""
+    explainers = load(files[0], ENGINE), load(files[1], ENGINE)
+    evaluations = []
+    for explainer, name in zip(explainers, ("before", "after"), strict=True):
+        count = None if tick is None else lambda _, n, name=name: tick(f"evaluating {name}", n)
+        evaluation = evaluate(
+            explainer,
+            parts.held_out,
+            methods=[objective.method],
+            variants=("original", "tft"),
+            tft=objective.tft,
+            classes=classes,
+            folder=place / name,
+            tick=count,
+            asked=explainers[0],  # the network before: it has not learned to like masks
+        )
+        write_report(evaluation, place / name)
+        evaluations.append(evaluation)
+    tuned = AftResult(
+        place, evaluations[0], evaluations[1], trained_on, dict(unreadable), tuple(notes)
+    )
+    write_aft_page(tuned, explainers, parts.held_out, objective, classes, tick)
+    write_json(place / REPORT, tuned.to_dict())  # last: with it the run is done
+    return tuned
