@@ -11,7 +11,6 @@ import msgspec
 
 from ..calibrate.summary import Evaluation, Result
 from ..runtime.errors import TrainingError
-from .training_page import PAGE
 
 BEFORE, AFTER, REPORT = "before.onnx", "after.onnx", "aft.json"
 PAGE = "report.html"
