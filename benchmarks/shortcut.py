@@ -17,6 +17,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from paper import with_progress
@@ -32,7 +33,7 @@ from whycam.train.aft import AFTER, BEFORE, train_aft
 from whycam.train.loop import Plan
 from whycam.train.objective import Objective
 
-SIDE = 64
+SIDE, ENLARGED, COLUMNS = 64, 128, 8
 OVERRIDES = Overrides(image_size=SIDE, resize=0, mean=(0.5,) * 3, std=(0.5,) * 3, color="RGB")
 SETS = {"tagged as in training": "val", "no tags": "clean", "tag on the others": "swapped"}
 out = Console(highlight=False)
@@ -103,7 +104,21 @@ def measure(options: argparse.Namespace, seed: int) -> dict[str, dict[str, float
         f"tuning, seed {seed}",
     )
     files = {"before": BEFORE, "after": AFTER}
-    return {when: results(whycam.load(place / name / file), place) for when, file in files.items()}
+    explainers = {when: whycam.load(place / name / file) for when, file in files.items()}
+    draw_rows(list(explainers.values()), place, place / name / "maps.png")
+    return {when: results(explainer, place) for when, explainer in explainers.items()}
+
+
+def draw_rows(explainers: list[Explainer], place: Path, path: Path) -> None:
+    """Draw held-out images with tags, and below each its class's maps before and after."""
+    columns = []
+    for mask in sorted((place / "val-tags").rglob("*.png"))[:COLUMNS]:
+        label = mask.parent.name
+        file = place / "val" / label / mask.name
+        shown = [explainer.explain(file, label) for explainer in explainers]
+        rows = [shown[0].image, *(one.overlay() for one in shown)]
+        columns.append(np.concatenate([cv2.resize(row, (ENLARGED, ENLARGED)) for row in rows]))
+    Image.fromarray(np.concatenate(columns, 1)).save(path)
 
 
 class Block(nn.Module):

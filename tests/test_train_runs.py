@@ -269,6 +269,26 @@ def test_regions_draw_maps_in_or_keep_them_out(classifier, shapes, tmp_path, opt
     assert document["rows"]["aft"]["cross_asked_increase"] is not None
 
 
+def test_layers_are_tuned_together_for_their_fused_map(classifier, shapes, tmp_path):
+    folder = tmp_path / "fused"
+    tune(classifier, shapes, folder, "--method", "layercam", "--fuse", "1", "--variant", "aligned")
+    explainer = whycam.load(folder / "after.onnx")
+    assert [layer.name for layer in explainer.manifest.fused_layers] == ["1"]
+    before, after = weights(classifier), weights(folder)
+    assert all((before[name] != after[name]).any() for name in ("0.weight", "2.weight"))
+    done = train("aft", classifier, shapes, "-o", tmp_path / "no", "--fuse", "1", check=False)
+    assert done.returncode == 2
+    assert "fused for the method layercam, not gradcam" in done.stderr
+    assert not (tmp_path / "no").exists()
+
+
+def test_deeper_layers_are_tuned_when_asked(classifier, shapes, tmp_path):
+    folder = tmp_path / "deep"
+    tune(classifier, shapes, folder, "--tuned-layers", 2, "--variant", "cross-asked")
+    before, after = weights(classifier), weights(folder)
+    assert (before["0.weight"] != after["0.weight"]).any()
+
+
 def test_without_a_cache_and_with_mirrored_images_it_streams(classifier, shapes, tmp_path):
     for name, more in {"off": ["--cache", "off"], "flip": ["--flip"]}.items():
         document = tune(classifier, shapes, tmp_path / name, "--variant", "aligned", *more)
