@@ -25,6 +25,7 @@ from ..runtime.timing import Tick
 from .cross_asked import check_asked
 from .dataset import Classes, Dataset, Sample, check_one_label
 from .measure import measure_samples
+from .measure_detections import measure_detections
 from .rows import Rows
 from .settings import VARIANTS, Settings, Target, Variant
 from .summary import Evaluation, Tally
@@ -46,6 +47,9 @@ def evaluate(
     tick: Tick | None = None,
     measure: MeasureSamples | None = None,
     asked: Explainer | None = None,
+    most: int | None = None,
+    min_score: float | None = None,
+    iou: float | None = None,
 ) -> Evaluation:
     """Measure maps of a network on a data set.
 
@@ -67,20 +71,30 @@ def evaluate(
         measure: measures samples elsewhere, as ``on_cluster.measure_on_cluster``; None: here.
         asked: another network that is asked about the maps as well, see ``cross_asked``; as the
             same before AFT.
+        most, min_score, iou: of a detector, which detections are explained, see
+            ``Explainer.detect``; with the target ``label`` those alone that match an annotated box.
 
     Returns:
         Accuracy, for independent labels the figures of each label, and for each method and variant
         average increase, average drop and more.
 
     Raises:
-        RequestError: the file does not support a method or variant, or the asked network takes
-            other images or has other classes.
+        RequestError: the file does not support a method or variant, the asked network takes other
+            images or has other classes, or a measure or setting is not for such a file.
         DataError: no image can be read, no label is a class of the network, or images have several
             labels and the network's classes exclude each other.
         OutputError: the folder cannot be written.
     """
     manifest = explainer.manifest
-    check_measurable(manifest)
+    if manifest.detector is not None:
+        _check_detector(manifest, data, target, stability, asked is not None, measure is not None)
+    else:
+        check_measurable(manifest)
+        if (most, min_score, iou) != (None, None, None):
+            raise RequestError(
+                "most, min_score and iou choose among a detector's boxes, and this file classifies "
+                "whole images: leave them out"
+            )
     if asked is not None:
         check_asked(manifest, asked.manifest)
         if measure is not None:
@@ -96,7 +110,7 @@ def evaluate(
             "labels cannot be: export it without --top"
         )
     lookup = Classes(manifest.labels, manifest.num_classes, classes)
-    labels = _select_labels(lookup, data, manifest)
+    labels = () if manifest.detector is not None else _select_labels(lookup, data, manifest)
     if target is None:
         explain_labels = manifest.top is None and _has_labels(lookup, data, labels)
         target = "label" if explain_labels else "predicted"
@@ -106,13 +120,20 @@ def evaluate(
         tft=tft or Settings(methods=()).tft,
         target=target,
         labels=labels,
-        accuracy=not labels or not any(_is_several(sample) for sample in data.samples),
+        accuracy=manifest.detector is None
+        and (not labels or not any(_is_several(sample) for sample in data.samples)),
         curve_steps=curve_steps,
         road=road,
         stability=stability,
         asked=None if asked is None else asked.manifest.digest,
+        most=most,
+        min_score=min_score,
+        iou=iou,
     )
-    notes = _note_unknown_labels(lookup, data, settings)
+    if manifest.detector is None:
+        notes = _note_unknown_labels(lookup, data, settings)
+    else:
+        notes = lookup.describe_unknown(data.all_labels(), "their boxes match no detection")
     tally = Tally(settings)
     with Rows(folder, _fingerprint(explainer, data, settings, classes)) as rows:
         for row in rows.done():
@@ -120,7 +141,9 @@ def evaluate(
             if tick is not None:
                 tick(row["name"], 1)
         left = [sample for sample in data.samples if sample.name not in rows.names]
-        here = partial(measure_samples, asked=asked)
+        here: MeasureSamples = partial(measure_samples, asked=asked)
+        if manifest.detector is not None:
+            here = measure_detections
         measured = (measure or here)(explainer, left, lookup, settings)
         for row in measured:
             rows.write(row)
@@ -128,7 +151,8 @@ def evaluate(
             if tick is not None:
                 tick(row["name"], 1)
     if not tally.maps:
-        raise DataError(f"none of the {len(data.samples)} images in {data.path} can be used")
+        why = "can be used" if manifest.detector is None else "has a detection that can be measured"
+        raise DataError(f"none of the {len(data.samples)} images in {data.path} {why}")
     if asked is not None:
         notes.append(f"asked: {asked.manifest.model} ({asked.manifest.digest[:19]})")
     return tally.result(manifest, explainer.engine.description, data, notes)
@@ -154,6 +178,45 @@ def check_measurable(manifest: Manifest) -> None:
         raise RequestError(
             "this file cannot be evaluated with masked images: export it with --outputs raw, "
             "without --embed-preprocess, from a model that takes normalised images"
+        )
+
+
+def _check_detector(
+    manifest: Manifest,
+    data: Dataset,
+    target: Target | None,
+    stability: bool,
+    is_asked: bool,
+    is_elsewhere: bool,
+) -> None:
+    """Refuse what is not measured of detectors.
+
+    Raises:
+        RequestError: something of that is asked for.
+    """
+    assert manifest.detector is not None
+    refused = {
+        "stability compares the maps of one class": stability,
+        "another network is asked about classes of whole images": is_asked,
+        "clusters evaluate classifiers": is_elsewhere,
+    }
+    for reason, is_asked_for in refused.items():
+        if is_asked_for:
+            raise RequestError(f"{reason}, and {manifest.model} is a detector: leave it out")
+    if manifest.detector.score != "class":
+        raise RequestError(
+            f"maps are measured by the score of the class, and this file explains the "
+            f"{manifest.detector.score} edge of the box: export it with --score class"
+        )
+    if manifest.image_type == "uint8":
+        raise RequestError(
+            "this file cannot be evaluated with masked images: it takes pixels, and normalises "
+            "them itself"
+        )
+    if target == "label" and data.kind != "voc":
+        raise RequestError(
+            f"--target label explains the detections that match an annotated box, and {data.path} "
+            "has none: pass a Pascal VOC folder"
         )
 
 

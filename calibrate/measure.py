@@ -16,7 +16,7 @@ from ..runtime.errors import DataError, ImageError
 from ..runtime.explainer import Explainer
 from ..runtime.pipeline import ClassMap, Prepared
 from ..runtime.preprocess import Placement, to_image
-from ..runtime.sweep import Choice, Request, masked_image, mute_lowest, sweep
+from ..runtime.sweep import Choice, Classify, Request, masked_image, mute_lowest, sweep
 from .cross_asked import ask
 from .dataset import Box, Classes, Sample, read_boxes
 from .quality import (
@@ -95,7 +95,8 @@ def measure_batch(
             row["probabilities"] = [float(probabilities[index]) for index in settings.labels]
         row["explained"] = [{} for _ in classes_explained]
     maps = [one for one in pipeline.map(model, inference, plan) if targets[one.row]]
-    by_map = _mask_variants(explainer, maps, settings)
+    judge = partial(pipeline.classify, explainer.model)
+    by_map = mask_variants(judge, maps, settings, explainer.model.batch)
     if asked is not None:
         shown = [
             (one, *each) for one, own in zip(maps, by_map, strict=True) for each in own.values()
@@ -103,17 +104,17 @@ def measure_batch(
         ask(asked, prepared.inputs, shown, settings.tft.mask)
     stable: Sequence[Mapping[str, float]] = [{}] * len(maps)
     if settings.stability:
-        stable = stability(explainer, plan, maps, [_seed(row) for row, _, _ in measured])
+        stable = stability(explainer, plan, maps, [seed_of(row) for row, _, _ in measured])
     for one, variants, steady in zip(maps, by_map, stable, strict=True):
         if "original" in variants:
             variants["original"][1].update(steady)
         row, boxes, _ = measured[one.row]
         explained = row["explained"][one.column]
         explained |= {"target": one.target, "probability": one.probability}
-        relevant, place = _select_boxes(boxes, classes, one.target), prepared.placements[one.row]
+        relevant, place = select_boxes(boxes, classes, one.target), prepared.placements[one.row]
         explained.setdefault("methods", {})[one.method] = {
-            name: _measure_map(
-                explainer, one, name, values, numbers, relevant, place, settings, _seed(row)
+            name: measure_map(
+                judge, one, name, values, numbers, relevant, place, settings, seed_of(row)
             )
             for name, (values, numbers) in variants.items()
         }
@@ -153,32 +154,36 @@ def _select_targets(row: dict[str, Any], settings: Settings) -> list[int]:
 _Variants = dict[Variant, tuple[Floats, dict[str, Any]]]
 
 
-def _mask_variants(
-    explainer: Explainer, maps: Sequence[ClassMap], settings: Settings
+def mask_variants(
+    judge: Classify, maps: Sequence[ClassMap], settings: Settings, batch: int
 ) -> list[_Variants]:
-    """Make each variant of each map, with the class's probability for the masked image."""
-    model = explainer.model
+    """Make each variant of each map, with what the masked image scores.
+
+    Args:
+        judge: returns the scores of masked images, [B, C]; a map's own is the column of its target.
+        maps: of the input's size.
+        settings: of the evaluation.
+        batch: masked images of one run, at most.
+    """
     by_map: list[_Variants] = [{} for _ in maps]
     pending: list[tuple[_Variants, Variant, ClassMap, Floats]] = []
     choices: Sequence[Choice | None] = [None] * len(maps)
     if "tft" in settings.variants:
-        choices = sweep(partial(pipeline.classify, model), maps, settings.tft, model.batch)
+        choices = sweep(judge, maps, settings.tft, batch)
     for one, into, choice in zip(maps, by_map, choices, strict=True):
         if "original" in settings.variants or (choice is not None and not choice.improved):
             pending.append((into, "original", one, one.map))
         if "naive" in settings.variants and one.method in tft.NAIVE:
             pending.append((into, "naive", one, mute_lowest(one, tft.NAIVE[one.method]).map))
-    for start in range(0, len(pending), model.batch):  # an image may have many labels
-        chunk = pending[start : start + model.batch]
+    for start in range(0, len(pending), batch):  # an image may have many labels
+        chunk = pending[start : start + batch]
         images = np.stack(
             [
                 masked_image(one.image, tft.mask_of(values, settings.tft.mask), one.layout)
                 for _, _, one, values in chunk
             ]
         )
-        for (into, variant, one, values), row in zip(
-            chunk, pipeline.classify(model, images), strict=True
-        ):
+        for (into, variant, one, values), row in zip(chunk, judge(images), strict=True):
             into[variant] = values, {"masked": float(row[one.target])}
     for into, choice in zip(by_map, choices, strict=True):
         if choice is not None:
@@ -197,7 +202,7 @@ def _mask_variants(
     return by_map
 
 
-def _select_boxes(boxes: Sequence[Box], classes: Classes, index: int) -> list[Box]:
+def select_boxes(boxes: Sequence[Box], classes: Classes, index: int) -> list[Box]:
     """Return the boxes of the explained class; all, if the network knows none of the names."""
     known = {box.name: classes.index(box.name) for box in boxes}
     if any(value is not None for value in known.values()):
@@ -205,13 +210,13 @@ def _select_boxes(boxes: Sequence[Box], classes: Classes, index: int) -> list[Bo
     return list(boxes)
 
 
-def _seed(row: Mapping[str, Any]) -> int:
-    """A seed of an image's own, so that an evaluation that is resumed gives the same numbers."""
+def seed_of(row: Mapping[str, Any]) -> int:
+    """Choose an image's seed, so that a resumed evaluation gives the same numbers."""
     return zlib.crc32(row["name"].encode())
 
 
-def _measure_map(
-    explainer: Explainer,
+def measure_map(
+    judge: Classify,
     request: Request,
     variant: Variant,
     values: Floats,
@@ -221,6 +226,17 @@ def _measure_map(
     settings: Settings,
     seed: int,
 ) -> dict[str, Any]:
+    """Measure one variant of a map.
+
+    Args:
+        judge: as for ``mask_variants``.
+        request: the whole map, and what is explained.
+        variant, values, numbers: from ``mask_variants``.
+        boxes: of the object; none: nothing is measured against them.
+        place: where the input lies in the image.
+        settings: of the evaluation.
+        seed: of the image.
+    """
     masked = numbers["masked"]
     measures = {
         **numbers,
@@ -240,12 +256,11 @@ def _measure_map(
             "iou": region_iou(over, edges, cut),
         }
     if settings.road:
-        classify = partial(pipeline.classify, explainer.model)
-        most, least = road(classify, request.image, values, request.target, seed, request.layout)
+        most, least = road(judge, request.image, values, request.target, seed, request.layout)
         measures |= {"road_most": most, "road_least": least}
     if settings.curve_steps:
         insertion, deletion = insertion_deletion(
-            partial(pipeline.classify, explainer.model),
+            judge,
             request.image,
             values,
             request.target,

@@ -31,6 +31,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         road: whether ROAD is measured, which takes 18 evaluations and seconds for each map.
         stability: whether maps of slightly changed images are compared, which takes 7 evaluations
             for each image.
+        most, min_score, iou: of a detector, see ``Explainer.detect``; None for a classifier, or the
+            file's.
         asked: digest of another network that is asked about the maps as well; None: none is.
     """
 
@@ -44,3 +46,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     road: bool = False
     stability: bool = False
     asked: str | None = None
+    most: int | None = None
+    min_score: float | None = None
+    iou: float | None = None

@@ -122,6 +122,9 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
         unreadable_count: number of all images left out.
         skipped: number of images without a label that is a class of the network, if labels are
             explained.
+        detections: of a detector, the number explained; None for a classifier.
+        matched: of these, the number that an annotated box of their class overlaps by half; None
+            without annotations.
         notes: remarks for the reader.
     """
 
@@ -143,6 +146,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     unreadable: dict[str, str] = msgspec.field(default_factory=dict)
     unreadable_count: int = 0
     skipped: int = 0
+    detections: int | None = None
+    matched: int | None = None
     notes: tuple[str, ...] = ()
 
     def result(self, method: str, variant: str) -> Result:
@@ -182,6 +187,7 @@ class Tally:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.count = self.maps = self.skipped = self.unreadable_count = 0
+        self._matched: int | None = None
         self._labels = LabelTally(settings.labels)
         self._accuracy = RunningMean()
         self._means: dict[tuple[str, str, str], RunningMean] = {}
@@ -205,6 +211,8 @@ class Tally:
         self._labels.add(row)
         for explained in row["explained"]:
             self.maps += 1
+            if explained.get("matched") is not None:
+                self._matched = (self._matched or 0) + explained["matched"]
             for method, variants in explained["methods"].items():
                 self._add_maps(method, variants)
 
@@ -275,6 +283,8 @@ class Tally:
             unreadable=self._unreadable,
             unreadable_count=self.unreadable_count,
             skipped=self.skipped,
+            detections=None if manifest.detector is None else self.maps,
+            matched=self._matched,
             notes=tuple(notes),
         )
 

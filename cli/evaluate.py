@@ -11,7 +11,9 @@ import typer
 from rich.table import Table
 
 from ..calibrate.settings import VARIANTS, Target
+from ..runtime.detection_plan import DETECTIONS, plan_detection
 from ..runtime.errors import RequestError
+from ..runtime.onnxfile import read_manifest
 from ..runtime.tft import Tft
 from . import parse
 from .cluster import ClusterOptions
@@ -19,6 +21,7 @@ from .console import out, print_json, say, say_written, unreadable_lines
 from .options import (
     ClassMap,
     Data,
+    DetectorOptions,
     Json,
     Model,
     PaperMethod,
@@ -32,6 +35,7 @@ from .tables import table
 if TYPE_CHECKING:
     from ..calibrate.label_figures import LabelFigures
     from ..calibrate.summary import Evaluation, Result
+    from ..runtime.manifest import Manifest
 
 _TITLES = {
     "average_increase": "average increase",
@@ -60,6 +64,7 @@ def evaluate(
     engine: PromptedEngineOptions,
     tft: ReadingOptions,
     cluster: ClusterOptions,
+    detector: DetectorOptions,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -88,8 +93,9 @@ def evaluate(
     target: Annotated[
         Target | None,
         typer.Option(
-            help="The class to explain: the predicted one, or the data's label. [default: "
-            "predicted; for independent labels each label that an image has]"
+            help="The class to explain: the predicted one, or the data's label; of a detector all "
+            "detections, or those that match an annotated box. [default: predicted; for "
+            "independent labels each label that an image has]"
         ),
     ] = None,
     ask: Annotated[
@@ -101,6 +107,10 @@ def evaluate(
         ),
     ] = None,
     classes: ClassMap = None,
+    top: Annotated[
+        int | None,
+        typer.Option(help="Of a detector: detections explained of an image [default: 10]."),
+    ] = None,
     curves: Annotated[
         int,
         typer.Option(help="Steps of insertion and deletion, as 20; 0: not measured."),
@@ -123,7 +133,8 @@ def evaluate(
     """Measure how well maps explain.
 
     Measures average increase and drop, rpi, the pointing game and more. For a file of independent
-    labels (task sigmoid) each label has figures of its own.
+    labels (task sigmoid) each label has figures of its own. Of a detector each detection's map is
+    measured, by its score and against the annotated box of its class that overlaps it by half.
     """
     import msgspec
 
@@ -139,8 +150,9 @@ def evaluate(
         raise RequestError(f"--curves must be 0 or more, not {curves}")
     cluster.check()
     methods = parse.methods(method)
+    _check_kind(read_manifest(model), detector, top, report)
     dataset = open_dataset(data)
-    explainer = engine.load(model)
+    explainer = engine.load(model, takes_detectors=True)
     reading = explainer.manifest.tft
     with ExitStack() as stack:
         measure = None
@@ -164,6 +176,9 @@ def evaluate(
             tick=advance,
             measure=measure,
             asked=None if ask is None else engine.load(ask),
+            most=top,
+            min_score=detector.min_score,
+            iou=detector.iou,
         )
     written = [] if output is None else write_report(evaluation, output)
     if report and output is not None:
@@ -182,6 +197,36 @@ def evaluate(
     say(summary_lines(evaluation))
     if output is not None:
         say_written(output, written)
+
+
+def _check_kind(
+    manifest: Manifest, detector: DetectorOptions, top: int | None, report: bool
+) -> None:
+    """Refuse options that a classifier, or a detector, has not.
+
+    Raises:
+        RequestError: one is given.
+    """
+    if manifest.detector is None:
+        detector.refuse(manifest)
+        if top is not None:
+            raise RequestError(
+                f"--top is for detectors, and {manifest.model} classifies whole images: leave it "
+                "out"
+            )
+        return
+    if report:
+        raise RequestError(
+            f"the page of --report is of classes, and {manifest.model} is a detector: whycam "
+            "explain --report shows its detections"
+        )
+    plan_detection(
+        manifest,
+        most=DETECTIONS if top is None else top,
+        min_score=detector.min_score,
+        iou=detector.iou,
+        score=detector.score,
+    )
 
 
 def results_table(evaluation: Evaluation) -> Table:
@@ -284,6 +329,13 @@ def _cell(result: Result | None, original: Result | None, field: str) -> str:
 
 
 def _describe_target(evaluation: Evaluation) -> str:
+    if evaluation.detections is not None:
+        count = f"{evaluation.detections} detections"
+        if evaluation.target == "label":
+            return f"{count} that match an annotated box of their class"
+        if evaluation.matched is None:
+            return f"{count}, measured against their own boxes"
+        return f"{count}, of which {evaluation.matched} match an annotated box of their class"
     if evaluation.target == "label" and evaluation.labels:
         return f"each label that an image has, {evaluation.results[0].maps} in all"
     return f"the {evaluation.target} class"

@@ -292,3 +292,95 @@ def test_bench_refuses_detections_for_a_classifier(whycam, curved_onnx):  # noqa
     result = whycam("bench", curved_onnx, "--detections", "1")
     assert result.code == 2
     assert "only a detector" in result.err
+
+
+def annotate(folder: Path, name: str, objects: dict[str, tuple[int, int, int, int]]) -> None:
+    """Write a Pascal VOC annotation; boxes in pixels from 0, right and bottom not in them."""
+    parts = [
+        f"<object><name>{label}</name><bndbox><xmin>{left + 1}</xmin><ymin>{top + 1}</ymin>"
+        f"<xmax>{right}</xmax><ymax>{bottom}</ymax></bndbox></object>"
+        for label, (left, top, right, bottom) in objects.items()
+    ]
+    (folder / f"{name}.xml").write_text(f"<annotation>{''.join(parts)}</annotation>")
+
+
+@pytest.fixture
+def voc(images: Path, tmp_path: Path) -> Path:
+    """The two images with annotated boxes: the red object's, and one far from the blue object."""
+    root = tmp_path / "voc"
+    (root / "Annotations").mkdir(parents=True)
+    images.rename(root / "JPEGImages")
+    annotate(root / "Annotations", "a", {"red": (20, 12, 36, 26), "blue": (40, 0, 60, 20)})
+    annotate(root / "Annotations", "b", {"green": (0, 0, 9, 9)})
+    return root
+
+
+def test_evaluate_measures_detections_against_the_boxes_they_match(whycam, detector_onnx, voc):  # noqa: F811
+    command = ["evaluate", detector_onnx, voc, "--variants", "original", "--curves", "4"]
+    result = whycam(*command, "--method", "gradcam", "--json")
+    assert result.code == 0, result.err
+    document = result.json()
+    assert (document["detections"], document["matched"], document["images"]) == (2, 1, 2)
+    (row,) = document["results"]
+    red, _ = package.load(detector_onnx, threads=1).detect(voc / "JPEGImages" / "a.png", tft=True)
+    inside = red.original_map[12:26, 20:36].sum() / red.original_map.sum()
+    assert row["energy_in_box"] == pytest.approx(inside, rel=1e-4)
+    assert row["pointing_game"] == 1
+    assert row["maps"] == 2
+    assert 0 < row["deletion"] < row["insertion"] <= 1
+    assert 0 <= row["average_drop"] < 1
+    printed = whycam(*command)
+    assert "2 detections, of which 1 match an annotated box of their class" in printed.out
+    matching = whycam(*command, "--target", "label", "--json").json()
+    assert (matching["detections"], matching["matched"]) == (1, 1)
+
+
+def test_without_annotations_maps_are_measured_against_their_own_boxes(
+    whycam,  # noqa: F811
+    detector_onnx,
+    images,
+    tmp_path,
+):
+    out = tmp_path / "out"
+    result = whycam(
+        "evaluate", detector_onnx, images, "--json", "-o", out, "--top", "1", "--min-score", "0.5"
+    )
+    assert result.code == 0, result.err
+    assert (result.json()["detections"], result.json()["matched"]) == (1, None)
+    rows = [json.loads(line) for line in (out / "images.jsonl").open()][1:]
+    assert [len(row["explained"]) for row in rows] == [1, 0]
+    assert rows[0]["explained"][0]["box"] == [20, 12, 36, 28]
+    measures = rows[0]["explained"][0]["methods"]["gradcam"]
+    assert set(measures) == {"original", "naive", "tft"}
+    assert 0.3 < measures["original"]["energy"] < 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--report", "-o", "x"], "whycam explain --report shows its detections"),
+        (["--stability"], "compares the maps of one class"),
+        (["--ask", "{file}"], "is a detector"),
+        (["--target", "label"], "match an annotated box"),
+        (["--top", "0"], "1 to 100 detections"),
+        (["--score", "left"], "--score left"),
+        (["--method", "ablation"], "cannot make ablation maps"),
+    ],
+)
+def test_evaluate_refuses_what_a_detector_cannot(whycam, detector_onnx, images, options, message):  # noqa: F811
+    words = [word.format(file=detector_onnx) for word in options]
+    result = whycam("evaluate", detector_onnx, images, *words)
+    assert result.code == 2
+    assert message in " ".join(result.err.split())
+
+
+@pytest.mark.parametrize("options", [["--top", "3"], ["--iou", "0.5"]])
+def test_evaluate_refuses_a_detectors_options_for_a_classifier(
+    whycam,  # noqa: F811
+    curved_onnx,
+    images,
+    options,
+):
+    result = whycam("evaluate", curved_onnx, images, *options)
+    assert result.code == 2
+    assert "is for detectors" in result.err
