@@ -48,7 +48,7 @@ _SETTINGS: dict[str, Any] = {
 }
 app = typer.Typer(
     name="whycam",
-    help="Make deployed image classifiers explain themselves.",
+    help="Make deployed image classifiers and detectors explain themselves.",
     epilog="Any command takes --debug, which shows the traceback of an error.",
     **_SETTINGS,
 )
@@ -109,7 +109,7 @@ app.add_typer(train)
 def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
 ) -> None:
-    """Make deployed image classifiers explain themselves."""
+    """Make deployed image classifiers and detectors explain themselves."""
     if version:
         say(f"whycam {package_version()}")
         raise typer.Exit

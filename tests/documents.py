@@ -259,6 +259,7 @@ def materials(folder: Path) -> Path:
             part = scene.crop((left, top, left + 300, top + 220)).resize((96, 72))
             part.save(folder / "images" / name / f"{number}.jpg")
     _annotate(folder)
+    _write_detector(folder)
     video = cv2.VideoWriter(
         str(folder / "walk.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 20, (128, 96)
     )
@@ -285,6 +286,19 @@ def materials(folder: Path) -> Path:
             problem = whycam(Step("materials", 0, text))
             assert problem is None, problem
     return folder
+
+
+def _write_detector(folder: Path) -> None:
+    """Make detector.explained.onnx, which finds red, green and blue cells, and a street for it."""
+    import msgspec
+    from PIL import Image
+    from tiny_detector import DETECTOR, write_tiny_detector
+
+    named = msgspec.structs.replace(DETECTOR, labels=("dog", "car", "bicycle"))
+    write_tiny_detector(folder / "detector.explained.onnx", named)
+    street = np.full((128, 128, 3), 20, np.uint8)
+    street[32:48, 48:64, 0], street[96:112, 64:80, 1] = 190, 150
+    Image.fromarray(street).save(folder / "street.jpg", quality=100, subsampling=0)
 
 
 def _annotate(folder: Path) -> None:
