@@ -12,6 +12,7 @@ from rich.table import Table
 from ..export.requirements import require_torch
 from ..runtime.cam import ACTIVATION_METHODS
 from ..runtime.errors import RequestError
+from ..runtime.manifest_parts import Task
 from . import parse
 from .console import out, print_json, say, say_all, unreadable_lines
 from .evaluate import measure_rows
@@ -83,6 +84,13 @@ def aft(
     classes: ClassMap = None,
     labels: Labels = None,
     num_classes: NumClasses = None,
+    task: Annotated[
+        Task | None,
+        typer.Option(
+            help="What the outputs mean: sigmoid is independent labels, binary one logit "
+            "[default: what the graph says]."
+        ),
+    ] = None,
     target_layer: TargetLayer = None,
     fuse: Annotated[
         str | None,
@@ -159,6 +167,7 @@ def aft(
             target_layer=target_layer,
             fused_layers=() if fuse is None else parse.names(fuse),
             tuned_layers=tuned_layers,
+            task=task,
             cache=cache,
             flip=flip,
             boxes=boxes,
@@ -199,6 +208,11 @@ def _say_tuned(tuned: AftResult) -> None:
         say(
             f"accuracy {before.accuracy:.4f} before, {after.accuracy:.4f} after "
             f"(± {after.accuracy_standard_error:.4f}, {after.labelled} images)"
+        )
+    if before.mean_average_precision is not None and after.mean_average_precision is not None:
+        say(
+            f"mean average precision {before.mean_average_precision:.4f} before, "
+            f"{after.mean_average_precision:.4f} after"
         )
     say_all(unreadable_lines(tuned.unreadable))
     for note in tuned.notes:

@@ -25,6 +25,15 @@ def linear() -> nn.Module:
     return network(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES))
 
 
+def independent() -> nn.Module:
+    """Independent labels: the linear network, whose output is sigmoids."""
+    return nn.Sequential(*linear(), nn.Sigmoid()).eval()
+
+
+def one_logit() -> nn.Module:
+    return network(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1))
+
+
 def curved() -> nn.Module:
     """A head whose gradient depends on the image."""
     return network(

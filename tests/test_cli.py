@@ -60,9 +60,8 @@ def whycam(capsys):
 def test_help_of_aft_names_the_defaults_that_it_uses(whycam):
     objective = pytest.importorskip("whycam.train.objective")
     said = " ".join(whycam("train", "aft", "--help").out.replace("│", " ").split())
-    weights = ", ".join(
-        f"{name} {objective.WEIGHTS[name]:g}" for name in ("faithful", "guided", "aligned", "tuner")
-    )
+    names = ("faithful", "cross-asked", "guided", "aligned", "tuner")
+    weights = ", ".join(f"{name} {objective.WEIGHTS[name]:g}" for name in names)
     assert f"[default: {weights}]" in said
     assert f"original network [default: {objective.DISTILLATION:g}]" in said
 

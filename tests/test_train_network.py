@@ -13,10 +13,13 @@ import torch
 import torchvision
 from torch import nn
 
+import whycam
+from whycam.export import to_onnx
 from whycam.runtime import cam
 from whycam.runtime.errors import ExportError, TargetLayerError
 from whycam.train.graph import capture, find_target_node, find_tensor_path
 from whycam.train.network import TunableNetwork, Tuner
+from whycam.train.prepare import to_input
 from whycam.train.target import find_target
 
 SIZE = (networks.SIZE, networks.SIZE)
@@ -141,7 +144,7 @@ def test_layer_that_pytorch_records_in_another_shape_is_refused():
     """Rather than tuning whatever node happens to bear its name."""
     model = residual()
     path, _, _ = find_tensor_path(capture(model, SIZE).graph)
-    (target,) = find_target(model, SIZE)
+    (target,) = find_target(model, SIZE).layers
     assert find_target_node(path, target).name == "relu_2"
     with pytest.raises(TargetLayerError, match="--target-layer"):
         find_target_node(path, dataclasses.replace(target, name="relu_1"))  # part of a branch
@@ -150,18 +153,63 @@ def test_layer_that_pytorch_records_in_another_shape_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("end", "message"),
+    ("end", "task", "count"),
     [
-        (nn.Softmax(1), "ends in Softmax, .*return what goes into the softmax"),
-        (nn.LogSoftmax(1), "ends in LogSoftmax, .*return what goes into the softmax"),
-        (nn.Sigmoid(), "ends in Sigmoid: independent labels.* exclude each other"),
-        (nn.Linear(networks.CLASSES, 1), "returns one number an image: .* exclude each other"),
+        ([nn.Softmax(1)], "softmax", networks.CLASSES),
+        ([nn.LogSoftmax(1)], "softmax", networks.CLASSES),
+        ([nn.Sigmoid()], "sigmoid", networks.CLASSES),
+        ([nn.Linear(networks.CLASSES, 1)], "binary", 2),
+        ([nn.Linear(networks.CLASSES, 1), nn.Flatten(0), nn.Sigmoid()], "binary", 2),
     ],
     ids=str,
 )
-def test_network_without_logits_of_several_classes_is_refused(end, message):
+def test_logits_are_what_goes_into_the_last_activation(end, task, count):
+    model = nn.Sequential(networks.linear(), *end).eval()
+    tunable = TunableNetwork(model, SIZE)
+    assert (tunable.task, tunable.num_classes) == (task, count)
+    logits = tunable.classify(IMAGE)
+    returned = model(IMAGE)
+    if task == "binary":
+        logit = returned.reshape(-1)
+        logit = logit.logit() if len(end) == 3 else logit
+        expected = torch.stack([-logit / 2, logit / 2], 1)
+    else:
+        expected = networks.linear()(IMAGE)
+        torch.testing.assert_close(end[0](logits), returned)
+    torch.testing.assert_close(logits, expected)
+
+
+@pytest.mark.parametrize("method", ["gradcam", "ablation"])
+def test_maps_of_one_logit_are_those_of_its_file(tmp_path, method):
+    torch.manual_seed(0)
+    model = nn.Sequential(networks.linear(), nn.Linear(networks.CLASSES, 1), nn.Sigmoid()).eval()
+    to_onnx(model, tmp_path / "m.onnx", overrides=networks.SMALL, methods=[method])
+    explainer = whycam.load(tmp_path / "m.onnx", "onnxruntime")
+    tunable = TunableNetwork(model, SIZE)
+    image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
+    shown = to_input(image[None], explainer.manifest.preprocess, torch.device("cpu"))
+    for target in (0, 1):
+        (activations,), logits = tunable(tunable.below(shown))
+        raw = tunable.raw_maps(method, [activations], logits, torch.tensor([target]))
+        expected = explainer.explain(image, target, method)
+        ours = tunable.maps(raw)[0].detach().numpy()
+        np.testing.assert_allclose(ours, expected.original_map, atol=1e-4)
+        probability = logits.softmax(1)[0, target].item()
+        assert probability == pytest.approx(expected.probability, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("end", "task", "message"),
+    [
+        (nn.Softmax(1), "sigmoid", "ends in Softmax"),
+        (nn.Sigmoid(), "softmax", "ends in Sigmoid"),
+        (nn.Identity(), "none", "needs probabilities of classes"),
+    ],
+    ids=str,
+)
+def test_tasks_that_the_output_cannot_have_are_refused(end, task, message):
     with pytest.raises(ExportError, match=message):
-        TunableNetwork(nn.Sequential(networks.linear(), end).eval(), SIZE)
+        TunableNetwork(nn.Sequential(networks.linear(), end).eval(), SIZE, task=task)
 
 
 class TwoHeads(nn.Module):

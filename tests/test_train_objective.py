@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from whycam.runtime.errors import RequestError
 from whycam.train.network import TunableNetwork
@@ -201,3 +202,56 @@ def test_frozen_part_gets_no_gradient(tunable, batch):
 def test_impossible_objectives_are_refused(wrong):
     with pytest.raises(RequestError):
         Objective(**wrong)
+
+
+@pytest.fixture(scope="module")
+def independent():
+    return TunableNetwork(nn.Sequential(networks.linear(), nn.Sigmoid()).eval(), SIZE)
+
+
+def test_losses_of_independent_labels_are_sums_over_the_labels(independent):
+    """By hand, in float64, from probabilities; what is not known counts as nothing."""
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randn(4, 3, *SIZE, generator=generator)
+    before = torch.rand(4, networks.CLASSES, generator=generator)
+    before[0, 0], before[1, 1] = 0.0, 1.0  # what float16 makes of small and large ones
+    present = (torch.rand(4, networks.CLASSES, generator=generator) < 0.4).float()
+    present[2], present[:, 3] = -1, -1
+    target = torch.tensor([0, 1, 2, 6])
+    batch = {
+        "image": image,
+        "features": independent.below(image),
+        "present": present,
+        "label": torch.full((4,), -1),
+        "target": target,
+        "probabilities": before,
+    }
+    losses = AftLosses(copy.deepcopy(independent), Objective(terms={"faithful": 2.0}))
+    values = losses(batch).detach().double().numpy()
+    (activations,), logits = losses.tunable(batch["features"])
+    q = logits.detach().double().sigmoid().numpy()
+    p, truth = before.double().numpy(), present.double().numpy()
+    entropy = np.where(truth >= 0, -(truth * np.log(q) + (1 - truth) * np.log(1 - q)), 0)
+    both = [(p, q), (1 - p, 1 - q)]
+    kl = sum(np.where(a > 0, a * np.log(np.where(a > 0, a, 1) / b), 0) for a, b in both)
+    maps = losses.tunable.maps(
+        losses.tunable.raw_maps("gradcam", [activations], logits, batch["target"])
+    )
+    masked = losses.tunable.classify(maps[:, None] * image).detach().double().sigmoid().numpy()
+    faithful = -np.log(masked[range(4), target]).mean()
+    np.testing.assert_allclose(values[1], entropy.sum(1).mean(), rtol=1e-5)
+    np.testing.assert_allclose(values[2], kl.sum(1).mean(), rtol=1e-5)
+    np.testing.assert_allclose(values[3], faithful, rtol=1e-5)
+    np.testing.assert_allclose(values[0], values[1] + 4 * values[2] + 2 * values[3], rtol=1e-5)
+
+
+def test_probability_scored_maps_of_independent_labels_follow_the_sigmoid(independent):
+    """d sigmoid(z_c) / dA is s (1 - s) times d z_c / dA, whatever the other labels are."""
+    (activations,), logits = independent(independent.below(torch.ones(1, 3, *SIZE)))
+    target = torch.tensor([2])
+    s = logits[0, 2].sigmoid()
+    of_score, of_logit = (
+        independent.raw_maps("gradcam", [activations], logits, target, score, True)
+        for score in ("prob", "logit")
+    )
+    torch.testing.assert_close(of_score, of_logit * s * (1 - s))

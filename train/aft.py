@@ -21,9 +21,9 @@ from ..export.saved_model import save_model
 from ..export.source import Source
 from ..runtime.errors import DataError, RequestError
 from ..runtime.input_format import Preprocess
-from ..runtime.load import load
+from ..runtime.manifest_parts import Task
 from ..runtime.timing import Tick, Total
-from .aft_evaluation import ENGINE, evaluate_both
+from .aft_evaluation import evaluate_both
 from .aft_result import (
     AFTER,
     BEFORE,
@@ -33,8 +33,10 @@ from .aft_result import (
     read_result,
 )
 from .cache import Cache
-from .data import Batches, split_data
+from .data import Batches, check_exclusive, split_data
+from .engine import explain_cpu, open_explainer
 from .guides import open_guides
+from .labels import list_present, tabulate_labels
 from .loop import Plan, count_steps, fit
 from .network import TunableNetwork
 from .objective import AftLosses, Objective
@@ -60,6 +62,7 @@ def train_aft(
     target_layer: str | None = None,
     fused_layers: Sequence[str] = (),
     tuned_layers: int = 1,
+    task: Task | None = None,
     plan: Plan | None = None,
     machines: Machines | None = None,
     cache: str = "auto",
@@ -73,7 +76,7 @@ def train_aft(
     """Tune the target layer and the head so that one method's plain maps explain better.
 
     An interrupted run resumes when started again with the same arguments, and ends with the same
-    weights (on one process, with the same number of threads).
+    weights (on one process, with the same number of threads, on a CPU).
 
     Args:
         model: as ``whycam export`` takes it; a trained classifier.
@@ -87,6 +90,8 @@ def train_aft(
             fused map; see ``to_onnx``.
         tuned_layers: how many convolutions and linear layers up to the target layer are trained (to
             the first layer, where maps are fused); a residual block is trained as a whole.
+        task: what the model's output means; by default what its last operator says. ``sigmoid``:
+            independent labels, of which an image of ``data`` may have several.
         plan: of the training.
         machines: where to train.
         cache: ``auto`` keeps the frozen layers' outputs on disk if they fit; ``off`` computes
@@ -104,7 +109,8 @@ def train_aft(
 
     Raises:
         ExportError: the model cannot be loaded or taken apart.
-        DataError: no images, or no regions for a term that needs them.
+        DataError: no images, no regions for a term that needs them, several labels of an image
+            where classes exclude each other, or no label that is a class of the network.
         RequestError: ``avoiding`` or ``swapping`` without regions to avoid, or these without a
             term; layers to fuse and another method than ``layercam``; no layer to train.
         TrainingError: the folder holds another run, or the loss is no longer a number.
@@ -136,22 +142,25 @@ def train_aft(
         "target_layer": target_layer,
         "fused_layers": list(fused_layers),
         "tuned_layers": tuned_layers,
+        "task": task,
         "flip": flip,
         "boxes": str(boxes) if "guided" in objective.terms else None,
         "avoid": None if avoid is None else str(avoid),
         **msgspec.to_builtins(objective),
         **msgspec.to_builtins(plan),
     }
+    spec = source.preprocess
+    tunable = TunableNetwork(
+        source.model, spec.size, target_layer, spec.channels, fused_layers, tuned_layers, task
+    )
+    _check_method(objective, tunable)
+    if tunable.task != "sigmoid":
+        check_exclusive(parts)
     both = {"train": parts.train, "held out": parts.held_out}
     key = fingerprint(source, both, settings, classes)
     claim_folder(place, key, settings, fabric)
     if (place / REPORT).is_file():
         return read_result(place) if fabric.is_global_zero else None
-    spec = source.preprocess
-    tunable = TunableNetwork(
-        source.model, spec.size, target_layer, spec.channels, fused_layers, tuned_layers
-    )
-    _check_method(objective, tunable)
     samples = parts.train.samples
     if total is not None:
         an_epoch, _ = count_steps(plan, len(samples), fabric.world_size)
@@ -167,18 +176,23 @@ def train_aft(
         if fabric.is_global_zero and not (place / name).is_file():
             if tick is not None:
                 tick(f"exporting {name}", 0)
-            _export(source, place / name, objective, target_layer, fused_layers)
+            _export(source, place / name, objective, target_layer, fused_layers, task)
         fabric.barrier()
         return place / name
 
-    lookup = Classes(source.labels, tunable.num_classes, classes)
+    before = export_once(BEFORE)
+    original = open_explainer(before, fabric.device)
+    lookup = Classes(original.manifest.labels, tunable.num_classes, classes)
     known = [lookup.index(sample.label) for sample in samples]
-    of_items = [-1 if index is None else index for index in known]
+    present = None
+    if tunable.task == "sigmoid":
+        present = tabulate_labels(parts.train, lookup, tunable.num_classes)
+        known = [None if (row < 0).all() else 0 for row in present]
+    of_items = [-1 if index is None or present is not None else index for index in known]
     guides = {
         name: open_guides(boxes if name == "inside" else avoid or "", parts.train, lookup)
         for name in objective.guides
     }
-    before = export_once(BEFORE)
     tunable.to(fabric.device)
     maker = RowComputer(
         tunable,
@@ -186,9 +200,10 @@ def train_aft(
         fabric.device,
         objective.method,
         objective.tft,
-        load(before, ENGINE) if objective.needs_masks else None,
+        original if objective.needs_masks else None,
         guides,
         of_items,
+        () if present is None else list_present(present),
     )
     store, notes = _open_cache(
         place, key, cache, flip, len(samples), tunable, spec, objective, fabric
@@ -199,6 +214,9 @@ def train_aft(
     items = [i for i in range(len(samples)) if i not in errors]
     if not items:
         raise DataError(f"no image of {data} can be read: {next(iter(errors.values()))}")
+    on_cpu = explain_cpu(fabric.device)
+    if on_cpu is not None:
+        notes.append(f"masks and evaluations are computed on the CPU: {on_cpu}")
     notes += [
         f"{each.count} of {len(samples)} images have regions ({name}), from {each.source}"
         for name, each in guides.items()
@@ -211,6 +229,7 @@ def train_aft(
         of_items,
         _batch_columns(store, objective),
         plan.seed if flip else None,
+        present,
     )
     torch.manual_seed(plan.seed)
     fit(
@@ -234,7 +253,16 @@ def train_aft(
     if not fabric.is_global_zero:
         return None
     tuned = evaluate_both(
-        place, (before, after), parts, objective, classes, unreadable, len(items), notes, tick
+        place,
+        (before, after),
+        fabric.device,
+        parts,
+        objective,
+        classes,
+        unreadable,
+        len(items),
+        notes,
+        tick,
     )
     if cache in ("auto", "off"):
         store.remove()
@@ -259,6 +287,7 @@ def _export(
     objective: Objective,
     target_layer: str | None,
     fused_layers: Sequence[str],
+    task: Task | None,
 ) -> None:
     frozen = copy.deepcopy(source.model).requires_grad_(False)
     to_onnx(
@@ -268,6 +297,7 @@ def _export(
         fused_layers=fused_layers,
         methods=[objective.method],
         score=objective.score,
+        task=task,
         tft=objective.tft,
     )
 

@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from ..calibrate.evaluate import evaluate
 from ..calibrate.report import write_report
 from ..runtime.files import write_json
-from ..runtime.load import load
 from ..runtime.timing import Tick
 from .aft_result import REPORT, AftResult
 from .data import DataSplit
+from .engine import open_explainer
 from .objective import Objective
 from .training_page import write_aft_page
-
-# Whatever else is installed: its answers do not depend on how images are batched, so a run that was
-# resumed or shared among processes finds the same masks.
-ENGINE = "onnxruntime"
 
 
 def evaluate_both(
     place: Path,
     files: tuple[Path, Path],
+    device: torch.device,
     parts: DataSplit,
     objective: Objective,
     classes: str | Path | None,
@@ -32,7 +31,7 @@ def evaluate_both(
     tick: Tick | None,
 ) -> AftResult:
     """Evaluate before and after, and write reports and the page."""
-    explainers = load(files[0], ENGINE), load(files[1], ENGINE)
+    explainers = open_explainer(files[0], device), open_explainer(files[1], device)
     evaluations = []
     for explainer, name in zip(explainers, ("before", "after"), strict=True):
         count = None if tick is None else lambda _, n, name=name: tick(f"evaluating {name}", n)

@@ -53,6 +53,8 @@ class AftResult:
             "rows": rows,
             "accuracy_before": self.before.accuracy,
             "accuracy_after": self.after.accuracy,
+            "mean_average_precision_before": self.before.mean_average_precision,
+            "mean_average_precision_after": self.after.mean_average_precision,
             "trained_on": self.trained_on,
             "held_out": self.after.images,
             "unreadable": self.unreadable,

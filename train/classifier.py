@@ -13,12 +13,12 @@ from ..export.classifier import replace_classifier
 from ..export.preprocessing import Overrides
 from ..export.resolve import resolve
 from ..export.saved_model import save_model
-from ..runtime.errors import DataError
+from ..runtime.errors import DataError, ExportError
 from ..runtime.timing import Tick, Total
 from .cache import Cache
 from .class_accuracy import Prediction
 from .classifier_result import ClassifierResult
-from .data import Batches, split_data
+from .data import Batches, check_exclusive, split_data
 from .loop import Losses, Plan, count_steps, fit
 from .network import TunableNetwork
 from .prepare import RowComputer, layout
@@ -85,11 +85,13 @@ def train_classifier(
 
     Raises:
         ExportError: the model cannot be loaded, or has no last layer that can be replaced.
-        DataError: fewer than two classes, or images to evaluate on with unknown ones.
+        DataError: fewer than two classes, several labels of an image, or images to evaluate on with
+            unknown ones.
         TrainingError: the folder holds another run, or the loss is no longer a number.
     """
     place = Path(folder)
     parts = split_data(data, held_out, plan.seed, labelled=True)
+    check_exclusive(parts)
     labels = parts.train.labels()
     if len(labels) < 2:
         raise DataError(f"{data} has {len(labels)} classes; a classifier needs two or more")
@@ -114,7 +116,13 @@ def train_classifier(
     both = {"train": parts.train, "held out": parts.held_out}
     key = fingerprint(source, both, settings)
     claim_folder(place, key, settings, fabric)
-    tunable = TunableNetwork(source.model, spec.size, channels=spec.channels).to(fabric.device)
+    tunable = TunableNetwork(source.model, spec.size, channels=spec.channels)
+    if tunable.task != "softmax":
+        raise ExportError(
+            "the model ends in a sigmoid, and a classifier is trained for classes that exclude "
+            "each other: return what goes into the sigmoid"
+        )
+    tunable.to(fabric.device)
     maker = RowComputer(tunable, spec, fabric.device)
     samples = [*parts.train.samples, *parts.held_out.samples]
     paths = [sample.path for sample in samples]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..calibrate.dataset import Dataset, Sample, check_one_label, open_dataset
 from ..runtime.errors import DataError
@@ -39,8 +40,7 @@ def split_data(
         labelled: leave out images without a label.
 
     Raises:
-        DataError: there is nothing to train on or to evaluate on, or an image of a CSV file has
-            several labels.
+        DataError: there is nothing to train on or to evaluate on.
     """
     place = Path(data)
     if held_out is None and (place / "train").is_dir() and (place / "val").is_dir():
@@ -49,13 +49,25 @@ def split_data(
         train, other = open_dataset(place), open_dataset(held_out)
     else:
         train, other = _hold_out(open_dataset(place), seed)
-    for part in (train, other):
-        check_one_label(part, "training takes one label an image: keep one, or none")
     parts = DataSplit(_drop_unlabelled(train, labelled), _drop_unlabelled(other, labelled))
     for part, what in ((parts.train, "train on"), (parts.held_out, "evaluate on")):
         if not part.samples:
             raise DataError(f"{part.path} leaves no images to {what}")
     return parts
+
+
+def check_exclusive(parts: DataSplit) -> None:
+    """Refuse CSV files that give an image several labels.
+
+    Raises:
+        DataError: one does.
+    """
+    for part in (parts.train, parts.held_out):
+        check_one_label(
+            part,
+            "training takes one label an image where classes exclude each other: keep one, or "
+            "none; or, if the network's labels are independent, train aft with --task sigmoid",
+        )
 
 
 def _drop_unlabelled(data: Dataset, labelled: bool) -> Dataset:
@@ -90,6 +102,7 @@ class Batches:
         names: of the arrays of a batch, in addition to ``label``.
         flip_seed: seed of the choice, in each step, of the half of the images to mirror; None:
             mirror none.
+        present: of independent labels those of each item, see ``tabulate_labels``.
     """
 
     def __init__(
@@ -100,14 +113,18 @@ class Batches:
         labels: Sequence[int],
         names: Sequence[str],
         flip_seed: int | None = None,
+        present: NDArray[np.float32] | None = None,
     ) -> None:
         self._cache, self._maker, self._paths = cache, maker, paths
         self._labels, self._names, self._flip_seed = labels, tuple(names), flip_seed
+        self._present = present
 
     def __call__(self, items: Sequence[int], step: int) -> Mapping[str, torch.Tensor]:
         """Make the batch of a step, on the device."""
         device = self._maker.device
         batch = {"label": torch.tensor([self._labels[item] for item in items], device=device)}
+        if self._present is not None:
+            batch["present"] = torch.from_numpy(self._present[list(items)]).to(device)
         for name in self._names:
             if name == "image":
                 batch[name] = to_input(self._views(items), self._maker.spec, device)

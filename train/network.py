@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -19,6 +20,7 @@ from ..runtime.cam import (
     signed_map,
 )
 from ..runtime.errors import ExportError
+from ..runtime.manifest_parts import Task
 from .ablation import compute_logit_drops, split_head
 from .graph import (
     LAYERS,
@@ -30,7 +32,9 @@ from .graph import (
     insert_activations,
     recorded_shape,
 )
+from .logits import find_logits
 from .target import Target, find_target
+from .task_losses import probabilities_of
 
 _SHARPNESS = 8.0
 
@@ -50,6 +54,7 @@ class TunableNetwork(torch.nn.Module):
         feature_shape: of what ``below`` returns for one image.
         size: (H, W) of the image.
         num_classes: C.
+        task: what the logits mean, see ``Manifest.task``. One logit z is two: (-z/2, z/2).
 
     Raises:
         ExportError: the model cannot be taken apart.
@@ -64,10 +69,12 @@ class TunableNetwork(torch.nn.Module):
         channels: int = 3,
         fused_layers: Sequence[str] = (),
         tuned_layers: int = 1,
+        task: Task | None = None,
     ) -> None:
         super().__init__()
         self.size = size
-        self.layers = find_target(model, size, target_layer, channels, fused_layers)
+        explained = find_target(model, size, target_layer, channels, fused_layers, task)
+        self.layers, self.task = explained.layers, explained.task
         captured = capture(model, size, channels)
         first_path = find_tensor_path(captured.graph)[0]
         nodes = [find_target_node(first_path, layer) for layer in self.layers]
@@ -75,11 +82,13 @@ class TunableNetwork(torch.nn.Module):
             insert_activations(captured, node, layer.arrangement)
             for node, layer in zip(nodes, self.layers, strict=True)
         ]
-        path, image, logits = find_tensor_path(captured.graph)
+        path, image, output = find_tensor_path(captured.graph)
+        logits = find_logits(output, explained.activation)
         cut_points = find_cut_points(path)
         # The first layer lies before the others.
         start = _before_last_layers(path, cut_points, ends[0], tuned_layers)
-        self.num_classes = int(recorded_shape(logits)[1])
+        count = math.prod(int(side) for side in recorded_shape(logits)[1:])
+        self.num_classes = 2 if self.task == "binary" else count
         self.feature_shape = tuple(int(side) for side in recorded_shape(start)[1:])
         self.below = extract_subgraph(captured, image, start)
         self.above = extract_subgraph(captured, start, *ends, logits, batch_of=image)
@@ -122,7 +131,11 @@ class TunableNetwork(torch.nn.Module):
             features: what ``below`` returns, [N, *feature_shape].
         """
         *activations, logits = self.above(features)
-        return activations, logits
+        return activations, self._by_class(logits.reshape(len(logits), -1))
+
+    def _by_class(self, logits: torch.Tensor) -> torch.Tensor:
+        """Make two classes of one logit, in the last axis."""
+        return torch.cat([-logits / 2, logits / 2], -1) if self.task == "binary" else logits
 
     def classify(self, image: torch.Tensor) -> torch.Tensor:
         """Compute logits [N, C] of normalised images [N, channels, H, W]."""
@@ -151,7 +164,7 @@ class TunableNetwork(torch.nn.Module):
         """
         if method == "ablation":
             return self._ablation_maps(activations[-1], logits, target, score, signed)
-        values = logits if (score or "logit") == "logit" else logits.softmax(-1)
+        values = logits if (score or "logit") == "logit" else probabilities_of(self.task, logits)
         chosen = values.gather(1, target[:, None]).sum()
         gradients = torch.autograd.grad(chosen, list(activations), create_graph=True)
         pairs = zip(activations, gradients, strict=True)
@@ -173,8 +186,10 @@ class TunableNetwork(torch.nn.Module):
         assert self._parts is not None
         classes = torch.arange(self.num_classes, device=target.device)
         selected = (classes == target[:, None, None]).to(logits.dtype)
-        drops = compute_logit_drops(self._parts, activations, logits)
-        weights = ablation_weights(logits, drops, selected, score or "prob")
+        own = 2 * logits[:, 1:] if self.task == "binary" else logits
+        drops = self._by_class(compute_logit_drops(self._parts, activations, own))
+        independent = self.task == "sigmoid"
+        weights = ablation_weights(logits, drops, selected, score or "prob", independent)
         make = signed_map if signed else raw_map
         unused = activations[:, None]
         return make("ablation", activations, unused, weights)[:, 0]  # type: ignore[no-any-return]

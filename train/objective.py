@@ -15,6 +15,7 @@ from ..runtime.errors import RequestError
 from ..runtime.tft import Tft
 from .loop import Losses
 from .network import TunableNetwork, Tuner, soften
+from .task_losses import classification_loss, divergence, explained_class_loss
 
 Variant = Literal["tuner", "aligned", "faithful", "cross-asked", "guided", "avoiding", "swapping"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
@@ -49,6 +50,7 @@ class Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             images whose regions that must not matter are swapped, see ``swap_regions``.
         classification: weight of the cross-entropy with the labels (equation 8: 1).
         distillation: weight of KL(p before || p now), which holds probabilities where they were.
+            Both are sums over the labels, where these are independent, see ``task_losses``.
         tft: the reading of TFT that M* is computed in.
         score: see ``whycam.export.to_onnx``.
     """
@@ -128,7 +130,8 @@ class AftLosses(Losses):
         """Compute the losses of a batch, [len(names)].
 
         Args:
-            batch: ``target`` int64 [N]; ``label`` int64 [N], -1 where unknown; ``probabilities``
+            batch: ``target`` int64 [N]; ``label`` int64 [N], -1 where unknown, or ``present`` of
+                independent labels, see ``classification_loss``; ``probabilities``
                 [N, C] before training; ``features`` [N, K', h', w'] or else ``image`` [N, 3, H,
                 W], which ``faithful`` needs as well; ``mask`` [N, h, w] where one is used;
                 ``inside`` and ``avoid`` [N, h', w'] from ``Guides.row``.
@@ -139,11 +142,10 @@ class AftLosses(Losses):
             with torch.no_grad():
                 features = self.tunable.below(batch["image"])
         activations, logits = self.tunable(features)
-        labelled = batch["label"] >= 0
-        classification = F.cross_entropy(logits, batch["label"].clamp(min=0), reduction="none")
+        task = self.tunable.task
         parts = [
-            (objective.classification, torch.where(labelled, classification, 0.0).mean()),
-            (objective.distillation, _divergence(batch["probabilities"], logits)),
+            (objective.classification, classification_loss(task, logits, batch)),
+            (objective.distillation, divergence(task, batch["probabilities"], logits)),
         ]
         raw = None
         if objective.terms.keys() & {"aligned", *_MASKING}:
@@ -185,10 +187,7 @@ class AftLosses(Losses):
     def _swapped(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Compute the cross-entropy of the labels for images whose regions were swapped."""
         images = swap_regions(batch["image"], batch["avoid"])
-        losses = F.cross_entropy(
-            self.tunable.classify(images), batch["label"].clamp(min=0), reduction="none"
-        )
-        return torch.where(batch["label"] >= 0, losses, 0.0).mean()
+        return classification_loss(self.tunable.task, self.tunable.classify(images), batch)
 
     def _term(
         self,
@@ -208,7 +207,7 @@ class AftLosses(Losses):
         masked = self.tunable.maps(raw)[:, None] * batch["image"]
         asked = self.tunable if self.before is None or name == "faithful" else self.before
         logits = asked.classify(masked)
-        return F.cross_entropy(logits, batch["target"])
+        return explained_class_loss(self.tunable.task, logits, batch["target"])
 
 
 def swap_regions(images: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
@@ -242,9 +241,3 @@ def _mean_of_known(values: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
     """The mean over the images that have regions; 0 without any."""
     known = regions[:, 0, 0] >= 0
     return torch.where(known, values, 0.0).sum() / known.sum().clamp(min=1)
-
-
-def _divergence(before: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """Compute KL(before || softmax(logits)), the mean over images."""
-    now = logits.log_softmax(-1)
-    return F.kl_div(now, before, reduction="batchmean")

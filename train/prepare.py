@@ -25,6 +25,7 @@ from ..runtime.timing import Tick
 from .cache import Cache
 from .guides import CELLS, Guides
 from .network import TunableNetwork
+from .task_losses import probabilities_of
 
 _BATCH = 16
 
@@ -37,7 +38,7 @@ def layout(
     Args:
         tunable: the network.
         spec: its preprocessing.
-        names: of the arrays: ``target`` (the most probable class), ``probabilities``,
+        names: of the arrays: ``target`` (the class explained), ``probabilities``,
             ``features`` (the output of the frozen part), ``image`` (resized and cropped),
             ``mask`` (M*), ``inside`` and ``avoid`` (regions, see ``guides``).
     """
@@ -73,6 +74,8 @@ class RowComputer:
         explainer: of the same network, if masks are needed.
         guides: the images' regions, by the name of their array.
         labels: classes of the images, -1 where unknown, if there are guides.
+        present: of independent labels those that each image has. The most probable of them is
+            explained; the most probable of all, where an image has none.
     """
 
     tunable: TunableNetwork
@@ -83,6 +86,7 @@ class RowComputer:
     explainer: Explainer | None = None
     guides: Mapping[str, Guides] = field(default_factory=dict)
     labels: Sequence[int] = ()
+    present: Sequence[Sequence[int]] = ()
 
     def fill(
         self,
@@ -109,7 +113,8 @@ class RowComputer:
                 batch = items[start : start + _BATCH]
                 read = read_views([paths[item] for item in batch], self.spec)
                 errors.update({batch[i]: why for i, why in read.errors.items()})
-                rows = self.rows(read.views, cache.layout)
+                present = [self.present[item] for item in batch] if self.present else None
+                rows = self.rows(read.views, cache.layout, present)
                 parts.append(rows | self._regions(batch, read.placements, rows["target"]))
                 if tick is not None:
                     tick("reading images", len(batch))
@@ -139,15 +144,20 @@ class RowComputer:
         }
 
     @torch.no_grad()
-    def rows(self, views: Pixels, names: Container[str]) -> dict[str, NDArray[Any]]:
-        """Compute the rows of images from ``read_views``."""
+    def rows(
+        self,
+        views: Pixels,
+        names: Container[str],
+        present: Sequence[Sequence[int]] | None = None,
+    ) -> dict[str, NDArray[Any]]:
+        """Compute the rows of images from ``read_views``; of ``present`` see the attribute."""
         image = to_input(views, self.spec, self.device)
         features = self.tunable.below(image)
         _, logits = self.tunable(features)
-        target = logits.argmax(-1)
+        target = _choose_targets(logits, present)
         rows: dict[str, NDArray[Any]] = {
             "target": target.cpu().numpy(),
-            "probabilities": logits.softmax(-1).cpu().numpy(),
+            "probabilities": probabilities_of(self.tunable.task, logits).cpu().numpy(),
             "features": features.cpu().numpy(),
             "image": views,
         }
@@ -160,6 +170,17 @@ class RowComputer:
                 self.explainer, self.method, self.tft, normalised, rows["target"], size
             )
         return rows
+
+
+def _choose_targets(logits: torch.Tensor, present: Sequence[Sequence[int]] | None) -> torch.Tensor:
+    """Choose the class to explain in each image, int64 [N]."""
+    if present is None:
+        return logits.argmax(-1)
+    allowed = torch.zeros_like(logits, dtype=torch.bool)
+    for row, indices in zip(allowed, present, strict=True):
+        row[list(indices)] = True
+    allowed |= ~allowed.any(-1, keepdim=True)
+    return logits.masked_fill(~allowed, -torch.inf).argmax(-1)
 
 
 @dataclass(frozen=True)

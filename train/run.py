@@ -127,7 +127,7 @@ def fingerprint(
         )
     for data in parts.values():
         for sample in data.samples:
-            digest.update(f"{sample.path.resolve()}\0{sample.label}\n".encode())
+            digest.update(f"{sample.path.resolve()}\0{sample.labels}\n".encode())
     return digest.hexdigest()[:16]
 
 
