@@ -39,12 +39,23 @@ def feeds(case: Case, recorded: Recorded, n: int, k: int) -> dict[str, np.ndarra
 
 
 @pytest.mark.parametrize(
-    ("kind", "attributes", "inner"),
-    [("MatMul", {}, (5, 6)), ("Gemm", {}, (6,)), ("Gemm", {"transB": 1, "alpha": 0.5}, (6,))],
+    ("kind", "attributes", "inner", "weight"),
+    [
+        ("MatMul", {}, (5, 6), (6, 6)),
+        ("Gemm", {}, (6,), (6, 6)),
+        ("Gemm", {"transB": 1, "alpha": 0.5}, (6,), (6, 6)),
+        ("Conv", {"pads": [1] * 4}, (6, 5, 5), (6, 6, 3, 3)),
+        ("Conv", {}, (6, 5, 5), (6, 6, 1, 1)),
+        ("Conv", {"pads": [1] * 4, "strides": [2, 2]}, (6, 6, 6), (6, 6, 3, 3)),
+        ("Conv", {"pads": [1] * 4, "group": 2}, (6, 5, 5), (6, 3, 3, 3)),
+        ("Conv", {"pads": [1] * 4, "group": 6}, (6, 5, 5), (6, 1, 3, 3)),
+        ("ConvTranspose", {"strides": [2, 2]}, (6, 4, 4), (6, 6, 2, 2)),
+        ("ConvTranspose", {"strides": [2, 2], "group": 2}, (6, 4, 4), (6, 3, 2, 2)),
+    ],
 )
-def test_openvino_does_not_take_a_square_weight_for_its_transpose(kind, attributes, inner):
+def test_openvino_does_not_take_a_square_weight_for_its_transpose(kind, attributes, inner, weight):
     """It keeps packed weights by their sizes, so the forward product is in the graph as well."""
-    case = Case([node(kind, "x w", **attributes)], {"x": inner}, {"w": weights(6, 6)})
+    case = Case([node(kind, "x w", **attributes)], {"x": inner}, {"w": weights(*weight)})
     recorded = record(case)
     given = feeds(case, recorded, 3, 2)
     expected = run(recorded.proto, given)

@@ -79,6 +79,19 @@ def _gemm(step: Step) -> list[Tensor | None]:
     return [left, None, shift]
 
 
+def _apart_from_network(step: Step, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Give a convolution back through the network a kernel of its own, where it is square.
+
+    OpenVINO (2026.4, CPU) keeps the kernels of convolutions by their sizes, and would take one with
+    as many outputs as inputs, which the network uses as well, for its transpose. The negative of
+    both operands has the same product, and engines compute that of a constant once.
+    """
+    kernel = step.x(1)
+    if kernel.shape[0] != kernel.shape[1]:
+        return g, kernel
+    return -g, -kernel
+
+
 def _conv(step: Step) -> list[Tensor | None]:
     """Apply the transposed convolution, padded to the input's size, with the same kernel."""
     g, dims = step.g, step.dims()
@@ -98,7 +111,7 @@ def _conv(step: Step) -> list[Tensor | None]:
     extra = step.static_lengths(remainders)
     gradient = step.recorder.op(
         "ConvTranspose",
-        [g, step.x(1)],
+        [*_apart_from_network(step, g)],
         (g.shape[0], *dims[1:]),
         strides=strides,
         dilations=dilations,
@@ -144,7 +157,7 @@ def _conv_transpose(step: Step) -> list[Tensor | None]:
     behind = step.static_lengths(overhang)
     gradient = step.recorder.op(
         "Conv",
-        [_crop(step.g, before, behind), step.x(1)],
+        [*_apart_from_network(step, _crop(step.g, before, behind))],
         (step.g.shape[0], *dims[1:]),
         strides=strides,
         dilations=dilations,
