@@ -93,7 +93,7 @@ class Detector(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         candidates: A, how many boxes the network predicts for each image.
         map_size: (h, w) of the maps: of the finest level.
         levels: the layers that are explained, one for each level of the pyramid.
-        score: what the maps explain: the class's score, or the place of an edge of the box.
+        score: what the maps explain: the class's score, or how far out an edge of the box lies.
         ranks: whether the graph chooses detections itself: in place of a candidate, -1 then means
             in column j of ``target`` the detection of the j-th best score, whatever the class.
         iou: the overlap from which on a candidate of the same class is suppressed, in the graph and

@@ -22,8 +22,9 @@ def build_errors(graph: bytes | str, manifest: Manifest) -> list[str]:
     def image_shape(n: int, free: int) -> Sequence[int]:
         return (n, *(free if side is None else side for side in manifest.image_shape))
 
-    profile.set_shape("image", image_shape(1, 64), image_shape(1, 480), image_shape(4, 1280))
-    profile.set_shape("target", (1, 1), (1, 1), (4, 5))
+    image, pair = manifest.names.get("image", "image"), () if manifest.detector is None else (2,)
+    profile.set_shape(image, image_shape(1, 64), image_shape(1, 480), image_shape(4, 1280))
+    profile.set_shape("target", (1, 1, *pair), (1, 1, *pair), (4, 5, *pair))
     config.add_optimization_profile(profile)
     capabilities = [trt.ComputeCapability.SM86, trt.ComputeCapability.SM89]
     capabilities.append(trt.ComputeCapability.SM120)

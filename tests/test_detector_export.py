@@ -11,6 +11,7 @@ import torch
 from detector_networks import CLASSES, SIZE
 from networks import SMALL, linear
 from numpy.testing import assert_allclose
+from tensorrt_build import build_errors
 
 from whycam.export import Overrides, to_onnx
 from whycam.runtime.boxes import overlaps
@@ -237,6 +238,13 @@ def test_candidates_are_named_for_engines_without_suppression(tmp_path):
     assert not result.manifest.detector.ranks
     kinds = {node.op_type for node in onnx.load(result.path).graph.node}
     assert not kinds & {"NonMaxSuppression", "ScatterND", "TopK"}
+
+
+@pytest.mark.slow
+def test_tensorrt_rtx_builds_a_graph_with_named_candidates(tmp_path):
+    file = write(networks.fill(networks.Yolo8()), tmp_path / "a.onnx")
+    result = to_onnx(file, tmp_path / "b.onnx", ranks=False)
+    assert build_errors(str(result.path), result.manifest) == []
 
 
 def test_a_torch_model_is_a_detector_too(tmp_path):

@@ -93,6 +93,8 @@ def _levels_of_pyramid(network: Network, other: ir.Value) -> list[Layer]:
         beyond = [reader for reader in readers if reader in own | others and reader not in pyramid]
         if not beyond:
             continue
+        if all(_is_one_place(network, value) for value in node.outputs):
+            continue  # what it reads is explained, in the level before
         layer = network.layer_at(node)
         if layer is None or not network.has_gradient(layer):
             return []  # queries, or elements of which nothing says where they belong
@@ -113,6 +115,15 @@ def _differentiable_nodes(network: Network, end: ir.Value) -> set[ir.Node]:
         for node in path
         if any(value in reach and reach[value].any() for value in node.outputs)
     }
+
+
+def _is_one_place(network: Network, value: ir.Value) -> bool:
+    """Tell whether a tensor is a feature map of one place, as the coarsest level of an SSD."""
+    channels, *spatial = sorted(
+        (side for side in network.plain.shapes.dims.get(value, ()) if isinstance(side, int)),
+        reverse=True,
+    ) or [0]
+    return channels > 0 and len(spatial) == 2 and spatial == [1, 1]
 
 
 def _continues(network: Network, before: Layer, layer: Layer) -> bool:
