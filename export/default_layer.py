@@ -247,7 +247,7 @@ def _is_linear(flow: DataFlow, node: ir.Node) -> bool:
 def has_weights(flow: DataFlow, nodes: Sequence[ir.Node]) -> bool:
     """Tell whether a learned matrix or kernel enters, even through other operators."""
     return any(
-        is_learned(value)
+        _is_learned(value)
         for node in nodes
         if node.op_type in _PRODUCTS
         for value in node.inputs
@@ -255,8 +255,7 @@ def has_weights(flow: DataFlow, nodes: Sequence[ir.Node]) -> bool:
     )
 
 
-def is_learned(value: ir.Value) -> bool:
-    """Tell whether a tensor follows from learned matrices or kernels alone."""
+def _is_learned(value: ir.Value) -> bool:
     pending, visited = [value], set()
     while pending:
         current = pending.pop()

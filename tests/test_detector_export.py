@@ -295,7 +295,7 @@ def test_options_of_detectors_are_refused_for_classifiers(tmp_path):
 @pytest.mark.parametrize(
     ("name", "format", "words"),
     [
-        ("yolov8", "yolov5", "hold no boxes|are of several kinds|are off"),
+        ("yolov8", "yolov5", "hold no boxes|come from"),
         ("yolov8", "yolov10", r"not \[N, A, 6\]"),
         ("yolov8", "detr", "not one output of boxes"),
         ("detr", "ssd", "no corners of boxes"),

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from ...runtime.errors import ExportError
 from ...runtime.manifest_parts import Activation
-from ..default_layer import is_learned
 from ..graph_inputs import tensor_of
 from ..plain_model import PlainModel
 from ..recorder import Recorder
@@ -28,6 +27,9 @@ _MOVING = {
     "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat",
     "Identity", "Cast", "Gather",
 }  # fmt: skip
+
+
+_LINEAR = {"Conv", "ConvTranspose", "MatMul", "Gemm", "Add", "Sub", "BatchNormalization"}
 
 
 @dataclass(frozen=True)
@@ -160,12 +162,15 @@ class Reading:
         if found == {"Sigmoid"}:
             logits = self._before_sigmoid(tensor)
             return tensor, tensor if logits is None else logits, "sigmoid"
+        if found == {"product"}:
+            return tensor, tensor, "sigmoid"
         if found == {"Softmax"}:
             return tensor, tensor, "softmax"
         if found != {None}:
+            sources = sorted(kind or "products with weights" for kind in found)
             raise ExportError(
-                f"class scores of this detector are of several kinds ({', '.join(map(str, found))})"
-                ": export the network with sigmoid or softmax over all of them, or with neither"
+                f"class scores of this detector come from {' and '.join(sources)}: export "
+                "the network with sigmoid or softmax over all of them, or with neither"
             )
         kind = self.activation or otherwise
         if kind is None:
@@ -240,7 +245,8 @@ def to_corners(boxes: Tensor) -> Tensor:
 def _find_activations(value: ir.Value, visited: set[ir.Value]) -> set[str | None]:
     """Find the activations that a tensor's elements come from, through what only moves them.
 
-    None stands for elements that a product with learned weights computes.
+    None stands for elements that a product with weights computes, ``product`` for products and
+    roots of activated ones, as FCOS multiplies class score and centredness.
     """
     if value in visited:
         return set()
@@ -250,10 +256,16 @@ def _find_activations(value: ir.Value, visited: set[ir.Value]) -> set[str | None
         return {None}
     if node.op_type in ("Sigmoid", "Softmax"):
         return {node.op_type}
+    if node.op_type in _LINEAR:
+        return {None}
+    if node.op_type in ("Mul", "Sqrt"):
+        factors = [v for v in node.inputs if v is not None and v.const_value is None]
+        kinds: set[str | None] = set()
+        for factor in factors:
+            kinds |= _find_activations(factor, visited)
+        return {"product"} if kinds <= {"Sigmoid", "Softmax", "product"} else {None}
     if node.op_type not in _MOVING:
-        learned = any(v is not None and is_learned(v) for v in node.inputs)
-        is_linear = node.op_type in ("Conv", "MatMul", "Gemm", "Add") or learned
-        return {None} if is_linear else {node.op_type}
+        return {node.op_type}
     count = len(node.inputs) if node.op_type == "Concat" else 1
     found: set[str | None] = set()
     for source in node.inputs[:count]:
