@@ -236,6 +236,7 @@ def materials(folder: Path) -> Path:
     from PIL import Image
     from safetensors.torch import save_file
     from skimage import data
+    from torch.nn import Sequential, Softmax
     from torchvision.models import ResNet50_Weights
 
     from whycam.export.resolve import resolve
@@ -272,7 +273,7 @@ def materials(folder: Path) -> Path:
     with _inside(folder):
         own = resolve("my_model.py:make_model", needs_preprocess=False).model
         save_file(own.state_dict(), "best.safetensors")
-        deploy(own, Path("deployed.onnx"))
+        deploy(Sequential(own, Softmax(-1)), Path("deployed.onnx"))
         network = resolve("my_model.py:imagenet")
         description = SavedModel(
             model="my_model.py:imagenet",
@@ -289,11 +290,13 @@ def materials(folder: Path) -> Path:
 
 
 def _write_detector(folder: Path) -> None:
-    """Make detector.explained.onnx, which finds red, green and blue cells, and a street for it."""
+    """Make street.jpg, a detector of coloured cells in it, and another as it is deployed."""
     import msgspec
+    from detector_networks import Yolo8, fill
     from PIL import Image
     from tiny_detector import DETECTOR, write_tiny_detector
 
+    deploy(fill(Yolo8()), folder / "detector.onnx")
     named = msgspec.structs.replace(DETECTOR, labels=("dog", "car", "bicycle"))
     write_tiny_detector(folder / "detector.explained.onnx", named)
     street = np.full((128, 128, 3), 20, np.uint8)
@@ -321,12 +324,11 @@ def _annotate(folder: Path) -> None:
 
 
 def deploy(model: Any, path: Path) -> None:
-    """Write a network as others do: a plain ONNX file that ends in softmax, of 64 x 64 images."""
+    """Write a network as others do: a plain ONNX file for 64 x 64 images."""
     import torch
 
-    classifier = torch.nn.Sequential(model, torch.nn.Softmax(-1)).eval()
     torch.onnx.export(
-        classifier,
+        model.eval(),
         (torch.zeros(1, 3, 64, 64),),
         str(path),
         dynamo=False,

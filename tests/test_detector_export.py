@@ -247,6 +247,18 @@ def test_tensorrt_rtx_builds_a_graph_with_named_candidates(tmp_path):
     assert build_errors(str(result.path), result.manifest) == []
 
 
+def test_outputs_of_another_type_are_read_as_floats(tmp_path):
+    class Double(networks.Yolo8):
+        def forward(self, x):
+            return super().forward(x).double()
+
+    result = to_onnx(write(networks.fill(Double()), tmp_path / "a.onnx"), tmp_path / "b.onnx")
+    assert result.manifest.gradient_score == "logit"
+    engine = open_engine(result.path, result.manifest, "onnxruntime")
+    feeds = {"image": IMAGE, "target": np.full((2, 1, 2), -1, np.int64)}
+    assert engine.run(feeds, ["candidate_scores"])["candidate_scores"].dtype == np.float32
+
+
 def test_a_torch_model_is_a_detector_too(tmp_path):
     result = to_onnx(
         networks.fill(networks.Yolo5()),

@@ -72,6 +72,8 @@ class Reading:
         if node.op_type == "Sigmoid":
             part = self.take(of_source[0], axis, start, stop)
             return self.recorder.op("Sigmoid", [part], part.shape)
+        if node.op_type == "Cast":
+            return self.take(of_source[0], axis, start, stop).cast(tensor.dtype)
         if node.op_type == "Split":
             at, before = self._find_split(tensor)
             if at == axis:
@@ -200,11 +202,11 @@ class Reading:
             whole = [part for part in parts if part is not None]
             axis = node.attributes["axis"].as_int() % tensor.ndim
             return concat(whole, axis) if len(whole) == len(parts) else None
-        if node.op_type not in ("Transpose", "Reshape"):
+        if node.op_type not in ("Transpose", "Reshape", "Cast"):
             return None
         before = self._before_sigmoid(first)
-        if before is None:
-            return None
+        if before is None or node.op_type == "Cast":
+            return before if before is None else before.cast(tensor.dtype)
         if node.op_type == "Reshape":
             return before.reshape(tensor.shape)
         return before.transpose(list(node.attributes["perm"].as_ints()))
