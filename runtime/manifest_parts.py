@@ -75,6 +75,27 @@ ExportScore = Literal["logit", "prob", "class", "left", "top", "right", "bottom"
 Activation = Literal["sigmoid", "softmax"]
 
 
+class DetectionReference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The right answer for one candidate of a built-in test pattern, kept to check engines by.
+
+    From ONNX Runtime, of the graph that the export compared with float64.
+
+    Attributes:
+        pattern: which pattern of ``selftest.wave_pattern``.
+        candidate, index: the candidate and the class explained.
+        score: of both.
+        box: left, top, right, bottom in pixels of the input.
+        map: of the file's first method, reduced to the means of at most 20 x 20 blocks, row by row.
+    """
+
+    pattern: int
+    candidate: int
+    index: int
+    score: float
+    box: tuple[float, float, float, float]
+    map: tuple[float, ...]
+
+
 class Detector(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a graph detects objects, and what its maps explain.
 
@@ -99,6 +120,7 @@ class Detector(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         iou: the overlap from which on a candidate of the same class is suppressed, in the graph and
             outside; None: nothing is, as the network returns each object once.
         min_score: the least score of a detection, unless a caller says otherwise.
+        references: see ``DetectionReference``.
     """
 
     format: DetectorFormat
@@ -109,6 +131,7 @@ class Detector(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     ranks: bool = True
     iou: float | None = None
     min_score: float = 0.25
+    references: tuple[DetectionReference, ...] = ()
 
     def __post_init__(self) -> None:
         if self.candidates < 1 or min(self.map_size) < 1 or not self.levels:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import detector_networks as networks
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,8 @@ from test_detector_export import FORMATS, write
 import whycam
 from whycam.export import to_onnx
 from whycam.runtime.boxes import overlaps
+from whycam.runtime.errors import WrongAnswerError
+from whycam.runtime.onnxfile import with_manifest
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +111,26 @@ def test_tft_of_an_exported_file_by_the_network_itself(exported):
         corners, scores = candidates(prepared * mask)
         best = scores[overlaps(box, corners)[0] >= 0.5].max(initial=0)
         assert rpi == pytest.approx(max(best - first.score, 0) / first.score, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_files_hold_answers_that_every_engine_must_reproduce(exported, tmp_path):
+    path = exported("yolov8")
+    manifest = whycam.load(path, "openvino", threads=1).manifest  # reproduces them
+    references = manifest.detector.references
+    assert {one.pattern for one in references} == {0, 1}
+    assert len({one.candidate for one in references}) >= 3
+    first = references[0]
+    for changes, message in (
+        ({"score": first.score + 0.01}, "score differs"),
+        ({"box": tuple(edge + 1 for edge in first.box)}, "box differs"),
+        ({"map": tuple(1 - value for value in first.map)}, "map differs"),
+    ):
+        wrong = msgspec.structs.replace(first, **changes)
+        detector = msgspec.structs.replace(manifest.detector, references=(wrong,))
+        other = with_manifest(
+            path, tmp_path / "wrong.onnx", msgspec.structs.replace(manifest, detector=detector)
+        )
+        with pytest.raises(WrongAnswerError, match=message):
+            whycam.load(other, "openvino", threads=1)
+        assert whycam.load(other, "onnxruntime", threads=1)  # where exports are checked

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from ...runtime.cam import finest
 from ...runtime.comparison import Comparison
+from ...runtime.engines.detection_selftest import record_references
 from ...runtime.errors import ExportError
 from ...runtime.manifest import Manifest
 from ...runtime.manifest_parts import Activation, Detector, FusedLayer
@@ -137,7 +138,13 @@ def export_detector(
     check = [prepare_image(image, manifest) for image in request.check]
     verification = verify_detector(subject, check)
     steps[3]()
-    target = msgspec.structs.replace(manifest, target_tensor=str(layers[-1].value.name))
+    assert manifest.detector is not None
+    explained = msgspec.structs.replace(
+        manifest.detector, references=record_references(runner.run, manifest)
+    )
+    target = msgspec.structs.replace(
+        manifest, target_tensor=str(layers[-1].value.name), detector=explained
+    )
     manifest = write_model(loaded.plain.model, assembly, target, path)
     return DetectorExport(manifest, verification, assembly, notes)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from ..comparison import ENGINE, ENGINE_INT8
 from ..errors import EngineError, ModelFileError, WrongAnswerError
 from ..manifest import Manifest
-from . import selftest
+from . import detection_selftest, selftest
 from .base import Engine, EngineSettings
 from .plan import is_plan
 from .registry import CHECKED_AT_EXPORT, ENGINES, Candidate, candidates, usable
@@ -77,6 +77,13 @@ def _open(
     exact = (manifest.precision, settings.precision) == ("fp32", "fp32")
     quantised = manifest.precision == "int8"
     if not check or not (quantised or (exact and name != CHECKED_AT_EXPORT)):
+        return engine
+    if manifest.detector is not None:
+        wrong = detection_selftest.find_problem(engine.run, manifest)
+        if wrong is not None:
+            raise WrongAnswerError(
+                f"{engine.description} answers wrongly for {path}: {wrong}. Use another engine"
+            )
         return engine
     found = selftest.check(engine, manifest, ENGINE_INT8 if quantised else ENGINE)
     for reference, compared in zip(manifest.references, found, strict=True):
