@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from test_cli import whycam as whycam_verb  # noqa: F401
 from test_detector_export import FORMATS, write
 
 import whycam
@@ -114,8 +115,11 @@ def test_tft_of_an_exported_file_by_the_network_itself(exported):
 
 
 @pytest.mark.slow
-def test_files_hold_answers_that_every_engine_must_reproduce(exported, tmp_path):
+def test_files_hold_answers_that_every_engine_must_reproduce(whycam_verb, exported, tmp_path):  # noqa: F811
     path = exported("yolov8")
+    said = whycam_verb("verify", path, "--engine", "openvino")
+    assert said.code == 0, said.err
+    assert "gives the export's reference answers" in said.out
     manifest = whycam.load(path, "openvino", threads=1).manifest  # reproduces them
     references = manifest.detector.references
     assert {one.pattern for one in references} == {0, 1}
@@ -134,3 +138,5 @@ def test_files_hold_answers_that_every_engine_must_reproduce(exported, tmp_path)
         with pytest.raises(WrongAnswerError, match=message):
             whycam.load(other, "openvino", threads=1)
         assert whycam.load(other, "onnxruntime", threads=1)  # where exports are checked
+        refused = whycam_verb("verify", other, "--engine", "openvino", "--json")
+        assert (refused.code, refused.json()["ok"]) == (2, False)

@@ -82,7 +82,6 @@ def test_a_detector_classifies_nothing(detector_onnx, call):
 @pytest.mark.parametrize(
     "command",
     [
-        ["verify"],
         ["compare", "{file}"],
         ["half", "-o", "{folder}/half.onnx"],
         ["build", "-o", "{folder}/x.plan"],
@@ -110,3 +109,9 @@ def test_verbs_for_classifiers_refuse_a_detector(whycam, detector_onnx, tmp_path
 def test_manifest_of_a_classifier_has_no_detector(curved_onnx):
     manifest: Manifest = load(curved_onnx, threads=1).manifest
     assert manifest.detector is None
+
+
+def test_verify_refuses_a_detector_without_reference_answers(whycam, detector_onnx):  # noqa: F811
+    result = whycam("verify", detector_onnx, "--engine", "openvino")
+    assert result.code == 2
+    assert "holds no reference answers" in result.err

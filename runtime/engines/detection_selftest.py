@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..comparison import ENGINE
+from ..comparison import ENGINE, Tolerances
 from ..errors import EngineError
 from ..manifest import Manifest
 from ..manifest_parts import DetectionReference
@@ -56,12 +56,13 @@ def record_references(run: Run, manifest: Manifest) -> tuple[DetectionReference,
     return tuple(references)
 
 
-def find_problem(run: Run, manifest: Manifest) -> str | None:
+def find_problem(run: Run, manifest: Manifest, allowed: Tolerances = ENGINE) -> str | None:
     """Compare an engine with the reference answers; None where it reproduces them.
 
     Args:
         run: of the engine, see ``Engine.run``.
         manifest: of the detector.
+        allowed: by which score and map may differ; boxes in proportion to the map.
     """
     detector = manifest.detector
     assert detector is not None
@@ -71,7 +72,8 @@ def find_problem(run: Run, manifest: Manifest) -> str | None:
         answers = _answers(run, make_input(manifest, pattern), target)
         for reference, answer in zip(mine, answers, strict=True):
             expected = reference.score, reference.box, reference.map
-            problem = _problem(answer, expected, manifest, ENGINE, _BOX)
+            edges = _BOX * allowed["maps"] / ENGINE["maps"]
+            problem = _problem(answer, expected, manifest, allowed, edges)
             if problem is not None:
                 return f"test pattern {pattern}, candidate {reference.candidate}: {problem}"
     return None
