@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -80,3 +82,35 @@ def test_region_is_compared_with_the_boxes_together():
     assert region_iou(values, boxes) == pytest.approx(6 / 14)
     assert region_iou(values, boxes, 0.5) == pytest.approx(3 / 13)
     assert region_iou(0 * values, []) == 0
+
+
+def test_measures_of_a_random_map_are_those_of_their_definitions():
+    """What Quantus computes as well: benchmarks/quantus_parity.py compares both."""
+    rng = np.random.default_rng(4)
+    values = rng.random((8, 8)).astype(np.float32)
+    box = (2, 1, 7, 5)
+    mask = np.zeros((8, 8), bool)
+    mask[1:5, 2:7] = True
+    assert energy_inside(values, [box]) == pytest.approx(values[mask].sum() / values.sum())
+    assert pointing(values, [box]) == bool(mask.reshape(-1)[values.argmax()])
+    pairs = np.abs(values.reshape(-1, 1) - values.reshape(1, -1)).mean()
+    assert gini(values) == pytest.approx(pairs / (2 * values.mean()), rel=1e-5)
+
+
+def test_deletion_is_the_area_under_the_curve_of_flipped_pixels():
+    """One step after another: the next pixels of the order are set to 0, and stay so."""
+    rng = np.random.default_rng(5)
+    image, values = rng.random((3, 8, 8), np.float32), rng.random((8, 8), np.float32)
+    weights = rng.random((3, 8, 8), np.float32)
+
+    def classify(images: np.ndarray) -> np.ndarray:
+        return (images * weights).mean((1, 2, 3))[:, None] ** 2
+
+    flipped, curve = image.copy(), [classify(image[None])[0, 0]]
+    order = np.argsort(-values.reshape(-1))
+    for step in range(16):
+        for index in order[4 * step : 4 * step + 4]:
+            flipped[:, index // 8, index % 8] = 0
+        curve.append(classify(flipped[None])[0, 0])
+    area = sum((a + b) / 2 for a, b in itertools.pairwise(curve)) / 16
+    assert insertion_deletion(classify, image, values, 0, 16)[1] == pytest.approx(area, rel=1e-5)
