@@ -148,3 +148,14 @@ class Recorder(GraphWriter):
     def __init__(self, graph: ir.Graph) -> None:
         super().__init__(graph)
         self.xp = Namespace(self)
+
+    def for_batch(self, length: Tensor) -> Recorder:
+        """Return a recorder of the same graph and part whose batch has another length.
+
+        Args:
+            length: of that batch, int64 [1].
+        """
+        other = Recorder(self.graph)
+        other.symbols = {"N": length}
+        other._part, other._counts, other._constants = self._part, self._counts, self._constants
+        return other

@@ -81,7 +81,8 @@ class GraphWriter:
             )
             self.graph.register_initializer(value)
             self._constants[key] = Tensor(self, value, array.shape, tensor.dtype)
-        return self._constants[key]
+        found = self._constants[key]
+        return Tensor(self, found.value, found.shape, found.dtype)
 
     def op(
         self,

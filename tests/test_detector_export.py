@@ -189,6 +189,13 @@ def test_a_gradient_through_a_pyramid_is_that_of_autograd(tmp_path):
                 assert_allclose(found[name][row, place], expected, atol=1e-4)
 
 
+def test_a_dense_head_is_differentiated_on_patches_alone(exported):
+    """Which is what makes ten detections affordable; queries have no cells."""
+    for name, is_dense in (("yolov8", True), ("yolov5", True), ("yolox", True), ("detr", False)):
+        graph = onnx.load(exported(name)[2].path).graph
+        assert is_dense == any("whycam/gradient/level_" in node.name for node in graph.node)
+
+
 @pytest.mark.parametrize("edge", ["left", "bottom"])
 def test_an_edge_is_explained_by_how_far_out_it_lies(tmp_path, edge):
     model = networks.fill(networks.Yolo5())

@@ -21,7 +21,9 @@ from ..place_sums import sum_over_places
 from ..plain_model import PlainModel
 from ..recorder import Recorder
 from ..tensors import Tensor, unsqueeze
+from .dense_head import find_dense_head
 from .format import Candidates, Format
+from .patches import record_patch_gradients
 from .reading import Reading
 from .targets import Targets, record_targets
 
@@ -157,8 +159,16 @@ def _gradients(
     """Record activations [N, K, h, w] and gradients [N, k, K, h, w] of each level."""
     end = opened.end_of(score)
     seed = _seed(end, targets, score)
+    nodes = nodes_after(network, layers, end.value)
+    head = find_dense_head(network, layers, end.value, nodes)
+    if head is not None:
+        of_levels, used = record_patch_gradients(
+            opened.recorder, network, head, end.value, seed, targets.candidate
+        )
+        maps = [tensor_of(layer.value, opened.plain.shapes, opened.recorder) for layer in layers]
+        return list(zip(maps, of_levels, strict=True)), used
     gradients, rules = reverse(
-        nodes_after(network, layers, end.value),
+        nodes,
         opened.recorder,
         opened.plain.shapes,
         end.value,
