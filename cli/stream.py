@@ -179,7 +179,6 @@ def stream(
 
     if output is not None and _is_same_file(output, source):
         raise RequestError(f"{output} is the source itself: choose another --output")
-    found = _choose_found(model, detector, top, serve is not None)
     look = Look(
         method=method,  # type: ignore[arg-type]
         tft=tft,
@@ -194,6 +193,7 @@ def stream(
     require("--host or --token", bool(host or token), "--serve", serve is not None)
     if serve is not None:
         check_page(host or LOOPBACK, serve, token)
+    found = _choose_found(model, detector, top, serve is not None)
     pages: list[Server] = []
 
     def tell(event: Event) -> None:

@@ -646,6 +646,8 @@ def free_port() -> int:
 
 def test_stream_serves_its_page_while_it_runs(tiny, images, monkeypatch, capsys):
     monkeypatch.setattr("whycam.runtime.load.load", lambda *_, **__: tiny)
+    for module in ("stream", "options"):  # the manifest is read before the file is loaded
+        monkeypatch.setattr(f"whycam.cli.{module}.read_manifest", lambda _: tiny.manifest)
     port, heard = free_port(), []
 
     def visit() -> None:
