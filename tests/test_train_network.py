@@ -17,6 +17,7 @@ import whycam
 from whycam.export import to_onnx
 from whycam.runtime import cam
 from whycam.runtime.errors import ExportError, TargetLayerError
+from whycam.runtime.preprocess import crop_resized
 from whycam.train.graph import capture, find_target_node, find_tensor_path
 from whycam.train.network import TunableNetwork, Tuner
 from whycam.train.prepare import to_input
@@ -187,15 +188,19 @@ def test_maps_of_one_logit_are_those_of_its_file(tmp_path, method):
     explainer = whycam.load(tmp_path / "m.onnx", "onnxruntime")
     tunable = TunableNetwork(model, SIZE)
     image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
-    shown = to_input(image[None], explainer.manifest.preprocess, torch.device("cpu"))
+    spec = explainer.manifest.preprocess
+    shown = to_input(crop_resized(image, spec)[0][None], spec, torch.device("cpu"))
+    contrasts = []
     for target in (0, 1):
         (activations,), logits = tunable(tunable.below(shown))
         raw = tunable.raw_maps(method, [activations], logits, torch.tensor([target]))
         expected = explainer.explain(image, target, method)
         ours = tunable.maps(raw)[0].detach().numpy()
         np.testing.assert_allclose(ours, expected.original_map, atol=1e-4)
+        contrasts.append(np.ptp(ours))
         probability = logits.softmax(1)[0, target].item()
         assert probability == pytest.approx(expected.probability, abs=1e-6)
+    assert max(contrasts) > 0.9
 
 
 @pytest.mark.parametrize(
@@ -210,6 +215,27 @@ def test_maps_of_one_logit_are_those_of_its_file(tmp_path, method):
 def test_tasks_that_the_output_cannot_have_are_refused(end, task, message):
     with pytest.raises(ExportError, match=message):
         TunableNetwork(nn.Sequential(networks.linear(), end).eval(), SIZE, task=task)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [nn.Identity(), nn.Softmax(-1), nn.Sigmoid()], ids=str)
+@pytest.mark.parametrize("pool", ["token", "avg", "avgmax", "map"])
+def test_transformers_are_taken_apart_whatever_their_head(pool, end):
+    """Logits of the whole model; its maps' gradients reach weights that are trained."""
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    settings = {"img_size": 16, "patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2}
+    model = timm.models.VisionTransformer(
+        **settings, num_classes=5, global_pool=pool, class_token=pool == "token"
+    )
+    tunable = TunableNetwork(nn.Sequential(model, end).eval(), (16, 16))
+    image = torch.randn(2, 3, 16, 16)
+    activations, logits = tunable(tunable.below(image))
+    torch.testing.assert_close(logits, model(image))
+    raw = tunable.raw_maps("gradcam", activations, logits, logits.argmax(1), signed=True)
+    weights = list(tunable.tuned().values())
+    gradients = torch.autograd.grad(raw.square().sum(), weights, allow_unused=True)
+    assert any(gradient is not None and gradient.any() for gradient in gradients)
 
 
 class TwoHeads(nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +19,9 @@ from ..export.resolve import resolve
 from ..export.saved_model import save_model
 from ..export.source import Source
 from ..runtime.errors import DataError, RequestError
-from ..runtime.input_format import Preprocess
 from ..runtime.manifest_parts import Task
 from ..runtime.timing import Tick, Total
+from .aft_cache import batch_columns, open_cache
 from .aft_evaluation import evaluate_both
 from .aft_result import (
     AFTER,
@@ -32,7 +31,6 @@ from .aft_result import (
     note_labels,
     read_result,
 )
-from .cache import Cache
 from .data import Batches, check_exclusive, split_data
 from .engine import explain_cpu, open_explainer
 from .guides import open_guides
@@ -40,11 +38,11 @@ from .labels import list_present, tabulate_labels
 from .loop import Plan, count_steps, fit
 from .network import TunableNetwork
 from .objective import AftLosses, Objective
-from .prepare import RowComputer, layout
+from .prepare import RowComputer
 from .run import Machines, claim_folder, describe_model, fingerprint
 
 if TYPE_CHECKING:
-    from lightning_fabric import Fabric
+    pass
 
 
 def train_aft(
@@ -205,7 +203,7 @@ def train_aft(
         of_items,
         () if present is None else list_present(present),
     )
-    store, notes = _open_cache(
+    store, notes = open_cache(
         place, key, cache, flip, len(samples), tunable, spec, objective, fabric
     )
     maker.fill(store, [s.path for s in samples], (fabric.global_rank, fabric.world_size), tick)
@@ -227,7 +225,7 @@ def train_aft(
         maker,
         [sample.path for sample in samples],
         of_items,
-        _batch_columns(store, objective),
+        batch_columns(store, objective),
         plan.seed if flip else None,
         present,
     )
@@ -300,55 +298,3 @@ def _export(
         task=task,
         tft=objective.tft,
     )
-
-
-def _open_cache(
-    place: Path,
-    key: str,
-    cache: str,
-    flip: bool,
-    count: int,
-    tunable: TunableNetwork,
-    spec: Preprocess,
-    objective: Objective,
-    fabric: Fabric,
-) -> tuple[Cache, list[str]]:
-    """Open the cache of what stays the same in training, in full if the disk allows."""
-    small = [
-        "target",
-        "probabilities",
-        *(["mask"] if objective.needs_masks else []),
-        *objective.guides,
-    ]
-    large = ["features", *(["image"] if objective.needs_images else [])]
-    home = place / "cache" if cache in ("auto", "off") else Path(cache)
-    thin = Cache(home / f"{key}-small", count, layout(tunable, spec, small))
-    if flip or cache == "off":
-        return thin, []
-    thick = Cache(home / key, count, layout(tunable, spec, [*small, *large]))
-    if cache != "auto":
-        thick.check_space()
-        return thick, []
-    # Half of what is free: a training is not alone on its disk.
-    fits = thick.folder.is_dir() or thick.row_bytes * count < shutil.disk_usage(place).free / 2
-    if bool(fabric.broadcast(fits)):  # every process must decide alike
-        return thick, []
-    note = (
-        f"the frozen layers' outputs would take {thick.row_bytes * count / 2**30:.1f} GiB on disk, "
-        "more than half of what is free: they are computed in every step instead"
-    )
-    return thin, [note]
-
-
-def _batch_columns(store: Cache, objective: Objective) -> list[str]:
-    columns = [
-        "target",
-        "probabilities",
-        *(["mask"] if objective.needs_masks else []),
-        *objective.guides,
-    ]
-    if "features" in store.layout:
-        columns.append("features")
-    if objective.needs_images or "features" not in store.layout:
-        columns.append("image")
-    return columns
