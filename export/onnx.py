@@ -188,6 +188,7 @@ def to_onnx(
         TargetLayerError: there is no usable target layer.
         VerificationError: the file does not compute what the network does; it is deleted.
         OutputError: the file cannot be written.
+        RequestError: options that contradict each other, or that such a model has not.
     """
     begin = time.perf_counter()
     step = step or (lambda _: None)
