@@ -122,7 +122,8 @@ class DetectorOptions:
         DetectorFormat | None,
         typer.Option(
             help="Of a detector's outputs: yolov8 is [N, 4 + C, A], yolov5 (and 7) and yolox "
-            "[N, A, 5 + C], yolov10 (and 26) [N, A, 6], detr and ssd scores and boxes apart "
+            "[N, A, 5 + C], yolov10 (and 26) [N, A, 6], picodet scores and distributions of each "
+            "level, detr and ssd scores and boxes apart "
             "[default: what the graph and its file prove]."
         ),
     ] = None

@@ -28,6 +28,7 @@ from .preprocessing import (
     count_stated_channels,
     find_input_size,
     format_example_command,
+    keep_whole_image,
 )
 from .requirements import require_torch
 from .zero_shot import LogitParameters
@@ -185,16 +186,17 @@ def load_model(
     module, names = return_tensors(source.model, torch.zeros(2, spec.channels, *spec.size))
     translated = to_ir(module, spec.size, opset, spec.channels, dynamic_size, names)
     plain = to_plain(translated, spec.size, "NCHW", dynamic_size=dynamic_size)
+    form = None if detector is None else _recognise(plain, {}, detector)
     return LoadedModel(
         source.name,
         source.weights,
         plain,
-        source.preprocess,
+        spec if form is None else keep_whole_image(spec, options),
         source.labels,
         source.notes,
         module,
         logit_parameters=parameters,
-        form=None if detector is None else _recognise(plain, {}, detector),
+        form=form,
     )
 
 
@@ -248,6 +250,8 @@ def _load_onnx(
     spec = choose_preprocess(
         overrides, known, plain.size, plain.channels, path.name, example, needs_preprocess
     )
+    if form is not None:
+        spec = keep_whole_image(spec, overrides)
     names = read_labels(labels) if labels is not None else () if known is None else known.labels
     notes = _notes(known, overrides, labels)
     return LoadedModel(

@@ -149,6 +149,16 @@ def choose_preprocess(
     return _changed(base, overrides, channels)
 
 
+def keep_whole_image(spec: Preprocess, overrides: Overrides) -> Preprocess:
+    """Leave out a preset's centre crop, which is for classifiers: objects lie at the edges too.
+
+    What the model, a file or ``Overrides.resize`` states stays.
+    """
+    if overrides.preprocess not in PRESETS or overrides.resize is not None:
+        return spec
+    return msgspec.structs.replace(spec, resize=spec.size)
+
+
 def format_example_command(
     model: str,
     target: str,

@@ -68,7 +68,7 @@ class Attention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 Edge = Literal["left", "top", "right", "bottom"]
 EDGES: tuple[Edge, ...] = get_args(Edge)
-DetectorFormat = Literal["yolov8", "yolov5", "yolov10", "yolox", "detr", "ssd"]
+DetectorFormat = Literal["yolov8", "yolov5", "yolov10", "yolox", "picodet", "detr", "ssd"]
 DETECTOR_FORMATS: tuple[DetectorFormat, ...] = get_args(DetectorFormat)
 ExplainedScore = Literal["class", "left", "top", "right", "bottom"]
 ExportScore = Literal["logit", "prob", "class", "left", "top", "right", "bottom"]

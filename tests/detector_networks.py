@@ -79,7 +79,9 @@ class Yolo8(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        levels = self.pyramid(x)
+        return self.predict(self.pyramid(x))
+
+    def predict(self, levels: list[torch.Tensor]) -> torch.Tensor:
         both = [
             torch.cat([box(f), cls(f)], 1).flatten(2)
             for f, box, cls in zip(levels, self.box, self.cls, strict=True)
@@ -148,6 +150,36 @@ class YoloX(nn.Module):
             ]
             rows.append(torch.cat(parts, 1).flatten(2))
         return torch.cat(rows, 2).permute(0, 2, 1)
+
+
+class PicoDet(nn.Module):
+    """The branches of ``Yolo8``, undecoded: scores of all levels, then distributions of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = Yolo8()
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        levels = self.dense.pyramid(x)
+        scores = [cls(f).sigmoid() for f, cls in zip(levels, self.dense.cls, strict=True)]
+        boxes = [box(f) for f, box in zip(levels, self.dense.box, strict=True)]
+        return tuple(each.flatten(2).transpose(1, 2) for each in (*scores, *boxes))
+
+
+class TopFirst(nn.Module):
+    """Scores of a foreground class after one for the background, and boxes top, left, ..."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = Yolo8()
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        levels = self.dense.pyramid(x)
+        boxes = self.dense.predict(levels)[:, :4].permute(0, 2, 1)
+        low, high = boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2
+        logits = [cls(f).flatten(2) for f, cls in zip(levels, self.dense.cls, strict=True)]
+        scores = torch.cat(logits, 2).permute(0, 2, 1).sigmoid()
+        return scores[..., 1:], torch.cat([low.flip(-1), high.flip(-1)], 2) / SIZE
 
 
 class Yolo10(nn.Module):

@@ -44,6 +44,7 @@ FORMATS = {
     "yolov5": (networks.Yolo5, {}),
     "yolox": (networks.YoloX, {"format": "yolox"}),
     "yolov10": (networks.Yolo10, {"format": "yolov10", "labels": LABELS}),
+    "picodet": (networks.PicoDet, {"overrides": PLAIN}),
     "detr": (networks.Detr, {"labels": LABELS, "overrides": PLAIN}),
 }
 
@@ -57,7 +58,10 @@ def exported(tmp_path_factory):
         if name not in made:
             network, options = FORMATS[name]
             model = networks.fill(network())
-            outputs = ("logits", "pred_boxes") if name == "detr" else ()
+            outputs = {
+                "detr": ("logits", "pred_boxes"),
+                "picodet": ("s8", "s16", "s32", "d8", "d16", "d32"),
+            }.get(name, ())
             file = write(model, folder / f"{name}.onnx", *outputs)
             result = to_onnx(file, folder / f"{name}.explained.onnx", **options)
             made[name] = model, file, result
@@ -74,10 +78,11 @@ def run(path: Path, outputs: list[str], target: np.ndarray) -> dict[str, np.ndar
 def expected_candidates(name: str, model: torch.nn.Module) -> tuple[np.ndarray, np.ndarray]:
     """Scores [N, A, C] and corners [N, A, 4], computed from the network's outputs by hand."""
     with torch.no_grad():
-        out = model(torch.from_numpy(IMAGE))
+        images = torch.from_numpy(IMAGE)
+        out = model.dense(images) if name == "picodet" else model(images)
     if name == "detr":
         scores, boxes = out[0].softmax(-1)[..., :CLASSES], out[1] * SIZE
-    elif name == "yolov8":
+    elif name in ("yolov8", "picodet"):
         boxes, scores = out.permute(0, 2, 1).split((4, CLASSES), 2)
     elif name == "yolov10":
         boxes = out[..., :4]
@@ -111,7 +116,7 @@ def test_scores_and_boxes_are_those_of_the_format(exported, name):
     assert result.verification.worst["own_outputs"] < 1e-6
 
 
-@pytest.mark.parametrize("name", ["yolov8", "yolov5", "yolox", "yolov10"])
+@pytest.mark.parametrize("name", ["yolov8", "yolov5", "yolox", "yolov10", "picodet"])
 def test_layers_are_the_last_of_each_level_before_the_branches(exported, name):
     levels = exported(name)[2].manifest.detector.levels
     width = {"yolox": (8, 8, 8)}.get(name, (8, 12, 16))
@@ -191,7 +196,9 @@ def test_a_gradient_through_a_pyramid_is_that_of_autograd(tmp_path):
 
 def test_a_dense_head_is_differentiated_on_patches_alone(exported):
     """Which is what makes ten detections affordable; queries have no cells."""
-    for name, is_dense in (("yolov8", True), ("yolov5", True), ("yolox", True), ("detr", False)):
+    for name, is_dense in (
+        ("yolov8", True), ("yolov5", True), ("yolox", True), ("picodet", True), ("detr", False)
+    ):  # fmt: skip
         graph = onnx.load(exported(name)[2].path).graph
         assert is_dense == any("whycam/gradient/level_" in node.name for node in graph.node)
 
@@ -331,3 +338,34 @@ def test_logits_that_nothing_explains_are_refused(tmp_path):
     file = write(networks.fill(networks.Detr()), tmp_path / "a.onnx", "logits", "pred_boxes")
     with pytest.raises(ExportError, match="--activation sigmoid or softmax"):
         to_onnx(file, tmp_path / "b.onnx", overrides=PLAIN)
+
+
+def test_boxes_that_begin_with_their_top_edge_are_read_as_such(tmp_path):
+    """TensorFlow's detectors write them so; what tells is the order of the candidates."""
+    model = networks.fill(networks.TopFirst())
+    file = write(model, tmp_path / "a.onnx", "scores", "boxes")
+    result = to_onnx(file, tmp_path / "b.onnx", format="ssd", overrides=PLAIN)
+    found = run(result.path, ["candidate_scores", "candidate_boxes"], np.full((2, 1, 2), -1))
+    scores, boxes = expected_candidates("yolov8", model.dense)
+    assert_allclose(found["candidate_boxes"], boxes, rtol=1e-4, atol=1e-3)
+    assert_allclose(found["candidate_scores"], scores[..., 1:], atol=1e-5)
+    assert any("top, left, bottom, right" in note for note in result.notes)
+    assert result.manifest.gradient_score == "logit"  # though a part of the classes is taken
+
+
+def test_presets_keep_the_whole_image_of_a_detector(exported, tmp_path):
+    """A centre crop, as classifiers have it, would hide the objects at the image's edges."""
+    file = exported("picodet")[1]
+    result = to_onnx(file, tmp_path / "a.onnx", overrides=Overrides(preprocess="imagenet"))
+    assert result.manifest.preprocess.resize == (SIZE, SIZE)
+    stated = Overrides(preprocess="imagenet", resize=80)
+    result = to_onnx(file, tmp_path / "b.onnx", overrides=stated)
+    assert result.manifest.preprocess.resize == (80,)
+
+
+def test_levels_without_both_outputs_are_refused(exported, tmp_path):
+    proto = onnx.load(exported("picodet")[1])
+    del proto.graph.output[5]
+    onnx.save(proto, tmp_path / "a.onnx")
+    with pytest.raises(ExportError, match="not two outputs for each of several levels"):
+        to_onnx(tmp_path / "a.onnx", tmp_path / "b.onnx", format="picodet", overrides=PLAIN)

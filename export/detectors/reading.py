@@ -160,7 +160,7 @@ class Reading:
         Raises:
             ExportError: nothing says whether they are activated, or by what.
         """
-        found = _find_activations(tensor.value, set())
+        found = find_activations(tensor.value)
         if found == {"Sigmoid"}:
             logits = self._before_sigmoid(tensor)
             return tensor, tensor if logits is None else logits, "sigmoid"
@@ -202,14 +202,22 @@ class Reading:
             whole = [part for part in parts if part is not None]
             axis = node.attributes["axis"].as_int() % tensor.ndim
             return concat(whole, axis) if len(whole) == len(parts) else None
-        if node.op_type not in ("Transpose", "Reshape", "Cast"):
+        before = self._before_sigmoid(first) if node.op_type in _MOVING else None
+        if before is None:
             return None
-        before = self._before_sigmoid(first)
-        if before is None or node.op_type == "Cast":
-            return before if before is None else before.cast(tensor.dtype)
+        if node.op_type == "Cast":
+            return before.cast(tensor.dtype)
         if node.op_type == "Reshape":
             return before.reshape(tensor.shape)
-        return before.transpose(list(node.attributes["perm"].as_ints()))
+        if node.op_type == "Transpose":
+            return before.transpose(list(node.attributes["perm"].as_ints()))
+        if node.op_type == "Split":
+            axis, start = self._find_split(tensor)
+            length = tensor.shape[axis]
+            assert isinstance(length, int)
+            return self._slice(before, axis, start, start + length)
+        attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+        return self.recorder.op(node.op_type, [before, *sources[1:]], tensor.shape, **attributes)
 
     def _known(self, value: ir.Value | None) -> Tensor | None:
         if value in self.recorder.recorded:
@@ -244,12 +252,13 @@ def to_corners(boxes: Tensor) -> Tensor:
     return concat([centre - half, centre + half], boxes.ndim - 1)
 
 
-def _find_activations(value: ir.Value, visited: set[ir.Value]) -> set[str | None]:
+def find_activations(value: ir.Value, visited: set[ir.Value] | None = None) -> set[str | None]:
     """Find the activations that a tensor's elements come from, through what only moves them.
 
     None stands for elements that a product with weights computes, ``product`` for products and
     roots of activated ones, as FCOS multiplies class score and centredness.
     """
+    visited = set() if visited is None else visited
     if value in visited:
         return set()
     visited.add(value)
@@ -264,7 +273,7 @@ def _find_activations(value: ir.Value, visited: set[ir.Value]) -> set[str | None
         factors = [v for v in node.inputs if v is not None and v.const_value is None]
         kinds: set[str | None] = set()
         for factor in factors:
-            kinds |= _find_activations(factor, visited)
+            kinds |= find_activations(factor, visited)
         return {"product"} if kinds <= {"Sigmoid", "Softmax", "product"} else {None}
     if node.op_type not in _MOVING:
         return {node.op_type}
@@ -272,5 +281,5 @@ def _find_activations(value: ir.Value, visited: set[ir.Value]) -> set[str | None
     found: set[str | None] = set()
     for source in node.inputs[:count]:
         if source is not None:
-            found |= _find_activations(source, visited)
+            found |= find_activations(source, visited)
     return found

@@ -8,12 +8,13 @@ from ...runtime.errors import ExportError
 from ...runtime.input_format import Preprocess
 from ...runtime.manifest_parts import DetectorFormat
 from ..plain_model import PlainModel
-from . import detr, ssd, yolov5, yolov8, yolov10, yolox
+from . import detr, picodet, ssd, yolov5, yolov8, yolov10, yolox
 from .format import Format
 from .grids import find_strides, single_output
 
 FORMATS: dict[DetectorFormat, Format] = {
-    module.FORMAT.name: module.FORMAT for module in (yolov8, yolov5, yolov10, yolox, detr, ssd)
+    module.FORMAT.name: module.FORMAT
+    for module in (yolov8, yolov5, yolov10, yolox, picodet, detr, ssd)
 }
 
 
@@ -51,6 +52,8 @@ def _recognise(plain: PlainModel, metadata: Mapping[str, str]) -> DetectorFormat
     names = {value.name for value in plain.graph.outputs}
     if {"logits", "pred_boxes"} <= names and FORMATS["detr"].refuse(plain) is None:
         return "detr"
+    if FORMATS["picodet"].refuse(plain) is None:
+        return "picodet"
     dims = single_output(plain)
     if dims is None:
         return None

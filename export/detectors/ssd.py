@@ -1,19 +1,25 @@
 """SSD, RetinaNet, FCOS and their kin: class scores [N, A, C] and boxes [N, A, 4] as corners.
 
-Boxes are decoded, in pixels or as shares of the image; which of the two, the numbers tell.
+Boxes are decoded, in pixels or as shares of the image, from left, top, right, bottom, or from
+top, left, bottom, right as TensorFlow's detectors have them; the numbers tell.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from ...runtime.errors import ExportError
+from ..tensors import concat
 from .detr import count_background
 from .format import Candidates, Format
 from .pairs import find_pair, refuse_pair
 from .reading import Reading
 
 _LARGEST_SHARE = 2.0  # of the image that a box in [0, 1] may reach
+_CLEAR = 4  # times as many jumps back tell columns from rows
 
 
 def _read(reading: Reading) -> Candidates:
@@ -26,6 +32,10 @@ def _read(reading: Reading) -> Candidates:
             "in the graph: export the network with that step, up to suppression"
         )
     boxes = reading.output(boxes_value)
+    order: tuple[str, ...] = ()
+    if is_top_first(sample):
+        boxes = concat([boxes[..., at : at + 1] for at in (1, 0, 3, 2)], 2)
+        order = ("boxes were read as top, left, bottom, right: so their candidates are ordered",)
     if np.abs(sample).max() <= _LARGEST_SHARE:
         height, width = reading.plain.size
         sides = np.array([[[width, height, width, height]]], np.float32)
@@ -33,9 +43,24 @@ def _read(reading: Reading) -> Candidates:
     raw = reading.output(scores_value)
     scores, explained, used = reading.activate(raw, count_background(reading.labels, raw.shape[2]))
     if used == "sigmoid":
-        return Candidates(scores, boxes, explained, explained.value is not scores.value)
+        return Candidates(scores, boxes, explained, explained.value is not scores.value, order)
     scores, notes = reading.drop_background(scores, is_first=True)
-    return Candidates(scores, boxes, scores, notes=notes)
+    return Candidates(scores, boxes, scores, notes=(*notes, *order))
+
+
+def is_top_first(sample: NDArray[Any]) -> bool:
+    """Tell whether boxes begin with their top edge, by the order of the candidates.
+
+    These go through the cells row by row: the column jumps back at the end of each row, the row
+    only where a level ends. Candidates in no such order are taken to begin with the left edge.
+
+    Args:
+        sample: boxes of some images, [N, A, 4].
+    """
+    centres = (sample[..., :2] + sample[..., 2:]) / 2
+    half = np.ptp(centres, axis=(0, 1)) / 2
+    first, second = (np.diff(centres, axis=1) < -half).sum((0, 1))
+    return bool(second >= _CLEAR * max(first, 1))
 
 
 FORMAT = Format("ssd", 0.5, refuse_pair, _read)
