@@ -19,12 +19,13 @@ MAIN = "origin/main"
 TESTED_BY: dict[str, str] = {
     "export/*": "build dynamic_size export full_size fused_layers half image_encoders input_export "
     "int8 legrad parity_gradcam preprocessing right_edge tokens two_encoders zero_shot",
+    "export/detectors/*": "detect detector",
     "export/gradient/*": "export_gradients full_size gradient parity_gradcam",
     "export/precision/*": "half int8",
     "export/tensorrt/*": "build full_size",
     "calibrate/*": "calibrate evaluate int8",
     "train/*": "train",
-    "runtime/*": "api explainer full_size in_graph parity_gradcam signals",
+    "runtime/*": "api detect explainer full_size in_graph parity_gradcam signals",
     "runtime/engines/*": "build engines explainer gpu onnxruntime_gpu ort_plugins",
     "runtime/live/*": "serve stream",
     "runtime/serve/*": "serve",

@@ -82,7 +82,7 @@ def bench(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure how long explanations take here, of classes or of detections.
+    """Measure how long explanations take here.
 
     Plain classification, or detection, and other tools are timed beside them.
     Several values are separated by commas. Every combination is timed once in each round.

@@ -73,7 +73,7 @@ def explain(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Classify images, or detect objects in them, and show where the network looked.
+    """Show what a network sees in images, and where it looked.
 
     Files are named after image, class, method and threshold; none is overwritten. With --on the
     results are Parquet files, see docs/cluster.md.

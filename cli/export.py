@@ -92,7 +92,7 @@ def export(
     opset: Annotated[int, typer.Option(help="ONNX operator set.")] = 18,
     as_json: Json = False,
 ) -> None:
-    """Turn a classifier or detector into one ONNX file that explains itself.
+    """Turn a network into one ONNX file that explains itself.
 
     The file answers as before, which is checked before it is written.
     """

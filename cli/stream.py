@@ -167,7 +167,7 @@ def stream(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Explain a camera or a video, frame by frame: a class, or a detector's objects.
+    """Explain a camera or a video, frame by frame.
 
     Ctrl-C ends it: what was written is finished and kept, and the exit code is 130 (143 after
     SIGTERM).

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def verify(model: Model, engine: EngineOptions, as_json: Json = False) -> None:
-    """Check that the engine here gives the export's answers, to classes or of detections.
+    """Check that the engine here gives the export's answers.
 
     The file holds the reference answers.
     """

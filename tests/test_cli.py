@@ -334,7 +334,7 @@ def test_a_broken_image_among_good_ones_is_named_and_the_rest_explained(
         (["--tft", "--naive"], "exclude"),
         (["--tft", "--mask", "hard"], "binary"),
         (["--save", "figure"], "-o"),
-        (["--save", "overlays"], "overlay, figure, map, mask, comparison, csv, jsonl, coco"),
+        (["--save", "overlays"], "mask, comparison, detections, csv"),
         (["--opacity", "1.5"], "[0, 1]"),
         (["--colormap", "rainbow"], "inferno"),
         (["-o", "maps", "--save", "mask"], "--tft or --naive"),

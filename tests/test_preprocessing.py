@@ -373,7 +373,7 @@ def test_what_the_user_says_wins_over_what_the_file_says(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     "metadata",
-    [{"names": YOLO["names"], "stride": "32"}, YOLO | {"task": "detect", "imgsz": "[32, 32]"}],
+    [{"names": YOLO["names"], "stride": "32"}, YOLO | {"task": "segment", "imgsz": "[32, 32]"}],
 )
 def test_metadata_of_other_tasks_says_nothing_of_classifiers(
     metadata: dict[str, str], tmp_path: Path
