@@ -181,7 +181,7 @@ def infer(model: Model, inputs: Inputs, plan: DetectionPlan) -> tuple[Inference,
         columns=columns,
         candidates=chosen[:, 0],
         classes=chosen[:, 1],
-        scores=_finite(outputs.get("scores", empty[..., 0])[rows, columns]),
+        scores=_finite(outputs.get("scores", empty[..., 0]))[rows, columns],
         boxes=_finite(outputs.get("boxes", empty)[rows, columns]),
     )
     return Inference(inputs, outputs, tuple(counts)), objects

@@ -136,8 +136,10 @@ def _resolve(target: Any, manifest: Manifest, detector: Detector) -> _Resolved:
     if not all(paired):
         raise RequestError("targets are classes, or pairs (candidate, class), not both at once")
     pairs = tuple(_pair(one, manifest, detector) for one in listed)
-    if len(pairs) > MOST_DETECTIONS:
-        raise RequestError(f"{len(pairs)} targets: {MOST_DETECTIONS} are explained at most")
+    # The graph ranks as many of its candidates as there are targets, whether they are named or not.
+    most = min(MOST_DETECTIONS, detector.candidates) if detector.ranks else MOST_DETECTIONS
+    if len(pairs) > most:
+        raise RequestError(f"{len(pairs)} targets: {most} are explained at most, in one call")
     return pairs, None
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...runtime.errors import ExportError
 from ...runtime.manifest_parts import Activation
-from .format import Candidates, Format
+from .format import Candidates, Format, is_background
 from .pairs import find_pair, refuse_pair
 from .reading import Reading, to_corners
 
@@ -36,7 +36,7 @@ def _read(reading: Reading) -> Candidates:
 
 def count_background(labels: tuple[str, ...], count: object) -> Activation | None:
     """Tell from the number of class names whether one more is scored, the background."""
-    names = [label for label in labels if label.lower() != "background"]
+    names = [label for label in labels if not is_background(label)]
     if not names:
         return None
     return "sigmoid" if len(names) == count else "softmax" if len(names) + 1 == count else None

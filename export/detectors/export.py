@@ -28,7 +28,7 @@ from ..network_checks import check_quantised
 from ..original_model import OriginalModel
 from ..verify_subject import prepare_image
 from .assemble import Opened, assemble_detector, read_candidates
-from .format import Format
+from .format import Format, is_background
 from .levels import find_levels, list_pyramid
 from .options import DetectorOptions
 from .reference import DetectorReference
@@ -162,7 +162,7 @@ def _describe(
     count, classes = candidates.scores.shape[1:]
     if not isinstance(count, int) or not isinstance(classes, int):
         raise ExportError(f"the number of candidates is not fixed: scores {candidates.scores}")
-    labels, notes = _labels(loaded.labels, classes, request.is_labelled)
+    labels = _labels(loaded.labels, classes, request.is_labelled, request.form.name)
     dtype = plain.shapes.dtypes[plain.image]
     try:
         manifest = Manifest(
@@ -204,19 +204,18 @@ def _describe(
         )
     except ValueError as error:
         raise ExportError(f"the options do not fit the model: {error}") from error
-    return manifest, (*notes, *candidates.notes)
+    return manifest, candidates.notes
 
 
-def _labels(
-    labels: tuple[str, ...], classes: int, is_stated: bool
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _labels(labels: tuple[str, ...], classes: int, is_stated: bool, form: str) -> tuple[str, ...]:
     """Complete and check class names, which may hold one for the background."""
     names = labels
     if len(names) == classes + 1:
-        names = tuple(name for name in names if name.lower() != "background")
+        names = tuple(name for name in names if not is_background(name))
     if not names or len(names) == classes:
-        return names, ()
-    problem = f"there are {len(labels)} labels, but the detector has {classes} classes"
-    if is_stated:
-        raise ExportError(problem)
-    return (), (f"{problem}: the labels were left out",)
+        return names
+    raise ExportError(
+        f"there are {len(labels)} labels{'' if is_stated else ' in the file'}, but read as the "
+        f"format {form} the detector has {classes} classes: name the right format with --format, "
+        "or the right classes with --labels"
+    )

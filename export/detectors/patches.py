@@ -16,7 +16,7 @@ from ..gradient.reverse import reverse
 from ..graph_inputs import tensor_of
 from ..layers import Network
 from ..recorder import Recorder
-from ..tensors import Tensor, pad, unsqueeze
+from ..tensors import Tensor, unsqueeze
 from .dense_head import DenseHead, Level
 
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
@@ -79,14 +79,12 @@ def _gradient_of_level(
     at_rows = rows[:, :, None] + offsets  # [N, k, side]
     at_columns = columns[:, :, None] + offsets
     features = tensor_of(level.layer.value, shapes, recorder).cast(ir.DataType.FLOAT)
-    padded = pad(features, (0, 0, radius, radius), (0, 0, radius, radius))
-    cells = padded.transpose((0, 2, 3, 1)).reshape(
-        (BATCH, (height + 2 * radius) * (width + 2 * radius), channels)
-    )
+    cells = features.transpose((0, 2, 3, 1)).reshape((BATCH, height * width, channels))
     xp = recorder.xp
-    low_rows = xp.minimum(at_rows + radius, height + 2 * radius - 1)
-    low_columns = xp.minimum(at_columns + radius, width + 2 * radius - 1)
-    index = low_rows[:, :, :, None] * (width + 2 * radius) + low_columns[:, :, None, :]
+    # Outside the level stands its nearest cell until the mask: the logarithm of 0 would not do.
+    near_rows = xp.minimum(xp.maximum(at_rows, 0), height - 1)
+    near_columns = xp.minimum(xp.maximum(at_columns, 0), width - 1)
+    index = near_rows[:, :, :, None] * width + near_columns[:, :, None, :]
     flat = index.reshape((BATCH, CLASSES * side * side, 1))
     picked = recorder.op(
         "GatherND", [cells, flat], (BATCH, CLASSES * side * side, channels), batch_dims=1
@@ -136,7 +134,7 @@ def _copy_head(
         inputs = []
         for value in node.inputs:
             copy = None if value is None else copies.get(value)
-            if copy is not None and node.op_type == "Conv" and value is not level.layer.value:
+            if copy is not None and node.op_type == "Conv":
                 copy = copy * mask
                 shapes.dims[copy.value], shapes.dtypes[copy.value] = copy.shape, copy.dtype
                 made = copy.value.producer()

@@ -22,6 +22,7 @@ from ..recorder import Recorder
 from ..subgraph import run
 from ..tensors import Tensor, concat
 from ..verify_subject import draw_random_fields
+from .format import is_background
 
 _MOVING = {
     "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat",
@@ -29,7 +30,8 @@ _MOVING = {
 }  # fmt: skip
 
 
-_LINEAR = {"Conv", "ConvTranspose", "MatMul", "Gemm", "Add", "Sub", "BatchNormalization"}
+_PRODUCTS = {"Conv", "ConvTranspose", "MatMul", "Gemm"}
+_LINEAR = _PRODUCTS | {"Add", "Sub", "BatchNormalization"}
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,14 @@ class Reading:
             at, before = self._find_split(tensor)
             if at == axis:
                 return self.take(of_source[0], axis, before + start, before + stop)
+        if node.op_type == "Slice" and (cut := self._find_slice(tensor)) is not None:
+            at, before = cut
+            if at == axis:
+                return self.take(of_source[0], axis, before + start, before + stop)
+            side = tensor.shape[at]
+            assert isinstance(side, int)
+            part = self.take(of_source[0], axis, start, stop)
+            return self._slice(part, at, before, before + side)
         if node.op_type == "Reshape":
             source, after = of_source[0], tensor.ndim - axis
             if source.shape[: axis + 1] == tensor.shape[: axis + 1]:
@@ -104,13 +114,47 @@ class Reading:
             before += side
         return axis, before
 
-    def _before_split(self, tensor: Tensor) -> Tensor:
-        """Take a part of a Split from where it is computed."""
+    def _find_slice(self, tensor: Tensor) -> tuple[int, int] | None:
+        """Return the one axis that a Slice cuts, and where it begins; None of other cuts."""
         node = tensor.value.producer()
-        if node is None or node.op_type != "Split":
+        assert node is not None
+        constants = self.plain.shapes.constants
+        values = [constants.get(v) if v is not None else None for v in node.inputs[1:]]
+        starts, _, axes, steps = (*values, None, None)[:4]
+        is_plain = steps is None or not (np.asarray(steps) != 1).any()
+        source = self._known(node.inputs[0])
+        if starts is None or axes is None or np.size(axes) != 1 or not is_plain or source is None:
+            return None
+        axis, begin = int(np.ravel(axes)[0]) % tensor.ndim, int(np.ravel(starts)[0])
+        length = source.shape[axis]
+        if not isinstance(length, int) or not isinstance(tensor.shape[axis], int):
+            return None
+        return axis, min(max(begin + length if begin < 0 else begin, 0), length)
+
+    def comes_from(self, tensor: Tensor, kind: str) -> bool:
+        """Tell whether an operator computes a tensor after the last product with weights."""
+        pending, visited = [tensor.value], set[ir.Value]()
+        while pending:
+            value = pending.pop()
+            node = value.producer()
+            if node is None or value in visited or node.op_type in _PRODUCTS:
+                continue
+            if node.op_type == kind:
+                return True
+            visited.add(value)
+            pending += [source for source in node.inputs if source is not None]
+        return False
+
+    def _before_split(self, tensor: Tensor) -> Tensor:
+        """Take a part of a Split or Slice from where it is computed."""
+        node = tensor.value.producer()
+        if node is None or node.op_type not in ("Split", "Slice"):
             return tensor
         source = self._known(node.inputs[0])
-        axis, before = self._find_split(tensor)
+        cut = self._find_split(tensor) if node.op_type == "Split" else self._find_slice(tensor)
+        if cut is None:
+            return tensor
+        axis, before = cut
         side = tensor.shape[axis]
         if source is None or not isinstance(side, int):
             return tensor
@@ -172,7 +216,9 @@ class Reading:
             sources = sorted(kind or "products with weights" for kind in found)
             raise ExportError(
                 f"class scores of this detector come from {' and '.join(sources)}: export "
-                "the network with sigmoid or softmax over all of them, or with neither"
+                "the network with sigmoid or softmax over all of them, or with neither. Outputs "
+                "that also hold masks, keypoints or angles, or no objectness where the format has "
+                "it, are not read"
             )
         kind = self.activation or otherwise
         if kind is None:
@@ -230,11 +276,11 @@ class Reading:
         """Leave out the class for the background of a softmax, with a note where it is assumed."""
         count = scores.shape[-1]
         assert isinstance(count, int)
-        names = [label.lower() for label in self.labels]
+        names = [is_background(label) for label in self.labels]
         place = 0 if is_first else count - 1
         note: tuple[str, ...] = ()
-        if len(names) == count and "background" in names:
-            place = names.index("background")
+        if len(names) == count and any(names):
+            place = names.index(True)
         else:
             which = "first" if is_first else "last"
             note = (f"of {count} classes the {which} one was taken for the background",)
@@ -264,7 +310,7 @@ def find_activations(value: ir.Value, visited: set[ir.Value] | None = None) -> s
     visited.add(value)
     node = value.producer()
     if node is None:
-        return {None}
+        return {None if value.const_value is None else "constants"}
     if node.op_type in ("Sigmoid", "Softmax"):
         return {node.op_type}
     if node.op_type in _LINEAR:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ...runtime.errors import ExportError
 from ..tensors import concat
 from .detr import count_background
-from .format import Candidates, Format
+from .format import Candidates, Format, is_background
 from .pairs import find_pair, refuse_pair
 from .reading import Reading
 
@@ -41,7 +41,10 @@ def _read(reading: Reading) -> Candidates:
         sides = np.array([[[width, height, width, height]]], np.float32)
         boxes = boxes * reading.recorder.constant(sides)
     raw = reading.output(scores_value)
-    scores, explained, used = reading.activate(raw, count_background(reading.labels, raw.shape[2]))
+    # Sigmoids may score a background as well, as torchvision's RetinaNet: then names tell nothing.
+    is_named = any(is_background(label) for label in reading.labels)
+    kind = None if is_named else count_background(reading.labels, raw.shape[2])
+    scores, explained, used = reading.activate(raw, kind)
     if used == "sigmoid":
         return Candidates(scores, boxes, explained, explained.value is not scores.value, order)
     scores, notes = reading.drop_background(scores, is_first=True)

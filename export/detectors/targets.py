@@ -22,13 +22,14 @@ class Targets:
     Attributes:
         candidate, index: each one's candidate and class, int64 [N, k]; of one that there is not,
             some candidate's.
-        present: whether there is one, bool [N, k].
-        is_always: whether there always is, as they are all given.
+        present: whether there is one, bool [N, k]; None: all are given.
+        broken: NaN for an image of which any candidate's score is, else 0, [N, 1].
     """
 
     candidate: Tensor
     index: Tensor
     present: Tensor | None
+    broken: Tensor | None = None
 
     def outputs(self, candidates: Candidates) -> dict[str, Tensor]:
         """Record ``detections``, ``scores`` and ``boxes`` of the explained candidates."""
@@ -38,10 +39,12 @@ class Targets:
         pair = xp.stack([self.candidate, self.index], axis=2)
         if self.present is None:
             return {"detections": pair, "scores": own, "boxes": boxes}
+        assert self.broken is not None
         last = unsqueeze(self.present, [2])
         return {
             "detections": xp.where(last, pair, -1),
-            "scores": xp.where(self.present, own, 0.0),
+            # A network that returns NaN must not look as if it found nothing.
+            "scores": xp.where(self.present, own, 0.0) + self.broken,
             "boxes": xp.where(last, boxes, 0.0),
         }
 
@@ -82,7 +85,8 @@ def record_targets(
     of_class = recorder.op("GatherElements", [best_class, chosen], chosen.shape, axis=1)
     present = by_rank == False  # noqa: E712  # recorded, not computed
     present = present | (values > 0.0)
-    return Targets(chosen, xp.where(by_rank, of_class, index), present)
+    broken = (best * 0.0).sum(1, keepdims=True)
+    return Targets(chosen, xp.where(by_rank, of_class, index), present, broken)
 
 
 def _suppress(

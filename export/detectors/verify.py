@@ -33,6 +33,7 @@ _DRAWS, _DIRECTIONS = 6, 3
 _FLAT = 0.1  # as a share of the summed terms: flatter maps are compared less strictly
 _SMALLEST = 1e-30  # gradients of saturated scores that float32 rounds to zero
 _CROSSED = 0.05  # share of boxes whose edges may be crossed
+_FARTHEST = 1000  # sides of the input that an edge may lie from its corner
 
 
 @dataclass(frozen=True)
@@ -142,9 +143,11 @@ def _measure(
     side = float(max(manifest.preprocess.size))
     scale = max(side, float(np.abs(ends[2]).max()))
     errors = {
-        "probabilities": max(
-            float(np.abs(outputs["candidate_scores"] - ends[1]).max()),
-            float(np.abs(outputs["candidate_boxes"] - ends[2]).max()) / scale,
+        "probabilities": float(
+            np.maximum(
+                np.abs(outputs["candidate_scores"] - ends[1]).max(),
+                np.abs(outputs["candidate_boxes"] - ends[2]).max() / scale,
+            )
         ),
         "differences": _compare_gradients(subject, feeds, target, outputs, rng),
         "maps": _compare_maps(subject, outputs),
@@ -177,7 +180,7 @@ def _check_boxes(boxes: NDArray[Any], manifest: Manifest) -> None:
     height, width = manifest.preprocess.size
     crossed = float((boxes[..., 2:] < boxes[..., :2]).mean())
     largest = float(np.abs(boxes).max())
-    if crossed > _CROSSED or largest < 2:
+    if crossed > _CROSSED or not 2 <= largest <= _FARTHEST * max(height, width):
         assert manifest.detector is not None
         why = (
             f"{crossed:.0%} of them have edges that are crossed"
@@ -219,7 +222,7 @@ def _compare_gradients(
             squares += (terms**2).sum((2, 3, 4))
         scale = np.maximum(np.sqrt(squares), np.abs(expected) / 4)
         errors = np.abs(actual - expected) / np.maximum(scale, _SMALLEST)
-        worst = max(worst, float(errors.max()))
+        worst = float(np.maximum(worst, errors.max()))  # which keeps NaN
     return worst
 
 
@@ -238,7 +241,8 @@ def _compare_maps(subject: DetectorSubject, outputs: Mapping[str, NDArray[Any]])
         terms = [cam.resize(np.abs(g * a[:, None]).sum(2), detector.map_size) for a, g in pairs]
         largest = np.maximum(sum(terms).max((-2, -1)), np.finfo(np.float32).tiny)
         share = np.ptp(total, axis=(-2, -1)) / largest
-        worst = max(worst, float((differences * np.minimum(1.0, share / _FLAT)).max()))
+        scaled = differences * np.minimum(1.0, share / _FLAT)
+        worst = float(np.maximum(worst, scaled.max()))
     return worst
 
 
