@@ -115,11 +115,14 @@ def test_view_may_be_larger_than_the_image(tmp_path):
 def test_nothing_to_guide_by_is_an_error(tmp_path):
     data = _dataset(tmp_path)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "black").mkdir()
+    Image.new("L", (200, 100)).save(tmp_path / "black/a.png")
     (tmp_path / "bad.json").write_text('{"images": 3}')
     for source, said in (
         ("auto", "has no boxes"),
         (tmp_path / "missing", "there is no"),
         (tmp_path / "empty", "has nothing for the 2 images"),
+        (tmp_path / "black", "none of the 1 masks of .* marks anything"),
         (tmp_path / "bad.json", "as COCO's JSON"),
     ):
         with pytest.raises(DataError, match=said):

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from whycam.runtime.errors import RequestError
+from whycam.train.loop import Plan
 from whycam.train.network import TunableNetwork
-from whycam.train.objective import AftLosses, Objective, swap_regions
+from whycam.train.objective import AftLosses, Objective, check_batch, swap_regions
 
 SIZE = (networks.SIZE, networks.SIZE)
 
@@ -111,6 +112,28 @@ def test_swapped_regions_show_other_images():
     expected[2, :2, :2] = 0  # the region of the first image
     expected[3, 2:, 2:] = 1  # of the second
     np.testing.assert_array_equal(swapped, expected)
+
+
+def test_of_two_images_each_loses_its_region():
+    images = torch.tensor([1.0, 2.0])[:, None, None, None].expand(2, 1, 4, 4)
+    regions = torch.zeros(2, 2, 2)
+    regions[0, 0, 0] = regions[1, 1, 1] = 1
+    swapped = swap_regions(images, regions)[:, 0]
+    expected = np.repeat([1.0, 2.0], 16).reshape(2, 4, 4)
+    expected[0, :2, :2] = 2
+    expected[1, 2:, 2:] = 1
+    expected[1, :2, :2] = 1  # and the region of the first lies on the second
+    np.testing.assert_array_equal(swapped, expected)
+
+
+def test_one_image_a_process_has_nothing_to_swap_with():
+    swapping = Objective(terms={"swapping": 1.0})
+    check_batch(swapping, Plan(batch=4), 9, 2)
+    check_batch(Objective(), Plan(batch=2), 9, 2)
+    with pytest.raises(RequestError, match="2 processes has 1 of a batch of 2: set --batch to 4"):
+        check_batch(swapping, Plan(batch=3), 9, 2)
+    with pytest.raises(RequestError, match="set --batch to 2"):
+        check_batch(swapping, Plan(batch=16), 1, 1)
 
 
 def test_swapping_term_classifies_images_with_swapped_regions(tunable, batch):

@@ -37,7 +37,7 @@ from .guides import open_guides
 from .labels import list_present, tabulate_labels
 from .loop import Plan, count_steps, fit
 from .network import TunableNetwork
-from .objective import AftLosses, Objective
+from .objective import AftLosses, Objective, check_batch
 from .prepare import RowComputer
 from .run import Machines, claim_folder, describe_model, fingerprint
 
@@ -110,7 +110,8 @@ def train_aft(
         DataError: no images, no regions for a term that needs them, several labels of an image
             where classes exclude each other, or no label that is a class of the network.
         RequestError: ``avoiding`` or ``swapping`` without regions to avoid, or these without a
-            term; layers to fuse and another method than ``layercam``; no layer to train.
+            term, or ``swapping`` with one image a process; layers to fuse and another method than
+            ``layercam``; no layer to train.
         TrainingError: the folder holds another run, or the loss is no longer a number.
     """
     place, plan = Path(folder), plan or Plan()
@@ -125,6 +126,7 @@ def train_aft(
         raise RequestError(f"the layers that are trained are 1 or more, not {tuned_layers}")
     parts = split_data(data, held_out, plan.seed)
     fabric = (machines or Machines()).launch()
+    check_batch(objective, plan, len(parts.train.samples), fabric.world_size)
     source = resolve(
         model,
         weights,

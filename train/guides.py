@@ -85,7 +85,13 @@ def open_guides(source: str | Path, data: Dataset, classes: Classes) -> Guides:
             )
         return Guides("the data's own boxes", tuple(paints))
     if place.is_dir():
-        paints = [_of_mask(sample, place) for sample in data.samples]
+        masks = [_find_mask(sample, place) for sample in data.samples]
+        named = [mask for mask in masks if mask is not None]
+        if named and not any(_read_mask(mask).getbbox() for mask in named):
+            raise DataError(
+                f"none of the {len(named)} masks of {place} marks anything: pixels above 0 count"
+            )
+        paints = [None if mask is None else partial(_paint_mask, mask) for mask in masks]
     elif place.is_file():
         boxes = _read_coco(place)
         paints = [_of_coco(sample, boxes, classes) for sample in data.samples]
@@ -109,11 +115,11 @@ def _of_coco(sample: Sample, boxes: Mapping[str, Sequence[Box]], classes: Classe
     return partial(_paint_boxes, own, classes) if own else None
 
 
-def _of_mask(sample: Sample, folder: Path) -> Paint | None:
+def _find_mask(sample: Sample, folder: Path) -> Path | None:
     for name in (Path(sample.name), Path(sample.path.name)):
         for suffix in (".png", ".bmp", name.suffix):
             if (folder / name.with_suffix(suffix)).is_file():
-                return partial(_paint_mask, folder / name.with_suffix(suffix))
+                return folder / name.with_suffix(suffix)
     return None
 
 
@@ -159,15 +165,19 @@ def _paint_boxes(
     return _pool(painted, size)
 
 
+def _read_mask(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return Image.fromarray(np.asarray(image.convert("L")) > 0)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"cannot read the mask {path}: {error}") from error
+
+
 def _paint_mask(
     path: Path, placement: Placement, target: int | None, size: tuple[int, int]
 ) -> NDArray[np.float32] | None:
     del target
-    try:
-        with Image.open(path) as image:
-            mask = Image.fromarray(np.asarray(image.convert("L")) > 0)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read the mask {path}: {error}") from error
+    mask = _read_mask(path)
     height, width = placement.image
     # A mask may have another resolution than its image.
     across, down = mask.width / width, mask.height / height

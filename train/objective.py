@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from ..runtime.cam import ACTIVATION_METHODS, Method, Score
 from ..runtime.errors import RequestError
 from ..runtime.tft import Tft
-from .loop import Losses
+from .loop import Losses, Plan, count_steps
 from .network import TunableNetwork, Tuner, soften
 from .task_losses import classification_loss, divergence, explained_class_loss
 
@@ -210,15 +210,37 @@ class AftLosses(Losses):
         return explained_class_loss(self.tunable.task, logits, batch["target"])
 
 
+def check_batch(objective: Objective, plan: Plan, count: int, world: int) -> None:
+    """Refuse batches in which a term has nothing to compute with.
+
+    Args:
+        objective: of the training.
+        plan: of the training.
+        count: of images.
+        world: of processes.
+
+    Raises:
+        RequestError: there is one image a process, and regions are to be swapped.
+    """
+    _, batch = count_steps(plan, count, world)
+    if "swapping" in objective.terms and batch // world < 2:
+        raise RequestError(
+            f"swapping exchanges regions between the images of a batch, and each of {world} "
+            f"processes has {batch // world} of a batch of {batch}: set --batch to {2 * world} or "
+            "more"
+        )
+
+
 def swap_regions(images: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
     """Replace the regions of images by parts of other images, and paste those of others.
 
     In the first half of the batch, an image's own regions show what another image has there; in the
     second half, the regions of a third image lie on it as well. So neither the regions nor their
     absence says anything of the class. Which images these are follows from the order of the batch.
+    Of two images the second shows the first one's region, after its own is replaced.
 
     Args:
-        images: [N, channels, H, W].
+        images: [N, channels, H, W], two or more.
         regions: [N, h, w]; a cell above 0 counts whole, negative ones do not.
 
     Returns:
@@ -227,7 +249,8 @@ def swap_regions(images: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
     size = int(images.shape[-2]), int(images.shape[-1])
     marked = F.interpolate((regions[:, None] > 0).float(), size) > 0
     own = torch.where(marked, images.roll(1, 0), images)
-    pasted = torch.where(marked.roll(2, 0), images.roll(2, 0), own)
+    third = 2 if len(images) > 2 else 1
+    pasted = torch.where(marked.roll(third, 0), images.roll(third, 0), own)
     half = len(images) // 2
     return torch.cat([own[:half], pasted[half:]])
 
