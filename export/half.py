@@ -22,7 +22,7 @@ from ..runtime.comparison import Comparison
 from ..runtime.errors import ExportError, RequestError
 from ..runtime.files import replacing
 from ..runtime.manifest import Manifest
-from ..runtime.onnxfile import append_manifest, digest, read_manifest
+from ..runtime.onnxfile import append_manifest, check_digest, digest, read_manifest
 from ..runtime.request import check_classifier
 from .batch_norm_fusion import fuse_batch_norms
 from .onnx_graph import convert_opset, element_types, read_onnx, write_onnx
@@ -116,6 +116,7 @@ def to_half(
         raise RequestError(f"{model} is {manifest.precision} already: convert the float file")
     if target.resolve() == Path(model).resolve():
         raise RequestError(f"{path} is the float file itself: write the {precision} file elsewhere")
+    check_digest(model, manifest)
     if manifest.fused_layers and "tft" in manifest.outputs:
         # From the first of these layers on the backbone runs once for each class, the sweep not.
         raise RequestError(

@@ -106,7 +106,8 @@ def take(step: Step, reader_of: Callable[[str], Reader]) -> str | None:
 def lacking(step: Step) -> str | None:
     """What this machine lacks for a step; None: nothing."""
     if step.python:
-        return None
+        lacks = "to_supervision" in step.text and find_spec("supervision") is None
+        return "supervision is not installed" if lacks else None
     if re.search(r"--precision bf16", step.text):
         openvino = pytest.importorskip("openvino")
         if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -23,8 +24,8 @@ from whycam.runtime.backbone import backbone_runs
 from whycam.runtime.engines import selftest
 from whycam.runtime.engines.base import EngineSettings
 from whycam.runtime.engines.registry import candidates
-from whycam.runtime.errors import ExportError, RequestError, VerificationError
-from whycam.runtime.onnxfile import digest, read_manifest
+from whycam.runtime.errors import ExportError, ModelFileError, RequestError, VerificationError
+from whycam.runtime.onnxfile import append_manifest, digest, read_manifest
 
 FILES = ("raw", "tft", pytest.param("search", marks=pytest.mark.slow))
 NUMPY = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
@@ -36,10 +37,13 @@ def files(mixed_files: Callable[[str], Path]) -> Callable[[str], Path]:
 
 
 def changed(source: Path, target: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
-    """A file with another graph and the same manifest."""
+    """A file with another graph, and the same manifest but for the digest."""
     model = onnx.load(source)
     change(model)
+    del model.metadata_props[:]
     onnx.save(model, target)
+    manifest = msgspec.structs.replace(read_manifest(source), digest=digest(target))
+    append_manifest(target, manifest)
     return target
 
 
@@ -159,6 +163,16 @@ def test_weight_that_fp16_cannot_hold_is_named(files, tmp_path):
 def test_activations_that_fp16_cannot_hold_stop_it(files, tmp_path):
     path = changed(files("raw"), tmp_path / "large.onnx", lambda m: enlarge(m, 1e6, "norm.weight"))
     with pytest.raises(VerificationError, match="bf16 has a wider"):
+        to_half(path, tmp_path / "half.onnx")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_damaged_file_is_refused(files, tmp_path):
+    path = tmp_path / "damaged.onnx"
+    data = bytearray(files("raw").read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ModelFileError):
         to_half(path, tmp_path / "half.onnx")
     assert list(tmp_path.iterdir()) == [path]
 
