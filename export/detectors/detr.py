@@ -9,7 +9,8 @@ import numpy as np
 
 from ...runtime.errors import ExportError
 from ...runtime.manifest_parts import Activation
-from .format import Candidates, Format, is_background
+from .background import is_background
+from .format import Candidates, Format
 from .pairs import find_pair, refuse_pair
 from .reading import Reading, to_corners
 

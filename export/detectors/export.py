@@ -28,7 +28,8 @@ from ..network_checks import check_quantised
 from ..original_model import OriginalModel
 from ..verify_subject import prepare_image
 from .assemble import Opened, assemble_detector, read_candidates
-from .format import Format, is_background
+from .background import is_background
+from .format import Format
 from .levels import find_levels, list_pyramid
 from .options import DetectorOptions
 from .reference import DetectorReference

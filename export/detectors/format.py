@@ -36,11 +36,6 @@ class Candidates:
     notes: tuple[str, ...] = ()
 
 
-def is_background(label: str) -> bool:
-    """Tell whether a class name is that of the background, as ``__background__`` is."""
-    return label.strip("_ ").lower() == "background"
-
-
 @dataclass(frozen=True)
 class Format:
     """A format of detector outputs.

@@ -22,7 +22,7 @@ from ..recorder import Recorder
 from ..subgraph import run
 from ..tensors import Tensor, concat
 from ..verify_subject import draw_random_fields
-from .format import is_background
+from .background import is_background
 
 _MOVING = {
     "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat",

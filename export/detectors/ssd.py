@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from ...runtime.errors import ExportError
 from ..tensors import concat
+from .background import is_background
 from .detr import count_background
-from .format import Candidates, Format, is_background
+from .format import Candidates, Format
 from .pairs import find_pair, refuse_pair
 from .reading import Reading
 
