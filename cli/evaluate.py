@@ -11,7 +11,6 @@ import typer
 from rich.table import Table
 
 from ..calibrate.settings import VARIANTS, Target
-from ..runtime.detection_plan import DETECTIONS, plan_detection
 from ..runtime.errors import RequestError
 from ..runtime.onnxfile import read_manifest
 from ..runtime.tft import Tft
@@ -208,25 +207,14 @@ def _check_kind(
         RequestError: one is given.
     """
     if manifest.detector is None:
-        detector.refuse(manifest)
-        if top is not None:
-            raise RequestError(
-                f"--top is for detectors, and {manifest.model} classifies whole images: leave it "
-                "out"
-            )
+        detector.refuse(manifest, top)
         return
     if report:
         raise RequestError(
             f"the page of --report is of classes, and {manifest.model} is a detector: whycam "
             "explain --report shows its detections"
         )
-    plan_detection(
-        manifest,
-        most=DETECTIONS if top is None else top,
-        min_score=detector.min_score,
-        iou=detector.iou,
-        score=detector.score,
-    )
+    detector.plan(manifest, most=top)
 
 
 def results_table(evaluation: Evaluation) -> Table:

@@ -267,26 +267,27 @@ class DetectorOptions:
         ),
     ] = None
 
-    def refuse(self, manifest: Manifest) -> None:
-        """Refuse these options for a classifier.
+    def refuse(self, manifest: Manifest, top: int | None = None) -> None:
+        """Refuse these options for a classifier, and --top where that is of detectors alone.
 
         Raises:
             RequestError: one of them is given.
         """
-        for field in fields(self):
-            if getattr(self, field.name) is not None:
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, value in {**own, "top": top}.items():
+            if value is not None:
                 raise RequestError(
-                    f"--{field.name.replace('_', '-')} is for detectors, and {manifest.model} "
+                    f"--{name.replace('_', '-')} is for detectors, and {manifest.model} "
                     "classifies whole images: leave it out"
                 )
 
     def plan(
         self,
         manifest: Manifest,
-        target: str | None,
-        methods: Sequence[cam.Method] | None,
-        thresholding: Thresholding,
-        most: int | None,
+        target: str | None = None,
+        methods: Sequence[cam.Method] | None = None,
+        thresholding: Thresholding = None,
+        most: int | None = None,
     ) -> DetectionPlan:
         """Plan what is explained.
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from ..runtime.cam import METHODS
-from ..runtime.detection_plan import DETECTIONS, plan_detection
+from ..runtime.detection_plan import DETECTIONS
 from ..runtime.errors import RequestError, WhyCamError
 from ..runtime.live.annotate import View
 from ..runtime.live.capture_thread import Event
@@ -260,23 +260,15 @@ def _choose_found(
     """
     manifest = read_manifest(model)
     if manifest.detector is None:
-        detector.refuse(manifest)
-        if top is not None:
-            raise RequestError(
-                f"--top is for detectors, and {manifest.model} classifies whole images: leave it "
-                "out"
-            )
+        detector.refuse(manifest, top)
         return None
     if serves:
         raise RequestError(
             f"the page of --serve shows the classes of whole images, and {manifest.model} is a "
             "detector: use --show, --output or --record"
         )
-    most = DETECTIONS if top is None else top
-    plan_detection(
-        manifest, most=most, min_score=detector.min_score, iou=detector.iou, score=detector.score
-    )
-    return Found(most, detector.min_score, detector.iou)
+    detector.plan(manifest, most=top)
+    return Found(DETECTIONS if top is None else top, detector.min_score, detector.iou)
 
 
 @contextmanager
