@@ -20,6 +20,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from aft_seeds import summary
 from paper import with_progress
 from PIL import Image, ImageDraw
 from rich.console import Console
@@ -62,12 +63,6 @@ def main() -> None:
             name, *(summary([run[when][name] for run in found]) for when in ("before", "after"))
         )
     out.print(rows)
-
-
-def summary(values: list[float]) -> str:
-    """Mean and, of several seeds, the standard deviation."""
-    spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.3f}{spread}"
 
 
 def measure(options: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]:

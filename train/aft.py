@@ -6,7 +6,6 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 import torch
@@ -40,9 +39,6 @@ from .network import TunableNetwork
 from .objective import AftLosses, Objective, check_batch
 from .prepare import RowComputer
 from .run import Machines, claim_folder, describe_model, fingerprint
-
-if TYPE_CHECKING:
-    pass
 
 
 def train_aft(

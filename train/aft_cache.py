@@ -41,12 +41,7 @@ def open_cache(
     Returns:
         The cache, and notes for people.
     """
-    small = [
-        "target",
-        "probabilities",
-        *(["mask"] if objective.needs_masks else []),
-        *objective.guides,
-    ]
+    small = _small_columns(objective)
     large = ["features", *(["image"] if objective.needs_images else [])]
     home = place / "cache" if cache in ("auto", "off") else Path(cache)
     thin = Cache(home / f"{key}-small", count, layout(tunable, spec, small))
@@ -69,14 +64,14 @@ def open_cache(
 
 def batch_columns(store: Cache, objective: Objective) -> list[str]:
     """Name the arrays of a batch, of which those that the cache does not hold are computed."""
-    columns = [
-        "target",
-        "probabilities",
-        *(["mask"] if objective.needs_masks else []),
-        *objective.guides,
-    ]
+    columns = _small_columns(objective)
     if "features" in store.layout:
         columns.append("features")
     if objective.needs_images or "features" not in store.layout:
         columns.append("image")
     return columns
+
+
+def _small_columns(objective: Objective) -> list[str]:
+    masks = ["mask"] if objective.needs_masks else []
+    return ["target", "probabilities", *masks, *objective.guides]

@@ -114,9 +114,10 @@ class AftLosses(Losses):
         self.objective = objective
         channels = tunable.target.shape[0]
         self.tuner = Tuner(channels) if "tuner" in objective.terms else None
+        # What is trained, as it was; the frozen layers are the same.
         self.before = None
         if "cross-asked" in objective.terms:
-            self.before = copy.deepcopy(tunable).requires_grad_(False)
+            self.before = copy.deepcopy(tunable.above).requires_grad_(False)
         self.names = ("loss", "classification", "distillation", *objective.terms)
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
@@ -205,8 +206,12 @@ class AftLosses(Losses):
             size = int(raw.shape[-2]), int(raw.shape[-1])
             return (self.tunable.maps(raw, size) - batch["mask"]).square().mean()
         masked = self.tunable.maps(raw)[:, None] * batch["image"]
-        asked = self.tunable if self.before is None or name == "faithful" else self.before
-        logits = asked.classify(masked)
+        features = self.tunable.below(masked)
+        asked = self.tunable.above
+        if name == "cross-asked":
+            assert self.before is not None
+            asked = self.before
+        *_, logits = asked(features)
         return explained_class_loss(self.tunable.task, logits, batch["target"])
 
 
