@@ -250,7 +250,7 @@ class DetectorOptions:
     """Which objects a detector finds, and what is explained of them."""
 
     min_score: Annotated[
-        float | None, typer.Option(help="Of a detector: the least score [default: the file's].")
+        float | None, typer.Option(help="Of a detector: objects score more [default: the file's].")
     ] = None
     iou: Annotated[
         float | None,

@@ -206,7 +206,7 @@ def _count_found(
     """Count each image's objects: the graph's ranks end where there are none, or too weak ones."""
     if not plan.in_graph:
         return asked
-    there = (outputs["detections"][..., 0] >= 0) & (outputs["scores"] >= plan.min_score)
+    there = (outputs["detections"][..., 0] >= 0) & (outputs["scores"] > plan.min_score)
     # They come by their scores, so the first that is absent ends them.
     return [int(row.argmin()) if not row.all() else len(row) for row in there]
 

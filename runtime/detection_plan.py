@@ -28,7 +28,7 @@ class DetectionPlan:
         request: the methods and the outputs.
         detector: of the file.
         most: detections of an image, at most.
-        min_score: of a detection, at least.
+        min_score: a detection scores more.
         iou: overlap from which on a worse candidate is suppressed; None: none is.
         classes: that are looked for; None: all.
         pairs: candidates and classes to explain, whatever their score; None: the best detections.

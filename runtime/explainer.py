@@ -336,7 +336,7 @@ class Explainer:
             tft: as for ``explain``; TFT looks for the threshold whose masked image has the best
                 score of the class among the candidates that overlap the box by half.
             k: detections explained of each image, at most, 1 to 100.
-            min_score: the least score of a detection; by default the file's.
+            min_score: a detection scores more than that; by default the file's.
             iou: the overlap from which on a worse candidate of the same class is suppressed; by
                 default the file's. Other values than the file's, a lower ``min_score`` and named
                 classes take one more run of the network.

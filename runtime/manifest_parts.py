@@ -119,7 +119,7 @@ class Detector(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             in column j of ``target`` the detection of the j-th best score, whatever the class.
         iou: the overlap from which on a candidate of the same class is suppressed, in the graph and
             outside; None: nothing is, as the network returns each object once.
-        min_score: the least score of a detection, unless a caller says otherwise.
+        min_score: a detection scores more than that, unless a caller says otherwise.
         references: see ``DetectionReference``.
     """
 

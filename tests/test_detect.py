@@ -71,6 +71,15 @@ def test_objects_come_with_class_score_box_and_map(made, engine):
         assert one.edge is None
 
 
+def test_an_object_scores_more_than_the_least_score_in_the_graph_and_outside(made):
+    (red, _) = made().detect(scene())
+    for ranks in (True, False):
+        explainer = made(ranks=ranks)
+        assert explainer.detect(scene(), min_score=red.score) == []
+        below = float(np.nextafter(np.float32(red.score), np.float32(0)))
+        assert len(explainer.detect(scene(), min_score=below)) == 1
+
+
 def test_boxes_and_maps_come_back_through_the_letterbox(tiny_detector):
     # 64 x 128 pixels: halved, with 16 rows of padding above and below.
     image = np.zeros((64, 128, 3), np.uint8)

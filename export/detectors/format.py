@@ -50,7 +50,7 @@ class Format:
         letterbox: how images are fitted in, unless the file or user says otherwise; None: nothing
             is known, and preprocessing must be stated.
         color, std: of the same preprocessing, whose mean is 0.
-        min_score: the least score of a detection.
+        min_score: a detection scores more than that.
     """
 
     name: DetectorFormat
