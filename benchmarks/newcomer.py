@@ -3,7 +3,7 @@
     python benchmarks/newcomer.py classifier.onnx cat.jpg [--no-cache]
 
 Clones this repository into an empty folder, makes a virtual environment, and runs there what the
-README says under "Explain an ONNX file that you have": installation, export and explanation,
+README says under "Start with the ONNX file that you have": installation, export and explanation,
 without torch. Python and pip are as this machine has them; what is committed is what is tried.
 """
 
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SECTION = "## Explain an ONNX file that you have"
+SECTION = "## Start with the ONNX file that you have"
 
 
 def read_commands(readme: str) -> list[str]:
