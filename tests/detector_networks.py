@@ -97,17 +97,33 @@ class Yolo8(nn.Module):
         return torch.cat([boxes, cls.sigmoid()], 1)
 
 
+class Block(nn.Module):
+    """Two branches that are joined, one with a convolution of 3 x 3, as in the necks of YOLO 5."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.wide = nn.Sequential(
+            nn.Conv2d(width, 4, 1), nn.SiLU(), nn.Conv2d(4, 4, 3, 1, 1), nn.SiLU()
+        )
+        self.near = nn.Sequential(nn.Conv2d(width, 4, 1), nn.BatchNorm2d(4), nn.SiLU())
+        self.joined = nn.Sequential(nn.Conv2d(8, width, 1), nn.SiLU())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.joined(torch.cat([self.wide(x), self.near(x)], 1))
+
+
 class Yolo5(nn.Module):
     """One convolution at each level predicts boxes, objectness and classes of three anchors."""
 
     def __init__(self) -> None:
         super().__init__()
         self.pyramid = Pyramid()
+        self.block = nn.ModuleList(Block(w) for w in WIDTHS)
         self.predict = nn.ModuleList(nn.Conv2d(w, 3 * (5 + CLASSES), 1) for w in WIDTHS)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = []
-        levels = self.pyramid(x)
+        levels = [block(level) for block, level in zip(self.block, self.pyramid(x), strict=True)]
         for feature, predict, stride in zip(levels, self.predict, STRIDES, strict=True):
             n, _, h, w = feature.shape
             y = predict(feature).view(n, 3, 5 + CLASSES, h, w).permute(0, 1, 3, 4, 2).contiguous()
@@ -164,6 +180,28 @@ class PicoDet(nn.Module):
         scores = [cls(f).sigmoid() for f, cls in zip(levels, self.dense.cls, strict=True)]
         boxes = [box(f) for f, box in zip(levels, self.dense.box, strict=True)]
         return tuple(each.flatten(2).transpose(1, 2) for each in (*scores, *boxes))
+
+
+class SharedTower(Yolo8):
+    """Scores and boxes from one tower, that part in a convolution of one cell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(w, w, 3, 1, 1), nn.BatchNorm2d(w), nn.SiLU()) for w in WIDTHS
+        )
+        self.box = nn.ModuleList(nn.Conv2d(w, 4 * self.bins, 1) for w in WIDTHS)
+        self.cls = nn.ModuleList(nn.Conv2d(w, CLASSES, 1) for w in WIDTHS)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.predict([t(f) for t, f in zip(self.tower, self.pyramid(x), strict=True)])
+
+
+class Untowered(SharedTower):
+    """The convolutions of one cell alone, after the pyramid."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.predict(self.pyramid(x))
 
 
 class TopFirst(nn.Module):

@@ -127,6 +127,43 @@ def test_layers_are_the_last_of_each_level_before_the_branches(exported, name):
     assert exported(name)[2].manifest.detector.map_size == (8, 8)
 
 
+def test_a_candidate_reads_more_than_its_own_cell_of_its_layers(tmp_path):
+    """After the tower's 3 x 3 convolution a map would be a dot; Layer-CAM before it is torch's."""
+    model = networks.fill(networks.SharedTower())
+    result = to_onnx(write(model, tmp_path / "a.onnx"), tmp_path / "b.onnx")
+    assert "more than one cell" in result.manifest.target_layer_reason
+    assert "level_" in str([node.name for node in onnx.load(result.path).graph.node])
+    # A corner, the middle, and the corner of the next level.
+    target = np.array([[[0, 0], [27, 1], [64, 2]]] * 2)
+    found = run(result.path, ["maps"], target)["maps"]
+    model = model.double()
+    for row in range(2):
+        for place, (candidate, index) in enumerate(target[row]):
+            image = torch.from_numpy(IMAGE[row : row + 1]).double()
+            levels = [level.detach().requires_grad_() for level in model.pyramid(image)]
+            heads = [
+                cls(tower(level)).flatten(2)
+                for level, tower, cls in zip(levels, model.tower, model.cls, strict=True)
+            ]
+            torch.cat(heads, 2)[0, index, candidate].backward()
+            raws = [(f.grad.relu() * f).sum(1, keepdim=True).relu().detach() for f in levels]
+            total = sum(torch.nn.functional.interpolate(r, (8, 8), mode="bilinear") for r in raws)
+            expected = (total[0, 0] / total.max()).numpy()
+            assert (expected > 0).sum() > 1
+            assert_allclose(found[row, place], expected, atol=1e-4)
+
+
+def test_levels_of_single_cells_without_earlier_ones_are_named(tmp_path):
+    """Their maps are dots, and whoever exports them must know it."""
+    file = write(networks.fill(networks.Untowered()), tmp_path / "a.onnx")
+    result = to_onnx(file, tmp_path / "b.onnx")
+    levels = result.manifest.detector.levels
+    reason = result.manifest.target_layer_reason
+    assert f"Of {levels[1].name}, {levels[2].name} a candidate reads its own cell alone" in reason
+    assert levels[0].name not in reason  # its coarser level is computed from it by 3 x 3
+    assert levels[0].activations == (8, 8, 8)
+
+
 def test_the_layer_of_queries_is_the_encoders_output(exported):
     model, _, result = exported("detr")
     (level,) = result.manifest.detector.levels
@@ -214,7 +251,7 @@ def test_an_edge_is_explained_by_how_far_out_it_lies(tmp_path, edge):
     predict, anchor = model.predict[0], 0
     level = model.pyramid(torch.from_numpy(IMAGE[:1]).double())[0].detach().requires_grad_()
     # Candidate 5 is the first anchor's, in row 0 and column 5 of the finest level.
-    raw = predict(level).view(3, 5 + CLASSES, 8, 8)[anchor, :, 0, 5].sigmoid()
+    raw = predict(model.block[0](level)).view(3, 5 + CLASSES, 8, 8)[anchor, :, 0, 5].sigmoid()
     centre = (raw[:2] * 2 - 0.5 + torch.tensor([5.0, 0.0])) * 8
     size = (raw[2:4] * 2) ** 2 * 8
     (-(centre - size / 2)[0] if edge == "left" else (centre + size / 2)[1]).backward()

@@ -122,8 +122,20 @@ def _reach_of(network: Network, node: ir.Node) -> int | None:
         return None
     if node.op_type == "Cast" and node.attributes["to"].as_int() != ir.DataType.FLOAT:
         return None  # on patches all is float32
-    if node.op_type in ELEMENTWISE and node.op_type != "BatchNormalization":
-        others = [dims.get(v, ()) for v in node.inputs if v is not None and v.is_initializer()]
+    if node.op_type == "BatchNormalization":
+        return 0 if len(node.outputs) == 1 else None
+    if node.op_type in ("Concat", "Split"):  # of channels that all follow from the level
+        axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
+        parts = node.inputs if node.op_type == "Concat" else node.inputs[:1]
+        is_fixed = any(v in network.plain.shapes.constants for v in parts)
+        return 0 if axis in (1, -3) and not is_fixed else None
+    if node.op_type in ELEMENTWISE:
+        fixed = network.plain.shapes.constants
+        others = [
+            dims.get(v, ())
+            for v in node.inputs
+            if v is not None and (v.is_initializer() or v in fixed)
+        ]
         uniform = all(side == 1 for other in others for side in other[-2:])
         return 0 if uniform else None
     if node.op_type != "Conv" or node.inputs[1] is None:

@@ -12,6 +12,7 @@ from ..default_layer import has_weights
 from ..gradient.reverse import find_path, varies
 from ..gradient_reach import find_reach
 from ..layers import Network
+from .extent import list_single_cells, widen
 
 _MOVING = {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast"}
 
@@ -22,8 +23,9 @@ def find_levels(
     """Find the layers whose maps are added, in the network's order, and why these.
 
     The backbone and its pyramid are what scores and boxes both follow from, by learned weights. A
-    level is a tensor of it that a node beyond reads, as the first convolution of a branch. Where
-    such tensors have no places of the image, as the queries of DETR, it is the last one with
+    level is a tensor of it that a node beyond reads, as the first convolution of a branch, or
+    where candidates read one cell of that alone, the last one before of which they read more.
+    Where such tensors have no places of the image, as the queries of DETR, it is the last one with
     places that everything passes: the encoder's output, or what is joined to it.
 
     Args:
@@ -41,11 +43,10 @@ def find_levels(
                 f"the layers {', '.join(names)} are not {len(names)} different ones"
             )
         return tuple(sorted(layers, key=network.order)), ""
-    found = _levels_of_pyramid(network, other)
-    if found:
-        return tuple(found), (
-            "the last tensors that both scores and boxes follow from, one for each level"
-        )
+    shared = _levels_of_pyramid(network, other)
+    if shared:
+        found = widen(network, shared)
+        return tuple(found), _describe_levels(network, shared, found)
     found = _last_with_places(network)
     if found:
         return tuple(found), (
@@ -57,6 +58,19 @@ def find_levels(
         "to belong to places of the image. Name them with --target-layer NAME,NAME"
         f"; of single ones there are: {network.list_layers()}"
     )
+
+
+def _describe_levels(network: Network, shared: Sequence[Layer], found: Sequence[Layer]) -> str:
+    reason = "the last tensors that both scores and boxes follow from, one for each level"
+    if list(shared) != list(found):
+        reason += ", or the last ones before them of which a candidate reads more than one cell"
+    dots = [layer.name for layer in list_single_cells(network, found)]
+    if dots:
+        reason += (
+            f". Of {', '.join(dots)} a candidate reads its own cell alone, and maps of its "
+            "detections are dots there: --target-layer names earlier layers"
+        )
+    return reason
 
 
 def list_pyramid(network: Network, chosen: Sequence[Layer]) -> list[Layer]:
