@@ -19,7 +19,7 @@ from ..runtime.cam import Method
 from ..runtime.errors import DataError, RequestError
 from ..runtime.explainer import Explainer
 from ..runtime.manifest import Manifest
-from ..runtime.request import NOT_PROBABILITIES, check_classifier
+from ..runtime.request import NOT_PROBABILITIES, check_classifier, check_whole_image
 from ..runtime.tft import Tft
 from ..runtime.timing import Tick
 from .cross_asked import check_asked
@@ -242,6 +242,7 @@ def check_one_head(manifest: Manifest) -> None:
         RequestError: it is such a file.
     """
     check_classifier(manifest)
+    check_whole_image(manifest)
     if manifest.heads:
         names = [head.name for head in manifest.heads]
         raise RequestError(

@@ -62,6 +62,15 @@ def explain(
             "detector so many of the best detections [default: 10]."
         ),
     ] = None,
+    region: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X,Y|image|MASK",
+            help="Of a segmentation network: where the class's score is explained, a point in "
+            "pixels, the whole image, a mask (what is not black), or a folder of masks named as "
+            "the images are [default: where the class is predicted].",
+        ),
+    ] = None,
     show_bands: ShowBands = None,
     report: Annotated[
         bool,
@@ -85,6 +94,12 @@ def explain(
     cluster.check()
     methods = parse.methods(method)
     manifest = read_manifest(model)
+    regions = parse.region(region)
+    if region is not None and (manifest.region is None or cluster.on is not None):
+        raise RequestError(
+            f"--region is for segmentation networks, without --on, and {manifest.model} "
+            + ("is one" if manifest.region is not None else "has no scores at places")
+        )
     if manifest.detector is not None:
         explain_detections(
             model, manifest, images, writing, tft, engine, cluster, detector, methods, target, top,
@@ -140,6 +155,7 @@ def explain(
             thresholding,
             progress=lambda done, total: advance(f"{done} of {total} passes", 0),
             thresholded=len(classes),
+            region=regions,
         )
         for (file, name), (_, outcome) in zip(files, results, strict=True):
             if isinstance(outcome, ImageError):

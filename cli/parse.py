@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..runtime.cam import METHODS, Method
 from ..runtime.engines.plan import Range
 from ..runtime.errors import RequestError
-from ..runtime.images import find_images
+from ..runtime.explained_region import RegionSource
+from ..runtime.images import ImageSource, find_images, list_images
 
 
 def names(text: str) -> list[str]:
@@ -205,6 +207,39 @@ def capabilities(text: str) -> list[str]:
             )
         versions.append(f"{digits[:-1]}.{digits[-1]}")
     return versions
+
+
+def region(text: str | None) -> RegionSource | Callable[[ImageSource], RegionSource]:
+    """Read which region of a segmentation network's answer is explained.
+
+    Args:
+        text: ``X,Y``, ``image``, a mask's file, or a folder of masks named as the images are.
+
+    Raises:
+        RequestError: none of these.
+    """
+    if text is None or text == "image":
+        return None if text is None else "image"
+    point = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*,\s*(\d+(?:\.\d+)?)\s*", text)
+    if point is not None:
+        return float(point[1]), float(point[2])
+    place = Path(text)
+    if place.is_file():
+        return place
+    if not place.is_dir():
+        raise RequestError(
+            f"--region '{text}' is no point X,Y, no mask and no folder of masks: name one, or "
+            "'image'"
+        )
+    masks = {file.stem: file for file in list_images(place)}
+
+    def find(image: ImageSource) -> RegionSource:
+        stem = Path(str(image)).stem
+        if stem not in masks:
+            raise RequestError(f"{place} has no mask for {image}, as {stem}.png")
+        return masks[stem]
+
+    return find
 
 
 def images(sources: Sequence[str | os.PathLike[str]]) -> list[tuple[Path, str]]:

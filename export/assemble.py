@@ -22,6 +22,7 @@ from ..runtime.cam import (
 )
 from ..runtime.errors import ExportError
 from ..runtime.manifest import Outputs, Preprocess
+from ..runtime.place_weights import REGION
 from ..runtime.search import Prior
 from ..runtime.tft import Tft
 from .ablation import logit_drops
@@ -132,6 +133,13 @@ def assemble(
         scores = Scores(network, meaning, recorder, inputs, request.top)
         found["probabilities"], found["targets"] = scores.probabilities, scores.targets
         found |= scores.split_probabilities()
+    region = None
+    if meaning.place_scores is not None:
+        places, shapes = meaning.place_scores, network.plain.shapes
+        region = tensor_of(places.region, shapes, recorder)
+        with recorder.part("head"):
+            own = tensor_of(places.value, shapes, recorder).cast(ir.DataType.FLOAT)
+            found["place_scores"] = own.transpose(places.order)
     builder = _Builder(request, scores)
     with recorder.part("gradient"):
         every = [*layers, attention.layer] if attention is not None else layers
@@ -163,7 +171,7 @@ def assemble(
         with recorder.part("sweep"):
             swept = builder.sweep(found["original_maps"], request.tft)
         found.update(zip(names, swept, strict=True))
-    declare(graph, assembly, inputs.target, inputs.embeddings, recorder)
+    declare(graph, assembly, inputs.target, inputs.embeddings, recorder, region)
     assembly.nodes = len(graph) - before
     return assembly
 
@@ -174,12 +182,14 @@ def declare(
     target: Tensor | None,
     embeddings: Tensor | None,
     recorder: Recorder,
+    region: Tensor | None = None,
 ) -> None:
     """Make the new tensors graph outputs, under the contract's names where these are free."""
     taken = {str(value.name) for value in (*graph.inputs, *graph.outputs)} - {"target"}
     for name, own in (
         ("target", target),
         ("class_embeddings", embeddings),
+        (REGION, region),
     ):
         if own is not None and own.value.name != name:
             assembly.names[name] = str(own.value.name)

@@ -16,6 +16,7 @@ from ..runtime.engines.trt_load import import_library
 from ..runtime.errors import EngineError, ModelFileError, OutputError, RequestError
 from ..runtime.manifest import FilePrecision, Manifest
 from ..runtime.onnxfile import digest, read_manifest
+from ..runtime.place_weights import REGION
 from .plan_builder import Shape, list_capabilities
 
 LIBRARIES: tuple[Library, ...] = ("tensorrt-rtx", "tensorrt")
@@ -109,6 +110,10 @@ class Sizes:
         if manifest.top is None:
             classes = ((n.least, k.least), (n.best, k.best), (n.most, k.most))
             shapes[graph_name("target", manifest)] = classes
+        if manifest.region is not None:
+            places = manifest.region
+            of_region = (n.least, *places), (n.best, *places), (n.most, *places)
+            shapes[graph_name(REGION, manifest)] = of_region
         if self.prompts is not None and manifest.class_embeddings is not None:
             length, c = manifest.class_embeddings, self.prompts
             ranges = (c.least, length), (c.best, length), (c.most, length)

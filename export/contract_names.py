@@ -9,6 +9,8 @@ import onnx_ir as ir
 CONTRACT = (
     "target",
     "class_embeddings",
+    "region",
+    "place_scores",
     "probabilities",
     "targets",
     "activations",

@@ -213,6 +213,22 @@ class DataFlow:
             name, node.op_type, arrangement.shape, value, arrangement, node in self.cut_nodes
         )
 
+    def find_bypasses(self, layer: Layer) -> list[ir.Value]:
+        """Find what is read after a layer and depends on the image, but not on the layer.
+
+        Shapes that depend on the number of images are among them.
+        """
+        after, _ = find_path([layer.value], self.logits, self.nodes, through_shapes=True)
+        computed = {value for node in after for value in node.outputs}
+        found = [
+            value
+            for node in after
+            for value in node.inputs
+            if value is not None and value is not layer.value and value not in computed
+            if value in self.places or value in self.plain.shapes.varying
+        ]
+        return list(dict.fromkeys(found))
+
     def image_bytes(self) -> int:
         """Compute the peak memory of one image in float32: bytes of tensors alive at once.
 

@@ -42,7 +42,7 @@ _MAX_ATTENTION = 2
 # The class scores must read most places, and not the last step of a sequence alone.
 _LEAST_PLACES = 0.5
 # Data movement: the layer is what was moved.
-_MOVEMENT = {
+MOVEMENT = {
     "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Concat",
     "Pad", "Expand", "Identity", "Cast",
 }  # fmt: skip
@@ -92,7 +92,7 @@ def _find_last_tokens(flow: DataFlow) -> Layer | None:
     """Find the last tensor with places and a gradient there that learned weights follow."""
     cut: Layer | None = None
     for node in reversed(flow.cut_points):
-        if node.op_type in _MOVEMENT or node.op_type.startswith(_POOLING):
+        if node.op_type in MOVEMENT or node.op_type.startswith(_POOLING):
             continue
         if _is_projection(flow, node):
             continue
@@ -153,7 +153,7 @@ def _loses_places(flow: DataFlow, layer: Layer) -> bool:
 
 def _is_projection(flow: DataFlow, node: ir.Node) -> bool:
     """Tell whether a node ends a linear layer, as those that compute keys and values."""
-    while node.op_type in ("Add", "Mul", "Identity", "Cast") or node.op_type in _MOVEMENT:
+    while node.op_type in ("Add", "Mul", "Identity", "Cast") or node.op_type in MOVEMENT:
         sources = [v for v in node.inputs if v is not None and v in flow.on_path]
         producer = sources[0].producer() if len(sources) == 1 else None
         if producer is None:
@@ -168,7 +168,7 @@ def _is_linear_in_image(flow: DataFlow, layer: Layer) -> bool:
     It shows the image then, and nothing that the network found in it.
     """
     path, _ = find_path([flow.plain.image], layer.value, flow.nodes)
-    return all(node.op_type in _MOVEMENT or _is_linear(flow, node) for node in path)
+    return all(node.op_type in MOVEMENT or _is_linear(flow, node) for node in path)
 
 
 def _find_normalisation(flow: DataFlow, cut: Layer) -> Layer | None:

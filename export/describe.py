@@ -86,6 +86,7 @@ def describe(
             if attention is None
             else Attention(attention.layer.name, attention.shape),
             class_embeddings=_length_of_input(network, meaning),
+            region=None if meaning.place_scores is None else meaning.place_scores.size,
             embedded_preprocess=request.preprocess is not None,
             source_size=request.source_size,
             show_bands=tuple(show_bands),

@@ -12,6 +12,7 @@ from ..runtime.input_format import Preprocess
 from .dims import BATCH, CLASSES, PROMPTS, Dim, Size, dim_text, product
 from .heads import OutputMeaning
 from .layers import Network
+from .plain_model import PlainModel
 from .recorder import Recorder
 from .resample import record_preprocess
 from .shapes import Shapes
@@ -135,3 +136,16 @@ def new_input(recorder: Recorder, name: str, dims: Sequence[Dim], dtype: ir.Data
 def lengths_of(tensor: Tensor) -> Tensor:
     """Record a tensor's shape, int64 [rank]."""
     return tensor.recorder.op("Shape", [tensor], (tensor.ndim,), ir.DataType.INT64)
+
+
+def learn_shapes(plain: PlainModel, recorder: Recorder) -> None:
+    """Take what was recorded for a part of the network, whose shapes and constants are known."""
+    shapes = plain.shapes
+    for value, tensor in recorder.recorded.items():
+        shapes.dims[value], shapes.dtypes[value] = tensor.shape, tensor.dtype
+    for value in plain.graph.initializers.values():
+        if value not in shapes.dims and value.const_value is not None:
+            array = value.const_value.numpy()
+            shapes.constants[value] = array
+            shapes.dims[value] = array.shape
+            shapes.dtypes[value] = value.const_value.dtype

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..runtime.manifest import Manifest
+from ..runtime.place_weights import REGION, example_region
 from ..runtime.prompts import example_prompts
 from .assemble import Assembly
 from .subgraph import open_model_session
@@ -44,6 +45,9 @@ class GraphRunner:
         if manifest.class_embeddings is not None:
             name = assembly.names.get("class_embeddings", "class_embeddings")
             self._classes[name] = example_prompts(manifest).embeddings
+        self._region: tuple[str, NDArray[np.float32]] | None = None
+        if manifest.region is not None:
+            self._region = assembly.names.get(REGION, REGION), example_region(manifest.region)
 
     def run(
         self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]
@@ -61,4 +65,8 @@ class GraphRunner:
     def _inputs(self, image: NDArray[Any], target: NDArray[Any]) -> dict[str, NDArray[Any]]:
         image = image.astype(self._image_type, copy=False)
         targets = {} if self._target is None else {self._target: target}
-        return {self._image: image, **targets, **self._classes}
+        regions = {}
+        if self._region is not None:
+            name, region = self._region
+            regions[name] = np.repeat(region[None], len(image), axis=0)
+        return {self._image: image, **targets, **self._classes, **regions}

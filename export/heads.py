@@ -16,17 +16,41 @@ from .zero_shot import Similarity
 
 
 @dataclass(frozen=True)
+class PlaceScores:
+    """A score of each class at each place, and the region whose mean is explained.
+
+    Attributes:
+        value: the logits, in the network's own layout.
+        order: its axes in the order N, C, h, w.
+        shape: (C, h, w).
+        region: the input of the graph with the weight of each place, float32 [N, h, w].
+    """
+
+    value: ir.Value
+    order: tuple[int, ...]
+    shape: tuple[int, int, int]
+    region: ir.Value
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return (h, w)."""
+        return self.shape[1:]
+
+
+@dataclass(frozen=True)
 class OutputMeaning:
     """What a network's outputs mean.
 
     Attributes:
         heads: those to explain, one or several.
         logits: the tensor to differentiate: the head's own in any shape, or those of all heads
-            side by side, [N, R].
+            side by side, [N, R]; of a segmentation network the means over a region, [N, C].
+        place_scores: of a segmentation network; else None.
     """
 
     heads: tuple[HeadMeaning, ...]
     logits: ir.Value
+    place_scores: PlaceScores | None = None
 
     @property
     def single(self) -> HeadMeaning | None:

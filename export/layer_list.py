@@ -13,7 +13,8 @@ from .detectors.export import list_detector_layers
 from .heads import OutputMeaning, join_heads
 from .layers import Network
 from .loading import DEFAULT_OPSET, choose_detector, load_model
-from .output_meaning import interpret_outputs
+from .output_meaning import has_image_scores, interpret_outputs
+from .place_scores import find_place_scores
 from .plain_model import PlainModel
 from .preprocessing import Overrides
 
@@ -66,8 +67,8 @@ def list_layers(
     if loaded.form is not None:
         return list_detector_layers(loaded, loaded.form, activation)
     assert task != "detect"
-    meaning = interpret(loaded.plain, task, head)
-    network = Network(loaded.plain, meaning.logits, is_embedding=is_encoder)
+    meaning = interpret(loaded.plain, task, head, bool(loaded.labels))
+    network = Network(loaded.plain, meaning.logits, is_encoder, meaning.place_scores)
     try:
         chosen: tuple[Layer, ...] = (network.find(),)
     except ExportError:
@@ -76,9 +77,16 @@ def list_layers(
 
 
 def interpret(
-    plain: PlainModel, task: Task | None, head: str | Sequence[str] | None
+    plain: PlainModel, task: Task | None, head: str | Sequence[str] | None, has_labels: bool
 ) -> OutputMeaning:
-    """Decide what the outputs mean, and join the heads that the user chose."""
+    """Decide what the outputs mean, and join the heads that the user chose.
+
+    A network without an output of one number a class and image may have scores at every place.
+    """
     names = [head] if isinstance(head, str) else head
+    if not has_image_scores(plain.graph.outputs, plain.shapes, names):
+        of_places = find_place_scores(plain, task, names, has_labels)
+        if of_places is not None:
+            return of_places
     found = interpret_outputs(plain.graph.outputs, plain.shapes, task, names)
     return join_heads(plain.graph, plain.shapes, found)

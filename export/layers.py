@@ -4,15 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import onnx_ir as ir
+
 from ..runtime.errors import TargetLayerError
+from .coarsest_layer import choose_coarsest_layer
 from .data_flow import DataFlow, Layer
 from .default_layer import choose_layer
+from .heads import PlaceScores
+from .plain_model import PlainModel
 
 _LISTED = 8
 
 
 class Network(DataFlow):
-    """The data flow of a classifier, in which layers are found."""
+    """The data flow of a network, in which layers are found.
+
+    Args:
+        plain, logits, is_embedding: see ``DataFlow``.
+        places: the class scores at every place, of a segmentation network; else None.
+    """
+
+    def __init__(
+        self,
+        plain: PlainModel,
+        logits: ir.Value,
+        is_embedding: bool = False,
+        places: PlaceScores | None = None,
+    ) -> None:
+        super().__init__(plain, logits, is_embedding)
+        self._of_places = places
 
     def find(self, name: str | None = None) -> Layer:
         """Find the target layer from the data flow, or the one that is called ``name``.
@@ -22,7 +42,10 @@ class Network(DataFlow):
         """
         if name is not None:
             return self.find_named(name)
-        layer, why = choose_layer(self)
+        if self._of_places is None:
+            layer, why = choose_layer(self)
+        else:
+            layer, why = choose_coarsest_layer(self, self._of_places.value)
         if layer is None:
             raise TargetLayerError(
                 f"no target layer found: {why}. Name one with --target-layer; the model can be "

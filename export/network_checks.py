@@ -62,7 +62,7 @@ def check_network(
     if not is_stated:
         images = draw_natural_images(np.random.default_rng(0), 4, bare)
         for head in meaning.heads:
-            check_is_no_probability(network, head, original, images)
+            check_is_no_probability(network, head, original, images, meaning.place_scores)
     if loaded.module is not None and not references.target.is_exact:
         from .references_torch import check_translation
 

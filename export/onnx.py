@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -40,7 +40,7 @@ from .options import ExportOptions, plan_export
 from .original_model import OriginalModel
 from .output_meaning import interpret_embedding
 from .plain_model import PlainModel
-from .preprocessing import Overrides
+from .preprocessing import Overrides, keep_whole_image
 from .reference_answers import compute_reference_answers
 from .verify import verify
 from .verify_subject import Subject, prepare_image, subjects_of_all_sizes
@@ -275,13 +275,16 @@ def to_onnx(
         step(STEPS[1])
         plain = loaded.plain
         if classes is None:
-            meaning = interpret(plain, options.task, head)
+            meaning = interpret(plain, options.task, head, bool(loaded.labels))
+            if meaning.place_scores is not None:
+                spec = keep_whole_image(loaded.preprocess, overrides or Overrides())
+                loaded = replace(loaded, preprocess=spec)
         else:
             similarity = choose_similarity(
                 classes, logit_scale, logit_bias, options.task, loaded.logit_parameters
             )
             meaning = _interpret_embedding(plain, similarity, head)
-        network = Network(plain, meaning.logits, is_embedding=is_encoder)
+        network = Network(plain, meaning.logits, is_encoder, meaning.place_scores)
         layer = network.find(next(iter(_name_list(target_layer)), None))
         earlier = network.find_earlier(layer, fused_layers)
         attention = find_attention(network) if options.needs_attention else None

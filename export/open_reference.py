@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..runtime.manifest import Manifest
+from ..runtime.place_weights import example_region
 from ..runtime.prompts import example_prompts
 from .attention import AttentionMaps
 from .data_flow import Layer
-from .heads import OutputMeaning
+from .heads import OutputMeaning, PlaceScores
 from .layers import Network
 from .loading import LoadedModel
 from .references import OnnxReference, Reference
 from .references_similarity import SimilarityReference
 from .verify_subject import AttentionReference
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,12 @@ def _score_similarity(
 def _open_layer(
     loaded: LoadedModel, network: Network, meaning: OutputMeaning, layer: Layer
 ) -> Reference:
-    if loaded.module is not None:
+    head, reduce = meaning.heads[0], None
+    if meaning.place_scores is not None:
+        reduce = _mean_of_region(meaning.place_scores)
+    # Of a segmentation network the scores must be what the module returns.
+    is_returned = meaning.place_scores is None or meaning.place_scores.value is head.output
+    if loaded.module is not None and is_returned:
         from .references_torch import TorchReference
 
         plain, outputs = network.plain, list(network.plain.graph.outputs)
@@ -87,9 +97,24 @@ def _open_layer(
                 layer,
                 (plain.channels, *plain.size),
                 places=[outputs.index(head.output) for head in meaning.heads],
-                ends_in_activation=any(head.logits is not head.output for head in meaning.heads),
+                ends_in_activation=reduce is None
+                and any(head.logits is not head.output for head in meaning.heads),
+                reduce=reduce,
             )
         except LookupError:
             pass
     description = "the original file" if loaded.module is None else "the graph that PyTorch wrote"
     return OnnxReference(network, meaning, layer, description)
+
+
+def _mean_of_region(places: PlaceScores) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what averages scores over the region that a file's reference answers are of."""
+    import torch
+
+    weights = example_region(places.size)
+
+    def reduce(scores: torch.Tensor) -> torch.Tensor:
+        region = torch.from_numpy(weights).to(scores.dtype)
+        return (scores.permute(*places.order) * region).sum((2, 3)) / region.sum()
+
+    return reduce

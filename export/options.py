@@ -171,6 +171,8 @@ def plan_export(
     Raises:
         ExportError, RequestError: the options do not fit the network.
     """
+    if meaning.place_scores is not None:
+        _check_segmentation(options)
     is_fixed = meaning.similarity is None or meaning.similarity.embeddings is not None
     if options.top is not None and meaning.single is None:
         raise RequestError(
@@ -205,6 +207,25 @@ def plan_export(
     return request, kept, tft
 
 
+def _check_segmentation(options: ExportOptions) -> None:
+    """Refuse what a segmentation network's file cannot have.
+
+    Raises:
+        RequestError: such an option was given.
+    """
+    asked = {*(options.methods or ()), *(options.map_methods or ())}
+    for name, is_given, why in (
+        ("output tft", "tft" in options.outputs, "its thresholds are tried outside the graph"),
+        ("top", options.top is not None, "each class has a region of its own: name it by target"),
+        ("ablation", "ablation" in asked, "it takes a linear head of the whole image"),
+        ("scorecam", "scorecam" in asked, "it shows the network masked images, without a region"),
+        ("legrad", "legrad" in asked, "it reads attention of the class score of a whole image"),
+        ("score prob", options.score == "prob", "the mean logit of a region is explained"),
+    ):
+        if is_given:
+            raise RequestError(f"{name} is not there for a segmentation network: {why}")
+
+
 def _choose_methods(
     options: ExportOptions, head: Head, meaning: OutputMeaning, score: Score
 ) -> tuple[tuple[Method, ...], tuple[Method, ...]]:
@@ -220,7 +241,7 @@ def _choose_methods(
     else:
         default = "layercam" if options.fused_layers else "gradcam"
         supported = set(options.map_methods or (default,))
-    if not meaning.has_probabilities:
+    if not meaning.has_probabilities or meaning.place_scores is not None:
         supported.discard("scorecam")
     if options.fused_layers:
         supported.add("layercam")

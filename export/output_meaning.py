@@ -16,7 +16,7 @@ from .zero_shot import Similarity, check_length
 
 _RESHAPES = {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout", "Cast"}
 _INDICES = {"ArgMax", "TopK"}
-_FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
+FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 LOGITS = "logits"  # what Hugging Face's models, and many others, call class scores
 
 
@@ -64,7 +64,7 @@ def interpret_embedding(
         ExportError: no output, or more than one, is an embedding, or classes have another length.
     """
     chosen = (
-        _find_output(outputs, output, shapes)
+        find_output(outputs, output, shapes)
         if output is not None
         else _choose_output(outputs, shapes)[0]
     )
@@ -105,11 +105,11 @@ def interpret_outputs(
         chosen, note = _choose_output(outputs, shapes)
         found = _interpret(chosen, shapes, task)
         return (replace(found, note=_join_notes(note, found.note)),)
-    values = [_find_output(outputs, name, shapes) for name in heads]
+    values = [find_output(outputs, name, shapes) for name in heads]
     if not values or len(set(values)) != len(values):
         raise ExportError(
             f"the heads to explain are {', '.join(heads) or 'none'}: name each output once, of: "
-            f"{_list_outputs(outputs, shapes)}"
+            f"{list_outputs(outputs, shapes)}"
         )
     meanings = tuple(_interpret(value, shapes, task) for value in values)
     if len(meanings) > 1 and task == "none":
@@ -118,6 +118,18 @@ def interpret_outputs(
             "is meant where no target is named: export a file a head, each with one --head"
         )
     return meanings
+
+
+def has_image_scores(
+    outputs: Sequence[ir.Value], shapes: Shapes, heads: Sequence[str] | None
+) -> bool:
+    """Tell whether an output, of those that the user chose, has one number a class and image.
+
+    Raises:
+        ExportError: there is no output of that name.
+    """
+    chosen = outputs if heads is None else [find_output(outputs, name, shapes) for name in heads]
+    return any(_count_classes(shapes.dims.get(value, ())) is not None for value in chosen)
 
 
 def _join_notes(*notes: str | None) -> str | None:
@@ -129,8 +141,8 @@ def _interpret(chosen: ir.Value, shapes: Shapes, task: Task | None) -> HeadMeani
     if count is None:
         raise ExportError(
             f"the output '{chosen.name}' {_shape_text(shapes.dims.get(chosen))} does not hold one "
-            "number a class and image: a detector needs --task detect, and segmenters cannot be "
-            "explained"
+            "number a class and image, nor scores of classes at every place, and a detector needs "
+            "--task detect"
         )
     activation, before = _find_activation(chosen, shapes)
     if activation in _INDICES:
@@ -138,7 +150,7 @@ def _interpret(chosen: ir.Value, shapes: Shapes, task: Task | None) -> HeadMeani
             f"the output '{chosen.name}' holds class numbers ({activation}), not scores: export "
             "the network without that step, or name an earlier output with --head"
         )
-    if shapes.dtypes.get(chosen) not in _FLOATS:
+    if shapes.dtypes.get(chosen) not in FLOATS:
         raise ExportError(
             f"the output '{chosen.name}' holds numbers of type {shapes.dtypes.get(chosen)}, and "
             "class scores are floats: name another output with --head"
@@ -243,7 +255,7 @@ def _choose_output(outputs: Sequence[ir.Value], shapes: Shapes) -> tuple[ir.Valu
         value
         for value in outputs
         if _count_classes(shapes.dims.get(value, ())) is not None
-        and shapes.dtypes.get(value) in _FLOATS
+        and shapes.dtypes.get(value) in FLOATS
     ]
     if not fitting:
         indices = [v for v in outputs if _find_activation(v, shapes)[0] in _INDICES]
@@ -251,8 +263,8 @@ def _choose_output(outputs: Sequence[ir.Value], shapes: Shapes) -> tuple[ir.Valu
             return indices[0], None
         raise ExportError(
             "no output holds one number a class and image (there are: "
-            f"{_list_outputs(outputs, shapes)}). A detector needs --task detect; segmenters cannot "
-            "be explained"
+            f"{list_outputs(outputs, shapes)}), nor scores of classes at every place, "
+            "[N, C, h, w]. A detector needs --task detect"
         )
     # Logits and their softmax may both be outputs.
     sources = {id(_find_activation(value, shapes)[1]) for value in fitting}
@@ -262,25 +274,31 @@ def _choose_output(outputs: Sequence[ir.Value], shapes: Shapes) -> tuple[ir.Valu
     named = [value for value in fitting if value.name == LOGITS]
     if named:
         return named[0], (
-            f"of several outputs ({_list_outputs(fitting, shapes)}) the one called '{LOGITS}' is "
+            f"of several outputs ({list_outputs(fitting, shapes)}) the one called '{LOGITS}' is "
             "explained; --head chooses others"
         )
     raise ExportError(
-        f"there are several outputs that could be class scores: {_list_outputs(fitting, shapes)}. "
+        f"there are several outputs that could be class scores: {list_outputs(fitting, shapes)}. "
         "Choose one with --head NAME, or several heads with --head NAME,NAME"
     )
 
 
-def _find_output(outputs: Sequence[ir.Value], name: str, shapes: Shapes) -> ir.Value:
+def find_output(outputs: Sequence[ir.Value], name: str, shapes: Shapes) -> ir.Value:
+    """Find an output by its name or number.
+
+    Raises:
+        ExportError: there is none.
+    """
     by_name = {str(value.name): value for value in outputs}
     if name in by_name:
         return by_name[name]
     if name.isdecimal() and int(name) < len(outputs):
         return outputs[int(name)]
-    raise ExportError(f"there is no output '{name}'; there are: {_list_outputs(outputs, shapes)}")
+    raise ExportError(f"there is no output '{name}'; there are: {list_outputs(outputs, shapes)}")
 
 
-def _list_outputs(outputs: Sequence[ir.Value], shapes: Shapes) -> str:
+def list_outputs(outputs: Sequence[ir.Value], shapes: Shapes) -> str:
+    """List outputs with their shapes in words."""
     return ", ".join(f"'{v.name}' {_shape_text(shapes.dims.get(v))}" for v in outputs)
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..runtime.errors import ExportError
 from .data_flow import DataFlow
 from .default_layer import has_weights
+from .heads import PlaceScores
 from .original_model import OriginalModel
 from .output_meaning import HeadMeaning
 
@@ -22,7 +23,11 @@ _CONSTANT_SUM = 1e-3
 
 
 def check_is_no_probability(
-    flow: DataFlow, head: HeadMeaning, original: OriginalModel, images: NDArray[np.generic]
+    flow: DataFlow,
+    head: HeadMeaning,
+    original: OriginalModel,
+    images: NDArray[np.generic],
+    places: PlaceScores | None = None,
 ) -> None:
     """Run the network on a few images and look at scores that were taken for logits.
 
@@ -31,6 +36,7 @@ def check_is_no_probability(
         head: whose scores are taken for logits, as nobody stated the task.
         original: the network.
         images: as it takes them.
+        places: of a segmentation network, whose scores are looked at place by place.
 
     Raises:
         ExportError: they sum to the same number for all images and have one sign; or they lie
@@ -39,7 +45,14 @@ def check_is_no_probability(
     if head.activation is not None:
         return
     outputs = dict(zip(original.names, original.run(images), strict=True))
-    values = np.asarray(outputs[head.name], np.float64).reshape(len(images), -1)
+    values = np.asarray(outputs[head.name], np.float64)
+    if places is None:
+        values = values.reshape(len(images), -1)
+    elif places.value is head.output:
+        values = values.transpose(places.order)
+        values = np.moveaxis(values, 1, -1).reshape(-1, places.shape[0])
+    else:  # numbers of classes
+        return
     if not np.isfinite(values).all():
         return
     within = bool(values.min() >= 0 and values.max() <= 1 + 1e-6)

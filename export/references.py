@@ -18,17 +18,22 @@ import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
 from ..runtime.errors import ExportError, reason_of
+from ..runtime.place_weights import example_region
 from .data_flow import Layer
-from .gradient.reverse import find_path
 from .heads import OutputMeaning
 from .layers import Network
+from .place_scores import fix_region
 from .subgraph import open_model_session, submodel
 
 Floats = NDArray[np.float64]
 
 # Step of central differences, relative to the largest activation: small enough to miss the kinks
-# of max-pools and ReLUs, and in float64 large enough for eight digits.
-STEP = 1e-8
+# of max-pools and ReLUs. Where scores hardly change with a layer, as the mean of a region does, the
+# smallest step would leave few digits of the difference.
+STEP, LARGEST_STEP = 1e-8, 1e-5
+_ROUNDING = 30 * np.finfo(np.float64).eps  # of a score, relative; measured on networks of 20 layers
+_ROUNDED_SHARE = 1e-4  # that rounding may have in a difference
+_PILOTS = 2
 
 
 class Reference(Protocol):
@@ -80,16 +85,21 @@ class OnnxReference:
         self._arrangement = layer.arrangement
         self._image = str(network.plain.image.name)
         self._layer = str(layer.value.name)
-        bypasses = find_bypasses(network, layer)
+        bypasses = network.find_bypasses(layer)
         self._is_alone = layer.arrangement.is_complete and not bypasses
         self._bypasses = [str(value.name) for value in bypasses]
         outputs = [layer.value, meaning.logits, *bypasses]
-        whole = submodel(graph, [network.plain.image], outputs, shapes)
+        given = [] if meaning.place_scores is None else [meaning.place_scores.region]
+        whole = submodel(graph, [network.plain.image, *given], outputs, shapes)
+        if meaning.place_scores is not None:
+            fix_region(whole, meaning.place_scores, example_region(meaning.place_scores.size))
         self._whole = open_model_session(  # fusion may change rounding
             whole, shapes.precision, is_fused=False
         )
-        head = submodel(graph, [layer.value, *bypasses], [meaning.logits], shapes)
+        head = submodel(graph, [layer.value, *bypasses, *given], [meaning.logits], shapes)
         skip_rounding(head.graph)
+        if meaning.place_scores is not None:
+            fix_region(head, meaning.place_scores, example_region(meaning.place_scores.size))
         self._head = open_in_float64(ir.to_proto(head))
         self._last: tuple[NDArray[Any], list[NDArray[Any]]] | None = None
 
@@ -129,23 +139,6 @@ class OnnxReference:
         return None
 
 
-def find_bypasses(network: Network, layer: Layer) -> list[ir.Value]:
-    """Find the tensors that are read after a layer and depend on the image, but not on the layer.
-
-    Shapes that depend on the number of images are among them.
-    """
-    after, _ = find_path([layer.value], network.logits, network.nodes, through_shapes=True)
-    computed = {value for node in after for value in node.outputs}
-    found = [
-        value
-        for node in after
-        for value in node.inputs
-        if value is not None and value is not layer.value and value not in computed
-        if value in network.places or value in network.plain.shapes.varying
-    ]
-    return list(dict.fromkeys(found))
-
-
 def directional_differences(
     reference: Reference,
     activations: Floats,
@@ -165,14 +158,23 @@ def directional_differences(
     Returns:
         [M, directions].
     """
-    step = STEP * max(float(np.abs(activations).max()), 1e-30)
-    rows = []
-    for direction in directions:
-        ahead, behind = (
-            reference.head(activations + sign * step * direction, images) for sign in (1.0, -1.0)
-        )
-        rows.append((seed * (ahead - behind)).sum(-1) / (2 * step))
-    return np.stack(rows, axis=-1)
+    largest = max(float(np.abs(activations).max()), 1e-30)
+
+    def differences(step: float, some: Sequence[Floats]) -> Floats:
+        rows = []
+        for direction in some:
+            ahead, behind = (
+                reference.head(activations + sign * step * direction, images)
+                for sign in (1.0, -1.0)
+            )
+            rows.append((seed * (ahead - behind)).sum(-1) / (2 * step))
+        return np.stack(rows, axis=-1)
+
+    slopes = differences(LARGEST_STEP * largest, directions[:_PILOTS])
+    slope = float(np.sqrt((slopes**2).mean(-1)).min())
+    noise = _ROUNDING * float(np.abs(seed * reference.head(activations, images)).max()) / 2
+    needed = noise / (_ROUNDED_SHARE * slope * largest) if slope > 0 else LARGEST_STEP
+    return differences(min(max(needed, STEP), LARGEST_STEP) * largest, directions)
 
 
 def skip_rounding(graph: ir.Graph) -> None:
@@ -233,10 +235,58 @@ def _exact_operators() -> list[Any]:
                 return (x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2,)
             return (x * (1 + error_function(x / np.sqrt(2))) / 2,)
 
+    class ConvTranspose(OpRun):
+        """The evaluator's own goes through single elements."""
+
+        def _run(
+            self,
+            x: Floats,
+            weight: Floats,
+            bias: Floats | None = None,
+            auto_pad: str | None = None,
+            dilations: Sequence[int] | None = None,
+            group: int | None = None,
+            kernel_shape: Sequence[int] | None = None,  # noqa: ARG002 - the weight has it
+            output_padding: Sequence[int] | None = None,
+            output_shape: Sequence[int] | None = None,
+            pads: Sequence[int] | None = None,
+            strides: Sequence[int] | None = None,
+        ) -> tuple[Floats]:
+            if auto_pad not in (None, "NOTSET") or output_shape or x.ndim != 4:
+                raise NotImplementedError("ConvTranspose with automatic padding, or not in 2D")
+            step, spread = (list(each or (1, 1)) for each in (strides, dilations))
+            edges, further = list(pads or (0, 0, 0, 0)), list(output_padding or (0, 0))
+            kernel, groups = weight.shape[2:], group or 1
+            whole = [
+                (side - 1) * s + (k - 1) * d + 1 + more
+                for side, s, k, d, more in zip(
+                    x.shape[2:], step, kernel, spread, further, strict=True
+                )
+            ]
+            parts = []
+            for part, own in zip(np.split(x, groups, 1), np.split(weight, groups, 0), strict=True):
+                full = np.zeros((len(x), own.shape[1], *whole))
+                for row, column in np.ndindex(*kernel):
+                    ends = [
+                        at * d + (side - 1) * s + 1
+                        for at, d, side, s in zip(
+                            (row, column), spread, x.shape[2:], step, strict=True
+                        )
+                    ]
+                    rows = slice(row * spread[0], ends[0], step[0])
+                    columns = slice(column * spread[1], ends[1], step[1])
+                    full[:, :, rows, columns] += np.einsum(
+                        "nchw,ck->nkhw", part, own[:, :, row, column], optimize=True
+                    )
+                parts.append(full)
+            found = np.concatenate(parts, 1)
+            found = found[:, :, edges[0] : whole[0] - edges[2], edges[1] : whole[1] - edges[3]]
+            return (found if bias is None else found + bias[:, None, None],)
+
     class GatherElements(OpRun):
         """The evaluator's own takes no more than 64 rows."""
 
         def _run(self, x: NDArray[Any], indices: NDArray[Any], axis: int = 0) -> tuple[Any]:
             return (np.take_along_axis(x, indices, axis),)
 
-    return [Erf, Gelu, GatherElements]
+    return [Erf, Gelu, ConvTranspose, GatherElements]

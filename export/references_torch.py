@@ -27,6 +27,8 @@ class TorchReference:
         places: which of the tensors that it returns hold class scores, see ``return_tensors``.
         ends_in_activation: whether it returns probabilities there, so that the scores are the
             input of its last softmax or sigmoid module; for one place alone.
+        reduce: makes scores [N, R] of what it returns at the first of these places; None: they are
+            the numbers at all of them.
 
     Raises:
         LookupError: no module of that name returns those activations once, or there is no such
@@ -43,9 +45,11 @@ class TorchReference:
         inner: tuple[int, int, int],
         places: Sequence[int] = (0,),
         ends_in_activation: bool = False,
+        reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         self._float32_model = model
         self._places = tuple(places)
+        self._reduce = reduce
         self._name = layer.name
         self._inner = inner
         self._arrangement = layer.arrangement
@@ -95,6 +99,8 @@ class TorchReference:
 
     def _scores(self, model: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
         """Compute the model's scores, or the input of its last softmax or sigmoid: [N, R]."""
+        if self._reduce is not None:
+            return self._reduce(list_tensors(model(image))[self._places[0]])
         if self._activation is None:
             return _join_scores(model(image), self._places)
         taken: list[torch.Tensor] = []

@@ -54,10 +54,16 @@ class Source:
 
 
 def read_torchvision_preprocess(preset: Any) -> Preprocess:
-    """Read what the transforms of torchvision's weights do."""
+    """Read what the transforms of torchvision's weights do.
+
+    Those of segmentation networks keep each image's shape, and a graph has one: whole images are
+    resized to a square of that side.
+    """
+    crop = getattr(preset, "crop_size", None)
+    size = _sides(preset.resize_size if crop is None else crop)
     return Preprocess(
-        size=_sides(preset.crop_size),
-        resize=tuple(preset.resize_size),
+        size=size,
+        resize=tuple(preset.resize_size) if crop is not None else size,
         interpolation=check_interpolation_name(preset.interpolation.value),
         mean=tuple(float(value) for value in preset.mean),
         std=tuple(float(value) for value in preset.std),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,10 @@ class GraphWriter:
             array = array.astype(np.float32)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
-            name = f"whycam/constant_{len(self._constants)}"
+            # Another recorder may have written constants to the graph before.
+            taken = self.graph.initializers
+            number = next(n for n in count(len(self._constants)) if _constant(n) not in taken)
+            name = _constant(number)
             tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
             value = ir.Value(
                 name=name,
@@ -392,3 +396,7 @@ def expand(x: Tensor, shape: Dims) -> Tensor:
     if x.shape == tuple(shape):
         return x
     return x.recorder.op("Expand", [x, x.recorder.shape_tensor(shape)], shape)
+
+
+def _constant(number: int) -> str:
+    return f"whycam/constant_{number}"

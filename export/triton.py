@@ -13,6 +13,7 @@ from ..runtime.errors import MissingExtraError, RequestError
 from ..runtime.files import replacing, write_whole
 from ..runtime.manifest import Manifest
 from ..runtime.onnxfile import read_manifest
+from ..runtime.place_weights import REGION
 from .zero_shot import INPUT
 
 # A threshold sweep already runs a batch; other requests are worth batching.
@@ -127,6 +128,8 @@ def config(manifest: Manifest, name: str, own_outputs: Sequence[str] = ()) -> st
     ]
     if manifest.top is None:
         inputs.append(_tensor(graph_name("target", manifest), "TYPE_INT64", (None,)))
+    if manifest.region is not None:
+        inputs.append(_tensor(graph_name(REGION, manifest), "TYPE_FP32", manifest.region))
     outputs = [
         *own_outputs,
         *(

@@ -33,19 +33,24 @@ from .transformers_model import TRANSFORMERS, is_transformers_folder, load_trans
 
 
 def load_from_torchvision(spec: str, weights: str, num_classes: int | None) -> Source:
-    """Load a classifier of torchvision by name."""
+    """Load a classifier or a segmentation network of torchvision by name."""
     models = _import("torchvision.models", "torchvision", spec)
     name = spec.removeprefix("torchvision/")
-    known = models.list_models(module=models)
+    segmenters = models.list_models(module=models.segmentation)
+    known = [*models.list_models(module=models), *segmenters]
     if name not in known:
-        raise ExportError(f"torchvision has no classifier '{name}'{_suggest(name, known)}")
+        raise ExportError(
+            f"torchvision has no classifier or segmentation network '{name}'{_suggest(name, known)}"
+        )
     default = models.get_model_weights(name).DEFAULT
     if weights == "default":
         if num_classes is not None:
             raise ExportError("num_classes does not go with the default weights: they are fixed")
         model = _download(lambda: models.get_model(name, weights=default), spec)
     else:
-        options = {} if num_classes is None else {"num_classes": num_classes}
+        options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+        if name in segmenters:
+            options["weights_backbone"] = None  # else they are downloaded
         model = call_seeded(lambda: models.get_model(name, weights=None, **options))
     return Source(
         model=model,

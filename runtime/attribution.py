@@ -41,6 +41,7 @@ class Attribution:
     geometry: str = "input"
     task: Task = "softmax"
     top: tuple[ClassScore, ...] = ()
+    area: float | None = None
     box: Box | None = None
     candidate: int | None = None
     edge: Edge | None = None
@@ -102,6 +103,8 @@ class Attribution:
             "threshold": self.threshold,
             "cut": self.cut,
         }
+        if self.area is not None:
+            numbers["area"] = self.area
         if self.rpi is not None and self.tft is not None:
             numbers |= {
                 "improved": self.improved,
@@ -117,7 +120,8 @@ class Attribution:
     def caption_lines(self) -> list[str]:
         """Say in two lines what was explained, and how: class; method, threshold and reading."""
         number = format_probability(self.probability, self.task, 3)
-        return [f"{self.label} {number}", "  ".join([self.method, *self.threshold_words()])]
+        over = "" if self.area is None else f" over {self.area:.0%} of the image"
+        return [f"{self.label} {number}{over}", "  ".join([self.method, *self.threshold_words()])]
 
     def threshold_words(self) -> list[str]:
         """Say how the map was thresholded: the threshold, and the reading of TFT; or nothing."""

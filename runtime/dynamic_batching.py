@@ -20,7 +20,7 @@ from .explanation import Explanation
 from .images import ImageSource
 from .pipeline import Prepared
 from .pixels import read_pixels
-from .request import RequestPlan, Thresholding
+from .request import RequestPlan, Thresholding, check_whole_image
 from .targets import class_rows, resolve_targets
 
 __all__ = ["BatchReport", "DynamicBatcher"]
@@ -145,6 +145,7 @@ class DynamicBatcher:
             RequestError: a class, method or setting that does not exist.
         """
         manifest = self._explainer.manifest
+        check_whole_image(manifest)
         plan = self._explainer.plan(method, tft)
         (classes,) = resolve_targets(targets, 1, False, manifest)
         with self._changed:

@@ -18,6 +18,7 @@ from .detection_plan import DETECTIONS, DetectionPlan, plan_detection
 from .engines.base import Engine
 from .engines.prompted import PromptedEngine
 from .errors import ImageError, RequestError
+from .explained_region import RegionSource
 from .explanation import Explanation, make_explanation
 from .images import ChannelOrder, ImageSource, find_images, to_rgb
 from .manifest import Manifest
@@ -27,6 +28,7 @@ from .pixels import read_pixels
 from .prompts import Prompts, apply_prompts, choose_prompts
 from .request import RequestPlan, Thresholding, check_classifier, plan_request
 from .scorecam import Progress
+from .segments import check_region, choose_segments
 from .targets import class_rows, resolve_targets
 
 # Engines hold more than the activations alive at once: inputs, outputs, scratch space.
@@ -36,6 +38,10 @@ Geometry = Literal["input", "image"]
 # What is done to each of ``pipeline``'s steps' results: nothing, or a clock is read.
 Mark = Callable[[str], None]
 _Entry = int | list[int]  # an image's class, or several
+# An image, its classes, and what of it is explained by a segmentation network.
+_Item = tuple[ImageSource, _Entry, RegionSource]
+# A region for all images, or what finds each one's.
+Regions = RegionSource | Callable[[ImageSource], RegionSource]
 
 
 class Explainer:
@@ -117,6 +123,7 @@ class Explainer:
         geometry: Geometry = "input",
         progress: Progress | None = None,
         *,
+        region: RegionSource | list[RegionSource] = None,
         color: ChannelOrder = "RGB",
     ) -> Any:
         """Explain one image or many, by one method or several.
@@ -139,6 +146,12 @@ class Explainer:
                 table 1), ``True`` (TFT in the model's default reading) or a ``Tft``.
             geometry: whether maps lie over the network's input, or over the image's own pixels.
             progress: called with (done, total) evaluations while Score-CAM runs.
+            region: of segmentation networks, where the class's mean score is explained: None (the
+                default) where it is predicted; ``"image"``, everywhere; a point (x, y) in pixels; a
+                mask or weights [h, w] of the image's pixels; or the file of a mask, in which all
+                that is not black counts. For many images one for all, or a list. Without targets
+                the class explained is the one predicted at most places besides the background;
+                with a region the one with the best mean score there.
             color: order of the channels of arrays: ``BGR`` for OpenCV's.
 
         Returns:
@@ -169,8 +182,9 @@ class Explainer:
         _check_geometry(geometry)
         sources, many = _listed(images, color)
         entries = resolve_targets(targets, len(sources), many, self.manifest)
+        regions = _listed_regions(region, len(sources), self.manifest)
         found: dict[Method, list[Any]] = {one.method: [] for one in plan.methods}
-        items = list(zip(sources, entries, strict=True))
+        items = list(zip(sources, entries, regions, strict=True))
         if len(items) == 1:  # needs no threads
             prepared = pipeline.prepare(
                 [read_pixels(sources[0], self.manifest.preprocess)], self.manifest
@@ -196,6 +210,7 @@ class Explainer:
         progress: Progress | None = None,
         thresholded: int | None = None,
         *,
+        region: Regions = None,
         color: ChannelOrder = "RGB",
     ) -> Iterator[tuple[ImageSource, dict[Method, Any] | ImageError]]:
         """Explain any number of images, holding only a few in memory.
@@ -205,6 +220,7 @@ class Explainer:
             target: the class to explain in each, or a list of several.
             method, tft, geometry, progress, color: see ``explain``.
             thresholded: how many of the classes have thresholded maps, from the first; None: all.
+            region: see ``explain``; or a function from each image to that.
 
         Returns:
             Each image as it was given, in order, with its explanation by each method (a list of
@@ -224,7 +240,16 @@ class Explainer:
         (entry,) = resolve_targets(target, 1, False, self.manifest)
         if isinstance(images, str | os.PathLike):
             images = _listed(images)[0]
-        items = ((image if color == "RGB" else to_rgb(image, color), entry) for image in images)
+        if not callable(region):
+            check_region(self.manifest, region)
+        items = (
+            (
+                image if color == "RGB" else to_rgb(image, color),
+                entry,
+                region(image) if callable(region) else region,
+            )
+            for image in images
+        )
         return self._explained(items, plan, geometry, progress)
 
     def plan(
@@ -250,6 +275,7 @@ class Explainer:
         plan: RequestPlan,
         progress: Progress | None = None,
         mark: Mark = lambda _: None,
+        regions: NDArray[np.float32] | None = None,
     ) -> list[dict[Method, list[Explanation]]]:
         """Infer, map and threshold a batch.
 
@@ -259,6 +285,7 @@ class Explainer:
             plan: from ``plan``.
             progress: see ``explain``.
             mark: called with the name of each step when it is done.
+            regions: of a segmentation network the weights of places, [N, h, w]; None: all alike.
 
         Returns:
             For each image by method its explanations, one a class.
@@ -266,7 +293,7 @@ class Explainer:
         Raises:
             EngineError: the engine failed, or the network returned NaN.
         """
-        inference = pipeline.infer(self.model, prepared.inputs, classes, plan)
+        inference = pipeline.infer(self.model, prepared.inputs, classes, plan, regions)
         mark("infer")
         maps = pipeline.map(self.model, inference, plan, progress)
         mark("map")
@@ -409,7 +436,7 @@ class Explainer:
 
     def _explained(
         self,
-        items: Iterable[tuple[ImageSource, _Entry]],
+        items: Iterable[_Item],
         plan: RequestPlan,
         geometry: Geometry,
         progress: Progress | None,
@@ -427,18 +454,22 @@ class Explainer:
 
     def _explain_batch(
         self,
-        batch: list[Read[tuple[ImageSource, _Entry]]],
+        batch: list[Read[_Item]],
         plan: RequestPlan,
         geometry: Geometry,
         progress: Progress | None,
     ) -> Iterator[tuple[ImageSource, dict[Method, Any] | ImageError]]:
-        readable = [(entry, read) for (_, entry), read in batch if isinstance(read, Prepared)]
+        readable = [(item, read) for item, read in batch if isinstance(read, Prepared)]
         explained: Iterator[Any] = iter(())
         if readable:
-            classes = class_rows([entry for entry, _ in readable])
+            classes = class_rows([entry for (_, entry, _), _ in readable])
             prepared = join_batches(read for _, read in readable)
-            explained = iter(self.explain_prepared(prepared, classes, plan, progress))
-        for (source, entry), read in batch:
+            if self.manifest.region is None:
+                explained = iter(self.explain_prepared(prepared, classes, plan, progress))
+            else:
+                regions = [region for (_, _, region), _ in readable]
+                explained = iter(self._explain_segments(prepared, classes, regions, plan))
+        for (source, entry, _), read in batch:
             if isinstance(read, ImageError):
                 yield source, read
                 continue
@@ -448,6 +479,52 @@ class Explainer:
             }
             single = not isinstance(entry, list)
             yield source, {m: listed[0] if single else listed for m, listed in found.items()}
+
+    def _explain_segments(
+        self,
+        prepared: Prepared,
+        classes: Sequence[Sequence[int]],
+        regions: Sequence[RegionSource],
+        plan: RequestPlan,
+    ) -> list[dict[Method, list[Explanation]]]:
+        """Explain each class of each image by a row of its own, for each has its own region."""
+        segments = choose_segments(self.model, prepared, classes, regions)
+        rows = [row for row, chosen in enumerate(segments) for _ in chosen]
+        every = [each for chosen in segments for each in chosen]
+        repeated = Prepared(
+            tuple(prepared.images[row] for row in rows),
+            prepared.inputs[rows],
+            tuple(prepared.placements[row] for row in rows),
+        )
+        explained = self.explain_prepared(
+            repeated,
+            [[each.index] for each in every],
+            plan,
+            regions=np.stack([each.weights for each in every]),
+        )
+        found: list[dict[Method, list[Explanation]]] = [
+            {one.method: [] for one in plan.methods} for _ in segments
+        ]
+        for row, each, of_method in zip(rows, every, explained, strict=True):
+            for method, (explanation,) in of_method.items():
+                found[row][method].append(replace(explanation, area=each.area))
+        return found
+
+
+def _listed_regions(
+    region: RegionSource | list[RegionSource], count: int, manifest: Manifest
+) -> list[RegionSource]:
+    """List the region of each image.
+
+    Raises:
+        RequestError: a list of another length, or a file that has no regions.
+    """
+    listed = region if isinstance(region, list) else [region] * count
+    if len(listed) != count:
+        raise RequestError(f"{len(listed)} regions for {count} images: pass one for all, or each")
+    for each in listed:
+        check_region(manifest, each)
+    return listed
 
 
 def _readable(batch: list[Read[Any]]) -> Iterator[Prepared]:

@@ -17,6 +17,7 @@ from .input_format import (
     describe_images,
 )
 from .manifest_parts import Attention, Detector, FusedLayer, OutputHead, Reference
+from .place_weights import REGION
 from .search import Prior
 from .tft import Tft
 from .versioned import decode_versioned
@@ -31,7 +32,7 @@ Outputs = Literal["raw", "map", "tft"]
 OUTPUTS: tuple[Outputs, ...] = get_args(Outputs)
 FilePrecision = Literal["fp32", "fp16", "bf16", "int8"]
 FileTask = Literal["softmax", "sigmoid", "binary", "none", "heads", "detect"]
-INPUTS = ("image", "target", "class_embeddings")
+INPUTS = ("image", "target", "class_embeddings", REGION)
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -80,6 +81,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         attention: whose maps ``legrad`` reads; None without that method.
         class_embeddings: the length D of class embeddings, float32 [C, D], where the graph takes
             them as an input of that name; None: its classes are fixed.
+        region: (h, w) of the class scores of a segmentation network, which has them at every place;
+            else None. The graph then takes as an input of that name the weight of each place,
+            float32 [N, h, w]; ``probabilities`` and maps are of the mean scores there, and
+            ``place_scores`` has the scores themselves, float32 [N, C, h, w] (C is 1 for
+            ``binary``).
         embedded_preprocess: whether the graph takes RGB images, uint8 [N, h, w, 3], and does
             ``preprocess`` itself.
         source_size: (h, w) of the images it takes with ``embedded_preprocess``; None: any.
@@ -125,6 +131,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     fused_layers: tuple[FusedLayer, ...] = ()
     attention: Attention | None = None
     class_embeddings: int | None = None
+    region: tuple[int, int] | None = None
     embedded_preprocess: bool = False
     source_size: tuple[int, int] | None = None
     show_bands: tuple[int, ...] = ()
@@ -147,6 +154,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         self._check_task()
         self._check_heads()
         self._check_detector()
+        self._check_region()
         self._check_maps()
         self._check_interface()
         self._check_dynamic_size()
@@ -189,6 +197,17 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         if not plain:
             raise ValueError(
                 "a detector has finished maps, targets and images of one size, prepared outside"
+            )
+
+    def _check_region(self) -> None:
+        if self.region is None:
+            return
+        if not all(1 <= side <= MOST for side in self.region):
+            raise ValueError(f"a region of {self.region}")
+        plain = self.detector is None and self.class_embeddings is None and not self.heads
+        if not plain or "tft" in self.outputs or self.dynamic_size is not None:
+            raise ValueError(
+                "a segmentation network has one head, one size, and thresholds outside the graph"
             )
 
     def _check_heads(self) -> None:
@@ -393,6 +412,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             "targets": (None,),
         }
         shapes |= {f"probabilities_{head.name}": (head.num_classes,) for head in self.heads}
+        if self.region is not None:
+            scores = 1 if self.task == "binary" else self.num_classes
+            shapes["place_scores"] = (scores, *self.region)
         if "raw" in self.outputs:
             shapes["activations"] = activations
             shapes["gradients"] = (None, *activations)

@@ -27,6 +27,7 @@ from .engines.chunks import run_in_chunks
 from .errors import EngineError, RequestError
 from .manifest import Manifest
 from .pixels import Pixels
+from .place_weights import REGION
 from .preprocess import Placement, arrange, crop_resized, place, spec_for
 from .request import MethodPlan, RequestPlan
 from .scorecam import Progress, score_weights
@@ -89,11 +90,14 @@ class Inference:
         outputs: the plan's outputs by name; ``probabilities`` float32 [N, C] and ``targets``
             int64 [N, k] among them.
         classes: how many classes of each image were asked for; further columns only fill up.
+        regions: of segmentation networks, what was explained of each, float32 [N, h, w]; None: all
+            places alike, and of other networks.
     """
 
     inputs: Inputs
     outputs: Mapping[str, NDArray[Any]]
     classes: tuple[int, ...]
+    regions: Floats | None = None
 
     @property
     def probabilities(self) -> Floats:
@@ -156,12 +160,13 @@ def prepare(images: Sequence[Pixels], manifest: Manifest) -> Prepared:
     return Prepared(tuple(images), arrange(np.stack(views), manifest), placements)
 
 
-def classify(model: Model, inputs: Inputs) -> Floats:
+def classify(model: Model, inputs: Inputs, regions: Floats | None = None) -> Floats:
     """Compute class probabilities of prepared inputs, float32 [N, C].
 
     Args:
         model: the network.
         inputs: from ``prepare``, [N, ...].
+        regions: of a segmentation network, see ``Inference``.
 
     Returns:
         Class probabilities, float32 [N, C].
@@ -170,12 +175,17 @@ def classify(model: Model, inputs: Inputs) -> Floats:
         EngineError: the engine failed, or the network returned NaN.
     """
     feeds = {"image": inputs, "target": np.full((len(inputs), 1), -1, np.int64)}
+    feeds |= {} if regions is None else {REGION: regions}
     run = partial(model.engine.run, outputs=["probabilities"])
     return _finite(run_in_chunks(run, feeds, model.manifest, model.batch)["probabilities"])
 
 
 def infer(
-    model: Model, inputs: Inputs, classes: Sequence[Sequence[int]], plan: RequestPlan
+    model: Model,
+    inputs: Inputs,
+    classes: Sequence[Sequence[int]],
+    plan: RequestPlan,
+    regions: Floats | None = None,
 ) -> Inference:
     """Run the graph once for all methods of a request, in as many parts as memory asks for.
 
@@ -184,6 +194,7 @@ def infer(
         inputs: from ``prepare``, [N, ...].
         classes: for each image the classes to explain, as indices or ranks from -1.
         plan: from ``Explainer.plan``.
+        regions: of a segmentation network, see ``Inference``.
 
     Returns:
         The plan's outputs, and what they were computed of.
@@ -195,11 +206,12 @@ def infer(
     # Images with fewer classes repeat their first; those columns are not read.
     target = np.array([[*row, *[row[0]] * (widest - len(row))] for row in classes], np.int64)
     feeds = {"image": inputs, "target": target}
+    feeds |= {} if regions is None else {REGION: regions}
     images, columns = _limits(model, widest, plan)
     run = partial(model.engine.run, outputs=plan.outputs)
     outputs = run_in_chunks(run, feeds, model.manifest, images, columns)
     outputs["probabilities"] = _finite(outputs["probabilities"])
-    return Inference(inputs, outputs, tuple(len(row) for row in classes))
+    return Inference(inputs, outputs, tuple(len(row) for row in classes), regions)
 
 
 def _limits(model: Model, classes: int, plan: RequestPlan) -> tuple[int, int]:
@@ -302,7 +314,7 @@ def threshold(
     """
     by_method = {one.method: one for one in plan.methods}
     choices: dict[int, Choice] = {}
-    swept: dict[tuple[Tft, int], list[int]] = {}
+    swept: dict[tuple[Tft, int, int], list[int]] = {}
     for index, each in enumerate(maps):
         one = by_method[each.method]
         if plan.thresholded is not None and each.column >= plan.thresholded:
@@ -315,16 +327,26 @@ def threshold(
             masked = inference.outputs["masked_probabilities"][cell]
             choices[index] = make_choice(each.map, rpi, masked, one.settings)
         elif isinstance(one.settings, Tft):
-            # A search starts from what was learnt of its own method; else all share batches.
+            # A search starts from what was learnt of its own method; else all share batches, of
+            # a segmentation network those of one region.
             group = -1 if one.prior is None else plan.methods.index(one)
-            swept.setdefault((one.settings, group), []).append(index)
-    for (settings, group), indices in swept.items():
+            row = -1 if inference.regions is None else each.row
+            swept.setdefault((one.settings, group, row), []).append(index)
+    for (settings, group, row), indices in swept.items():
         prior = None if group < 0 else plan.methods[group].prior
         requests = [maps[index] for index in indices]
-        judge = score or partial(classify, model)
+        judge = score or _judge(model, inference, row)
         found = sweep(judge, requests, settings, model.batch, prior)
         choices |= dict(zip(indices, found, strict=True))
     return tuple(choices.get(index) for index in range(len(maps)))
+
+
+def _judge(model: Model, inference: Inference, row: int) -> Classify:
+    """Return what computes the probabilities of masked images; of those of one row's region."""
+    if inference.regions is None:
+        return partial(classify, model)
+    region = inference.regions[row]
+    return lambda images: classify(model, images, np.repeat(region[None], len(images), axis=0))
 
 
 def _whole(maps: NDArray[Any]) -> Floats:

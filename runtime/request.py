@@ -77,6 +77,20 @@ def check_classifier(manifest: Manifest) -> None:
         )
 
 
+def check_whole_image(manifest: Manifest) -> None:
+    """Refuse a segmentation network's file where classes of whole images are meant.
+
+    Raises:
+        RequestError: the file scores every place of an image.
+    """
+    if manifest.region is not None:
+        raise RequestError(
+            f"{manifest.model} is a segmentation network: it scores every place, and this is for "
+            "classes of whole images. A region's class is explained by Explainer.explain and by "
+            "whycam explain"
+        )
+
+
 def check_detector(manifest: Manifest) -> None:
     """Refuse a classifier's file where detections are meant.
 

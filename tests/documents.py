@@ -290,15 +290,18 @@ def materials(folder: Path) -> Path:
 
 
 def _write_detector(folder: Path) -> None:
-    """Make street.jpg, a detector of coloured cells in it, and another as it is deployed."""
+    """Make street.jpg, a detector of coloured cells in it, others as they are deployed."""
     import msgspec
     from detector_networks import Yolo8, fill
     from PIL import Image
+    from segmentation_networks import softmax_unet
     from tiny_detector import DETECTOR, write_tiny_detector
 
     deploy(fill(Yolo8()), folder / "detector.onnx")
     named = msgspec.structs.replace(DETECTOR, labels=("dog", "car", "bicycle"))
     write_tiny_detector(folder / "detector.explained.onnx", named)
+    deploy(softmax_unet(), folder / "segmenter.onnx")
+    (folder / "parts.txt").write_text("background\ncat\ndog\ncup\n")
     street = np.full((128, 128, 3), 20, np.uint8)
     street[32:48, 48:64, 0], street[96:112, 64:80, 1] = 190, 150
     Image.fromarray(street).save(folder / "street.jpg", quality=100, subsampling=0)

@@ -532,7 +532,7 @@ def conv_net(*head: nn.Module) -> nn.Module:
 FAILURES = {
     "no convolution": (mlp, TargetLayerError, "no convolution with spatial extent"),
     "tuple": (lambda: Returns(lambda z: (z, z)), ExportError, "Choose one with --head NAME"),
-    "map": (lambda: conv_net(), ExportError, "'logits' [N, 4, 30, 30]"),
+    "map": (lambda: conv_net(), ExportError, "'logits' has 4 numbers at every place"),
     "no batch": (lambda: Returns(lambda z: z[0]), ExportError, "'logits' [4]"),
     "other size": (
         lambda: conv_net(nn.Flatten(), nn.Linear(4 * 62 * 62, 5)),

@@ -15,7 +15,7 @@ from ..contract_names import OF_DETECTORS, free_contract_names
 from ..data_flow import Layer
 from ..dims import BATCH, CLASSES
 from ..gradient.reverse import reverse
-from ..graph_inputs import lengths_of, new_input, tensor_of
+from ..graph_inputs import learn_shapes, lengths_of, new_input, tensor_of
 from ..layers import Network
 from ..place_sums import sum_over_places
 from ..plain_model import PlainModel
@@ -73,14 +73,7 @@ def read_candidates(
         image = tensor_of(plain.image, plain.shapes, recorder)
         recorder.symbols["N"] = lengths_of(image)[0:1]
         candidates = form.read(Reading(plain, recorder, activation, labels))
-    for value, tensor in recorder.recorded.items():
-        plain.shapes.dims[value], plain.shapes.dtypes[value] = tensor.shape, tensor.dtype
-    for value in plain.graph.initializers.values():
-        if value not in plain.shapes.dims and value.const_value is not None:
-            array = value.const_value.numpy()
-            plain.shapes.constants[value] = array
-            plain.shapes.dims[value] = array.shape
-            plain.shapes.dtypes[value] = value.const_value.dtype
+    learn_shapes(plain, recorder)
     return Opened(plain, recorder, assembly, before, candidates)
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ...runtime.background import is_background
 from ...runtime.errors import ExportError
 from ...runtime.manifest_parts import Activation
-from .background import is_background
 from .format import Candidates, Format
 from .pairs import find_pair, refuse_pair
 from .reading import Reading, to_corners

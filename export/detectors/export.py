@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import onnx_ir as ir
 
+from ...runtime.background import is_background
 from ...runtime.cam import finest
 from ...runtime.comparison import Comparison
 from ...runtime.engines.detection_selftest import record_references
@@ -28,7 +29,6 @@ from ..network_checks import check_quantised
 from ..original_model import OriginalModel
 from ..verify_subject import prepare_image
 from .assemble import Opened, assemble_detector, read_candidates
-from .background import is_background
 from .format import Format
 from .levels import find_levels, list_pyramid
 from .options import DetectorOptions

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ...runtime.background import is_background
 from ...runtime.errors import ExportError
 from ...runtime.manifest_parts import Activation
 from ..graph_inputs import tensor_of
@@ -22,7 +23,6 @@ from ..recorder import Recorder
 from ..subgraph import run
 from ..tensors import Tensor, concat
 from ..verify_subject import draw_random_fields
-from .background import is_background
 
 _MOVING = {
     "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat",

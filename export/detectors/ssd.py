@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...runtime.background import is_background
 from ...runtime.errors import ExportError
 from ..tensors import concat
-from .background import is_background
 from .detr import count_background
 from .format import Candidates, Format
 from .pairs import find_pair, refuse_pair

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..manifest import Manifest
+from ..place_weights import REGION
 
 Arrays = Mapping[str, NDArray[Any]]
 Outputs = dict[str, NDArray[Any]]
@@ -33,8 +34,8 @@ def run_in_chunks(
 
     Args:
         run: one run, from inputs to outputs by their contract names.
-        feeds: ``image`` [N, ...], and ``target`` [N, k] where the graph has that input; others
-            are the same in each run.
+        feeds: ``image`` [N, ...], and where the graph has these inputs ``target`` [N, k] and
+            ``region`` [N, h, w]; others are the same in each run.
         manifest: of the graph; knows which outputs have a row for each class.
         images: most images of one run.
         classes: most classes of one run; None: any number.
@@ -48,11 +49,12 @@ def run_in_chunks(
     columns = [slice(None)]
     if target is not None and classes is not None:
         columns = slices(target.shape[1], classes)
-    parts: list[Arrays] = [
-        {**feeds, "image": image[row]} | ({} if target is None else {"target": target[row, column]})
-        for row in rows
-        for column in columns
-    ]
+    parts: list[Arrays] = []
+    for row in rows:
+        of_row = {name: feeds[name][row] for name in ("image", REGION) if name in feeds}
+        for column in columns:
+            targets = {} if target is None else {"target": target[row, column]}
+            parts.append({**feeds, **of_row, **targets})
     if len(parts) == 1:
         return run(feeds)
     found = list(mapper(run, parts))

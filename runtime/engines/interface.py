@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import EngineError, ModelFileError
 from ..manifest import Manifest
+from ..place_weights import REGION
 from .chunks import Arrays, Outputs, run_in_chunks
 
 # Runs a graph once: inputs by name and the outputs asked for to these outputs.
@@ -28,6 +29,7 @@ Run = Callable[[Arrays, Sequence[str]], Outputs]
 _PARTS: dict[str, tuple[str, ...]] = {
     "gradient": ("activations", "gradients"),
     "ablation": ("ablation_weights",),
+    "places": ("place_scores",),
     "map": ("original_maps",),
     "sweep": ("maps", "thresholds", "rpi", "masked_probabilities"),
 }
@@ -124,6 +126,9 @@ def run_graph(run: Run, feeds: Arrays, outputs: Sequence[str], manifest: Manifes
     Raises:
         EngineError: feeds or answers that are not what the manifest promises.
     """
+    image = feeds.get("image")
+    if manifest.region is not None and isinstance(image, np.ndarray):
+        feeds = {REGION: np.ones((len(image), *manifest.region), np.float32), **feeds}
     check_feeds(feeds, manifest)
     image = feeds["image"]
     manifest = manifest.at(manifest.size_of(image.shape))
@@ -149,6 +154,8 @@ def _run_once(run: Run, feeds: Arrays, outputs: Sequence[str], manifest: Manifes
         manifest = msgspec.structs.replace(
             manifest, num_classes=len(embeddings), labels=(), references=()
         )
+    if manifest.region is not None:
+        fed[REGION] = pad_batch(feeds[REGION], size)
     found = run(fed, outputs)
     check_outputs(found, size, manifest.top or target.shape[1], manifest)
     if size > count:
@@ -206,10 +213,17 @@ def check_interface(
         ("float32", [None, length]),
     )
     needs_target = manifest.top is None and target not in inputs
-    if found != kind or not fits or needs_target or not takes_classes:
+    named_region = inputs.get(graph_name(REGION, manifest))
+    takes_region = (named_region is None) == (manifest.region is None) and named_region in (
+        None,
+        ("float32", [None, *(manifest.region or ())]),
+    )
+    if found != kind or not fits or needs_target or not (takes_classes and takes_region):
         promised = ", ".join("any" if side is None else str(side) for side in shape)
         also = "" if manifest.top is not None else f" and '{target}' int64 [N, k]"
         also += "" if length is None else f" and 'class_embeddings' float32 [C, {length}]"
+        if manifest.region is not None:
+            also += f" and '{REGION}' float32 [N, {manifest.region[0]}, {manifest.region[1]}]"
         has = ", ".join(
             f"'{name}' {element} [{', '.join('any' if d is None else str(d) for d in dims)}]"
             for name, (element, dims) in inputs.items()
@@ -239,6 +253,8 @@ def check_feeds(feeds: Arrays, manifest: Manifest) -> None:
     }
     if manifest.class_embeddings is not None:
         wanted["class_embeddings"] = ("float32", (None, manifest.class_embeddings))
+    if manifest.region is not None:
+        wanted[REGION] = ("float32", (None, *manifest.region))
     for name, (element, shape) in wanted.items():
         values = feeds.get(name)
         if not isinstance(values, np.ndarray):
@@ -264,6 +280,8 @@ def check_feeds(feeds: Arrays, manifest: Manifest) -> None:
     target = feeds["target"]
     if len(feeds["image"]) != len(target):
         raise EngineError(f"{len(feeds['image'])} images, but targets for {len(target)}")
+    if manifest.region is not None and len(feeds[REGION]) != len(target):
+        raise EngineError(f"{len(feeds['image'])} images, but regions for {len(feeds[REGION])}")
     if manifest.top is not None and not -manifest.top <= target.min() <= target.max() < 0:
         raise EngineError(
             f"this graph explains the ranks -1 to -{manifest.top}, not the targets "

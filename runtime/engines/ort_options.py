@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import EngineError
 from ..manifest import FilePrecision, Manifest
+from ..place_weights import REGION
 from .base import EngineSettings
 from .interface import graph_name
 from .plan import Range
@@ -227,6 +228,9 @@ def _shapes(images: int, classes: int, prompts: int, sides: list[str], manifest:
     if manifest.class_embeddings is not None:
         name = graph_name("class_embeddings", manifest)
         shape += f",{name}:{prompts}x{manifest.class_embeddings}"
+    if manifest.region is not None:
+        sides = [str(side) for side in manifest.region]
+        shape += f",{graph_name(REGION, manifest)}:{'x'.join([str(images), *sides])}"
     return shape
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..errors import EngineError, MissingExtraError, ModelFileError
 from ..files import writable_folder
 from ..manifest import INPUTS, Manifest
+from ..place_weights import REGION
 from ..prompts import EXAMPLES
 from .base import EngineSettings
 from .chunks import Arrays, Outputs, run_in_chunks
@@ -38,6 +39,8 @@ _SHAPES = 4
 # where no further shape may be compiled.
 _WASTE, _WASTE_AT_LAST = 0.25, 0.5
 # Of image, target and class embeddings; () where it has none.
+# The inputs whose shapes tell compiled models apart; a region has the batch of the image.
+_SHAPED = ("image", "target", "class_embeddings")
 _Shape = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
@@ -219,7 +222,9 @@ class _Part:
             self._check(model)
             self._cut(model)
             if shape is not None:
-                shapes = dict(zip(INPUTS, shape, strict=True))
+                shapes = dict(zip(_SHAPED, shape, strict=True))
+                if self._manifest.region is not None:
+                    shapes[REGION] = (shape[0][0], *self._manifest.region)
                 model.reshape(
                     {graph_name(name, self._manifest): list(s) for name, s in shapes.items() if s}
                 )

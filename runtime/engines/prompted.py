@@ -1,13 +1,15 @@
-"""Feed the class embeddings of some prompts to an engine in every run."""
+"""Feed class embeddings of some prompts, or one region, to an engine in every run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ..manifest import Manifest
+from ..place_weights import REGION, example_region
 from ..prompts import Prompts, example_prompts
 from .base import Engine
 from .chunks import Arrays
@@ -40,8 +42,34 @@ class PromptedEngine:
         return self.unprompted.run({**feeds, "class_embeddings": self._embeddings}, outputs)
 
 
+class RegionEngine:
+    """See ``engine.Engine``; explains one region of every image."""
+
+    def __init__(self, engine: Engine, region: NDArray[np.float32]) -> None:
+        self._engine = engine
+        self.reason = engine.reason
+        self._region = region
+
+    @property
+    def name(self) -> str:
+        """See ``engine.Engine``."""
+        return self._engine.name
+
+    @property
+    def description(self) -> str:
+        """See ``engine.Engine``."""
+        return self._engine.description
+
+    def run(self, feeds: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """See ``engine.Engine.run``."""
+        regions = np.repeat(self._region[None], len(feeds["image"]), axis=0)
+        return self._engine.run({**feeds, REGION: regions}, outputs)
+
+
 def with_examples(engine: Engine, manifest: Manifest) -> Engine:
-    """Feed the example classes of the reference answers, where a file takes class embeddings."""
+    """Feed the example classes or region of the reference answers, where a file takes these."""
+    if manifest.region is not None and not isinstance(engine, RegionEngine):
+        return RegionEngine(engine, example_region(manifest.region))
     if manifest.class_embeddings is None or isinstance(engine, PromptedEngine):
         return engine
     return PromptedEngine(engine, example_prompts(manifest))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import EngineError
 from ..manifest import Manifest
+from ..place_weights import REGION
 from . import cuda
 from .base import EngineSettings
 from .chunks import Arrays, Outputs, run_in_chunks
@@ -114,6 +115,7 @@ class TensorRtEngine:
                     max(classes or 1, plan.classes.least),
                     outputs,
                     part.get("class_embeddings"),
+                    part.get(REGION),
                 )
 
             return run_in_chunks(run, feeds, self._manifest, plan.batch.most, plan.classes.most)

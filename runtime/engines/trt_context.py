@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EngineError
+from ..place_weights import REGION
 from .cuda import DeviceBuffer, Graph, HostBuffer, Stream
 from .interface import graph_name
 from .trt_load import LoadedPlan, shape_of
@@ -149,6 +150,7 @@ class ExecutionContext:
         classes: int,
         outputs: Sequence[str],
         class_embeddings: NDArray[np.float32] | None = None,
+        region: NDArray[np.float32] | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Run the network once.
 
@@ -158,6 +160,7 @@ class ExecutionContext:
                 are repeated, and nothing of them comes back.
             outputs: those wanted; no others leave the GPU.
             class_embeddings: [C, D], where the network has such an input.
+            region: [n, h, w], where it has such an input.
 
         Returns:
             The outputs, arrays of the caller's own.
@@ -170,6 +173,8 @@ class ExecutionContext:
             shapes["target"] = (count, classes)
         if class_embeddings is not None:
             shapes["class_embeddings"] = class_embeddings.shape
+        if region is not None:
+            shapes[REGION] = (count, *region.shape[1:])
         program = self._program(shapes)
         self._make_room(program, outputs)
         if not program.bound:
@@ -184,6 +189,9 @@ class ExecutionContext:
             fed[rows:] = fed[rows - 1]
         if class_embeddings is not None:
             self._array(program, "class_embeddings")[:] = class_embeddings
+        if region is not None:
+            fed = self._array(program, REGION)
+            fed[:rows], fed[rows:] = region, region[-1]
         self._start(program, outputs)
         self._stream.synchronise()
         program.warm = True

@@ -16,7 +16,7 @@ from ..explanation import Explanation
 from ..images import RGBImage
 from ..manifest import Manifest
 from ..overlay import Colormap
-from ..request import plan_request
+from ..request import check_whole_image, plan_request
 from ..targets import resolve_targets
 from .annotate import View, check_view
 
@@ -99,6 +99,7 @@ class Controls:
     def __init__(
         self, manifest: Manifest, look: Look | None = None, found: Found | None = None
     ) -> None:
+        check_whole_image(manifest)
         self._manifest = manifest
         self._found = found or Found()
         self._lock = threading.Lock()
