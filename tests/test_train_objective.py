@@ -114,6 +114,18 @@ def test_swapped_regions_show_other_images():
     np.testing.assert_array_equal(swapped, expected)
 
 
+def test_an_image_that_is_marked_all_over_stays_itself():
+    images = torch.arange(4.0).reshape(4, 1, 1, 1).expand(4, 3, 4, 4)
+    regions = torch.zeros(4, 2, 2)
+    regions[0] = 1
+    regions[1, 0] = 1  # half of it
+    swapped = swap_regions(images, regions)[:, 0]
+    assert (swapped[0] == 0).all()
+    assert (swapped[1, :2] == 0).all()
+    assert (swapped[1, 2:] == 1).all()
+    assert (swapped[2] == 2).all()  # nothing of the first lies on it
+
+
 def test_of_two_images_each_loses_its_region():
     images = torch.tensor([1.0, 2.0])[:, None, None, None].expand(2, 1, 4, 4)
     regions = torch.zeros(2, 2, 2)

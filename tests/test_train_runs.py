@@ -255,6 +255,8 @@ def test_regions_draw_maps_in_or_keep_them_out(classifier, shapes, tmp_path, opt
         (masks / name).mkdir(parents=True)
         for file in sorted((shapes / "train" / name).glob("[0-9]*.png"))[::2]:  # of some images
             Image.fromarray(_object_of(file)).convert("L").save(masks / name / file.name)
+        (black,) = sorted((shapes / "train" / name).glob("[0-9]*.png"))[1:2]
+        Image.new("L", (4, 4)).save(masks / name / black.name)  # marks nothing
     variant = ["--variant", "guided"] if option == "--boxes" else ["--variant", "avoiding"]
     more = [*variant, option, masks, "--epochs", 10, "--weight", 10]
     document = tune(classifier, shapes, tmp_path / "t", *more)

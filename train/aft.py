@@ -20,7 +20,7 @@ from ..export.source import Source
 from ..runtime.errors import DataError, RequestError
 from ..runtime.manifest_parts import Task
 from ..runtime.timing import Tick, Total
-from .aft_cache import batch_columns, open_cache
+from .aft_cache import batch_columns, count_guided, open_cache
 from .aft_evaluation import evaluate_both
 from .aft_result import (
     AFTER,
@@ -214,7 +214,8 @@ def train_aft(
     if on_cpu is not None:
         notes.append(f"masks and evaluations are computed on the CPU: {on_cpu}")
     notes += [
-        f"{each.count} of {len(samples)} images have regions ({name}), from {each.source}"
+        f"{count_guided(store, name, items)} of {len(samples)} images have regions ({name}), from "
+        f"{each.source}"
         for name, each in guides.items()
     ]
     notes += note_labels(known, [sample.label for sample in samples])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,3 +76,14 @@ def batch_columns(store: Cache, objective: Objective) -> list[str]:
 def _small_columns(objective: Objective) -> list[str]:
     masks = ["mask"] if objective.needs_masks else []
     return ["target", "probabilities", *masks, *objective.guides]
+
+
+def count_guided(store: Cache, name: str, items: Sequence[int]) -> int:
+    """Count the images that have regions in the network's view; black masks mark nothing.
+
+    Args:
+        store: filled.
+        name: of the regions, ``inside`` or ``avoid``.
+        items: the images that could be read.
+    """
+    return sum(bool((store.rows(name, [item]) >= 0).any()) for item in items)

@@ -37,11 +37,6 @@ class Guides:
     source: str
     paints: tuple[Paint | None, ...]
 
-    @property
-    def count(self) -> int:
-        """How many images have some."""
-        return sum(paint is not None for paint in self.paints)
-
     def row(
         self, item: int, placement: Placement | None, target: int | None, size: tuple[int, int]
     ) -> NDArray[np.float32]:

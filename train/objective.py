@@ -97,6 +97,7 @@ class Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 # These classify masked images.
+_LARGEST_MARK = 0.5  # of an image, that swapping takes for a mark on it
 _MASKING = {"faithful", "cross-asked"}
 _GUIDES: dict[Variant, str] = {"guided": "inside", "avoiding": "avoid", "swapping": "avoid"}
 
@@ -241,7 +242,8 @@ def swap_regions(images: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
 
     In the first half of the batch, an image's own regions show what another image has there; in the
     second half, the regions of a third image lie on it as well. So neither the regions nor their
-    absence says anything of the class. Which images these are follows from the order of the batch.
+    absence says anything of the class. Regions of more than half an image are no mark on it but the
+    image itself, and stay. Which images these are follows from the order of the batch.
     Of two images the second shows the first one's region, after its own is replaced.
 
     Args:
@@ -253,6 +255,7 @@ def swap_regions(images: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
     """
     size = int(images.shape[-2]), int(images.shape[-1])
     marked = F.interpolate((regions[:, None] > 0).float(), size) > 0
+    marked &= marked.float().mean((1, 2, 3), keepdim=True) <= _LARGEST_MARK
     own = torch.where(marked, images.roll(1, 0), images)
     third = 2 if len(images) > 2 else 1
     pasted = torch.where(marked.roll(third, 0), images.roll(third, 0), own)
