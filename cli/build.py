@@ -142,7 +142,8 @@ def build_text(result: BuildResult) -> str:
             f"for 7.5 {result.rewritten} matrix products became convolutions or sums, checked "
             "against the file"
         )
-    sides = [f"batch {_range(plan.batch)}", f"classes {_range(plan.classes)}"]
+    what = "classes" if plan.manifest.detector is None else "detections"
+    sides = [f"batch {_range(plan.batch)}", f"{what} {_range(plan.classes)}"]
     if plan.height is not None and plan.width is not None:
         sides += [f"height {_range(plan.height)}", f"width {_range(plan.width)}"]
     if plan.prompts is not None:

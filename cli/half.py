@@ -56,6 +56,7 @@ def half(
 def half_text(result: HalfResult) -> str:
     """Describe the converted file, and how far its outputs are from the float file's."""
     check = result.check.worst
+    boxes = f", boxes by {check['boxes']:.1e} of the input" if "boxes" in check else ""
     activations = (
         f", activations {check['activations']:.1e} of their norm" if "activations" in check else ""
     )
@@ -65,6 +66,6 @@ def half_text(result: HalfResult) -> str:
         f"{result.operations} operations of the backbone compute in "
         f"{result.manifest.precision}; head, inputs and outputs are float32\n"
         f"against the float file, on {result.check.inputs} inputs: probabilities differ by "
-        f"{check['probabilities']:.1e}{activations}, maps by {check['correlation']:.1e} "
+        f"{check['probabilities']:.1e}{activations}{boxes}, maps by {check['correlation']:.1e} "
         "(1 - correlation)"
     )

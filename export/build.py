@@ -25,11 +25,11 @@ from ..runtime.engines.plan import (
 from ..runtime.errors import ModelFileError, OutputError, RequestError
 from ..runtime.files import replacing, write_whole
 from ..runtime.manifest import FilePrecision, Manifest
-from ..runtime.request import check_classifier
 from ..runtime.timing import Tick, Total
 from .build_options import (
     TURING,
     check_plan_path,
+    check_suppression,
     choose_capabilities,
     choose_precision,
     choose_sizes,
@@ -124,7 +124,7 @@ def to_plan(
     total = total or (lambda _steps: None)
     target = Path(path)
     manifest = read_checked_manifest(model)
-    check_classifier(manifest)
+    check_suppression(manifest)
     precision = choose_precision(model, manifest, precision)
     check_plan_path(target, model)
     if workspace is not None and workspace < 1:
@@ -221,7 +221,10 @@ def check_network(
         parts_needed(manifest.output_shapes, manifest),
     )
     promised = {
-        graph_name(name, manifest): ("int64" if name == "targets" else "float32", (None, *shape))
+        graph_name(name, manifest): (
+            "int64" if name in ("targets", "detections") else "float32",
+            (None, *shape),
+        )
         for name, shape in manifest.output_shapes.items()
     }
     if manifest.class_embeddings is not None:

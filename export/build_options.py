@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from ..runtime.detection_plan import DETECTIONS
 from ..runtime.engines import cuda
 from ..runtime.engines.cuda import Device
 from ..runtime.engines.interface import graph_name
@@ -70,6 +71,20 @@ def choose_precision(
     return requested
 
 
+def check_suppression(manifest: Manifest) -> None:
+    """Refuse a detector's graph that suppresses duplicates itself.
+
+    Raises:
+        RequestError: it does, by an operator that TensorRT-RTX does not have.
+    """
+    if manifest.detector is not None and manifest.detector.ranks:
+        raise RequestError(
+            f"{manifest.model}'s graph chooses the best detections itself, by NonMaxSuppression, "
+            "which no plan has: export the detector again with --explicit-targets, which leaves "
+            "that to the runtime"
+        )
+
+
 def check_plan_path(target: Path, model: str | os.PathLike[str]) -> None:
     """Refuse a plan's path that is the model's, or has the suffix of another kind of file.
 
@@ -108,8 +123,12 @@ class Sizes:
             graph_name("image", manifest): ((n.least, *least), (n.best, *best), (n.most, *most))
         }
         if manifest.top is None:
-            classes = ((n.least, k.least), (n.best, k.best), (n.most, k.most))
-            shapes[graph_name("target", manifest)] = classes
+            pair = () if manifest.detector is None else (2,)
+            shapes[graph_name("target", manifest)] = (
+                (n.least, k.least, *pair),
+                (n.best, k.best, *pair),
+                (n.most, k.most, *pair),
+            )
         if manifest.region is not None:
             places = manifest.region
             of_region = (n.least, *places), (n.best, *places), (n.most, *places)
@@ -137,6 +156,8 @@ def choose_sizes(
     sweeps = "tft" in manifest.outputs
     n = batch or Range(1, 1, 4 if sweeps else 16)
     k = classes or Range(1, 1, 1 if sweeps else min(5, manifest.num_classes))
+    if manifest.detector is not None and classes is None:
+        k = Range(1, 1, min(DETECTIONS, manifest.detector.candidates))
     if manifest.class_embeddings is not None:
         prompts = prompts or PROMPTS
     elif prompts is not None:
@@ -145,6 +166,10 @@ def choose_sizes(
             f"{manifest.num_classes} classes of its own"
         )
     most = manifest.num_classes if prompts is None else prompts.most
+    if manifest.detector is not None:
+        most = manifest.detector.candidates
+        if k.most > most:
+            raise RequestError(f"{k.most} detections of {most} candidates cannot be explained")
     if k.most > most:
         raise RequestError(f"{k.most} classes cannot be explained at once: the model has {most}")
     free = manifest.dynamic_size

@@ -23,7 +23,6 @@ from ..runtime.errors import ExportError, RequestError
 from ..runtime.files import replacing
 from ..runtime.manifest import Manifest
 from ..runtime.onnxfile import append_manifest, check_digest, digest, read_manifest
-from ..runtime.request import check_classifier
 from .batch_norm_fusion import fuse_batch_norms
 from .onnx_graph import convert_opset, element_types, read_onnx, write_onnx
 from .precision_emulation import check_half
@@ -111,7 +110,6 @@ def to_half(
     target = Path(path)
     if precision not in ("fp16", "bf16"):
         raise RequestError(f"precision must be fp16 or bf16, not '{precision}'")
-    check_classifier(manifest)
     if manifest.precision != "fp32":
         raise RequestError(f"{model} is {manifest.precision} already: convert the float file")
     if target.resolve() == Path(model).resolve():

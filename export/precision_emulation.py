@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime import cam
-from ..runtime.comparison import HALF, Comparison, summarise
-from ..runtime.engines import selftest
+from ..runtime.comparison import ENGINE_REDUCED, HALF, Comparison, summarise
+from ..runtime.engines import detection_selftest, selftest
 from ..runtime.engines.base import Engine
 from ..runtime.engines.chunks import Arrays
 from ..runtime.engines.cpu_session import SessionEngine, open_session
@@ -102,12 +102,16 @@ def check_half(
         The differences: ``probabilities``, absolute, in a graph with a threshold sweep also the
         median over its masked images; ``activations``, norm of the difference over their norm,
         where the file has them; ``correlation``, 1 - Pearson's correlation of the finished maps.
+        Of a detector ``probabilities`` are the scores of all candidates, and ``boxes`` how far
+        an edge of theirs moves, as a share of the input's size.
 
     Raises:
         VerificationError: a difference exceeds its tolerance, or an output is not finite.
     """
     float_engine = with_examples(open_engine(reference, manifest, "onnxruntime"), manifest)
     emulator: Engine = with_examples(emulate_half(model, manifest), manifest)
+    if manifest.detector is not None:
+        return _check_detector(float_engine, emulator, manifest, path)
     samples = [
         _measure_differences(float_engine, emulator, images, classes, manifest)
         for images, classes in _test_inputs(manifest)
@@ -121,6 +125,52 @@ def check_half(
         for reference_check in selftest.check(engine, manifest):
             _raise_on_failure(reference_check, manifest)
     return comparison
+
+
+def _check_detector(
+    float_engine: Engine, emulator: Engine, manifest: Manifest, path: str | os.PathLike[str]
+) -> Comparison:
+    """Compare a detector's candidates, and the maps of its reference answers."""
+    names = ("candidate_scores", "candidate_boxes", "maps")
+    samples = []
+    for pattern in range(selftest.PATTERNS):
+        feeds = {
+            "image": selftest.make_input(manifest, pattern),
+            "target": detection_selftest.targets_of(manifest, pattern),
+        }
+        exact, half = (engine.run(feeds, names) for engine in (float_engine, emulator))
+        if any(not np.isfinite(values).all() for values in half.values()):
+            raise VerificationError(_overflow(manifest))
+        scores, boxes = (np.abs(exact[name] - half[name]) for name in names[:2])
+        likely = exact["candidate_scores"].max(-1) > manifest.detector.min_score  # type: ignore[union-attr]
+        moved = float(boxes[likely].max()) if likely.any() else 0.0
+        samples.append(
+            {
+                "probabilities": float(scores.max()),
+                "boxes": moved / max(manifest.preprocess.size),
+                "correlation": max(
+                    1 - pearson(a, b)
+                    for a, b in zip(exact["maps"][0], half["maps"][0], strict=True)
+                ),
+            }
+        )
+    comparison = summarise("the float file", samples, HALF[manifest.precision])
+    _raise_on_failure(comparison, manifest)
+    engines = [emulator]
+    if manifest.precision == "fp16":
+        engines.append(open_engine(path, manifest, "onnxruntime"))
+    for engine in engines:
+        problem = detection_selftest.find_problem(engine.run, manifest, ENGINE_REDUCED)
+        if problem is not None:
+            raise VerificationError(f"in {manifest.precision}, {problem}. No file was written")
+    return comparison
+
+
+def _overflow(manifest: Manifest) -> str:
+    return (
+        f"in {manifest.precision} an output holds NaN or infinity: activations overflow. No file "
+        "was written" + ("; bf16 has a wider range" if manifest.precision == "fp16" else "")
+    )
 
 
 def _raise_on_failure(comparison: Comparison, manifest: Manifest) -> None:
@@ -154,11 +204,7 @@ def _measure_differences(
     for name, values in answers.items():
         overflowed = ~np.isfinite(values) & np.isfinite(float_answers[name])
         if overflowed.any():
-            raise VerificationError(
-                f"in {manifest.precision} the output '{name}' holds NaN or infinity: activations "
-                "overflow. No file was written"
-                + ("; bf16 has a wider range" if manifest.precision == "fp16" else "")
-            )
+            raise VerificationError(_overflow(manifest))
     p, q = float_answers["probabilities"], answers["probabilities"]
     differences = {"probabilities": float(np.abs(p - q).max())}
     if "activations" in names:

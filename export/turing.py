@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..runtime.comparison import REWRITTEN, REWRITTEN_PIXELS, Comparison, summarise
-from ..runtime.engines import selftest
+from ..runtime.engines import detection_selftest, selftest
 from ..runtime.engines.opening import open_engine
 from ..runtime.engines.prompted import with_examples
 from ..runtime.errors import VerificationError
@@ -79,6 +79,8 @@ def check_equivalence(
     samples = []
     for index in range(selftest.PATTERNS):
         target = -1 - np.arange(min(2, manifest.num_classes), dtype=np.int64)[None]
+        if manifest.detector is not None:
+            target = detection_selftest.targets_of(manifest, index)
         feeds = {"image": selftest.make_input(manifest, index), "target": target}
         expected, actual = (engine.run(feeds, names) for engine in (before, after))
         samples.append(

@@ -56,6 +56,14 @@ def record_references(run: Run, manifest: Manifest) -> tuple[DetectionReference,
     return tuple(references)
 
 
+def targets_of(manifest: Manifest, pattern: int) -> NDArray[np.int64]:
+    """List what the references of a test pattern explain, int64 [1, m, 2], or one candidate."""
+    assert manifest.detector is not None
+    mine = [one for one in manifest.detector.references if one.pattern == pattern]
+    pairs = [[one.candidate, one.index] for one in mine] or [[0, 0]]
+    return np.array([pairs], np.int64)
+
+
 def find_problem(run: Run, manifest: Manifest, allowed: Tolerances = ENGINE) -> str | None:
     """Compare an engine with the reference answers; None where it reproduces them.
 
@@ -68,7 +76,7 @@ def find_problem(run: Run, manifest: Manifest, allowed: Tolerances = ENGINE) -> 
     assert detector is not None
     for pattern in sorted({reference.pattern for reference in detector.references}):
         mine = [one for one in detector.references if one.pattern == pattern]
-        target = np.array([[[one.candidate, one.index] for one in mine]], np.int64)
+        target = targets_of(manifest, pattern)
         answers = _answers(run, make_input(manifest, pattern), target)
         for reference, answer in zip(mine, answers, strict=True):
             expected = reference.score, reference.box, reference.map

@@ -155,7 +155,8 @@ class ExecutionContext:
         """Run the network once.
 
         Args:
-            image, target: [n, ...] and [n, k]; no target where the network has no such input.
+            image, target: [n, ...] and [n, k], of a detector [n, k, 2]; no target where the network
+                has no such input.
             count, classes: what the network is run for, at least n and k: the last row and column
                 are repeated, and nothing of them comes back.
             outputs: those wanted; no others leave the GPU.
@@ -170,7 +171,7 @@ class ExecutionContext:
         """
         shapes = {"image": (count, *image.shape[1:])}
         if target is not None:
-            shapes["target"] = (count, classes)
+            shapes["target"] = (count, classes, *target.shape[2:])
         if class_embeddings is not None:
             shapes["class_embeddings"] = class_embeddings.shape
         if region is not None:
