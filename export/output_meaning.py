@@ -263,8 +263,8 @@ def _choose_output(outputs: Sequence[ir.Value], shapes: Shapes) -> tuple[ir.Valu
             return indices[0], None
         raise ExportError(
             "no output holds one number a class and image (there are: "
-            f"{list_outputs(outputs, shapes)}), nor scores of classes at every place, "
-            "[N, C, h, w]. A detector needs --task detect"
+            f"{list_outputs(outputs, shapes)}). whycam export also explains scores of classes at "
+            "every place, [N, C, h, w], and detectors, with --task detect"
         )
     # Logits and their softmax may both be outputs.
     sources = {id(_find_activation(value, shapes)[1]) for value in fitting}

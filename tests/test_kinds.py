@@ -37,6 +37,7 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "`--dynamic-size`": {"dynamic_size": DynamicSize(8, 16, 4, (1, 1))},
     "`--classes input`": {"class_embeddings": 6},
+    "segmentation networks": {"region": (8, 8), "methods": ("gradcam",)},
 }
 
 
