@@ -41,13 +41,15 @@ class Sample:
         name: unique in its data set.
         labels: as written in the data set, each once; None if it states none; empty if it states
             that the image has none.
-        annotation: a VOC file with boxes, for ``read_boxes``.
+        annotation: a VOC file with boxes, for ``boxes_of``.
+        boxes: those of another source, in place of it.
     """
 
     path: Path
     name: str
     labels: tuple[str, ...] | None = None
     annotation: Path | None = None
+    boxes: tuple[Box, ...] | None = None
 
     @property
     def label(self) -> str | None:
@@ -163,6 +165,17 @@ def _from_voc(folder: Path) -> list[Sample]:
         labels = tuple(sorted({box.name for box in read_boxes(known)})) if known else None
         samples.append(Sample(file, file.name, labels, known))
     return samples
+
+
+def boxes_of(sample: Sample) -> tuple[Box, ...] | None:
+    """Return the boxes of an image; None where the data set says nothing of them.
+
+    Raises:
+        DataError: its annotation cannot be read.
+    """
+    if sample.boxes is not None:
+        return sample.boxes
+    return None if sample.annotation is None else read_boxes(sample.annotation)
 
 
 def read_boxes(annotation: Path) -> tuple[Box, ...]:

@@ -341,7 +341,7 @@ def _fingerprint(
     what.update(msgspec.json.encode(settings))
     what.update(str(data.path.resolve()).encode())
     for sample in data.samples:
-        what.update(f"{sample.name}\0{sample.labels}\n".encode())
+        what.update(f"{sample.name}\0{sample.labels}\0{sample.boxes}\n".encode())
     if classes is not None:
         what.update(Path(classes).read_bytes())
     return what.hexdigest()[:16]

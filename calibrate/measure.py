@@ -18,7 +18,7 @@ from ..runtime.pipeline import ClassMap, Prepared
 from ..runtime.preprocess import Placement, to_image
 from ..runtime.sweep import Choice, Classify, Request, masked_image, mute_lowest, sweep
 from .cross_asked import ask
-from .dataset import Box, Classes, Sample, read_boxes
+from .dataset import Box, Classes, Sample, boxes_of
 from .quality import (
     drops,
     energy_inside,
@@ -126,7 +126,7 @@ def _begin_row(sample: Sample, classes: Classes, settings: Settings) -> dict[str
     label = classes.index(sample.label) if settings.accuracy else None
     present = _present_labels(sample, classes) if settings.labels else None
     try:
-        boxes = read_boxes(sample.annotation) if sample.annotation is not None else ()
+        boxes = boxes_of(sample) or ()
     except DataError as error:
         return {"name": sample.name, "error": str(error)}
     if settings.target == "label" and label is None and present is None:

@@ -17,7 +17,7 @@ from ..runtime.detection_plan import DETECTIONS, DetectionPlan, plan_detection
 from ..runtime.errors import DataError, ImageError
 from ..runtime.explainer import Explainer
 from ..runtime.pipeline import Prepared
-from .dataset import Box, Classes, Sample, read_boxes
+from .dataset import Box, Classes, Sample, boxes_of
 from .measure import mask_variants, measure_map, seed_of
 from .settings import Settings
 
@@ -61,7 +61,7 @@ def _measure_batch(
             row["error"] = str(read)
             continue
         try:
-            boxes = None if sample.annotation is None else read_boxes(sample.annotation)
+            boxes = boxes_of(sample)
         except DataError as error:
             row["error"] = str(error)
             continue

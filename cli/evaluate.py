@@ -106,6 +106,14 @@ def evaluate(
         ),
     ] = None,
     classes: ClassMap = None,
+    boxes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help="Boxes of the images, as COCO's instances; file names are those of the data. "
+            "Pascal VOC folders bring their own.",
+        ),
+    ] = None,
     top: Annotated[
         int | None,
         typer.Option(help="Of a detector: detections explained of an image [default: 10]."),
@@ -137,6 +145,7 @@ def evaluate(
     """
     import msgspec
 
+    from ..calibrate.coco import with_coco
     from ..calibrate.dataset import open_dataset
     from ..calibrate.evaluate import evaluate as run_evaluation
     from ..calibrate.evaluation_page import write_evaluation_page
@@ -151,6 +160,8 @@ def evaluate(
     methods = parse.methods(method)
     _check_kind(read_manifest(model), detector, top, report)
     dataset = open_dataset(data)
+    if boxes is not None:
+        dataset = with_coco(dataset, boxes)
     explainer = engine.load(model, takes_detectors=True)
     reading = explainer.manifest.tft
     with ExitStack() as stack:

@@ -335,6 +335,38 @@ def test_evaluate_measures_detections_against_the_boxes_they_match(whycam, detec
     assert (matching["detections"], matching["matched"]) == (1, 1)
 
 
+def test_boxes_of_a_coco_file_count_as_those_of_voc(whycam, detector_onnx, voc, tmp_path):  # noqa: F811
+    corners = {"red": (20, 12, 36, 26), "blue": (40, 0, 60, 20), "green": (0, 0, 9, 9)}
+    document = {
+        "categories": [{"id": 7 + i, "name": name} for i, name in enumerate(corners)],
+        "images": [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}],
+        "annotations": [
+            {
+                "image_id": 2 if name == "green" else 1,
+                "category_id": 7 + i,
+                "bbox": [left, top, right - left, bottom - top],
+            }
+            for i, (name, (left, top, right, bottom)) in enumerate(corners.items())
+        ],
+    }
+    crowd = {"image_id": 1, "category_id": 7, "bbox": [0, 0, 64, 64], "iscrowd": 1}
+    document["annotations"].insert(0, crowd)
+    boxes = tmp_path / "instances.json"
+    boxes.write_text(json.dumps(document))
+    command = ["evaluate", detector_onnx, "--variants", "original", "--json"]
+    expected = whycam(*command, voc).json()
+    found = whycam(*command, voc / "JPEGImages", "--boxes", boxes)
+    assert found.code == 0, found.err
+    assert found.json()["results"] == expected["results"]
+    assert found.json()["matched"] == expected["matched"] == 1
+    boxes.write_text(json.dumps({**document, "images": [{"id": 1, "file_name": "x.png"}]}))
+    for problem in ("cannot read", "has none of the 2 images"):
+        result = whycam(*command, voc / "JPEGImages", "--boxes", boxes)
+        assert result.code == 2
+        assert problem in result.err
+        boxes.write_text(json.dumps({"categories": [], "images": [], "annotations": []}))
+
+
 def test_without_annotations_maps_are_measured_against_their_own_boxes(
     whycam,  # noqa: F811
     detector_onnx,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..calibrate.dataset import Box, Classes, Dataset, Sample, read_boxes
+from ..calibrate.coco import find_coco, read_coco
+from ..calibrate.dataset import Box, Classes, Dataset, Sample, boxes_of
 from ..runtime.errors import DataError
 from ..runtime.preprocess import Placement
 
@@ -88,7 +88,7 @@ def open_guides(source: str | Path, data: Dataset, classes: Classes) -> Guides:
             )
         paints = [None if mask is None else partial(_paint_mask, mask) for mask in masks]
     elif place.is_file():
-        boxes = _read_coco(place)
+        boxes = read_coco(place)
         paints = [_of_coco(sample, boxes, classes) for sample in data.samples]
     else:
         raise DataError(f"there is no {place}: give auto, a COCO JSON file, or a folder of masks")
@@ -101,12 +101,14 @@ def open_guides(source: str | Path, data: Dataset, classes: Classes) -> Guides:
 
 
 def _of_annotation(sample: Sample, classes: Classes) -> Paint | None:
-    boxes = () if sample.annotation is None else read_boxes(sample.annotation)
+    boxes = boxes_of(sample)
     return partial(_paint_boxes, boxes, classes) if boxes else None
 
 
-def _of_coco(sample: Sample, boxes: Mapping[str, Sequence[Box]], classes: Classes) -> Paint | None:
-    own = boxes.get(sample.name, boxes.get(sample.path.name, ()))
+def _of_coco(
+    sample: Sample, boxes: Mapping[str, tuple[Box, ...]], classes: Classes
+) -> Paint | None:
+    own = find_coco(sample, boxes)
     return partial(_paint_boxes, own, classes) if own else None
 
 
@@ -116,22 +118,6 @@ def _find_mask(sample: Sample, folder: Path) -> Path | None:
             if (folder / name.with_suffix(suffix)).is_file():
                 return folder / name.with_suffix(suffix)
     return None
-
-
-def _read_coco(path: Path) -> dict[str, list[Box]]:
-    """Read the boxes of each image of a COCO JSON file, by the image's name."""
-    try:
-        document = json.loads(path.read_text("utf-8"))
-        names = {int(one["id"]): str(one["name"]) for one in document["categories"]}
-        files = {one["id"]: str(one["file_name"]) for one in document["images"]}
-        found: dict[str, list[Box]] = {}
-        for one in document["annotations"]:
-            left, top, width, height = map(float, one["bbox"])
-            box = Box(names[int(one["category_id"])], left, top, left + width, top + height)
-            found.setdefault(files[one["image_id"]], []).append(box)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"cannot read {path} as COCO's JSON: {error!r}") from error
-    return found
 
 
 def _paint_boxes(
