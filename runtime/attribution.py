@@ -18,6 +18,8 @@ from .region import Region
 from .targets import ClassScore
 from .tft import Tft
 
+_LEAST_SHARE = 0.01  # of an image that is written as a number
+
 
 @dataclass(frozen=True, eq=False)
 class Attribution:
@@ -42,6 +44,7 @@ class Attribution:
     task: Task = "softmax"
     top: tuple[ClassScore, ...] = ()
     area: float | None = None
+    weights: NDArray[np.float32] | None = field(default=None, repr=False)
     box: Box | None = None
     candidate: int | None = None
     edge: Edge | None = None
@@ -120,7 +123,12 @@ class Attribution:
     def caption_lines(self) -> list[str]:
         """Say in two lines what was explained, and how: class; method, threshold and reading."""
         number = format_probability(self.probability, self.task, 3)
-        over = "" if self.area is None else f" over {self.area:.0%} of the image"
+        over = ""
+        if self.area is not None:
+            share = (
+                f"{self.area:.0%}" if self.area >= _LEAST_SHARE else f"less than {_LEAST_SHARE:.0%}"
+            )
+            over = f" over {share} of the image"
         return [f"{self.label} {number}{over}", "  ".join([self.method, *self.threshold_words()])]
 
     def threshold_words(self) -> list[str]:

@@ -22,13 +22,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _NOTEBOOK_WIDTH = 480  # pixels
+_EXPLAINED = (0, 220, 255)  # the outline of a segmentation network's region
+_SMOOTH = 256  # pixels that a region is enlarged to
 AnyAttribution = TypeVar("AnyAttribution", bound=Attribution)
 
 
 def draw_overlay(
     explanation: Attribution, style: Style, original: bool = False, scale: int = 1
 ) -> RGBImage:
-    """Draw a map over its image, with an outline of the region above the threshold, and the box.
+    """Draw a map over its image, outlines of the region above the threshold and explained, the box.
 
     Args:
         explanation: what is drawn.
@@ -58,6 +60,12 @@ def draw_overlay(
         top, left, bottom, right = window
         part = np.ascontiguousarray(region[top:bottom, left:right], np.uint8)
         overlay.outline(drawn, part, top, left)
+    if explanation.weights is not None and style.contour:
+        top, left, bottom, right = window
+        explained = _spread_weights(explanation, scale)[top:bottom, left:right]
+        if not explained.all():
+            part = np.ascontiguousarray(explained, np.uint8)
+            overlay.outline(drawn, part, top, left, color=_EXPLAINED)
     if explanation.box is not None:
         draw_box(drawn, explanation.box, scale, explanation.edge)
     return drawn
@@ -74,6 +82,20 @@ def _spread(explanation: Attribution, scale: int) -> NDArray[np.float32]:
 
     height, width = values.shape
     return np.asarray(cv2.resize(values, (scale * width, scale * height)), np.float32)
+
+
+def _spread_weights(explanation: Attribution, scale: int) -> NDArray[np.bool_]:
+    """Tell which of the enlarged image's pixels are in the region that is explained."""
+    import cv2
+
+    weights = explanation.weights
+    assert weights is not None
+    # Of at least the input's size, so that the places keep their edges.
+    finer = max(1, -(-_SMOOTH // min(weights.shape)))
+    height, width = (finer * side for side in weights.shape)
+    fine = cv2.resize(weights, (width, height), interpolation=cv2.INTER_NEAREST)
+    placed = to_image(np.asarray(fine, np.float32), explanation.placement.enlarged(scale))
+    return np.asarray(placed > placed.max() / 2)
 
 
 def saved_overlay(explanation: Attribution, style: Style) -> RGBImage:

@@ -507,7 +507,9 @@ class Explainer:
         ]
         for row, each, of_method in zip(rows, every, explained, strict=True):
             for method, (explanation,) in of_method.items():
-                found[row][method].append(replace(explanation, area=each.area))
+                found[row][method].append(
+                    replace(explanation, area=each.area, weights=each.weights)
+                )
         return found
 
 

@@ -64,6 +64,7 @@ class Explanation(Attribution):
             class's own.
         area: of a segmentation network, which share of the network's input the region covers whose
             mean score is explained; else None.
+        weights: of the places of that region, float32 [h, w] over the network's input; else None.
         box, candidate, edge: of a ``Detection``; None for classes of whole images.
 
     Example:

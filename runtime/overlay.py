@@ -129,8 +129,9 @@ def outline(
     top: int = 0,
     left: int = 0,
     window: Window | None = None,
+    color: tuple[int, int, int] = (255, 255, 255),
 ) -> None:
-    """Trace the edges of a region and of its holes: white on black, readable on any image.
+    """Trace the edges of a region and of its holes: light on black, readable on any image.
 
     Where the region reaches the edge of what the network saw, it has no edge of its own, and no
     line is drawn.
@@ -140,6 +141,7 @@ def outline(
         region: uint8 [r, c], not 0 where the region is.
         top, left: where the region's first row and column lie in the image.
         window: what the network saw of the image; None: where ``region`` lies.
+        color: of the line, RGB; white by default.
     """
     import cv2
 
@@ -160,7 +162,7 @@ def outline(
     seen = image[window[0] : window[2], window[1] : window[3]]
     cv2.drawContours(seen, contours, -1, (0, 0, 0), halo, cv2.LINE_AA)
     kind = cv2.LINE_AA if thin > 1 else cv2.LINE_8  # smoothed, one pixel would not be white
-    cv2.drawContours(seen, contours, -1, (255, 255, 255), thin, kind)
+    cv2.drawContours(seen, contours, -1, color, thin, kind)
 
 
 def line_widths(image: RGBImage) -> tuple[int, int]:

@@ -219,6 +219,26 @@ def test_a_point_a_mask_a_file_and_the_whole_image_are_regions(
     assert point.probability == pytest.approx(float(scores_there.softmax(0).max()), abs=1e-5)
 
 
+def test_the_region_is_outlined_and_its_share_is_said(explainer: whycam.Explainer) -> None:
+    mask = np.zeros(IMAGE.shape[:2], bool)
+    mask[12:30, 20:44] = True
+    one = explainer.explain(IMAGE, 1, region=mask)
+    drawn = one.overlay(scale=8)
+    cyan = (drawn == (0, 220, 255)).all(-1)
+    rows, columns = np.flatnonzero(cyan.any(1)), np.flatnonzero(cyan.any(0))
+    for found, expected in zip(
+        (rows[0], rows[-1], columns[0], columns[-1]), (96, 240, 160, 352), strict=True
+    ):
+        assert abs(found - expected) <= 12  # a place is 12 by 16 pixels here
+    assert not cyan[120:200, 200:300].any()
+    assert one.caption_lines()[0].endswith("over 14% of the image")
+    assert not (one.overlay(whycam.Style(contour=False), scale=8) == (0, 220, 255)).all(-1).any()
+    whole = explainer.explain(IMAGE, 1, region="image")
+    assert not (whole.overlay(scale=8) == (0, 220, 255)).all(-1).any()
+    point = explainer.explain(IMAGE, 1, region=(3, 3))
+    assert point.caption_lines()[0].endswith("over less than 1% of the image")
+
+
 def test_places_outside_the_image_count_for_nothing() -> None:
     # The input reaches over the image by half its height above and below.
     placement = Placement((10, 20), -5.0, 0.0, 15.0, 20.0)
