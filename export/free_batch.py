@@ -16,7 +16,9 @@ from .simplify import set_shape_input
 def free_batch(graph: ir.Graph, image: ir.Value, batch: int, inner: tuple[int, ...]) -> None:
     """Let a file with a fixed batch take any, by removing the batch from its reshapes.
 
-    Class tokens that were written once for each image are repeated for as many as there are.
+    Class tokens that were written once for each image are repeated for as many as there are. Shapes
+    that the file states of tensors inside it are of its batch, and engines would build on them:
+    they are left out.
     """
     known = propagate(graph, {image: (batch, *inner)})
     depends = {image}
@@ -31,6 +33,9 @@ def free_batch(graph: ir.Graph, image: ir.Value, batch: int, inner: tuple[int, .
         if shape is None or node.inputs[1] not in known.constants:
             continue
         set_shape_input(graph, node, [-1, *shape[1:]])
+    for node in graph:
+        for value in node.outputs:
+            value.shape = None
 
 
 def _rows_beside(

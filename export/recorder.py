@@ -157,5 +157,6 @@ class Recorder(GraphWriter):
         """
         other = Recorder(self.graph)
         other.symbols = {"N": length}
+        other.names_sizes = False  # its N is another one than the graph's
         other._part, other._counts, other._constants = self._part, self._counts, self._constants
         return other

@@ -48,6 +48,8 @@ class GraphWriter:
         # recorded tensor; what pools a layer sets it.
         self.same_sums: dict[ir.Value, Tensor] = {}
         self.recorded: dict[ir.Value, Tensor] = {}
+        # Whether the file says which sizes are equal: engines share memory between such tensors.
+        self.names_sizes = True
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -107,7 +109,8 @@ class GraphWriter:
         first = next(each for each in inputs if each is not None)
         name = self.name_for(kind)
         dtype = dtype or first.dtype
-        value = ir.Value(name=name, shape=_ir_shape(dims), type=ir.TensorType(dtype))
+        shape = _ir_shape(dims) if self.names_sizes else _ir_shape_of_numbers(dims)
+        value = ir.Value(name=name, shape=shape, type=ir.TensorType(dtype))
         node = ir.Node(
             "",
             kind,
@@ -169,6 +172,10 @@ class GraphWriter:
 
 def _ir_shape(dims: Sequence[Dim]) -> ir.Shape:
     return ir.Shape([dim_text(dim) for dim in dims])
+
+
+def _ir_shape_of_numbers(dims: Sequence[Dim]) -> ir.Shape:
+    return ir.Shape([dim if isinstance(dim, int) else None for dim in dims])
 
 
 def binary_operator(
