@@ -59,6 +59,7 @@ class LoadedModel:
             None for a PyTorch model.
         logit_parameters: of an image encoder's cosine similarities, where the PyTorch model says.
         form: the format of a detector's outputs; None of other networks.
+        is_form_stated: whether the user names that format.
     """
 
     name: str
@@ -71,6 +72,7 @@ class LoadedModel:
     file: Path | bytes | None = None
     logit_parameters: LogitParameters | None = None
     form: Format | None = None
+    is_form_stated: bool = False
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,7 @@ def load_model(
         module,
         logit_parameters=parameters,
         form=form,
+        is_form_stated=detector is not None and detector.format is not None,
     )
 
 
@@ -264,6 +267,7 @@ def _load_onnx(
         file=path if part is None else proto.SerializeToString(),
         logit_parameters=None if part is None else part.parameters,
         form=form,
+        is_form_stated=detector is not None and detector.format is not None,
     )
 
 

@@ -41,7 +41,7 @@ def write(model: torch.nn.Module, path: Path, *names: str) -> Path:
 
 FORMATS = {
     "yolov8": (networks.Yolo8, {}),
-    "yolov5": (networks.Yolo5, {}),
+    "yolov5": (networks.Yolo5, {"labels": LABELS}),
     "yolox": (networks.YoloX, {"format": "yolox"}),
     "yolov10": (networks.Yolo10, {"format": "yolov10", "labels": LABELS}),
     "picodet": (networks.PicoDet, {"overrides": PLAIN}),
@@ -244,7 +244,8 @@ def test_a_dense_head_is_differentiated_on_patches_alone(exported):
 def test_an_edge_is_explained_by_how_far_out_it_lies(tmp_path, edge):
     model = networks.fill(networks.Yolo5())
     file = write(model, tmp_path / "a.onnx")
-    result = to_onnx(file, tmp_path / "b.onnx", score=edge, methods=["hirescam"])
+    options = {"score": edge, "methods": ["hirescam"], "labels": LABELS}
+    result = to_onnx(file, tmp_path / "b.onnx", **options)
     assert result.manifest.detector.score == edge
     found = run(result.path, ["maps"], np.array([[[5, 0]], [[200, 0]]]))
     model = model.double()
@@ -314,6 +315,7 @@ def test_a_torch_model_is_a_detector_too(tmp_path):
     result = to_onnx(
         networks.fill(networks.Yolo5()),
         tmp_path / "a.onnx",
+        labels=LABELS,
         overrides=Overrides(image_size=SIZE, preprocess="zero-one"),
     )
     assert result.manifest.detector.format == "yolov5"

@@ -120,11 +120,18 @@ def test_labels_of_another_number_tell_that_the_format_is_wrong(tmp_path):
         to_onnx(file, tmp_path / "b.onnx", format="yolov5")
 
 
-def test_offsets_that_are_none_are_refused_as_another_format(tmp_path):
-    """Recognised as YOLOX by its shape, boxes in pixels would be raised to the power of e."""
-    file = write(networks.fill(Rows()), tmp_path / "a.onnx")
-    with pytest.raises(ExportError, match=r"format yolox.*hold no boxes.*--format"):
-        to_onnx(file, tmp_path / "b.onnx")
+def test_rows_without_objectness_are_told_by_the_convolutions_of_the_classes(tmp_path):
+    """By its shape it is YOLOX, and the first class would be read as objectness."""
+    model = networks.fill(Rows())
+    file = write(model, tmp_path / "a.onnx")
+    result = to_onnx(file, tmp_path / "b.onnx")
+    assert result.manifest.detector.format == "yolov8"
+    found = run(result.path, ["candidate_scores"], np.zeros((2, 1, 2), np.int64))
+    with torch.no_grad():
+        expected = model(torch.from_numpy(IMAGE))[..., 4:].numpy()
+    assert_allclose(found["candidate_scores"], expected, atol=1e-5)
+    with pytest.raises(ExportError, match=r"depends on it is the first class.*--labels"):
+        to_onnx(file, tmp_path / "c.onnx", format="yolox")
 
 
 class Exponential(networks.YoloX):
@@ -219,7 +226,8 @@ class Broken(networks.Yolo8):
 )
 def test_a_network_that_returns_nan_does_not_look_as_if_it_found_nothing(tmp_path, engine):
     file = write(networks.fill(Broken()), tmp_path / "a.onnx")
-    explainer = whycam.load(to_onnx(file, tmp_path / "b.onnx").path, engine, threads=1)
+    result = to_onnx(file, tmp_path / "b.onnx", format="yolov8")
+    explainer = whycam.load(result.path, engine, threads=1)
     assert explainer.detect(np.full((SIZE, SIZE, 3), 99, np.uint8), min_score=0.3)
     with pytest.raises(EngineError, match="NaN"):
         explainer.detect(np.zeros((SIZE, SIZE, 3), np.uint8))
@@ -249,3 +257,62 @@ def test_a_gradient_that_is_nan_agrees_with_nothing():
     assert _compare_gradients(subject, {}, target, {"gradients_0": gradient}, rng) == 0
     gradient[0, 0, 1, 1, 1] = np.nan
     assert np.isnan(_compare_gradients(subject, {}, target, {"gradients_0": gradient}, rng))
+
+
+class Pooled(networks.PicoDet):
+    """A level that ends in as many channels as a pooled feature, of one place, has elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        levels = self.dense.pyramid(x)
+        mean = levels[0].mean((2, 3), keepdim=True)
+        levels[0] = levels[0] * self.gate(mean).sigmoid()
+        scores = [c(f).flatten(2).sigmoid() for f, c in zip(levels, self.dense.cls, strict=True)]
+        boxes = [b(f).flatten(2) for f, b in zip(levels, self.dense.box, strict=True)]
+        return tuple(each.transpose(1, 2) for each in (*scores, *boxes))
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_file_of_a_fixed_batch_takes_any_number_of_images(tmp_path, batch):
+    """Shapes that the file states of its own batch would be built upon by the engine."""
+    model = networks.fill(Pooled())
+    names = ("s8", "s16", "s32", "d8", "d16", "d32")
+    torch.onnx.export(
+        model,
+        (torch.zeros(batch, 3, SIZE, SIZE),),
+        str(tmp_path / "a.onnx"),
+        input_names=["images"],
+        output_names=list(names),
+        dynamo=False,
+        opset_version=17,
+    )
+    inferred = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "a.onnx"))
+    onnx.save(inferred, tmp_path / "a.onnx")
+    result = to_onnx(tmp_path / "a.onnx", tmp_path / "b.onnx", overrides=PLAIN)
+    graph = onnx.load(result.path).graph
+    outputs = {name for node in graph.node for name in node.output}
+    for value in graph.value_info:
+        dims = value.type.tensor_type.shape.dim
+        if value.name in outputs and len(dims) == 4 and "whycam/" not in value.name:
+            assert not dims[0].dim_value  # no shape of one batch is left
+    found = run(result.path, ["candidate_scores"], np.full((2, 3, 2), -1))["candidate_scores"]
+    with torch.no_grad():
+        expected = torch.cat(model(torch.from_numpy(IMAGE))[:3], 1).numpy()
+    assert_allclose(found, expected, atol=1e-5)
+
+
+def test_patches_do_not_share_the_name_of_the_batch(tmp_path):
+    """An engine reuses memory between tensors whose sizes have one name, and patches are N k."""
+    file = write(networks.fill(networks.Yolo8()), tmp_path / "a.onnx")
+    graph = onnx.load(to_onnx(file, tmp_path / "b.onnx").path).graph
+    named = {
+        value.name: value.type.tensor_type.shape.dim[0].dim_param
+        for value in graph.value_info
+        if "gradient/level_" in value.name and value.type.tensor_type.shape.dim
+    }
+    convolutions = [name for name in named if "ConvTranspose" in name]
+    assert convolutions
+    assert all(named[name] != "N" for name in convolutions)

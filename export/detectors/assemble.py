@@ -55,9 +55,20 @@ class Opened:
 
 
 def read_candidates(
-    plain: PlainModel, form: Format, activation: Activation | None, labels: tuple[str, ...]
+    plain: PlainModel,
+    form: Format,
+    activation: Activation | None,
+    labels: tuple[str, ...],
+    is_stated: bool,
 ) -> Opened:
     """Record scores and boxes of all candidates, as nodes of the network.
+
+    Args:
+        plain: the model.
+        form: the format of its outputs.
+        activation: of class logits, as the user states it.
+        labels: class names as far as they are known.
+        is_stated: whether the user names the format.
 
     Raises:
         ExportError: the outputs cannot be read as the format says.
@@ -72,7 +83,7 @@ def read_candidates(
     with recorder.part("head"):
         image = tensor_of(plain.image, plain.shapes, recorder)
         recorder.symbols["N"] = lengths_of(image)[0:1]
-        candidates = form.read(Reading(plain, recorder, activation, labels))
+        candidates = form.read(Reading(plain, recorder, activation, labels, is_stated))
     learn_shapes(plain, recorder)
     return Opened(plain, recorder, assembly, before, candidates)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -154,35 +155,58 @@ def _reach_of(network: Network, node: ir.Node) -> int | None:
 def _find_cells(
     network: Network, levels: Sequence[Level], ends: Sequence[ir.Value], end: ir.Value
 ) -> NDArray[np.int64] | None:
-    """Find the one cell that each candidate follows from; None where one follows from several.
-
-    Cells are numbered. For each digit of the numbers the cells with a 1, and then those with a 0,
-    are made NaN: a candidate that is NaN in both cases depends on two cells.
-    """
+    """Find the cell of each candidate from the tail of the head."""
     try:
         tail = open_in_float64(
             ir.to_proto(submodel(network.plain.graph, ends, [end], network.plain.shapes))
         )
     except ExportError:
         return None  # it depends on the image in another way as well
-    sizes = [level.layer.shape[1:] for level in levels]
+    dims = network.plain.shapes.dims
+    return find_cells(
+        lambda feeds: np.asarray(tail.run(None, feeds)[0]),
+        [level.layer.shape[1:] for level in levels],
+        [
+            [(str(value.name), int(dims[value][1])) for value in level.ends]  # type: ignore[arg-type]
+            for level in levels
+        ],
+    )
+
+
+def find_cells(
+    run: Callable[[dict[str, NDArray[Any]]], NDArray[Any]],
+    sizes: Sequence[tuple[int, int]],
+    ends: Sequence[Sequence[tuple[str, int]]],
+) -> NDArray[np.int64] | None:
+    """Find the one cell that each candidate follows from; None where one follows from several.
+
+    Cells are numbered. For each digit of the numbers the cells with a 1, and then those with a 0,
+    are made NaN: a candidate that is NaN in both cases depends on two cells.
+
+    Args:
+        run: computes the candidates' numbers, [1, A, D], from maps [1, C, h, w] by name.
+        sizes: (h, w) of each level.
+        ends: of each level names and channels of its maps.
+
+    Returns:
+        Level, row and column of each candidate, int64 [A, 3].
+    """
     starts = np.cumsum([0, *(height * width for height, width in sizes)])
     rng = np.random.default_rng(0)
-    dims = network.plain.shapes.dims
     number: NDArray[np.int64] | None = None
     for digit in range(int(starts[-1]).bit_length()):
         found = []
         for wanted in (1, 0):
             feeds = {}
-            for index, level in enumerate(levels):
-                numbers = np.arange(starts[index], starts[index + 1]).reshape(sizes[index])
+            for index, size in enumerate(sizes):
+                numbers = np.arange(starts[index], starts[index + 1]).reshape(size)
                 hidden = (numbers >> digit) & 1 == wanted
-                for value in level.ends:
-                    array = rng.standard_normal((1, int(dims[value][1]), *sizes[index]))  # type: ignore[arg-type]
-                    feeds[str(value.name)] = np.where(hidden, np.nan, array)
+                for name, channels in ends[index]:
+                    array = rng.standard_normal((1, channels, *size))
+                    feeds[name] = np.where(hidden, np.nan, array)
             try:
                 with np.errstate(all="ignore"):
-                    (answer,) = tail.run(None, feeds)
+                    answer = run(feeds)
             except (ValueError, IndexError, RuntimeError):
                 return None  # operators that fail on NaN, as max-pools of the reference evaluator
             found.append(np.isnan(answer).any(-1)[0])

@@ -10,9 +10,10 @@ import numpy as np
 from ...runtime.background import is_background
 from ...runtime.errors import ExportError
 from ...runtime.manifest_parts import Activation
+from .box_numbers import to_corners
 from .format import Candidates, Format
 from .pairs import find_pair, refuse_pair
-from .reading import Reading, to_corners
+from .reading import Reading
 
 
 def _read(reading: Reading) -> Candidates:

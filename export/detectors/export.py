@@ -78,7 +78,8 @@ def open_detector(
 ) -> tuple[Opened, OriginalModel]:
     """Keep the original network, and record its candidates."""
     original = OriginalModel(loaded.plain, loaded.file)
-    return read_candidates(loaded.plain, form, activation, loaded.labels), original
+    opened = read_candidates(loaded.plain, form, activation, loaded.labels, loaded.is_form_stated)
+    return opened, original
 
 
 def follow_score(opened: Opened, options: DetectorOptions) -> tuple[Network, ir.Value]:

@@ -43,12 +43,14 @@ class Reading:
         recorder: appends to its graph.
         activation: of class scores, as the user states it; None: as the graph says.
         labels: the classes' names as far as they are known.
+        is_stated: whether the user names the format.
     """
 
     plain: PlainModel
     recorder: Recorder
     activation: Activation | None
     labels: tuple[str, ...]
+    is_stated: bool = False
 
     def output(self, value: ir.Value) -> Tensor:
         """Return an output, float32."""
@@ -290,12 +292,6 @@ class Reading:
             )
         key = slice(1, None) if place == 0 else slice(0, count - 1)
         return scores[:, :, key], note
-
-
-def to_corners(boxes: Tensor) -> Tensor:
-    """Record left, top, right, bottom of boxes as centre, width and height, [N, A, 4]."""
-    centre, half = boxes[..., 0:2], boxes[..., 2:4] * 0.5
-    return concat([centre - half, centre + half], boxes.ndim - 1)
 
 
 def find_activations(value: ir.Value, visited: set[ir.Value] | None = None) -> set[str | None]:

@@ -11,6 +11,7 @@ from ..plain_model import PlainModel
 from . import detr, picodet, ssd, yolov5, yolov8, yolov10, yolox
 from .format import Format
 from .grids import find_strides, single_output
+from .row_proof import find_objectness, open_head_end
 
 FORMATS: dict[DetectorFormat, Format] = {
     module.FORMAT.name: module.FORMAT
@@ -65,11 +66,13 @@ def _recognise(plain: PlainModel, metadata: Mapping[str, str]) -> DetectorFormat
         return "yolov10"
     if rows >= 5 and find_strides(plain.size, columns, 1) is not None:
         return "yolov8"
-    if columns >= 6 and find_strides(plain.size, rows, 3) is not None:
-        return "yolov5"
-    if columns >= 6 and find_strides(plain.size, rows, 1) is not None:
-        return "yolox"
-    return None
+    of_anchors = find_strides(plain.size, rows, 3) is not None
+    if columns < 5 or not (of_anchors or find_strides(plain.size, rows, 1)):
+        return None
+    end = open_head_end(plain, plain.graph.outputs[0], 2)
+    if columns == 5 or (end is not None and find_objectness(end) == "class"):
+        return "yolov8"
+    return "yolov5" if of_anchors else "yolox"
 
 
 def default_preprocess(found: Format, plain: PlainModel) -> Preprocess | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from ...runtime.input_format import Letterbox
 from ..plain_model import PlainModel
 from ..tensors import Tensor
+from .box_numbers import check_objectness, prove_boxes, read_boxes
 from .format import Candidates, Format
 from .grids import single_output
-from .reading import Reading, to_corners
+from .reading import Reading
 
 
 def refuse_rows(plain: PlainModel) -> str | None:
@@ -40,7 +41,10 @@ def score_objects(reading: Reading, output: Tensor) -> tuple[Tensor, Tensor]:
 def _read(reading: Reading) -> Candidates:
     output = reading.output(reading.plain.graph.outputs[0])
     scores, explained = score_objects(reading, output)
-    return Candidates(scores, to_corners(reading.take(output, 2, 0, 4)), explained)
+    check_objectness(reading, 2, has_objectness=True)
+    numbers = reading.take(output, 2, 0, 4)
+    boxes, notes = read_boxes(reading, numbers, prove_boxes(reading, numbers), "yolov5")
+    return Candidates(scores, boxes, explained, notes=notes)
 
 
 FORMAT = Format("yolov5", 0.45, refuse_rows, _read, Letterbox())
