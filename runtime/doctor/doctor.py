@@ -19,7 +19,6 @@ from ..manifest import Manifest
 from ..onnxfile import read_manifest
 from ..pixels import Pixels, read_pixels
 from ..preprocess import resize
-from ..request import check_classifier
 from ..timing import Tick
 from .check import Check, Settings, check_model
 from .job import Job, Survey, run_job
@@ -98,8 +97,6 @@ def examine(
     settings = settings or Settings()
     report: Tick = tick or (lambda _name, _steps: None)
     manifests = {model: _read_manifest(model) for model in models}
-    for manifest in manifests.values():
-        check_classifier(manifest)
     onnx_files = _find_onnx_files(manifests)
     chosen = _choose_images(images)
     inputs = {

@@ -20,6 +20,7 @@ from ..bench.stages import ANSWER, classify_in_stages, explain_in_stages
 from ..cam import Method
 from ..comparison import Comparison
 from ..engines.base import Precision
+from ..engines.detection_selftest import find_problem as find_detector_problem
 from ..engines.nvidia import Driver, driver
 from ..engines.prompted import PromptedEngine
 from ..engines.registry import ENGINES
@@ -35,6 +36,7 @@ from ..pixels import Pixels
 from ..prompts import prompts_or_examples
 from ..request import find_refusal
 from ..timing import run_interleaved
+from .detections import explain_candidates, time_detections
 
 JOB, IMAGES, RESULT, ANSWERS = "job.json", "images.npz", "result.json", "answers.npz"
 PLANS = "tensorrt"  # the engine that runs TensorRT plans, and nothing else
@@ -208,6 +210,8 @@ def answers(job: Job, images: list[Pixels], folder: Path) -> Answers:
         return Answers(error=str(error), loaded=False)
     manifest = explainer.manifest
     method: Method = manifest.map_method or "gradcam"
+    if manifest.detector is not None:
+        return _detector_answers(job, explainer, method, images, folder)
     tft = find_refusal(manifest, method, True) is None
     # Probabilities are computed in batches, maps one by one.
     rows = explainer.classify(images)
@@ -230,6 +234,28 @@ def answers(job: Job, images: list[Pixels], folder: Path) -> Answers:
         references=tuple(references),
         wrong=tuple(text for one in references if (text := one.complaint)),
         milliseconds=_measure(explainer, images[0], method, tft, job.rounds),
+    )
+
+
+def _detector_answers(
+    job: Job, explainer: Explainer, method: Method, images: list[Pixels], folder: Path
+) -> Answers:
+    """Answer with a detector, of which a candidate of each image is explained."""
+    manifest = explainer.manifest
+    targets, arrays = explain_candidates(explainer, images, job.targets)
+    np.savez(folder / ANSWERS, **arrays)  # type: ignore[arg-type]
+    wrong = find_detector_problem(
+        explainer.engine.run, manifest, tolerances_of(manifest, job.precision)
+    )
+    return Answers(
+        description=explainer.engine.description,
+        targets=targets,
+        methods=manifest.methods,
+        method=method,
+        wrong=() if wrong is None else (wrong,),
+        milliseconds=time_detections(
+            explainer, images[0], targets[0], method, job.rounds, _WARM_UP
+        ),
     )
 
 

@@ -1,4 +1,4 @@
-"""Detectors in half precision and as TensorRT plans: what is compared, and what is refused."""
+"""Detectors in half precision, as TensorRT plans, and in every engine: what is compared."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from onnx import numpy_helper
 
 import whycam
 from whycam.export import to_half, to_onnx
+from whycam.runtime import cam
 from whycam.runtime.comparison import HALF
+from whycam.runtime.doctor import job
+from whycam.runtime.doctor.compare import compare
+from whycam.runtime.doctor.job import Job
+from whycam.runtime.engines.selftest import tolerances_of
 from whycam.runtime.errors import ExportError, RequestError, VerificationError
 
 
@@ -71,6 +76,32 @@ def test_weights_beyond_fp16_are_refused(ranked: Path, tmp_path: Path) -> None:
     with pytest.raises((ExportError, VerificationError)):
         to_half(tmp_path / "large.onnx", tmp_path / "half.onnx", "fp16")
     assert not (tmp_path / "half.onnx").exists()
+
+
+def test_doctor_compares_candidates_and_maps_of_a_detector(ranked: Path, tmp_path: Path) -> None:
+    images = [
+        np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8) for seed in (0, 1)
+    ]
+    found = job.answers(
+        Job(kind="answers", model=str(ranked), engine="onnxruntime", rounds=1), images, tmp_path
+    )
+    assert found.wrong == ()
+    assert set(found.milliseconds) == {"classification", "explanation"}
+    with np.load(tmp_path / job.ANSWERS) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    explainer = whycam.load(ranked, engine="onnxruntime")
+    for index, image in enumerate(images):
+        scores = arrays[f"{index}.probabilities"]
+        assert scores.argmax() == found.targets[index]
+        pair = divmod(found.targets[index], explainer.manifest.num_classes)
+        (one,) = explainer.detect(image, pair)
+        assert one.score == pytest.approx(scores.max(), abs=1e-6)
+        expected = np.asarray(cam.finish(one.original_map[None, None], (64, 64)))[0, 0]
+        assert np.abs(expected - arrays[f"{index}.map.layercam"]).max() < 1e-5
+    changed = {**arrays, "0.map.layercam": 1 - arrays["0.map.layercam"]}
+    allowed = tolerances_of(explainer.manifest)
+    assert not compare(arrays, arrays, found.targets, allowed, exact=True).problems
+    assert compare(arrays, changed, found.targets, allowed, exact=True).problems
 
 
 def test_a_plan_has_no_suppression(ranked: Path, tmp_path: Path) -> None:
