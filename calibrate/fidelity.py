@@ -165,7 +165,7 @@ def select_common_methods(
     """
     ours, theirs = reference.manifest, other.manifest
     check_one_head(ours)
-    reason = _find_difference(ours, theirs)
+    reason = find_difference(ours, theirs)
     if reason is not None:
         raise RequestError(f"{ours.model} and {theirs.model} cannot be compared: {reason}")
     both = [m for m in ours.methods if m in theirs.methods and m != "scorecam"]
@@ -178,7 +178,7 @@ def select_common_methods(
     return chosen
 
 
-def _find_difference(ours: Manifest, theirs: Manifest) -> str | None:
+def find_difference(ours: Manifest, theirs: Manifest) -> str | None:
     """Return why the classes or the images of two networks are not the same; None if they are."""
     if ours.num_classes != theirs.num_classes:
         return f"they have {ours.num_classes} and {theirs.num_classes} classes"

@@ -11,12 +11,14 @@ import typer
 from rich.table import Table
 
 from ..runtime.errors import RequestError
+from ..runtime.onnxfile import read_manifest
 from ..runtime.tft import Tft
 from . import parse
 from .console import out, print_json, say, say_written, unreadable_lines
 from .options import (
     ClassMap,
     Data,
+    DetectorOptions,
     Json,
     Model,
     PaperMethod,
@@ -28,7 +30,11 @@ from .progress import progress
 from .tables import table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..calibrate.detection_fidelity import DetectionFidelity
     from ..calibrate.fidelity import Fidelity
+    from ..runtime.cam import Method
     from ..runtime.explainer import Explainer
 
 
@@ -38,6 +44,7 @@ def compare(
     data: Data,
     engine: PromptedEngineOptions,
     reading: ReadingOptions,
+    detector: DetectorOptions,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder for compare.json and compare.csv.")
     ] = None,
@@ -61,7 +68,7 @@ def compare(
     """Compare the labels, maps and thresholds of two files.
 
     As before and after AFT, fp32 and INT8, two networks of the same classes, or one file in two
-    engines or precisions.
+    engines or precisions. Of two detectors the objects that both find are compared.
     """
     import msgspec
 
@@ -78,6 +85,11 @@ def compare(
     if images < 1:
         raise RequestError(f"--images must be 1 or more, not {images}")
     methods = parse.methods(method)
+    if any(read_manifest(file).detector is not None for file in (reference, model)):
+        _refuse_for_detectors(reading, tft, report, output, classes)
+        _compare_detectors(reference, model, data, engine, detector, methods, images, as_json)
+        return
+    detector.refuse(read_manifest(reference))
     dataset = open_dataset(data)
     first = load(reference, threads=engine.threads, prompts=engine.prompts)
     second = engine.load(model, check=False)  # differences are measured below, not refused
@@ -112,6 +124,89 @@ def compare(
     say(fidelity_lines(fidelity))
     if output is not None:
         say_written(output, written)
+
+
+def _refuse_for_detectors(
+    reading: ReadingOptions, tft: bool, report: bool, output: Path | None, classes: Path | None
+) -> None:
+    """Refuse options of classes of whole images, before any work is done.
+
+    Raises:
+        RequestError: one is given.
+    """
+    for name, is_given in (
+        ("--report", report),
+        ("-o", output is not None),
+        ("--classes", classes is not None),
+        ("a reading of TFT", reading != ReadingOptions() and tft),
+    ):
+        if is_given:
+            raise RequestError(
+                f"{name} is for classes of whole images: of detectors boxes, scores and whole maps "
+                "are compared, and --json writes all figures"
+            )
+
+
+def _compare_detectors(
+    reference: Path,
+    model: Path,
+    data: Path,
+    engine: PromptedEngineOptions,
+    detector: DetectorOptions,
+    methods: Sequence[Method] | None,
+    images: int,
+    as_json: bool,
+) -> None:
+    """Compare two detectors' files, and print what agrees."""
+    import msgspec
+
+    from ..calibrate.dataset import open_dataset, shuffle_samples
+    from ..calibrate.detection_fidelity import compare_detectors
+    from ..runtime.load import load
+
+    for file in (reference, model):
+        detector.plan(read_manifest(file))
+    samples = shuffle_samples(open_dataset(data).samples)[:images]
+    first = load(reference, threads=engine.threads)
+    second = engine.load(model, takes_detectors=True, check=False)
+    with progress("comparing", len(samples), as_json) as advance:
+        advance("comparing", 0)
+        found = compare_detectors(
+            first, second, samples, methods, min_score=detector.min_score, tick=advance
+        )
+    if as_json:
+        print_json(msgspec.to_builtins(found))
+        return
+    rows = [
+        [
+            name,
+            f"{one.pearson:.4f}",
+            f"{one.pearson_low:.4f}",
+            f"{one.iou:.3f}",
+            f"{one.iou_low:.3f}",
+        ]
+        for name, one in found.maps.items()
+    ]
+    out.print(table(["method", "correlation", "5 %", "IoU of top 20 %", "5 %"], rows))
+    say(detections_lines(found))
+
+
+def detections_lines(found: DetectionFidelity) -> str:
+    """Describe which objects two detectors both find."""
+    lines = [
+        f"{found.other} against {found.reference}",
+        f"{found.images} images: {found.matched} of {found.detections} objects are found again, of "
+        f"{found.others} that the other finds",
+    ]
+    if found.iou is not None:
+        lines.append(
+            f"their boxes overlap by {found.iou:.3f} (IoU), their scores are off by "
+            f"{found.score:.4f}, on average"
+        )
+    if found.lost:
+        worst = sorted(found.lost, key=lambda name: -found.lost[name])[:3]
+        lines.append("not found again in: " + ", ".join(f"{n} ({found.lost[n]})" for n in worst))
+    return "\n".join([*lines, *unreadable_lines(found.unreadable)])
 
 
 def _name_both(first: tuple[Path, Explainer], second: tuple[Path, Explainer]) -> tuple[str, str]:

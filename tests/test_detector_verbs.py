@@ -7,13 +7,17 @@ import json
 import re
 from pathlib import Path
 
+import msgspec
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 from PIL import Image
 from test_cli import whycam  # noqa: F401
 from tiny_detector import SIZE, write_tiny_detector
 
 import whycam as package
+from whycam.runtime.onnxfile import append_manifest, digest
 
 
 @pytest.fixture(scope="module")
@@ -416,3 +420,51 @@ def test_evaluate_refuses_a_detectors_options_for_a_classifier(
     result = whycam("evaluate", curved_onnx, images, *options)
     assert result.code == 2
     assert "is for detectors" in result.err
+
+
+def test_compare_matches_the_objects_of_two_detectors(whycam, detector_onnx, images, tmp_path):  # noqa: F811
+    same = whycam("compare", detector_onnx, detector_onnx, images, "--json").json()
+    assert (same["detections"], same["others"], same["matched"]) == (2, 2, 2)
+    assert (same["iou"], same["score"], same["lost"]) == (1, 0, {})
+    assert all(maps["pearson"] == pytest.approx(1) for maps in same["maps"].values())
+    # With every score lower, the weaker of the two objects is not found again.
+    weaker = package.load(detector_onnx, threads=1)
+    scores = sorted(one.score for one in weaker.detect(images / "a.png"))
+    model = onnx.load(detector_onnx)
+    del model.metadata_props[:]
+    (sigmoid,) = [node for node in model.graph.node if node.op_type == "Sigmoid"]
+    lower = numpy_helper.from_array(np.float32(np.log(scores[0] / (1 - scores[0]))), "lower")
+    model.graph.initializer.append(lower)
+    model.graph.node.insert(
+        list(model.graph.node).index(sigmoid),
+        onnx.helper.make_node("Sub", [sigmoid.input[0], "lower"], ["lowered"]),
+    )
+    sigmoid.input[0] = "lowered"
+    onnx.save(model, tmp_path / "weak.onnx")
+    manifest = msgspec.structs.replace(
+        weaker.manifest,
+        digest=digest(tmp_path / "weak.onnx"),
+        detector=msgspec.structs.replace(weaker.manifest.detector, references=()),
+    )
+    append_manifest(tmp_path / "weak.onnx", manifest)
+    command = ["compare", detector_onnx, tmp_path / "weak.onnx", images, "--min-score", "0.6"]
+    result = whycam(*command, "--json")
+    assert result.code == 0, result.err
+    found = result.json()
+    assert (found["detections"], found["others"], found["matched"]) == (2, 1, 1)
+    assert found["lost"] == {"a.png": 1}
+    assert found["score"] > 0.001
+    assert "1 of 2 objects are found again" in whycam(*command).out
+
+
+@pytest.mark.parametrize("options", [["--report", "-o", "x"], ["-o", "x"], ["--mask", "soft"]])
+def test_compare_refuses_what_is_of_whole_images(whycam, detector_onnx, images, options):  # noqa: F811
+    result = whycam("compare", detector_onnx, detector_onnx, images, *options)
+    assert result.code == 2
+    assert "classes of whole images" in result.err
+
+
+def test_a_detector_is_not_compared_with_a_classifier(whycam, detector_onnx, curved_onnx, images):  # noqa: F811
+    result = whycam("compare", detector_onnx, curved_onnx, images)
+    assert result.code == 2
+    assert "is no detector" in result.err
