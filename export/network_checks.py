@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 import numpy as np
+import onnx_ir as ir
 
 from ..runtime.errors import ExportError
 from ..runtime.manifest import Manifest
@@ -25,7 +26,16 @@ def check_quantised(network: Network, layers: Sequence[Layer], allowed: bool) ->
         return
     producers = [layer.value.producer() for layer in layers]
     place = min(network.position.get(node, 0) for node in producers if node is not None)
-    for node in network.path[place + 1 :]:
+    refuse_quantised(network.path[place + 1 :])
+
+
+def refuse_quantised(nodes: Sequence[ir.Node]) -> None:
+    """Refuse quantisation among the nodes that gradients pass.
+
+    Raises:
+        ExportError: one of them quantises.
+    """
+    for node in nodes:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             raise ExportError(
                 f"the node '{node.name}' ({node.op_type}) quantises between the target layer and "

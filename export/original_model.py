@@ -21,6 +21,7 @@ class OriginalModel:
 
     Attributes:
         names: of its outputs, in order.
+        batch: the number of images that it takes; None: any.
     """
 
     def __init__(self, plain: PlainModel, file: Path | bytes | None) -> None:
@@ -42,7 +43,7 @@ class OriginalModel:
         self._session = self._open(is_fused=True)
         self._unfused: Any = None
         shape = next(x.shape for x in self._session.get_inputs() if x.name == self._image)
-        self._batch = shape[0] if isinstance(shape[0], int) else None
+        self.batch = shape[0] if isinstance(shape[0], int) else None
 
     def run(self, image: NDArray[Any]) -> list[NDArray[Any]]:
         """Compute its outputs for a batch of images as its input takes them."""
@@ -74,10 +75,10 @@ class OriginalModel:
 
     def _run_session(self, session: Any, image: NDArray[Any]) -> list[NDArray[Any]]:
         names = list(self.names)
-        if self._batch is None:
+        if self.batch is None:
             return list(session.run(names, {self._image: image}))
         # A fixed batch size is filled up with the last image.
-        starts = range(0, len(image), self._batch)
-        rows = [np.arange(start, start + self._batch).clip(max=len(image) - 1) for start in starts]
+        starts = range(0, len(image), self.batch)
+        rows = [np.arange(start, start + self.batch).clip(max=len(image) - 1) for start in starts]
         parts = [session.run(names, {self._image: image[row]}) for row in rows]
         return [np.concatenate(part)[: len(image)] for part in zip(*parts, strict=True)]

@@ -1,5 +1,6 @@
 """Odd detectors: heads, labels and outputs that must be right, or refused with the reason."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import detector_networks as networks
@@ -7,17 +8,39 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torchvision
 from detector_networks import SIZE
 from numpy.testing import assert_allclose
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+from onnxruntime.transformers.float16 import convert_float_to_float16
 from test_detector_export import IMAGE, PLAIN, run, write
 from torch import nn
 
 import whycam
 from whycam.export import to_onnx
 from whycam.export.detectors.verify import _compare_gradients
+from whycam.runtime.engines.opening import open_engine
 from whycam.runtime.errors import EngineError, ExportError, RequestError
 
 CELLS = 64 + 16 + 4
+
+
+def trace(
+    model: nn.Module, image: torch.Tensor, path: Path, *names: str, is_batch_free: bool = False
+) -> Path:
+    """Write a file by the older exporter, which keeps the example's batch unless it is free."""
+    names = names or ("output0",)
+    torch.onnx.export(
+        model,
+        (image,),
+        str(path),
+        input_names=["images"],
+        output_names=list(names),
+        dynamo=False,
+        opset_version=17,
+        dynamic_axes={name: {0: "N"} for name in ("images", *names)} if is_batch_free else None,
+    )
+    return path
 
 
 class Classes(nn.Module):
@@ -280,15 +303,7 @@ def test_a_file_of_a_fixed_batch_takes_any_number_of_images(tmp_path, batch):
     """Shapes that the file states of its own batch would be built upon by the engine."""
     model = networks.fill(Pooled())
     names = ("s8", "s16", "s32", "d8", "d16", "d32")
-    torch.onnx.export(
-        model,
-        (torch.zeros(batch, 3, SIZE, SIZE),),
-        str(tmp_path / "a.onnx"),
-        input_names=["images"],
-        output_names=list(names),
-        dynamo=False,
-        opset_version=17,
-    )
+    trace(model, torch.zeros(batch, 3, SIZE, SIZE), tmp_path / "a.onnx", *names)
     inferred = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "a.onnx"))
     onnx.save(inferred, tmp_path / "a.onnx")
     result = to_onnx(tmp_path / "a.onnx", tmp_path / "b.onnx", overrides=PLAIN)
@@ -316,3 +331,100 @@ def test_patches_do_not_share_the_name_of_the_batch(tmp_path):
     convolutions = [name for name in named if "ConvTranspose" in name]
     assert convolutions
     assert all(named[name] != "N" for name in convolutions)
+
+
+class Pixels(networks.Yolo8):
+    """Pixels as they come, channels last."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.permute(0, 3, 1, 2).float() / 255)
+
+
+def test_all_levels_are_found_behind_pixels_with_channels_last(tmp_path):
+    """Pixels have no gradient, and are moved before they become floats."""
+    model = networks.fill(Pixels())
+    pixels = torch.randint(0, 256, (2, SIZE, SIZE, 3), dtype=torch.uint8)
+    file = trace(model, pixels, tmp_path / "a.onnx", is_batch_free=True)
+    result = to_onnx(file, tmp_path / "b.onnx")  # whose preprocessing the format states
+    manifest = result.manifest
+    assert [level.activations[0] for level in manifest.detector.levels] == [8, 12, 16]
+    assert (manifest.image_dtype, manifest.layout) == ("uint8", "NHWC")
+    engine = open_engine(result.path, manifest, "onnxruntime")
+    feeds = {"image": pixels.numpy(), "target": np.full((2, 1, 2), -1, np.int64)}
+    found = engine.run(feeds, ["candidate_scores"])["candidate_scores"]
+    with torch.no_grad():
+        expected = model(pixels)[:, 4:].transpose(1, 2).numpy()
+    assert_allclose(found, expected, atol=1e-5)
+
+
+class Suppressed(networks.Yolo8):
+    """Candidates, and the numbers of those of the first image that suppression keeps."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = super().forward(x)
+        first = rows[0].T
+        return rows, torchvision.ops.nms(first[:, :4], first[:, 4], 0.5)
+
+
+def test_what_suppression_keeps_is_no_output_of_a_freed_batch(tmp_path):
+    model = networks.fill(Suppressed())
+    file = trace(model, torch.zeros(1, 3, SIZE, SIZE), tmp_path / "a.onnx", "output0", "kept")
+    with pytest.raises(ExportError, match="'kept' has not one row for each"):
+        to_onnx(file, tmp_path / "b.onnx")
+
+
+def test_outputs_after_suppression_are_refused(tmp_path):
+    class Kept(Suppressed):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows, kept = super().forward(x)
+            return rows[0].T[kept]
+
+    image = torch.zeros(1, 3, SIZE, SIZE)
+    file = trace(networks.fill(Kept()), image, tmp_path / "a.onnx")
+    for options in ({}, {"task": "detect"}):
+        with pytest.raises(ExportError, match=r"after suppression.*up to the scores and boxes"):
+            to_onnx(file, tmp_path / "b.onnx", overrides=PLAIN, **options)
+
+
+@pytest.mark.slow
+def test_a_backbone_and_pyramid_may_be_quantised(tmp_path):
+    """At each level the others are held fixed, so that no gradient passes between them."""
+
+    class Images(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.images = iter([{"images": image[None]} for image in IMAGE])
+
+        def get_next(self):
+            return next(self.images, None)
+
+    model = networks.fill(networks.Yolo8())
+    file = trace(model, torch.from_numpy(IMAGE), tmp_path / "a.onnx", is_batch_free=True)
+    nodes = [node.name for node in onnx.load(file).graph.node if "/pyramid/" in node.name]
+    quantize_static(
+        file,
+        tmp_path / "q.onnx",
+        Images(),
+        activation_type=QuantType.QInt8,
+        nodes_to_quantize=nodes,
+        extra_options={"ActivationSymmetric": True},
+    )
+    result = to_onnx(tmp_path / "q.onnx", tmp_path / "b.onnx")
+    assert len(result.manifest.detector.levels) == 3
+
+
+@pytest.mark.slow
+def test_a_half_precision_detector_is_explained(tmp_path):
+    model = networks.fill(networks.Yolo8())
+    file = trace(model, torch.from_numpy(IMAGE), tmp_path / "a.onnx", is_batch_free=True)
+    onnx.save(convert_float_to_float16(onnx.load(file)), tmp_path / "h.onnx")
+    result = to_onnx(tmp_path / "h.onnx", tmp_path / "b.onnx")
+    manifest = result.manifest
+    assert (manifest.precision, manifest.image_dtype) == ("fp16", "float16")
+    engine = open_engine(result.path, manifest, "onnxruntime")
+    feeds = {"image": IMAGE, "target": np.full((2, 1, 2), -1, np.int64)}
+    found = engine.run(feeds, ["candidate_scores", "candidate_boxes"])
+    with torch.no_grad():
+        rows = model(torch.from_numpy(IMAGE)).transpose(1, 2).numpy()
+    assert_allclose(found["candidate_scores"], rows[..., 4:], atol=5e-3)
+    centre = (found["candidate_boxes"][..., :2] + found["candidate_boxes"][..., 2:]) / 2
+    assert_allclose(centre, rows[..., :2], atol=0.1)

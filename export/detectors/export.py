@@ -21,14 +21,17 @@ from ...runtime.tft import Tft
 from ..assemble import Assembly
 from ..data_flow import Layer
 from ..describe import read_tools
+from ..dims import Size
 from ..finished_file import clean_up, name_tensors, write_model
+from ..gradient.reverse import find_path
 from ..graph_runner import GraphRunner
 from ..layers import Network
 from ..loading import LoadedModel
-from ..network_checks import check_quantised
+from ..network_checks import refuse_quantised
 from ..original_model import OriginalModel
+from ..plain_model import PlainModel
 from ..verify_subject import prepare_image
-from .assemble import Opened, assemble_detector, read_candidates
+from .assemble import Opened, assemble_detector, nodes_after, read_candidates
 from .format import Format
 from .levels import find_levels, list_pyramid
 from .options import DetectorOptions
@@ -120,9 +123,11 @@ def export_detector(
     """
     steps[0]()
     opened, original = open_detector(loaded, request.form, request.activation)
+    _refuse_shared_outputs(loaded.plain, original)
     network, other = follow_score(opened, request.options)
     layers, reason = find_levels(network, other, request.layers)
-    check_quantised(network, layers, request.straight_through)
+    if not request.straight_through:
+        _refuse_quantised_heads(network, layers)
     manifest, notes = _describe(loaded, opened, network, layers, reason, request, original)
     candidates = opened.candidates
     ends = [value.value for value in (candidates.explained, candidates.scores, candidates.boxes)]
@@ -149,6 +154,30 @@ def export_detector(
     )
     manifest = write_model(loaded.plain.model, assembly, target, path)
     return DetectorExport(manifest, verification, assembly, notes)
+
+
+def _refuse_shared_outputs(plain: PlainModel, original: OriginalModel) -> None:
+    """Refuse a file of a fixed batch with outputs that have no row for each image.
+
+    Its batch is freed, and what its end, as suppression, does with one image is not known of more.
+    """
+    if original.batch is None:
+        return
+    for value, name in zip(plain.graph.outputs, original.names, strict=True):
+        first = (*plain.shapes.dims.get(value, ()), 0)[0]
+        if not (isinstance(first, Size) and first.counts_images):
+            raise ExportError(
+                f"the file takes {original.batch} images at once, and its output '{name}' has not "
+                "one row for each of them, as what suppression keeps: remove that output, or "
+                "export the network with a free batch"
+            )
+
+
+def _refuse_quantised_heads(network: Network, layers: Sequence[Layer]) -> None:
+    """Refuse quantisation after the levels; what lies between two of them has no gradient."""
+    head = nodes_after(network, layers, network.logits)
+    path, _ = find_path([layer.value for layer in layers], network.logits, head)
+    refuse_quantised(path)
 
 
 def _describe(

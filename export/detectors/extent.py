@@ -24,6 +24,12 @@ _IN_PLACE = ELEMENTWISE | {
 _WINDOWS = {"Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"}
 
 
+def follows(network: Network, value: ir.Value) -> bool:
+    """Tell whether a tensor changes with the image gradually, or holds pixels as they are."""
+    shapes = network.plain.shapes
+    return varies(value, shapes) or shapes.dtypes.get(value) == ir.DataType.UINT8
+
+
 def widen(network: Network, levels: Sequence[Layer]) -> list[Layer]:
     """Replace levels of which candidates read one cell by the last ones of which they read more.
 
@@ -48,9 +54,8 @@ def list_single_cells(network: Network, levels: Sequence[Layer]) -> list[Layer]:
 def reads_one_cell(network: Network, level: Layer, levels: Sequence[Layer]) -> bool:
     """Tell whether all that follows a level works place by place, the other levels held fixed."""
     own = _without(network, level, levels)
-    shapes = network.plain.shapes
     path, _ = find_path(
-        [level.value], network.logits, own, carries=lambda value: varies(value, shapes)
+        [level.value], network.logits, own, carries=lambda value: follows(network, value)
     )
     return all(_stays_in_place(network, node) for node in path)
 
@@ -58,12 +63,11 @@ def reads_one_cell(network: Network, level: Layer, levels: Sequence[Layer]) -> b
 def _widen_level(network: Network, level: Layer, levels: Sequence[Layer]) -> Layer:
     if not reads_one_cell(network, level, levels):
         return level
-    shapes = network.plain.shapes
     before, _ = find_path(
         [network.plain.image],
         level.value,
         _without(network, level, levels),
-        carries=lambda value: varies(value, shapes),
+        carries=lambda value: follows(network, value),
     )
     computed = {network.plain.image, *(value for node in before for value in node.outputs)}
     needed, has_extent = {level.value}, False

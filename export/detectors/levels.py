@@ -9,10 +9,10 @@ import onnx_ir as ir
 from ...runtime.errors import TargetLayerError
 from ..data_flow import Layer
 from ..default_layer import has_weights
-from ..gradient.reverse import find_path, varies
+from ..gradient.reverse import find_path
 from ..gradient_reach import find_reach
 from ..layers import Network
-from .extent import list_single_cells, widen
+from .extent import follows, list_single_cells, widen
 
 _MOVING = {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast"}
 
@@ -121,7 +121,7 @@ def _differentiable_nodes(network: Network, end: ir.Value) -> set[ir.Node]:
     """Find the nodes whose outputs the end has a gradient with respect to any element of."""
     shapes = network.plain.shapes
     path, _ = find_path(
-        [network.plain.image], end, network.nodes, carries=lambda value: varies(value, shapes)
+        [network.plain.image], end, network.nodes, carries=lambda value: follows(network, value)
     )
     reach = find_reach(path, end, shapes)
     return {

@@ -28,8 +28,8 @@ _MOVING = {
     "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat",
     "Identity", "Cast", "Gather",
 }  # fmt: skip
-
-
+# Which changes no activation's meaning.
+_ROUNDING = {"QuantizeLinear", "DequantizeLinear"}
 _PRODUCTS = {"Conv", "ConvTranspose", "MatMul", "Gemm"}
 _LINEAR = _PRODUCTS | {"Add", "Sub", "BatchNormalization"}
 
@@ -317,7 +317,7 @@ def find_activations(value: ir.Value, visited: set[ir.Value] | None = None) -> s
         for factor in factors:
             kinds |= find_activations(factor, visited)
         return {"product"} if kinds <= {"Sigmoid", "Softmax", "product"} else {None}
-    if node.op_type not in _MOVING:
+    if node.op_type not in _MOVING | _ROUNDING:
         return {node.op_type}
     count = len(node.inputs) if node.op_type == "Concat" else 1
     found: set[str | None] = set()

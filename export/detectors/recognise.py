@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import onnx_ir as ir
+
 from ...runtime.errors import ExportError
 from ...runtime.input_format import Preprocess
 from ...runtime.manifest_parts import DetectorFormat
@@ -17,6 +19,9 @@ FORMATS: dict[DetectorFormat, Format] = {
     module.FORMAT.name: module.FORMAT
     for module in (yolov8, yolov5, yolov10, yolox, picodet, detr, ssd)
 }
+
+
+_AFTER_CANDIDATES = {"NonMaxSuppression": "suppression", "RoiAlign": "a second stage"}
 
 
 def choose_format(
@@ -39,6 +44,8 @@ def choose_format(
             raise ExportError(f"the model is no detector of the format {name}: {why}")
         return FORMATS[name]
     found = _recognise(plain, metadata)
+    if found is None:
+        _refuse_suppressed(plain)
     if found is None and (is_stated or metadata.get("task") == "detect"):
         fitting = [other for other, each in FORMATS.items() if each.refuse(plain) is None]
         raise ExportError(
@@ -47,6 +54,22 @@ def choose_format(
             + ("" if fitting else ". By their shapes its outputs have none of them")
         )
     return None if found is None else FORMATS[found]
+
+
+def _refuse_suppressed(plain: PlainModel) -> None:
+    """Refuse a detector whose outputs are no candidates, but what its graph keeps of them.
+
+    Raises:
+        ExportError: its outputs come after suppression, or after a second stage.
+    """
+    for node in plain.graph:
+        after = _AFTER_CANDIDATES.get(node.op_type)
+        if after is not None:
+            raise ExportError(
+                f"the model is a detector, and its outputs come after {after} (the node "
+                f"'{node.name}', {node.op_type}), which cannot be explained: export it up to the "
+                "scores and boxes of all candidates; whycam adds suppression itself"
+            )
 
 
 def _recognise(plain: PlainModel, metadata: Mapping[str, str]) -> DetectorFormat | None:
@@ -79,6 +102,7 @@ def default_preprocess(found: Format, plain: PlainModel) -> Preprocess | None:
     """Describe how images are usually fitted in for a format; None where nothing is usual."""
     if found.letterbox is None or plain.channels != 3:
         return None
+    takes_pixels = plain.image.dtype == ir.DataType.UINT8
     return Preprocess(
         plain.size,
         (),
@@ -86,5 +110,5 @@ def default_preprocess(found: Format, plain: PlainModel) -> Preprocess | None:
         letterbox=found.letterbox,
         color=found.color,
         mean=(0.0,) * 3,
-        std=(found.std,) * 3,
+        std=(1 / 255 if takes_pixels else found.std,) * 3,
     )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ...runtime.errors import ExportError
 from ..plain_model import PlainModel
-from ..references import open_in_float64
+from ..references import open_in_float64, skip_rounding
 from ..subgraph import submodel
 from .dense_head import find_cells
 
@@ -91,6 +91,7 @@ def open_head_end(plain: PlainModel, value: ir.Value, axis: int) -> HeadEnd | No
         return None
     try:
         part = submodel(plain.graph, list(found), [value], plain.shapes)
+        skip_rounding(part.graph)
         evaluator = open_in_float64(ir.to_proto(part))
     except ExportError:
         return None
