@@ -43,7 +43,7 @@ class Attribution:
     geometry: str = "input"
     task: Task = "softmax"
     top: tuple[ClassScore, ...] = ()
-    area: float | None = None
+    explained_area: float | None = None
     weights: NDArray[np.float32] | None = field(default=None, repr=False)
     box: Box | None = None
     candidate: int | None = None
@@ -106,8 +106,8 @@ class Attribution:
             "threshold": self.threshold,
             "cut": self.cut,
         }
-        if self.area is not None:
-            numbers["area"] = self.area
+        if self.explained_area is not None:
+            numbers["explained_area"] = self.explained_area
         if self.rpi is not None and self.tft is not None:
             numbers |= {
                 "improved": self.improved,
@@ -124,9 +124,11 @@ class Attribution:
         """Say in two lines what was explained, and how: class; method, threshold and reading."""
         number = format_probability(self.probability, self.task, 3)
         over = ""
-        if self.area is not None:
+        if self.explained_area is not None:
             share = (
-                f"{self.area:.0%}" if self.area >= _LEAST_SHARE else f"less than {_LEAST_SHARE:.0%}"
+                f"{self.explained_area:.0%}"
+                if self.explained_area >= _LEAST_SHARE
+                else f"less than {_LEAST_SHARE:.0%}"
             )
             over = f" over {share} of the image"
         return [f"{self.label} {number}{over}", "  ".join([self.method, *self.threshold_words()])]

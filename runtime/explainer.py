@@ -28,7 +28,7 @@ from .pixels import read_pixels
 from .prompts import Prompts, apply_prompts, choose_prompts
 from .request import RequestPlan, Thresholding, check_classifier, plan_request
 from .scorecam import Progress
-from .segments import check_region, choose_segments
+from .segments import check_region, choose_segments, rows_of_segments
 from .targets import class_rows, resolve_targets
 
 # Engines hold more than the activations alive at once: inputs, outputs, scratch space.
@@ -489,27 +489,15 @@ class Explainer:
     ) -> list[dict[Method, list[Explanation]]]:
         """Explain each class of each image by a row of its own, for each has its own region."""
         segments = choose_segments(self.model, prepared, classes, regions)
-        rows = [row for row, chosen in enumerate(segments) for _ in chosen]
-        every = [each for chosen in segments for each in chosen]
-        repeated = Prepared(
-            tuple(prepared.images[row] for row in rows),
-            prepared.inputs[rows],
-            tuple(prepared.placements[row] for row in rows),
-        )
-        explained = self.explain_prepared(
-            repeated,
-            [[each.index] for each in every],
-            plan,
-            regions=np.stack([each.weights for each in every]),
-        )
+        rows = rows_of_segments(prepared, segments)
+        explained = self.explain_prepared(rows.prepared, rows.classes, plan, regions=rows.regions)
         found: list[dict[Method, list[Explanation]]] = [
             {one.method: [] for one in plan.methods} for _ in segments
         ]
-        for row, each, of_method in zip(rows, every, explained, strict=True):
-            for method, (explanation,) in of_method.items():
-                found[row][method].append(
-                    replace(explanation, area=each.area, weights=each.weights)
-                )
+        for row, each, of_method in zip(rows.images, rows.segments, explained, strict=True):
+            for method, (one,) in of_method.items():
+                shown = replace(one, explained_area=each.area, weights=each.weights)
+                found[row][method].append(shown)
         return found
 
 

@@ -62,8 +62,8 @@ class Explanation(Attribution):
         geometry: ``input`` or ``image``: what ``map`` lies over.
         top: the most probable classes of the image, five at most; of several heads those of the
             class's own.
-        area: of a segmentation network, which share of the network's input the region covers whose
-            mean score is explained; else None.
+        explained_area: of a segmentation network, which share of the network's input the region
+            covers whose mean score is explained; else None.
         weights: of the places of that region, float32 [h, w] over the network's input; else None.
         box, candidate, edge: of a ``Detection``; None for classes of whole images.
 

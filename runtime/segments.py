@@ -35,6 +35,38 @@ class Segment:
     area: float
 
 
+@dataclass(frozen=True, eq=False)
+class SegmentRows:
+    """What goes through the network: a row for each segment of each image.
+
+    Attributes:
+        prepared: the images, each as often as it has segments.
+        classes: of each row.
+        regions: weights of places, float32 [rows, h, w].
+        images: which image each row is of.
+        segments: of each row.
+    """
+
+    prepared: Prepared
+    classes: list[list[int]]
+    regions: Floats
+    images: list[int]
+    segments: list[Segment]
+
+
+def rows_of_segments(prepared: Prepared, segments: Sequence[Sequence[Segment]]) -> SegmentRows:
+    """Give each segment a row of its own, for each has its own region."""
+    images = [row for row, chosen in enumerate(segments) for _ in chosen]
+    every = [each for chosen in segments for each in chosen]
+    repeated = Prepared(
+        tuple(prepared.images[row] for row in images),
+        prepared.inputs[images],
+        tuple(prepared.placements[row] for row in images),
+    )
+    regions = np.stack([each.weights for each in every])
+    return SegmentRows(repeated, [[each.index] for each in every], regions, images, every)
+
+
 def check_region(manifest: Manifest, region: RegionSource) -> None:
     """Refuse a region for a file that has no scores at places.
 

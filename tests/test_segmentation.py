@@ -166,9 +166,9 @@ def test_one_logit_at_every_place_is_foreground_and_background() -> None:
     assert found.manifest.task == "binary"
     assert one.label == "cup"
     assert one.probability > 0.5
-    assert 0 < (one.area or 0) < 1
+    assert 0 < (one.explained_area or 0) < 1
     other = found.explain(IMAGE, "background")
-    assert (one.area or 0) + (other.area or 0) == pytest.approx(1)
+    assert (one.explained_area or 0) + (other.explained_area or 0) == pytest.approx(1)
 
 
 def test_a_class_is_explained_where_it_is_predicted(explainer: whycam.Explainer) -> None:
@@ -180,7 +180,7 @@ def test_a_class_is_explained_where_it_is_predicted(explainer: whycam.Explainer)
     assert len(set(best.ravel().tolist())) > 1  # else nothing is tested
     for index, one in enumerate(every):
         weights = (best == index).astype(np.float32)
-        assert one.area == pytest.approx(areas[index] or 1.0)
+        assert one.explained_area == pytest.approx(areas[index] or 1.0)
         scores, _ = true_scores(unet(), inputs, (weights if areas[index] else weights + 1)[None])
         assert one.probability == pytest.approx(float(scores.softmax(1)[0, index]), abs=1e-5)
     first = explainer.explain(IMAGE)
@@ -190,7 +190,7 @@ def test_a_class_is_explained_where_it_is_predicted(explainer: whycam.Explainer)
 def test_without_names_of_a_background_the_largest_class_comes_first() -> None:
     found = whycam.load(exported(unet, overrides=SMALL, task="softmax"), engine="onnxruntime")
     every = found.explain(IMAGE, [0, 1, 2, 3])
-    areas = [one.area if (one.area or 0) < 1 else 0 for one in every]
+    areas = [one.explained_area if (one.explained_area or 0) < 1 else 0 for one in every]
     assert found.explain(IMAGE).index == int(np.argmax(areas))
 
 
@@ -203,13 +203,13 @@ def test_a_point_a_mask_a_file_and_the_whole_image_are_regions(
     Image.fromarray(mask.astype(np.uint8) * 7).save(file)
     by_mask, by_file = (explainer.explain(IMAGE, 1, region=each) for each in (mask, file))
     assert np.array_equal(by_mask.map, by_file.map)
-    assert by_mask.area == pytest.approx(20 * 16 / (48 * 64))
+    assert by_mask.explained_area == pytest.approx(20 * 16 / (48 * 64))
     inputs = whycam.runtime.pipeline.prepare([IMAGE], explainer.manifest).inputs
     weights = weigh_places(mask, Placement((48, 64), 0, 0, 48, 64), (SIDE, SIDE))
     scores, _ = true_scores(unet(), inputs, weights[None])
     assert by_mask.probability == pytest.approx(float(scores.softmax(1)[0, 1]), abs=1e-5)
     whole = explainer.explain(IMAGE, 1, region="image")
-    assert whole.area == pytest.approx(1)
+    assert whole.explained_area == pytest.approx(1)
     everywhere = explainer.explain(IMAGE, 1, region=np.ones((48, 64)))
     assert np.array_equal(whole.map, everywhere.map)
     point = explainer.explain(IMAGE, region=(41, 13))
@@ -402,7 +402,7 @@ def test_the_command_explains_regions(path: Path, tmp_path: Path) -> None:
     found = run(app, ["explain", str(path), files[0], "--region", str(masks), "--json"])
     assert found.exit_code == 0, found.output
     (row,) = json.loads(found.stdout)["explanations"]
-    assert row["area"] == pytest.approx(20 / 48, abs=1e-6)
+    assert row["explained_area"] == pytest.approx(20 / 48, abs=1e-6)
     found = run(
         app, ["explain", str(path), files[0], "--region", "30,10", "-o", str(tmp_path / "o")]
     )
