@@ -97,7 +97,7 @@ def find_place_scores(
             f"the output '{each.output.name}' compares its numbers along the axis {each.axes[0]}, "
             f"and its channels are along axis {order[1]}: they are no scores of classes"
         )
-    meaning = _state_task(each, task, layer.shape[0], has_labels)
+    meaning = _state_task(each, task, layer.shape[0], has_labels, plain.channels)
     return _append_mean(plain, meaning, order, layer.shape)
 
 
@@ -135,17 +135,21 @@ def _axis(node: ir.Node, default: int) -> int:
     return default if stated is None else stated.as_int()
 
 
-def _state_task(each: _Found, task: Task | None, count: int, has_labels: bool) -> HeadMeaning:
+def _state_task(
+    each: _Found, task: Task | None, count: int, has_labels: bool, channels: int
+) -> HeadMeaning:
     """Decide what the scores are: as stated, as the activation says, or of exclusive classes."""
     name = each.output.name
+    # A sigmoid over as many channels as the image has may as well make an image.
+    is_image = each.activation == "Sigmoid" and count == channels and not has_labels
     note = (
         f"the output '{name}' has class scores at every place, as a segmentation network's: the "
         "mean of a region's is explained"
     )
     if task is None:
-        if each.activation == "Sigmoid":
+        if each.activation == "Sigmoid" and not is_image:
             task = "sigmoid" if count > 1 else "binary"
-        elif count > 1 and (each.activation is not None or each.is_index or has_labels):
+        elif count > 1 and not is_image and (each.activation or each.is_index or has_labels):
             task = "softmax"
         else:
             raise ExportError(

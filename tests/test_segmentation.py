@@ -23,6 +23,7 @@ from segmentation_networks import (
     sigmoid_unet,
     softmax_unet,
     unet,
+    with_activation,
 )
 from torch import nn
 from torch.nn import functional
@@ -345,6 +346,15 @@ def test_scores_that_may_be_no_classes_need_a_word(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="binary is of one number"):
         to_onnx(unet(), tmp_path / "x.onnx", overrides=SMALL, task="binary")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_may_be_an_image_needs_a_word(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="has 3 numbers at every place, and nothing says"):
+        to_onnx(with_activation("sigmoid", 3), tmp_path / "x.onnx", overrides=SMALL)
+    made = to_onnx(
+        with_activation("sigmoid", 3), tmp_path / "x.onnx", overrides=SMALL, labels=["a", "b", "c"]
+    )
+    assert made.manifest.task == "sigmoid"
 
 
 @pytest.mark.parametrize(
