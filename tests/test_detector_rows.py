@@ -6,7 +6,7 @@ import pytest
 import torch
 from detector_networks import CLASSES, SIZE
 from numpy.testing import assert_allclose
-from test_detector_export import IMAGE, LABELS, run, write
+from test_detector_export import IMAGE, LABELS, PLAIN, run, write
 
 from whycam.export import to_onnx
 from whycam.runtime.errors import ExportError
@@ -155,3 +155,36 @@ def test_decoded_yolox_is_read_as_pixels(tmp_path):
     with torch.no_grad():
         rows = model(torch.from_numpy(IMAGE))[..., :4].transpose(1, 2)
     assert_allclose(found, corners(rows).transpose(1, 2).numpy(), rtol=1e-4, atol=1e-3)
+
+
+class CornersOfQueries(networks.Detr):
+    """Corners as shares of the image, computed from centres and sizes in the graph."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, boxes = super().forward(x)
+        return logits, corners(boxes.transpose(1, 2)).transpose(1, 2)
+
+
+class DistancesOfQueries(networks.Detr):
+    """Centres and sizes, computed from distances of the edges, as in D-FINE."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, distances = super().forward(x)
+        low, high = 0.5 - distances[..., :2] / 2, 0.5 + distances[..., 2:] / 2
+        return logits, torch.cat([(low + high) / 2, high - low], 2)
+
+
+@pytest.mark.parametrize("network", [networks.Detr, CornersOfQueries, DistancesOfQueries])
+def test_corners_of_queries_are_told_by_what_their_edges_depend_on(tmp_path, network):
+    model = networks.fill(network())
+    file = write(model, tmp_path / "a.onnx", "logits", "pred_boxes")
+    options = {"labels": LABELS, "overrides": PLAIN}
+    result = to_onnx(file, tmp_path / "b.onnx", **options)
+    found = run(result.path, ["candidate_boxes"], NOBODY)["candidate_boxes"]
+    with torch.no_grad():
+        boxes = model(torch.from_numpy(IMAGE))[1] * SIZE
+    is_corners = network is CornersOfQueries
+    expected = boxes if is_corners else corners(boxes.transpose(1, 2)).transpose(1, 2)
+    assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-3)
+    assert is_corners == any("corners" in note for note in result.notes)
+    assert not any("nothing in the graph" in note for note in result.notes)

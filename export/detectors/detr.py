@@ -13,7 +13,17 @@ from ...runtime.manifest_parts import Activation
 from .box_numbers import to_corners
 from .format import Candidates, Format
 from .pairs import find_pair, refuse_pair
+from .query_boxes import are_corners
 from .reading import Reading
+
+_NOTES: dict[bool | None, tuple[str, ...]] = {
+    True: ("boxes are corners in this file, as what their edges depend on proves",),
+    False: (),
+    None: (
+        "nothing in the graph proves that boxes are centre, width and height, as they usually are: "
+        "look at the first ones that are drawn",
+    ),
+}
 
 
 def _read(reading: Reading) -> Candidates:
@@ -26,14 +36,17 @@ def _read(reading: Reading) -> Candidates:
         )
     height, width = reading.plain.size
     sides = np.array([[[width, height, width, height]]], np.float32)
-    boxes = to_corners(reading.output(boxes_value)) * reading.recorder.constant(sides)
+    numbers = reading.output(boxes_value)
+    is_corners = are_corners(reading.plain, boxes_value)
+    boxes = (numbers if is_corners else to_corners(numbers)) * reading.recorder.constant(sides)
+    told = _NOTES[is_corners]
     raw = reading.output(scores_value)
     kind = count_background(reading.labels, raw.shape[2])
     scores, explained, used = reading.activate(raw, kind)
     if used == "sigmoid":
-        return Candidates(scores, boxes, explained, explained.value is not scores.value)
+        return Candidates(scores, boxes, explained, explained.value is not scores.value, told)
     scores, notes = reading.drop_background(scores, is_first=False)
-    return Candidates(scores, boxes, scores, notes=notes)
+    return Candidates(scores, boxes, scores, notes=(*notes, *told))
 
 
 def count_background(labels: tuple[str, ...], count: object) -> Activation | None:
