@@ -2,6 +2,7 @@
 
 import detector_networks as networks
 import numpy as np
+import onnx
 import pytest
 import torch
 from detector_networks import CLASSES, SIZE
@@ -188,3 +189,42 @@ def test_corners_of_queries_are_told_by_what_their_edges_depend_on(tmp_path, net
     assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-3)
     assert is_corners == any("corners" in note for note in result.notes)
     assert not any("nothing in the graph" in note for note in result.notes)
+
+
+class OneClass(networks.Yolo5):
+    """Six numbers a row: a box, an objectness and one class."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)[..., :6]
+
+
+class Centres(networks.Yolo10):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = super().forward(x)
+        centre, side = (rows[..., :2] + rows[..., 2:4]) / 2, rows[..., 2:4] - rows[..., :2]
+        return torch.cat([centre, side, rows[..., 4:]], 2)
+
+
+@pytest.mark.parametrize(
+    ("network", "labels", "words"),
+    [
+        (OneClass, LABELS, "sixth number of a row is no class"),
+        (Centres, LABELS, "edges that are crossed"),
+        (networks.Yolo10, LABELS[:1], "1 labels, and a class has the number"),
+    ],
+)
+def test_six_numbers_that_are_no_corners_score_and_class_are_refused(
+    tmp_path, network, labels, words
+):
+    file = write(networks.fill(network()), tmp_path / "a.onnx")
+    with pytest.raises(ExportError, match=words):
+        to_onnx(file, tmp_path / "b.onnx", format="yolov10", labels=labels)
+
+
+def test_one_class_with_an_objectness_is_not_taken_for_end_to_end(tmp_path):
+    file = write(networks.fill(OneClass()), tmp_path / "a.onnx")
+    model = onnx.load(file)
+    said = {"task": "detect", "names": "{0: 'one'}", "imgsz": f"[{SIZE}, {SIZE}]"}
+    onnx.helper.set_model_props(model, said)
+    onnx.save(model, file)
+    assert to_onnx(file, tmp_path / "b.onnx").manifest.detector.format == "yolov5"

@@ -85,7 +85,8 @@ def _recognise(plain: PlainModel, metadata: Mapping[str, str]) -> DetectorFormat
     assert isinstance(rows, int)
     assert isinstance(columns, int)
     says_detector = metadata.get("task") == "detect"
-    if says_detector and columns == 6 and find_strides(plain.size, rows, 1) is None:
+    is_dense = any(find_strides(plain.size, rows, anchors) for anchors in (1, 3))
+    if says_detector and columns == 6 and not is_dense:
         return "yolov10"
     if rows >= 5 and find_strides(plain.size, columns, 1) is not None:
         return "yolov8"
