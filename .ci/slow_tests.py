@@ -18,7 +18,8 @@ MAIN = "origin/main"
 # Patterns of changed files, and what the slow tests about them are called. All that match count.
 TESTED_BY: dict[str, str] = {
     "export/*": "build dynamic_size export full_size fused_layers half image_encoders input_export "
-    "int8 legrad parity_gradcam preprocessing right_edge tokens two_encoders zero_shot",
+    "int8 legrad parity_gradcam preprocessing right_edge segmentation tokens two_encoders "
+    "zero_shot",
     "export/detectors/*": "detect detector",
     "export/gradient/*": "export_gradients full_size gradient parity_gradcam",
     "export/precision/*": "half int8",

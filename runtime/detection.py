@@ -34,6 +34,7 @@ class Detection(Explanation):
         image, placement, geometry: see ``Explanation``.
         task: ``sigmoid``: scores of classes do not exclude each other.
         top: the class alone, with its score.
+        explained_area, weights: None.
 
     Example:
         >>> first, *others = whycam.load("detector.onnx").detect("street.jpg")

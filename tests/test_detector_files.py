@@ -82,12 +82,8 @@ def test_a_detector_classifies_nothing(detector_onnx, call):
 @pytest.mark.parametrize(
     "command",
     [
-        ["compare", "{file}"],
-        ["half", "-o", "{folder}/half.onnx"],
-        ["build", "-o", "{folder}/x.plan"],
         ["calibrate", "int8", "-o", "{folder}/int8.onnx"],
         ["calibrate", "thresholds", "-o", "{folder}"],
-        ["doctor", "--check"],
     ],
 )
 def test_verbs_for_classifiers_refuse_a_detector(whycam, detector_onnx, tmp_path, command):  # noqa: F811
@@ -95,13 +91,7 @@ def test_verbs_for_classifiers_refuse_a_detector(whycam, detector_onnx, tmp_path
     for index in range(2):
         np.save(tmp_path / "images" / f"{index}.npy", IMAGE)
     words = [word.format(file=detector_onnx, folder=tmp_path) for word in command]
-    verb = words[: 2 if words[0] == "calibrate" else 1]
-    data = [tmp_path / "images"] if words[0] in ("compare", "calibrate") else []
-    rest = words[len(verb) :]
-    named = [*rest, detector_onnx] if words[0] == "doctor" else [detector_onnx, *data, *rest]
-    if words[0] == "compare":
-        named = [detector_onnx, detector_onnx, *data]
-    result = whycam(*verb, *named)
+    result = whycam(*words[:2], detector_onnx, tmp_path / "images", *words[2:])
     assert result.code == 2
     assert "is a detector" in result.err
 

@@ -525,11 +525,20 @@ def test_random_weights_are_the_same_each_time() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("torchvision/resnet81", "no classifier 'resnet81'; did you mean .*resnet18"),
-        ("torchvision/ResNet50", "no classifier 'ResNet50'; did you mean .*resnet50"),
-        ("torchvision/zzz", "no classifier 'zzz'$"),
-        ("torchvision/fasterrcnn_resnet50_fpn", "no classifier 'fasterrcnn_resnet50_fpn'"),
-        ("torchvision/", "no classifier ''"),
+        (
+            "torchvision/resnet81",
+            "no classifier or segmentation network 'resnet81'; did you mean .*resnet18",
+        ),
+        (
+            "torchvision/ResNet50",
+            "no classifier or segmentation network 'ResNet50'; did you mean .*resnet50",
+        ),
+        ("torchvision/zzz", "no classifier or segmentation network 'zzz'$"),
+        (
+            "torchvision/fasterrcnn_resnet50_fpn",
+            "no classifier or segmentation network 'fasterrcnn_resnet50_fpn'",
+        ),
+        ("torchvision/", "no classifier or segmentation network ''"),
         ("timm/resnet51", "no model 'resnet51'; did you mean .*resnet50"),
         ("timm/tf_efficientnet_lite9", "did you mean tf_efficientnet_lite"),
         ("resnet50", "write FILE.onnx, torchvision/NAME, timm/NAME"),
