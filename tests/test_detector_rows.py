@@ -228,3 +228,24 @@ def test_one_class_with_an_objectness_is_not_taken_for_end_to_end(tmp_path):
     onnx.helper.set_model_props(model, said)
     onnx.save(model, file)
     assert to_onnx(file, tmp_path / "b.onnx").manifest.detector.format == "yolov5"
+
+
+class Apart(networks.Yolo8):
+    """Scores, and boxes as corners, cut out of rows."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = super().forward(x)
+        return rows[:, 4:].transpose(1, 2), corners(rows[:, :4]).transpose(1, 2)
+
+
+def test_scores_that_are_cut_out_of_rows_are_read(tmp_path):
+    model = networks.fill(Apart())
+    file = write(model, tmp_path / "a.onnx", "scores", "boxes")
+    options = {"format": "ssd", "labels": LABELS, "overrides": PLAIN}
+    result = to_onnx(file, tmp_path / "b.onnx", **options)
+    found = run(result.path, ["candidate_scores", "candidate_boxes"], NOBODY)
+    with torch.no_grad():
+        scores, boxes = model(torch.from_numpy(IMAGE))
+    assert_allclose(found["candidate_scores"], scores.numpy(), atol=1e-5)
+    assert_allclose(found["candidate_boxes"], boxes.numpy(), rtol=1e-4, atol=1e-3)
+    assert result.manifest.gradient_score == "logit"

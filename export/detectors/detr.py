@@ -40,7 +40,7 @@ def _read(reading: Reading) -> Candidates:
     is_corners = are_corners(reading.plain, boxes_value)
     boxes = (numbers if is_corners else to_corners(numbers)) * reading.recorder.constant(sides)
     told = _NOTES[is_corners]
-    raw = reading.output(scores_value)
+    raw = reading.take_all(scores_value)
     kind = count_background(reading.labels, raw.shape[2])
     scores, explained, used = reading.activate(raw, kind)
     if used == "sigmoid":

@@ -56,6 +56,10 @@ class Reading:
         """Return an output, float32."""
         return tensor_of(value, self.plain.shapes, self.recorder).cast(ir.DataType.FLOAT)
 
+    def take_all(self, value: ir.Value) -> Tensor:
+        """Take an output, float32, from where the graph computes it."""
+        return self._before_split(self.output(value))
+
     def take(self, tensor: Tensor, axis: int, start: int, stop: int) -> Tensor:
         """Take a part of an axis of known length, where the graph computes it."""
         length = tensor.shape[axis]
@@ -148,8 +152,14 @@ class Reading:
         return False
 
     def _before_split(self, tensor: Tensor) -> Tensor:
-        """Take a part of a Split or Slice from where it is computed."""
+        """Take a part of a Split or Slice from where it is computed, also behind a Transpose."""
         node = tensor.value.producer()
+        if node is not None and node.op_type == "Transpose" and "perm" in node.attributes:
+            whole = self._known(node.inputs[0])
+            part = None if whole is None else self._before_split(whole)
+            if part is None or whole is None or part.value is whole.value:
+                return tensor
+            return part.transpose(list(node.attributes["perm"].as_ints()))
         if node is None or node.op_type not in ("Split", "Slice"):
             return tensor
         source = self._known(node.inputs[0])

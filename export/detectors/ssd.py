@@ -41,7 +41,7 @@ def _read(reading: Reading) -> Candidates:
         height, width = reading.plain.size
         sides = np.array([[[width, height, width, height]]], np.float32)
         boxes = boxes * reading.recorder.constant(sides)
-    raw = reading.output(scores_value)
+    raw = reading.take_all(scores_value)
     # Sigmoids may score a background as well, as torchvision's RetinaNet: then names tell nothing.
     is_named = any(is_background(label) for label in reading.labels)
     kind = None if is_named else count_background(reading.labels, raw.shape[2])
