@@ -15,9 +15,10 @@ import onnx_ir as ir
 from ...runtime.errors import ExportError
 from ..plain_model import PlainModel
 from ..tensors import Tensor, concat
+from .activations import find_activations
 from .format import Candidates, Format
 from .grids import place_cells
-from .reading import Reading, find_activations
+from .reading import Reading
 
 _STRIDES = (4, 8, 16, 32, 64, 128)
 _LEAST_BINS = 2

@@ -23,15 +23,7 @@ from ..recorder import Recorder
 from ..subgraph import run
 from ..tensors import Tensor, concat
 from ..verify_subject import draw_random_fields
-
-_MOVING = {
-    "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat",
-    "Identity", "Cast", "Gather",
-}  # fmt: skip
-# Which changes no activation's meaning.
-_ROUNDING = {"QuantizeLinear", "DequantizeLinear"}
-_PRODUCTS = {"Conv", "ConvTranspose", "MatMul", "Gemm"}
-_LINEAR = _PRODUCTS | {"Add", "Sub", "BatchNormalization"}
+from .activations import MOVING, PRODUCTS, find_activations
 
 
 @dataclass(frozen=True)
@@ -143,7 +135,7 @@ class Reading:
         while pending:
             value = pending.pop()
             node = value.producer()
-            if node is None or value in visited or node.op_type in _PRODUCTS:
+            if node is None or value in visited or node.op_type in PRODUCTS:
                 continue
             if node.op_type == kind:
                 return True
@@ -260,7 +252,7 @@ class Reading:
             whole = [part for part in parts if part is not None]
             axis = node.attributes["axis"].as_int() % tensor.ndim
             return concat(whole, axis) if len(whole) == len(parts) else None
-        before = self._before_sigmoid(first) if node.op_type in _MOVING else None
+        before = self._before_sigmoid(first) if node.op_type in MOVING else None
         if before is None:
             return None
         if node.op_type == "Cast":
@@ -302,36 +294,3 @@ class Reading:
             )
         key = slice(1, None) if place == 0 else slice(0, count - 1)
         return scores[:, :, key], note
-
-
-def find_activations(value: ir.Value, visited: set[ir.Value] | None = None) -> set[str | None]:
-    """Find the activations that a tensor's elements come from, through what only moves them.
-
-    None stands for elements that a product with weights computes, ``product`` for products and
-    roots of activated ones, as FCOS multiplies class score and centredness.
-    """
-    visited = set() if visited is None else visited
-    if value in visited:
-        return set()
-    visited.add(value)
-    node = value.producer()
-    if node is None:
-        return {None if value.const_value is None else "constants"}
-    if node.op_type in ("Sigmoid", "Softmax"):
-        return {node.op_type}
-    if node.op_type in _LINEAR:
-        return {None}
-    if node.op_type in ("Mul", "Sqrt"):
-        factors = [v for v in node.inputs if v is not None and v.const_value is None]
-        kinds: set[str | None] = set()
-        for factor in factors:
-            kinds |= find_activations(factor, visited)
-        return {"product"} if kinds <= {"Sigmoid", "Softmax", "product"} else {None}
-    if node.op_type not in _MOVING | _ROUNDING:
-        return {node.op_type}
-    count = len(node.inputs) if node.op_type == "Concat" else 1
-    found: set[str | None] = set()
-    for source in node.inputs[:count]:
-        if source is not None:
-            found |= find_activations(source, visited)
-    return found
