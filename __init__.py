@@ -1,4 +1,4 @@
-"""whycam: deployed image classifiers and detectors that explain themselves.
+"""whycam: deployed image classifiers, detectors and segmentation networks explain themselves.
 
 What a product imports; needs neither torch nor the package that trained the model.
 """
