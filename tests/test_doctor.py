@@ -152,7 +152,9 @@ def test_an_engine_that_crashes_is_a_line_in_the_report(shadow, curved_onnx):
     states = {each.name: each for each in found.engines}
     assert states["openvino"].state == "does not load"
     assert "ended by SIGSEGV" in str(states["openvino"].problem)
-    assert [(each.engine, each.outcome) for each in found.checks] == [("onnxruntime", "right")]
+    outcomes = {each.engine: each.outcome for each in found.checks}
+    assert outcomes.pop("onnxruntime") == "right"
+    assert "openvino" not in outcomes  # plugins of ONNX Runtime may be there as well
 
 
 def test_an_engine_asked_for_must_load_and_says_what_it_said(shadow, doctor):

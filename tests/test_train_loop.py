@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from lightning_fabric import Fabric
 
 from whycam.runtime.errors import RequestError, TrainingError
 from whycam.train.loop import LOSSES, Losses, Plan, count_steps, fit
+from whycam.train.run import claim_folder
 
 PLAN = Plan(epochs=3, batch=4, lr=1e-2, seed=3)
 ITEMS = [2, 3, 5, 7, 11, 13, 17, 19, 23, 29]
@@ -140,3 +142,13 @@ def test_impossible_plans_are_refused(wrong):
 def test_batch_that_processes_cannot_share_is_refused():
     with pytest.raises(RequestError, match="4 processes"):
         count_steps(Plan(batch=3), 100, 4)
+
+
+def test_what_a_killed_run_was_writing_is_removed(tmp_path):
+    fabric = SimpleNamespace(is_global_zero=True, broadcast=lambda problem: problem)
+    claim_folder(tmp_path / "run", "key", {}, fabric)
+    # Ours, and the one that safetensors writes to before it renames it.
+    for name in (".checkpoint.0a1b2c3d.safetensors", ".tmpAb3xYz"):
+        (tmp_path / "run" / name).write_bytes(b"half")
+    claim_folder(tmp_path / "run", "key", {}, fabric)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["settings.json"]

@@ -166,7 +166,7 @@ def _claim(folder: Path, key: str, settings: Mapping[str, Any]) -> None:
             raise TrainingError(
                 f"{folder} holds another run (different {what}): choose another folder or delete it"
             )
-        for left in folder.glob(".*.*"):  # what a killed process was writing
+        for left in folder.glob(".*"):  # what a killed process was writing
             if left.is_file():
                 left.unlink(missing_ok=True)
         return
