@@ -84,3 +84,39 @@ def test_a_signal_leaves_no_temporary_file(command, number, small, images, tmp_p
         assert not list(out.iterdir())
     for path in out.iterdir():
         Image.open(path).load()
+
+
+LOST = """
+import os, signal, sys, time
+from whycam.cli.signals import EndedBySignal, ending_by_signals
+try:
+    with ending_by_signals():
+        try:
+            os.kill(os.getpid(), signal.{name})
+            time.sleep(5)
+        except BaseException:  # as an extension module that is being imported
+            pass
+        try:
+            time.sleep(20)
+        finally:
+            time.sleep(1.6)  # three times as long as it takes until the signal is given again
+            print("cleaned up")
+except (EndedBySignal, KeyboardInterrupt) as error:
+    print(type(error).__name__)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [("SIGTERM", "EndedBySignal"), ("SIGINT", "KeyboardInterrupt")]
+)
+def test_a_signal_that_other_code_loses_ends_the_command_and_not_its_cleaning_up(name, error):
+    begin = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", LOST.format(name=name)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert done.stdout.split("\n")[:2] == ["cleaned up", error], done.stderr
+    assert time.monotonic() - begin < 15
