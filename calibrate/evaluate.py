@@ -213,10 +213,12 @@ def _check_detector(
             "this file cannot be evaluated with masked images: it takes pixels, and normalises "
             "them itself"
         )
-    if target == "label" and data.kind != "voc":
+    if target == "label" and not any(
+        sample.boxes is not None or sample.annotation is not None for sample in data.samples
+    ):
         raise RequestError(
             f"--target label explains the detections that match an annotated box, and {data.path} "
-            "has none: pass a Pascal VOC folder"
+            "has none: pass a Pascal VOC folder, or COCO's file with --boxes"
         )
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..runtime import cam, detect
 from ..runtime.batches import Read, join_batches, run_batches
@@ -17,7 +18,9 @@ from ..runtime.detection_plan import DETECTIONS, DetectionPlan, plan_detection
 from ..runtime.errors import DataError, ImageError
 from ..runtime.explainer import Explainer
 from ..runtime.pipeline import Prepared
+from ..runtime.preprocess import Placement
 from .dataset import Box, Classes, Sample, boxes_of
+from .detection_accuracy import count_matches
 from .measure import mask_variants, measure_map, seed_of
 from .settings import Settings
 
@@ -30,7 +33,8 @@ def measure_detections(
     Rows are as ``measure.measure_batch`` says, with each detection among ``explained``, and its
     ``box`` in pixels of the image and ``matched``: whether an annotated box of its class overlaps
     it by half, None where the image has no annotation. Maps are measured against that box, and
-    where images have no annotation against the detection's own.
+    where images have no annotation against the detection's own. An annotated image has ``matches``
+    of all its detections as well, see ``detection_accuracy.count_matches``.
     """
     plan = plan_detection(
         explainer.manifest,
@@ -87,6 +91,11 @@ def _measure_prepared(
     coarse = detect.map_objects(model, inference, objects, plan)
     maps = [replace(one, map=np.asarray(cam.finish(one.map, size), np.float32)) for one in coarse]
     judge = partial(detect.score_objects, model, objects)
+    for row_index, (row, boxes, _) in enumerate(measured):
+        if boxes is not None:
+            chosen = np.flatnonzero(np.asarray(objects.rows) == row_index)
+            placement = prepared.placements[row_index]
+            row["matches"] = _count(objects, chosen, placement, size, boxes, classes)
     by_object: dict[int, dict[str, Any]] = {}
     relevant: dict[int, list[Box]] = {}
     left_out: set[int] = set()
@@ -119,6 +128,29 @@ def _measure_prepared(
             )
             for name, (values, numbers) in variants.items()
         }  # fmt: skip
+
+
+def _count(
+    objects: detect.Objects,
+    chosen: NDArray[np.intp],
+    placement: Placement,
+    size: tuple[int, int],
+    annotated: Sequence[Box],
+    classes: Classes,
+) -> list[list[int]]:
+    """Count the matches of an image's detections with annotated boxes of the network's classes."""
+    edges = [to_image(objects.boxes[index], placement, size) for index in chosen]
+    indices = [classes.index(box.name) for box in annotated]
+    known = [
+        (box, index) for box, index in zip(annotated, indices, strict=True) if index is not None
+    ]
+    return count_matches(
+        np.array(edges, np.float32).reshape(-1, 4),
+        np.asarray(objects.classes, np.int64)[chosen],
+        np.asarray(objects.scores, np.float32)[chosen],
+        np.array([_edges(box) for box, _ in known], np.float32).reshape(-1, 4),
+        np.array([index for _, index in known], np.int64),
+    )
 
 
 def _match(own: Box, boxes: Sequence[Box], classes: Classes, index: int) -> Box | None:

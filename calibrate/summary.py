@@ -14,6 +14,7 @@ from ..runtime.cam import Method
 from ..runtime.manifest import Manifest
 from ..runtime.tft import Mask, Thresholds
 from .dataset import Dataset
+from .detection_accuracy import MatchTally
 from .label_figures import LabelFigures, LabelTally, format_labels_csv
 from .running_mean import RunningMean
 from .settings import Settings
@@ -125,6 +126,10 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
         detections: of a detector, the number explained; None for a classifier.
         matched: of these, the number that an annotated box of their class overlaps by half; None
             without annotations.
+        annotated: number of annotated boxes whose class the detector has; None without any.
+        precision: share of detections, of classes that are annotated, that match a box of their
+            class which no detection with a higher score has taken, see ``count_matches``.
+        recall: share of annotated boxes that a detection matches.
         notes: remarks for the reader.
     """
 
@@ -148,6 +153,9 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     skipped: int = 0
     detections: int | None = None
     matched: int | None = None
+    annotated: int | None = None
+    precision: float | None = None
+    recall: float | None = None
     notes: tuple[str, ...] = ()
 
     def result(self, method: str, variant: str) -> Result:
@@ -188,6 +196,7 @@ class Tally:
         self.settings = settings
         self.count = self.maps = self.skipped = self.unreadable_count = 0
         self._matched: int | None = None
+        self._matches = MatchTally()
         self._labels = LabelTally(settings.labels)
         self._accuracy = RunningMean()
         self._means: dict[tuple[str, str, str], RunningMean] = {}
@@ -209,6 +218,7 @@ class Tally:
         if row["label"] is not None:
             self._accuracy.add(row["label"] == row["predicted"])
         self._labels.add(row)
+        self._matches.add(row.get("matches", ()))
         for explained in row["explained"]:
             self.maps += 1
             if explained.get("matched") is not None:
@@ -248,6 +258,7 @@ class Tally:
         error = self._accuracy.error if labelled else None
         labels = self._labels.figures(manifest.labels)
         precisions = [one.average_precision for one in labels if one.average_precision is not None]
+        precision, recall, annotated = self._matches.figures()
         keys = {(method, variant) for method, variant, _ in self._means}
         return Evaluation(
             model=manifest.model,
@@ -285,6 +296,9 @@ class Tally:
             skipped=self.skipped,
             detections=None if manifest.detector is None else self.maps,
             matched=self._matched,
+            annotated=annotated,
+            precision=precision,
+            recall=recall,
             notes=tuple(notes),
         )
 

@@ -354,6 +354,13 @@ def summary_lines(evaluation: Evaluation) -> str:
             f"accuracy {evaluation.accuracy:.4f} ± {evaluation.accuracy_standard_error:.4f} on "
             f"{evaluation.labelled} labelled images"
         )
+    if evaluation.annotated is not None:
+        precision = _figure(evaluation.precision)
+        lines.append(
+            f"at an overlap of half: precision {precision}, recall {_figure(evaluation.recall)} of "
+            f"{evaluation.annotated} annotated boxes, each matched once (--top and --min-score "
+            "choose the detections)"
+        )
     lines += unreadable_lines(evaluation.unreadable, evaluation.unreadable_count)
     if evaluation.skipped:
         lines.append(

@@ -337,6 +337,11 @@ def test_evaluate_measures_detections_against_the_boxes_they_match(whycam, detec
     assert "2 detections, of which 1 match an annotated box of their class" in printed.out
     matching = whycam(*command, "--target", "label", "--json").json()
     assert (matching["detections"], matching["matched"]) == (1, 1)
+    # Red is found where it is annotated, blue elsewhere, and green is not found.
+    for figures in (document, matching):
+        accuracy = [figures[name] for name in ("precision", "recall", "annotated")]
+        assert accuracy == pytest.approx([1 / 2, 1 / 3, 3])
+    assert "precision 0.500, recall 0.333 of 3 annotated boxes" in " ".join(printed.out.split())
 
 
 def test_boxes_of_a_coco_file_count_as_those_of_voc(whycam, detector_onnx, voc, tmp_path):  # noqa: F811
@@ -363,6 +368,10 @@ def test_boxes_of_a_coco_file_count_as_those_of_voc(whycam, detector_onnx, voc, 
     assert found.code == 0, found.err
     assert found.json()["results"] == expected["results"]
     assert found.json()["matched"] == expected["matched"] == 1
+    assert found.json()["recall"] == expected["recall"] == pytest.approx(1 / 3)
+    matching = whycam(*command, voc / "JPEGImages", "--boxes", boxes, "--target", "label")
+    assert matching.code == 0, matching.err
+    assert matching.json()["detections"] == 1
     boxes.write_text(json.dumps({**document, "images": [{"id": 1, "file_name": "x.png"}]}))
     for problem in ("cannot read", "has none of the 2 images"):
         result = whycam(*command, voc / "JPEGImages", "--boxes", boxes)
@@ -383,6 +392,7 @@ def test_without_annotations_maps_are_measured_against_their_own_boxes(
     )
     assert result.code == 0, result.err
     assert (result.json()["detections"], result.json()["matched"]) == (1, None)
+    assert (result.json()["precision"], result.json()["recall"]) == (None, None)
     rows = [json.loads(line) for line in (out / "images.jsonl").open()][1:]
     assert [len(row["explained"]) for row in rows] == [1, 0]
     assert rows[0]["explained"][0]["box"] == [20, 12, 36, 28]
