@@ -27,6 +27,8 @@ from .recorder import Recorder
 
 _SKIPPED = {"Identity", "Cast", "Squeeze", "Unsqueeze"}
 _ACTIVATIONS = {"Softmax", "LogSoftmax", "Sigmoid"}
+# What moves or resizes numbers, so that probabilities stay probabilities.
+_KEEPS_PROBABILITIES = _SKIPPED | {"Transpose", "Reshape", "Flatten", "Slice", "Pad", "Resize"}
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ def find_place_scores(
         )
     # Scores tell more than the numbers of the best classes.
     each = min(found, key=lambda one: one.is_index)
+    if each.activation is None and not each.is_index and task != "none":
+        _check_no_activation_before(each.output)
     if plain.sizes is not None:
         raise ExportError(
             "a segmentation network is explained at one size: leave out --dynamic-size"
@@ -105,20 +109,29 @@ def _read(plain: PlainModel, output: ir.Value) -> _Found | None:
     """Read an output as scores of classes at places, or as the numbers of the best classes."""
     shapes = plain.shapes
     value, node, activation, is_index = output, output.producer(), None, False
-    axes = []
+    has_logarithm = False
+    axes: list[int] = []
     while node is not None:
         before = node.inputs[0] if node.inputs else None
         if before is None:
             break
-        if node.op_type == "ArgMax" and not is_index and activation is None:
+        is_of_places = len(shapes.dims.get(before, ())) == 4
+        if node.op_type == "ArgMax" and not is_index and is_of_places:
             value, is_index = before, True
             axes.append(_axis(node, 0))
-        elif node.op_type in _ACTIVATIONS and activation is None:
-            value, activation = before, node.op_type
+        elif node.op_type in _ACTIVATIONS and is_of_places:
+            if has_logarithm and node.op_type != "Softmax":
+                break
+            value, activation = before, "LogSoftmax" if has_logarithm else node.op_type
             if activation != "Sigmoid":
                 axes.append(_axis(node, -1))
             break
-        elif node.op_type not in _SKIPPED or len(shapes.dims.get(before, ())) < 4:
+        elif node.op_type == "Transpose":
+            turn = node.attributes["perm"].as_ints()
+            axes = [turn[axis] for axis in axes]
+        elif node.op_type == "Log" and not has_logarithm:
+            has_logarithm = True
+        elif node.op_type not in _SKIPPED:
             break
         node = before.producer()
     dims = shapes.dims.get(value, ())
@@ -127,12 +140,32 @@ def _read(plain: PlainModel, output: ir.Value) -> _Found | None:
         return None
     if sum(side > 1 for side in sides) < 2:
         return None  # [N, C, 1, 1] is of the whole image
-    return _Found(output, value, activation, is_index, tuple(axis % 4 for axis in axes))
+    return _Found(output, value, activation, is_index, tuple(axes))
 
 
 def _axis(node: ir.Node, default: int) -> int:
     stated = node.attributes.get("axis")
-    return default if stated is None else stated.as_int()
+    return (default if stated is None else stated.as_int()) % 4
+
+
+def _check_no_activation_before(output: ir.Value) -> None:
+    """Refuse probabilities that are resized or moved: their logits are not those of the output.
+
+    Raises:
+        ExportError: a softmax or sigmoid gives the numbers of the output.
+    """
+    node = output.producer()
+    while node is not None and node.inputs and node.inputs[0] is not None:
+        if node.op_type in _ACTIVATIONS:
+            raise ExportError(
+                f"the output '{output.name}' holds what '{node.name}' ({node.op_type}) gives, "
+                "resized or rearranged, so that it has no logits at its places. Export the network "
+                "with that operator as its last one, or without it, or pass --task none to "
+                "explain the values as they are"
+            )
+        if node.op_type not in _KEEPS_PROBABILITIES:
+            return
+        node = node.inputs[0].producer()
 
 
 def _state_task(

@@ -7,18 +7,23 @@ these places, and explains the weighted mean.
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import RequestError
-from .images import read_image
+from .images import open_image, read_image, upright, without_warnings
 from .preprocess import Placement
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 Floats = NDArray[np.float32]
-# None: where the network predicts the class; "image": everywhere; a point (x, y) in pixels; weights
-# or a mask [h, w] of the image's pixels; or an image file, in which all that is not black counts.
+# None: where the network predicts the class; "image": everywhere; a point (x, y) in pixels; an
+# array of the image's pixels [h, w], of weights (floats) or a mask (booleans; integers, all of
+# which but 0 count); or an image file, in which all that is not black counts.
 RegionSource = None | Literal["image"] | tuple[float, float] | NDArray[Any] | str | os.PathLike[str]
 
 
@@ -41,12 +46,9 @@ def weigh_places(source: RegionSource, placement: Placement, size: tuple[int, in
         return average_over_places(np.ones(placement.image, np.float32), placement, size)
     if isinstance(source, tuple):
         return _weigh_point(source, placement, size)
+    mask: NDArray[Any] = np.asarray(source)
     if isinstance(source, str | os.PathLike):
-        mask = read_image(source).any(-1)
-    else:
-        mask = np.asarray(source)
-    if mask.dtype == np.uint8:
-        mask = mask > 0
+        mask = _read_mask(Path(source))
     if mask.ndim != 2 or mask.shape != placement.image or mask.dtype.kind not in "bfiu":
         raise RequestError(
             f"a region is a mask of the image's {placement.image[0]} x {placement.image[1]} pixels "
@@ -56,12 +58,28 @@ def weigh_places(source: RegionSource, placement: Placement, size: tuple[int, in
     if not np.isfinite(values).all() or values.min() < 0:
         raise RequestError("a region's weights are finite numbers from 0")
     if values.max() > 0:
-        values = values / values.max()
+        # Numbers of classes or objects are no weights.
+        values = values / values.max() if mask.dtype.kind == "f" else np.sign(values)
     weights = average_over_places(values, placement, size)
     if not weights.any():
         where = "is empty" if not values.any() else "lies outside what the network sees"
         raise RequestError(f"the region {where}, so there is nothing to explain")
     return weights
+
+
+def _read_mask(path: Path) -> NDArray[np.bool_]:
+    """Tell which pixels of a mask's file are not black, [h, w]; grey of any depth is kept."""
+
+    def read(image: Image) -> NDArray[np.bool_] | None:
+        if not (image.mode.startswith("I;16") or image.mode in ("I", "F")):
+            return None
+        return np.asarray(np.asarray(upright(image, str(path))) != 0)
+
+    deep = None
+    if path.suffix.lower() != ".npy":
+        with without_warnings():
+            deep = open_image(path, read)
+    return np.asarray(read_image(path).any(-1)) if deep is None else deep
 
 
 def average_over_places(values: Floats, placement: Placement, size: tuple[int, int]) -> Floats:
@@ -90,7 +108,7 @@ def _overlaps(start: float, end: float, count: int, pixels: int) -> NDArray[np.f
 
 
 def _weigh_point(point: tuple[float, float], placement: Placement, size: tuple[int, int]) -> Floats:
-    if len(point) != 2:
+    if len(point) != 2 or not all(isinstance(each, int | float | np.number) for each in point):
         raise RequestError(f"a point is (x, y) in pixels of the image, not {point}")
     x, y = point
     height, width = placement.image

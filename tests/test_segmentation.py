@@ -260,6 +260,7 @@ def test_places_outside_the_image_count_for_nothing() -> None:
         (np.full((48, 64), -1.0), "finite numbers from 0"),
         ((64.0, 3.0), "lies outside what the network sees"),
         ((1.0, 2.0, 3.0), "a point is"),
+        (("a", 2.0), "a point is"),
     ],
 )
 def test_regions_without_meaning_are_refused(
@@ -267,6 +268,19 @@ def test_regions_without_meaning_are_refused(
 ) -> None:
     with pytest.raises(RequestError, match=message):
         explainer.explain(IMAGE, region=region)  # type: ignore[arg-type]
+
+
+def test_masks_of_any_depth_count_where_they_are_not_zero(tmp_path: Path) -> None:
+    numbers = np.zeros((8, 8), np.int64)
+    numbers[:2], numbers[6:] = 1, 300  # objects of a 16-bit mask, the first below its 8-bit scale
+    placement = Placement((8, 8), 0, 0, 8, 8)
+    expected = (numbers > 0).astype(np.float32)
+    Image.fromarray(numbers.astype(np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray(numbers.astype(np.int32)).save(tmp_path / "deep.tif")
+    for source in (tmp_path / "deep.png", tmp_path / "deep.tif", numbers, numbers % 256):
+        assert np.array_equal(weigh_places(source, placement, (8, 8)), expected), source
+    weights = weigh_places(numbers / 300, placement, (8, 8))
+    assert weights[0, 0] == pytest.approx(1 / 300)
 
 
 def test_many_images_have_one_region_or_one_each(explainer: whycam.Explainer) -> None:
@@ -338,6 +352,85 @@ def test_channels_last_scores_are_read(tmp_path: Path) -> None:
     assert made.manifest.region == (8, 8)
     assert made.manifest.layout == "NHWC"
     assert made.verification.differences["differences"].worst < 1e-4
+
+
+END_SHAPES = {
+    "turned": ([("Transpose", {"perm": [0, 2, 3, 1]}), ("Softmax", {"axis": 3})], [0, 3, 1, 2]),
+    "logarithm": ([("Softmax", {"axis": 1}), ("Log", {})], None),
+    "numbers": (
+        [("ArgMax", {"axis": 1, "keepdims": 0}), ("Cast", {"to": TensorProto.INT32})],
+        None,
+    ),
+    "turned numbers": (
+        [("Softmax", {"axis": 1}), ("Transpose", {"perm": [0, 2, 3, 1]}), ("ArgMax", {"axis": 3})],
+        [0, 3, 1, 2],
+    ),
+}
+
+
+def save_with_end(path: Path, end: list[tuple[str, dict[str, object]]], dtype: int) -> Path:
+    """Save a network of two convolutions, whose logits 'z' are [N, 4, 8, 8], and an end."""
+    generator = np.random.default_rng(0)
+    shapes = {"w": (6, 3, 3, 3), "v": (4, 6, 3, 3)}
+    weights = [
+        onnx.numpy_helper.from_array(generator.standard_normal(shape).astype(np.float32), name)
+        for name, shape in shapes.items()
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], pads=[1] * 4, strides=[2, 2]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "v"], ["z"], pads=[1] * 4),
+    ]
+    names = ["z", *(f"end_{index}" for index in range(len(end) - 1)), "y"]
+    for (kind, options), before, after in zip(end, names, names[1:], strict=False):
+        inputs = [before, "", "scales"] if kind == "Resize" else [before]
+        nodes.append(helper.make_node(kind, inputs, [after], **options))
+    weights.append(onnx.numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales"))
+    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 16, 16])
+    output = helper.make_tensor_value_info("y", dtype, None)
+    graph = helper.make_graph(nodes, "g", [image], [output], weights)
+    opsets = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+    return path
+
+
+@pytest.mark.parametrize("name", list(END_SHAPES))
+def test_logits_are_found_before_turned_activations_and_class_numbers(
+    name: str, tmp_path: Path
+) -> None:
+    end, back = END_SHAPES[name]
+    end = [*end, ("Transpose", {"perm": back})] if back is not None else end
+    dtype = {"numbers": TensorProto.INT32, "turned numbers": TensorProto.INT64}.get(name, 1)
+    source = save_with_end(tmp_path / "x.onnx", end, dtype)
+    small = Overrides(resize=0, mean=(0.5,) * 3, std=(0.25,) * 3)
+    made = to_onnx(source, tmp_path / "out.onnx", overrides=small)
+    assert made.manifest.task == "softmax"
+    found = whycam.load(tmp_path / "out.onnx", engine="onnxruntime")
+    weights = [
+        torch.from_numpy(onnx.numpy_helper.to_array(each).copy())
+        for each in onnx.load(source).graph.initializer
+    ]
+    pixels = PIXELS[:, :, :16, :16].copy()
+    hidden = functional.conv2d(torch.from_numpy(pixels), weights[0], stride=2, padding=1).relu()
+    logits = functional.conv2d(hidden, weights[1], padding=1)
+    feeds = {"image": pixels, "target": np.full((2, 1), 2), "region": regions()[:, ::4, ::4].copy()}
+    scores = found.engine.run(feeds, ["place_scores"])["place_scores"]
+    assert np.abs(scores - logits.numpy()).max() < 1e-4
+
+
+@pytest.mark.parametrize("task", [None, "softmax", "sigmoid"])
+@pytest.mark.parametrize("kind", ["Softmax", "Sigmoid"])
+def test_probabilities_that_are_resized_have_no_logits(
+    kind: str, task: str | None, tmp_path: Path
+) -> None:
+    options: dict[str, object] = {"axis": 1} if kind == "Softmax" else {}
+    end = [(kind, options), ("Resize", {"mode": "linear"})]
+    source = save_with_end(tmp_path / "x.onnx", end, TensorProto.FLOAT)
+    small = Overrides(resize=0, mean=(0.5,) * 3, std=(0.25,) * 3)
+    with pytest.raises(ExportError, match=rf"\({kind}\) gives, resized or rearranged"):
+        to_onnx(source, tmp_path / "out.onnx", overrides=small, task=task)  # type: ignore[arg-type]
+    made = to_onnx(source, tmp_path / "out.onnx", overrides=small, task="none")
+    assert made.manifest.region == (16, 16)
 
 
 def test_scores_that_may_be_no_classes_need_a_word(tmp_path: Path) -> None:
