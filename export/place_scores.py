@@ -22,6 +22,7 @@ from .dims import BATCH
 from .graph_inputs import learn_shapes, lengths_of, new_input, tensor_of
 from .heads import OutputMeaning, PlaceScores
 from .output_meaning import FLOATS, HeadMeaning, find_output, list_outputs
+from .place_coverage import count_uncovered
 from .plain_model import PlainModel
 from .recorder import Recorder
 
@@ -102,6 +103,15 @@ def find_place_scores(
             f"and its channels are along axis {order[1]}: they are no scores of classes"
         )
     meaning = _state_task(each, task, layer.shape[0], has_labels, plain.channels)
+    missing = count_uncovered(flow, each.logits)
+    if any(missing):
+        note = (
+            f"{meaning.note}; its convolutions without padding leave out the borders of the image, "
+            f"{missing[0]} rows and {missing[1]} columns of places in all, and regions are laid "
+            "over the whole image evenly: pad the image, or resize the output, inside the network "
+            "if the places cover its middle alone"
+        )
+        meaning = replace(meaning, note=note)
     return _append_mean(plain, meaning, order, layer.shape)
 
 

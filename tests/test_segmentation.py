@@ -433,6 +433,23 @@ def test_probabilities_that_are_resized_have_no_logits(
     assert made.manifest.region == (16, 16)
 
 
+@pytest.mark.parametrize(
+    ("padding", "is_resized", "is_said"), [(0, False, True), (2, False, False), (0, True, False)]
+)
+def test_places_that_leave_out_the_borders_are_said(
+    padding: int, is_resized: bool, is_said: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 5, padding=padding), nn.ReLU(), nn.Conv2d(8, 4, 5, padding=padding)]
+    if is_resized:
+        layers.append(nn.Upsample(size=(SIDE, SIDE), mode="bilinear"))
+    source = nn.Sequential(*layers).eval()
+    made = to_onnx(source, tmp_path / "x.onnx", overrides=SMALL, labels=list(LABELS))
+    notes = " ".join(made.notes)
+    assert ("8 rows and 8 columns of places" in notes) == is_said
+    assert ("leave out the borders" in notes) == is_said
+
+
 def test_scores_that_may_be_no_classes_need_a_word(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="nothing says that they are scores of classes"):
         to_onnx(unet(), tmp_path / "x.onnx", overrides=SMALL)
