@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..runtime.errors import ExportError
@@ -14,7 +15,7 @@ from .heads import OutputMeaning, join_heads
 from .layers import Network
 from .loading import DEFAULT_OPSET, choose_detector, load_model
 from .output_meaning import has_image_scores, interpret_outputs
-from .place_scores import find_place_scores
+from .place_scores import find_place_scores, note_place_scores, refuse_place_scores
 from .plain_model import PlainModel
 from .preprocessing import Overrides
 
@@ -88,5 +89,11 @@ def interpret(
         of_places = find_place_scores(plain, task, names, has_labels)
         if of_places is not None:
             return of_places
+    elif names is not None and len(names) > 1:
+        refuse_place_scores(plain, names)
     found = interpret_outputs(plain.graph.outputs, plain.shapes, task, names)
+    beside = note_place_scores(plain) if names is None else None
+    if beside is not None:
+        note = beside if found[0].note is None else f"{found[0].note}; {beside}"
+        found = (replace(found[0], note=note), *found[1:])
     return join_heads(plain.graph, plain.shapes, found)

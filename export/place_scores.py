@@ -115,6 +115,33 @@ def find_place_scores(
     return _append_mean(plain, meaning, order, layer.shape)
 
 
+def note_place_scores(plain: PlainModel) -> str | None:
+    """Say which output of a classifier has class scores at every place; None if none surely has."""
+    for output in plain.graph.outputs:
+        found = _read(plain, output)
+        if found is not None and (found.activation is not None or found.is_index):
+            return (
+                f"the output '{output.name}' has class scores at every place: --head {output.name} "
+                "explains that one"
+            )
+    return None
+
+
+def refuse_place_scores(plain: PlainModel, heads: Sequence[str]) -> None:
+    """Refuse several heads of which one has scores at every place.
+
+    Raises:
+        ExportError: one has.
+    """
+    for name in heads:
+        output = find_output(list(plain.graph.outputs), name, plain.shapes)
+        if _read(plain, output) is not None:
+            raise ExportError(
+                f"the output '{output.name}' has class scores at every place, and several heads of "
+                "one file are of whole images: export a file of that output alone"
+            )
+
+
 def _read(plain: PlainModel, output: ir.Value) -> _Found | None:
     """Read an output as scores of classes at places, or as the numbers of the best classes."""
     shapes = plain.shapes

@@ -592,3 +592,29 @@ def test_torchvisions_networks_are_explained_by_name(tmp_path: Path) -> None:
     assert made.manifest.region == (96, 96)
     assert made.manifest.activations[1:] == (6, 6)
     assert made.verification.differences["gradients"].worst < 1e-5
+
+
+class TwoHeads(nn.Module):
+    """A class of the whole image beside classes of places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.whole = unet(), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        first = functional.relu(self.net.first(x))
+        bottom = functional.relu(self.net.bottom(functional.relu(self.net.second(first))))
+        places = self.net.head(bottom, first).softmax(1)
+        return {"whole": self.whole(bottom.mean((2, 3))), "places": places}
+
+
+def test_of_a_classifier_and_a_segmenter_in_one_the_choice_is_said(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = TwoHeads().eval()
+    made = to_onnx(model, tmp_path / "x.onnx", overrides=SMALL)
+    assert made.manifest.region is None
+    assert any("--head places explains that one" in note for note in made.notes)
+    made = to_onnx(model, tmp_path / "y.onnx", overrides=SMALL, head="places")
+    assert made.manifest.region == (SIDE, SIDE)
+    with pytest.raises(ExportError, match="a file of that output alone"):
+        to_onnx(model, tmp_path / "z.onnx", overrides=SMALL, head=["whole", "places"])
