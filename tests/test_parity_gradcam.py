@@ -73,9 +73,22 @@ def lively(name: str) -> torch.nn.Module:
     return model
 
 
+class Backbone(torch.nn.Module):
+    """A network up to its target layer."""
+
+    def __init__(self, parts: TunableNetwork) -> None:
+        super().__init__()
+        self.parts = parts
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        (*_, activations), _ = self.parts(self.parts.below(x))
+        return activations
+
+
 def paired(model: torch.nn.Module, file: Path) -> Pair:
     parts = TunableNetwork(model, (224, 224))
-    sequence = torch.nn.Sequential(parts.backbone, parts.head).requires_grad_(True)
+    assert parts.head is not None
+    sequence = torch.nn.Sequential(Backbone(parts), parts.head).requires_grad_(True)
     return Pair(model, whycam.load(file, threads=2), sequence)
 
 
